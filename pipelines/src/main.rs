@@ -1,0 +1,2 @@
+//! The `speechverse` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sound before tensors: decoding, resampling, validation.

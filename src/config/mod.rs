@@ -1,0 +1,1 @@
+//! Settings that people write: load, overlay, validate.

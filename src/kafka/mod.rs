@@ -1,0 +1,1 @@
+//! The only room that says rdkafka: source, sink, offset ledger, rebalance.

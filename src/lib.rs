@@ -1,0 +1,17 @@
+//! What we know: data, models, settings. No actors live here.
+
+pub mod audio;
+pub mod broker;
+pub mod config;
+pub mod kafka;
+pub mod models;
+pub mod nn;
+pub mod registry;
+pub mod store;
+pub mod telemetry;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testing;
+pub mod text;
+pub mod training;
+pub mod weights;
+pub mod wire;

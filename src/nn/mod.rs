@@ -1,0 +1,1 @@
+//! Building blocks on tch: device and precision, attention, norms, rotary positions, KV cache, LoRA, optimiser.

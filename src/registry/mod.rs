@@ -1,0 +1,1 @@
+//! Immutable adapter versions on disk, published by rename, with a `current` pointer.

@@ -1,0 +1,1 @@
+//! The sample store: labelled samples in append-only, CRC-checked segments.

@@ -1,0 +1,1 @@
+//! The metrics catalogue and the tracing set-up.

@@ -1,0 +1,1 @@
+//! Fakes, tiny models and builders for tests (feature `testsuite`).

@@ -1,0 +1,1 @@
+//! Files to variables: safetensors loading with exact coverage, and importers of other formats.
