@@ -6,10 +6,15 @@
 //! language model, **L** text tokens (or, in `L+1`, encoder layers), **D** encoder width, **H** language-model width,
 //! **N** heads, **V** vocabulary.
 
+pub mod probe;
+pub mod whisper;
+
 mod error;
+mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
 pub use traits::{
     Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder,
 };
+pub use whisper::WhisperEncoder;
