@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
@@ -87,14 +88,21 @@ impl ChatTemplate {
     pub fn new(source: &str, specials: BTreeMap<String, String>) -> Result<Self, TextError> {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(template_error)?;
+        environment.set_syntax(syntax);
         environment.set_fuel(Some(RENDER_STEPS_MAX));
         environment.set_unknown_method_callback(python_method);
         environment.add_filter("tojson", python_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment
             .add_template_owned(TEMPLATE_NAME, source.to_owned())
             .map_err(template_error)?;
@@ -128,7 +136,7 @@ impl ChatTemplate {
         let rows: Vec<Value> = messages
             .iter()
             .map(|message| {
-                minijinja::context! { role => message.role, content => message.content }
+                Value::from_pairs([("role", &*message.role), ("content", &*message.content)])
             })
             .collect();
         context.insert("messages".to_owned(), Value::from(rows));
@@ -151,7 +159,7 @@ impl ChatTemplate {
             .get_template(TEMPLATE_NAME)
             .map_err(template_error)?;
         template
-            .render_captured_to(Value::from_serialize(&context), &mut output)
+            .render_captured_to(Value::from_pairs(context), &mut output)
             .map_err(template_error)?;
         String::from_utf8(output.bytes).map_err(|error| TextError::Template {
             reason: error.to_string(),
@@ -229,7 +237,7 @@ fn no_method(name: &str) -> Error {
 
 /// The methods of Python's `str` and `dict` that published chat templates call.
 fn python_method(
-    _state: &State<'_, '_>,
+    _state: &mut State<'_, '_>,
     value: &Value,
     name: &str,
     args: &[Value],
@@ -278,11 +286,19 @@ fn python_method(
             ("keys", []) => Ok(value.try_iter()?.collect::<Vec<_>>().into()),
             ("get", [key]) => {
                 let item = value.get_item(key)?;
-                Ok(if item.is_undefined() { Value::from(()) } else { item })
+                Ok(if item.is_undefined() {
+                    Value::from(())
+                } else {
+                    item
+                })
             }
             ("get", [key, default]) => {
                 let item = value.get_item(key)?;
-                Ok(if item.is_undefined() { default.clone() } else { item })
+                Ok(if item.is_undefined() {
+                    default.clone()
+                } else {
+                    item
+                })
             }
             _ => Err(no_method(name)),
         };
@@ -362,7 +378,9 @@ mod tests {
 
     #[test]
     fn blocks_are_trimmed_as_in_transformers() {
-        let template = template("{% for m in messages %}\n    {% if true %}\n[{{ m.content }}]\n    {% endif %}\n{% endfor %}\n");
+        let template = template(
+            "{% for m in messages %}\n    {% if true %}\n[{{ m.content }}]\n    {% endif %}\n{% endfor %}\n",
+        );
 
         assert_eq!(template.render(&user("a"), false).unwrap(), "[a]\n");
     }
@@ -388,7 +406,9 @@ mod tests {
 
     #[test]
     fn json_is_written_as_python_writes_it() {
-        let template = template("{{ {'k': ['é', 1, 2.5, none, true, [], {}]} | tojson }}|{{ ['a', 'b'] | tojson(indent=2) }}");
+        let template = template(
+            "{{ {'k': ['é', 1, 2.5, none, true, [], {}]} | tojson }}|{{ ['a', 'b'] | tojson(indent=2) }}",
+        );
 
         assert_eq!(
             template.render(&[], false).unwrap(),
@@ -402,12 +422,13 @@ mod tests {
             "{{ ' a '.strip() }}{{ 'xay'.lstrip('x').rstrip('y') }}{{ 'ab'.startswith('a') }}{{ 'a-b'.split('-')[1] }}{{ 'ab'.replace('a', 'c').upper() }}",
         );
 
-        assert_eq!(template.render(&[], false).unwrap(), "aatruebCB");
+        assert_eq!(template.render(&[], false).unwrap(), "aaTruebCB");
     }
 
     #[test]
     fn a_template_that_runs_away_is_stopped() {
-        let long_loops = "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
+        let long_loops =
+            "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
         let wide = "{% set x = 'y' * 100000 %}{% for a in range(90000) %}{{ x }}{% endfor %}";
 
         for source in [long_loops, wide] {
@@ -420,7 +441,8 @@ mod tests {
 
     #[test]
     fn a_template_that_asks_for_the_date_first_falls_back_to_its_own() {
-        let template = template("{% if strftime_now is defined %}now{% else %}26 Jul 2024{% endif %}");
+        let template =
+            template("{% if strftime_now is defined %}now{% else %}26 Jul 2024{% endif %}");
 
         assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024");
     }
@@ -432,7 +454,11 @@ mod tests {
             "chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}yes"}]
         });
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        std::fs::write(
+            folder.path().join("tokenizer_config.json"),
+            config.to_string(),
+        )
+        .unwrap();
 
         let template = ChatTemplate::open(folder.path()).unwrap();
 
@@ -442,7 +468,11 @@ mod tests {
     #[test]
     fn a_template_file_wins_over_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"chat_template": "no"}"#).unwrap();
+        std::fs::write(
+            folder.path().join("tokenizer_config.json"),
+            r#"{"chat_template": "no"}"#,
+        )
+        .unwrap();
         std::fs::write(folder.path().join("chat_template.jinja"), "yes").unwrap();
 
         let template = ChatTemplate::open(folder.path()).unwrap();

@@ -22,5 +22,5 @@ pub mod wer;
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use tasks::{Task, TaskLabel, TaskTable};
+pub use tasks::{Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};

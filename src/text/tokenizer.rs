@@ -128,13 +128,12 @@ impl Tokenizer {
     }
 
     fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<i64>, TextError> {
-        let encoding =
-            tokenizer
-                .encode_fast(text, false)
-                .map_err(|error| TextError::Tokenize {
-                    action: "encode",
-                    reason: error.to_string(),
-                })?;
+        let encoding = tokenizer
+            .encode_fast(text, false)
+            .map_err(|error| TextError::Tokenize {
+                action: "encode",
+                reason: error.to_string(),
+            })?;
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
@@ -288,10 +287,7 @@ mod tests {
 
         let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
 
-        assert_eq!(
-            pieces,
-            ["n", "", "é", "", "", "€", "", "", "", "🎧"]
-        );
+        assert_eq!(pieces, ["n", "", "é", "", "", "€", "", "", "", "🎧"]);
         assert_eq!(stream.finish().unwrap(), "");
     }
 
