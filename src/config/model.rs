@@ -62,7 +62,11 @@ pub struct AdapterSettings {
 
 impl Default for AdapterSettings {
     fn default() -> Self {
-        Self { mix: LayerMix::Paper, strides: vec![2, 2], kernel: 3 }
+        Self {
+            mix: LayerMix::Paper,
+            strides: vec![2, 2],
+            kernel: 3,
+        }
     }
 }
 
@@ -73,13 +77,23 @@ impl AdapterSettings {
     /// A sentence that names the key.
     pub fn validate(&self) -> Result<(), String> {
         if self.strides.is_empty() || self.strides.len() > 8 {
-            return Err(format!("`adapter.strides` has {} entries, expected 1 to 8", self.strides.len()));
+            return Err(format!(
+                "`adapter.strides` has {} entries, expected 1 to 8",
+                self.strides.len()
+            ));
         }
-        if let Some(stride) = self.strides.iter().find(|stride| !(1..=8).contains(*stride)) {
+        if let Some(stride) = self
+            .strides
+            .iter()
+            .find(|stride| !(1..=8).contains(*stride))
+        {
             return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
-            return Err(format!("`adapter.kernel` is {}, expected an odd number from 1 to 15", self.kernel));
+            return Err(format!(
+                "`adapter.kernel` is {}, expected an odd number from 1 to 15",
+                self.kernel
+            ));
         }
         Ok(())
     }

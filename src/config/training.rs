@@ -86,7 +86,10 @@ impl Default for TrainingConfig {
             augment: AugmentConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
-            prompts: BTreeMap::from([("asr".to_owned(), vec!["Transcribe the speech.".to_owned()])]),
+            prompts: BTreeMap::from([(
+                "asr".to_owned(),
+                vec!["Transcribe the speech.".to_owned()],
+            )]),
             stages: Vec::new(),
         }
     }
@@ -106,7 +109,11 @@ pub struct LoraSettings {
 
 impl Default for LoraSettings {
     fn default() -> Self {
-        Self { rank: 16, alpha: 16.0, targets: vec!["q_proj".into(), "v_proj".into()] }
+        Self {
+            rank: 16,
+            alpha: 16.0,
+            targets: vec!["q_proj".into(), "v_proj".into()],
+        }
     }
 }
 
@@ -199,7 +206,13 @@ pub struct ValidationConfig {
 
 impl Default for ValidationConfig {
     fn default() -> Self {
-        Self { every_steps: 250, clips_max: 128, transcribed_clips_max: 64, batch_rows: 16, new_tokens_max: 64 }
+        Self {
+            every_steps: 250,
+            clips_max: 128,
+            transcribed_clips_max: 64,
+            batch_rows: 16,
+            new_tokens_max: 64,
+        }
     }
 }
 
@@ -219,7 +232,12 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 250, registry: None, prefix: "adapter".into(), promote: true }
+        Self {
+            every_steps: 250,
+            registry: None,
+            prefix: "adapter".into(),
+            promote: true,
+        }
     }
 }
 
@@ -404,17 +422,40 @@ impl StageConfig {
     fn validate(&self, at: usize) -> Result<(), String> {
         let key = |name: &str| format!("`stage[{at}].{name}` ({})", self.kind.name());
         if self.steps_max.is_none() && self.minutes_max.is_none() && self.patience.is_none() {
-            return Err(format!("{} is absent, and so are `minutes_max` and `patience`: the stage would never end", key("steps_max")));
+            return Err(format!(
+                "{} is absent, and so are `minutes_max` and `patience`: the stage would never end",
+                key("steps_max")
+            ));
         }
-        within(&key("steps_max"), self.steps_max.map_or(1.0, |steps| steps as f64), 1.0, 1e9)?;
-        within(&key("minutes_max"), self.minutes_max.unwrap_or(1.0), 1e-3, 1e6)?;
+        within(
+            &key("steps_max"),
+            self.steps_max.map_or(1.0, |steps| steps as f64),
+            1.0,
+            1e9,
+        )?;
+        within(
+            &key("minutes_max"),
+            self.minutes_max.unwrap_or(1.0),
+            1e-3,
+            1e6,
+        )?;
         within(&key("batch_rows"), self.batch_rows as f64, 1.0, 65_536.0)?;
         within(&key("batch_seconds_max"), self.batch_seconds_max, 1.0, 1e6)?;
         within(&key("accumulate"), self.accumulate as f64, 1.0, 1e5)?;
         within(&key("learning_rate"), self.learning_rate, 1e-9, 1.0)?;
-        within(&key("scalar_rate_factor"), self.scalar_rate_factor, 0.0, 1e4)?;
+        within(
+            &key("scalar_rate_factor"),
+            self.scalar_rate_factor,
+            0.0,
+            1e4,
+        )?;
         within(&key("lora_rate_factor"), self.lora_rate_factor, 0.0, 1e4)?;
-        within(&key("final_rate_fraction"), self.final_rate_fraction, 0.0, 1.0)?;
+        within(
+            &key("final_rate_fraction"),
+            self.final_rate_fraction,
+            0.0,
+            1.0,
+        )?;
         within(&key("clip_norm"), self.clip_norm, 1e-6, 1e9)?;
         within(&key("beta1"), self.beta1, 0.0, 0.999_999)?;
         within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
@@ -432,10 +473,14 @@ impl TrainingConfig {
     /// # Errors
     /// [`TrainingConfigError`]: unreadable, misspelt keys, wrong types, values out of range.
     pub fn load(path: &Path) -> Result<Self, TrainingConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TrainingConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|source| TrainingConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let text = std::fs::read_to_string(path).map_err(|source| TrainingConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|source| TrainingConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
         config.validate()?;
         Ok(config)
     }
@@ -445,12 +490,21 @@ impl TrainingConfig {
     /// # Errors
     /// [`TrainingConfigError::Invalid`] with the key, its value and what was expected.
     pub fn validate(&self) -> Result<(), TrainingConfigError> {
-        self.check().map_err(|problem| TrainingConfigError::Invalid { problem })
+        self.check()
+            .map_err(|problem| TrainingConfigError::Invalid { problem })
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.run.is_empty() || !self.run.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-            return Err(format!("`run` is `{}`, expected letters, digits, `-`, `_`, `.`", self.run));
+        if self.run.is_empty()
+            || !self
+                .run
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        {
+            return Err(format!(
+                "`run` is `{}`, expected letters, digits, `-`, `_`, `.`",
+                self.run
+            ));
         }
         self.adapter.validate()?;
         within("`lora.rank`", self.lora.rank as f64, 1.0, 4096.0)?;
@@ -460,9 +514,24 @@ impl TrainingConfig {
         }
         within("`minutes_max`", self.minutes_max.unwrap_or(1.0), 1e-3, 1e6)?;
         within("`data.seconds_min`", self.data.seconds_min, 0.0, 60.0)?;
-        within("`data.seconds_max`", self.data.seconds_max, self.data.seconds_min, 3600.0)?;
-        within("`data.target_tokens_max`", self.data.target_tokens_max as f64, 1.0, 100_000.0)?;
-        within("`data.prefetch_batches`", self.data.prefetch_batches as f64, 1.0, 1000.0)?;
+        within(
+            "`data.seconds_max`",
+            self.data.seconds_max,
+            self.data.seconds_min,
+            3600.0,
+        )?;
+        within(
+            "`data.target_tokens_max`",
+            self.data.target_tokens_max as f64,
+            1.0,
+            100_000.0,
+        )?;
+        within(
+            "`data.prefetch_batches`",
+            self.data.prefetch_batches as f64,
+            1.0,
+            1000.0,
+        )?;
         for (name, value) in [
             ("gain", self.augment.gain),
             ("speed", self.augment.speed),
@@ -472,16 +541,53 @@ impl TrainingConfig {
             within(&format!("`augment.{name}`"), value, 0.0, 1.0)?;
         }
         within("`augment.gain_db_max`", self.augment.gain_db_max, 0.0, 40.0)?;
-        within("`augment.speed_change_max`", self.augment.speed_change_max, 0.0, 0.5)?;
-        within("`augment.noise_db_min`", self.augment.noise_db_min, -20.0, 100.0)?;
-        within("`augment.noise_db_max`", self.augment.noise_db_max, self.augment.noise_db_min, 100.0)?;
-        within("`validation.every_steps`", self.validation.every_steps as f64, 1.0, 1e9)?;
-        within("`validation.batch_rows`", self.validation.batch_rows as f64, 1.0, 4096.0)?;
-        within("`validation.new_tokens_max`", self.validation.new_tokens_max as f64, 1.0, 10_000.0)?;
-        within("`checkpoint.every_steps`", self.checkpoint.every_steps as f64, 1.0, 1e9)?;
+        within(
+            "`augment.speed_change_max`",
+            self.augment.speed_change_max,
+            0.0,
+            0.5,
+        )?;
+        within(
+            "`augment.noise_db_min`",
+            self.augment.noise_db_min,
+            -20.0,
+            100.0,
+        )?;
+        within(
+            "`augment.noise_db_max`",
+            self.augment.noise_db_max,
+            self.augment.noise_db_min,
+            100.0,
+        )?;
+        within(
+            "`validation.every_steps`",
+            self.validation.every_steps as f64,
+            1.0,
+            1e9,
+        )?;
+        within(
+            "`validation.batch_rows`",
+            self.validation.batch_rows as f64,
+            1.0,
+            4096.0,
+        )?;
+        within(
+            "`validation.new_tokens_max`",
+            self.validation.new_tokens_max as f64,
+            1.0,
+            10_000.0,
+        )?;
+        within(
+            "`checkpoint.every_steps`",
+            self.checkpoint.every_steps as f64,
+            1.0,
+            1e9,
+        )?;
         for (task, prompts) in &self.prompts {
             if prompts.is_empty() || prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-                return Err(format!("`prompts.{task}` is empty or holds an empty instruction"));
+                return Err(format!(
+                    "`prompts.{task}` is empty or holds an empty instruction"
+                ));
             }
         }
         if self.stages.is_empty() {
@@ -529,7 +635,8 @@ mod tests {
     #[test]
     fn the_shipped_curricula_parse_and_validate() {
         for name in ["demo", "paper"] {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/curriculum/{name}.toml"));
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join(format!("configs/curriculum/{name}.toml"));
             let config = TrainingConfig::load(&path).unwrap();
 
             assert!(config.stages.len() >= 2, "{name}");
@@ -539,7 +646,10 @@ mod tests {
     #[test]
     fn settings_survive_being_written_and_read_again() {
         let mut config = TrainingConfig::default();
-        config.stages = vec![StageConfig { steps_max: Some(3), ..StageConfig::new(StageKind::CtcAlign, 1e-3) }];
+        config.stages = vec![StageConfig {
+            steps_max: Some(3),
+            ..StageConfig::new(StageKind::CtcAlign, 1e-3)
+        }];
 
         let again: TrainingConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
 

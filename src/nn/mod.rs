@@ -8,4 +8,5 @@ pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod optimizer;
+pub mod random;
 pub mod rotary;

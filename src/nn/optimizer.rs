@@ -25,7 +25,12 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        }
     }
 }
 
@@ -84,7 +89,9 @@ impl AdamW {
         let mut names = std::collections::HashSet::new();
         for parameter in &parameters {
             if !names.insert(parameter.name.as_str()) {
-                return Err(OptimizerError::Duplicate { name: parameter.name.clone() });
+                return Err(OptimizerError::Duplicate {
+                    name: parameter.name.clone(),
+                });
             }
         }
         let moments = parameters
@@ -95,7 +102,11 @@ impl AdamW {
                 steps: 0,
             })
             .collect();
-        Ok(Self { config, parameters, moments })
+        Ok(Self {
+            config,
+            parameters,
+            moments,
+        })
     }
 
     /// The variables, in the order given.
@@ -123,7 +134,10 @@ impl AdamW {
         if squares.is_empty() {
             return 0.0;
         }
-        Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[])
+        Tensor::stack(&squares, 0)
+            .sum(Kind::Double)
+            .sqrt()
+            .double_value(&[])
     }
 
     /// Scales all gradients by `factor`.
@@ -140,7 +154,12 @@ impl AdamW {
     /// One update at learning rate `rate`. Variables without a gradient stay as they are.
     pub fn step(&mut self, rate: f64) {
         let _guard = tch::no_grad_guard();
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.config;
         for (parameter, moments) in self.parameters.iter_mut().zip(&mut self.moments) {
             let grad = parameter.tensor.grad();
             if !grad.defined() {
@@ -156,8 +175,14 @@ impl AdamW {
             if decay != 0.0 {
                 let _ = parameter.tensor.g_mul_scalar_(1.0 - rate * decay);
             }
-            let _ = moments.first.g_mul_scalar_(beta1).g_add_(&(&grad * (1.0 - beta1)));
-            let _ = moments.second.g_mul_scalar_(beta2).g_add_(&(grad.square() * (1.0 - beta2)));
+            let _ = moments
+                .first
+                .g_mul_scalar_(beta1)
+                .g_add_(&(&grad * (1.0 - beta1)));
+            let _ = moments
+                .second
+                .g_mul_scalar_(beta2)
+                .g_add_(&(grad.square() * (1.0 - beta2)));
             let denominator = (&moments.second / correction2).sqrt() + eps;
             let change = &moments.first / denominator * (-rate / correction1);
             let _ = parameter.tensor.g_add_(&change);
@@ -168,8 +193,14 @@ impl AdamW {
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::new();
         for (parameter, moments) in self.parameters.iter().zip(&self.moments) {
-            state.insert(format!("{}.first", parameter.name), moments.first.shallow_clone());
-            state.insert(format!("{}.second", parameter.name), moments.second.shallow_clone());
+            state.insert(
+                format!("{}.first", parameter.name),
+                moments.first.shallow_clone(),
+            );
+            state.insert(
+                format!("{}.second", parameter.name),
+                moments.second.shallow_clone(),
+            );
             #[expect(clippy::cast_precision_loss, reason = "exact below 2^24 steps")]
             let steps = Tensor::from(moments.steps as f32);
             state.insert(format!("{}.steps", parameter.name), steps);
@@ -185,14 +216,19 @@ impl AdamW {
         let mut problems = Vec::new();
         let mut expected = std::collections::HashSet::new();
         for parameter in &self.parameters {
-            for (suffix, shape) in
-                [("first", parameter.tensor.size()), ("second", parameter.tensor.size()), ("steps", vec![])]
-            {
+            for (suffix, shape) in [
+                ("first", parameter.tensor.size()),
+                ("second", parameter.tensor.size()),
+                ("steps", vec![]),
+            ] {
                 let name = format!("{}.{suffix}", parameter.name);
                 match state.get(&name) {
                     None => problems.push(format!("`{name}` is missing")),
                     Some(tensor) if tensor.size() != shape => {
-                        problems.push(format!("`{name}` has shape {:?}, expected {shape:?}", tensor.size()));
+                        problems.push(format!(
+                            "`{name}` has shape {:?}, expected {shape:?}",
+                            tensor.size()
+                        ));
                     }
                     Some(_) => {}
                 }
@@ -200,15 +236,22 @@ impl AdamW {
             }
         }
         problems.extend(
-            state.keys().filter(|name| !expected.contains(*name)).map(|name| format!("`{name}` is unexpected")),
+            state
+                .keys()
+                .filter(|name| !expected.contains(*name))
+                .map(|name| format!("`{name}` is unexpected")),
         );
         if !problems.is_empty() {
             return Err(OptimizerError::State { problems });
         }
         let _guard = tch::no_grad_guard();
         for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
-            moments.first.copy_(&state[&format!("{}.first", parameter.name)]);
-            moments.second.copy_(&state[&format!("{}.second", parameter.name)]);
+            moments
+                .first
+                .copy_(&state[&format!("{}.first", parameter.name)]);
+            moments
+                .second
+                .copy_(&state[&format!("{}.second", parameter.name)]);
             #[expect(clippy::cast_possible_truncation, reason = "a whole number, as saved")]
             let steps = state[&format!("{}.steps", parameter.name)].double_value(&[]) as i64;
             moments.steps = steps;
@@ -227,20 +270,33 @@ mod tests {
     }
 
     fn parameter(name: &str, tensor: &Tensor) -> Parameter {
-        Parameter { name: name.into(), tensor: tensor.shallow_clone(), rate_factor: 1.0, decay_factor: 1.0 }
+        Parameter {
+            name: name.into(),
+            tensor: tensor.shallow_clone(),
+            rate_factor: 1.0,
+            decay_factor: 1.0,
+        }
     }
 
     fn loss(w: &Tensor) -> Tensor {
-        (w.square() * Tensor::from_slice(&[1.0f32, 3.0, 0.5])).sum(Kind::Float) + w.sin().sum(Kind::Float)
+        (w.square() * Tensor::from_slice(&[1.0f32, 3.0, 0.5])).sum(Kind::Float)
+            + w.sin().sum(Kind::Float)
     }
 
     #[test]
     fn twenty_steps_equal_those_of_torch() {
-        let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
+        let config = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.05,
+        };
         let ours = variable(&[1.0, -2.0, 0.3]);
         let mut optimizer = AdamW::new(config, vec![parameter("w", &ours)]).unwrap();
         let store = nn::VarStore::new(Device::Cpu);
-        let theirs = store.root().var_copy("w", &Tensor::from_slice(&[1.0f32, -2.0, 0.3]));
+        let theirs = store
+            .root()
+            .var_copy("w", &Tensor::from_slice(&[1.0f32, -2.0, 0.3]));
         let mut reference = nn::adamw(0.9, 0.99, 0.05).build(&store, 0.03).unwrap();
 
         for _ in 0..20 {
@@ -269,13 +325,20 @@ mod tests {
 
         run(&mut first, &a, 10);
         run(&mut second, &b, 4);
-        let saved = second.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
+        let saved = second
+            .state()
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.copy()))
+            .collect();
         let c = b.detach().copy().set_requires_grad(true);
         let mut third = AdamW::new(AdamWConfig::default(), vec![parameter("w", &c)]).unwrap();
         third.load_state(&saved).unwrap();
         run(&mut third, &c, 6);
 
-        assert_eq!(Vec::<f32>::try_from(&a).unwrap(), Vec::<f32>::try_from(&c).unwrap());
+        assert_eq!(
+            Vec::<f32>::try_from(&a).unwrap(),
+            Vec::<f32>::try_from(&c).unwrap()
+        );
     }
 
     #[test]
@@ -283,14 +346,24 @@ mod tests {
         let w = variable(&[1.0, 2.0]);
         let mut optimizer = AdamW::new(AdamWConfig::default(), vec![parameter("w", &w)]).unwrap();
         let state = BTreeMap::from([
-            ("w.first".to_owned(), Tensor::zeros([3], (Kind::Float, Device::Cpu))),
-            ("v.first".to_owned(), Tensor::zeros([2], (Kind::Float, Device::Cpu))),
+            (
+                "w.first".to_owned(),
+                Tensor::zeros([3], (Kind::Float, Device::Cpu)),
+            ),
+            (
+                "v.first".to_owned(),
+                Tensor::zeros([2], (Kind::Float, Device::Cpu)),
+            ),
             ("w.steps".to_owned(), Tensor::from(1f32)),
         ]);
 
         let error = optimizer.load_state(&state).unwrap_err().to_string();
 
-        for part in ["`w.first` has shape [3], expected [2]", "`w.second` is missing", "`v.first` is unexpected"] {
+        for part in [
+            "`w.first` has shape [3], expected [2]",
+            "`w.second` is missing",
+            "`v.first` is unexpected",
+        ] {
             assert!(error.contains(part), "{error}");
         }
     }
@@ -300,8 +373,14 @@ mod tests {
         let (a, b) = (variable(&[1.0]), variable(&[1.0]));
         let mut slow = parameter("b", &b);
         slow.rate_factor = 0.1;
-        let mut optimizer =
-            AdamW::new(AdamWConfig { weight_decay: 0.0, ..Default::default() }, vec![parameter("a", &a), slow]).unwrap();
+        let mut optimizer = AdamW::new(
+            AdamWConfig {
+                weight_decay: 0.0,
+                ..Default::default()
+            },
+            vec![parameter("a", &a), slow],
+        )
+        .unwrap();
 
         (&a * 2.0 + &b * 2.0).sum(Kind::Float).backward();
         optimizer.step(0.1);
@@ -313,8 +392,11 @@ mod tests {
     #[test]
     fn the_gradient_norm_spans_all_variables_and_can_be_scaled() {
         let (a, b) = (variable(&[1.0]), variable(&[1.0]));
-        let mut optimizer =
-            AdamW::new(AdamWConfig::default(), vec![parameter("a", &a), parameter("b", &b)]).unwrap();
+        let mut optimizer = AdamW::new(
+            AdamWConfig::default(),
+            vec![parameter("a", &a), parameter("b", &b)],
+        )
+        .unwrap();
 
         (&a * 3.0 + &b * 4.0).sum(Kind::Float).backward();
         let before = optimizer.grad_norm();
