@@ -93,10 +93,10 @@ fn all_differences_are_reported_together() {
 
     let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
     loader.ignore("decoder.");
-    loader.take("right", &[2]);
+    let _ = loader.take("right", &[2]);
     let placeholder = loader.take("wrong.shape", &[3, 4]);
-    loader.take("wrong.type", &[2]);
-    loader.take("absent", &[1]);
+    let _ = loader.take("wrong.type", &[2]);
+    let _ = loader.take("absent", &[1]);
     let error = loader.finish().unwrap_err();
 
     assert_eq!(placeholder.size(), [3, 4]);
@@ -123,8 +123,8 @@ fn taking_a_tensor_twice_is_reported() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
 
     let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
-    loader.take("a", &[1]);
-    loader.take("a", &[1]);
+    let _ = loader.take("a", &[1]);
+    let _ = loader.take("a", &[1]);
 
     assert!(
         loader
@@ -145,9 +145,9 @@ fn an_absurd_declared_shape_is_reported_and_allocates_nothing() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
 
     let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
-    loader.take("a", &[1 << 40, 1 << 20]);
-    loader.take("b", &[i64::MAX, i64::MAX]);
-    loader.take("c", &[-5, -1]);
+    let _ = loader.take("a", &[1 << 40, 1 << 20]);
+    let _ = loader.take("b", &[i64::MAX, i64::MAX]);
+    let _ = loader.take("c", &[-5, -1]);
 
     assert!(loader.finish().is_err());
 }
