@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use tch::TchError;
 
+use crate::audio::log_mel::LogMelError;
 use crate::weights::WeightsError;
 
 /// What can go wrong when a model is loaded or run.
@@ -60,10 +61,12 @@ pub enum ModelError {
         /// The most that fit.
         samples_max: usize,
     },
-    /// A clip with a sample that is not a finite number, which would poison the whole window.
-    #[error("clip {index} of the batch has a sample that is {value} at position {at}")]
-    NotFinite {
-        /// Its place in the batch.
+    /// A sample that is not a number, or far beyond any audio: it would poison the whole window.
+    #[error(
+        "clip {index} of the batch has a sample of {value} at position {at}; samples are finite, nominally in [-1, 1]"
+    )]
+    BadSample {
+        /// The clip's place in the batch.
         index: usize,
         /// The first such sample's position.
         at: usize,
@@ -86,6 +89,9 @@ pub enum ModelError {
         /// Ids end before this.
         vocabulary: i64,
     },
+    /// The front end does not fit.
+    #[error(transparent)]
+    FrontEnd(#[from] LogMelError),
     /// The weights did not load.
     #[error(transparent)]
     Weights(#[from] WeightsError),

@@ -7,10 +7,15 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod probe;
+pub mod whisper;
+
 mod error;
+mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
 pub use traits::{
     Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder,
 };
+pub use whisper::WhisperEncoder;

@@ -1,0 +1,1 @@
+//! Tests of the encoder on the committed tiny checkpoint.
