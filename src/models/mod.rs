@@ -6,6 +6,7 @@
 //! language model, **L** text tokens (or, in `L+1`, encoder layers), **D** encoder width, **H** language-model width,
 //! **N** heads, **V** vocabulary.
 
+pub mod adapter;
 pub mod probe;
 pub mod whisper;
 
