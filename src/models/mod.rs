@@ -7,6 +7,9 @@
 //! **N** heads, **V** vocabulary.
 
 mod error;
+pub mod generate;
+pub mod llama;
+pub mod probe_llm;
 mod traits;
 
 pub use error::ModelError;
