@@ -7,11 +7,16 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod decoding;
 pub mod probe;
+pub mod responder;
 pub mod whisper;
 
 mod error;
 mod probe_encoder;
+pub mod generate;
+pub mod llama;
+pub mod probe_llm;
 mod traits;
 
 pub use error::ModelError;
