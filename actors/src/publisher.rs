@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::kafka::TopicsConfig;
-use speechverse::kafka::{Budget, LedgerHandle, Sink, SinkError};
+use speechverse::kafka::{Ledger, Sink};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
-use speechverse::wire::{OutgoingRecord, Receipt, Record};
+use speechverse::wire::{OutgoingRecord, Receipt};
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
@@ -32,9 +32,7 @@ pub struct PublisherArgs {
     /// Writes records.
     pub sink: Sink,
     /// Knows which offsets may be committed.
-    pub ledger: LedgerHandle,
-    /// Counts what is in flight.
-    pub budget: Budget,
+    pub ledger: Ledger,
     /// Names of the topics.
     pub topics: TopicsConfig,
     /// Value of `ce_source`.
@@ -112,7 +110,7 @@ impl Message<PublishAnswer> for Publisher {
         let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
         let kind = answer.kind.as_str();
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
-        self.send(outgoing, Some(inner.record), audio_seconds, done).await;
+        self.send(outgoing, Some(inner.record.receipt), audio_seconds, done).await;
     }
 }
 
@@ -146,7 +144,7 @@ impl Message<ReleaseRecord> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: ReleaseRecord, _: &mut Context<Self, Self::Reply>) {
-        release(&self.args, &message.record.receipt, bytes(&message.record), 0.0);
+        self.args.ledger.release(&message.record.receipt);
     }
 }
 
@@ -161,14 +159,14 @@ impl Publisher {
         warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
         let outgoing = dead_letter(&record, &rejection, Arc::from(self.args.topics.dead_letters.as_str()));
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, Some(record), audio_seconds, done).await;
+        self.send(outgoing, Some(record.receipt), audio_seconds, done).await;
     }
 
     /// Sends in the background, up to the bound; the record behind it is released after the acknowledgement.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
-        record: Option<Record>,
+        receipt: Option<Receipt>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -179,8 +177,11 @@ impl Publisher {
             let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
             if acknowledged {
                 done();
-                if let Some(record) = record {
-                    release(&args, &record.receipt, bytes(&record), audio_seconds);
+                if let Some(receipt) = receipt {
+                    args.ledger.release(&receipt);
+                }
+                if audio_seconds > 0.0 {
+                    metrics::utterance_left(audio_seconds);
                 }
             }
             drop(permit);
@@ -194,10 +195,10 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
     let mut pause = RETRY_FIRST;
     loop {
         match sink.send(outgoing.clone()).await {
-            Ok(()) => return true,
-            Err(SinkError::TooLarge { bytes, limit, .. }) => {
+            Ok(_) => return true,
+            Err(error) if error.is_about_the_record() => {
                 // It will never fit. The name of what happened still does.
-                error!(bytes, limit, topic = %outgoing.topic, "a record is too large for its topic, its value is left out");
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent without its value");
                 if outgoing.value.is_none() {
                     return false;
                 }
@@ -215,16 +216,3 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
         }
     }
 }
-
-fn bytes(record: &Record) -> usize {
-    record.value.as_ref().map_or(0, bytes::Bytes::len)
-}
-
-fn release(args: &PublisherArgs, receipt: &Receipt, bytes: usize, audio_seconds: f64) {
-    args.ledger.release(receipt);
-    args.budget.lower(bytes as u64);
-    if audio_seconds > 0.0 {
-        metrics::utterance_left(audio_seconds);
-    }
-}
-
