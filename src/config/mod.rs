@@ -1,4 +1,5 @@
 //! Settings that people write: load, overlay, validate.
+<<<<<<< HEAD
 //!
 //! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
 //! `SPEECHVERSE__KAFKA__BOOTSTRAP`. Misspelt keys are errors that name the key. Relative paths are relative to the
@@ -283,3 +284,7 @@ mod tests {
         assert_eq!(error.to_string(), "setting `encoder.batch_windows_max`: 0 is outside 1..=256");
     }
 }
+=======
+
+pub mod audio;
+>>>>>>> h/audio
