@@ -1,1 +1,3 @@
 //! Settings that people write: load, overlay, validate.
+
+pub mod broker;
