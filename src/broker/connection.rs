@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::handlers::{Client, answer, answer_unknown_api_versions};
-use super::limits::{FRAME_TIME_MAX, PRODUCE_EXTRA_BYTES_MAX, REFUSED_BYTES_MAX, REQUEST_BYTES_MAX};
+use super::limits::{
+    FRAME_TIME_MAX, PRODUCE_EXTRA_BYTES_MAX, REFUSED_BYTES_MAX, REQUEST_BYTES_MAX,
+};
 use super::state::Shared;
 use super::wire::frame::{FrameError, HeaderStart, Parsed, parse};
 use super::wire::refusal::{HEAD_BYTES, Oversized};
@@ -25,7 +27,9 @@ enum ConnectionError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error("a frame of {found} bytes was announced, at most {most} are read; is this a Kafka client?")]
+    #[error(
+        "a frame of {found} bytes was announced, at most {most} are read; is this a Kafka client?"
+    )]
     TooLarge { found: i64, most: usize },
     #[error("a frame or an answer took longer than {} s", FRAME_TIME_MAX.as_secs())]
     TooSlow,
@@ -35,20 +39,30 @@ enum ConnectionError {
 pub(super) async fn serve(broker: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     match converse(&broker, stream, peer).await {
         Ok(()) => debug!(%peer, "client left the embedded broker"),
-        Err(ConnectionError::Io(error)) => debug!(%peer, %error, "connection to the embedded broker lost"),
+        Err(ConnectionError::Io(error)) => {
+            debug!(%peer, %error, "connection to the embedded broker lost")
+        }
         Err(error) => warn!(%peer, %error, "closed a connection to the embedded broker"),
     }
 }
 
-async fn converse(broker: &Shared, stream: TcpStream, peer: SocketAddr) -> Result<(), ConnectionError> {
+async fn converse(
+    broker: &Shared,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
-    let client = Client { host: format!("/{}", peer.ip()) };
+    let client = Client {
+        host: format!("/{}", peer.ip()),
+    };
     while let Some(incoming) = read_frame(broker, &mut reader).await? {
         let reply = match incoming {
             Incoming::Refused(oversized) => oversized.answer(broker.config.message_bytes_max)?,
             Incoming::Frame(bytes) => match parse(bytes)? {
-                Parsed::UnknownApiVersions { correlation_id } => Some(answer_unknown_api_versions(correlation_id)?),
+                Parsed::UnknownApiVersions { correlation_id } => {
+                    Some(answer_unknown_api_versions(correlation_id)?)
+                }
                 Parsed::Request(request) => {
                     tokio::select! {
                         reply = answer(broker, &client, &request) => reply?,
@@ -59,7 +73,9 @@ async fn converse(broker: &Shared, stream: TcpStream, peer: SocketAddr) -> Resul
             },
         };
         if let Some(reply) = reply {
-            timeout(FRAME_TIME_MAX, writer.write_all(&reply)).await.map_err(|_| ConnectionError::TooSlow)??;
+            timeout(FRAME_TIME_MAX, writer.write_all(&reply))
+                .await
+                .map_err(|_| ConnectionError::TooSlow)??;
         }
     }
     Ok(())
@@ -80,7 +96,10 @@ enum Incoming {
 }
 
 /// Reads the next frame; `None` when the client has closed the connection between frames.
-async fn read_frame(broker: &Shared, reader: &mut OwnedReadHalf) -> Result<Option<Incoming>, ConnectionError> {
+async fn read_frame(
+    broker: &Shared,
+    reader: &mut OwnedReadHalf,
+) -> Result<Option<Incoming>, ConnectionError> {
     let mut length = [0; 4];
     if reader.read(&mut length[..1]).await? == 0 {
         return Ok(None);
@@ -89,7 +108,10 @@ async fn read_frame(broker: &Shared, reader: &mut OwnedReadHalf) -> Result<Optio
         reader.read_exact(&mut length[1..]).await?;
         read_body(broker, reader, i32::from_be_bytes(length)).await
     };
-    timeout(FRAME_TIME_MAX, rest).await.map_err(|_| ConnectionError::TooSlow)?.map(Some)
+    timeout(FRAME_TIME_MAX, rest)
+        .await
+        .map_err(|_| ConnectionError::TooSlow)?
+        .map(Some)
 }
 
 async fn read_body(
@@ -97,12 +119,24 @@ async fn read_body(
     reader: &mut OwnedReadHalf,
     announced: i32,
 ) -> Result<Incoming, ConnectionError> {
-    let too_large = |most| ConnectionError::TooLarge { found: announced.into(), most };
+    let too_large = |most| ConnectionError::TooLarge {
+        found: announced.into(),
+        most,
+    };
     let length = usize::try_from(announced).map_err(|_| too_large(REFUSED_BYTES_MAX))?;
     let mut frame = BytesMut::new();
-    read_until(reader, &mut frame, length.min(REQUEST_BYTES_MAX.min(HEAD_BYTES))).await?;
+    read_until(
+        reader,
+        &mut frame,
+        length.min(REQUEST_BYTES_MAX.min(HEAD_BYTES)),
+    )
+    .await?;
     let is_produce = HeaderStart::read(&frame)?.key == ApiKey::Produce as i16;
-    let most = if is_produce { broker.config.message_bytes_max + PRODUCE_EXTRA_BYTES_MAX } else { REQUEST_BYTES_MAX };
+    let most = if is_produce {
+        broker.config.message_bytes_max + PRODUCE_EXTRA_BYTES_MAX
+    } else {
+        REQUEST_BYTES_MAX
+    };
     if length <= most {
         read_until(reader, &mut frame, length).await?;
         return Ok(Incoming::Frame(frame.freeze()));
@@ -118,7 +152,11 @@ async fn read_body(
 }
 
 /// Reads until `frame` has `length` bytes. Memory grows with what arrives, not with what was announced.
-async fn read_until(reader: &mut OwnedReadHalf, frame: &mut BytesMut, length: usize) -> Result<(), ConnectionError> {
+async fn read_until(
+    reader: &mut OwnedReadHalf,
+    frame: &mut BytesMut,
+    length: usize,
+) -> Result<(), ConnectionError> {
     const STEP_BYTES_LEAST: usize = 8 << 10;
     while frame.len() < length {
         let missing = length - frame.len();

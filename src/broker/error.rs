@@ -11,7 +11,9 @@ pub enum BrokerError {
     #[error(transparent)]
     Config(#[from] BrokerConfigError),
     /// The address could not be taken.
-    #[error("the embedded broker cannot listen on {address}: {source}; choose another port, or 0 for any free one")]
+    #[error(
+        "the embedded broker cannot listen on {address}: {source}; choose another port, or 0 for any free one"
+    )]
     Listen {
         /// The address that was asked for.
         address: SocketAddr,

@@ -15,7 +15,12 @@ use super::limits::SWEEP_EVERY;
 use super::state::Shared;
 
 /// Accepts clients until told to stop.
-pub(super) async fn accept(broker: Arc<Shared>, listener: TcpListener, tasks: TaskTracker, stop: CancellationToken) {
+pub(super) async fn accept(
+    broker: Arc<Shared>,
+    listener: TcpListener,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(broker.config.connections_max));
     loop {
         let accepted = tokio::select! {

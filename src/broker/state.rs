@@ -11,8 +11,8 @@ use tracing::warn;
 use super::groups::Groups;
 use super::topics::Topics;
 use super::transactions::{Ended, Transactions};
-use crate::config::broker::BrokerConfig;
 use crate::broker::log::control::Outcome;
+use crate::config::broker::BrokerConfig;
 
 /// The id of the only broker of the cluster.
 pub(super) const BROKER_ID: BrokerId = BrokerId(1);
@@ -67,7 +67,10 @@ impl Shared {
         let expired = state.transactions.expire(now);
         let wake = !expired.is_empty();
         for (id, ended) in expired {
-            warn!(transactional_id = id, "a transaction was open for longer than its time-out and is aborted");
+            warn!(
+                transactional_id = id,
+                "a transaction was open for longer than its time-out and is aborted"
+            );
             state.settle(ended, &self.config);
         }
         state.topics.drop_expired(now_ms());
@@ -82,7 +85,14 @@ impl State {
     pub(super) fn settle(&mut self, ended: Ended, config: &BrokerConfig) {
         let producer = (ended.producer.id, ended.producer.epoch);
         for (topic, partition) in &ended.transaction.partitions {
-            self.topics.end_transaction(topic, *partition, producer, ended.outcome, now_ms(), config);
+            self.topics.end_transaction(
+                topic,
+                *partition,
+                producer,
+                ended.outcome,
+                now_ms(),
+                config,
+            );
         }
         if ended.outcome == Outcome::Aborted {
             return;
@@ -108,6 +118,8 @@ impl State {
 
 /// Milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

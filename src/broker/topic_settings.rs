@@ -71,7 +71,9 @@ impl TopicSettings {
             Treatment::Displayed => {}
             Treatment::Only(only) if value == *only => {}
             Treatment::Only(only) => {
-                return Err(format!("the embedded broker does only `{name}={only}`, not `{value}`: use a real Kafka"));
+                return Err(format!(
+                    "the embedded broker does only `{name}={only}`, not `{value}`: use a real Kafka"
+                ));
             }
             Treatment::Honoured => self.honour(known, value)?,
         }
@@ -80,10 +82,13 @@ impl TopicSettings {
     }
 
     fn honour(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let number: i64 = value.parse().map_err(|_| format!("`{name}` is `{value}`, which is not a whole number"))?;
+        let number: i64 = value
+            .parse()
+            .map_err(|_| format!("`{name}` is `{value}`, which is not a whole number"))?;
         match name {
             "max.message.bytes" => {
-                let bytes = usize::try_from(number).map_err(|_| format!("`{name}` is {number}, below 0"))?;
+                let bytes = usize::try_from(number)
+                    .map_err(|_| format!("`{name}` is {number}, below 0"))?;
                 self.message_bytes_max = Some(bytes);
             }
             // Negative means without limit.
@@ -95,7 +100,9 @@ impl TopicSettings {
 
     /// Largest batch that the topic takes, bytes.
     pub(crate) fn message_bytes_max(&self, config: &BrokerConfig) -> usize {
-        self.message_bytes_max.unwrap_or(usize::MAX).min(config.message_bytes_max)
+        self.message_bytes_max
+            .unwrap_or(usize::MAX)
+            .min(config.message_bytes_max)
     }
 
     /// Everything worth showing, defaults included.
@@ -109,11 +116,19 @@ impl TopicSettings {
             ("retention.bytes", "-1".to_owned()),
             ("retention.ms", "-1".to_owned()),
         ];
-        let written = self.written.iter().map(|(name, value)| Shown { name, value: value.clone(), written: true });
+        let written = self.written.iter().map(|(name, value)| Shown {
+            name,
+            value: value.clone(),
+            written: true,
+        });
         let unwritten = defaults
             .into_iter()
             .filter(|(name, _)| !self.written.contains_key(name))
-            .map(|(name, value)| Shown { name, value, written: false });
+            .map(|(name, value)| Shown {
+                name,
+                value,
+                written: false,
+            });
         written.chain(unwritten).collect()
     }
 }
@@ -138,7 +153,10 @@ mod tests {
 
     #[test]
     fn a_topic_may_lower_the_largest_message_but_not_raise_it() {
-        let config = BrokerConfig { message_bytes_max: 5_000, ..BrokerConfig::default() };
+        let config = BrokerConfig {
+            message_bytes_max: 5_000,
+            ..BrokerConfig::default()
+        };
         let mut lower = TopicSettings::default();
         let mut higher = TopicSettings::default();
 
@@ -156,6 +174,9 @@ mod tests {
         settings.set("retention.ms", "-1").unwrap();
         settings.set("retention.bytes", "-1").unwrap();
 
-        assert_eq!((settings.retention_ms, settings.retention_bytes), (None, None));
+        assert_eq!(
+            (settings.retention_ms, settings.retention_bytes),
+            (None, None)
+        );
     }
 }

@@ -57,7 +57,11 @@ impl Topic {
         let oldest = self
             .partitions
             .iter_mut()
-            .filter_map(|log| log.oldest().map(|batch| batch.order).map(|order| (order, log)))
+            .filter_map(|log| {
+                log.oldest()
+                    .map(|batch| batch.order)
+                    .map(|order| (order, log))
+            })
             .min_by_key(|(order, _)| *order);
         match oldest {
             Some((order, log)) if order < newest => {
@@ -83,14 +87,20 @@ impl Topic {
         }
         if self.bytes < before && !self.told_of_retention {
             self.told_of_retention = true;
-            info!(topic = name, bytes_max, "the embedded broker's topic is full, from now on its oldest records go");
+            info!(
+                topic = name,
+                bytes_max, "the embedded broker's topic is full, from now on its oldest records go"
+            );
         }
     }
 
     fn drop_older_than(&mut self, time_ms: i64) {
         for log in &mut self.partitions {
             // A negative time is no time, and no reason to go.
-            while log.oldest().is_some_and(|batch| (0..time_ms).contains(&batch.max_timestamp)) {
+            while log
+                .oldest()
+                .is_some_and(|batch| (0..time_ms).contains(&batch.max_timestamp))
+            {
                 log.drop_oldest();
             }
         }
@@ -116,19 +126,28 @@ impl Topics {
     /// # Errors
     /// `UnknownTopicOrPartition`.
     pub(crate) fn partition(&self, name: &str, index: i32) -> Result<&PartitionLog, ResponseError> {
-        self.get(name).and_then(|topic| topic.partition(index)).ok_or(ResponseError::UnknownTopicOrPartition)
+        self.get(name)
+            .and_then(|topic| topic.partition(index))
+            .ok_or(ResponseError::UnknownTopicOrPartition)
     }
 
     /// All topics by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Topic)> {
-        self.by_name.iter().map(|(name, topic)| (name.as_str(), topic))
+        self.by_name
+            .iter()
+            .map(|(name, topic)| (name.as_str(), topic))
     }
 
     /// Whether a topic of this name and size may be made.
     ///
     /// # Errors
     /// What stands in the way, in Kafka's terms.
-    pub(crate) fn may_create(&self, name: &str, partitions: u32, config: &BrokerConfig) -> Result<(), ResponseError> {
+    pub(crate) fn may_create(
+        &self,
+        name: &str,
+        partitions: u32,
+        config: &BrokerConfig,
+    ) -> Result<(), ResponseError> {
         if !valid_name(name) {
             return Err(ResponseError::InvalidTopicException);
         }
@@ -138,7 +157,11 @@ impl Topics {
         if partitions == 0 || partitions > BrokerConfig::PARTITIONS_MAX {
             return Err(ResponseError::InvalidPartitions);
         }
-        let all: usize = self.by_name.values().map(|topic| topic.partitions.len()).sum();
+        let all: usize = self
+            .by_name
+            .values()
+            .map(|topic| topic.partitions.len())
+            .sum();
         if self.by_name.len() >= config.topics_max || all + partitions as usize > PARTITIONS_MAX {
             return Err(ResponseError::PolicyViolation);
         }
@@ -157,12 +180,17 @@ impl Topics {
         config: &BrokerConfig,
     ) -> Result<&Topic, ResponseError> {
         self.may_create(name, partitions, config)?;
-        Ok(self.by_name.entry(name.to_owned()).or_insert(Topic::new(partitions, settings)))
+        Ok(self
+            .by_name
+            .entry(name.to_owned())
+            .or_insert(Topic::new(partitions, settings)))
     }
 
     /// Deletes a topic; `false` when there is none.
     pub(crate) fn delete(&mut self, name: &str) -> bool {
-        let Some(topic) = self.by_name.remove(name) else { return false };
+        let Some(topic) = self.by_name.remove(name) else {
+            return false;
+        };
         self.bytes -= topic.bytes;
         true
     }
@@ -178,12 +206,17 @@ impl Topics {
         batch: CheckedBatch,
         config: &BrokerConfig,
     ) -> Result<i64, ResponseError> {
-        let topic = self.by_name.get_mut(name).ok_or(ResponseError::UnknownTopicOrPartition)?;
+        let topic = self
+            .by_name
+            .get_mut(name)
+            .ok_or(ResponseError::UnknownTopicOrPartition)?;
         if batch.len() > topic.settings.message_bytes_max(config) {
             return Err(ResponseError::MessageTooLarge);
         }
         let order = topic.appended;
-        let log = topic.partition_mut(index).ok_or(ResponseError::UnknownTopicOrPartition)?;
+        let log = topic
+            .partition_mut(index)
+            .ok_or(ResponseError::UnknownTopicOrPartition)?;
         let before = log.bytes();
         let base_offset = log.append(batch, order)?;
         let grown = log.bytes() - before;
@@ -204,9 +237,13 @@ impl Topics {
         now_ms: i64,
         config: &BrokerConfig,
     ) {
-        let Some(topic) = self.by_name.get_mut(name) else { return };
+        let Some(topic) = self.by_name.get_mut(name) else {
+            return;
+        };
         let order = topic.appended;
-        let Some(log) = topic.partition_mut(index) else { return };
+        let Some(log) = topic.partition_mut(index) else {
+            return;
+        };
         let before = log.bytes();
         log.end_transaction(producer_id, epoch, outcome, now_ms, order);
         let grown = log.bytes() - before;
@@ -253,5 +290,9 @@ impl Topics {
 fn valid_name(name: &str) -> bool {
     const NAME_BYTES_MAX: usize = 249;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != "." && name != ".." && name.chars().all(allowed)
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name != "."
+        && name != ".."
+        && name.chars().all(allowed)
 }

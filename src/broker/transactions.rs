@@ -64,7 +64,10 @@ impl Transactions {
     /// outlives its broker would otherwise meet a stranger under its own number.
     pub(crate) fn new(now_ms: i64) -> Self {
         const PRODUCERS_PER_MS: i64 = 1_000;
-        Self { by_id: HashMap::new(), next_producer_id: now_ms.max(0).saturating_mul(PRODUCERS_PER_MS) }
+        Self {
+            by_id: HashMap::new(),
+            next_producer_id: now_ms.max(0).saturating_mul(PRODUCERS_PER_MS),
+        }
     }
 
     /// A number for a producer without transactions.
@@ -99,13 +102,17 @@ impl Transactions {
         let timeout = Duration::from_millis(timeout_ms.unsigned_abs().into());
         let fresh_id = self.next_producer_id;
         let owner = self.by_id.entry(id.to_owned()).or_insert_with(|| Owner {
-            producer: ProducerIdentity { id: fresh_id, epoch: -1 },
+            producer: ProducerIdentity {
+                id: fresh_id,
+                epoch: -1,
+            },
             timeout,
             open: None,
             last_outcome: None,
             last_used: now,
         });
-        if owner.producer.id != fresh_id && present.is_some_and(|present| present != owner.producer) {
+        if owner.producer.id != fresh_id && present.is_some_and(|present| present != owner.producer)
+        {
             return Err(ResponseError::ProducerFenced);
         }
         let ended = owner.end(Outcome::Aborted);
@@ -117,7 +124,10 @@ impl Transactions {
         owner.last_outcome = None;
         owner.last_used = now;
         // The marker carries the new epoch, which shuts the old owner out of the partitions too.
-        let ended = ended.map(|ended| Ended { producer: owner.marker_identity(ended.producer), ..ended });
+        let ended = ended.map(|ended| Ended {
+            producer: owner.marker_identity(ended.producer),
+            ..ended
+        });
         Ok((owner.producer, ended))
     }
 
@@ -132,7 +142,10 @@ impl Transactions {
         partitions: impl Iterator<Item = (String, i32)>,
         now: Instant,
     ) -> Result<(), ResponseError> {
-        self.owner_of(id, producer)?.opened(now).partitions.extend(partitions);
+        self.owner_of(id, producer)?
+            .opened(now)
+            .partitions
+            .extend(partitions);
         Ok(())
     }
 
@@ -140,7 +153,12 @@ impl Transactions {
     ///
     /// # Errors
     /// As [`owner_of`](Self::owner_of).
-    pub(crate) fn announce_offsets(&mut self, id: &str, producer: ProducerIdentity, now: Instant) -> Result<(), ResponseError> {
+    pub(crate) fn announce_offsets(
+        &mut self,
+        id: &str,
+        producer: ProducerIdentity,
+        now: Instant,
+    ) -> Result<(), ResponseError> {
         self.owner_of(id, producer)?.opened(now);
         Ok(())
     }
@@ -179,7 +197,9 @@ impl Transactions {
         topic: &str,
         partition: i32,
     ) -> Result<(), ResponseError> {
-        let owner = id.and_then(|id| self.by_id.get(id)).ok_or(ResponseError::InvalidProducerIdMapping)?;
+        let owner = id
+            .and_then(|id| self.by_id.get(id))
+            .ok_or(ResponseError::InvalidProducerIdMapping)?;
         if owner.producer.id != producer.id {
             return Err(ResponseError::InvalidProducerIdMapping);
         }
@@ -187,8 +207,15 @@ impl Transactions {
             return Err(ResponseError::InvalidProducerEpoch);
         }
         let open = owner.open.as_ref().ok_or(ResponseError::InvalidTxnState)?;
-        let added = open.partitions.iter().any(|(name, index)| name == topic && *index == partition);
-        if added { Ok(()) } else { Err(ResponseError::InvalidTxnState) }
+        let added = open
+            .partitions
+            .iter()
+            .any(|(name, index)| name == topic && *index == partition);
+        if added {
+            Ok(())
+        } else {
+            Err(ResponseError::InvalidTxnState)
+        }
     }
 
     /// Ends the open transaction. `None` when there is nothing to do because it had ended the same way before.
@@ -215,11 +242,14 @@ impl Transactions {
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Ended)> {
         let mut expired = Vec::new();
         for (id, owner) in &mut self.by_id {
-            let too_long = |open: &OpenTransaction| now.saturating_duration_since(open.since) > owner.timeout;
+            let too_long =
+                |open: &OpenTransaction| now.saturating_duration_since(open.since) > owner.timeout;
             if !owner.open.as_ref().is_some_and(too_long) {
                 continue;
             }
-            let Some(ended) = owner.end(Outcome::Aborted) else { continue };
+            let Some(ended) = owner.end(Outcome::Aborted) else {
+                continue;
+            };
             owner.advance(self.next_producer_id);
             if owner.producer.id == self.next_producer_id {
                 self.next_producer_id += 1;
@@ -238,7 +268,11 @@ impl Transactions {
 
     /// Forgets a deleted topic.
     pub(crate) fn topic_deleted(&mut self, topic: &str) {
-        for open in self.by_id.values_mut().filter_map(|owner| owner.open.as_mut()) {
+        for open in self
+            .by_id
+            .values_mut()
+            .filter_map(|owner| owner.open.as_mut())
+        {
             open.partitions.retain(|(name, _)| name != topic);
             open.offsets.retain(|(_, name, _), _| name != topic);
         }
@@ -252,8 +286,15 @@ impl Transactions {
     ///
     /// # Errors
     /// `InvalidProducerIdMapping` for a stranger, `ProducerFenced` for an earlier life.
-    fn owner_of(&mut self, id: &str, producer: ProducerIdentity) -> Result<&mut Owner, ResponseError> {
-        let owner = self.by_id.get_mut(id).ok_or(ResponseError::InvalidProducerIdMapping)?;
+    fn owner_of(
+        &mut self,
+        id: &str,
+        producer: ProducerIdentity,
+    ) -> Result<&mut Owner, ResponseError> {
+        let owner = self
+            .by_id
+            .get_mut(id)
+            .ok_or(ResponseError::InvalidProducerIdMapping)?;
         if owner.producer.id != producer.id {
             return Err(ResponseError::InvalidProducerIdMapping);
         }
@@ -292,21 +333,38 @@ impl Owner {
     fn end(&mut self, outcome: Outcome) -> Option<Ended> {
         let transaction = self.open.take()?;
         self.last_outcome = Some(outcome);
-        Some(Ended { producer: self.producer, outcome, transaction })
+        Some(Ended {
+            producer: self.producer,
+            outcome,
+            transaction,
+        })
     }
 
     /// The next life; a new number where the epochs are used up.
     fn advance(&mut self, fresh_id: i64) {
         self.producer = if self.producer.epoch < i16::MAX - 1 {
-            ProducerIdentity { epoch: self.producer.epoch + 1, ..self.producer }
+            ProducerIdentity {
+                epoch: self.producer.epoch + 1,
+                ..self.producer
+            }
         } else {
-            ProducerIdentity { id: fresh_id, epoch: 0 }
+            ProducerIdentity {
+                id: fresh_id,
+                epoch: 0,
+            }
         };
     }
 
     /// Who signs the marker that ends the former life's transaction.
     fn marker_identity(&self, former: ProducerIdentity) -> ProducerIdentity {
         let same = self.producer.id == former.id;
-        ProducerIdentity { id: former.id, epoch: if same { self.producer.epoch } else { former.epoch } }
+        ProducerIdentity {
+            id: former.id,
+            epoch: if same {
+                self.producer.epoch
+            } else {
+                former.epoch
+            },
+        }
     }
 }

@@ -147,7 +147,10 @@ mod tests {
 
         let error = config.validate().unwrap_err().to_string();
 
-        assert!(error.contains("0.0.0.0:9092") && error.contains("loopback"), "{error}");
+        assert!(
+            error.contains("0.0.0.0:9092") && error.contains("loopback"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -160,12 +163,17 @@ mod tests {
 
         let error = config.validate().unwrap_err().to_string();
 
-        assert!(error.contains("bytes_per_topic_max") && error.contains("2097152"), "{error}");
+        assert!(
+            error.contains("bytes_per_topic_max") && error.contains("2097152"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_misspelt_key_is_an_error_that_names_the_key() {
-        let error = toml::from_str::<BrokerConfig>("adress = \"127.0.0.1:0\"").unwrap_err().to_string();
+        let error = toml::from_str::<BrokerConfig>("adress = \"127.0.0.1:0\"")
+            .unwrap_err()
+            .to_string();
 
         assert!(error.contains("adress"), "{error}");
     }

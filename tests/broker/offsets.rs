@@ -39,14 +39,24 @@ pub(crate) async fn commit_with_metadata(target: Target) -> Result<()> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&name, 0);
         asked.add_partition(&name, 1);
-        Ok((consumer.committed_offsets(asked, STEP)?, consumer.fetch_watermarks(&name, 0, STEP)?))
+        Ok((
+            consumer.committed_offsets(asked, STEP)?,
+            consumer.fetch_watermarks(&name, 0, STEP)?,
+        ))
     })
     .await?;
 
-    let plain = committed.find_partition(&topic, 0).context("partition 0 is answered")?;
-    let with_text = committed.find_partition(&topic, 1).context("partition 1 is answered")?;
+    let plain = committed
+        .find_partition(&topic, 0)
+        .context("partition 0 is answered")?;
+    let with_text = committed
+        .find_partition(&topic, 1)
+        .context("partition 1 is answered")?;
     ensure!(plain.offset() == Offset::Offset(10), "{plain:?}");
-    ensure!(with_text.offset() == Offset::Offset(15) && with_text.metadata() == METADATA, "{with_text:?}");
+    ensure!(
+        with_text.offset() == Offset::Offset(15) && with_text.metadata() == METADATA,
+        "{with_text:?}"
+    );
     ensure!(watermarks == (0, 20), "{watermarks:?}");
     Ok(())
 }
@@ -57,8 +67,13 @@ pub(crate) async fn by_time(target: Target) -> Result<()> {
     let producer = target.producer()?;
     let start = now_ms();
     for number in 0..10 {
-        let record = FutureRecord::<str, str>::to(&topic).payload("v").timestamp(start + number * STEP_MS);
-        producer.send(record, STEP).await.map_err(|(error, _)| error)?;
+        let record = FutureRecord::<str, str>::to(&topic)
+            .payload("v")
+            .timestamp(start + number * STEP_MS);
+        producer
+            .send(record, STEP)
+            .await
+            .map_err(|(error, _)| error)?;
     }
     let config = target.consumer(&unique("group"));
     let name = topic.clone();
@@ -70,7 +85,11 @@ pub(crate) async fn by_time(target: Target) -> Result<()> {
         Ok(consumer.offsets_for_times(asked, STEP)?.elements()[0].offset())
     };
     let (between, exact, after) = blocking(move || {
-        (find(start + 4 * STEP_MS + 500), find(start + 4 * STEP_MS), find(start + 60 * STEP_MS))
+        (
+            find(start + 4 * STEP_MS + 500),
+            find(start + 4 * STEP_MS),
+            find(start + 60 * STEP_MS),
+        )
     })
     .await;
 
@@ -107,22 +126,32 @@ pub(crate) async fn lag(target: Target) -> Result<()> {
     consumer.subscribe(&[&topic])?;
 
     for number in 0..10 {
-        let message = tokio::time::timeout(STEP, consumer.recv()).await.context("a record in time")??;
+        let message = tokio::time::timeout(STEP, consumer.recv())
+            .await
+            .context("a record in time")??;
         if number == 4 {
             consumer.commit_message(&message, CommitMode::Sync)?;
         }
     }
     let started = Instant::now();
     let (committed, lag) = loop {
-        ensure!(started.elapsed() < STEP, "no statistics with a committed offset");
+        ensure!(
+            started.elapsed() < STEP,
+            "no statistics with a committed offset"
+        );
         let _ = tokio::time::timeout(Duration::from_millis(50), consumer.recv()).await;
         let statistics = watched.statistics.lock().expect("nobody panics holding it");
-        let partition = statistics.as_ref().and_then(|all| all.topics.get(&topic)?.partitions.get(&0));
+        let partition = statistics
+            .as_ref()
+            .and_then(|all| all.topics.get(&topic)?.partitions.get(&0));
         if let Some(partition) = partition.filter(|partition| partition.committed_offset == 5) {
             break (partition.committed_offset, partition.consumer_lag);
         }
     };
 
-    ensure!((committed, lag) == (5, 15), "committed {committed}, lag {lag}");
+    ensure!(
+        (committed, lag) == (5, 15),
+        "committed {committed}, lag {lag}"
+    );
     Ok(())
 }

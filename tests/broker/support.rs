@@ -28,7 +28,10 @@ pub(crate) const STEP: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     Embedded,
-    #[cfg_attr(not(feature = "kafka-broker-tests"), expect(dead_code, reason = "needs the feature"))]
+    #[cfg_attr(
+        not(feature = "kafka-broker-tests"),
+        expect(dead_code, reason = "needs the feature")
+    )]
     ApacheKafka,
 }
 
@@ -47,14 +50,21 @@ impl Target {
             let (sender, receiver) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
                 runtime().block_on(async {
-                    let broker = EmbeddedBroker::start(BrokerConfig::default()).await.expect("the broker starts");
-                    sender.send(broker.bootstrap()).expect("the test waits for the address");
+                    let broker = EmbeddedBroker::start(BrokerConfig::default())
+                        .await
+                        .expect("the broker starts");
+                    sender
+                        .send(broker.bootstrap())
+                        .expect("the test waits for the address");
                     std::future::pending::<()>().await;
                 });
             });
             receiver.recv().expect("the broker's address arrives")
         });
-        Self { bootstrap: bootstrap.clone(), kind: Kind::Embedded }
+        Self {
+            bootstrap: bootstrap.clone(),
+            kind: Kind::Embedded,
+        }
     }
 
     /// The Apache Kafka that `SPEECHVERSE_KAFKA` names, if it answers.
@@ -63,14 +73,22 @@ impl Target {
         static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
         let found = FOUND.get_or_init(|| {
             let bootstrap = std::env::var("SPEECHVERSE_KAFKA").map_err(|_| {
-                "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it".to_owned()
+                "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it"
+                    .to_owned()
             })?;
-            let client: BaseConsumer =
-                ClientConfig::new().set("bootstrap.servers", &bootstrap).create().map_err(|error| error.to_string())?;
+            let client: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", &bootstrap)
+                .create()
+                .map_err(|error| error.to_string())?;
             let answer = client.fetch_metadata(None, Duration::from_secs(10));
-            answer.map(|_| bootstrap.clone()).map_err(|error| format!("no Kafka answers at {bootstrap}: {error}"))
+            answer
+                .map(|_| bootstrap.clone())
+                .map_err(|error| format!("no Kafka answers at {bootstrap}: {error}"))
         });
-        found.clone().map(|bootstrap| Self { bootstrap, kind: Kind::ApacheKafka })
+        found.clone().map(|bootstrap| Self {
+            bootstrap,
+            kind: Kind::ApacheKafka,
+        })
     }
 
     /// The settings that every client here starts from.
@@ -96,7 +114,11 @@ impl Target {
     }
 
     pub(crate) fn producer(&self) -> Result<FutureProducer> {
-        Ok(self.client().set("message.timeout.ms", "15000").set("linger.ms", "0").create()?)
+        Ok(self
+            .client()
+            .set("message.timeout.ms", "15000")
+            .set("linger.ms", "0")
+            .create()?)
     }
 
     pub(crate) fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
@@ -120,7 +142,10 @@ impl Target {
         for (key, value) in settings {
             topic = topic.set(key, value);
         }
-        let results = self.admin()?.create_topics([&topic], &AdminOptions::new()).await?;
+        let results = self
+            .admin()?
+            .create_topics([&topic], &AdminOptions::new())
+            .await?;
         for result in results {
             result.map_err(|(name, error)| anyhow::anyhow!("creating {name}: {error}"))?;
         }
@@ -142,7 +167,10 @@ impl Target {
     pub(crate) async fn texts(&self, topic: &str, isolation: &str) -> Result<Vec<String>> {
         let mut all = self.read_all(topic, isolation).await?;
         all.sort_by_key(|got| (got.partition, got.offset));
-        Ok(all.iter().map(|got| String::from_utf8_lossy(got.value.as_deref().unwrap_or(b"")).into_owned()).collect())
+        Ok(all
+            .iter()
+            .map(|got| String::from_utf8_lossy(got.value.as_deref().unwrap_or(b"")).into_owned())
+            .collect())
     }
 }
 
@@ -160,7 +188,11 @@ pub(crate) struct Got {
 fn read_to_end(config: &ClientConfig, topic: &str) -> Result<Vec<Got>> {
     let consumer: BaseConsumer = config.create()?;
     let metadata = consumer.fetch_metadata(Some(topic), STEP)?;
-    let partitions = metadata.topics().first().context("the topic is described")?.partitions();
+    let partitions = metadata
+        .topics()
+        .first()
+        .context("the topic is described")?
+        .partitions();
     let mut from_the_start = TopicPartitionList::new();
     for partition in partitions {
         from_the_start.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
@@ -168,7 +200,12 @@ fn read_to_end(config: &ClientConfig, topic: &str) -> Result<Vec<Got>> {
     consumer.assign(&from_the_start)?;
     let (mut all, mut finished, started) = (Vec::new(), HashSet::new(), Instant::now());
     while finished.len() < partitions.len() {
-        ensure!(started.elapsed() < STEP, "{} of {} partitions have no end", finished.len(), partitions.len());
+        ensure!(
+            started.elapsed() < STEP,
+            "{} of {} partitions have no end",
+            finished.len(),
+            partitions.len()
+        );
         match consumer.poll(Duration::from_millis(100)) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -177,7 +214,10 @@ fn read_to_end(config: &ClientConfig, topic: &str) -> Result<Vec<Got>> {
             Some(Err(error)) => bail!("reading {topic}: {error}"),
             Some(Ok(message)) => {
                 let headers = message.headers().map(|headers| {
-                    headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+                    headers
+                        .iter()
+                        .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                        .collect()
                 });
                 all.push(Got {
                     partition: message.partition(),
@@ -194,21 +234,36 @@ fn read_to_end(config: &ClientConfig, topic: &str) -> Result<Vec<Got>> {
 }
 
 /// Writes one text and waits until it is acknowledged; answers its offset.
-pub(crate) async fn write(producer: &FutureProducer, topic: &str, partition: i32, text: &str) -> Result<i64> {
-    let record = FutureRecord::<str, str>::to(topic).partition(partition).payload(text);
+pub(crate) async fn write(
+    producer: &FutureProducer,
+    topic: &str,
+    partition: i32,
+    text: &str,
+) -> Result<i64> {
+    let record = FutureRecord::<str, str>::to(topic)
+        .partition(partition)
+        .payload(text);
     match producer.send(record, STEP).await {
         Ok(delivery) => Ok(delivery.offset),
-        Err((error, _)) => Err(error).with_context(|| format!("writing {text:?} to {topic}/{partition}")),
+        Err((error, _)) => {
+            Err(error).with_context(|| format!("writing {text:?} to {topic}/{partition}"))
+        }
     }
 }
 
 /// Runs a call of rdkafka that blocks.
 pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(call).await.expect("the blocking call does not panic")
+    tokio::task::spawn_blocking(call)
+        .await
+        .expect("the blocking call does not panic")
 }
 
 /// Waits until `done`, looking often; answers how long it took.
-pub(crate) async fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Result<Duration> {
+pub(crate) async fn eventually(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+) -> Result<Duration> {
     let started = Instant::now();
     while !done() {
         ensure!(started.elapsed() < limit, "{what}: not within {limit:?}");
@@ -220,13 +275,22 @@ pub(crate) async fn eventually(what: &str, limit: Duration, mut done: impl FnMut
 /// A name that no other check uses, in this run or another.
 pub(crate) fn unique(purpose: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
-    format!("{purpose}-{:x}-{:x}", now.as_micros(), COUNT.fetch_add(1, Ordering::Relaxed))
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970");
+    format!(
+        "{purpose}-{:x}-{:x}",
+        now.as_micros(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_millis() as i64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970")
+        .as_millis() as i64
 }
 
 /// Says something that libtest does not swallow.
@@ -240,7 +304,11 @@ pub(crate) fn skip(check: &str, why: &str) {
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be built")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
 }
 
 /// Runs one check on a runtime of its own.
@@ -255,14 +323,14 @@ pub(crate) fn run<F: Future<Output = Result<()>>>(check: F) {
 
 /// Turns checks into tests: once for the embedded broker, once for Apache Kafka.
 macro_rules! suite {
-    ($($name:ident => $check:path),* $(,)?) => {
+    ($($name:ident => $module:ident::$check:ident),* $(,)?) => {
         mod embedded {
             use super::support::{Target, run};
 
             $(
                 #[test]
                 fn $name() {
-                    run(super::$check(Target::embedded()));
+                    run(super::$module::$check(Target::embedded()));
                 }
             )*
         }
@@ -275,7 +343,7 @@ macro_rules! suite {
                 #[test]
                 fn $name() {
                     match Target::apache_kafka() {
-                        Ok(target) => run(super::$check(target)),
+                        Ok(target) => run(super::$module::$check(target)),
                         Err(why) => skip(concat!("apache_kafka::", stringify!($name)), &why),
                     }
                 }

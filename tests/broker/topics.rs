@@ -12,17 +12,31 @@ pub(crate) async fn created_described_deleted(target: Target) -> Result<()> {
     let topic = target.topic_with("admin", 3, &settings).await?;
     let admin = target.admin()?;
 
-    let described = admin.describe_configs([&ResourceSpecifier::Topic(&topic)], &AdminOptions::new()).await?;
-    let described = described.into_iter().next().context("one answer per topic")??;
+    let described = admin
+        .describe_configs([&ResourceSpecifier::Topic(&topic)], &AdminOptions::new())
+        .await?;
+    let described = described
+        .into_iter()
+        .next()
+        .context("one answer per topic")??;
     let deleted = admin.delete_topics(&[&topic], &AdminOptions::new()).await?;
     let deleted_again = admin.delete_topics(&[&topic], &AdminOptions::new()).await?;
 
     for (key, value) in settings {
-        let entry = described.get(key).with_context(|| format!("{key} is described"))?;
-        ensure!(entry.value.as_deref() == Some(value), "{key} is {:?}", entry.value);
+        let entry = described
+            .get(key)
+            .with_context(|| format!("{key} is described"))?;
+        ensure!(
+            entry.value.as_deref() == Some(value),
+            "{key} is {:?}",
+            entry.value
+        );
     }
     ensure!(deleted == [Ok(topic.clone())], "{deleted:?}");
-    ensure!(deleted_again == [Err((topic, RDKafkaErrorCode::UnknownTopicOrPartition))], "{deleted_again:?}");
+    ensure!(
+        deleted_again == [Err((topic, RDKafkaErrorCode::UnknownTopicOrPartition))],
+        "{deleted_again:?}"
+    );
     Ok(())
 }
 
@@ -36,10 +50,15 @@ pub(crate) async fn made_by_writing(target: Target) -> Result<()> {
     let client: BaseConsumer = target.client().create()?;
     let name = topic.clone();
     let partitions = blocking(move || {
-        client.fetch_metadata(Some(&name), STEP).map(|metadata| metadata.topics()[0].partitions().len())
+        client
+            .fetch_metadata(Some(&name), STEP)
+            .map(|metadata| metadata.topics()[0].partitions().len())
     })
     .await?;
-    ensure!(offset == 0 && partitions == PARTITIONS_BY_DEFAULT, "offset {offset}, {partitions} partitions");
+    ensure!(
+        offset == 0 && partitions == PARTITIONS_BY_DEFAULT,
+        "offset {offset}, {partitions} partitions"
+    );
     Ok(())
 }
 
@@ -52,7 +71,11 @@ pub(crate) async fn refused(target: Target) -> Result<()> {
             topic = topic.set(key, value);
         }
         let results = admin.create_topics([&topic], &AdminOptions::new()).await?;
-        Ok(results.into_iter().next().context("one answer per topic")?.map_err(|(_, error)| error))
+        Ok(results
+            .into_iter()
+            .next()
+            .context("one answer per topic")?
+            .map_err(|(_, error)| error))
     };
 
     let again = create(&topic, 1, None).await?;
@@ -60,9 +83,21 @@ pub(crate) async fn refused(target: Target) -> Result<()> {
     let bad_setting = create(&unique("setting"), 1, Some(("retention.hours", "1"))).await?;
     let bad_number = create(&unique("setting"), 1, Some(("retention.ms", "an hour"))).await?;
 
-    ensure!(again == Err(RDKafkaErrorCode::TopicAlreadyExists), "{again:?}");
-    ensure!(bad_name == Err(RDKafkaErrorCode::InvalidTopic), "{bad_name:?}");
-    ensure!(bad_setting == Err(RDKafkaErrorCode::InvalidConfig), "{bad_setting:?}");
-    ensure!(bad_number == Err(RDKafkaErrorCode::InvalidConfig), "{bad_number:?}");
+    ensure!(
+        again == Err(RDKafkaErrorCode::TopicAlreadyExists),
+        "{again:?}"
+    );
+    ensure!(
+        bad_name == Err(RDKafkaErrorCode::InvalidTopic),
+        "{bad_name:?}"
+    );
+    ensure!(
+        bad_setting == Err(RDKafkaErrorCode::InvalidConfig),
+        "{bad_setting:?}"
+    );
+    ensure!(
+        bad_number == Err(RDKafkaErrorCode::InvalidConfig),
+        "{bad_number:?}"
+    );
     Ok(())
 }

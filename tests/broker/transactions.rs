@@ -15,7 +15,11 @@ const EVERYTHING: &str = "read_uncommitted";
 
 /// A producer that owns a transactional id.
 async fn owner(target: &Target, id: &str) -> Result<FutureProducer> {
-    let producer: FutureProducer = target.client().set("transactional.id", id).set("linger.ms", "0").create()?;
+    let producer: FutureProducer = target
+        .client()
+        .set("transactional.id", id)
+        .set("linger.ms", "0")
+        .create()?;
     let initialising = producer.clone();
     blocking(move || initialising.init_transactions(STEP)).await?;
     Ok(producer)
@@ -28,7 +32,11 @@ async fn end(producer: &FutureProducer, commit: bool) -> KafkaResult<()> {
         while producer.in_flight_count() > 0 {
             std::thread::sleep(Duration::from_micros(50));
         }
-        if commit { producer.commit_transaction(STEP) } else { producer.abort_transaction(STEP) }
+        if commit {
+            producer.commit_transaction(STEP)
+        } else {
+            producer.abort_transaction(STEP)
+        }
     })
     .await
 }
@@ -36,14 +44,20 @@ async fn end(producer: &FutureProducer, commit: bool) -> KafkaResult<()> {
 pub(crate) async fn committed(target: Target) -> Result<()> {
     let (committed, everything) = run_transactions(&target, true).await?;
 
-    ensure!(committed == 90 && everything == 90, "{committed} and {everything} of 90");
+    ensure!(
+        committed == 90 && everything == 90,
+        "{committed} and {everything} of 90"
+    );
     Ok(())
 }
 
 pub(crate) async fn aborted(target: Target) -> Result<()> {
     let (committed, everything) = run_transactions(&target, false).await?;
 
-    ensure!(committed == 0 && everything == 90, "{committed} of 0 and {everything} of 90");
+    ensure!(
+        committed == 0 && everything == 90,
+        "{committed} of 0 and {everything} of 90"
+    );
     Ok(())
 }
 
@@ -56,7 +70,9 @@ async fn run_transactions(target: &Target, commit: bool) -> Result<(usize, usize
         let mut deliveries = Vec::new();
         for number in 0..9 {
             let text = format!("{round}-{number}");
-            let record = FutureRecord::<str, str>::to(&topic).partition(number % 3).payload(&text);
+            let record = FutureRecord::<str, str>::to(&topic)
+                .partition(number % 3)
+                .payload(&text);
             deliveries.push(producer.send_result(record).map_err(|(error, _)| error)?);
         }
         for delivery in deliveries {
@@ -64,7 +80,10 @@ async fn run_transactions(target: &Target, commit: bool) -> Result<(usize, usize
         }
         end(&producer, commit).await?;
     }
-    Ok((target.read_all(&topic, COMMITTED).await?.len(), target.read_all(&topic, EVERYTHING).await?.len()))
+    Ok((
+        target.read_all(&topic, COMMITTED).await?.len(),
+        target.read_all(&topic, EVERYTHING).await?.len(),
+    ))
 }
 
 pub(crate) async fn open_hides(target: Target) -> Result<()> {
@@ -76,12 +95,17 @@ pub(crate) async fn open_hides(target: Target) -> Result<()> {
         write(&producer, &topic, 0, &format!("inside {number}")).await?;
     }
     write(&target.producer()?, &topic, 0, "outside").await?;
-    let while_open =
-        (target.read_all(&topic, COMMITTED).await?.len(), target.read_all(&topic, EVERYTHING).await?.len());
+    let while_open = (
+        target.read_all(&topic, COMMITTED).await?.len(),
+        target.read_all(&topic, EVERYTHING).await?.len(),
+    );
     end(&producer, true).await?;
     let afterwards = target.read_all(&topic, COMMITTED).await?.len();
 
-    ensure!(while_open == (0, 6) && afterwards == 6, "open {while_open:?}, then {afterwards}");
+    ensure!(
+        while_open == (0, 6) && afterwards == 6,
+        "open {while_open:?}, then {afterwards}"
+    );
     Ok(())
 }
 
@@ -123,7 +147,10 @@ fn consume(consumer: &BaseConsumer, records: usize) -> Result<()> {
 }
 
 pub(crate) async fn offsets_inside(target: Target) -> Result<()> {
-    let (input, output) = (target.topic("input", 1).await?, target.topic("output", 1).await?);
+    let (input, output) = (
+        target.topic("input", 1).await?,
+        target.topic("output", 1).await?,
+    );
     let plain = target.producer()?;
     for number in 0..10 {
         write(&plain, &input, 0, &number.to_string()).await?;
@@ -146,7 +173,11 @@ pub(crate) async fn offsets_inside(target: Target) -> Result<()> {
             offsets.add_partition_offset(&input, 0, Offset::Offset(offset))?;
             let group = consumer.group_metadata().context("a member has metadata")?;
             producer.send_offsets_to_transaction(&offsets, &group, STEP)?;
-            if commit { producer.commit_transaction(STEP)? } else { producer.abort_transaction(STEP)? }
+            if commit {
+                producer.commit_transaction(STEP)?
+            } else {
+                producer.abort_transaction(STEP)?
+            }
             let mut asked = TopicPartitionList::new();
             asked.add_partition(&input, 0);
             let answer = consumer.committed_offsets(asked, STEP)?;
@@ -157,7 +188,10 @@ pub(crate) async fn offsets_inside(target: Target) -> Result<()> {
     .await?;
 
     let written = target.read_all(&output, COMMITTED).await?.len();
-    ensure!(steps == [Some(4), Some(4), Some(9)] && written == 2, "offsets {steps:?}, {written} records");
+    ensure!(
+        steps == [Some(4), Some(4), Some(9)] && written == 2,
+        "offsets {steps:?}, {written} records"
+    );
     Ok(())
 }
 
@@ -197,7 +231,9 @@ pub(crate) async fn fenced_by_generation(target: Target) -> Result<()> {
     }
     let producer = owner(&target, &unique("id")).await?;
     let mut config = target.consumer(&unique("group"));
-    config.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "300");
+    config
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "300");
 
     let (sent, aborted) = blocking(move || -> Result<_> {
         let first: BaseConsumer = config.create()?;
@@ -222,7 +258,8 @@ pub(crate) async fn fenced_by_generation(target: Target) -> Result<()> {
     })
     .await?;
 
-    let abortable = matches!(&sent, Err(KafkaError::Transaction(error)) if error.txn_requires_abort());
+    let abortable =
+        matches!(&sent, Err(KafkaError::Transaction(error)) if error.txn_requires_abort());
     ensure!(abortable, "offsets of the earlier generation: {sent:?}");
     aborted?;
     Ok(())
@@ -250,6 +287,10 @@ pub(crate) async fn timed_out(target: Target) -> Result<()> {
         }
     };
 
-    ensure!(read == ["outside"], "{read:?} after {:?}", started.elapsed());
+    ensure!(
+        read == ["outside"],
+        "{read:?} after {:?}",
+        started.elapsed()
+    );
     Ok(())
 }

@@ -118,7 +118,9 @@ impl Group {
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &Member)> {
-        self.members.iter().map(|(id, member)| (id.as_str(), member))
+        self.members
+            .iter()
+            .map(|(id, member)| (id.as_str(), member))
     }
 
     pub(super) fn places_taken(&self) -> usize {
@@ -142,7 +144,12 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId` for an id that is not from here, `InconsistentGroupProtocol` when no strategy is common.
-    pub(crate) fn join(&mut self, who: Newcomer, as_what: Introduction, now: Instant) -> Result<JoinStep, ResponseError> {
+    pub(crate) fn join(
+        &mut self,
+        who: Newcomer,
+        as_what: Introduction,
+        now: Instant,
+    ) -> Result<JoinStep, ResponseError> {
         self.touch(now);
         let member_id = match &who {
             Newcomer::Unknown { fresh_id, .. } => fresh_id.clone(),
@@ -155,10 +162,13 @@ impl Group {
             if let Some(former) = self.same_instance(&as_what) {
                 self.dismiss(&former, ResponseError::FencedInstanceId);
             } else if must_return && as_what.instance.is_none() {
-                self.expected.insert(member_id.clone(), now + as_what.session_timeout);
+                self.expected
+                    .insert(member_id.clone(), now + as_what.session_timeout);
                 return Ok(JoinStep::ComeBack(member_id));
             }
-        } else if self.expected.remove(&member_id).is_none() && !self.members.contains_key(&member_id) {
+        } else if self.expected.remove(&member_id).is_none()
+            && !self.members.contains_key(&member_id)
+        {
             return Err(ResponseError::UnknownMemberId);
         }
         Ok(JoinStep::Wait(self.admit(member_id, as_what, now)))
@@ -187,7 +197,10 @@ impl Group {
         }
         self.gather(now);
         self.protocol_type = as_what.protocol_type.clone();
-        let member = self.members.entry(member_id).or_insert_with(|| Member::new(as_what.clone(), now));
+        let member = self
+            .members
+            .entry(member_id)
+            .or_insert_with(|| Member::new(as_what.clone(), now));
         member.introduction = as_what;
         member.last_heard = now;
         let answer = member.wait_for_join();
@@ -210,7 +223,10 @@ impl Group {
         if matches!(self.phase, Phase::Gathering { .. } | Phase::Empty) {
             return Err(ResponseError::RebalanceInProgress);
         }
-        let member = self.members.get_mut(member_id).ok_or(ResponseError::UnknownMemberId)?;
+        let member = self
+            .members
+            .get_mut(member_id)
+            .ok_or(ResponseError::UnknownMemberId)?;
         member.last_heard = now;
         let answer = member.wait_for_sync();
         let leads = self.leader.as_deref() == Some(member_id);
@@ -232,7 +248,12 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId`, `IllegalGeneration`; `RebalanceInProgress` asks the member to join again.
-    pub(crate) fn heartbeat(&mut self, member_id: &str, generation: i32, now: Instant) -> Result<(), ResponseError> {
+    pub(crate) fn heartbeat(
+        &mut self,
+        member_id: &str,
+        generation: i32,
+        now: Instant,
+    ) -> Result<(), ResponseError> {
         self.check_member(member_id, generation)?;
         if let Some(member) = self.members.get_mut(member_id) {
             member.last_heard = now;
@@ -247,18 +268,33 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId`.
-    pub(crate) fn leave(&mut self, member_id: &str, instance: Option<&StrBytes>, now: Instant) -> Result<(), ResponseError> {
+    pub(crate) fn leave(
+        &mut self,
+        member_id: &str,
+        instance: Option<&StrBytes>,
+        now: Instant,
+    ) -> Result<(), ResponseError> {
         self.touch(now);
         if self.expected.remove(member_id).is_some() {
             return Ok(());
         }
         let by_instance = || {
             let instance = instance.filter(|_| member_id.is_empty())?;
-            let found = self.members.iter().find(|(_, member)| member.introduction.instance.as_ref() == Some(instance));
+            let found = self
+                .members
+                .iter()
+                .find(|(_, member)| member.introduction.instance.as_ref() == Some(instance));
             found.map(|(id, _)| id.clone())
         };
-        let id = if self.members.contains_key(member_id) { Some(member_id.to_owned()) } else { by_instance() };
-        self.dismiss(&id.ok_or(ResponseError::UnknownMemberId)?, ResponseError::UnknownMemberId);
+        let id = if self.members.contains_key(member_id) {
+            Some(member_id.to_owned())
+        } else {
+            by_instance()
+        };
+        self.dismiss(
+            &id.ok_or(ResponseError::UnknownMemberId)?,
+            ResponseError::UnknownMemberId,
+        );
         self.after_departure(now);
         Ok(())
     }
@@ -267,7 +303,12 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId`, `IllegalGeneration`, `RebalanceInProgress`.
-    pub(crate) fn may_commit(&mut self, member_id: &str, generation: i32, now: Instant) -> Result<(), ResponseError> {
+    pub(crate) fn may_commit(
+        &mut self,
+        member_id: &str,
+        generation: i32,
+        now: Instant,
+    ) -> Result<(), ResponseError> {
         self.touch(now);
         if generation < 0 && self.members.is_empty() {
             return Ok(()); // a client that assigns its own partitions
@@ -286,7 +327,11 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId`, `IllegalGeneration`.
-    pub(crate) fn check_member(&self, member_id: &str, generation: i32) -> Result<(), ResponseError> {
+    pub(crate) fn check_member(
+        &self,
+        member_id: &str,
+        generation: i32,
+    ) -> Result<(), ResponseError> {
         if !self.members.contains_key(member_id) {
             return Err(ResponseError::UnknownMemberId);
         }
@@ -309,7 +354,10 @@ impl Group {
                         self.dismiss(&id, ResponseError::UnknownMemberId);
                     }
                 }
-                self.phase = Phase::Gathering { deadline, first: false };
+                self.phase = Phase::Gathering {
+                    deadline,
+                    first: false,
+                };
                 self.after_departure(now);
             }
             Phase::AwaitingLeader { deadline } if now >= deadline => {
@@ -321,7 +369,11 @@ impl Group {
     }
 
     fn ids_of(&self, picked: impl Fn(&Member) -> bool) -> Vec<String> {
-        self.members.iter().filter(|(_, member)| picked(member)).map(|(id, _)| id.clone()).collect()
+        self.members
+            .iter()
+            .filter(|(_, member)| picked(member))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     fn leave_behind(&mut self, ids: Vec<String>, now: Instant) {
@@ -366,28 +418,44 @@ impl Group {
         }
         // The deadline is for those who are members already: they need time to notice, and to finish their work.
         self.phase = match self.longest_rebalance() {
-            None => Phase::Gathering { deadline: now + FIRST_JOIN_DELAY, first: true },
-            Some(longest) => Phase::Gathering { deadline: now + longest, first: false },
+            None => Phase::Gathering {
+                deadline: now + FIRST_JOIN_DELAY,
+                first: true,
+            },
+            Some(longest) => Phase::Gathering {
+                deadline: now + longest,
+                first: false,
+            },
         };
     }
 
     fn longest_rebalance(&self) -> Option<Duration> {
-        self.members.values().map(|member| member.introduction.rebalance_timeout).max()
+        self.members
+            .values()
+            .map(|member| member.introduction.rebalance_timeout)
+            .max()
     }
 
     /// Ends the round if everybody is here.
     fn try_agree(&mut self, now: Instant) {
-        let Phase::Gathering { first: false, .. } = self.phase else { return };
+        let Phase::Gathering { first: false, .. } = self.phase else {
+            return;
+        };
         let everybody = !self.members.is_empty() && self.members.values().all(Member::is_joining);
         if !everybody {
             return;
         }
         self.generation = self.generation.saturating_add(1);
         self.protocol = self.vote();
-        let leader = self.leader.take().filter(|leader| self.members.contains_key(leader));
+        let leader = self
+            .leader
+            .take()
+            .filter(|leader| self.members.contains_key(leader));
         self.leader = leader.or_else(|| self.members.keys().next().cloned());
         let longest = self.longest_rebalance().unwrap_or_default();
-        self.phase = Phase::AwaitingLeader { deadline: now + longest };
+        self.phase = Phase::AwaitingLeader {
+            deadline: now + longest,
+        };
         let ids: Vec<String> = self.members.keys().cloned().collect();
         for id in ids {
             let joined = self.joined(&id);
@@ -401,11 +469,15 @@ impl Group {
 
     fn joined(&self, member_id: &str) -> Joined {
         let leads = self.leader.as_deref() == Some(member_id);
-        let peers = self.members.iter().filter(|_| leads).map(|(id, member)| Peer {
-            member_id: id.clone(),
-            instance: member.introduction.instance.clone(),
-            metadata: member.introduction.metadata(&self.protocol),
-        });
+        let peers = self
+            .members
+            .iter()
+            .filter(|_| leads)
+            .map(|(id, member)| Peer {
+                member_id: id.clone(),
+                instance: member.introduction.instance.clone(),
+                metadata: member.introduction.metadata(&self.protocol),
+            });
         Joined {
             generation: self.generation,
             protocol_type: self.protocol_type.clone(),
@@ -431,18 +503,34 @@ impl Group {
     fn vote(&self) -> StrBytes {
         let mut votes: BTreeMap<&StrBytes, usize> = BTreeMap::new();
         for member in self.members.values() {
-            let known_by_all = |name: &&StrBytes| self.members.values().all(|other| other.introduction.knows(name));
-            let choice = member.introduction.protocols.iter().map(|(name, _)| name).find(known_by_all);
+            let known_by_all = |name: &&StrBytes| {
+                self.members
+                    .values()
+                    .all(|other| other.introduction.knows(name))
+            };
+            let choice = member
+                .introduction
+                .protocols
+                .iter()
+                .map(|(name, _)| name)
+                .find(known_by_all);
             if let Some(name) = choice {
                 *votes.entry(name).or_default() += 1;
             }
         }
-        let winner = votes.iter().max_by(|(a, x), (b, y)| x.cmp(y).then(b.cmp(a)));
+        let winner = votes
+            .iter()
+            .max_by(|(a, x), (b, y)| x.cmp(y).then(b.cmp(a)));
         winner.map(|(name, _)| (*name).clone()).unwrap_or_default()
     }
 
     fn agrees_with(&self, member_id: &str, introduction: &Introduction) -> bool {
-        let mut others = self.members.iter().filter(|(id, _)| *id != member_id).map(|(_, member)| member).peekable();
+        let mut others = self
+            .members
+            .iter()
+            .filter(|(id, _)| *id != member_id)
+            .map(|(_, member)| member)
+            .peekable();
         if introduction.protocols.is_empty() || introduction.protocol_type.is_empty() {
             return false;
         }
@@ -451,12 +539,16 @@ impl Group {
         }
         let others: Vec<&Member> = others.collect();
         let common = |name: &StrBytes| others.iter().all(|other| other.introduction.knows(name));
-        introduction.protocol_type == self.protocol_type && introduction.protocols.iter().any(|(name, _)| common(name))
+        introduction.protocol_type == self.protocol_type
+            && introduction.protocols.iter().any(|(name, _)| common(name))
     }
 
     fn same_instance(&self, introduction: &Introduction) -> Option<String> {
         let instance = introduction.instance.as_ref()?;
-        let found = self.members.iter().find(|(_, member)| member.introduction.instance.as_ref() == Some(instance));
+        let found = self
+            .members
+            .iter()
+            .find(|(_, member)| member.introduction.instance.as_ref() == Some(instance));
         found.map(|(id, _)| id.clone())
     }
 }

@@ -71,7 +71,11 @@ impl Introduction {
 
     /// What it says about itself under a strategy.
     pub(crate) fn metadata(&self, protocol: &StrBytes) -> Bytes {
-        self.protocols.iter().find(|(name, _)| name == protocol).map(|(_, metadata)| metadata.clone()).unwrap_or_default()
+        self.protocols
+            .iter()
+            .find(|(name, _)| name == protocol)
+            .map(|(_, metadata)| metadata.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -87,7 +91,13 @@ pub(crate) struct Member {
 
 impl Member {
     pub(super) fn new(introduction: Introduction, now: Instant) -> Self {
-        Self { introduction, assignment: Bytes::new(), last_heard: now, join: None, sync: None }
+        Self {
+            introduction,
+            assignment: Bytes::new(),
+            last_heard: now,
+            join: None,
+            sync: None,
+        }
     }
 
     /// Waits for the others; whoever waited on the same join before is told to try again.
@@ -119,7 +129,8 @@ impl Member {
     /// Whether it has been silent for too long. Whoever waits for an answer is not silent.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         let waiting = self.is_joining() || self.is_syncing();
-        !waiting && now.saturating_duration_since(self.last_heard) > self.introduction.session_timeout
+        !waiting
+            && now.saturating_duration_since(self.last_heard) > self.introduction.session_timeout
     }
 
     pub(super) fn answer_join(&mut self, answer: Result<Joined, ResponseError>) {

@@ -42,14 +42,21 @@ impl Groups {
     ///
     /// # Errors
     /// `InvalidGroupId` for an empty id, `GroupMaxSizeReached` when no group can be forgotten for it.
-    pub(crate) fn get_or_create(&mut self, id: &str, now: Instant) -> Result<&mut Group, ResponseError> {
+    pub(crate) fn get_or_create(
+        &mut self,
+        id: &str,
+        now: Instant,
+    ) -> Result<&mut Group, ResponseError> {
         if id.is_empty() {
             return Err(ResponseError::InvalidGroupId);
         }
         if !self.by_id.contains_key(id) && self.by_id.len() >= GROUPS_MAX {
             self.forget_longest_idle()?;
         }
-        Ok(self.by_id.entry(id.to_owned()).or_insert_with(|| Group::new(now)))
+        Ok(self
+            .by_id
+            .entry(id.to_owned())
+            .or_insert_with(|| Group::new(now)))
     }
 
     /// A member id that no other member has.
@@ -67,7 +74,11 @@ impl Groups {
     /// `GroupMaxSizeReached`.
     pub(crate) fn room_for_member(&self) -> Result<(), ResponseError> {
         let members: usize = self.by_id.values().map(Group::places_taken).sum();
-        if members < MEMBERS_MAX { Ok(()) } else { Err(ResponseError::GroupMaxSizeReached) }
+        if members < MEMBERS_MAX {
+            Ok(())
+        } else {
+            Err(ResponseError::GroupMaxSizeReached)
+        }
     }
 
     /// Whether another offset may be committed.
@@ -76,7 +87,11 @@ impl Groups {
     /// `InvalidCommitOffsetSize`.
     pub(crate) fn room_for_offset(&self) -> Result<(), ResponseError> {
         let offsets: usize = self.by_id.values().map(|group| group.offsets.len()).sum();
-        if offsets < OFFSETS_MAX { Ok(()) } else { Err(ResponseError::InvalidCommitOffsetSize) }
+        if offsets < OFFSETS_MAX {
+            Ok(())
+        } else {
+            Err(ResponseError::InvalidCommitOffsetSize)
+        }
     }
 
     /// Forgets what was committed for a deleted topic.
@@ -91,7 +106,8 @@ impl Groups {
         for group in self.by_id.values_mut() {
             group.sweep(now);
         }
-        self.by_id.retain(|_, group| !group.is_forgettable() || group.offsets.len() > 0);
+        self.by_id
+            .retain(|_, group| !group.is_forgettable() || group.offsets.len() > 0);
     }
 
     fn forget_longest_idle(&mut self) -> Result<(), ResponseError> {
@@ -102,7 +118,11 @@ impl Groups {
             .min_by_key(|(_, group)| group.last_used())
             .map(|(id, _)| id.clone())
             .ok_or(ResponseError::GroupMaxSizeReached)?;
-        warn!(group = idle, groups_max = GROUPS_MAX, "too many groups, the longest unused one loses its offsets");
+        warn!(
+            group = idle,
+            groups_max = GROUPS_MAX,
+            "too many groups, the longest unused one loses its offsets"
+        );
         self.by_id.remove(&idle);
         Ok(())
     }

@@ -16,7 +16,9 @@ pub(crate) struct CommittedOffset {
 impl CommittedOffset {
     /// An offset with its text; the text is copied so that it does not keep its whole request alive.
     pub(crate) fn new(offset: i64, metadata: Option<&StrBytes>) -> Self {
-        let metadata = metadata.map(|text| StrBytes::from_string(text.to_string())).unwrap_or_default();
+        let metadata = metadata
+            .map(|text| StrBytes::from_string(text.to_string()))
+            .unwrap_or_default();
         Self { offset, metadata }
     }
 }
@@ -41,18 +43,27 @@ impl Offsets {
 
     /// Writes the offset of a partition.
     pub(crate) fn set(&mut self, topic: &str, partition: i32, offset: CommittedOffset) {
-        let before = self.by_topic.entry(topic.to_owned()).or_default().insert(partition, offset);
+        let before = self
+            .by_topic
+            .entry(topic.to_owned())
+            .or_default()
+            .insert(partition, offset);
         self.count += usize::from(before.is_none());
     }
 
     /// Every topic with an offset, and its partitions.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, Vec<i32>)> {
-        self.by_topic.iter().map(|(topic, partitions)| (topic.as_str(), partitions.keys().copied().collect()))
+        self.by_topic
+            .iter()
+            .map(|(topic, partitions)| (topic.as_str(), partitions.keys().copied().collect()))
     }
 
     /// Forgets a topic.
     pub(crate) fn topic_deleted(&mut self, topic: &str) {
-        let gone = self.by_topic.remove(topic).map_or(0, |partitions| partitions.len());
+        let gone = self
+            .by_topic
+            .remove(topic)
+            .map_or(0, |partitions| partitions.len());
         self.count -= gone;
     }
 }

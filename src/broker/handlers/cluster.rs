@@ -6,7 +6,8 @@ use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{
-    ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
+    ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest,
+    MetadataResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 
@@ -30,20 +31,42 @@ pub(super) fn api_versions(error: ResponseError) -> ApiVersionsResponse {
 }
 
 /// The broker and its topics; topics that are missing are made when the client allows it.
-pub(super) fn metadata(broker: &Shared, request: &MetadataRequest, version: i16) -> MetadataResponse {
+pub(super) fn metadata(
+    broker: &Shared,
+    request: &MetadataRequest,
+    version: i16,
+) -> MetadataResponse {
     const SINCE_CLUSTER_ID: i16 = 2;
     const SINCE_CREATION_CHOICE: i16 = 4;
     let mut state = broker.lock();
     let create = version < SINCE_CREATION_CHOICE || request.allow_auto_topic_creation;
     let asked: Option<Vec<String>> = match &request.topics {
         // In the oldest version an empty list means all; later it means none, and null means all.
-        Some(topics) if version > 0 || !topics.is_empty() => {
-            Some(topics.iter().map(|topic| topic.name.as_ref().map(|name| name.to_string()).unwrap_or_default()).collect())
-        }
+        Some(topics) if version > 0 || !topics.is_empty() => Some(
+            topics
+                .iter()
+                .map(|topic| {
+                    topic
+                        .name
+                        .as_ref()
+                        .map(|name| name.to_string())
+                        .unwrap_or_default()
+                })
+                .collect(),
+        ),
         _ => None,
     };
-    let names = asked.unwrap_or_else(|| state.topics.iter().map(|(name, _)| name.to_owned()).collect());
-    let topics = names.into_iter().map(|name| describe_topic(&mut state, broker, name, create)).collect();
+    let names = asked.unwrap_or_else(|| {
+        state
+            .topics
+            .iter()
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    });
+    let topics = names
+        .into_iter()
+        .map(|name| describe_topic(&mut state, broker, name, create))
+        .collect();
     let this = MetadataResponseBroker::default()
         .with_node_id(BROKER_ID)
         .with_host(broker.host.clone())
@@ -53,23 +76,37 @@ pub(super) fn metadata(broker: &Shared, request: &MetadataRequest, version: i16)
         .with_controller_id(BROKER_ID)
         .with_topics(topics);
     if version >= SINCE_CLUSTER_ID {
-        response = response.with_cluster_id(Some(StrBytes::from_static_str("speechverse-embedded")));
+        response =
+            response.with_cluster_id(Some(StrBytes::from_static_str("speechverse-embedded")));
     }
     response
 }
 
-fn describe_topic(state: &mut State, broker: &Shared, name: String, create: bool) -> MetadataResponseTopic {
-    let described = MetadataResponseTopic::default().with_name(Some(TopicName(StrBytes::from_string(name.clone()))));
+fn describe_topic(
+    state: &mut State,
+    broker: &Shared,
+    name: String,
+    create: bool,
+) -> MetadataResponseTopic {
+    let described = MetadataResponseTopic::default()
+        .with_name(Some(TopicName(StrBytes::from_string(name.clone()))));
     let found = match state.topics.get(&name) {
         Some(topic) => Ok(topic.partition_count()),
         None if create => state
             .topics
-            .create(&name, broker.config.partitions, TopicSettings::default(), &broker.config)
+            .create(
+                &name,
+                broker.config.partitions,
+                TopicSettings::default(),
+                &broker.config,
+            )
             .map(|topic| topic.partition_count()),
         None => Err(ResponseError::UnknownTopicOrPartition),
     };
     match found {
-        Ok(partitions) => described.with_partitions((0..partitions).map(describe_partition).collect()),
+        Ok(partitions) => {
+            described.with_partitions((0..partitions).map(describe_partition).collect())
+        }
         Err(error) => described.with_error_code(error.code()),
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::FetchPartition;
-use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::fetch_response::{
+    AbortedTransaction, FetchableTopicResponse, PartitionData,
+};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,9 +19,11 @@ use crate::broker::state::{Shared, State};
 pub(super) async fn fetch(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 {
         // Sessions are never opened here, so this one is somebody else's; the client then sends whole requests.
-        return FetchResponse::default().with_error_code(ResponseError::FetchSessionIdNotFound.code());
+        return FetchResponse::default()
+            .with_error_code(ResponseError::FetchSessionIdNotFound.code());
     }
-    let patience = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(FETCH_WAIT_MAX);
+    let patience =
+        Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(FETCH_WAIT_MAX);
     let deadline = Instant::now() + patience;
     loop {
         let news = broker.news.notified();
@@ -41,14 +45,18 @@ fn committed_only(request: &FetchRequest) -> bool {
 
 /// Whether there are enough bytes, or an error to tell.
 fn is_ready(state: &State, request: &FetchRequest) -> bool {
-    let enough = usize::try_from(request.min_bytes).unwrap_or(0).clamp(1, FETCH_BYTES_MAX);
+    let enough = usize::try_from(request.min_bytes)
+        .unwrap_or(0)
+        .clamp(1, FETCH_BYTES_MAX);
     let mut bytes = 0;
     for topic in &request.topics {
         for partition in &topic.partitions {
             let readable = state
                 .topics
                 .partition(topic.topic.as_str(), partition.partition)
-                .and_then(|log| log.readable(partition.fetch_offset, committed_only(request), enough));
+                .and_then(|log| {
+                    log.readable(partition.fetch_offset, committed_only(request), enough)
+                });
             match readable {
                 Ok(more) => bytes += more,
                 Err(_) => return true,
@@ -71,7 +79,9 @@ struct Found {
 }
 
 fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse {
-    let mut room = usize::try_from(request.max_bytes).unwrap_or(0).min(FETCH_BYTES_MAX);
+    let mut room = usize::try_from(request.max_bytes)
+        .unwrap_or(0)
+        .min(FETCH_BYTES_MAX);
     let mut nothing_yet = true;
     let mut found = Vec::with_capacity(request.topics.len());
     {
@@ -83,7 +93,8 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
                     .topics
                     .partition(topic.topic.as_str(), partition.partition)
                     .map(|log| look(log, partition, committed_only(request), room, nothing_yet));
-                let looked = looked.unwrap_or_else(|error| Found::nothing(partition.partition, error));
+                let looked =
+                    looked.unwrap_or_else(|error| Found::nothing(partition.partition, error));
                 if let Ok(slice) = &looked.result {
                     room = room.saturating_sub(slice.len);
                     nothing_yet &= slice.batches.is_empty();
@@ -94,14 +105,26 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
         }
     }
     let responses = found.into_iter().map(|(topic, partitions)| {
-        let partitions = partitions.into_iter().map(|found| describe(found, committed_only(request), version));
-        FetchableTopicResponse::default().with_topic(topic).with_partitions(partitions.collect())
+        let partitions = partitions
+            .into_iter()
+            .map(|found| describe(found, committed_only(request), version));
+        FetchableTopicResponse::default()
+            .with_topic(topic)
+            .with_partitions(partitions.collect())
     });
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn look(log: &PartitionLog, asked: &FetchPartition, committed_only: bool, room: usize, first: bool) -> Found {
-    let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).min(room);
+fn look(
+    log: &PartitionLog,
+    asked: &FetchPartition,
+    committed_only: bool,
+    room: usize,
+    first: bool,
+) -> Found {
+    let most = usize::try_from(asked.partition_max_bytes)
+        .unwrap_or(0)
+        .min(room);
     Found {
         partition: asked.partition,
         result: log.read(asked.fetch_offset, committed_only, most, first),
@@ -140,10 +163,13 @@ fn describe(found: Found, committed_only: bool, version: i16) -> PartitionData {
         data = data.with_preferred_read_replica(NO_REPLICA);
     }
     match found.result {
-        Err(error) => data.with_error_code(error.code()).with_records(Some(Bytes::new())),
+        Err(error) => data
+            .with_error_code(error.code())
+            .with_records(Some(Bytes::new())),
         Ok(slice) => {
             if committed_only {
-                data = data.with_aborted_transactions(Some(slice.aborted.iter().map(aborted).collect()));
+                data = data
+                    .with_aborted_transactions(Some(slice.aborted.iter().map(aborted).collect()));
             }
             data.with_records(Some(join(slice)))
         }

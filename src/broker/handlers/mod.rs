@@ -13,10 +13,11 @@ mod transactions;
 use bytes::BytesMut;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiKey, CreateTopicsRequest, DeleteTopicsRequest,
-    DescribeConfigsRequest, DescribeGroupsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
-    HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiKey, CreateTopicsRequest,
+    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, EndTxnRequest,
+    FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest,
+    JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
+    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
     TxnOffsetCommitRequest,
 };
 
@@ -42,19 +43,31 @@ pub(super) async fn answer(
     let version = frame.version;
     let bytes = match frame.key {
         ApiKey::ApiVersions => frame.encode(&cluster::api_versions(ResponseError::Unknown(0))),
-        ApiKey::Metadata => frame.encode(&cluster::metadata(broker, &frame.decode::<MetadataRequest>()?, version)),
-        ApiKey::FindCoordinator => {
-            frame.encode(&cluster::find_coordinator(broker, &frame.decode::<FindCoordinatorRequest>()?, version))
-        }
-        ApiKey::CreateTopics => {
-            frame.encode(&topics::create(broker, &frame.decode::<CreateTopicsRequest>()?, version))
-        }
-        ApiKey::DeleteTopics => {
-            frame.encode(&topics::delete(broker, &frame.decode::<DeleteTopicsRequest>()?, version))
-        }
-        ApiKey::DescribeConfigs => {
-            frame.encode(&configs::describe(broker, &frame.decode::<DescribeConfigsRequest>()?, version))
-        }
+        ApiKey::Metadata => frame.encode(&cluster::metadata(
+            broker,
+            &frame.decode::<MetadataRequest>()?,
+            version,
+        )),
+        ApiKey::FindCoordinator => frame.encode(&cluster::find_coordinator(
+            broker,
+            &frame.decode::<FindCoordinatorRequest>()?,
+            version,
+        )),
+        ApiKey::CreateTopics => frame.encode(&topics::create(
+            broker,
+            &frame.decode::<CreateTopicsRequest>()?,
+            version,
+        )),
+        ApiKey::DeleteTopics => frame.encode(&topics::delete(
+            broker,
+            &frame.decode::<DeleteTopicsRequest>()?,
+            version,
+        )),
+        ApiKey::DescribeConfigs => frame.encode(&configs::describe(
+            broker,
+            &frame.decode::<DescribeConfigsRequest>()?,
+            version,
+        )),
         ApiKey::Produce => {
             let request = frame.decode::<ProduceRequest>()?;
             let answer = produce::produce(broker, &request, version);
@@ -63,40 +76,74 @@ pub(super) async fn answer(
             }
             frame.encode(&answer)
         }
-        ApiKey::Fetch => frame.encode(&fetch::fetch(broker, &frame.decode::<FetchRequest>()?, version).await),
-        ApiKey::ListOffsets => {
-            frame.encode(&list_offsets::list(broker, &frame.decode::<ListOffsetsRequest>()?, version))
+        ApiKey::Fetch => {
+            frame.encode(&fetch::fetch(broker, &frame.decode::<FetchRequest>()?, version).await)
         }
+        ApiKey::ListOffsets => frame.encode(&list_offsets::list(
+            broker,
+            &frame.decode::<ListOffsetsRequest>()?,
+            version,
+        )),
         ApiKey::JoinGroup => {
             let request = frame.decode::<JoinGroupRequest>()?;
-            frame.encode(&membership::join(broker, client, &frame.client_id, request, version).await)
+            frame
+                .encode(&membership::join(broker, client, &frame.client_id, request, version).await)
         }
-        ApiKey::SyncGroup => {
-            frame.encode(&membership::sync(broker, frame.decode::<SyncGroupRequest>()?, version).await)
-        }
-        ApiKey::Heartbeat => frame.encode(&membership::heartbeat(broker, &frame.decode::<HeartbeatRequest>()?)),
-        ApiKey::LeaveGroup => {
-            frame.encode(&membership::leave(broker, &frame.decode::<LeaveGroupRequest>()?, version))
-        }
-        ApiKey::DescribeGroups => {
-            frame.encode(&membership::describe(broker, frame.decode::<DescribeGroupsRequest>()?, version))
-        }
-        ApiKey::ListGroups => frame.encode(&membership::list(broker, &frame.decode::<ListGroupsRequest>()?, version)),
-        ApiKey::OffsetCommit => frame.encode(&offsets::commit(broker, &frame.decode::<OffsetCommitRequest>()?)),
-        ApiKey::OffsetFetch => frame.encode(&offsets::fetch(broker, &frame.decode::<OffsetFetchRequest>()?, version)),
-        ApiKey::InitProducerId => {
-            frame.encode(&transactions::init(broker, &frame.decode::<InitProducerIdRequest>()?, version))
-        }
-        ApiKey::AddPartitionsToTxn => {
-            frame.encode(&transactions::add_partitions(broker, &frame.decode::<AddPartitionsToTxnRequest>()?, version))
-        }
-        ApiKey::AddOffsetsToTxn => {
-            frame.encode(&transactions::add_offsets(broker, &frame.decode::<AddOffsetsToTxnRequest>()?, version))
-        }
-        ApiKey::TxnOffsetCommit => {
-            frame.encode(&transactions::commit_offsets(broker, &frame.decode::<TxnOffsetCommitRequest>()?, version))
-        }
-        ApiKey::EndTxn => frame.encode(&transactions::end(broker, &frame.decode::<EndTxnRequest>()?, version)),
+        ApiKey::SyncGroup => frame
+            .encode(&membership::sync(broker, frame.decode::<SyncGroupRequest>()?, version).await),
+        ApiKey::Heartbeat => frame.encode(&membership::heartbeat(
+            broker,
+            &frame.decode::<HeartbeatRequest>()?,
+        )),
+        ApiKey::LeaveGroup => frame.encode(&membership::leave(
+            broker,
+            &frame.decode::<LeaveGroupRequest>()?,
+            version,
+        )),
+        ApiKey::DescribeGroups => frame.encode(&membership::describe(
+            broker,
+            frame.decode::<DescribeGroupsRequest>()?,
+            version,
+        )),
+        ApiKey::ListGroups => frame.encode(&membership::list(
+            broker,
+            &frame.decode::<ListGroupsRequest>()?,
+            version,
+        )),
+        ApiKey::OffsetCommit => frame.encode(&offsets::commit(
+            broker,
+            &frame.decode::<OffsetCommitRequest>()?,
+        )),
+        ApiKey::OffsetFetch => frame.encode(&offsets::fetch(
+            broker,
+            &frame.decode::<OffsetFetchRequest>()?,
+            version,
+        )),
+        ApiKey::InitProducerId => frame.encode(&transactions::init(
+            broker,
+            &frame.decode::<InitProducerIdRequest>()?,
+            version,
+        )),
+        ApiKey::AddPartitionsToTxn => frame.encode(&transactions::add_partitions(
+            broker,
+            &frame.decode::<AddPartitionsToTxnRequest>()?,
+            version,
+        )),
+        ApiKey::AddOffsetsToTxn => frame.encode(&transactions::add_offsets(
+            broker,
+            &frame.decode::<AddOffsetsToTxnRequest>()?,
+            version,
+        )),
+        ApiKey::TxnOffsetCommit => frame.encode(&transactions::commit_offsets(
+            broker,
+            &frame.decode::<TxnOffsetCommitRequest>()?,
+            version,
+        )),
+        ApiKey::EndTxn => frame.encode(&transactions::end(
+            broker,
+            &frame.decode::<EndTxnRequest>()?,
+            version,
+        )),
         key => return Err(FrameError::UnknownApi { key: key as i16 }),
     };
     bytes.map(Some)

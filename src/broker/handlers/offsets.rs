@@ -4,8 +4,12 @@ use std::time::Instant;
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::offset_commit_request::OffsetCommitRequestPartition;
-use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
-use kafka_protocol::messages::offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic};
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::offset_fetch_response::{
+    OffsetFetchResponsePartition, OffsetFetchResponseTopic,
+};
 use kafka_protocol::messages::{
     OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, TopicName,
 };
@@ -22,16 +26,23 @@ pub(super) fn commit(broker: &Shared, request: &OffsetCommitRequest) -> OffsetCo
     let mut state = broker.lock();
     let group_id = request.group_id.as_str();
     let allowed = state.groups.get_or_create(group_id, now).and_then(|group| {
-        group.may_commit(request.member_id.as_str(), request.generation_id_or_member_epoch, now)
+        group.may_commit(
+            request.member_id.as_str(),
+            request.generation_id_or_member_epoch,
+            now,
+        )
     });
     let topics = request.topics.iter().map(|topic| {
         let partitions = topic.partitions.iter().map(|partition| {
-            let committed = allowed.and_then(|()| commit_one(&mut state, group_id, topic.name.as_str(), partition));
+            let committed = allowed
+                .and_then(|()| commit_one(&mut state, group_id, topic.name.as_str(), partition));
             OffsetCommitResponsePartition::default()
                 .with_partition_index(partition.partition_index)
                 .with_error_code(code(committed))
         });
-        OffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(partitions.collect())
+        OffsetCommitResponseTopic::default()
+            .with_name(topic.name.clone())
+            .with_partitions(partitions.collect())
     });
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
@@ -44,8 +55,15 @@ fn commit_one(
 ) -> Result<(), ResponseError> {
     let metadata = partition.committed_metadata.as_ref();
     check(state, topic, partition.partition_index, metadata)?;
-    let group = state.groups.get(group_id).ok_or(ResponseError::UnknownMemberId)?;
-    if group.offsets.get(topic, partition.partition_index).is_none() {
+    let group = state
+        .groups
+        .get(group_id)
+        .ok_or(ResponseError::UnknownMemberId)?;
+    if group
+        .offsets
+        .get(topic, partition.partition_index)
+        .is_none()
+    {
         state.groups.room_for_offset()?;
     }
     let offset = CommittedOffset::new(partition.committed_offset, metadata);
@@ -73,19 +91,32 @@ pub(super) fn check(
 }
 
 /// Answers committed offsets: of the partitions asked for, or of all.
-pub(super) fn fetch(broker: &Shared, request: &OffsetFetchRequest, version: i16) -> OffsetFetchResponse {
+pub(super) fn fetch(
+    broker: &Shared,
+    request: &OffsetFetchRequest,
+    version: i16,
+) -> OffsetFetchResponse {
     let state = broker.lock();
     let group_id = request.group_id.as_str();
     let wanted: Vec<(String, Vec<i32>)> = match &request.topics {
-        Some(topics) => topics.iter().map(|topic| (topic.name.to_string(), topic.partition_indexes.clone())).collect(),
+        Some(topics) => topics
+            .iter()
+            .map(|topic| (topic.name.to_string(), topic.partition_indexes.clone()))
+            .collect(),
         None => match state.groups.get(group_id) {
-            Some(group) => group.offsets.iter().map(|(topic, partitions)| (topic.to_owned(), partitions)).collect(),
+            Some(group) => group
+                .offsets
+                .iter()
+                .map(|(topic, partitions)| (topic.to_owned(), partitions))
+                .collect(),
             None => Vec::new(),
         },
     };
     let topics = wanted.into_iter().map(|(topic, partitions)| {
-        let partitions =
-            partitions.into_iter().map(|partition| fetch_one(&state, request, &topic, partition, version)).collect();
+        let partitions = partitions
+            .into_iter()
+            .map(|partition| fetch_one(&state, request, &topic, partition, version))
+            .collect();
         OffsetFetchResponseTopic::default()
             .with_name(TopicName(StrBytes::from_string(topic)))
             .with_partitions(partitions)
@@ -115,10 +146,14 @@ fn fetch_one(
         // The client asks again until the transaction has ended.
         return answer.with_error_code(ResponseError::UnstableOffsetCommit.code());
     }
-    match state.groups.get(group_id).and_then(|group| group.offsets.get(topic, partition)) {
-        Some(committed) => {
-            answer.with_committed_offset(committed.offset).with_metadata(Some(committed.metadata.clone()))
-        }
+    match state
+        .groups
+        .get(group_id)
+        .and_then(|group| group.offsets.get(topic, partition))
+    {
+        Some(committed) => answer
+            .with_committed_offset(committed.offset)
+            .with_metadata(Some(committed.metadata.clone())),
         None => answer,
     }
 }

@@ -14,8 +14,15 @@ pub(super) fn produce(broker: &Shared, request: &ProduceRequest, version: i16) -
     let transactional_id = request.transactional_id.as_ref().map(|id| id.as_str());
     let topics = request.topic_data.iter().map(|topic| {
         let partitions = topic.partition_data.iter().map(|partition| {
-            let stored = read(partition.records.as_ref())
-                .and_then(|batch| store(broker, transactional_id, topic.name.as_str(), partition.index, batch));
+            let stored = read(partition.records.as_ref()).and_then(|batch| {
+                store(
+                    broker,
+                    transactional_id,
+                    topic.name.as_str(),
+                    partition.index,
+                    batch,
+                )
+            });
             describe(partition.index, stored, version)
         });
         TopicProduceResponse::default()
@@ -45,23 +52,42 @@ fn store(
     let mut state = broker.lock();
     state.topics.partition(topic, partition)?;
     if batch.header.transactional() {
-        let producer = ProducerIdentity { id: batch.header.producer_id, epoch: batch.header.producer_epoch };
-        state.transactions.may_write(transactional_id, producer, topic, partition)?;
+        let producer = ProducerIdentity {
+            id: batch.header.producer_id,
+            epoch: batch.header.producer_epoch,
+        };
+        state
+            .transactions
+            .may_write(transactional_id, producer, topic, partition)?;
     }
-    let base_offset = state.topics.append(topic, partition, batch, &broker.config)?;
+    let base_offset = state
+        .topics
+        .append(topic, partition, batch, &broker.config)?;
     let start_offset = state.topics.partition(topic, partition)?.start_offset();
     Ok((base_offset, start_offset))
 }
 
-fn describe(index: i32, stored: Result<Stored, ResponseError>, version: i16) -> PartitionProduceResponse {
+fn describe(
+    index: i32,
+    stored: Result<Stored, ResponseError>,
+    version: i16,
+) -> PartitionProduceResponse {
     const SINCE_START_OFFSET: i16 = 5;
     const UNKNOWN: i64 = -1;
-    let described = PartitionProduceResponse::default().with_index(index).with_log_append_time_ms(UNKNOWN);
+    let described = PartitionProduceResponse::default()
+        .with_index(index)
+        .with_log_append_time_ms(UNKNOWN);
     match stored {
         Ok((base_offset, start_offset)) => {
             let described = described.with_base_offset(base_offset);
-            if version >= SINCE_START_OFFSET { described.with_log_start_offset(start_offset) } else { described }
+            if version >= SINCE_START_OFFSET {
+                described.with_log_start_offset(start_offset)
+            } else {
+                described
+            }
         }
-        Err(error) => described.with_error_code(error.code()).with_base_offset(UNKNOWN),
+        Err(error) => described
+            .with_error_code(error.code())
+            .with_base_offset(UNKNOWN),
     }
 }

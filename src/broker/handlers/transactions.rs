@@ -10,9 +10,9 @@ use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{
-    AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, AddPartitionsToTxnRequest, AddPartitionsToTxnResponse,
-    EndTxnRequest, EndTxnResponse, InitProducerIdRequest, InitProducerIdResponse, ProducerId, TxnOffsetCommitRequest,
-    TxnOffsetCommitResponse,
+    AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, AddPartitionsToTxnRequest,
+    AddPartitionsToTxnResponse, EndTxnRequest, EndTxnResponse, InitProducerIdRequest,
+    InitProducerIdResponse, ProducerId, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 
 use super::{code, offsets};
@@ -30,17 +30,35 @@ fn fencing(error: ResponseError, version: i16, since: i16) -> ResponseError {
 }
 
 /// Gives a producer its number; with a transactional id, also the epoch that shuts earlier owners out.
-pub(super) fn init(broker: &Shared, request: &InitProducerIdRequest, version: i16) -> InitProducerIdResponse {
+pub(super) fn init(
+    broker: &Shared,
+    request: &InitProducerIdRequest,
+    version: i16,
+) -> InitProducerIdResponse {
     const SINCE_FENCED: i16 = 4;
     const NOBODY: ProducerIdentity = ProducerIdentity { id: -1, epoch: -1 };
     let mut state = broker.lock();
     let state = &mut *state;
-    let present = ProducerIdentity { id: request.producer_id.0, epoch: request.producer_epoch };
+    let present = ProducerIdentity {
+        id: request.producer_id.0,
+        epoch: request.producer_epoch,
+    };
     let given = match &request.transactional_id {
-        None => Ok((ProducerIdentity { id: state.transactions.new_producer_id(), epoch: 0 }, None)),
+        None => Ok((
+            ProducerIdentity {
+                id: state.transactions.new_producer_id(),
+                epoch: 0,
+            },
+            None,
+        )),
         Some(id) => {
             let present = Some(present).filter(|present| present.id >= 0);
-            state.transactions.init(id.as_str(), request.transaction_timeout_ms, present, Instant::now())
+            state.transactions.init(
+                id.as_str(),
+                request.transaction_timeout_ms,
+                present,
+                Instant::now(),
+            )
         }
     };
     let (producer, error) = match given {
@@ -69,21 +87,31 @@ pub(super) fn add_partitions(
     let mut state = broker.lock();
     let wanted = || {
         let topics = request.v3_and_below_topics.iter();
-        topics.flat_map(|topic| topic.partitions.iter().map(|partition| (topic.name.to_string(), *partition)))
+        topics.flat_map(|topic| {
+            topic
+                .partitions
+                .iter()
+                .map(|partition| (topic.name.to_string(), *partition))
+        })
     };
-    let all_known = wanted().all(|(topic, partition)| state.topics.partition(&topic, partition).is_ok());
+    let all_known =
+        wanted().all(|(topic, partition)| state.topics.partition(&topic, partition).is_ok());
     let added = if all_known {
         let producer = ProducerIdentity {
             id: request.v3_and_below_producer_id.0,
             epoch: request.v3_and_below_producer_epoch,
         };
         let id = request.v3_and_below_transactional_id.as_str();
-        state.transactions.add_partitions(id, producer, wanted(), Instant::now())
+        state
+            .transactions
+            .add_partitions(id, producer, wanted(), Instant::now())
     } else {
         Err(ResponseError::OperationNotAttempted)
     };
     let error_of = |topic: &str, partition: i32| match added {
-        Err(ResponseError::OperationNotAttempted) if state.topics.partition(topic, partition).is_err() => {
+        Err(ResponseError::OperationNotAttempted)
+            if state.topics.partition(topic, partition).is_err() =>
+        {
             ResponseError::UnknownTopicOrPartition.code()
         }
         other => code(other.map_err(|error| fencing(error, version, SINCE_FENCED))),
@@ -102,11 +130,22 @@ pub(super) fn add_partitions(
 }
 
 /// Announces that a transaction will commit offsets.
-pub(super) fn add_offsets(broker: &Shared, request: &AddOffsetsToTxnRequest, version: i16) -> AddOffsetsToTxnResponse {
+pub(super) fn add_offsets(
+    broker: &Shared,
+    request: &AddOffsetsToTxnRequest,
+    version: i16,
+) -> AddOffsetsToTxnResponse {
     const SINCE_FENCED: i16 = 2;
     let mut state = broker.lock();
-    let producer = ProducerIdentity { id: request.producer_id.0, epoch: request.producer_epoch };
-    let announced = state.transactions.announce_offsets(request.transactional_id.as_str(), producer, Instant::now());
+    let producer = ProducerIdentity {
+        id: request.producer_id.0,
+        epoch: request.producer_epoch,
+    };
+    let announced = state.transactions.announce_offsets(
+        request.transactional_id.as_str(),
+        producer,
+        Instant::now(),
+    );
     let announced = announced.map_err(|error| fencing(error, version, SINCE_FENCED));
     AddOffsetsToTxnResponse::default().with_error_code(code(announced))
 }
@@ -124,11 +163,28 @@ pub(super) fn commit_offsets(
         let partitions = topic.partitions.iter().map(|partition| {
             let staged = allowed.and_then(|()| {
                 let metadata = partition.committed_metadata.as_ref();
-                offsets::check(&state, topic.name.as_str(), partition.partition_index, metadata)?;
-                let key = (request.group_id.to_string(), topic.name.to_string(), partition.partition_index);
-                let producer = ProducerIdentity { id: request.producer_id.0, epoch: request.producer_epoch };
+                offsets::check(
+                    &state,
+                    topic.name.as_str(),
+                    partition.partition_index,
+                    metadata,
+                )?;
+                let key = (
+                    request.group_id.to_string(),
+                    topic.name.to_string(),
+                    partition.partition_index,
+                );
+                let producer = ProducerIdentity {
+                    id: request.producer_id.0,
+                    epoch: request.producer_epoch,
+                };
                 let offset = CommittedOffset::new(partition.committed_offset, metadata);
-                state.transactions.stage_offset(request.transactional_id.as_str(), producer, key, offset)
+                state.transactions.stage_offset(
+                    request.transactional_id.as_str(),
+                    producer,
+                    key,
+                    offset,
+                )
             });
             // This request has never known the newer error for a shut-out producer.
             let staged = staged.map_err(|error| fencing(error, version, i16::MAX));
@@ -136,7 +192,9 @@ pub(super) fn commit_offsets(
                 .with_partition_index(partition.partition_index)
                 .with_error_code(code(staged))
         });
-        TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(partitions.collect())
+        TxnOffsetCommitResponseTopic::default()
+            .with_name(topic.name.clone())
+            .with_partitions(partitions.collect())
     });
     TxnOffsetCommitResponse::default().with_topics(topics.collect())
 }
@@ -162,11 +220,23 @@ fn may_commit_offsets(
 pub(super) fn end(broker: &Shared, request: &EndTxnRequest, version: i16) -> EndTxnResponse {
     const SINCE_FENCED: i16 = 2;
     let mut state = broker.lock();
-    let producer = ProducerIdentity { id: request.producer_id.0, epoch: request.producer_epoch };
-    let outcome = if request.committed { Outcome::Committed } else { Outcome::Aborted };
+    let producer = ProducerIdentity {
+        id: request.producer_id.0,
+        epoch: request.producer_epoch,
+    };
+    let outcome = if request.committed {
+        Outcome::Committed
+    } else {
+        Outcome::Aborted
+    };
     let ended = state
         .transactions
-        .end(request.transactional_id.as_str(), producer, outcome, Instant::now())
+        .end(
+            request.transactional_id.as_str(),
+            producer,
+            outcome,
+            Instant::now(),
+        )
         .map_err(|error| fencing(error, version, SINCE_FENCED));
     let error = match ended {
         Ok(ended) => {

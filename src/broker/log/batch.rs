@@ -110,7 +110,10 @@ pub(crate) fn check(records: &Bytes) -> Result<CheckedBatch, ResponseError> {
     if !header.compressed() && !records_fill(&bytes[HEADER_BYTES..], header.count) {
         return Err(ResponseError::InvalidRecord);
     }
-    Ok(CheckedBatch { header, bytes: BytesMut::from(bytes) })
+    Ok(CheckedBatch {
+        header,
+        bytes: BytesMut::from(bytes),
+    })
 }
 
 fn check_header(header: &BatchHeader) -> Result<(), ResponseError> {
@@ -121,7 +124,8 @@ fn check_header(header: &BatchHeader) -> Result<(), ResponseError> {
         return Err(ResponseError::InvalidTimestamp);
     }
     let counted = header.count > 0 && header.last_offset_delta == header.count - 1;
-    let numbered = !header.idempotent() || (header.producer_epoch >= 0 && header.base_sequence >= 0);
+    let numbered =
+        !header.idempotent() || (header.producer_epoch >= 0 && header.base_sequence >= 0);
     let owned = !header.transactional() || header.idempotent();
     let control = header.attributes & CONTROL != 0; // markers are the broker's own
     if counted && numbered && owned && !control {
@@ -148,7 +152,12 @@ pub(crate) struct StoredBatch {
 
 impl StoredBatch {
     /// Writes offset and leader epoch into a batch, which is then final.
-    pub(super) fn seal(mut bytes: BytesMut, header: &BatchHeader, base_offset: i64, order: u64) -> Self {
+    pub(super) fn seal(
+        mut bytes: BytesMut,
+        header: &BatchHeader,
+        base_offset: i64,
+        order: u64,
+    ) -> Self {
         bytes[0..8].copy_from_slice(&base_offset.to_be_bytes());
         bytes[12..16].copy_from_slice(&0i32.to_be_bytes());
         Self {
@@ -165,13 +174,18 @@ impl StoredBatch {
     /// Of a compressed batch, which is not opened, the batch's first offset: never too late, at most a batch early.
     pub(crate) fn find_time(&self, timestamp: i64) -> (i64, i64) {
         let whole = (self.base_offset, self.max_timestamp);
-        let Some(header) = BatchHeader::read(&self.bytes).filter(|header| !header.compressed()) else {
+        let Some(header) = BatchHeader::read(&self.bytes).filter(|header| !header.compressed())
+        else {
             return whole;
         };
         let mut rest = &self.bytes[HEADER_BYTES..];
         for _ in 0..header.count {
-            let Some(record) = Record::take(&mut rest) else { return whole };
-            let time = header.first_timestamp.saturating_add(record.timestamp_delta);
+            let Some(record) = Record::take(&mut rest) else {
+                return whole;
+            };
+            let time = header
+                .first_timestamp
+                .saturating_add(record.timestamp_delta);
             if time >= timestamp {
                 return (self.base_offset + record.offset_delta, time);
             }
@@ -205,7 +219,10 @@ impl Record {
         *bytes = rest;
         let (_attributes, after) = record.split_first()?;
         record = after;
-        let taken = Self { timestamp_delta: varint(&mut record)?, offset_delta: varint(&mut record)? };
+        let taken = Self {
+            timestamp_delta: varint(&mut record)?,
+            offset_delta: varint(&mut record)?,
+        };
         skip_nullable(&mut record)?; // key
         skip_nullable(&mut record)?; // value
         let headers = usize::try_from(varint(&mut record)?).ok()?;

@@ -14,7 +14,12 @@ pub(crate) enum Outcome {
 }
 
 /// Builds the marker batch of one transaction.
-pub(super) fn marker(producer_id: i64, producer_epoch: i16, outcome: Outcome, now_ms: i64) -> (BatchHeader, BytesMut) {
+pub(super) fn marker(
+    producer_id: i64,
+    producer_epoch: i16,
+    outcome: Outcome,
+    now_ms: i64,
+) -> (BatchHeader, BytesMut) {
     const TRANSACTIONAL_CONTROL: i16 = 0x30;
     const NO_SEQUENCE: i32 = -1;
     let kind: i16 = match outcome {

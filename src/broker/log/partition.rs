@@ -92,7 +92,8 @@ impl PartitionLog {
         self.push(StoredBatch::seal(batch.bytes, &header, base_offset, order));
         if header.idempotent() {
             let open = &self.open;
-            self.producers.remember(&header, base_offset, |id| open.contains_key(&id));
+            self.producers
+                .remember(&header, base_offset, |id| open.contains_key(&id));
         }
         if header.transactional() {
             self.open.entry(header.producer_id).or_insert(base_offset);
@@ -101,14 +102,25 @@ impl PartitionLog {
     }
 
     /// Writes the end of a transaction.
-    pub(crate) fn end_transaction(&mut self, producer_id: i64, epoch: i16, outcome: Outcome, now_ms: i64, order: u64) {
+    pub(crate) fn end_transaction(
+        &mut self,
+        producer_id: i64,
+        epoch: i16,
+        outcome: Outcome,
+        now_ms: i64,
+        order: u64,
+    ) {
         let (header, bytes) = marker(producer_id, epoch, outcome, now_ms);
         let base_offset = self.end_offset;
         self.push(StoredBatch::seal(bytes, &header, base_offset, order));
         self.producers.fence(producer_id, epoch);
         let first = self.open.remove(&producer_id);
         if let (Outcome::Aborted, Some(first_offset)) = (outcome, first) {
-            self.aborted.push_back(AbortedRange { producer_id, first_offset, last_offset: base_offset });
+            self.aborted.push_back(AbortedRange {
+                producer_id,
+                first_offset,
+                last_offset: base_offset,
+            });
         }
     }
 
@@ -128,7 +140,8 @@ impl PartitionLog {
         let mut slice = Slice::default();
         let mut last_offset = offset;
         for batch in self.batches.range(self.position(offset)..) {
-            let fits = slice.len + batch.bytes.len() <= bytes_max || (at_least_one && slice.batches.is_empty());
+            let fits = slice.len + batch.bytes.len() <= bytes_max
+                || (at_least_one && slice.batches.is_empty());
             if batch.base_offset >= limit || !fits {
                 break;
             }
@@ -137,7 +150,9 @@ impl PartitionLog {
             last_offset = batch.last_offset;
         }
         if committed_only {
-            let touched = |range: &&AbortedRange| range.last_offset >= offset && range.first_offset <= last_offset;
+            let touched = |range: &&AbortedRange| {
+                range.last_offset >= offset && range.first_offset <= last_offset
+            };
             slice.aborted = self.aborted.iter().filter(touched).copied().collect();
         }
         Ok(slice)
@@ -147,7 +162,12 @@ impl PartitionLog {
     ///
     /// # Errors
     /// `OffsetOutOfRange` when the offset is not in the log.
-    pub(crate) fn readable(&self, offset: i64, committed_only: bool, enough: usize) -> Result<usize, ResponseError> {
+    pub(crate) fn readable(
+        &self,
+        offset: i64,
+        committed_only: bool,
+        enough: usize,
+    ) -> Result<usize, ResponseError> {
         let limit = self.readable_until(offset, committed_only)?;
         let mut bytes = 0;
         for batch in self.batches.range(self.position(offset)..) {
@@ -161,16 +181,25 @@ impl PartitionLog {
 
     /// Offset and time of the first record not older than `timestamp`.
     pub(crate) fn find_time(&self, timestamp: i64) -> Option<(i64, i64)> {
-        let batch = self.batches.iter().find(|batch| batch.max_timestamp >= timestamp)?;
+        let batch = self
+            .batches
+            .iter()
+            .find(|batch| batch.max_timestamp >= timestamp)?;
         Some(batch.find_time(timestamp))
     }
 
     /// Lets the oldest batch go.
     pub(crate) fn drop_oldest(&mut self) {
-        let Some(batch) = self.batches.pop_front() else { return };
+        let Some(batch) = self.batches.pop_front() else {
+            return;
+        };
         self.bytes -= batch.bytes.len() as u64 + BATCH_OVERHEAD_BYTES;
         self.start_offset = batch.last_offset + 1;
-        while self.aborted.front().is_some_and(|range| range.last_offset < self.start_offset) {
+        while self
+            .aborted
+            .front()
+            .is_some_and(|range| range.last_offset < self.start_offset)
+        {
             self.aborted.pop_front();
         }
     }
@@ -185,10 +214,15 @@ impl PartitionLog {
         if offset < self.start_offset || offset > self.end_offset {
             return Err(ResponseError::OffsetOutOfRange);
         }
-        Ok(if committed_only { self.last_stable_offset() } else { self.end_offset })
+        Ok(if committed_only {
+            self.last_stable_offset()
+        } else {
+            self.end_offset
+        })
     }
 
     fn position(&self, offset: i64) -> usize {
-        self.batches.partition_point(|batch| batch.last_offset < offset)
+        self.batches
+            .partition_point(|batch| batch.last_offset < offset)
     }
 }

@@ -57,12 +57,13 @@ impl Producers {
             };
         }
         let last_sequence = last_sequence(header);
-        let repeat = producer
-            .recent
-            .iter()
-            .find(|seen| seen.first_sequence == header.base_sequence && seen.last_sequence == last_sequence);
+        let repeat = producer.recent.iter().find(|seen| {
+            seen.first_sequence == header.base_sequence && seen.last_sequence == last_sequence
+        });
         if let Some(seen) = repeat {
-            return Ok(Admission::Repeat { base_offset: seen.base_offset });
+            return Ok(Admission::Repeat {
+                base_offset: seen.base_offset,
+            });
         }
         match producer.recent.back() {
             Some(seen) if add(seen.last_sequence, 1) != header.base_sequence => {
@@ -73,13 +74,21 @@ impl Producers {
     }
 
     /// Remembers an admitted batch. `busy` says which producers must not be forgotten.
-    pub(super) fn remember(&mut self, header: &BatchHeader, base_offset: i64, busy: impl Fn(i64) -> bool) {
+    pub(super) fn remember(
+        &mut self,
+        header: &BatchHeader,
+        base_offset: i64,
+        busy: impl Fn(i64) -> bool,
+    ) {
         self.clock += 1;
-        let producer = self.by_id.entry(header.producer_id).or_insert_with(|| Producer {
-            epoch: header.producer_epoch,
-            recent: VecDeque::new(),
-            last_heard: 0,
-        });
+        let producer = self
+            .by_id
+            .entry(header.producer_id)
+            .or_insert_with(|| Producer {
+                epoch: header.producer_epoch,
+                recent: VecDeque::new(),
+                last_heard: 0,
+            });
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
             producer.recent.clear();
@@ -94,7 +103,11 @@ impl Producers {
             producer.recent.pop_front();
         }
         if self.by_id.len() > PRODUCERS_PER_PARTITION_MAX {
-            let silent = self.by_id.iter().filter(|(id, _)| !busy(**id)).min_by_key(|(_, producer)| producer.last_heard);
+            let silent = self
+                .by_id
+                .iter()
+                .filter(|(id, _)| !busy(**id))
+                .min_by_key(|(_, producer)| producer.last_heard);
             if let Some(id) = silent.map(|(id, _)| *id) {
                 self.by_id.remove(&id);
             }

@@ -40,11 +40,20 @@ const NUMBERS: Kind = Kind::Items(&Field::always(INT32));
 const TEXTS: Kind = Kind::Items(&Field::always(Kind::Text));
 
 const fn shape(flexible_since: i16, fields: &'static [Field]) -> Shape {
-    Shape { flexible_since, reserved_tags: 0, fields }
+    Shape {
+        flexible_since,
+        reserved_tags: 0,
+        fields,
+    }
 }
 
 const fn api(key: ApiKey, oldest: i16, newest: i16, shape: Shape) -> Api {
-    Api { key, oldest, newest, shape }
+    Api {
+        key,
+        oldest,
+        newest,
+        shape,
+    }
 }
 
 use Field as F;
@@ -57,7 +66,11 @@ pub(crate) const APIS: &[Api] = &[
         4,
         12,
         // Tag 0 is the cluster id and tag 1 the replica's state: both are for followers.
-        Shape { flexible_since: 12, reserved_tags: 2, fields: FETCH },
+        Shape {
+            flexible_since: 12,
+            reserved_tags: 2,
+            fields: FETCH,
+        },
     ),
     api(ApiKey::ListOffsets, 1, 6, shape(6, LIST_OFFSETS)),
     api(ApiKey::Metadata, 0, 9, shape(9, METADATA)),
@@ -74,7 +87,12 @@ pub(crate) const APIS: &[Api] = &[
     api(ApiKey::CreateTopics, 2, 5, shape(5, CREATE_TOPICS)),
     api(ApiKey::DeleteTopics, 1, 5, shape(4, DELETE_TOPICS)),
     api(ApiKey::InitProducerId, 0, 4, shape(2, INIT_PRODUCER_ID)),
-    api(ApiKey::AddPartitionsToTxn, 0, 3, shape(3, ADD_PARTITIONS_TO_TXN)),
+    api(
+        ApiKey::AddPartitionsToTxn,
+        0,
+        3,
+        shape(3, ADD_PARTITIONS_TO_TXN),
+    ),
     api(ApiKey::AddOffsetsToTxn, 0, 3, shape(3, ADD_OFFSETS_TO_TXN)),
     api(ApiKey::EndTxn, 0, 3, shape(3, END_TXN)),
     api(ApiKey::TxnOffsetCommit, 0, 3, shape(3, TXN_OFFSET_COMMIT)),
@@ -82,9 +100,9 @@ pub(crate) const APIS: &[Api] = &[
 ];
 
 const PRODUCE: &[Field] = &[
-    F::always(Kind::Text),  // transactional id
-    F::always(INT16),       // acks
-    F::always(INT32),       // time-out
+    F::always(Kind::Text), // transactional id
+    F::always(INT16),      // acks
+    F::always(INT32),      // time-out
     F::always(Kind::Structs(&[
         F::always(Kind::Text), // topic
         F::always(Kind::Structs(&[

@@ -136,7 +136,9 @@ pub(crate) fn parse(frame: Bytes) -> Result<Parsed, FrameError> {
     let api = Api::find(start.key).ok_or(FrameError::UnknownApi { key: start.key })?;
     if !api.speaks(start.version) {
         if api.key == ApiKey::ApiVersions {
-            return Ok(Parsed::UnknownApiVersions { correlation_id: start.correlation_id });
+            return Ok(Parsed::UnknownApiVersions {
+                correlation_id: start.correlation_id,
+            });
         }
         return Err(FrameError::Version {
             key: api.key,
@@ -145,13 +147,16 @@ pub(crate) fn parse(frame: Bytes) -> Result<Parsed, FrameError> {
             newest: api.newest,
         });
     }
-    let (client_id, body_at) = read_client_id(&frame, api.key.request_header_version(start.version))?;
+    let (client_id, body_at) =
+        read_client_id(&frame, api.key.request_header_version(start.version))?;
     let body = frame.slice(body_at..);
-    api.shape.measure(&body, start.version).map_err(|source| FrameError::Body {
-        key: api.key,
-        version: start.version,
-        source,
-    })?;
+    api.shape
+        .measure(&body, start.version)
+        .map_err(|source| FrameError::Body {
+            key: api.key,
+            version: start.version,
+            source,
+        })?;
     Ok(Parsed::Request(RequestFrame {
         key: api.key,
         version: start.version,
@@ -162,17 +167,24 @@ pub(crate) fn parse(frame: Bytes) -> Result<Parsed, FrameError> {
 }
 
 /// Reads the rest of the header; answers the client id and where the body starts.
-pub(super) fn read_client_id(frame: &[u8], header_version: i16) -> Result<(String, usize), FrameError> {
+pub(super) fn read_client_id(
+    frame: &[u8],
+    header_version: i16,
+) -> Result<(String, usize), FrameError> {
     const LENGTH_BYTES: usize = 2;
     let length_at = frame.get(FIXED_HEADER_BYTES..).ok_or(FrameError::Header)?;
-    let length = length_at.first_chunk::<LENGTH_BYTES>().ok_or(FrameError::Header)?;
+    let length = length_at
+        .first_chunk::<LENGTH_BYTES>()
+        .ok_or(FrameError::Header)?;
     let length = match i16::from_be_bytes(*length) {
         -1 => 0, // null: a client without a name
         length => usize::try_from(length).map_err(|_| FrameError::Header)?,
     };
     let start = FIXED_HEADER_BYTES + LENGTH_BYTES;
     let name = frame.get(start..start + length).ok_or(FrameError::Header)?;
-    let client_id = std::str::from_utf8(name).map_err(|_| FrameError::Header)?.to_owned();
+    let client_id = std::str::from_utf8(name)
+        .map_err(|_| FrameError::Header)?
+        .to_owned();
     let mut body_at = start + length;
     if header_version >= 2 {
         body_at += measure_tags(&frame[body_at..]).map_err(|_| FrameError::Header)?;
@@ -187,7 +199,11 @@ impl RequestFrame {
     /// [`FrameError::Decode`] when the codec refuses it (text that is not UTF-8, null where none may be).
     pub(crate) fn decode<T: Decodable>(&self) -> Result<T, FrameError> {
         let mut body = self.body.clone();
-        let refused = |reason: String| FrameError::Decode { key: self.key, version: self.version, reason };
+        let refused = |reason: String| FrameError::Decode {
+            key: self.key,
+            version: self.version,
+            reason,
+        };
         // The outline has been checked, so lengths are honest; a codec that panics anyway costs one connection.
         match catch_unwind(AssertUnwindSafe(|| T::decode(&mut body, self.version))) {
             Ok(Ok(request)) => Ok(request),
@@ -216,7 +232,11 @@ pub(crate) fn encode<T: Encodable>(
     answer: &T,
 ) -> Result<BytesMut, FrameError> {
     const LENGTH_BYTES: usize = 4;
-    let refused = |reason: String| FrameError::Encode { key, version, reason };
+    let refused = |reason: String| FrameError::Encode {
+        key,
+        version,
+        reason,
+    };
     let mut frame = BytesMut::new();
     frame.put_i32(0);
     ResponseHeader::default()
@@ -224,7 +244,8 @@ pub(crate) fn encode<T: Encodable>(
         .encode(&mut frame, key.response_header_version(version))
         .and_then(|()| answer.encode(&mut frame, version))
         .map_err(|error| refused(error.to_string()))?;
-    let length = i32::try_from(frame.len() - LENGTH_BYTES).map_err(|_| refused("longer than 2 GiB".to_owned()))?;
+    let length = i32::try_from(frame.len() - LENGTH_BYTES)
+        .map_err(|_| refused("longer than 2 GiB".to_owned()))?;
     frame[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
     Ok(frame)
 }

@@ -64,17 +64,29 @@ pub(crate) struct Field {
 impl Field {
     /// A field of every version.
     pub(crate) const fn always(kind: Kind) -> Self {
-        Self { kind, since: 0, until: i16::MAX }
+        Self {
+            kind,
+            since: 0,
+            until: i16::MAX,
+        }
     }
 
     /// A field that came with a version.
     pub(crate) const fn since(since: i16, kind: Kind) -> Self {
-        Self { kind, since, until: i16::MAX }
+        Self {
+            kind,
+            since,
+            until: i16::MAX,
+        }
     }
 
     /// A field whose last version is `until`.
     pub(crate) const fn until(until: i16, kind: Kind) -> Self {
-        Self { kind, since: 0, until }
+        Self {
+            kind,
+            since: 0,
+            until,
+        }
     }
 }
 
@@ -148,7 +160,11 @@ impl Walk<'_> {
         match kind {
             Kind::Fixed(bytes) => self.skip(bytes),
             Kind::Text => {
-                let length = if self.flexible { self.compact_length()? } else { self.short_length()? };
+                let length = if self.flexible {
+                    self.compact_length()?
+                } else {
+                    self.short_length()?
+                };
                 self.skip(length.unwrap_or(0))
             }
             Kind::Blob => {
@@ -160,7 +176,10 @@ impl Walk<'_> {
         }
     }
 
-    fn elements(&mut self, mut element: impl FnMut(&mut Self) -> Result<(), Misshapen>) -> Result<(), Misshapen> {
+    fn elements(
+        &mut self,
+        mut element: impl FnMut(&mut Self) -> Result<(), Misshapen>,
+    ) -> Result<(), Misshapen> {
         let at = self.at;
         let count = self.array_length()?.unwrap_or(0);
         // Every element takes at least a byte, so a larger count is a lie that decoding would pay for.
