@@ -1,8 +1,4 @@
 //! Sound before tensors: decoding, resampling, validation.
-<<<<<<< HEAD
-
-pub mod log_mel;
-=======
 //!
 //! [`decode`] turns the bytes of a record into a [`Waveform`]: mono, 16 kHz, `f32`. Everything about those bytes
 //! is untrusted, so the containers are walked by our own readers (`wav`, `ogg`, `mp3`, `flac`), which know what
@@ -23,6 +19,7 @@ pub mod log_mel;
 mod content_type;
 mod error;
 mod flac;
+pub mod log_mel;
 mod mp3;
 mod ogg;
 mod pcm;
@@ -145,4 +142,3 @@ fn decode_as(
         Container::Pcm(spec) => pcm::decode(bytes, spec, limits),
     }
 }
->>>>>>> h/audio

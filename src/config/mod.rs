@@ -1,5 +1,4 @@
 //! Settings that people write: load, overlay, validate.
-<<<<<<< HEAD
 //!
 //! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
 //! `SPEECHVERSE__KAFKA__BOOTSTRAP`. Misspelt keys are errors that name the key. Relative paths are relative to the
@@ -284,7 +283,3 @@ mod tests {
         assert_eq!(error.to_string(), "setting `encoder.batch_windows_max`: 0 is outside 1..=256");
     }
 }
-=======
-
-pub mod audio;
->>>>>>> h/audio
