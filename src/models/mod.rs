@@ -7,7 +7,10 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod generate;
+pub mod llama;
 pub mod probe;
+pub mod probe_llm;
 pub mod whisper;
 
 mod error;
