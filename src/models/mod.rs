@@ -11,6 +11,7 @@ pub mod generate;
 pub mod llama;
 pub mod probe;
 pub mod probe_llm;
+pub mod speech_llm;
 pub mod whisper;
 
 mod error;
