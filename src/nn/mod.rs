@@ -8,3 +8,5 @@ pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod rotary;
+
+pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};
