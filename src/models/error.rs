@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use tch::TchError;
 
+use crate::audio::log_mel::LogMelError;
 use crate::weights::WeightsError;
 
 /// What can go wrong when a model is loaded or run.
@@ -60,10 +61,12 @@ pub enum ModelError {
         /// The most that fit.
         samples_max: usize,
     },
-    /// A clip with a sample that is not a finite number, which would poison the whole window.
-    #[error("clip {index} of the batch has a sample that is {value} at position {at}")]
-    NotFinite {
-        /// Its place in the batch.
+    /// A sample that is not a number, or far beyond any audio: it would poison the whole window.
+    #[error(
+        "clip {index} of the batch has a sample of {value} at position {at}; samples are finite, nominally in [-1, 1]"
+    )]
+    BadSample {
+        /// The clip's place in the batch.
         index: usize,
         /// The first such sample's position.
         at: usize,
@@ -86,10 +89,33 @@ pub enum ModelError {
         /// Ids end before this.
         vocabulary: i64,
     },
+    /// A network gave up in a way that it should not.
+    #[error("the {what} panicked: {message}")]
+    Panicked {
+        /// Which network.
+        what: &'static str,
+        /// Its last words.
+        message: String,
+    },
+    /// The front end does not fit.
+    #[error(transparent)]
+    FrontEnd(#[from] LogMelError),
     /// The weights did not load.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] TchError),
+}
+
+impl ModelError {
+    /// The error that stands for a caught panic of a network.
+    pub fn panicked(what: &'static str, panic: &(dyn std::any::Any + Send)) -> Self {
+        let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked {
+            what,
+            message: message.unwrap_or_else(|| "without a message".to_owned()),
+        }
+    }
 }

@@ -6,7 +6,14 @@
 //! language model, **L** text tokens (or, in `L+1`, encoder layers), **D** encoder width, **H** language-model width,
 //! **N** heads, **V** vocabulary.
 
+pub mod adapter;
+pub mod decoding;
+pub mod probe;
+pub mod responder;
+pub mod whisper;
+
 mod error;
+mod probe_encoder;
 pub mod generate;
 pub mod llama;
 pub mod probe_llm;
@@ -16,3 +23,4 @@ pub use error::ModelError;
 pub use traits::{
     Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder,
 };
+pub use whisper::WhisperEncoder;

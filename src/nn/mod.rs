@@ -7,4 +7,6 @@ pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod norm;
+pub mod optimizer;
+pub mod random;
 pub mod rotary;

@@ -5,6 +5,7 @@
 //! lack, what the files hold and the model does not know, and what is there in another shape or type are
 //! reported together in one error. Pickle is never read.
 
+pub mod import;
 mod load;
 
 pub use load::{Checkpoint, Loader, TensorSummary};
