@@ -25,7 +25,11 @@ fn main() -> anyhow::Result<()> {
     match arguments.as_slice() {
         ["probe", folder, out, ids] => {
             let ids: Vec<i64> = (ids.split(','))
-                .map(|id| id.trim().parse().with_context(|| format!("`{id}` is no token id")))
+                .map(|id| {
+                    id.trim()
+                        .parse()
+                        .with_context(|| format!("`{id}` is no token id"))
+                })
                 .collect::<Result<_, _>>()?;
             let outputs = probe_llm::llm(Path::new(folder), &ids)?;
             Tensor::write_safetensors(&outputs, out)?;

@@ -546,21 +546,51 @@ fn a_checkpoint_that_does_not_fit_its_configuration_is_refused_without_taking_me
     assert!(error.to_string().contains("unexpected") && error.to_string().contains("q_proj.bias"));
 }
 
-/// A model folder that only some machines have; none is a skip by name.
-fn real_model(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SPEECHVERSE_MODELS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("models"),
-        PathBuf::from,
-    );
-    let folder = root.join(name);
-    if folder.join("model.safetensors").exists() {
-        return Some(folder);
+#[derive(serde::Deserialize)]
+struct Real {
+    chats: Vec<RealChat>,
+    answer: Vec<i64>,
+    stride: i64,
+    largest_logit: f64,
+    logits: Vec<Vec<f64>>,
+    likeliest: Vec<i64>,
+}
+
+#[derive(serde::Deserialize)]
+struct RealChat {
+    ids: Vec<i64>,
+}
+
+#[test]
+fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
+    let golden: std::collections::BTreeMap<String, Real> =
+        serde_json::from_str(include_str!("../../../tests/fixtures/llama_real.json")).unwrap();
+    for (name, golden) in golden {
+        let test = "models::llama::real_checkpoints_give_the_logits_and_the_answer_of_transformers";
+        let Some(folder) = crate::testing::real_model(test, &name) else {
+            continue;
+        };
+        let model = Llama::open(&folder, Device::Cpu, Kind::Float).unwrap();
+        let ids = &golden.chats[0].ids;
+
+        let states = model.hidden_states(ids).unwrap();
+        let logits = model.logits(states.last().unwrap());
+
+        assert_eq!(Vec::<i64>::try_from(logits.argmax(-1, false)).unwrap(), golden.likeliest);
+        for (position, row) in golden.logits.iter().enumerate() {
+            for (column, reference) in row.iter().enumerate() {
+                let at = [position as i64, column as i64 * golden.stride];
+                let error = (logits.double_value(&at) - reference).abs() / golden.largest_logit;
+                assert!(error <= 1e-4, "{name} {at:?}: {error:e}");
+            }
+        }
+        let (end, answer) = golden.answer.split_last().unwrap();
+        let options = GenerateOptions {
+            max_tokens: 16,
+            end_ids: vec![*end],
+            slots: 1,
+        };
+        let found = generate(&model, &[model.embed(ids).unwrap()], &options, None).unwrap();
+        assert_eq!((found[0].ids.as_slice(), found[0].finished), (answer, true), "{name}");
     }
-    use std::io::Write as _;
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {name} (not in `{}`; `speechverse models fetch` gets it)",
-        root.display()
-    );
-    None
 }
