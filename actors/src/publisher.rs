@@ -26,6 +26,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a send is repeated.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// Header of a record whose value the broker refuses: how many bytes it had.
+pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
+
 /// Everything a [`Publisher`] needs to start, and to start again.
 #[derive(Clone)]
 pub struct PublisherArgs {
@@ -81,6 +84,7 @@ impl Actor for Publisher {
                 rejection: Rejection::new(Reason::InternalError, lost.stage, message),
                 record: lost.record,
                 audio_seconds: lost.audio_seconds,
+                earlier: lost.earlier,
             };
             self.send_dead_letter(order).await;
         }
@@ -110,7 +114,7 @@ impl Message<PublishAnswer> for Publisher {
         let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
         let kind = answer.kind.as_str();
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
-        self.send(outgoing, Some(inner.record.receipt), audio_seconds, done).await;
+        self.send(outgoing, settled(inner.record.receipt, inner.earlier), audio_seconds, done).await;
     }
 }
 
@@ -128,7 +132,7 @@ impl Message<PublishEvent> for Publisher {
     async fn handle(&mut self, message: PublishEvent, _: &mut Context<Self, Self::Reply>) {
         let topic = Arc::from(self.args.topics.events.as_str());
         let outgoing = message.event.to_record(topic, &self.args.source);
-        self.send(outgoing, None, 0.0, || ()).await;
+        self.send(outgoing, Vec::new(), 0.0, || ()).await;
     }
 }
 
@@ -136,7 +140,7 @@ impl Message<PublishRecord> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishRecord, _: &mut Context<Self, Self::Reply>) {
-        self.send(message.record, None, 0.0, || ()).await;
+        self.send(message.record, Vec::new(), 0.0, || ()).await;
     }
 }
 
@@ -154,19 +158,20 @@ impl Publisher {
             record,
             rejection,
             audio_seconds,
+            earlier,
         } = message;
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
         let outgoing = dead_letter(&record, &rejection, Arc::from(self.args.topics.dead_letters.as_str()));
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, Some(record.receipt), audio_seconds, done).await;
+        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done).await;
     }
 
-    /// Sends in the background, up to the bound; the record behind it is released after the acknowledgement.
+    /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
-        receipt: Option<Receipt>,
+        receipts: Vec<Receipt>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -177,8 +182,8 @@ impl Publisher {
             let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
             if acknowledged {
                 done();
-                if let Some(receipt) = receipt {
-                    args.ledger.release(&receipt);
+                for receipt in &receipts {
+                    args.ledger.release(receipt);
                 }
                 if audio_seconds > 0.0 {
                     metrics::utterance_left(audio_seconds);
@@ -202,7 +207,9 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
                 if outgoing.value.is_none() {
                     return false;
                 }
-                outgoing.value = None;
+                let bytes = outgoing.value.take().map_or(0, |value| value.len());
+                let omitted = Some(bytes::Bytes::from(bytes.to_string()));
+                outgoing.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
             }
             Err(error) => {
                 if stopping.load(Ordering::Acquire) {
@@ -215,4 +222,10 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
             }
         }
     }
+}
+
+/// A record's own receipt and those of the chunks before it.
+fn settled(receipt: Receipt, mut earlier: Vec<Receipt>) -> Vec<Receipt> {
+    earlier.push(receipt);
+    earlier
 }

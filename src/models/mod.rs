@@ -8,15 +8,16 @@
 
 pub mod adapter;
 pub mod decoding;
+pub mod generate;
+pub mod llama;
 pub mod probe;
+pub mod probe_llm;
 pub mod responder;
+pub mod speech_llm;
 pub mod whisper;
 
 mod error;
 mod probe_encoder;
-pub mod generate;
-pub mod llama;
-pub mod probe_llm;
 mod traits;
 
 pub use error::ModelError;
