@@ -310,3 +310,6 @@ impl Drop for Destination {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
