@@ -39,6 +39,11 @@ point() {                              # at once, and only when it points elsewh
     echo "setup: libtorch $TORCH ($variant): .libtorch -> $target" >&2
 }
 
+# Who has chosen the CUDA variant keeps it until asked otherwise: rm .libtorch.
+case $variant:$(readlink "$root/.libtorch" 2>/dev/null || true) in
+    cpu:*-cuda-"$LAYOUT") [ ! -e "$root/.libtorch/.complete" ] || exit 0 ;;
+esac
+
 if [ -e "$dest/.complete" ]; then
     point
     exit 0
