@@ -1,1 +1,3 @@
 //! Sound before tensors: decoding, resampling, validation.
+
+pub mod log_mel;

@@ -15,6 +15,7 @@ pub mod kafka;
 pub mod model;
 pub mod serving;
 pub mod store;
+pub mod trainer;
 pub mod training;
 
 use audio::AudioConfig;
@@ -23,7 +24,7 @@ use kafka::KafkaConfig;
 use model::ModelConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
 use store::StoreConfig;
-use training::TrainerConfig;
+use trainer::{AdaptersConfig, TrainerConfig};
 
 /// Prefix of the environment variables that override settings.
 pub const ENV_PREFIX: &str = "SPEECHVERSE__";
@@ -46,6 +47,8 @@ pub struct Settings {
     pub encoder: EncoderConfig,
     /// Generation of answers.
     pub decoder: DecoderConfig,
+    /// Where adapter versions live.
+    pub adapters: AdaptersConfig,
     /// Labelled samples kept for training.
     pub store: StoreConfig,
     /// Training cycles.
@@ -174,6 +177,7 @@ impl Settings {
         self.audio.validate()?;
         self.encoder.validate()?;
         self.decoder.validate()?;
+        self.adapters.validate()?;
         self.store.validate()?;
         self.trainer.validate()?;
         if self.service.drain_ms_max >= self.kafka.session_timeout_ms {

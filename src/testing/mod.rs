@@ -1,5 +1,7 @@
 //! Fakes, tiny models and builders for tests (feature `testsuite`).
 
 mod skip;
+mod tiny;
 
 pub use skip::skip;
+pub use tiny::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};

@@ -1,0 +1,5 @@
+//! Low-rank adapters on named projections.
+
+/// Low-rank adapters on named projections.
+#[derive(Debug)]
+pub struct LoraSet;
