@@ -1,6 +1,6 @@
 //! What librdkafka calls back from the poll: rebalances, commits, statistics, logs.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError as ClientError, KafkaResult};
+use rdkafka::error::KafkaError as ClientError;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
@@ -22,8 +22,8 @@ use crate::telemetry::metrics;
 
 /// How often a waiting rebalance looks whether the records in flight are finished.
 const REVOKE_TICK: Duration = Duration::from_millis(2);
-/// A commit without an answer for so long is tried again.
-const COMMIT_FORGOTTEN: Duration = Duration::from_secs(30);
+/// A commit that the statistics have not confirmed after so long is sent again.
+const COMMIT_CONFIRM_MAX: Duration = Duration::from_secs(4);
 
 /// What the owner of a source may read while the thread runs.
 #[derive(Debug, Default)]
@@ -108,21 +108,35 @@ pub(super) struct SourceContext {
     pub(super) abandoned: AtomicBool,
     /// Partitions are paused, also those that are assigned now.
     pub(super) paused: AtomicBool,
-    pub(super) commit_sent: Mutex<Option<Instant>>,
+    /// Positions on their way to the broker, and since when.
+    pub(super) commits_sent: Mutex<HashMap<TopicPartition, (i64, Instant)>>,
 }
 
 impl SourceContext {
-    /// Asks the broker to take the positions that have moved; the answer arrives in a callback.
+    /// Asks the broker to take the positions that have moved, without waiting.
+    ///
+    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never sets), so
+    /// the statistics confirm it, and what they do not confirm is sent again.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
-        let waiting = locked(&self.commit_sent).is_some_and(|sent| sent.elapsed() < COMMIT_FORGOTTEN);
-        let positions = self.ledger.positions();
-        if waiting || positions.is_empty() {
+        let mut sent = locked(&self.commits_sent);
+        let mut positions = self.ledger.positions();
+        positions.retain(|position| match sent.get(&position.partition) {
+            Some((offset, when)) => *offset != position.offset || when.elapsed() > COMMIT_CONFIRM_MAX,
+            None => true,
+        });
+        if positions.is_empty() {
             return;
         }
-        match consumer.commit(&list(&positions), CommitMode::Async) {
-            Ok(()) => *locked(&self.commit_sent) = Some(Instant::now()),
-            Err(error) => warn!(%error, "failed to send offsets; they are sent again"),
+        if let Err(error) = consumer.commit(&list(&positions), CommitMode::Async) {
+            warn!(%error, "failed to send offsets; they are sent again");
+            return;
         }
+        let now = Instant::now();
+        sent.extend(
+            positions
+                .into_iter()
+                .map(|position| (position.partition, (position.offset, now))),
+        );
     }
 
     /// Commits `positions` and waits for the broker.
@@ -163,11 +177,28 @@ impl SourceContext {
         if !lost {
             self.commit_now(consumer, &positions);
         }
+        locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
         locked(&self.status.lag).retain(|lag| !partitions.contains(&lag.partition));
         for partition in &partitions {
             metrics::consumer_lag(&partition.topic, partition.partition, 0);
         }
         info!(partitions = %names(&partitions), lost, unfinished, "partitions revoked");
+    }
+
+    /// Tells the ledger what the broker has, as far as librdkafka knows.
+    fn confirm_commits(&self, statistics: &Statistics) {
+        let mut confirmed = Vec::new();
+        for partition in self.ledger.assigned() {
+            let topic = statistics.topics.get(partition.topic.as_ref());
+            let Some(found) = topic.and_then(|topic| topic.partitions.get(&partition.partition)) else {
+                continue;
+            };
+            if found.committed_offset >= 0 {
+                let offset = found.committed_offset;
+                confirmed.push(Position { partition, offset });
+            }
+        }
+        self.ledger.committed(&confirmed);
     }
 
     fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
@@ -203,6 +234,7 @@ impl ClientContext for SourceContext {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.confirm_commits(&statistics);
         let lag: Vec<PartitionLag> = self
             .ledger
             .assigned()
@@ -249,26 +281,6 @@ impl ConsumerContext for SourceContext {
         {
             warn!(%error, "failed to pause partitions that were just assigned");
         }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        *locked(&self.commit_sent) = None;
-        if let Err(error) = result {
-            debug!(%error, "the broker did not take the offsets; they are sent again");
-            return;
-        }
-        let taken: Vec<Position> = offsets
-            .elements()
-            .iter()
-            .filter_map(|element| match (element.error(), element.offset()) {
-                (Ok(()), Offset::Offset(offset)) => Some(Position {
-                    partition: TopicPartition::new(element.topic(), element.partition()),
-                    offset,
-                }),
-                _ => None,
-            })
-            .collect();
-        self.ledger.committed(&taken);
     }
 
     fn main_queue_min_poll_interval(&self) -> Timeout {

@@ -66,7 +66,7 @@ impl Reading {
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             paused: AtomicBool::new(false),
-            commit_sent: Mutex::default(),
+            commits_sent: Mutex::default(),
         };
         let consumer: BaseConsumer<SourceContext> = client::group_consumer(kafka)?
             .create_with_context(context)
