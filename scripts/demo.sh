@@ -38,4 +38,4 @@ done
 sed 's/^ready /pipeline ready: /' "$work/ready"
 bootstrap=$(sed -n 's/^ready .*bootstrap=\([^ ]*\).*/\1/p' "$work/ready")
 "$program" publish --config configs/demo.toml --bootstrap "$bootstrap" --task asr --wait \
-    --references "$clips/manifest.jsonl" "$clips"
+    --references "$clips/transcripts.jsonl" "$clips"

@@ -156,7 +156,7 @@ impl Encoder {
         for (owner, message) in batch.iter().enumerate() {
             for range in windows(message.samples.len(), self.info.max_samples) {
                 clips.push(&message.samples[range]);
-                mixes.push(message.adapter.mix_weights());
+                mixes.push(Tensor::from_slice(message.adapter.mix_weights()));
                 owners.push(owner);
             }
         }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use speechverse::models::speech_llm::AdapterSnapshot;
+use speechverse::kafka::BudgetHold;
+use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
-use speechverse::wire::{OutgoingRecord, Record};
+use speechverse::wire::{OutgoingRecord, Receipt, Record};
 use tch::Tensor;
 
 /// Milliseconds that an utterance spent in each stage so far.
@@ -43,6 +44,8 @@ pub struct LostTicket {
     pub audio_seconds: f64,
     /// Where it was.
     pub stage: Stage,
+    /// Receipts of further records that its outcome settles.
+    pub earlier: Vec<Receipt>,
 }
 
 impl LostAndFound {
@@ -87,6 +90,10 @@ pub struct TicketInner {
     pub stage: Stage,
     /// When that stage's queue got it.
     pub queued: Instant,
+    /// Receipts of further records that the outcome settles: the earlier chunks of a stream.
+    pub earlier: Vec<Receipt>,
+    /// The memory of its samples, counted until the outcome.
+    held: Option<BudgetHold>,
 }
 
 impl Ticket {
@@ -101,11 +108,19 @@ impl Ticket {
             times: StageTimes::default(),
             stage: Stage::Ingest,
             queued: now,
+            earlier: Vec::new(),
+            held: None,
         };
         Self {
             inner: Some(Box::new(inner)),
             home,
         }
+    }
+
+    /// Counts the memory of its samples until the outcome, and lets the outcome settle `earlier` records too.
+    pub fn hold(&mut self, held: BudgetHold, earlier: Vec<Receipt>) {
+        self.held = Some(held);
+        self.earlier = earlier;
     }
 
     /// Marks that the ticket waits for `stage` from now on.
@@ -151,6 +166,7 @@ impl Drop for Ticket {
             record: inner.record,
             audio_seconds: inner.audio_seconds,
             stage: inner.stage,
+            earlier: inner.earlier,
         };
         let _ = self.home.sender.send(lost);
     }
@@ -162,7 +178,7 @@ pub struct EncodeUtterance {
     /// Mono, 16 kHz, in [-1, 1].
     pub samples: Vec<f32>,
     /// The adapter version this utterance is pinned to.
-    pub adapter: Arc<AdapterSnapshot>,
+    pub adapter: AdapterSnapshot,
     /// Its ticket.
     pub ticket: Ticket,
 }
@@ -173,7 +189,7 @@ pub struct DecodeUtterance {
     /// Mixed encoder features, `[T, D]`, valid frames only.
     pub features: Tensor,
     /// The adapter version this utterance is pinned to.
-    pub adapter: Arc<AdapterSnapshot>,
+    pub adapter: AdapterSnapshot,
     /// Its ticket.
     pub ticket: Ticket,
 }
@@ -196,6 +212,8 @@ pub struct PublishDeadLetter {
     pub rejection: Rejection,
     /// Seconds of audio that were admitted for it; 0 when it was refused at the door.
     pub audio_seconds: f64,
+    /// Receipts of further records that this settles.
+    pub earlier: Vec<Receipt>,
 }
 
 impl PublishDeadLetter {
@@ -205,6 +223,7 @@ impl PublishDeadLetter {
             record,
             rejection,
             audio_seconds: 0.0,
+            earlier: Vec::new(),
         }
     }
 
@@ -216,6 +235,7 @@ impl PublishDeadLetter {
             record: inner.record,
             rejection: Rejection::new(reason, stage, message),
             audio_seconds: inner.audio_seconds,
+            earlier: inner.earlier,
         }
     }
 }
@@ -247,7 +267,7 @@ pub struct UtteranceAdmitted {
     /// Its request.
     pub request: Request,
     /// Where its record came from.
-    pub receipt: speechverse::wire::Receipt,
+    pub receipt: Receipt,
     /// Mono, 16 kHz.
     pub samples: Arc<[f32]>,
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::kafka::TopicsConfig;
-use speechverse::kafka::{Budget, LedgerHandle, Sink, SinkError};
+use speechverse::kafka::{Ledger, Sink};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
-use speechverse::wire::{OutgoingRecord, Receipt, Record};
+use speechverse::wire::{OutgoingRecord, Receipt};
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
@@ -26,15 +26,16 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a send is repeated.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// Header of a record whose value the broker refuses: how many bytes it had.
+pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
+
 /// Everything a [`Publisher`] needs to start, and to start again.
 #[derive(Clone)]
 pub struct PublisherArgs {
     /// Writes records.
     pub sink: Sink,
     /// Knows which offsets may be committed.
-    pub ledger: LedgerHandle,
-    /// Counts what is in flight.
-    pub budget: Budget,
+    pub ledger: Ledger,
     /// Names of the topics.
     pub topics: TopicsConfig,
     /// Value of `ce_source`.
@@ -83,6 +84,7 @@ impl Actor for Publisher {
                 rejection: Rejection::new(Reason::InternalError, lost.stage, message),
                 record: lost.record,
                 audio_seconds: lost.audio_seconds,
+                earlier: lost.earlier,
             };
             self.send_dead_letter(order).await;
         }
@@ -112,7 +114,7 @@ impl Message<PublishAnswer> for Publisher {
         let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
         let kind = answer.kind.as_str();
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
-        self.send(outgoing, Some(inner.record), audio_seconds, done).await;
+        self.send(outgoing, settled(inner.record.receipt, inner.earlier), audio_seconds, done).await;
     }
 }
 
@@ -130,7 +132,7 @@ impl Message<PublishEvent> for Publisher {
     async fn handle(&mut self, message: PublishEvent, _: &mut Context<Self, Self::Reply>) {
         let topic = Arc::from(self.args.topics.events.as_str());
         let outgoing = message.event.to_record(topic, &self.args.source);
-        self.send(outgoing, None, 0.0, || ()).await;
+        self.send(outgoing, Vec::new(), 0.0, || ()).await;
     }
 }
 
@@ -138,7 +140,7 @@ impl Message<PublishRecord> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishRecord, _: &mut Context<Self, Self::Reply>) {
-        self.send(message.record, None, 0.0, || ()).await;
+        self.send(message.record, Vec::new(), 0.0, || ()).await;
     }
 }
 
@@ -146,7 +148,7 @@ impl Message<ReleaseRecord> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: ReleaseRecord, _: &mut Context<Self, Self::Reply>) {
-        release(&self.args, &message.record.receipt, bytes(&message.record), 0.0);
+        self.args.ledger.release(&message.record.receipt);
     }
 }
 
@@ -156,19 +158,20 @@ impl Publisher {
             record,
             rejection,
             audio_seconds,
+            earlier,
         } = message;
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
         let outgoing = dead_letter(&record, &rejection, Arc::from(self.args.topics.dead_letters.as_str()));
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, Some(record), audio_seconds, done).await;
+        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done).await;
     }
 
-    /// Sends in the background, up to the bound; the record behind it is released after the acknowledgement.
+    /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
-        record: Option<Record>,
+        receipts: Vec<Receipt>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -179,8 +182,11 @@ impl Publisher {
             let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
             if acknowledged {
                 done();
-                if let Some(record) = record {
-                    release(&args, &record.receipt, bytes(&record), audio_seconds);
+                for receipt in &receipts {
+                    args.ledger.release(receipt);
+                }
+                if audio_seconds > 0.0 {
+                    metrics::utterance_left(audio_seconds);
                 }
             }
             drop(permit);
@@ -194,14 +200,16 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
     let mut pause = RETRY_FIRST;
     loop {
         match sink.send(outgoing.clone()).await {
-            Ok(()) => return true,
-            Err(SinkError::TooLarge { bytes, limit, .. }) => {
+            Ok(_) => return true,
+            Err(error) if error.is_about_the_record() => {
                 // It will never fit. The name of what happened still does.
-                error!(bytes, limit, topic = %outgoing.topic, "a record is too large for its topic, its value is left out");
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent without its value");
                 if outgoing.value.is_none() {
                     return false;
                 }
-                outgoing.value = None;
+                let bytes = outgoing.value.take().map_or(0, |value| value.len());
+                let omitted = Some(bytes::Bytes::from(bytes.to_string()));
+                outgoing.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
             }
             Err(error) => {
                 if stopping.load(Ordering::Acquire) {
@@ -216,15 +224,8 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
     }
 }
 
-fn bytes(record: &Record) -> usize {
-    record.value.as_ref().map_or(0, bytes::Bytes::len)
+/// A record's own receipt and those of the chunks before it.
+fn settled(receipt: Receipt, mut earlier: Vec<Receipt>) -> Vec<Receipt> {
+    earlier.push(receipt);
+    earlier
 }
-
-fn release(args: &PublisherArgs, receipt: &Receipt, bytes: usize, audio_seconds: f64) {
-    args.ledger.release(receipt);
-    args.budget.lower(bytes as u64);
-    if audio_seconds > 0.0 {
-        metrics::utterance_left(audio_seconds);
-    }
-}
-

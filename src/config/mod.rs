@@ -171,10 +171,9 @@ impl Settings {
     /// # Errors
     /// [`ConfigError::Invalid`] for the first rule that does not hold.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        self.model.validate()?;
         self.kafka.validate()?;
-        self.broker.validate()?;
-        self.audio.validate()?;
+        self.broker.validate().map_err(|error| ConfigError::invalid("broker", error.to_string()))?;
+        self.audio.validate().map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
         self.encoder.validate()?;
         self.decoder.validate()?;
         self.adapters.validate()?;

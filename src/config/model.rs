@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nn::accel::{DeviceChoice, PrecisionChoice};
+
 /// The `[model]` table: the two frozen networks and where they run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -13,13 +15,13 @@ pub struct ModelConfig {
     /// Folder of the language model in the Hugging Face layout.
     pub llm: PathBuf,
     /// `auto`, `cpu` or `cuda:N`.
-    pub device: String,
+    pub device: DeviceChoice,
     /// `auto`, `f32` or `bf16`: what the frozen networks compute in.
-    pub precision: String,
+    pub precision: PrecisionChoice,
     /// CPU threads of one tensor operation; 0 takes as many as there are cores.
     pub threads: usize,
-    /// System message before every prompt; empty: none (the template's own default is then left out as well).
-    pub system: String,
+    /// System message before every prompt; absent: the one that the model's own template puts there.
+    pub system: Option<String>,
 }
 
 impl Default for ModelConfig {
@@ -27,10 +29,10 @@ impl Default for ModelConfig {
         Self {
             encoder: PathBuf::from("models/whisper-base"),
             llm: PathBuf::from("models/smollm2-135m-instruct"),
-            device: "auto".into(),
-            precision: "auto".into(),
+            device: DeviceChoice::Auto,
+            precision: PrecisionChoice::Auto,
             threads: 0,
-            system: String::new(),
+            system: None,
         }
     }
 }

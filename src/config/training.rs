@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::model::{AdapterSettings, ModelConfig};
+use crate::nn::lora::LoraConfig;
 
 /// A setting is wrong, or its file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +56,7 @@ pub struct TrainingConfig {
     /// The learnable joint.
     pub adapter: AdapterSettings,
     /// LoRA of the stages that have one.
-    pub lora: LoraSettings,
+    pub lora: LoraConfig,
     /// Manifests and limits on samples.
     pub data: DataConfig,
     /// Random changes to training audio.
@@ -81,7 +82,7 @@ impl Default for TrainingConfig {
             minutes_max: None,
             model: ModelConfig::default(),
             adapter: AdapterSettings::default(),
-            lora: LoraSettings::default(),
+            lora: LoraConfig::default(),
             data: DataConfig::default(),
             augment: AugmentConfig::default(),
             validation: ValidationConfig::default(),
@@ -91,28 +92,6 @@ impl Default for TrainingConfig {
                 vec!["Transcribe the speech.".to_owned()],
             )]),
             stages: Vec::new(),
-        }
-    }
-}
-
-/// The `[lora]` table: shape of the low-rank updates in stages that train them.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraSettings {
-    /// Rank of each update.
-    pub rank: i64,
-    /// Numerator of the scale `alpha / rank`.
-    pub alpha: f64,
-    /// Projections that get an update, by the names of the checkpoint (`q_proj`, `v_proj` …).
-    pub targets: Vec<String>,
-}
-
-impl Default for LoraSettings {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 16.0,
-            targets: vec!["q_proj".into(), "v_proj".into()],
         }
     }
 }
@@ -338,6 +317,9 @@ pub struct StageConfig {
     /// AdamW's weight decay.
     #[serde(default = "StageConfig::default_weight_decay")]
     pub weight_decay: f64,
+    /// Weight of the CTC loss beside the next-token loss; 0: none. Means nothing in a `ctc_align` stage.
+    #[serde(default)]
+    pub ctc_weight: f64,
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
@@ -370,6 +352,7 @@ impl StageConfig {
             beta1: Self::default_beta1(),
             beta2: Self::default_beta2(),
             weight_decay: Self::default_weight_decay(),
+            ctc_weight: 0.0,
             augment: Self::default_augment(),
             tasks: None,
             weights: BTreeMap::new(),
@@ -460,6 +443,7 @@ impl StageConfig {
         within(&key("beta1"), self.beta1, 0.0, 0.999_999)?;
         within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
         within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
+        within(&key("ctc_weight"), self.ctc_weight, 0.0, 100.0)?;
         for (task, weight) in &self.weights {
             within(&key(&format!("weights.{task}")), *weight, 0.0, 1000.0)?;
         }
@@ -507,11 +491,7 @@ impl TrainingConfig {
             ));
         }
         self.adapter.validate()?;
-        within("`lora.rank`", self.lora.rank as f64, 1.0, 4096.0)?;
-        within("`lora.alpha`", self.lora.alpha, 1e-6, 1e6)?;
-        if self.lora.targets.is_empty() {
-            return Err("`lora.targets` is empty, expected names such as `q_proj`".into());
-        }
+        self.lora.validate().map_err(|error| error.to_string())?;
         within("`minutes_max`", self.minutes_max.unwrap_or(1.0), 1e-3, 1e6)?;
         within("`data.seconds_min`", self.data.seconds_min, 0.0, 60.0)?;
         within(

@@ -150,13 +150,13 @@ impl<K> SlotDecoder<K> {
     /// Whether `prompt` can ever fit a slot.
     ///
     /// # Errors
-    /// [`ModelError::TooLong`] with the positions wanted and available.
+    /// [`ModelError::TooManyPositions`] with the positions wanted and available.
     pub fn check(&self, prompt: &Prompt) -> Result<(), ModelError> {
         let wanted = prompt.embeds.size()[0] + prompt.tokens_max as i64;
         if wanted > self.capacity {
-            return Err(ModelError::TooLong {
-                wanted,
-                available: self.capacity,
+            return Err(ModelError::TooManyPositions {
+                positions: wanted,
+                positions_max: self.capacity,
             });
         }
         Ok(())
@@ -182,9 +182,10 @@ impl<K> SlotDecoder<K> {
             .filter(|&place| self.slots[place].is_none())
             .collect();
         if arrivals.len() > places.len() {
-            return Err(ModelError::NoFreeSlot {
-                wanted: arrivals.len(),
-                free: places.len(),
+            return Err(ModelError::Shape {
+                what: "prompts that join",
+                expected: format!("at most {} of them, one for each free slot", places.len()),
+                found: vec![arrivals.len() as i64],
             });
         }
         places.truncate(arrivals.len());
@@ -209,7 +210,7 @@ impl<K> SlotDecoder<K> {
                 Ok(logits) => self.advance(&group, &logits, &mut finished),
                 Err(error) => {
                     for place in joined {
-                        self.slots[place] = None;
+                        self.vacate(place);
                     }
                     return Err(error);
                 }
@@ -245,7 +246,17 @@ impl<K> SlotDecoder<K> {
 
     /// Empties every slot and hands the keys back, for a caller that gives up on them.
     pub fn clear(&mut self) -> Vec<K> {
-        self.slots.iter_mut().filter_map(|slot| slot.take().map(|slot| slot.key)).collect()
+        (0..self.slots.len()).filter_map(|place| self.vacate(place)).map(|slot| slot.key).collect()
+    }
+
+    /// The keys of the answers under way, with the tokens that each has so far.
+    pub fn active(&mut self) -> impl Iterator<Item = (&mut K, &[i64])> {
+        self.slots.iter_mut().flatten().map(|slot| (&mut slot.key, slot.out.ids.as_slice()))
+    }
+
+    fn vacate(&mut self, place: usize) -> Option<Slot<K>> {
+        self.cache.clear(place);
+        self.slots[place].take()
     }
 
     fn slot(&self, place: usize) -> &Slot<K> {
@@ -300,7 +311,7 @@ impl<K> SlotDecoder<K> {
                 slot.out.ids.push(id);
             }
             if slot.out.ended || slot.out.ids.len() >= slot.prompt.tokens_max {
-                let slot = self.slots[place].take().expect("it was there a line ago");
+                let slot = self.vacate(place).expect("it was there a line ago");
                 finished.push((slot.key, slot.out));
             }
         }

@@ -89,6 +89,14 @@ pub enum ModelError {
         /// Ids end before this.
         vocabulary: i64,
     },
+    /// A network gave up in a way that it should not.
+    #[error("the {what} panicked: {message}")]
+    Panicked {
+        /// Which network.
+        what: &'static str,
+        /// Its last words.
+        message: String,
+    },
     /// The front end does not fit.
     #[error(transparent)]
     FrontEnd(#[from] LogMelError),
@@ -98,4 +106,16 @@ pub enum ModelError {
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] TchError),
+}
+
+impl ModelError {
+    /// The error that stands for a caught panic of a network.
+    pub fn panicked(what: &'static str, panic: &(dyn std::any::Any + Send)) -> Self {
+        let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked {
+            what,
+            message: message.unwrap_or_else(|| "without a message".to_owned()),
+        }
+    }
 }

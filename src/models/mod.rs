@@ -7,7 +7,13 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod decoding;
+pub mod generate;
+pub mod llama;
 pub mod probe;
+pub mod probe_llm;
+pub mod responder;
+pub mod speech_llm;
 pub mod whisper;
 
 mod error;

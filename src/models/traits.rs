@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::ModelError;
 use crate::nn::kv_cache::KvCache;
-use crate::nn::lora::LoraSet;
+use crate::nn::lora::{LoraSet, LoraSite};
 
 /// All hidden states of a batch, as `output_hidden_states` of the transformers library numbers them.
 #[derive(Debug)]
@@ -88,6 +88,11 @@ pub struct LanguageModelInfo {
 pub trait LanguageModel: Send {
     /// Its sizes.
     fn info(&self) -> LanguageModelInfo;
+
+    /// The projections that can carry a low-rank adapter, in order of layers; none where that is not supported.
+    fn lora_sites(&self) -> Vec<LoraSite> {
+        Vec::new()
+    }
 
     /// Embeds token ids: `[L]` → `[L, H]`.
     ///

@@ -167,4 +167,3 @@ fn list<T>(
         more => write!(f, " and {more} more"),
     }
 }
-pub mod import;

@@ -1,5 +1,13 @@
 //! What travels on topics: records, requests, answers, dead letters, headers.
 
+pub mod answer;
+pub mod control;
+pub mod dead_letter;
+pub mod event;
+pub mod headers;
+pub mod label;
 mod record;
+pub mod request;
+pub mod trace;
 
 pub use record::{OutgoingRecord, Receipt, Record};

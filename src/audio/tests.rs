@@ -1,0 +1,777 @@
+//! Whole values through [`decode`]: every container, every way in which one can be bad, and hostile bytes.
+
+use std::f64::consts::TAU;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CONTAINERS: [(&str, Container, u32, u16, usize); 18] = [
+    ("tone-16000-1-s16.wav", Container::Wav, 16_000, 1, 4_000),
+    (
+        "tone-8000-2-s24-extensible.wav",
+        Container::Wav,
+        8_000,
+        2,
+        4_000,
+    ),
+    ("tone-96000-1-s16.wav", Container::Wav, 96_000, 1, 1_280),
+    (
+        "tone-16000-8-s16-extensible.wav",
+        Container::Wav,
+        16_000,
+        8,
+        800,
+    ),
+    ("tone-8000-1-mulaw.wav", Container::Wav, 8_000, 1, 4_000),
+    ("tone-8000-1-alaw.wav", Container::Wav, 8_000, 1, 4_000),
+    ("tone-16000-1-rf64.wav", Container::Wav, 16_000, 1, 4_000),
+    (
+        "tone-16000-1-piped-ffmpeg.wav",
+        Container::Wav,
+        16_000,
+        1,
+        4_000,
+    ),
+    (
+        "tone-16000-1-piped-sox.wav",
+        Container::Wav,
+        16_000,
+        1,
+        4_000,
+    ),
+    ("tone-44100-2.flac", Container::Flac, 44_100, 2, 4_000),
+    ("tone-44100-2-piped.flac", Container::Flac, 44_100, 2, 4_000),
+    ("tone-96000-1-s24.flac", Container::Flac, 96_000, 1, 800),
+    (
+        "tone-44100-2-flac.ogg",
+        Container::OggFlac,
+        44_100,
+        2,
+        4_000,
+    ),
+    (
+        "tone-44100-2-oggenc.ogg",
+        Container::OggVorbis,
+        44_100,
+        2,
+        4_000,
+    ),
+    (
+        "tone-16000-1-ffmpeg.ogg",
+        Container::OggVorbis,
+        16_000,
+        1,
+        8_000,
+    ),
+    ("tone-44100-2-lame.mp3", Container::Mp3, 44_100, 2, 4_000),
+    (
+        "tone-16000-1-lame-vbr.mp3",
+        Container::Mp3,
+        16_000,
+        1,
+        8_000,
+    ),
+    ("tone-44100-2-ffmpeg.mp3", Container::Mp3, 44_100, 2, 4_000),
+];
+
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/audio");
+    std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn decode_plain(bytes: &[u8]) -> Result<Waveform, AudioError> {
+    decode(bytes, None, &AudioLimits::default())
+}
+
+/// A WAV file with exactly this `fmt ` chunk and this declared size of data.
+fn wav(format: &[u8], data: &[u8], declared: u32) -> Vec<u8> {
+    let mut bytes = b"RIFF".to_vec();
+    bytes.extend(
+        (20 + format.len() as u32)
+            .wrapping_add(declared)
+            .to_le_bytes(),
+    );
+    bytes.extend(b"WAVEfmt ");
+    bytes.extend((format.len() as u32).to_le_bytes());
+    bytes.extend(format);
+    bytes.extend(b"data");
+    bytes.extend(declared.to_le_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn format(tag: u16, channels: u16, rate_hz: u32, bits: u16) -> Vec<u8> {
+    let frame_bytes = (u32::from(channels) * u32::from(bits) / 8) as u16;
+    let mut chunk = Vec::new();
+    chunk.extend(tag.to_le_bytes());
+    chunk.extend(channels.to_le_bytes());
+    chunk.extend(rate_hz.to_le_bytes());
+    chunk.extend(rate_hz.wrapping_mul(u32::from(frame_bytes)).to_le_bytes());
+    chunk.extend(frame_bytes.to_le_bytes());
+    chunk.extend(bits.to_le_bytes());
+    chunk
+}
+
+fn plain_wav(tag: u16, channels: u16, rate_hz: u32, bits: u16, data: &[u8]) -> Vec<u8> {
+    wav(
+        &format(tag, channels, rate_hz, bits),
+        data,
+        data.len() as u32,
+    )
+}
+
+/// How far the middle of the sound is from a 440 Hz sine of amplitude 0.5 that begins at its first sample, decibels.
+fn error_db(samples: &[f32]) -> f64 {
+    let middle = samples.len() / 5..samples.len() * 4 / 5;
+    let ideal = |n: usize| 0.5 * (TAU * 440.0 * n as f64 / 16_000.0).sin();
+    let error: f64 = middle
+        .clone()
+        .map(|n| (f64::from(samples[n]) - ideal(n)).powi(2))
+        .sum();
+    let power: f64 = middle.map(|n| ideal(n).powi(2)).sum();
+    10.0 * (error / power).log10()
+}
+
+#[test]
+fn every_container_decodes_to_the_tone_that_is_in_it() {
+    for (name, container, rate_hz, channels, len) in CONTAINERS {
+        let waveform = decode_plain(&fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+
+        assert_eq!(waveform.container, container, "{name}");
+        assert_eq!(
+            (waveform.source_rate_hz, waveform.source_channels),
+            (rate_hz, channels),
+            "{name}"
+        );
+        assert_eq!(waveform.samples.len(), len, "{name}");
+        assert_eq!(waveform.seconds(), len as f64 / 16_000.0, "{name}");
+        let lossy = name.ends_with("mp3") || name.ends_with("ogg") || name.contains("law");
+        let error = error_db(&waveform.samples);
+        assert!(
+            error < if lossy { -20.0 } else { -60.0 },
+            "{name}: {error:.1} dB"
+        );
+    }
+}
+
+#[test]
+fn an_mp3_without_a_tag_keeps_the_samples_of_its_encoder() {
+    let waveform = decode_plain(&fixture("tone-16000-1-untagged.mp3")).unwrap();
+
+    assert_eq!(waveform.samples.len() % 576, 0);
+    assert!(waveform.samples.len() > 8_000);
+}
+
+#[test]
+fn what_is_sound_but_not_decoded_is_called_by_its_name() {
+    for (name, found) in [
+        ("tone-16000-1-opus.ogg", "Opus"),
+        ("tone-16000-1.mp2", "layer I or II"),
+        ("tone-16000-1.m4a", "M4A"),
+        ("tone-16000-1.aac", "AAC"),
+        ("tone-16000-1-adpcm.wav", "IMA ADPCM"),
+    ] {
+        let error = decode_plain(&fixture(name)).unwrap_err();
+
+        assert!(
+            matches!(error, AudioError::UnsupportedCodec { .. }),
+            "{name}: {error}"
+        );
+        assert!(error.to_string().contains(found), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_anywhere_is_never_taken_for_a_whole_one() {
+    for (name, ..) in CONTAINERS {
+        let whole = fixture(name);
+        let reference = decode_plain(&whole).unwrap();
+        let step = whole.len() / 97 + 1;
+        for len in (1..whole.len())
+            .step_by(step)
+            .chain([whole.len() - 1, whole.len() - 2])
+        {
+            match decode_plain(&whole[..len]).map(|waveform| waveform.samples.len()) {
+                Err(AudioError::Truncated { .. }) => {}
+                // Less than its own mark is no container at all.
+                Err(AudioError::NotAudio { .. }) if len < 400 => {}
+                // Where the length is unknown, what is cut between two frames is whole.
+                Ok(cut) if name.contains("piped") => assert!(cut <= reference.samples.len()),
+                Err(AudioError::ZeroSamples { .. }) if name.contains("piped") => {}
+                other => panic!("{name} cut to {len} of {} bytes: {other:?}", whole.len()),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_byte_changed_in_the_sound_of_a_checked_container_is_found() {
+    for name in [
+        "tone-44100-2.flac",
+        "tone-44100-2-flac.ogg",
+        "tone-44100-2-oggenc.ogg",
+        "tone-16000-1-ffmpeg.ogg",
+    ] {
+        let whole = fixture(name);
+        for at in (whole.len() - 2_500..whole.len()).step_by(131) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+
+            let result = decode_plain(&damaged).map(|waveform| waveform.samples.len());
+
+            assert!(
+                matches!(
+                    result,
+                    Err(AudioError::Corrupt { .. } | AudioError::Truncated { .. })
+                ),
+                "{name} with byte {at} changed: {result:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_empty_value_and_a_large_one_are_refused_before_a_look_at_them() {
+    let limits = AudioLimits {
+        value_bytes_max: 10,
+        ..AudioLimits::default()
+    };
+
+    assert_eq!(decode_plain(b""), Err(AudioError::EmptyValue));
+    assert_eq!(
+        decode(&[b'x'; 11], None, &limits),
+        Err(AudioError::TooLarge {
+            bytes: 11,
+            bytes_max: 10
+        })
+    );
+}
+
+#[test]
+fn text_and_pictures_are_no_audio() {
+    for bytes in [
+        &b"hello, world"[..],
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        &[0; 100],
+        &[0xff; 100],
+        b"R",
+        b"fLa",
+    ] {
+        let error = decode_plain(bytes).unwrap_err();
+
+        assert!(
+            matches!(error, AudioError::NotAudio { .. }),
+            "{bytes:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_container_without_samples_says_so() {
+    let mut flac = fixture("tone-44100-2-piped.flac");
+    let audio = flac
+        .windows(2)
+        .position(|pair| pair == [0xff, 0xf8])
+        .unwrap();
+    flac.truncate(audio);
+
+    for bytes in [
+        plain_wav(1, 1, 16_000, 16, &[]),
+        flac,
+        plain_wav(1, 1, 48_000, 16, &[1, 2]),
+    ] {
+        let error = decode_plain(&bytes).unwrap_err();
+
+        assert!(matches!(error, AudioError::ZeroSamples { .. }), "{error}");
+    }
+}
+
+#[test]
+fn samples_that_are_no_numbers_are_refused_with_their_place() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut data: Vec<u8> = [0.5_f32; 600]
+            .iter()
+            .flat_map(|s| s.to_le_bytes())
+            .collect();
+        data[4 * 501..4 * 502].copy_from_slice(&bad.to_le_bytes());
+
+        let mono = decode_plain(&plain_wav(3, 1, 16_000, 32, &data));
+        let stereo = decode_plain(&plain_wav(3, 2, 8_000, 32, &data));
+
+        assert_eq!(mono, Err(AudioError::NonFinite { frame: 501 }));
+        assert_eq!(stereo, Err(AudioError::NonFinite { frame: 250 }));
+    }
+}
+
+#[test]
+fn numbers_that_only_overflow_on_the_way_are_refused_too() {
+    let data: Vec<u8> = [f32::MAX; 4_000]
+        .iter()
+        .flat_map(|s| s.to_le_bytes())
+        .collect();
+
+    for bytes in [
+        plain_wav(3, 2, 16_000, 32, &data),
+        plain_wav(3, 1, 44_100, 32, &data),
+    ] {
+        assert!(matches!(
+            decode_plain(&bytes),
+            Err(AudioError::NonFinite { .. })
+        ));
+    }
+    let large: Vec<u8> = [1e300_f64; 100]
+        .iter()
+        .flat_map(|s| s.to_le_bytes())
+        .collect();
+    assert!(matches!(
+        decode_plain(&plain_wav(3, 1, 16_000, 64, &large)),
+        Err(AudioError::NonFinite { frame: 0 })
+    ));
+}
+
+#[test]
+fn absurd_rates_and_channel_counts_are_refused() {
+    for rate_hz in [0, 1, 999, 768_001, u32::MAX] {
+        let error = decode_plain(&plain_wav(1, 1, rate_hz, 16, &[0; 64])).unwrap_err();
+        assert!(
+            matches!(error, AudioError::AbsurdRate { .. }),
+            "{rate_hz}: {error}"
+        );
+    }
+    for channels in [0, 65, 4_000, u16::MAX] {
+        let error = decode_plain(&plain_wav(1, channels, 16_000, 16, &[0; 64])).unwrap_err();
+        assert!(
+            matches!(error, AudioError::AbsurdChannels { .. }),
+            "{channels}: {error}"
+        );
+    }
+    for (content_type, absurd_rate) in [
+        ("audio/L16;rate=5", true),
+        ("audio/L16;rate=16000;channels=0", false),
+    ] {
+        let error = decode(&[0; 64], Some(content_type), &AudioLimits::default()).unwrap_err();
+        assert_eq!(
+            matches!(error, AudioError::AbsurdRate { .. }),
+            absurd_rate,
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn every_channel_counts_the_same() {
+    let frames: Vec<u8> = (0..200)
+        .flat_map(|_| [16_000_i16, 0, -8_000, 0].map(i16::to_le_bytes))
+        .flatten()
+        .collect();
+
+    let waveform = decode_plain(&plain_wav(1, 4, 16_000, 16, &frames)).unwrap();
+
+    assert_eq!(waveform.samples, vec![2_000.0 / 32_768.0; 200]);
+}
+
+#[test]
+fn sixty_four_channels_and_the_widest_rates_are_taken() {
+    let silence = vec![0; 64 * 2 * 2_000];
+    assert_eq!(
+        decode_plain(&plain_wav(1, 64, 1_000, 16, &silence))
+            .unwrap()
+            .samples
+            .len(),
+        32_000
+    );
+    assert_eq!(
+        decode_plain(&plain_wav(1, 1, 768_000, 16, &silence))
+            .unwrap()
+            .samples
+            .len(),
+        2_667
+    );
+    assert_eq!(
+        decode_plain(&plain_wav(1, 1, 767_999, 16, &silence))
+            .unwrap()
+            .samples
+            .len(),
+        2_667
+    );
+}
+
+#[test]
+fn what_is_longer_than_allowed_is_refused_before_or_while_it_is_decoded() {
+    let limits = AudioLimits {
+        seconds_max: 0.2,
+        ..AudioLimits::default()
+    };
+
+    for (name, _, _, _, len) in CONTAINERS {
+        let decoded = decode(&fixture(name), None, &limits).map(|waveform| waveform.samples.len());
+
+        if len > 3_200 {
+            assert!(
+                matches!(decoded, Err(AudioError::TooLong { .. })),
+                "{name}: {decoded:?}"
+            );
+        } else {
+            decoded.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn exactly_the_longest_is_taken() {
+    let limits = AudioLimits {
+        seconds_max: 0.25,
+        ..AudioLimits::default()
+    };
+
+    assert!(decode(&fixture("tone-44100-2-piped.flac"), None, &limits).is_ok());
+    assert!(decode(&fixture("tone-16000-1-s16.wav"), None, &limits).is_ok());
+}
+
+#[test]
+fn a_decompression_bomb_is_stopped() {
+    // One frame of constant silence, 65,535 samples of 8 channels in some 60 bytes, again and again.
+    let limits = AudioLimits {
+        decoded_samples_max: 10_000,
+        ..AudioLimits::default()
+    };
+    for name in [
+        "tone-44100-2-piped.flac",
+        "tone-44100-2.flac",
+        "tone-44100-2-oggenc.ogg",
+        "tone-44100-2-lame.mp3",
+    ] {
+        let error = decode(&fixture(name), None, &limits).unwrap_err();
+
+        assert!(
+            matches!(error, AudioError::TooManySamples { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_vorbis_set_up_that_asks_for_gigabytes_is_refused() {
+    // 256 code books of 131,071 entries in 32 dimensions: 4 GiB of numbers out of 6 kilobytes.
+    let mut bits = Vec::new();
+    let mut put =
+        |value: u64, width: u32| (0..width).for_each(|bit| bits.push(value >> bit & 1 == 1));
+    put(255, 8);
+    for _ in 0..256 {
+        put(0x56_4342, 24);
+        put(32, 16);
+        put(131_071, 24);
+        put(1, 1); // ordered
+        put(16, 5);
+        put(131_071, 17); // all in one run
+        put(1, 4); // lookup of type 1
+        put(0, 64);
+        put(0, 4);
+        put(0, 1);
+        put(0, 1); // the one number
+    }
+    let packed = bits.chunks(8).map(|byte| {
+        byte.iter()
+            .rev()
+            .fold(0, |value, bit| value << 1 | u8::from(*bit))
+    });
+    let set_up: Vec<u8> = b"\x05vorbis".iter().copied().chain(packed).collect();
+    let mut identification = b"\x01vorbis\0\0\0\0\x01".to_vec();
+    identification.extend(16_000_u32.to_le_bytes());
+    identification.extend([0; 12]);
+    identification.extend([0xb8, 1]);
+    let mut bytes = Vec::new();
+    for (number, packet) in [&identification[..], b"\x03vorbis", &set_up]
+        .into_iter()
+        .enumerate()
+    {
+        bytes.extend(ogg::tests::page(
+            number as u32,
+            if number == 2 { 4 } else { 0 },
+            0,
+            packet,
+        ));
+    }
+
+    let error = decode_plain(&bytes).unwrap_err();
+
+    assert!(
+        matches!(error, AudioError::TooManySamples { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_wav_whose_sizes_lie_is_refused() {
+    let silence = [0; 3_200];
+    let format = format(1, 1, 16_000, 16);
+    let mut declares_too_little = wav(&format, &silence, 320);
+    declares_too_little[44..].fill(0x81);
+    let mut frames_of_three = format.clone();
+    frames_of_three[12] = 3;
+
+    let cases = [
+        ("declares too little", declares_too_little),
+        ("frames of 3 bytes", wav(&frames_of_three, &silence, 3_200)),
+        (
+            "two sounds",
+            [
+                plain_wav(1, 1, 16_000, 16, &silence),
+                plain_wav(1, 1, 16_000, 16, &silence),
+            ]
+            .concat(),
+        ),
+        (
+            "data before fmt",
+            b"RIFF\0\0\0\0WAVEdata\x04\0\0\0....".to_vec(),
+        ),
+        (
+            "no chunk",
+            b"RIFF\0\0\0\0WAVE\x01\x02\x03\x04\x04\0\0\0....".to_vec(),
+        ),
+        ("0 bits", plain_wav(1, 1, 16_000, 0, &silence)),
+        ("short fmt", wav(&format[..14], &silence, 3_200)),
+    ];
+
+    for (name, bytes) in cases {
+        let error = decode_plain(&bytes).unwrap_err();
+        assert!(
+            matches!(error, AudioError::Corrupt { .. }),
+            "{name}: {error}"
+        );
+    }
+    for (name, bytes) in [
+        ("declares too much", wav(&format, &silence, 6_400)),
+        ("half a sample", wav(&format, &silence[1..], 3_199)),
+        (
+            "half a sample of unknown length",
+            wav(&format, &silence[1..], u32::MAX),
+        ),
+    ] {
+        let error = decode_plain(&bytes).unwrap_err();
+        assert!(
+            matches!(error, AudioError::Truncated { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_wav_of_unknown_length_is_read_to_its_end() {
+    let silence = [0; 3_200];
+    let format = format(1, 1, 16_000, 16);
+
+    for declared in [0, 0x7fff_f000, 0x8000_0000, u32::MAX] {
+        let waveform = decode_plain(&wav(&format, &silence, declared)).unwrap();
+
+        assert_eq!(waveform.samples.len(), 1_600, "declared {declared:#x}");
+    }
+}
+
+#[test]
+fn chunks_tags_and_padding_behind_the_samples_are_no_lie() {
+    let mut base = plain_wav(1, 1, 16_000, 16, &[0x33; 320]);
+    base.truncate(base.len());
+    for tail in [
+        &b"LIST\x04\0\0\0INFO"[..],
+        b"TAG title",
+        &[0; 64],
+        b"id3 \x05\0\0\0abcde",
+    ] {
+        let waveform = decode_plain(&[&base[..], tail].concat()).unwrap();
+
+        assert_eq!(waveform.samples.len(), 160);
+    }
+}
+
+#[test]
+fn all_widths_of_wav_hold_the_same_sound() {
+    let sine = |n: usize| 0.5 * (TAU * 440.0 * n as f64 / 16_000.0).sin();
+    let data = |width: usize| -> Vec<u8> {
+        (0..1_600)
+            .flat_map(|n| match width {
+                8 => vec![(sine(n) * 128.0 + 128.0).round() as u8],
+                16 => ((sine(n) * 32_768.0) as i16).to_le_bytes().to_vec(),
+                24 => ((sine(n) * 8_388_608.0) as i32).to_le_bytes()[..3].to_vec(),
+                _ => ((sine(n) * 2_147_483_648.0) as i32).to_le_bytes().to_vec(),
+            })
+            .collect()
+    };
+    let float: Vec<u8> = (0..1_600)
+        .flat_map(|n| (sine(n) as f32).to_le_bytes())
+        .collect();
+    let double: Vec<u8> = (0..1_600).flat_map(|n| sine(n).to_le_bytes()).collect();
+
+    for (tag, bits, data, expected) in [
+        (1, 8, data(8), -40.0),
+        (1, 16, data(16), -85.0),
+        (1, 24, data(24), -130.0),
+        (1, 32, data(32), -130.0),
+        (3, 32, float, -130.0),
+        (3, 64, double, -130.0),
+    ] {
+        let waveform = decode_plain(&plain_wav(tag, 1, 16_000, bits, &data)).unwrap();
+
+        let error = error_db(&waveform.samples);
+        assert!(error < expected, "{bits} bits: {error:.1} dB");
+    }
+}
+
+#[test]
+fn raw_pcm_goes_by_its_content_type() {
+    let bytes = [0x40, 0x00, 0xc0, 0x00, 0x40, 0x00, 0xc0, 0x00];
+    let with = |content_type| decode(&bytes, Some(content_type), &AudioLimits::default()).unwrap();
+
+    assert_eq!(with("audio/L16;rate=16000").samples, [0.5, -0.5, 0.5, -0.5]);
+    assert_eq!(with("audio/L16;rate=16000;channels=2").samples, [0.0, 0.0]);
+    assert_eq!(with("audio/pcm;rate=16000").samples[0], 64.0 / 32_768.0);
+    assert!(!with("audio/L16;rate=16000").content_type_mismatch);
+    let odd = decode(
+        &bytes[1..],
+        Some("audio/L16;rate=16000"),
+        &AudioLimits::default(),
+    );
+    assert!(matches!(odd, Err(AudioError::Truncated { .. })), "{odd:?}");
+}
+
+#[test]
+fn the_bytes_win_over_a_header_that_contradicts_them() {
+    let flac = fixture("tone-44100-2.flac");
+    let limits = AudioLimits::default();
+
+    for (content_type, mismatch) in [
+        (None, false),
+        (Some("application/octet-stream"), false),
+        (Some("audio/flac"), false),
+        (Some("audio/wav"), true),
+        (Some("text/plain"), true),
+        (Some("audio/L16;rate=16000"), true),
+    ] {
+        let waveform = decode(&flac, content_type, &limits).unwrap();
+
+        assert_eq!(waveform.container, Container::Flac);
+        assert_eq!(waveform.content_type_mismatch, mismatch, "{content_type:?}");
+    }
+    let error = decode(&flac, Some("audio/L16"), &limits).unwrap_err();
+    assert!(matches!(error, AudioError::ContentType(_)), "{error}");
+}
+
+#[test]
+fn tags_before_and_after_an_mp3_are_stepped_over() {
+    let plain = fixture("tone-44100-2-lame.mp3");
+    let tag = b"ID3\x04\0\0\0\0\0\x0aTIT2......";
+    let tagged = [&tag[..], &[0; 12], &plain, b"TAG", &[b' '; 125]].concat();
+
+    assert_eq!(
+        decode_plain(&tagged).unwrap(),
+        decode_plain(&plain).unwrap()
+    );
+}
+
+#[test]
+fn an_mp3_whose_beginning_is_missing_is_refused() {
+    let whole = fixture("tone-16000-1-untagged.mp3");
+    let second = 1 + whole[1..]
+        .windows(2)
+        .position(|pair| pair == &whole[..2])
+        .unwrap();
+    let third = second
+        + 1
+        + whole[second + 1..]
+            .windows(2)
+            .position(|pair| pair == &whole[..2])
+            .unwrap();
+
+    let error = decode_plain(&whole[third..]).unwrap_err();
+
+    assert!(
+        error.to_string().contains("beginning is missing"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let samples: Vec<f32> = (0..1_000).map(|n| (n as f32 / 100.0).sin() * 1.1).collect();
+
+    let waveform = decode_plain(&encode_wav(&samples)).unwrap();
+
+    assert_eq!(waveform.samples.len(), samples.len());
+    for (got, put) in waveform.samples.iter().zip(&samples) {
+        assert!(
+            (got - put.clamp(-1.0, 1.0)).abs() <= 1.0 / 32_768.0,
+            "{got} for {put}"
+        );
+    }
+}
+
+/// Decodes with small limits; whatever comes out must hold to them.
+fn decode_hostile(bytes: &[u8], content_type: Option<&str>) {
+    let limits = AudioLimits {
+        seconds_max: 2.0,
+        decoded_samples_max: 1 << 20,
+        ..AudioLimits::default()
+    };
+    if let Ok(waveform) = decode(bytes, content_type, &limits) {
+        assert!(!waveform.samples.is_empty() && waveform.seconds() <= 2.0);
+        assert!(waveform.samples.iter().all(|sample| sample.is_finite()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn random_bytes_never_panic(
+        mark in prop::sample::select(vec![
+            &b""[..], b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0", b"fLaC\x80\0\0\x22", b"OggS\0\x02", b"ID3\x04\0\0",
+            b"\xff\xfb\x90\x64", b"\xff\xf3\x38\xc4", b"RF64\xff\xff\xff\xffWAVEds64",
+        ]),
+        bytes in prop::collection::vec(any::<u8>(), 0..2_000),
+        content_type in prop::option::of("[ -~]{0,60}"),
+    ) {
+        decode_hostile(&[mark, &bytes].concat(), content_type.as_deref());
+    }
+
+    #[test]
+    fn damaged_files_never_panic(
+        which in 0..CONTAINERS.len(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        repaired in any::<bool>(),
+    ) {
+        let mut bytes = fixture(CONTAINERS[which].0);
+        for (index, value) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = value;
+        }
+        if repaired {
+            ogg::tests::repair(&mut bytes); // so that the damage gets past the check sums to the decoder
+        }
+        if let Some(index) = cut {
+            bytes.truncate(index.index(bytes.len()));
+        }
+        decode_hostile(&bytes, None);
+    }
+
+    #[test]
+    fn headers_with_any_numbers_in_them_never_panic(
+        tag in prop::sample::select(vec![0_u16, 1, 3, 6, 7, 0xfffe]),
+        channels in any::<u16>(), rate_hz in any::<u32>(), frame_bytes in any::<u16>(),
+        bits in prop::sample::select(vec![0_u16, 8, 12, 16, 24, 32, 64, 65_535]),
+        declared in any::<u32>(), data in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut format = format(tag, channels, rate_hz, bits);
+        format[12..14].copy_from_slice(&frame_bytes.to_le_bytes());
+        decode_hostile(&wav(&format, &data, declared), None);
+    }
+
+    #[test]
+    fn content_types_of_any_kind_never_panic(text in "\\PC{0,200}", kind in prop::sample::select(vec![
+        "audio/L16;rate=", "audio/pcm;bits=", "audio/x-raw;format=", "",
+    ])) {
+        let _ = ContentType::parse(&format!("{kind}{text}"));
+    }
+}

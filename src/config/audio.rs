@@ -1,0 +1,235 @@
+//! The `[audio]` table: what a value may be before it is refused, and how sound is cut into windows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::audio::AudioLimits;
+
+/// The `[audio]` table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AudioConfig {
+    /// Longest sound that is accepted, seconds. Longer values become dead letters; nothing is cut.
+    pub seconds_max: f64,
+    /// Largest record value that is looked at, bytes. The topic's `max.message.bytes` should not be larger.
+    pub value_bytes_max: usize,
+    /// Most samples (frames times channels) that are decoded from one value before it is given up as a
+    /// decompression bomb.
+    pub decoded_samples_max: u64,
+    /// Most channels; they are averaged into one.
+    pub channels_max: u16,
+    /// Lowest sample rate that is accepted, hertz.
+    pub rate_hz_min: u32,
+    /// Highest sample rate that is accepted, hertz.
+    pub rate_hz_max: u32,
+    /// Longest window that reaches the encoder at once, seconds. 30 is what Whisper was trained on.
+    pub window_seconds: f64,
+    /// Shared seconds of two windows that follow each other, when a sound needs more than one.
+    pub window_overlap_seconds: f64,
+}
+
+impl Default for AudioConfig {
+    fn default() -> Self {
+        Self {
+            seconds_max: 600.0,
+            value_bytes_max: 32 * 1024 * 1024,
+            decoded_samples_max: 1 << 28,
+            channels_max: 64,
+            rate_hz_min: 1_000,
+            rate_hz_max: 768_000,
+            window_seconds: 30.0,
+            window_overlap_seconds: 1.0,
+        }
+    }
+}
+
+/// A setting of the `[audio]` table that cannot work.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("`audio.{key}` is {found}, expected {expected}")]
+pub struct AudioConfigError {
+    /// The key, without its table.
+    pub key: &'static str,
+    /// The value that was found.
+    pub found: String,
+    /// What it must be.
+    pub expected: String,
+}
+
+impl AudioConfig {
+    /// Checks every value and the rules between them.
+    ///
+    /// # Errors
+    /// The first key that cannot work, with the value found and the one expected.
+    pub fn validate(&self) -> Result<(), AudioConfigError> {
+        let wrong = |key, found: String, expected: &str| {
+            Err(AudioConfigError {
+                key,
+                found,
+                expected: expected.to_owned(),
+            })
+        };
+        let day = 86_400.0;
+        if !(self.seconds_max > 0.0 && self.seconds_max <= day) {
+            return wrong(
+                "seconds_max",
+                self.seconds_max.to_string(),
+                "more than 0 and at most 86400",
+            );
+        }
+        if !(1..=1 << 30).contains(&self.value_bytes_max) {
+            return wrong(
+                "value_bytes_max",
+                self.value_bytes_max.to_string(),
+                "1 to 1073741824",
+            );
+        }
+        if self.decoded_samples_max == 0 {
+            return wrong("decoded_samples_max", "0".to_owned(), "at least 1");
+        }
+        if !(1..=256).contains(&self.channels_max) {
+            return wrong("channels_max", self.channels_max.to_string(), "1 to 256");
+        }
+        if self.rate_hz_min == 0 {
+            return wrong("rate_hz_min", "0".to_owned(), "at least 1");
+        }
+        if self.rate_hz_max < self.rate_hz_min || self.rate_hz_max > 1_000_000 {
+            return wrong(
+                "rate_hz_max",
+                self.rate_hz_max.to_string(),
+                "`audio.rate_hz_min` to 1000000",
+            );
+        }
+        if !(self.window_seconds > 0.0 && self.window_seconds <= day) {
+            return wrong(
+                "window_seconds",
+                self.window_seconds.to_string(),
+                "more than 0 and at most 86400",
+            );
+        }
+        if !(self.window_overlap_seconds >= 0.0
+            && self.window_overlap_seconds <= self.window_seconds / 2.0)
+        {
+            return wrong(
+                "window_overlap_seconds",
+                self.window_overlap_seconds.to_string(),
+                "0 to half of `audio.window_seconds`",
+            );
+        }
+        Ok(())
+    }
+
+    /// The limits that [`crate::audio::decode`] takes.
+    pub fn limits(&self) -> AudioLimits {
+        AudioLimits {
+            seconds_max: self.seconds_max,
+            value_bytes_max: self.value_bytes_max,
+            decoded_samples_max: self.decoded_samples_max,
+            channels_max: self.channels_max,
+            rate_hz_min: self.rate_hz_min,
+            rate_hz_max: self.rate_hz_max,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(AudioConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error_that_names_the_key() {
+        let error = toml::from_str::<AudioConfig>("second_max = 3").unwrap_err();
+
+        assert!(error.to_string().contains("second_max"), "{error}");
+    }
+
+    #[test]
+    fn keys_that_are_absent_keep_their_default() {
+        let config: AudioConfig = toml::from_str("seconds_max = 3").unwrap();
+
+        assert_eq!(
+            config,
+            AudioConfig {
+                seconds_max: 3.0,
+                ..AudioConfig::default()
+            }
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_name() {
+        let good = AudioConfig::default();
+        let cases = [
+            (
+                "seconds_max",
+                AudioConfig {
+                    seconds_max: f64::NAN,
+                    ..good.clone()
+                },
+            ),
+            (
+                "seconds_max",
+                AudioConfig {
+                    seconds_max: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "value_bytes_max",
+                AudioConfig {
+                    value_bytes_max: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "decoded_samples_max",
+                AudioConfig {
+                    decoded_samples_max: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "channels_max",
+                AudioConfig {
+                    channels_max: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "rate_hz_min",
+                AudioConfig {
+                    rate_hz_min: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "rate_hz_max",
+                AudioConfig {
+                    rate_hz_max: 10,
+                    ..good.clone()
+                },
+            ),
+            (
+                "window_seconds",
+                AudioConfig {
+                    window_seconds: -1.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "window_overlap_seconds",
+                AudioConfig {
+                    window_overlap_seconds: 29.0,
+                    ..good
+                },
+            ),
+        ];
+
+        for (key, config) in cases {
+            assert_eq!(config.validate().unwrap_err().key, key);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Answers: the JSON of a result record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::OutgoingRecord;
+use super::headers::header;
+use super::trace::TraceContext;
+
+/// `ce_type` of a result.
+pub const RESULT_TYPE: &str = "speechverse.result.v1";
+
+/// Whether more will come.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerKind {
+    /// An early view of an answer that is still being made.
+    Partial,
+    /// The answer.
+    Final,
+    /// There is no answer; `text` says why.
+    Error,
+}
+
+impl AnswerKind {
+    /// Its name in JSON, metrics and ids.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Partial => "partial",
+            Self::Final => "final",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What a reader should know before trusting an answer.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Flag {
+    /// The answer ends in repeats of itself.
+    Looping,
+    /// The answer has no words.
+    Empty,
+    /// The answer reached the token limit and was cut.
+    Truncated,
+    /// The model was unsure: its mean token log-probability is low.
+    LowConfidence,
+    /// There seems to be no speech in the audio.
+    NoSpeech,
+}
+
+/// Milliseconds spent on an answer, by stage.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub struct Timing {
+    /// Waiting in queues.
+    pub queue: f64,
+    /// Decoding and resampling the sound.
+    pub decode_audio: f64,
+    /// Speech encoder.
+    pub encode: f64,
+    /// Adapter and the LLM's pass over the prompt.
+    pub prefill: f64,
+    /// Generating the answer.
+    pub generate: f64,
+    /// From admission to the finished answer.
+    pub total: f64,
+}
+
+/// An answer, as it travels on the result topic.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Answer {
+    /// Id of the answer: [`Answer::id_of`] of its request.
+    pub id: String,
+    /// Id of the request.
+    pub request_id: String,
+    /// Stream or conversation it belongs to.
+    pub session: Option<String>,
+    /// Whether more will come.
+    pub kind: AnswerKind,
+    /// Name of the task.
+    pub task: Option<String>,
+    /// What was asked.
+    pub instruction: String,
+    /// The answer.
+    pub text: String,
+    /// The allowed answer that it is, where answers were constrained.
+    pub label: Option<String>,
+    /// Joint decoding: one entry per task.
+    pub fields: BTreeMap<String, String>,
+    /// Adapter version that computed it.
+    pub adapter: String,
+    /// Mean token log-probability, natural logarithm.
+    pub score: f64,
+    /// What a reader should know.
+    pub flags: Vec<Flag>,
+    /// Length of the audio, seconds.
+    pub audio_seconds: f64,
+    /// Answer tokens.
+    pub tokens: usize,
+    /// Time spent.
+    pub timing_ms: Timing,
+}
+
+impl Answer {
+    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash is
+    /// recognisable.
+    pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
+        match kind {
+            AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),
+            kind => format!("{request_id}:{}", kind.as_str()),
+        }
+    }
+
+    /// The record of the result topic, with the request's key.
+    pub fn to_record(
+        &self,
+        topic: Arc<str>,
+        key: Option<Bytes>,
+        source: &str,
+        trace: &TraceContext,
+    ) -> OutgoingRecord {
+        let json = serde_json::to_vec(self).expect("an answer is always JSON: its numbers are finite");
+        let mut headers = vec![
+            header("ce_specversion", "1.0"),
+            header("ce_type", RESULT_TYPE),
+            header("ce_source", source),
+            header("ce_id", self.id.as_str()),
+            header("ce_time", Timestamp::now().to_string()),
+            header("ce_subject", self.request_id.as_str()),
+            header("content-type", "application/json"),
+            header("traceparent", trace.child(&self.id)),
+        ];
+        if let Some(state) = &trace.state {
+            headers.push(header("tracestate", state.as_str()));
+        }
+        OutgoingRecord {
+            topic,
+            key,
+            value: Some(Bytes::from(json)),
+            headers,
+        }
+    }
+}

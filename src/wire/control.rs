@@ -1,0 +1,65 @@
+//! Orders to a running pipeline.
+
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+use super::dead_letter::{Reason, Rejection, Stage};
+
+/// What may be ordered; the JSON of a control record, told apart by `command`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Run a training cycle now.
+    Retrain {
+        /// Id for the run, so that whoever ordered it can follow its events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+    },
+    /// Serve this version from now on.
+    Promote {
+        /// Name of the version.
+        version: String,
+    },
+    /// Serve the parent of the current version, or the version named.
+    Rollback {
+        /// Name of the version to go back to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<String>,
+    },
+    /// Let training wait.
+    Pause,
+    /// Let training go on.
+    Resume,
+}
+
+impl Command {
+    /// Reads a record of the control topic.
+    ///
+    /// # Errors
+    /// A [`Rejection`] when it is no such JSON.
+    pub fn parse(record: &Record) -> Result<Self, Rejection> {
+        let value = record.value.as_deref().unwrap_or_default();
+        let wrong = |message| Rejection::new(Reason::InvalidCommand, Stage::Control, message);
+        let command: Self = serde_json::from_slice(value).map_err(|error| {
+            wrong(format!(
+                "not a command: {error}; expected for example {{\"command\": \"retrain\"}} (retrain, promote, rollback, \
+                 pause, resume)"
+            ))
+        })?;
+        let names = match &command {
+            Self::Retrain { id } => id.as_deref(),
+            Self::Promote { version } => Some(version.as_str()),
+            Self::Rollback { version } => version.as_deref(),
+            Self::Pause | Self::Resume => None,
+        };
+        if let Some(name) = names.filter(|name| name.is_empty() || name.len() > 128) {
+            return Err(wrong(format!("a name of {} bytes, expected 1 to 128", name.len())));
+        }
+        Ok(command)
+    }
+
+    /// The JSON of a control record.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a plain enum is always JSON")
+    }
+}

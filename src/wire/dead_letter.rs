@@ -1,0 +1,155 @@
+//! Records that cannot be answered, and why.
+
+use std::sync::Arc;
+
+use super::headers::header;
+use super::{OutgoingRecord, Record};
+
+macro_rules! closed_list {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// Every member.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Its name in headers, metrics and JSON.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+closed_list! {
+    /// Why a record became a dead letter; the header `speechverse_reason`.
+    Reason {
+        /// The value is empty or absent.
+        EmptyValue => "empty_value",
+        /// The bytes are no audio that we know.
+        NotAudio => "not_audio",
+        /// A container or codec that is not decoded here.
+        UnsupportedAudio => "unsupported_audio",
+        /// The audio breaks off before its declared end.
+        TruncatedAudio => "truncated_audio",
+        /// The audio contradicts itself.
+        CorruptAudio => "corrupt_audio",
+        /// No samples.
+        NoSamples => "no_samples",
+        /// NaN or infinite samples.
+        NonFiniteSamples => "non_finite_samples",
+        /// A sample rate or number of channels out of range.
+        AbsurdFormat => "absurd_format",
+        /// More seconds, samples or positions than allowed.
+        AudioTooLong => "audio_too_long",
+        /// More bytes than allowed.
+        ValueTooLarge => "value_too_large",
+        /// A header that is not UTF-8, or not what it should be.
+        InvalidHeader => "invalid_header",
+        /// A header longer than allowed.
+        HeaderTooLarge => "header_too_large",
+        /// `content-type` is malformed.
+        InvalidContentType => "invalid_content_type",
+        /// A structured CloudEvent that cannot be understood.
+        InvalidEnvelope => "invalid_envelope",
+        /// `ce_type` names nothing that this topic takes.
+        UnsupportedType => "unsupported_type",
+        /// `ce_task` names no configured task.
+        UnknownTask => "unknown_task",
+        /// `ce_labels` is not a JSON array of distinct, non-empty answers.
+        InvalidLabels => "invalid_labels",
+        /// The deadline is past.
+        DeadlineExceeded => "deadline_exceeded",
+        /// Chunks are missing, doubled, or never ended.
+        BrokenStream => "broken_stream",
+        /// A labelled sample without a target, or without anything to label.
+        InvalidSample => "invalid_sample",
+        /// A correction of a request that is not remembered.
+        UnknownSubject => "unknown_subject",
+        /// The sample store refused it.
+        StoreRefused => "store_refused",
+        /// A command that is not understood.
+        InvalidCommand => "invalid_command",
+        /// A fault of ours; publishing the record again may work.
+        InternalError => "internal_error",
+    }
+}
+
+closed_list! {
+    /// Where in the graph something happened.
+    Stage {
+        /// Reading, checking, decoding sound.
+        Ingest => "ingest",
+        /// The speech encoder.
+        Encode => "encode",
+        /// Adapter and language model.
+        Decode => "decode",
+        /// Writing answers.
+        Publish => "publish",
+        /// Keeping labelled samples.
+        Collect => "collect",
+        /// Obeying commands.
+        Control => "control",
+        /// Training cycles.
+        Train => "train",
+    }
+}
+
+/// Why a record cannot be answered, and where that was found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", reason.as_str())]
+pub struct Rejection {
+    /// Member of the closed list.
+    pub reason: Reason,
+    /// Where it was found.
+    pub stage: Stage,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl Rejection {
+    /// A rejection.
+    pub fn new(reason: Reason, stage: Stage, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            stage,
+            message: message.into(),
+        }
+    }
+}
+
+/// Header that holds the [`Reason`].
+pub const REASON_HEADER: &str = "speechverse_reason";
+/// Longest message in a header, bytes.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// The dead letter of a record: key, value and headers byte for byte, then the reason in Kafka Connect's headers.
+///
+/// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name counts.
+pub fn dead_letter(record: &Record, rejection: &Rejection, topic: Arc<str>) -> OutgoingRecord {
+    let mut headers = record.headers.clone();
+    let receipt = &record.receipt;
+    let mut end = rejection.message.len().min(MESSAGE_BYTES_MAX);
+    while !rejection.message.is_char_boundary(end) {
+        end -= 1;
+    }
+    let connect = |name: &str| format!("__connect.errors.{name}");
+    headers.extend([
+        header(&connect("topic"), &*receipt.topic),
+        header(&connect("partition"), receipt.partition.to_string()),
+        header(&connect("offset"), receipt.offset.to_string()),
+        header(&connect("stage"), rejection.stage.as_str()),
+        header(&connect("class.name"), "speechverse"),
+        header(&connect("exception.class.name"), rejection.reason.as_str()),
+        header(&connect("exception.message"), &rejection.message[..end]),
+        header(REASON_HEADER, rejection.reason.as_str()),
+    ]);
+    OutgoingRecord {
+        topic,
+        key: record.key.clone(),
+        value: record.value.clone(),
+        headers,
+    }
+}

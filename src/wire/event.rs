@@ -1,0 +1,137 @@
+//! Life-cycle events: what happened to training and to the serving adapter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::OutgoingRecord;
+use super::headers::header;
+
+/// `ce_type` of every event.
+pub const EVENT_TYPE: &str = "speechverse.event.v1";
+
+/// An event: what, about which run or version, when.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Event {
+    /// Run or adapter version; the record's key.
+    pub id: String,
+    /// When it happened.
+    pub time: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// Outcome of a training cycle.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The candidate serves now.
+    Promoted,
+    /// The candidate was worse than allowed; a normal outcome.
+    Refused,
+    /// The cycle did not get as far as a candidate.
+    Failed,
+}
+
+impl Verdict {
+    /// Its name in metrics and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Promoted => "promoted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What happened; told apart by `type`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Happening {
+    /// A training cycle began.
+    CycleStarted {
+        /// Why: an order, the schedule, enough new samples.
+        trigger: String,
+        /// Version that the candidate starts from.
+        parent: String,
+        /// Samples to learn from.
+        train_samples: usize,
+        /// Samples to judge by.
+        held_out_samples: usize,
+    },
+    /// A training cycle goes on.
+    CycleProgress {
+        /// Name of the stage.
+        stage: String,
+        /// Steps taken in it.
+        step: u64,
+        /// Loss of the latest step.
+        loss: f64,
+    },
+    /// A training cycle ended.
+    CycleFinished {
+        /// Its outcome.
+        verdict: Verdict,
+        /// Why.
+        reason: String,
+        /// Name of the candidate, when there is one.
+        version: Option<String>,
+        /// Named figures: word error rate before and after, samples, seconds.
+        metrics: BTreeMap<String, f64>,
+    },
+    /// New requests are pinned to another version from now on.
+    AdapterSwapped {
+        /// Version until now.
+        from: String,
+        /// Version from now on.
+        to: String,
+        /// Why: promoted, ordered, rolled back.
+        reason: String,
+    },
+    /// An order was obeyed that changes nothing that is visible otherwise.
+    CommandObeyed {
+        /// Name of the command.
+        command: String,
+    },
+    /// An order could not be obeyed.
+    CommandRefused {
+        /// Name of the command.
+        command: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Event {
+    /// An event that happens now.
+    pub fn now(id: impl Into<String>, what: Happening) -> Self {
+        Self {
+            id: id.into(),
+            time: Timestamp::now(),
+            what,
+        }
+    }
+
+    /// The record of the event topic.
+    pub fn to_record(&self, topic: Arc<str>, source: &str) -> OutgoingRecord {
+        let json = serde_json::to_vec(self).expect("an event is always JSON");
+        OutgoingRecord {
+            topic,
+            key: Some(Bytes::from(self.id.clone())),
+            value: Some(Bytes::from(json)),
+            headers: vec![
+                header("ce_specversion", "1.0"),
+                header("ce_type", EVENT_TYPE),
+                header("ce_source", source),
+                header("ce_id", format!("{}:{}", self.id, self.time)),
+                header("ce_time", self.time.to_string()),
+                header("ce_subject", self.id.as_str()),
+                header("content-type", "application/json"),
+            ],
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Kafka headers, read as the untrusted text they are.
+
+use bytes::Bytes;
+
+use super::dead_letter::{Reason, Rejection, Stage};
+
+/// Headers by name. Of a repeated header the last one counts, as for Kafka's own `lastHeader`.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'r>(&'r [(String, Option<Bytes>)]);
+
+impl<'r> Headers<'r> {
+    /// A view of a record's headers.
+    pub fn new(headers: &'r [(String, Option<Bytes>)]) -> Self {
+        Self(headers)
+    }
+
+    /// The bytes of a header; `None` when it is absent, or present with no value.
+    pub fn bytes(&self, name: &str) -> Option<&'r [u8]> {
+        let (_, value) = self.0.iter().rev().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        value.as_deref()
+    }
+
+    /// The text of a header, at most `bytes_max` bytes of UTF-8.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that names the header, when it is longer or not UTF-8.
+    pub fn text(&self, name: &str, bytes_max: usize) -> Result<Option<&'r str>, Rejection> {
+        let Some(bytes) = self.bytes(name) else { return Ok(None) };
+        if bytes.len() > bytes_max {
+            let message = format!("header `{name}` has {} bytes, at most {bytes_max} are allowed", bytes.len());
+            return Err(Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, message));
+        }
+        std::str::from_utf8(bytes).map(Some).map_err(|error| {
+            let message = format!("header `{name}` is not UTF-8: {error}");
+            Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
+        })
+    }
+
+    /// A header's text read as a value; `expected` says what would have been right.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that names the header, what was found and what was expected.
+    pub fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Rejection> {
+        /// Longest text of a number, a flag or a time.
+        const VALUE_BYTES_MAX: usize = 128;
+        let Some(text) = self.text(name, VALUE_BYTES_MAX)? else { return Ok(None) };
+        text.trim().parse().map(Some).map_err(|_| invalid(name, text, expected))
+    }
+
+    /// A header that says yes or no: `true`, `yes`, `1`, `false`, `no`, `0`.
+    ///
+    /// # Errors
+    /// A [`Rejection`] for any other text.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, Rejection> {
+        let Some(text) = self.text(name, 16)? else { return Ok(None) };
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "yes" | "1" => Ok(Some(true)),
+            "false" | "no" | "0" => Ok(Some(false)),
+            _ => Err(invalid(name, text, "`true` or `false`")),
+        }
+    }
+}
+
+/// The refusal of a header's value.
+pub(crate) fn invalid(name: &str, found: &str, expected: &str) -> Rejection {
+    let found: String = found.chars().take(64).collect();
+    let message = format!("header `{name}` is `{}`, expected {expected}", found.escape_debug());
+    Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
+}
+
+/// A header of an outgoing record.
+pub(crate) fn header(name: &str, value: impl Into<String>) -> (String, Option<Bytes>) {
+    (name.to_owned(), Some(Bytes::from(value.into())))
+}

@@ -1,0 +1,92 @@
+//! Labelled samples: audio with its right answer, or the correction of an earlier answer.
+
+use bytes::Bytes;
+
+use super::Record;
+use super::dead_letter::{Reason, Rejection, Stage};
+use super::headers::Headers;
+use super::request::{Instructions, RequestLimits, instruction, open};
+
+/// What a record of the label topic teaches.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Label {
+    /// Audio with its right answer.
+    Sample(LabelledAudio),
+    /// The right answer to a request that was answered before.
+    Correction {
+        /// Id of that request.
+        subject: String,
+        /// The right answer.
+        target: String,
+    },
+}
+
+/// Audio with its right answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledAudio {
+    /// Id of the sample.
+    pub id: String,
+    /// Name of a configured task.
+    pub task: Option<String>,
+    /// What the answer answers.
+    pub instruction: String,
+    /// The right answer.
+    pub target: String,
+    /// Whether it may be trained on.
+    pub may_train: bool,
+    /// Type of the audio, when the sender says.
+    pub content_type: Option<String>,
+    /// The audio as it came.
+    pub audio: Bytes,
+}
+
+impl Label {
+    /// Reads a record of the label topic.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that says what is missing or wrong. The audio itself is not looked at.
+    pub fn parse(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
+        let in_collect = |rejection: Rejection| Rejection {
+            stage: Stage::Collect,
+            ..rejection
+        };
+        Self::read(record, limits, instructions).map_err(in_collect)
+    }
+
+    fn read(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
+        let wrong = |message: &str| Rejection::new(Reason::InvalidSample, Stage::Collect, message);
+        let envelope = open(record)?;
+        let headers = Headers::new(&envelope.headers);
+        let target = headers
+            .text("ce_target", limits.instruction_bytes_max)?
+            .filter(|target| !target.trim().is_empty())
+            .ok_or_else(|| wrong("`ce_target` is missing or empty: it holds the right answer"))?
+            .to_owned();
+        let subject = headers.text("ce_subject", limits.name_bytes_max)?;
+        match (envelope.data.is_empty(), subject) {
+            (true, Some(subject)) => Ok(Self::Correction {
+                subject: subject.to_owned(),
+                target,
+            }),
+            (true, None) => Err(wrong(
+                "no audio and no `ce_subject`: send audio, or name the request whose answer is corrected",
+            )),
+            (false, _) => {
+                let receipt = &record.receipt;
+                let task = headers.text("ce_task", limits.name_bytes_max)?.map(str::to_owned);
+                Ok(Self::Sample(LabelledAudio {
+                    id: headers.text("ce_id", limits.name_bytes_max)?.map_or_else(
+                        || format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset),
+                        str::to_owned,
+                    ),
+                    instruction: instruction(headers, task.as_deref(), limits, instructions)?,
+                    task,
+                    target,
+                    may_train: headers.flag("ce_train")?.unwrap_or(true),
+                    content_type: headers.text("content-type", 256)?.map(str::to_owned),
+                    audio: envelope.data,
+                }))
+            }
+        }
+    }
+}

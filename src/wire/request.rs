@@ -1,0 +1,255 @@
+//! Requests: audio and what to do with it.
+//!
+//! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and structured
+//! mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::dead_letter::{Reason, Rejection, Stage};
+use super::headers::{Headers, invalid};
+use super::trace::TraceContext;
+use super::Record;
+
+/// `ce_type` of a request that carries a whole recording.
+pub const REQUEST_TYPE: &str = "speechverse.request.v1";
+/// `ce_type` of one chunk of a stream.
+pub const CHUNK_TYPE: &str = "speechverse.chunk.v1";
+
+/// What a request may be, and what stands in for what it does not say.
+#[derive(Clone, Debug)]
+pub struct RequestLimits {
+    /// Longest instruction, bytes.
+    pub instruction_bytes_max: usize,
+    /// Longest id, session or task name, bytes.
+    pub name_bytes_max: usize,
+    /// Most allowed answers.
+    pub labels_max: usize,
+    /// Longest list of allowed answers, bytes of JSON.
+    pub labels_bytes_max: usize,
+    /// Most answer tokens that a request may ask for.
+    pub tokens_max: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            instruction_bytes_max: 8 * 1024,
+            name_bytes_max: 256,
+            labels_max: 1_000,
+            labels_bytes_max: 64 * 1024,
+            tokens_max: 1_024,
+        }
+    }
+}
+
+/// Finds the instruction of a request.
+pub trait Instructions {
+    /// Default instruction of a task; `None` when no such task is configured.
+    fn of_task(&self, task: &str) -> Option<String>;
+    /// For a request that names neither instruction nor task.
+    fn default_instruction(&self) -> String;
+    /// Names of the configured tasks, for messages.
+    fn tasks(&self) -> Vec<String>;
+}
+
+/// A place in a chunked stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Number of the chunk, from 0.
+    pub sequence: u64,
+    /// Whether it is the last one.
+    pub is_final: bool,
+}
+
+/// Audio, and what to do with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Request id.
+    pub id: String,
+    /// Stream or conversation it belongs to.
+    pub session: Option<String>,
+    /// Present for a chunk of a stream.
+    pub chunk: Option<Chunk>,
+    /// Name of a configured task.
+    pub task: Option<String>,
+    /// What to do with the audio.
+    pub instruction: String,
+    /// Allowed answers.
+    pub labels: Option<Vec<String>>,
+    /// Most answer tokens.
+    pub max_tokens: Option<usize>,
+    /// Not worth answering after this time.
+    pub deadline: Option<Timestamp>,
+    /// Whether partial answers are wanted.
+    pub partials: bool,
+    /// Whether it may be kept for training, when the sender says.
+    pub train: Option<bool>,
+    /// Type of the audio, when the sender says.
+    pub content_type: Option<String>,
+    /// The audio as it came.
+    pub audio: Bytes,
+    /// Trace it belongs to.
+    pub trace: TraceContext,
+}
+
+/// Attributes and data of a record, whichever mode it came in.
+pub(crate) struct Envelope {
+    pub(crate) headers: Vec<(String, Option<Bytes>)>,
+    pub(crate) data: Bytes,
+}
+
+/// Opens a record: binary mode as it is, structured mode unpacked into the same shape.
+pub(crate) fn open(record: &Record) -> Result<Envelope, Rejection> {
+    let data = record.value.clone().unwrap_or_default();
+    let headers = Headers::new(&record.headers);
+    let structured = headers
+        .bytes("content-type")
+        .is_some_and(|value| value.to_ascii_lowercase().starts_with(b"application/cloudevents+json"));
+    if !structured {
+        return Ok(Envelope {
+            headers: record.headers.clone(),
+            data,
+        });
+    }
+    let wrong = |message: String| Rejection::new(Reason::InvalidEnvelope, Stage::Ingest, message);
+    let event: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&data)
+        .map_err(|error| wrong(format!("structured CloudEvent: the value is no JSON object: {error}")))?;
+    let mut data = Bytes::new();
+    // What the transport says (traceparent) stays; what the envelope says comes last and counts.
+    let mut unpacked: Vec<(String, Option<Bytes>)> = record
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-type"))
+        .cloned()
+        .collect();
+    for (name, value) in event {
+        let text = match value {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Null => continue,
+            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => value.to_string(),
+            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array is too natural to refuse.
+            serde_json::Value::Array(_) if name == "labels" => value.to_string(),
+            _ => return Err(wrong(format!("structured CloudEvent: `{name}` is neither text, number nor flag"))),
+        };
+        match name.as_str() {
+            "data_base64" => {
+                let decoded = BASE64_STANDARD
+                    .decode(text.as_bytes())
+                    .map_err(|error| wrong(format!("structured CloudEvent: `data_base64` is no base64: {error}")))?;
+                data = Bytes::from(decoded);
+            }
+            "data" => return Err(wrong("structured CloudEvent: audio belongs into `data_base64`".into())),
+            "datacontenttype" => unpacked.push(("content-type".into(), Some(Bytes::from(text)))),
+            "traceparent" | "tracestate" => unpacked.push((name, Some(Bytes::from(text)))),
+            _ => unpacked.push((format!("ce_{name}"), Some(Bytes::from(text)))),
+        }
+    }
+    Ok(Envelope {
+        headers: unpacked,
+        data,
+    })
+}
+
+impl Request {
+    /// Reads a record of the request topic.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked at.
+    pub fn parse(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
+        let envelope = open(record)?;
+        let headers = Headers::new(&envelope.headers);
+        let receipt = &record.receipt;
+        let name = |header: &str| -> Result<Option<String>, Rejection> {
+            match headers.text(header, limits.name_bytes_max)? {
+                Some(text) if text.trim().is_empty() => Err(invalid(header, text, "a name, or no such header")),
+                found => Ok(found.map(str::to_owned)),
+            }
+        };
+        let kind = name("ce_type")?.unwrap_or_else(|| REQUEST_TYPE.to_owned());
+        let session = name("ce_session")?;
+        let chunk = match kind.as_str() {
+            REQUEST_TYPE => None,
+            CHUNK_TYPE => Some(Chunk {
+                sequence: headers
+                    .parsed("ce_sequence", "the number of the chunk, from 0")?
+                    .ok_or_else(|| invalid("ce_sequence", "", "the number of the chunk, from 0"))?,
+                is_final: headers.flag("ce_final")?.unwrap_or(false),
+            }),
+            other => {
+                let message = format!("`ce_type` is `{other}`, expected `{REQUEST_TYPE}` or `{CHUNK_TYPE}`");
+                return Err(Rejection::new(Reason::UnsupportedType, Stage::Ingest, message));
+            }
+        };
+        if chunk.is_some() && session.is_none() {
+            return Err(invalid("ce_session", "", "the id of the stream that the chunk belongs to"));
+        }
+        let id = name("ce_id")?
+            .unwrap_or_else(|| format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset));
+        let task = name("ce_task")?;
+        let instruction = instruction(headers, task.as_deref(), limits, instructions)?;
+        let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
+        if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
+            return Err(invalid("ce_maxtokens", &tokens.to_string(), &format!("1 to {}", limits.tokens_max)));
+        }
+        Ok(Self {
+            id,
+            session,
+            chunk,
+            task,
+            instruction,
+            labels: labels(headers, limits)?,
+            max_tokens,
+            deadline: headers.parsed("ce_deadline", "a time such as 2026-01-31T12:00:00Z (RFC 3339)")?,
+            partials: headers.flag("ce_partials")?.unwrap_or(false),
+            train: headers.flag("ce_train")?,
+            content_type: headers.text("content-type", 256)?.map(str::to_owned),
+            audio: envelope.data,
+            trace: TraceContext::of(headers, receipt),
+        })
+    }
+}
+
+/// What to do with the audio: the header's words, else the task's, else the configured default.
+pub(crate) fn instruction(
+    headers: Headers<'_>,
+    task: Option<&str>,
+    limits: &RequestLimits,
+    instructions: &dyn Instructions,
+) -> Result<String, Rejection> {
+    let of_task = match task {
+        None => None,
+        Some(task) => Some(instructions.of_task(task).ok_or_else(|| {
+            let known = instructions.tasks().join("`, `");
+            let message = format!("`ce_task` is `{}`, configured are `{known}`", task.escape_debug());
+            Rejection::new(Reason::UnknownTask, Stage::Ingest, message)
+        })?),
+    };
+    match headers.text("ce_instruction", limits.instruction_bytes_max)? {
+        Some(text) if text.trim().is_empty() => Err(invalid("ce_instruction", text, "words, or no such header")),
+        Some(text) => Ok(text.to_owned()),
+        None => Ok(of_task.unwrap_or_else(|| instructions.default_instruction())),
+    }
+}
+
+fn labels(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Vec<String>>, Rejection> {
+    let wrong = |message: String| Rejection::new(Reason::InvalidLabels, Stage::Ingest, message);
+    let Some(text) = headers.text("ce_labels", limits.labels_bytes_max)? else { return Ok(None) };
+    let labels: Vec<String> = serde_json::from_str(text)
+        .map_err(|error| wrong(format!("`ce_labels` is no JSON array of strings: {error}")))?;
+    if labels.is_empty() || labels.len() > limits.labels_max {
+        return Err(wrong(format!("`ce_labels` has {} answers, expected 1 to {}", labels.len(), limits.labels_max)));
+    }
+    let mut seen = std::collections::HashSet::new();
+    for label in &labels {
+        if label.trim().is_empty() {
+            return Err(wrong("`ce_labels` has an empty answer".into()));
+        }
+        if !seen.insert(label.as_str()) {
+            return Err(wrong(format!("`ce_labels` has `{}` twice", label.escape_debug())));
+        }
+    }
+    Ok(Some(labels))
+}
