@@ -13,9 +13,9 @@ use super::SAMPLE_RATE_HZ;
 const BLOCK_SAMPLES: usize = 1024;
 
 /// Longest smallest step, samples of the source. Every rate up to this one is resampled exactly; a higher one that
-/// has hardly a factor in common with 16,000 gets the nearest ratio with a shorter step, at most 20 parts per million
+/// has hardly a factor in common with 16,000 gets the nearest ratio with a shorter step, at most 6 parts per million
 /// away, because blocks of a million samples would cost more than a second each.
-const STEP_SAMPLES_MAX: usize = 48 * 1024;
+const STEP_SAMPLES_MAX: usize = 192 * 1024;
 
 /// Length at 16 kHz of `frames` at `rate_hz`: `round(frames · 16000 / rate)`, halves up.
 pub fn resampled_len(frames: u64, rate_hz: u32) -> u64 {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_exact_up_to_48_khz_and_near_above() {
+    fn ratios_are_exact_up_to_192_khz_and_near_above() {
         assert_eq!(ratio(44_100, 16_000), (441, 160));
         assert_eq!(ratio(44_101, 16_000), (44_101, 16_000));
         assert_eq!(ratio(768_000, 16_000), (48, 1));
@@ -251,7 +251,7 @@ mod tests {
 
             let error = step_in as f64 / step_out as f64 / (rate_hz as f64 / 16_000.0) - 1.0;
             assert!(
-                error.abs() < 20e-6,
+                error.abs() < 6e-6,
                 "{rate_hz} Hz as {step_in}/{step_out}: {error:e}"
             );
             assert!(step_in <= STEP_SAMPLES_MAX);
