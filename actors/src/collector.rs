@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::kafka::{Ledger, SourceEvent};

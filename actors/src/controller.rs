@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use speechverse::config::trainer::TrainerConfig;
 use speechverse::kafka::{Ledger, SourceEvent};

@@ -1,5 +1,6 @@
 //! `Supervisor`: the parent of all stages. It has no work of its own; a stage that fails is built anew by it.
 
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use kameo::supervision::SupervisionStrategy;
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use speechverse::config::model::ModelConfig;
 use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
@@ -19,10 +20,9 @@ use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
-use speechverse::training::{
-    AudioSource, Control, Engine, EngineArgs, EvaluateOptions, Example, Networks, Prepared, TrainEvent, draft, evaluate,
-    prepare,
-};
+use speechverse::training::evaluate::{EvaluateOptions, evaluate};
+use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
 use speechverse::wire::event::{Event, Happening, Verdict};
 use tracing::{error, info, warn};
 

@@ -3,16 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use speechverse::telemetry::logs::{self, LogFormat};
 use speechverse_pipelines::cli::Cli;
 use speechverse_pipelines::commands::{self, Failure};
 
+#[expect(clippy::print_stderr, reason = "the last words of a command, whatever its log level")]
 fn main() -> ExitCode {
     // Before anything else: it may start the program anew.
     speechverse::nn::accel::ensure_passive_openmp();
     speechverse::nn::accel::load_cuda();
     let cli = Cli::parse();
-    logs::init(LogFormat::Text, "info,librdkafka=warn,kameo=warn");
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -21,7 +20,7 @@ fn main() -> ExitCode {
                 Failure::Work(error) => (1, error),
             };
             // The whole chain: what, where, and why.
-            tracing::error!("{error:#}");
+            eprintln!("speechverse: {error:#}");
             ExitCode::from(code)
         }
     }

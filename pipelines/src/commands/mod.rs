@@ -1,8 +1,16 @@
 //! One file a command; what is common to them.
 
+mod adapters;
+mod ask;
+mod clients;
+mod doctor;
 mod models;
 mod probe;
+mod serve;
 mod train;
+
+use speechverse::config::serving::LogConfig;
+use speechverse::telemetry::logs::{self, LogFormat};
 
 use crate::cli::{Cli, Command};
 
@@ -33,12 +41,29 @@ impl From<anyhow::Error> for Failure {
 /// # Errors
 /// [`Failure`] with the exit code and the reason.
 pub fn run(cli: Cli) -> Result<(), Failure> {
+    if !matches!(cli.command, Command::Serve(_)) {
+        logs::init(LogFormat::Text, &LogConfig::default().level);
+    }
     match cli.command {
+        Command::Serve(args) => serve::serve(&args),
+        Command::Ask(args) => ask::ask(&args),
+        Command::Publish(args) => clients::publish(&args),
+        Command::Results(args) => clients::results(&args),
+        Command::Label(args) => clients::label(&args),
+        Command::Retrain(args) => clients::retrain(&args),
         Command::Train(args) => train::train(&args),
+        Command::Adapters(command) => adapters::adapters(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
-        other => Err(anyhow::anyhow!("not there yet: {other:?}").into()),
+        Command::CheckConfig(args) => doctor::check_config(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
     }
+}
+
+/// The runtime of commands that wait for other machines.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    use anyhow::Context;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
 }
 
 /// Reads a file, or standard input for `-`.
