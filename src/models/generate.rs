@@ -105,10 +105,7 @@ pub fn generate(
             predicted.extend(rows.zip(choose(&logits)?));
         }
         if !joining.is_empty() {
-            let rows: Vec<&Tensor> = joining
-                .iter()
-                .map(|(_, prompt)| &prompts[*prompt])
-                .collect();
+            let rows: Vec<&Tensor> = joining.iter().map(|(_, prompt)| &prompts[*prompt]).collect();
             let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
             let padded = Tensor::pad_sequence(&rows, true, 0.0, "right"); // [B, P, H]
             let at: Vec<usize> = joining.iter().map(|(slot, _)| *slot).collect();

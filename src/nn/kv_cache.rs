@@ -100,11 +100,7 @@ impl KvCache {
     }
 
     /// Slots must exist and be named once; `each` is how many positions each must be able to hold.
-    fn check(
-        &self,
-        slots: &[usize],
-        needs: impl Fn(usize, usize) -> i64,
-    ) -> Result<(), ModelError> {
+    fn check(&self, slots: &[usize], needs: impl Fn(usize, usize) -> i64) -> Result<(), ModelError> {
         for (row, slot) in slots.iter().enumerate() {
             if *slot >= self.slots() || slots[..row].contains(slot) {
                 return Err(ModelError::Shape {
@@ -174,10 +170,7 @@ impl KvCache {
         let longest = positions.iter().copied().max().unwrap_or(0) + 1;
         let index: Vec<i64> = slots.iter().map(|slot| *slot as i64).collect();
         let neighbours = index.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        let device = self
-            .layers
-            .first()
-            .map_or(Device::Cpu, |(keys, _)| keys.device());
+        let device = self.layers.first().map_or(Device::Cpu, |(keys, _)| keys.device());
         let position_index = Tensor::from_slice(&positions).to_device(device);
         let same_length = positions.iter().all(|position| position + 1 == longest);
         let mask = (!same_length).then(|| {
@@ -215,9 +208,7 @@ impl KvCache {
         let rows = plan.slots.len() as i64;
         let seen = |own: &Tensor| match plan.run {
             Some(first) => own.narrow(0, first, rows).narrow(2, 0, plan.longest),
-            None => own
-                .narrow(2, 0, plan.longest)
-                .index_select(0, &plan.slot_index),
+            None => own.narrow(2, 0, plan.longest).index_select(0, &plan.slot_index),
         };
         (seen(own_keys), seen(own_values))
     }

@@ -34,9 +34,7 @@ pub enum LoraError {
         expected: &'static str,
     },
     /// A target that the model does not have.
-    #[error(
-        "LoRA target `{target}` matches no projection of the model; its projections are {known}"
-    )]
+    #[error("LoRA target `{target}` matches no projection of the model; its projections are {known}")]
     Target {
         /// The target.
         target: String,
@@ -123,38 +121,24 @@ impl LoraConfig {
     /// # Errors
     /// [`LoraError::Setting`] with the key.
     pub fn validate(&self) -> Result<(), LoraError> {
-        let setting = |key, found: String, expected| LoraError::Setting {
-            key,
-            found,
-            expected,
-        };
+        let setting = |key, found: String, expected| LoraError::Setting { key, found, expected };
         if !(1..=4096).contains(&self.rank) {
             return Err(setting("rank", self.rank.to_string(), "1 to 4096"));
         }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(setting(
-                "alpha",
-                self.alpha.to_string(),
-                "a positive number",
-            ));
+            return Err(setting("alpha", self.alpha.to_string(), "a positive number"));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(setting("dropout", self.dropout.to_string(), "0 to below 1"));
         }
         if self.targets.is_empty() {
-            return Err(setting(
-                "targets",
-                "empty".to_owned(),
-                "at least one projection",
-            ));
+            return Err(setting("targets", "empty".to_owned(), "at least one projection"));
         }
         Ok(())
     }
 
     fn selects(&self, path: &str) -> bool {
-        self.targets
-            .iter()
-            .any(|target| ends_with_name(path, target))
+        self.targets.iter().any(|target| ends_with_name(path, target))
     }
 }
 
@@ -325,21 +309,16 @@ impl LoraSet {
             let mut values = vec![0f32; tensor.numel()];
             tensor.f_copy_data(&mut values, tensor.numel())?;
             let shape = tensor.size().iter().map(|size| *size as usize).collect();
-            let bytes = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             columns.push((name, shape, bytes));
         }
         let weights_path = folder.join(WEIGHTS_FILE);
-        let invalid = |error: safetensors::SafeTensorError| {
-            io(&weights_path)(std::io::Error::other(error.to_string()))
-        };
+        let invalid =
+            |error: safetensors::SafeTensorError| io(&weights_path)(std::io::Error::other(error.to_string()));
         let mut views = Vec::new();
         for (name, shape, bytes) in &columns {
-            let view =
-                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
-                    .map_err(invalid)?;
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+                .map_err(invalid)?;
             views.push((name.as_str(), view));
         }
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -572,16 +551,11 @@ mod tests {
         let b = &parameters[&format!("{prefix}.lora_B.weight")];
         let input = Tensor::randn([5, 6], (Kind::Float, Device::Cpu));
 
-        let delta = set
-            .delta("model.layers.1.self_attn.q_proj", &input)
-            .unwrap();
+        let delta = set.delta("model.layers.1.self_attn.q_proj", &input).unwrap();
 
         let expected = input.matmul(&a.tr()).matmul(&b.tr()) * 1.5;
         assert!((delta - expected).abs().max().double_value(&[]) < 1e-5);
-        assert!(
-            set.delta("model.layers.0.self_attn.q_proj", &input)
-                .is_none()
-        );
+        assert!(set.delta("model.layers.0.self_attn.q_proj", &input).is_none());
     }
 
     #[test]
@@ -605,16 +579,12 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_fit_is_refused_with_every_difference() {
         let folder = tempfile::tempdir().unwrap();
-        set(&["q_proj", "k_proj"])
-            .save(folder.path(), "base")
-            .unwrap();
+        set(&["q_proj", "k_proj"]).save(folder.path(), "base").unwrap();
 
         let error = LoraSet::open(folder.path(), &sites()[..2], Device::Cpu).unwrap_err();
 
         assert!(
-            error
-                .to_string()
-                .contains("layers.1.self_attn.q_proj.lora_A"),
+            error.to_string().contains("layers.1.self_attn.q_proj.lora_A"),
             "{error}"
         );
     }
@@ -623,8 +593,7 @@ mod tests {
     fn methods_that_are_not_done_here_are_refused_by_the_keys_name() {
         let base = serde_json::json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4,
             "target_modules": ["q_proj"], "rank_pattern": {}, "use_dora": false, "unknown": 1});
-        let parse =
-            |config: &serde_json::Value| parse_peft(&config.to_string(), Path::new("a.json"));
+        let parse = |config: &serde_json::Value| parse_peft(&config.to_string(), Path::new("a.json"));
         assert!(parse(&base).is_ok());
         for (key, value) in [
             ("peft_type", serde_json::json!("IA3")),

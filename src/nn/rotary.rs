@@ -78,10 +78,7 @@ mod tests {
         ];
         for (index, expected) in expected.into_iter().enumerate() {
             let found = turned.double_value(&[0, 0, 0, index as i64]);
-            assert!(
-                (found - expected).abs() < 1e-5,
-                "{index}: {found} {expected}"
-            );
+            assert!((found - expected).abs() < 1e-5, "{index}: {found} {expected}");
         }
     }
 
@@ -89,10 +86,7 @@ mod tests {
     fn products_depend_on_the_distance_only() {
         tch::manual_seed(3);
         let rotary = Rotary::new(8, 10_000.0, Device::Cpu);
-        let (query, key) = (
-            Tensor::randn([1, 1, 1, 8], CPU),
-            Tensor::randn([1, 1, 1, 8], CPU),
-        );
+        let (query, key) = (Tensor::randn([1, 1, 1, 8], CPU), Tensor::randn([1, 1, 1, 8], CPU));
         let product = |at: i64, from: i64| {
             let query = rotary.at(&Tensor::from_slice(&[at])).apply(&query);
             let key = rotary.at(&Tensor::from_slice(&[from])).apply(&key);

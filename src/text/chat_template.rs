@@ -97,12 +97,9 @@ impl ChatTemplate {
         environment.set_fuel(Some(RENDER_STEPS_MAX));
         environment.set_unknown_method_callback(python_method);
         environment.add_filter("tojson", python_json);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment
             .add_template_owned(TEMPLATE_NAME, source.to_owned())
             .map_err(template_error)?;
@@ -123,11 +120,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`TextError::Template`] when the template refuses the conversation, names something that is not
     /// there, or takes too many steps or too much room.
-    pub fn render(
-        &self,
-        messages: &[ChatMessage],
-        add_generation_prompt: bool,
-    ) -> Result<String, TextError> {
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         let mut context: BTreeMap<String, Value> = self
             .specials
             .iter()
@@ -135,9 +128,7 @@ impl ChatTemplate {
             .collect();
         let rows: Vec<Value> = messages
             .iter()
-            .map(|message| {
-                Value::from_pairs([("role", &*message.role), ("content", &*message.content)])
-            })
+            .map(|message| Value::from_pairs([("role", &*message.role), ("content", &*message.content)]))
             .collect();
         context.insert("messages".to_owned(), Value::from(rows));
         context.insert("tools".to_owned(), Value::from(()));
@@ -150,9 +141,7 @@ impl ChatTemplate {
         let said: usize = messages.iter().map(|message| message.content.len()).sum();
         let mut output = BoundedOutput {
             bytes: Vec::new(),
-            limit: said
-                .saturating_mul(2)
-                .saturating_add(RENDER_BYTES_EXTRA_MAX),
+            limit: said.saturating_mul(2).saturating_add(RENDER_BYTES_EXTRA_MAX),
         };
         let template = self
             .environment
@@ -265,11 +254,9 @@ fn python_method(
                 .map(Value::from)
                 .collect::<Vec<_>>()
                 .into(),
-            ("split", [separator]) if args.len() == 1 && !separator.is_empty() => text
-                .split(separator)
-                .map(Value::from)
-                .collect::<Vec<_>>()
-                .into(),
+            ("split", [separator]) if args.len() == 1 && !separator.is_empty() => {
+                text.split(separator).map(Value::from).collect::<Vec<_>>().into()
+            }
             _ => return Err(no_method(name)),
         });
     }
@@ -319,12 +306,7 @@ fn python_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_safe_string(text))
 }
 
-fn write_python_json(
-    json: &serde_json::Value,
-    indent: Option<usize>,
-    depth: usize,
-    text: &mut String,
-) {
+fn write_python_json(json: &serde_json::Value, indent: Option<usize>, depth: usize, text: &mut String) {
     let break_line = |depth: usize, text: &mut String| {
         if let Some(width) = indent {
             text.push('\n');
@@ -427,8 +409,7 @@ mod tests {
 
     #[test]
     fn a_template_that_runs_away_is_stopped() {
-        let long_loops =
-            "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
+        let long_loops = "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
         let wide = "{% set x = 'y' * 100000 %}{% for a in range(90000) %}{{ x }}{% endfor %}";
 
         for source in [long_loops, wide] {
@@ -441,8 +422,7 @@ mod tests {
 
     #[test]
     fn a_template_that_asks_for_the_date_first_falls_back_to_its_own() {
-        let template =
-            template("{% if strftime_now is defined %}now{% else %}26 Jul 2024{% endif %}");
+        let template = template("{% if strftime_now is defined %}now{% else %}26 Jul 2024{% endif %}");
 
         assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024");
     }
@@ -454,11 +434,7 @@ mod tests {
             "chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}yes"}]
         });
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(
-            folder.path().join("tokenizer_config.json"),
-            config.to_string(),
-        )
-        .unwrap();
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
 
         let template = ChatTemplate::open(folder.path()).unwrap();
 

@@ -119,9 +119,7 @@ pub(crate) fn read_bounded(path: &std::path::Path, limit: u64) -> Result<Vec<u8>
     };
     let file = std::fs::File::open(path).map_err(read_error)?;
     let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read_error)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > limit {
         let bytes = std::fs::metadata(path).map_or(limit + 1, |metadata| metadata.len());
         return Err(TextError::TooLarge {

@@ -11,6 +11,8 @@
 
 mod chat_template;
 mod error;
+#[cfg(test)]
+mod golden_tests;
 pub mod normalize;
 mod prompt;
 mod tasks;

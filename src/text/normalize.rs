@@ -13,9 +13,7 @@ pub fn plain(text: &str) -> String {
     for character in text.nfkc().flat_map(char::to_lowercase) {
         if character.is_alphanumeric() || is_combining_mark(character) {
             out.push(character);
-        } else if !matches!(character, '\'' | '\u{2019}' | '\u{2018}' | '\u{02bc}')
-            && !out.ends_with(' ')
-        {
+        } else if !matches!(character, '\'' | '\u{2019}' | '\u{2018}' | '\u{02bc}') && !out.ends_with(' ') {
             out.push(' ');
         }
     }

@@ -84,11 +84,7 @@ impl PromptLayout {
     ///
     /// # Errors
     /// As [`ChatTemplate::open`] and [`PromptLayout::new`].
-    pub fn open(
-        folder: &Path,
-        tokenizer: &Tokenizer,
-        system: Option<&str>,
-    ) -> Result<Self, TextError> {
+    pub fn open(folder: &Path, tokenizer: &Tokenizer, system: Option<&str>) -> Result<Self, TextError> {
         Self::new(tokenizer, &ChatTemplate::open(folder)?, system)
     }
 
@@ -163,8 +159,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    const TRIMMING: &str =
-        "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}";
+    const TRIMMING: &str = "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}";
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).unwrap()
@@ -243,8 +238,7 @@ mod tests {
     #[test]
     fn the_ids_that_end_an_answer_come_from_the_generation_configuration_first() {
         let folder = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
 
         write("config.json", r#"{"eos_token_id": 2}"#);
         assert_eq!(end_of_answer_ids(folder.path()).unwrap(), [2]);

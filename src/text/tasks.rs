@@ -68,9 +68,8 @@ impl Task {
     fn validate(&self) -> Result<(), String> {
         let good_name = !self.name.is_empty()
             && self.name.len() <= 64
-            && (self.name.bytes()).all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte)
-            });
+            && (self.name.bytes())
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
         if !good_name {
             return Err(format!(
                 "name `{}` must be 1 to 64 of the characters a-z, 0-9, `_` and `-`",
@@ -140,13 +139,9 @@ impl TaskTable {
                 reason,
             };
             let text = read_text(&path, TASK_BYTES_MAX)?;
-            let task: Task =
-                toml::from_str(&text).map_err(|error| task_error(error.to_string()))?;
+            let task: Task = toml::from_str(&text).map_err(|error| task_error(error.to_string()))?;
             task.validate().map_err(task_error)?;
-            if path
-                .file_stem()
-                .is_none_or(|stem| stem != task.name.as_str())
-            {
+            if path.file_stem().is_none_or(|stem| stem != task.name.as_str()) {
                 return Err(task_error(format!(
                     "the file must be called `{}.toml`, like its task",
                     task.name
@@ -239,14 +234,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_an_error_that_names_the_file_and_the_key() {
-        let error = load(&format!("{GOOD}promts = ['a']\n"))
-            .unwrap_err()
-            .to_string();
+        let error = load(&format!("{GOOD}promts = ['a']\n")).unwrap_err().to_string();
 
-        assert!(
-            error.contains("x.toml") && error.contains("promts"),
-            "{error}"
-        );
+        assert!(error.contains("x.toml") && error.contains("promts"), "{error}");
     }
 
     #[test]

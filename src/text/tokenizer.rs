@@ -33,9 +33,7 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let bytes = read_bounded(&path, TOKENIZER_BYTES_MAX)?;
         Self::from_bytes(&bytes).map_err(|error| match error {
-            TextError::Malformed {
-                expected, reason, ..
-            } => TextError::Malformed {
+            TextError::Malformed { expected, reason, .. } => TextError::Malformed {
                 path,
                 expected,
                 reason,
@@ -238,8 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn byte_tokenizer() -> Tokenizer {
-        Tokenizer::from_bytes(byte_tokenizer_json().as_bytes())
-            .expect("the test tokenizer is well formed")
+        Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).expect("the test tokenizer is well formed")
     }
 
     #[test]

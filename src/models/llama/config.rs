@@ -121,12 +121,7 @@ impl LlamaConfig {
             "llama" => Variant::Llama,
             "qwen2" => Variant::Qwen2,
             other => {
-                return Err(unsupported(
-                    path,
-                    "model_type",
-                    other,
-                    "`llama` and `qwen2`",
-                ));
+                return Err(unsupported(path, "model_type", other, "`llama` and `qwen2`"));
             }
         };
         refuse_unsupported(&raw, path)?;
@@ -245,12 +240,7 @@ fn refuse_unsupported(raw: &Raw, path: &Path) -> Result<(), ModelError> {
     }
     if let Some(quantisation) = raw.quantization_config.as_ref().filter(|it| !it.is_null()) {
         let expected = "unquantised weights (F32, F16 or BF16)";
-        return Err(unsupported(
-            path,
-            "quantization_config",
-            quantisation,
-            expected,
-        ));
+        return Err(unsupported(path, "quantization_config", quantisation, expected));
     }
     Ok(())
 }
@@ -340,17 +330,11 @@ mod tests {
             ("mlp_bias", json!(true)),
             ("rope_interleaved", json!(true)),
             ("use_sliding_window", json!(true)),
-            (
-                "layer_types",
-                json!(["full_attention", "sliding_attention"]),
-            ),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
             ("partial_rotary_factor", json!(0.5)),
             ("pretraining_tp", json!(2)),
             ("quantization_config", json!({"quant_method": "awq"})),
-            (
-                "rope_scaling",
-                json!({"rope_type": "llama3", "factor": 8.0}),
-            ),
+            ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
             ("rope_scaling", json!({"type": "default", "factor": 8.0})),
             ("rope_scaling", json!("yarn")),
             (
@@ -382,10 +366,7 @@ mod tests {
             ("rope_theta", json!(-1.0)),
             ("num_hidden_layers", json!("2")),
         ] {
-            assert!(
-                matches!(with(key, value), Err(ModelError::File { .. })),
-                "{key}"
-            );
+            assert!(matches!(with(key, value), Err(ModelError::File { .. })), "{key}");
         }
     }
 

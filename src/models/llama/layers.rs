@@ -39,13 +39,7 @@ struct Projections {
 }
 
 impl Projections {
-    fn load(
-        loader: &mut Loader<'_>,
-        prefix: &str,
-        inputs: i64,
-        parts: &[(&str, i64)],
-        bias: bool,
-    ) -> Self {
+    fn load(loader: &mut Loader<'_>, prefix: &str, inputs: i64, parts: &[(&str, i64)], bias: bool) -> Self {
         let parts: Vec<LoraSite> = parts
             .iter()
             .map(|(name, outputs)| LoraSite {
@@ -160,11 +154,7 @@ impl Layer {
                 &[("o_proj", width)],
                 config.output_bias,
             ),
-            feed_forward_norm: RmsNorm::load(
-                loader,
-                &format!("{prefix}.post_attention_layernorm"),
-                config,
-            ),
+            feed_forward_norm: RmsNorm::load(loader, &format!("{prefix}.post_attention_layernorm"), config),
             gate_up: Projections::load(
                 loader,
                 &feed_forward,
@@ -197,12 +187,7 @@ impl Layer {
     }
 
     /// The layer up to its attention: `[B, P, H]` → heads.
-    pub(super) fn heads(
-        &self,
-        hidden: &Tensor,
-        rotation: &Rotation,
-        lora: Option<&LoraSet>,
-    ) -> Heads {
+    pub(super) fn heads(&self, hidden: &Tensor, rotation: &Rotation, lora: Option<&LoraSet>) -> Heads {
         let (batch, positions) = (hidden.size()[0], hidden.size()[1]);
         let turned_heads = self.heads + self.key_value_heads;
         let all = self
@@ -270,25 +255,17 @@ impl Layer {
         let batch = queries.size()[0];
         let group = self.heads / self.key_value_heads;
         // The query heads that share a key head stand where positions would: nothing has to be repeated.
-        let grouped = queries.to_kind(keys.kind()).reshape([
-            batch,
-            self.key_value_heads,
-            group,
-            self.head_dim,
-        ]);
-        let attended = Tensor::scaled_dot_product_attention(
-            &grouped, keys, values, mask, 0.0, false, None, false,
-        ); // [B, N_kv, group, head]
+        let grouped =
+            queries
+                .to_kind(keys.kind())
+                .reshape([batch, self.key_value_heads, group, self.head_dim]);
+        let attended =
+            Tensor::scaled_dot_product_attention(&grouped, keys, values, mask, 0.0, false, None, false); // [B, N_kv, group, head]
         attended.reshape([batch, 1, self.heads * self.head_dim])
     }
 
     /// The layer from its attention on: `hidden` `[B, P, H]`, `attended` `[B, P, N·head]` → `[B, P, H]`.
-    pub(super) fn finish(
-        &self,
-        hidden: &Tensor,
-        attended: &Tensor,
-        lora: Option<&LoraSet>,
-    ) -> Tensor {
+    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, lora: Option<&LoraSet>) -> Tensor {
         let attended = attended.to_kind(hidden.kind());
         let hidden = hidden + self.output.forward(&attended, lora);
         let gate_up = self

@@ -115,10 +115,7 @@ impl Llama {
         if batch == 0 {
             return Err(ModelError::EmptyBatch);
         }
-        if lengths
-            .iter()
-            .any(|length| *length < 1 || *length > positions)
-        {
+        if lengths.iter().any(|length| *length < 1 || *length > positions) {
             return Err(ModelError::Shape {
                 what: "`lengths`",
                 expected: format!("1 to {positions} each"),
@@ -197,10 +194,7 @@ impl LanguageModel for Llama {
     fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
         let vocabulary = self.config.vocab_size;
         if let Some(id) = ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
-            return Err(ModelError::TokenOutOfRange {
-                id: *id,
-                vocabulary,
-            });
+            return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
         }
         let index = Tensor::from_slice(ids).to_device(self.device);
         Ok(self.embeddings.index_select(0, &index))
@@ -210,12 +204,7 @@ impl LanguageModel for Llama {
         self.embeddings.shallow_clone()
     }
 
-    fn hidden(
-        &self,
-        embeds: &Tensor,
-        lengths: &[i64],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
+    fn hidden(&self, embeds: &Tensor, lengths: &[i64], lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
         self.check_batch(embeds, lengths)?;
         let hidden = self.run_whole(embeds, lora, None, |_| ());
         Ok(self.norm.forward(&hidden))

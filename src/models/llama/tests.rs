@@ -122,11 +122,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
         assert!(!alone[0].finished);
         for same in [&beside[0], &beside[3]] {
             assert_eq!(same.ids, expected.greedy);
-            for (found, alone) in same
-                .log_probabilities
-                .iter()
-                .zip(&alone[0].log_probabilities)
-            {
+            for (found, alone) in same.log_probabilities.iter().zip(&alone[0].log_probabilities) {
                 assert!((found - alone).abs() < 1e-4);
             }
         }
@@ -145,13 +141,7 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
         slots: 4,
     };
 
-    let answers = generate(
-        &model,
-        &[model.embed(&expected.prompt).unwrap()],
-        &options,
-        None,
-    )
-    .unwrap();
+    let answers = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None).unwrap();
 
     assert_eq!(answers[0].ids, expected.greedy[..first]);
     assert_eq!(answers[0].log_probabilities.len(), first);
@@ -167,20 +157,13 @@ fn log_probabilities_are_those_of_the_whole_forward_pass() {
         end_ids: vec![],
         slots: 1,
     };
-    let answer = generate(
-        &model,
-        &[model.embed(&expected.prompt).unwrap()],
-        &options,
-        None,
-    )
-    .unwrap()
-    .remove(0);
+    let answer = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None)
+        .unwrap()
+        .remove(0);
     let all = [expected.prompt.as_slice(), answer.ids.as_slice()].concat();
 
     let states = model.hidden_states(&all).unwrap();
-    let scores = model
-        .logits(states.last().unwrap())
-        .log_softmax(-1, Kind::Float);
+    let scores = model.logits(states.last().unwrap()).log_softmax(-1, Kind::Float);
 
     for (index, (id, found)) in answer.ids.iter().zip(&answer.log_probabilities).enumerate() {
         let at = (expected.prompt.len() + index - 1) as i64;
@@ -220,15 +203,10 @@ fn stepping_equals_the_whole_forward_pass_from_any_split() {
             for split in [1, 6, 16] {
                 let mut cache = model.new_cache(1, 17);
                 let prompt = embeds.narrow(1, 0, split);
-                let mut found = model
-                    .prefill(&prompt, &[split], &mut cache, &[0], lora)
-                    .unwrap();
+                let mut found = model.prefill(&prompt, &[split], &mut cache, &[0], lora).unwrap();
                 for (position, id) in ids.iter().enumerate().skip(split as usize) {
                     let reference = logits.get(position as i64 - 1).unsqueeze(0);
-                    assert!(
-                        relative_error(&found, &reference) < 1e-5,
-                        "{name} {position}"
-                    );
+                    assert!(relative_error(&found, &reference) < 1e-5, "{name} {position}");
                     found = model.step(&[*id], &mut cache, &[0], lora).unwrap();
                 }
                 assert!(relative_error(&found, &logits.get(16).unsqueeze(0)) < 1e-5);
@@ -252,18 +230,14 @@ fn slots_join_and_leave_and_the_others_do_not_notice() {
     let mut cache = model.new_cache(4, 17);
     let join = |cache: &mut KvCache, rows: &[&[i64]], slots: &[usize]| {
         let (embeds, lengths) = padded(&model, rows);
-        model
-            .prefill(&embeds, &lengths, cache, slots, None)
-            .unwrap()
+        model.prefill(&embeds, &lengths, cache, slots, None).unwrap()
     };
 
     // Two sequences of different length, in slots that are not neighbours and not in order.
     let logits = join(&mut cache, &[&ids[..4], &ids[..9]], &[3, 1]);
     check(&logits, 0, 3);
     check(&logits, 1, 8);
-    let logits = model
-        .step(&[ids[9], ids[4]], &mut cache, &[1, 3], None)
-        .unwrap();
+    let logits = model.step(&[ids[9], ids[4]], &mut cache, &[1, 3], None).unwrap();
     check(&logits, 0, 9);
     check(&logits, 1, 4);
     // A third joins between them.
@@ -293,18 +267,14 @@ fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
     let ids = expected("llama_tiny").ids;
     let mut cache = model.new_cache(2, 17);
     let poison = Tensor::full([1, 12, 32], f64::NAN, (Kind::Float, Device::Cpu));
-    let bad = model
-        .prefill(&poison, &[12], &mut cache, &[0], None)
-        .unwrap();
+    let bad = model.prefill(&poison, &[12], &mut cache, &[0], None).unwrap();
     assert!(bad.isnan().any().int64_value(&[]) == 1);
 
     let (embeds, lengths) = padded(&model, &[&ids[..3], &ids[..9]]);
     let _ = model
         .prefill(&embeds, &lengths, &mut cache, &[0, 1], None)
         .unwrap();
-    let logits = model
-        .step(&[ids[3], ids[9]], &mut cache, &[0, 1], None)
-        .unwrap();
+    let logits = model.step(&[ids[3], ids[9]], &mut cache, &[0, 1], None).unwrap();
 
     let states = model.hidden_states(&ids[..4]).unwrap();
     let reference = model.logits(states.last().unwrap());
@@ -317,10 +287,7 @@ fn a_fresh_lora_set_changes_not_one_bit() {
         let model = open(name);
         let ids = expected(name).ids;
         let config = LoraConfig {
-            targets: ALL_TARGETS
-                .iter()
-                .map(|target| (*target).to_owned())
-                .collect(),
+            targets: ALL_TARGETS.iter().map(|target| (*target).to_owned()).collect(),
             ..LoraConfig::default()
         };
         let fresh = LoraSet::new(config, &model.lora_sites(), Device::Cpu).unwrap();
@@ -329,20 +296,14 @@ fn a_fresh_lora_set_changes_not_one_bit() {
         let run = |lora: Option<&LoraSet>| {
             let mut cache = model.new_cache(1, 20);
             let whole = model.logits(&model.hidden(&embeds, &[17], lora).unwrap());
-            let first = model
-                .prefill(&embeds, &[17], &mut cache, &[0], lora)
-                .unwrap();
+            let first = model.prefill(&embeds, &[17], &mut cache, &[0], lora).unwrap();
             let second = model.step(&[5], &mut cache, &[0], lora).unwrap();
             [whole, first, second]
         };
 
         let filled = filled_lora(&model, &["v_proj"]);
 
-        for ((base, fresh), filled) in run(None)
-            .iter()
-            .zip(run(Some(&fresh)))
-            .zip(run(Some(&filled)))
-        {
+        for ((base, fresh), filled) in run(None).iter().zip(run(Some(&fresh))).zip(run(Some(&filled))) {
             assert!(base.equal(&fresh), "{name}");
             assert!(!base.equal(&filled), "{name}");
         }
@@ -405,11 +366,7 @@ fn a_gradient_equals_a_difference_quotient() {
     for (position, column) in [(0i64, 3i64), (2, 0), (5, 31)] {
         let shifted = |by: f64| {
             let moved = embeds.copy();
-            let _ = moved
-                .get(0)
-                .get(position)
-                .narrow(0, column, 1)
-                .g_add_scalar_(by);
+            let _ = moved.get(0).get(position).narrow(0, column, 1).g_add_scalar_(by);
             loss(&moved).double_value(&[])
         };
         // Rotary positions are computed in f32, so the step must not be too small.
@@ -501,11 +458,7 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
         })
     ));
     for slots in [&[2usize][..], &[0, 0], &[]] {
-        assert!(
-            model
-                .prefill(&prompt, &[3], &mut cache, slots, None)
-                .is_err()
-        );
+        assert!(model.prefill(&prompt, &[3], &mut cache, slots, None).is_err());
     }
     assert!(
         model
@@ -514,9 +467,7 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
     );
     assert_eq!(cache.length(0), 0);
 
-    let _ = model
-        .prefill(&prompt, &[3], &mut cache, &[0], None)
-        .unwrap();
+    let _ = model.prefill(&prompt, &[3], &mut cache, &[0], None).unwrap();
     for _ in 0..3 {
         let _ = model.step(&[4], &mut cache, &[0], None).unwrap();
     }
@@ -546,21 +497,58 @@ fn a_checkpoint_that_does_not_fit_its_configuration_is_refused_without_taking_me
     assert!(error.to_string().contains("unexpected") && error.to_string().contains("q_proj.bias"));
 }
 
-/// A model folder that only some machines have; none is a skip by name.
-fn real_model(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SPEECHVERSE_MODELS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("models"),
-        PathBuf::from,
-    );
-    let folder = root.join(name);
-    if folder.join("model.safetensors").exists() {
-        return Some(folder);
+#[derive(serde::Deserialize)]
+struct Real {
+    chats: Vec<RealChat>,
+    answer: Vec<i64>,
+    stride: i64,
+    largest_logit: f64,
+    logits: Vec<Vec<f64>>,
+    likeliest: Vec<i64>,
+}
+
+#[derive(serde::Deserialize)]
+struct RealChat {
+    ids: Vec<i64>,
+}
+
+#[test]
+fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
+    let golden: std::collections::BTreeMap<String, Real> =
+        serde_json::from_str(include_str!("../../../tests/fixtures/llama_real.json")).unwrap();
+    for (name, golden) in golden {
+        let test = "models::llama::real_checkpoints_give_the_logits_and_the_answer_of_transformers";
+        let Some(folder) = crate::testing::real_model(test, &name) else {
+            continue;
+        };
+        let model = Llama::open(&folder, Device::Cpu, Kind::Float).unwrap();
+        let ids = &golden.chats[0].ids;
+
+        let states = model.hidden_states(ids).unwrap();
+        let logits = model.logits(states.last().unwrap());
+
+        assert_eq!(
+            Vec::<i64>::try_from(logits.argmax(-1, false)).unwrap(),
+            golden.likeliest
+        );
+        for (position, row) in golden.logits.iter().enumerate() {
+            for (column, reference) in row.iter().enumerate() {
+                let at = [position as i64, column as i64 * golden.stride];
+                let error = (logits.double_value(&at) - reference).abs() / golden.largest_logit;
+                assert!(error <= 1e-4, "{name} {at:?}: {error:e}");
+            }
+        }
+        let (end, answer) = golden.answer.split_last().unwrap();
+        let options = GenerateOptions {
+            max_tokens: 16,
+            end_ids: vec![*end],
+            slots: 1,
+        };
+        let found = generate(&model, &[model.embed(ids).unwrap()], &options, None).unwrap();
+        assert_eq!(
+            (found[0].ids.as_slice(), found[0].finished),
+            (answer, true),
+            "{name}"
+        );
     }
-    use std::io::Write as _;
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {name} (not in `{}`; `speechverse models fetch` gets it)",
-        root.display()
-    );
-    None
 }
