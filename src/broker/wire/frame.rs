@@ -83,7 +83,7 @@ pub(crate) struct RequestFrame {
     /// What the client calls itself; empty when it does not.
     pub(crate) client_id: String,
     /// The request itself.
-    body: Bytes,
+    pub(super) body: Bytes,
 }
 
 /// What a frame turned out to be.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 use super::apis::{APIS, Api};
-use super::frame::{Parsed, RequestFrame, parse};
+use super::frame::{Parsed, parse};
 use super::refusal::Oversized;
 use super::shape::{Field, Kind, Misshapen};
 
@@ -236,18 +236,7 @@ fn tagged_fields_between_brokers_are_refused() {
 /// Everything that a frame from a stranger goes through before a handler sees it.
 fn read_all_of(frame: Bytes) {
     if let Ok(Parsed::Request(request)) = parse(frame) {
-        decode_request(&request);
-    }
-}
-
-fn decode_request(request: &RequestFrame) {
-    match request.key {
-        ApiKey::Produce => drop(request.decode::<ProduceRequest>()),
-        ApiKey::Fetch => drop(request.decode::<FetchRequest>()),
-        ApiKey::Metadata => drop(request.decode::<MetadataRequest>()),
-        ApiKey::JoinGroup => drop(request.decode::<JoinGroupRequest>()),
-        ApiKey::CreateTopics => drop(request.decode::<CreateTopicsRequest>()),
-        _ => drop(request.decode::<TxnOffsetCommitRequest>()), // the wrong type is hostile too
+        let _ = decode(request.key, request.version, &request.body);
     }
 }
 
@@ -264,7 +253,7 @@ proptest! {
     fn no_body_behind_a_good_header_makes_the_reader_panic(
         api in 0..APIS.len(),
         above in 0i16..10,
-        body in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(0xff), any::<u8>()], 0..200),
+        body in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let api = &APIS[api];
         let mut frame = BytesMut::new();
@@ -272,7 +261,14 @@ proptest! {
         frame.put_i16((api.oldest + above).min(api.newest));
         frame.put_i32(7);
         frame.put_i16(-1);
-        frame.extend_from_slice(&body);
+        // Mostly small counts, which get further than chance would.
+        frame.extend(body.iter().map(|byte| match byte % 8 {
+            0 | 1 => 0,
+            2 | 3 => 1,
+            4 => 2,
+            5 => 0xff,
+            _ => *byte,
+        }));
 
         let _ = Oversized::read(&frame);
         read_all_of(frame.freeze());
