@@ -274,3 +274,30 @@ fn numbered_batches_are_taken_once_and_in_order() {
         Ok(())
     });
 }
+
+#[test]
+fn a_producer_that_wants_no_answer_is_closed_when_its_records_are_refused() {
+    const INVALID_ACKS: i16 = 21;
+    run(async {
+        let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
+        let mut client = RawClient::connect(broker.address()).await?;
+        let request = |acks: i16| {
+            let partition =
+                PartitionProduceData::default().with_records(Some(Bytes::from_static(b"nonsense")));
+            let topic = TopicProduceData::default()
+                .with_name(TopicName(StrBytes::from_static_str("missing")))
+                .with_partition_data(vec![partition]);
+            ProduceRequest::default()
+                .with_acks(acks)
+                .with_timeout_ms(1_000)
+                .with_topic_data(vec![topic])
+        };
+
+        let strange = client.ask(&request(5), 8).await?;
+        client.send(&request_frame(&request(0), 8)?).await?;
+
+        let code = strange.responses[0].partition_responses[0].error_code;
+        ensure!(code == INVALID_ACKS, "error {code}");
+        client.is_closed().await
+    });
+}
