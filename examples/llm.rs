@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3     outputs in f32, for comparison with a reference
+//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3         a random LoRA set for peft, with the logits it gives
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
 //! cargo run --example llm -- speed DIR [f32|bf16] [BATCH]        tokens per second, greedy, 64 tokens each
 //! ```
@@ -14,6 +15,7 @@ use speechverse::models::LanguageModel;
 use speechverse::models::generate::{GenerateOptions, generate};
 use speechverse::models::llama::Llama;
 use speechverse::models::probe_llm;
+use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
 use tch::{Device, Kind, Tensor};
 
@@ -33,6 +35,29 @@ fn main() -> anyhow::Result<()> {
                 .collect::<Result<_, _>>()?;
             let outputs = probe_llm::llm(Path::new(folder), &ids)?;
             Tensor::write_safetensors(&outputs, out)?;
+        }
+        ["lora", folder, out, ids] => {
+            let ids = parse_ids(ids)?;
+            let model = Llama::open(Path::new(folder), Device::Cpu, Kind::Float)?;
+            let config = LoraConfig {
+                targets: ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]
+                    .map(str::to_owned)
+                    .to_vec(),
+                ..LoraConfig::default()
+            };
+            let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu)?;
+            let _no_grad = tch::no_grad_guard();
+            for mut tensor in lora.parameters().into_values() {
+                let _ = tensor.normal_(0.0, 0.05);
+            }
+            lora.save(Path::new(out), folder)?;
+            let embeds = model.embed(&ids)?.unsqueeze(0);
+            let hidden = model.hidden(&embeds, &[ids.len() as i64], Some(&lora))?;
+            let outputs = [
+                ("logits", model.logits(&hidden).get(0)),
+                ("ids", Tensor::from_slice(&ids)),
+            ];
+            Tensor::write_safetensors(&outputs, Path::new(out).join("logits.safetensors"))?;
         }
         ["chat", folder, question] => {
             let folder = Path::new(folder);
@@ -78,7 +103,18 @@ fn main() -> anyhow::Result<()> {
                 batch as f64 / step
             );
         }
-        _ => bail!("usage: llm probe DIR OUT IDS | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"),
+        _ => bail!(
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"
+        ),
     }
     Ok(())
+}
+
+fn parse_ids(ids: &str) -> anyhow::Result<Vec<i64>> {
+    let parse = |id: &str| {
+        id.trim()
+            .parse()
+            .with_context(|| format!("`{id}` is no token id"))
+    };
+    ids.split(',').map(parse).collect()
 }

@@ -435,11 +435,8 @@ fn parse_peft(text: &str, path: &Path) -> Result<LoraConfig, LoraError> {
     };
     is("peft_type", &["LORA"], "`LORA`")?;
     is("bias", &["none"], "`none`")?;
-    for key in [
+    let named = [
         "fan_in_fan_out",
-        "use_rslora",
-        "use_dora",
-        "use_qalora",
         "lora_bias",
         "modules_to_save",
         "layers_to_transform",
@@ -451,7 +448,14 @@ fn parse_peft(text: &str, path: &Path) -> Result<LoraConfig, LoraError> {
         "target_parameters",
         "trainable_token_indices",
         "alora_invocation_tokens",
-    ] {
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+    ];
+    // Every variant of the method that peft knows has a switch of this form, those of the future too.
+    let switches = json.keys().map(String::as_str).filter(|key| key.starts_with("use_"));
+    for key in named.into_iter().chain(switches) {
         let unused = json.get(key).is_none_or(|value| match value {
             serde_json::Value::Null | serde_json::Value::Bool(false) => true,
             serde_json::Value::Array(items) => items.is_empty(),
@@ -600,6 +604,7 @@ mod tests {
             ("bias", serde_json::json!("all")),
             ("use_dora", serde_json::json!(true)),
             ("use_rslora", serde_json::json!(true)),
+            ("use_something_new", serde_json::json!(true)),
             ("rank_pattern", serde_json::json!({"q_proj": 4})),
             ("modules_to_save", serde_json::json!(["lm_head"])),
             ("target_modules", serde_json::json!("all-linear")),

@@ -311,6 +311,22 @@ fn a_fresh_lora_set_changes_not_one_bit() {
 }
 
 #[test]
+fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
+    let model = open("llama_tiny");
+    let ids = expected("llama_tiny").ids;
+    let lora = LoraSet::open(&folder("llama_peft"), &model.lora_sites(), Device::Cpu).unwrap();
+    let checkpoint = Checkpoint::open_file(folder("llama_peft").join("expected.safetensors")).unwrap();
+    let reference = checkpoint.loader(Device::Cpu, Kind::Float).take("logits", &[17, 96]);
+
+    let embeds = model.embed(&ids).unwrap().unsqueeze(0);
+    let hidden = model.hidden(&embeds, &[17], Some(&lora)).unwrap();
+
+    assert_eq!((lora.config().rank, lora.sites().len()), (3, 6));
+    let error = relative_error(&model.logits(&hidden).get(0), &reference);
+    assert!(error < 1e-5, "{error:e}");
+}
+
+#[test]
 fn gradients_reach_embeddings_and_lora_and_nothing_else() {
     for name in FIXTURES {
         let model = open(name);
