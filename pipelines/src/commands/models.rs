@@ -1,10 +1,10 @@
 //! `speechverse models`: get, convert and inspect models.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use speechverse::weights::Checkpoint;
-use speechverse::weights::import::{FloatFormat, ImportOptions, import};
+use speechverse::weights::import::{self, FetchProgress, FloatFormat, ImportOptions, available_models};
 
 use super::Failure;
 use crate::cli::{FloatKind, Models};
@@ -27,7 +27,7 @@ fn convert(source: &Path, out: &Path, kind: FloatKind) -> Result<(), Failure> {
         },
         ..ImportOptions::default()
     };
-    let report = import(source, out, &options, &mut |_, _| ()).context("nothing was imported")?;
+    let report = import::import(source, out, &options, &mut |_, _| ()).context("nothing was imported")?;
     output::line(format!(
         "{}: {} {} of {} tensors, {:.1} million numbers as {}, {:.1} s",
         out.display(),
@@ -54,6 +54,17 @@ fn inspect(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fetch(_names: &[String], _all: bool, _dir: &Path) -> Result<(), Failure> {
-    Err(anyhow::anyhow!("not there yet").into())
+fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
+    let cache = std::env::var_os("SPEECHVERSE_CACHE").map_or_else(|| PathBuf::from(".cache"), PathBuf::from);
+    let names = if all { available_models().into_iter().map(|model| model.name.to_string()).collect() } else { names.to_vec() };
+    let fetched = import::fetch(&names, dir, &cache, &mut |step| match step {
+        FetchProgress::Importing { .. } => {}
+        step => tracing::info!("{step:?}"),
+    })
+    .context("models were not fetched")?;
+    for model in fetched {
+        let how = if model.imported.is_some() { "imported" } else { "in place" };
+        output::line(format!("{}: {how}", model.folder.display()));
+    }
+    Ok(())
 }
