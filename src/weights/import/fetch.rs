@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::catalogue::{Catalogue, LOCK, PinnedFile, PinnedModel};
 use super::{
     Destination, FloatFormat, IMPORTER_VERSION, ImportError, ImportOptions, ImportReport,
-    import_into,
+    import_into, own_folder,
 };
 
 const FETCHER: &str = include_str!("../../../scripts/fetch.py");
@@ -260,7 +260,7 @@ fn bring(
     progress: &mut dyn FnMut(FetchProgress<'_>),
 ) -> Result<ImportReport, ImportError> {
     let name = model.name.as_str();
-    let scratch = Scratch(cache.join(format!("unpacked-{name}-{}", std::process::id())));
+    let scratch = Scratch(own_folder(cache, &format!("unpacked-{name}-")));
     std::fs::create_dir_all(&scratch.0).map_err(ImportError::io("create", &scratch.0))?;
     progress(FetchProgress::Unpacking { model: name });
     for (file, parts) in &model.parts {
