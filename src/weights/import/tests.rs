@@ -223,6 +223,29 @@ fn a_taken_destination_is_refused_unless_it_may_be_replaced() {
     );
 }
 
+#[test]
+fn what_a_killed_import_left_behind_is_cleared_away() {
+    let folder = tempfile::tempdir().unwrap();
+    // No process has this number: it is above the kernel's limit.
+    let stale = folder.path().join(".tiny.importing-4194305");
+    let running = folder.path().join(".tiny.importing-1");
+    let other = folder.path().join(".tiny2.importing-4194305");
+    for path in [&stale, &running, &other] {
+        std::fs::create_dir(path).unwrap();
+        std::fs::write(path.join("model.safetensors"), "half").unwrap();
+    }
+
+    let out = folder.path().join("tiny");
+    quiet(
+        &fixture("import_tiny.gguf"),
+        &out,
+        &ImportOptions::default(),
+    )
+    .unwrap();
+
+    assert!(!stale.exists() && running.exists() && other.exists());
+}
+
 /// A CTranslate2 file in the making.
 #[derive(Clone, Default)]
 struct Ct2Builder {
