@@ -24,7 +24,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 # Free ports, so that the demo runs beside anything else; a store of its own, so that it leaves nothing behind.
-export SPEECHVERSE__BROKER__LISTEN=127.0.0.1:0 SPEECHVERSE__HTTP__LISTEN=127.0.0.1:0
+export SPEECHVERSE__BROKER__ADDRESS=127.0.0.1:0 SPEECHVERSE__HTTP__LISTEN=127.0.0.1:0
 export SPEECHVERSE__STORE__DIR="$work/samples" SPEECHVERSE__ADAPTERS__DIR="$work/adapters"
 "$program" serve --config configs/demo.toml --embedded-broker >"$work/ready" 2>"$work/serve.log" &
 pid=$!

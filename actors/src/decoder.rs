@@ -79,8 +79,8 @@ impl Actor for Decoder {
             if self.responder.free() > self.arrivals.len() {
                 match mailbox.try_recv() {
                     Ok(signal) => return Ok(Some(signal)),
-                    Err(kameo::mailbox::TryRecvError::Disconnected) => return Ok(None),
-                    Err(kameo::mailbox::TryRecvError::Empty) => {}
+                    Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => return Ok(None),
+                    Err(tokio::sync::mpsc::error::TryRecvError::Empty) => {}
                 }
             }
             if !self.arrivals.is_empty() {
@@ -249,7 +249,7 @@ impl Decoder {
         }
     }
 
-    async fn reject(&self, ticket: Ticket, cause: &SpeechLlmError) {
+    async fn reject(&mut self, ticket: Ticket, cause: &SpeechLlmError) {
         let reason = match cause {
             SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
             _ => Reason::InternalError,

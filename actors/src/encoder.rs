@@ -175,7 +175,7 @@ impl Encoder {
             .collect()
     }
 
-    async fn hand_on(&self, batch: Vec<EncodeUtterance>, features: Vec<Tensor>, started: Instant) {
+    async fn hand_on(&mut self, batch: Vec<EncodeUtterance>, features: Vec<Tensor>, started: Instant) {
         let worked = started.elapsed();
         for (message, features) in batch.into_iter().zip(features) {
             let EncodeUtterance { adapter, mut ticket, .. } = message;
@@ -193,7 +193,7 @@ impl Encoder {
         }
     }
 
-    async fn reject(&self, batch: Vec<EncodeUtterance>, cause: &ModelError) {
+    async fn reject(&mut self, batch: Vec<EncodeUtterance>, cause: &ModelError) {
         for message in batch {
             error!(error = %cause, request_id = %message.ticket.request.id, "cannot encode an utterance");
             let letter = PublishDeadLetter::of(message.ticket, Reason::InternalError, cause.to_string());
@@ -205,7 +205,7 @@ impl Encoder {
 }
 
 /// Cuts a clip into the fewest equal windows that the encoder takes.
-fn windows(samples: usize, samples_max: Option<usize>) -> Vec<std::ops::Range<usize>> {
+pub fn windows(samples: usize, samples_max: Option<usize>) -> Vec<std::ops::Range<usize>> {
     let count = samples_max.map_or(1, |max| samples.div_ceil(max.max(1))).max(1);
     (0..count)
         .map(|index| samples * index / count..samples * (index + 1) / count)

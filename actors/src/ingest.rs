@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use speechverse::audio::{AudioError, AudioLimits, Waveform, decode};
 use speechverse::kafka::{Budget, Ledger, SourceEvent};
 use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
+use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
@@ -65,6 +67,8 @@ pub struct IngestArgs {
     pub adapter: CurrentAdapter,
     /// Where forgotten tickets go.
     pub lost: LostAndFound,
+    /// Training that gives way while utterances are in flight; absent when it should not.
+    pub training: Option<Control>,
     /// Next stage.
     pub encoder: Recipient<EncodeUtterance>,
     /// Remembers utterances for corrections; its loss is no reason to stop.
@@ -202,6 +206,7 @@ impl AudioIngest {
         let receipt = record.receipt.clone();
         let mut ticket = Ticket::new(record, request, seconds, self.args.lost.clone());
         ticket.hold(held, earlier.into_iter().map(|record| record.receipt).collect());
+        ticket.go_first(self.args.training.as_ref());
         let worked = started.elapsed();
         ticket.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
         metrics::stage_left(Stage::Ingest.as_str(), worked);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use speechverse::kafka::BudgetHold;
 use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::training::{Control, Yield};
 use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
@@ -94,6 +95,8 @@ pub struct TicketInner {
     pub earlier: Vec<Receipt>,
     /// The memory of its samples, counted until the outcome.
     held: Option<BudgetHold>,
+    /// Training waits between steps while this is here.
+    ahead: Option<Yield>,
 }
 
 impl Ticket {
@@ -110,6 +113,7 @@ impl Ticket {
             queued: now,
             earlier: Vec::new(),
             held: None,
+            ahead: None,
         };
         Self {
             inner: Some(Box::new(inner)),
@@ -121,6 +125,11 @@ impl Ticket {
     pub fn hold(&mut self, held: BudgetHold, earlier: Vec<Receipt>) {
         self.held = Some(held);
         self.earlier = earlier;
+    }
+
+    /// Makes training give way until the outcome.
+    pub fn go_first(&mut self, training: Option<&Control>) {
+        self.ahead = training.map(Control::go_first);
     }
 
     /// Marks that the ticket waits for `stage` from now on.

@@ -5,11 +5,13 @@
 //! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
 //! bound fills and holds the pipeline back.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
 use kameo::prelude::*;
 use speechverse::config::kafka::TopicsConfig;
 use speechverse::kafka::{Ledger, Sink};
@@ -34,8 +36,8 @@ pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
 pub struct PublisherArgs {
     /// Writes records.
     pub sink: Sink,
-    /// Knows which offsets may be committed.
-    pub ledger: Ledger,
+    /// By topic: which offsets may be committed.
+    pub ledgers: HashMap<String, Ledger>,
     /// Names of the topics.
     pub topics: TopicsConfig,
     /// Value of `ce_source`.
@@ -148,7 +150,7 @@ impl Message<ReleaseRecord> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: ReleaseRecord, _: &mut Context<Self, Self::Reply>) {
-        self.args.ledger.release(&message.record.receipt);
+        release(&self.args, &message.record.receipt);
     }
 }
 
@@ -183,7 +185,7 @@ impl Publisher {
             if acknowledged {
                 done();
                 for receipt in &receipts {
-                    args.ledger.release(receipt);
+                    release(&args, receipt);
                 }
                 if audio_seconds > 0.0 {
                     metrics::utterance_left(audio_seconds);
@@ -228,4 +230,10 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
 fn settled(receipt: Receipt, mut earlier: Vec<Receipt>) -> Vec<Receipt> {
     earlier.push(receipt);
     earlier
+}
+
+fn release(args: &PublisherArgs, receipt: &Receipt) {
+    if let Some(ledger) = args.ledgers.get(&*receipt.topic) {
+        ledger.release(receipt);
+    }
 }

@@ -12,8 +12,10 @@ use super::SAMPLE_RATE_HZ;
 /// Shortest block on the slower side, samples. Longer blocks make a steeper filter.
 const BLOCK_SAMPLES: usize = 1024;
 
-/// Blocks are made of an even number of smallest steps as long as that keeps them below this.
-const EVEN_BLOCK_SAMPLES_MAX: usize = 1 << 16;
+/// Longest smallest step, samples of the source. Every rate up to this one is resampled exactly; a higher one that
+/// has hardly a factor in common with 16,000 gets the nearest ratio with a shorter step, at most 6 parts per million
+/// away, because blocks of a million samples would cost more than a second each.
+const STEP_SAMPLES_MAX: usize = 192 * 1024;
 
 /// Length at 16 kHz of `frames` at `rate_hz`: `round(frames · 16000 / rate)`, halves up.
 pub fn resampled_len(frames: u64, rate_hz: u32) -> u64 {
@@ -102,15 +104,14 @@ impl Resampler {
 impl Blocks {
     fn new(rate_hz: u32) -> Self {
         let (rate_in, rate_out) = (rate_hz as usize, SAMPLE_RATE_HZ as usize);
-        let common = greatest_common_divisor(rate_in, rate_out);
-        let (step_in, step_out) = (rate_in / common, rate_out / common);
-        let mut steps = BLOCK_SAMPLES.div_ceil(step_in.min(step_out));
-        if steps % 2 == 1 && (steps + 1) * step_in.max(step_out) <= EVEN_BLOCK_SAMPLES_MAX {
-            steps += 1; // an even block has its filter's centre on a sample, so the delay is exact
-        }
+        let (step_in, step_out) = ratio(rate_in, rate_out);
+        // An even block has its filter's centre on a sample, so that the delay is a whole number of samples.
+        let steps = BLOCK_SAMPLES
+            .div_ceil(step_in.min(step_out))
+            .next_multiple_of(2);
         let fft = Fft::<f32>::new_custom(
-            rate_in,
-            rate_out,
+            step_in,
+            step_out,
             steps * step_in,
             1,
             1,
@@ -149,11 +150,21 @@ impl Blocks {
     }
 }
 
-fn greatest_common_divisor(mut a: usize, mut b: usize) -> usize {
+/// The ratio of two rates in lowest terms; when its first term is over [`STEP_SAMPLES_MAX`], the last convergent of
+/// its continued fraction that is not.
+fn ratio(rate_in: usize, rate_out: usize) -> (usize, usize) {
+    let (mut last, mut now) = ((0, 1), (1, 0));
+    let (mut a, mut b) = (rate_in, rate_out);
     while b != 0 {
+        let whole = a / b;
+        let next = (whole * now.0 + last.0, whole * now.1 + last.1);
+        if next.0 > STEP_SAMPLES_MAX {
+            break;
+        }
+        (last, now) = (now, next);
         (a, b) = (b, a % b);
     }
-    a
+    now
 }
 
 #[cfg(test)]
@@ -227,6 +238,37 @@ mod tests {
                     "{hertz} Hz at {rate_hz} Hz leaves {level:.1} dB"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn ratios_are_exact_up_to_192_khz_and_near_above() {
+        assert_eq!(ratio(44_100, 16_000), (441, 160));
+        assert_eq!(ratio(44_101, 16_000), (44_101, 16_000));
+        assert_eq!(ratio(768_000, 16_000), (48, 1));
+        for rate_hz in (1_000..=768_000).step_by(977) {
+            let (step_in, step_out) = ratio(rate_hz, 16_000);
+
+            let error = step_in as f64 / step_out as f64 / (rate_hz as f64 / 16_000.0) - 1.0;
+            assert!(
+                error.abs() < 6e-6,
+                "{rate_hz} Hz as {step_in}/{step_out}: {error:e}"
+            );
+            assert!(step_in <= STEP_SAMPLES_MAX);
+            assert!(rate_hz > STEP_SAMPLES_MAX || error == 0.0, "{rate_hz} Hz");
+        }
+    }
+
+    #[test]
+    fn a_rate_without_a_factor_in_common_comes_through_too() {
+        for rate_hz in [15_991, 44_101, 96_001, 767_999] {
+            let samples = sine(440.0, rate_hz, rate_hz as usize * 2);
+
+            let got = resample(&samples, rate_hz);
+
+            assert_eq!(got.len(), 32_000);
+            let error = error_db(&got, 440.0);
+            assert!(error < -40.0, "{rate_hz} Hz: {error:.1} dB");
         }
     }
 

@@ -16,7 +16,8 @@ use super::limits::{
     FRAME_TIME_MAX, PRODUCE_EXTRA_BYTES_MAX, REFUSED_BYTES_MAX, REQUEST_BYTES_MAX,
 };
 use super::state::Shared;
-use super::wire::frame::{FrameError, HeaderStart, Parsed, parse};
+use super::wire::apis::Api;
+use super::wire::frame::{FrameError, Parsed, parse};
 use super::wire::refusal::{HEAD_BYTES, Oversized};
 use kafka_protocol::messages::ApiKey;
 
@@ -114,6 +115,9 @@ async fn read_frame(
         .map(Some)
 }
 
+/// Bytes of the request type, the first thing in a frame.
+const KEY_BYTES: usize = 2;
+
 async fn read_body(
     broker: &Shared,
     reader: &mut OwnedReadHalf,
@@ -125,13 +129,14 @@ async fn read_body(
     };
     let length = usize::try_from(announced).map_err(|_| too_large(REFUSED_BYTES_MAX))?;
     let mut frame = BytesMut::new();
-    read_until(
-        reader,
-        &mut frame,
-        length.min(REQUEST_BYTES_MAX.min(HEAD_BYTES)),
-    )
-    .await?;
-    let is_produce = HeaderStart::read(&frame)?.key == ApiKey::Produce as i16;
+    // The request type alone decides how much may follow, so strangers (HTTP, TLS) are shown out at once.
+    read_until(reader, &mut frame, length.min(KEY_BYTES)).await?;
+    let Some(key) = frame.first_chunk::<KEY_BYTES>() else {
+        return Err(FrameError::NoHeader { found: length }.into());
+    };
+    let key = i16::from_be_bytes(*key);
+    let api = Api::find(key).ok_or(FrameError::UnknownApi { key })?;
+    let is_produce = api.key == ApiKey::Produce;
     let most = if is_produce {
         broker.config.message_bytes_max + PRODUCE_EXTRA_BYTES_MAX
     } else {
@@ -141,11 +146,14 @@ async fn read_body(
         read_until(reader, &mut frame, length).await?;
         return Ok(Incoming::Frame(frame.freeze()));
     }
-    let oversized = Oversized::read(&frame).filter(|_| length <= REFUSED_BYTES_MAX);
-    let oversized = oversized.ok_or_else(|| too_large(most))?;
-    let mut rest = (&mut *reader).take((length - frame.len()) as u64);
-    let dropped = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
-    if dropped < (length - frame.len()) as u64 {
+    if !is_produce || length > REFUSED_BYTES_MAX {
+        return Err(too_large(most));
+    }
+    read_until(reader, &mut frame, length.min(HEAD_BYTES)).await?;
+    let oversized = Oversized::read(&frame).ok_or_else(|| too_large(most))?;
+    let missing = (length - frame.len()) as u64;
+    let mut rest = (&mut *reader).take(missing);
+    if tokio::io::copy(&mut rest, &mut tokio::io::sink()).await? < missing {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     Ok(Incoming::Refused(oversized))

@@ -21,8 +21,6 @@ mod limits;
 mod log;
 mod server;
 mod state;
-#[cfg(test)]
-mod tests;
 mod topic_settings;
 mod topics;
 mod transactions;

@@ -368,3 +368,114 @@ impl Owner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT_MS: i32 = 1_000;
+
+    fn owner(transactions: &mut Transactions, id: &str, now: Instant) -> ProducerIdentity {
+        transactions.init(id, TIMEOUT_MS, None, now).unwrap().0
+    }
+
+    fn open(transactions: &mut Transactions, id: &str, producer: ProducerIdentity, now: Instant) {
+        let partition = std::iter::once(("topic".to_owned(), 0));
+        transactions
+            .add_partitions(id, producer, partition, now)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_new_owner_ends_what_the_former_left_open_and_shuts_it_out() {
+        let now = Instant::now();
+        let mut transactions = Transactions::new(0);
+        let first = owner(&mut transactions, "id", now);
+        open(&mut transactions, "id", first, now);
+
+        let (second, left_open) = transactions.init("id", TIMEOUT_MS, None, now).unwrap();
+        let ended = left_open.expect("the former owner had opened one");
+        let late = transactions.may_write(Some("id"), first, "topic", 0);
+
+        assert_eq!(
+            second,
+            ProducerIdentity {
+                epoch: first.epoch + 1,
+                ..first
+            }
+        );
+        assert_eq!((ended.outcome, ended.producer), (Outcome::Aborted, second));
+        assert_eq!(late, Err(ResponseError::InvalidProducerEpoch));
+    }
+
+    #[test]
+    fn a_transaction_past_its_time_is_ended_and_its_owner_shut_out() {
+        let now = Instant::now();
+        let mut transactions = Transactions::new(0);
+        let producer = owner(&mut transactions, "id", now);
+        open(&mut transactions, "id", producer, now);
+
+        let early = transactions.expire(now + Duration::from_millis(500)).len();
+        let expired = transactions.expire(now + Duration::from_millis(1_500));
+        let late = transactions
+            .end("id", producer, Outcome::Committed, now)
+            .unwrap_err();
+
+        assert_eq!((early, expired.len()), (0, 1));
+        assert_eq!(late, ResponseError::ProducerFenced);
+    }
+
+    #[test]
+    fn epochs_that_are_used_up_give_way_to_a_new_number() {
+        let now = Instant::now();
+        let mut transactions = Transactions::new(0);
+        let first = owner(&mut transactions, "id", now);
+
+        let mut last = first;
+        for _ in 0..i16::MAX {
+            last = owner(&mut transactions, "id", now);
+            assert!(last.epoch >= 0);
+        }
+
+        assert_ne!(last.id, first.id);
+        assert_ne!(transactions.new_producer_id(), last.id);
+    }
+
+    #[test]
+    fn a_producer_that_names_a_life_that_is_over_is_fenced() {
+        let now = Instant::now();
+        let mut transactions = Transactions::new(0);
+        let first = owner(&mut transactions, "id", now);
+        let second = owner(&mut transactions, "id", now);
+
+        let of_the_past = transactions
+            .init("id", TIMEOUT_MS, Some(first), now)
+            .unwrap_err();
+        let of_the_present = transactions
+            .init("id", TIMEOUT_MS, Some(second), now)
+            .unwrap()
+            .0;
+
+        assert_eq!(of_the_past, ResponseError::ProducerFenced);
+        assert_eq!(of_the_present.epoch, second.epoch + 1);
+    }
+
+    #[test]
+    fn one_id_too_many_takes_the_place_of_the_longest_idle_but_never_of_an_open_one() {
+        let start = Instant::now();
+        let mut transactions = Transactions::new(0);
+        for number in 0..TRANSACTIONAL_IDS_MAX {
+            let now = start + Duration::from_millis(number as u64);
+            let id = format!("id {number}");
+            let producer = owner(&mut transactions, &id, now);
+            if number == 0 {
+                open(&mut transactions, &id, producer, now);
+            }
+        }
+
+        owner(&mut transactions, "another", start + Duration::from_secs(9));
+
+        let is_there = |id: &str| transactions.by_id.contains_key(id);
+        assert!(is_there("id 0") && !is_there("id 1") && is_there("another"));
+    }
+}

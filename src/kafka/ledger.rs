@@ -226,7 +226,11 @@ impl OffsetLedger {
 
     /// Records of `partitions` that are being worked on.
     pub fn unfinished_of<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> usize {
-        let count = |partition| self.partitions.get(partition).map_or(0, |slots| slots.unfinished.len());
+        let count = |partition| {
+            self.partitions
+                .get(partition)
+                .map_or(0, |slots| slots.unfinished.len())
+        };
         partitions.into_iter().map(count).sum()
     }
 
@@ -297,7 +301,13 @@ impl Slots {
             Some(replay) => Some(replay.wanted.first().copied().unwrap_or(replay.until)),
             None => self.next,
         };
-        self.unfinished.keys().next().copied().into_iter().chain(unread).min()
+        self.unfinished
+            .keys()
+            .next()
+            .copied()
+            .into_iter()
+            .chain(unread)
+            .min()
     }
 
     /// Where to read again: the lowest unfinished offset; `None` when nothing has to be.

@@ -1,7 +1,7 @@
 //! Device and precision: what this machine offers, and which of it a model shall use.
 //!
 //! The program is linked to the CPU half of libtorch alone, and one binary serves all machines: the CUDA half is
-//! opened at run time where it lies beside the CPU half ([`cuda`]). Devices and kinds come from [`Placement::resolve`] and from
+//! opened at run time where it lies beside the CPU half ([`load_cuda`]). Devices and kinds come from [`Placement::resolve`] and from
 //! nowhere else, because torch keeps the first answer it finds when it looks for CUDA.
 
 mod cuda;

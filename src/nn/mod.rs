@@ -10,3 +10,5 @@ pub mod norm;
 pub mod optimizer;
 pub mod random;
 pub mod rotary;
+
+pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};

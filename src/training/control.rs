@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// How long a paused run sleeps before it looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Longest that one step waits for work that goes first: under constant load, training is slow but not starved.
+const GIVE_WAY_MAX: Duration = Duration::from_secs(2);
 
 /// Pauses and stops a run between two steps. Clones steer the same run.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +75,12 @@ impl Control {
     /// Called by the run between steps: waits while paused. Returns how long it waited.
     pub(crate) fn wait(&self) -> Duration {
         let start = Instant::now();
-        while self.is_paused() && !self.is_stopped() {
+        loop {
+            let paused = self.shared.pause.load(Ordering::Acquire);
+            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < GIVE_WAY_MAX;
+            if self.is_stopped() || !(paused || gives_way) {
+                break;
+            }
             std::thread::sleep(LOOK_AGAIN);
         }
         start.elapsed()

@@ -34,7 +34,7 @@ mod run;
 pub mod schedule;
 pub mod stage;
 
-pub use control::Control;
+pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};
 pub use error::TrainingError;
 pub use events::TrainEvent;

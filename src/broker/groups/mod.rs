@@ -5,6 +5,8 @@
 pub(super) mod group;
 pub(super) mod member;
 pub(super) mod offsets;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::time::Instant;

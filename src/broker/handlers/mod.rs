@@ -71,8 +71,11 @@ pub(super) async fn answer(
         ApiKey::Produce => {
             let request = frame.decode::<ProduceRequest>()?;
             let answer = produce::produce(broker, &request, version);
-            if request.acks == 0 {
-                return Ok(None);
+            if request.acks == produce::NO_ACKNOWLEDGEMENT {
+                return match produce::first_error(&answer) {
+                    Some(code) => Err(FrameError::RefusedInSilence { code }),
+                    None => Ok(None),
+                };
             }
             frame.encode(&answer)
         }

@@ -9,20 +9,42 @@ use crate::broker::log::batch::{CheckedBatch, check};
 use crate::broker::state::Shared;
 use crate::broker::transactions::ProducerIdentity;
 
+/// What a producer writes that wants no answer.
+pub(super) const NO_ACKNOWLEDGEMENT: i16 = 0;
+
+/// Kafka's number for the first refusal in an answer.
+pub(super) fn first_error(answer: &ProduceResponse) -> Option<i16> {
+    let partitions = answer
+        .responses
+        .iter()
+        .flat_map(|topic| &topic.partition_responses);
+    partitions
+        .map(|partition| partition.error_code)
+        .find(|code| *code != 0)
+}
+
 /// Checks and stores what a producer sends, partition by partition.
 pub(super) fn produce(broker: &Shared, request: &ProduceRequest, version: i16) -> ProduceResponse {
     let transactional_id = request.transactional_id.as_ref().map(|id| id.as_str());
+    const ALL: i16 = -1;
+    const LEADER: i16 = 1;
+    let wanted = match request.acks {
+        NO_ACKNOWLEDGEMENT | ALL | LEADER => Ok(()),
+        _ => Err(ResponseError::InvalidRequiredAcks),
+    };
     let topics = request.topic_data.iter().map(|topic| {
         let partitions = topic.partition_data.iter().map(|partition| {
-            let stored = read(partition.records.as_ref()).and_then(|batch| {
-                store(
-                    broker,
-                    transactional_id,
-                    topic.name.as_str(),
-                    partition.index,
-                    batch,
-                )
-            });
+            let stored = wanted
+                .and_then(|()| read(partition.records.as_ref()))
+                .and_then(|batch| {
+                    store(
+                        broker,
+                        transactional_id,
+                        topic.name.as_str(),
+                        partition.index,
+                        batch,
+                    )
+                });
             describe(partition.index, stored, version)
         });
         TopicProduceResponse::default()

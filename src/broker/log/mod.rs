@@ -7,3 +7,5 @@ pub(super) mod batch;
 pub(super) mod control;
 pub(super) mod partition;
 pub(super) mod producers;
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,12 @@ pub(crate) enum FrameError {
         /// What the codec said.
         reason: String,
     },
+    /// Records that were refused while their producer wants no answer; a closed connection is all it can notice.
+    #[error("a producer that wants no answer sent records that were refused with error {code}")]
+    RefusedInSilence {
+        /// Kafka's number for the reason.
+        code: i16,
+    },
     /// An answer that its version cannot express: a fault of this broker.
     #[error("the answer to {key:?} version {version} cannot be encoded: {reason}")]
     Encode {
@@ -83,7 +89,7 @@ pub(crate) struct RequestFrame {
     /// What the client calls itself; empty when it does not.
     pub(crate) client_id: String,
     /// The request itself.
-    body: Bytes,
+    pub(super) body: Bytes,
 }
 
 /// What a frame turned out to be.
@@ -237,7 +243,11 @@ pub(crate) fn encode<T: Encodable>(
         version,
         reason,
     };
-    let mut frame = BytesMut::new();
+    const HEADER_BYTES_MAX: usize = 8;
+    let size = answer
+        .compute_size(version)
+        .map_err(|error| refused(error.to_string()))?;
+    let mut frame = BytesMut::with_capacity(LENGTH_BYTES + HEADER_BYTES_MAX + size);
     frame.put_i32(0);
     ResponseHeader::default()
         .with_correlation_id(correlation_id)

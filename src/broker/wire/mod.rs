@@ -7,3 +7,5 @@ pub(super) mod apis;
 pub(super) mod frame;
 pub(super) mod refusal;
 pub(super) mod shape;
+#[cfg(test)]
+mod tests;

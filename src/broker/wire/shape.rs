@@ -56,9 +56,9 @@ pub(crate) enum Kind {
 /// One field and the versions that have it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field {
-    kind: Kind,
-    since: i16,
-    until: i16,
+    pub(super) kind: Kind,
+    pub(super) since: i16,
+    pub(super) until: i16,
 }
 
 impl Field {

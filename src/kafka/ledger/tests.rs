@@ -73,7 +73,11 @@ fn a_position_is_reported_until_it_is_committed_and_again_when_it_moves() {
     ledger.admit(&receipt(0, 0, epoch), 1);
     ledger.release(&receipt(0, 0, epoch));
     assert_eq!(ledger.positions(), [position(0, 1)]);
-    assert_eq!(ledger.positions(), [position(0, 1)], "a commit that failed is tried again");
+    assert_eq!(
+        ledger.positions(),
+        [position(0, 1)],
+        "a commit that failed is tried again"
+    );
 
     ledger.committed(&[position(0, 1)]);
     assert_eq!(ledger.positions(), []);
@@ -91,7 +95,10 @@ fn a_record_read_twice_is_worked_on_once() {
     assert_eq!(ledger.admit(&receipt(0, 4, epoch), 7), Admission::InFlight);
 
     assert_eq!((ledger.unfinished(), ledger.bytes()), (1, 7));
-    assert_eq!(ledger.release(&receipt(0, 4, epoch)), Release::Released { bytes: 7 });
+    assert_eq!(
+        ledger.release(&receipt(0, 4, epoch)),
+        Release::Released { bytes: 7 }
+    );
     assert_eq!(ledger.release(&receipt(0, 4, epoch)), Release::Unknown);
 }
 
@@ -108,7 +115,11 @@ fn receipts_of_an_assignment_that_ended_are_void() {
 
     assert_eq!(ledger.release(&receipt(0, 0, old)), Release::Void);
     assert_eq!(ledger.admit(&receipt(0, 1, old), 1), Admission::Void);
-    assert_eq!(ledger.positions(), [position(0, 0)], "the new record is unfinished");
+    assert_eq!(
+        ledger.positions(),
+        [position(0, 0)],
+        "the new record is unfinished"
+    );
 }
 
 #[test]
@@ -140,7 +151,9 @@ fn a_replay_brings_back_what_is_unfinished_and_nothing_else() {
     assert_eq!(ledger.positions(), [position(0, 1)]);
 
     let new = ledger.epoch(&tp(0)).unwrap();
-    let again: Vec<Admission> = (1..8).map(|offset| ledger.admit(&receipt(0, offset, new), 1)).collect();
+    let again: Vec<Admission> = (1..8)
+        .map(|offset| ledger.admit(&receipt(0, offset, new), 1))
+        .collect();
     use Admission::{Finished, New};
     assert_eq!(again, [New, Finished, Finished, New, New, New, New]);
 }
@@ -202,7 +215,10 @@ impl World {
         let receipt = receipt(number, offset, self.ledger.epoch(&tp(number)).unwrap());
         match self.ledger.admit(&receipt, offset as u64 + 1) {
             Admission::New => self.working.push(receipt),
-            Admission::Finished => assert!(self.done[partition].contains(&offset), "{offset} was never finished"),
+            Admission::Finished => assert!(
+                self.done[partition].contains(&offset),
+                "{offset} was never finished"
+            ),
             other => panic!("{offset} was read in order and is {other:?}"),
         }
         true
@@ -224,8 +240,14 @@ impl World {
     fn commit(&mut self, positions: Vec<Position>) {
         for position in positions {
             let partition = position.partition.partition as usize;
-            for offset in self.logs[partition].iter().filter(|offset| **offset < position.offset) {
-                assert!(self.done[partition].contains(offset), "{offset} is unfinished, {position:?} commits it");
+            for offset in self.logs[partition]
+                .iter()
+                .filter(|offset| **offset < position.offset)
+            {
+                assert!(
+                    self.done[partition].contains(offset),
+                    "{offset} is unfinished, {position:?} commits it"
+                );
             }
             self.broker.insert(position.partition, position.offset);
         }
@@ -284,7 +306,10 @@ impl World {
         let unfinished: usize = slots.clone().map(|slots| slots.unfinished.len()).sum();
         let bytes: u64 = slots.flat_map(|slots| slots.unfinished.values()).sum();
 
-        assert_eq!((self.ledger.unfinished(), self.ledger.bytes()), (unfinished, bytes));
+        assert_eq!(
+            (self.ledger.unfinished(), self.ledger.bytes()),
+            (unfinished, bytes)
+        );
     }
 }
 

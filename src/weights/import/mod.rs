@@ -10,8 +10,10 @@
 //! through in pieces of a megabyte, and the destination appears complete or not at all.
 
 mod bpe;
+mod catalogue;
 mod ct2;
 mod error;
+mod fetch;
 mod format;
 mod gguf;
 mod llama;
@@ -25,7 +27,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use catalogue::{AvailableModel, available_models};
 pub use error::ImportError;
+pub use fetch::{FetchProgress, FetchedModel, fetch};
 pub use format::FloatFormat;
 pub use quants::Encoding;
 
@@ -120,11 +124,23 @@ pub fn import(
     options: &ImportOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportReport, ImportError> {
-    let started = Instant::now();
     let destination = Destination::new(out, options.replace)?;
+    let report = import_into(source, &destination.folder, options, progress)?;
+    destination.publish()?;
+    Ok(report)
+}
+
+/// Writes all files of an import into `folder`, which exists and is empty.
+fn import_into(
+    source: &Path,
+    folder: &Path,
+    options: &ImportOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ImportReport, ImportError> {
+    let started = Instant::now();
     let prepared = prepare(source, options.format)?;
     for (name, content) in &prepared.files {
-        let path = destination.folder.join(name);
+        let path = folder.join(name);
         std::fs::write(&path, content).map_err(ImportError::io("write", &path))?;
     }
     let mut encodings = BTreeMap::new();
@@ -141,10 +157,9 @@ pub fn import(
         prepared.plans,
         options.format,
         threads,
-        &destination.folder.join("model.safetensors"),
+        &folder.join("model.safetensors"),
         progress,
     )?;
-    destination.publish()?;
     Ok(ImportReport {
         source_kind: prepared.source_kind,
         architecture: prepared.architecture,
@@ -310,3 +325,6 @@ impl Drop for Destination {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
