@@ -93,11 +93,12 @@ fn main() -> anyhow::Result<()> {
             let start = Instant::now();
             generate(&model, &prompts, &options(1), None)?;
             let prefill = start.elapsed().as_secs_f64();
-            let start = Instant::now();
+            let (start, busy) = (Instant::now(), processor_seconds());
             generate(&model, &prompts, &options(65), None)?;
             let step = (start.elapsed().as_secs_f64() - prefill) / 64.0;
+            let busy = processor_seconds() - busy;
             println!(
-                "{kind:?} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s",
+                "{kind:?} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s, {busy:.2} s of processor time for both",
                 prefill * 1e3,
                 step * 1e3,
                 batch as f64 / step
@@ -117,4 +118,13 @@ fn parse_ids(ids: &str) -> anyhow::Result<Vec<i64>> {
             .with_context(|| format!("`{id}` is no token id"))
     };
     ids.split(',').map(parse).collect()
+}
+
+/// User and system time of this process so far, where the kernel tells (on a busy machine it says more than the clock).
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = |field: usize| after_name.split_whitespace().nth(field)?.parse::<f64>().ok();
+    const TICKS_PER_SECOND: f64 = 100.0; // what Linux reports to programs
+    (ticks(11).unwrap_or(f64::NAN) + ticks(12).unwrap_or(f64::NAN)) / TICKS_PER_SECOND
 }

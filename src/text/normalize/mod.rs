@@ -1,5 +1,13 @@
 //! Normalisation: what two spellings of one sentence have in common, so that a score counts words and not
 //! punctuation.
+//!
+//! [`plain`] is for every language; [`EnglishNormalizer`] also unifies English contractions, numbers and spelling,
+//! as published English word error rates do.
+
+mod english;
+mod english_numbers;
+
+pub use english::EnglishNormalizer;
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
