@@ -102,7 +102,7 @@ impl Default for KafkaConfig {
             send_timeout_ms: 30_000,
             partitions: 4,
             replication: -1,
-            message_bytes_max: 16 * 1024 * 1024, // 16 MiB
+            message_bytes_max: 16_000_000, // 8 minutes of 16 kHz mono 16-bit sound
             queue_records_max: 64,
             in_flight_records_max: 1_024,
             in_flight_bytes_max: 256 * 1024 * 1024,  // 256 MiB

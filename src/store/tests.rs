@@ -78,13 +78,10 @@ fn a_sample_comes_back_as_it_was_put_also_after_a_restart() {
     let put = store.put(&first).unwrap();
 
     assert!(matches!(put, Put::Stored { durable: true, .. }), "{put:?}");
-    assert_eq!(
-        contents(&store).into_values().collect::<Vec<_>>(),
-        [first.clone()]
-    );
+    assert!(contents(&store).into_values().eq([first.clone()]));
     drop(store);
     let store = SampleStore::open(&config(dir.path())).unwrap();
-    assert_eq!(contents(&store).into_values().collect::<Vec<_>>(), [first]);
+    assert!(contents(&store).into_values().eq([first]));
     assert_eq!(store.open_report().samples, 1);
 }
 

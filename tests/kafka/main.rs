@@ -1,0 +1,477 @@
+//! The Kafka room on a broker: crashes, rebalances, replays, large records. On the embedded broker always; on the
+//! Apache Kafka that `SPEECHVERSE_KAFKA` names with feature `kafka-broker-tests`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use speechverse::broker::EmbeddedBroker;
+use speechverse::config::broker::BrokerConfig;
+use speechverse::config::kafka::{KafkaConfig, TopicsConfig};
+use speechverse::kafka::{
+    Budget, Closed, Ledger, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,
+    SourceEvent, admin,
+};
+use speechverse::wire::{OutgoingRecord, Record};
+
+/// Longest that one step of a test may take.
+const STEP: Duration = Duration::from_secs(60);
+
+/// A broker with topics of its own for one test.
+struct Bench {
+    /// Kept alive; `None` on Apache Kafka.
+    _broker: Option<EmbeddedBroker>,
+    config: KafkaConfig,
+}
+
+impl Bench {
+    async fn embedded() -> Self {
+        let broker = EmbeddedBroker::start(BrokerConfig::default()).await.unwrap();
+        let config = config(broker.bootstrap());
+        admin::ensure_topics(&config, STEP).await.unwrap();
+        Self {
+            _broker: Some(broker),
+            config,
+        }
+    }
+
+    #[cfg(feature = "kafka-broker-tests")]
+    async fn apache() -> Option<Self> {
+        let config = config(std::env::var("SPEECHVERSE_KAFKA").ok()?);
+        admin::ensure_topics(&config, STEP).await.unwrap();
+        Some(Self {
+            _broker: None,
+            config,
+        })
+    }
+
+    fn requests(&self) -> &str {
+        &self.config.topics.requests
+    }
+
+    fn sink(&self) -> Sink {
+        Sink::new(&self.config).unwrap()
+    }
+
+    fn start(&self) -> Running {
+        let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
+        let config = SourceConfig {
+            kafka: self.config.clone(),
+            topics: vec![self.requests().to_owned()],
+        };
+        let (source, events) = Source::start(config, ledger.clone()).unwrap();
+        Running {
+            source,
+            events,
+            ledger,
+        }
+    }
+
+    /// Publishes records with the values `0..count` under as many keys.
+    async fn publish(&self, numbers: std::ops::Range<u64>) {
+        let sink = self.sink();
+        let sends: Vec<_> = numbers
+            .map(|number| {
+                let (sink, record) = (sink.clone(), outgoing(self.requests(), number));
+                tokio::spawn(async move { sink.send(record).await })
+            })
+            .collect();
+        for send in sends {
+            send.await.unwrap().unwrap();
+        }
+    }
+}
+
+struct Running {
+    source: Source,
+    events: flume::Receiver<SourceEvent>,
+    ledger: Ledger,
+}
+
+impl Running {
+    async fn record(&self) -> Record {
+        loop {
+            let event = tokio::time::timeout(STEP, self.events.recv_async())
+                .await
+                .expect("an event in time");
+            match event.expect("the source lives") {
+                SourceEvent::Record(record) => return record,
+                SourceEvent::Failed(error) => panic!("{error}"),
+                SourceEvent::Assigned { .. } | SourceEvent::Revoked(_) => {}
+            }
+        }
+    }
+
+    async fn is_silent(&self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.record()).await.is_err()
+    }
+}
+
+/// Runs a test on the embedded broker and, where there is one, on Apache Kafka.
+macro_rules! on_every_broker {
+    ($($name:ident => $check:path;)*) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            $check(&Bench::embedded().await).await;
+            #[cfg(feature = "kafka-broker-tests")]
+            match Bench::apache().await {
+                Some(bench) => $check(&bench).await,
+                None => speechverse::testing::skip(
+                    concat!(stringify!($name), " on Apache Kafka"),
+                    "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it",
+                ),
+            }
+        }
+    )*};
+}
+
+on_every_broker! {
+    missing_topics_are_created_once => topics;
+    a_record_of_ten_megabytes_arrives_byte_for_byte => large;
+    a_topic_that_takes_less_than_we_send_is_the_record_s_fault => too_large_for_the_topic;
+    crashes_at_any_time_lose_nothing_and_a_clean_end_repeats_nothing => crashes;
+    members_that_come_and_go_lose_nothing => members;
+    a_replay_brings_back_what_a_stage_lost => replay;
+    a_record_is_handed_out_soon_after_it_is_published => latency;
+}
+
+async fn topics(bench: &Bench) {
+    let again = admin::ensure_topics(&bench.config, STEP).await.unwrap();
+    let cluster = admin::broker_metadata(&bench.config, STEP).await.unwrap();
+
+    assert!(again.is_empty(), "{again:?}");
+    for (_, name) in bench.config.topics.all() {
+        assert_eq!(cluster.topic(name).unwrap().partitions, 3, "{name}");
+    }
+    let missing = Reader::open(&bench.config, "no.such.topic.here", ReadFrom::End, STEP).await;
+    assert!(missing.is_err());
+}
+
+async fn large(bench: &Bench) {
+    let value: Bytes = (0..10_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let record = OutgoingRecord {
+        key: Some(Bytes::from_static(b"device-7")),
+        value: Some(value.clone()),
+        headers: vec![("content-type".to_owned(), Some(Bytes::from_static(b"audio/wav")))],
+        ..outgoing(bench.requests(), 0)
+    };
+    let written = bench.sink().send(record.clone()).await.unwrap();
+
+    let running = bench.start();
+    let read = running.record().await;
+
+    assert!(read.value == record.value, "the value changed on its way");
+    assert_eq!((&read.key, &read.headers), (&record.key, &record.headers));
+    assert!(running.ledger.budget().bytes() > 10_000_000);
+    assert_eq!(
+        running.ledger.release(&read.receipt),
+        Release::Released {
+            bytes: running_bytes(&read)
+        }
+    );
+    assert_eq!(running.ledger.budget().bytes(), 0);
+    let fetched = Reader::fetch(
+        &bench.config,
+        bench.requests(),
+        written.partition,
+        written.offset,
+        STEP,
+    )
+    .await
+    .unwrap();
+    assert!(fetched.unwrap().value == record.value);
+}
+
+async fn too_large_for_the_topic(bench: &Bench) {
+    use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+    let topic = format!("{}.small", bench.requests());
+    let admin: AdminClient<_> = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &bench.config.bootstrap)
+        .create()
+        .unwrap();
+    let wanted = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "20000");
+    admin
+        .create_topics([&wanted], &AdminOptions::new())
+        .await
+        .unwrap();
+    let sink = bench.sink();
+
+    let value = Some(Bytes::from(vec![7; 50_000]));
+    let error = sink
+        .send(OutgoingRecord {
+            value,
+            ..outgoing(&topic, 0)
+        })
+        .await
+        .unwrap_err();
+
+    assert!(
+        matches!(
+            &error,
+            SinkError::TooLarge {
+                allowed_by: "the broker",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    sink.send(outgoing(&topic, 1)).await.unwrap();
+}
+
+/// Reads with work that finishes out of order; every third source is killed in the middle of it.
+async fn crashes(bench: &Bench) {
+    const COUNT: u64 = 600;
+    bench.publish(0..COUNT).await;
+    let finished = Finished::default();
+
+    let mut abandoned = 0;
+    while finished.distinct() < COUNT as usize {
+        let running = bench.start();
+        let limit = Instant::now() + Duration::from_millis(900);
+        while Instant::now() < limit && finished.distinct() < COUNT as usize {
+            let Ok(record) = tokio::time::timeout(Duration::from_millis(100), running.record()).await else {
+                continue;
+            };
+            finished.work_on(record, &running.ledger);
+        }
+        if finished.distinct() < COUNT as usize || abandoned == 0 {
+            abandoned += 1;
+            running.source.abandon().await.unwrap();
+        } else {
+            let closed = running.source.close(STEP).await.unwrap();
+            assert_eq!(closed, Closed { unfinished: 0 });
+        }
+    }
+
+    // Whoever comes next has only what the last crash left uncommitted, and after a clean end nothing at all.
+    let last = bench.start();
+    while let Ok(record) = tokio::time::timeout(Duration::from_secs(4), last.record()).await {
+        finished.work_on(record, &last.ledger);
+    }
+    last.source.close(STEP).await.unwrap();
+    let after = bench.start();
+    assert!(abandoned >= 1);
+    assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
+    assert!(
+        after.is_silent(Duration::from_secs(4)).await,
+        "something was read again after a clean end"
+    );
+    after.source.close(STEP).await.unwrap();
+}
+
+/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing repeated.
+async fn members(bench: &Bench) {
+    const COUNT: u64 = 900;
+    let finished = Arc::new(Finished::default());
+    let publishing = async {
+        for begin in (0..COUNT).step_by(30) {
+            bench.publish(begin..begin + 30).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    let working = async {
+        let first = Member::join(bench, &finished);
+        tokio::time::sleep(Duration::from_millis(2_000)).await;
+        let second = Member::join(bench, &finished);
+        tokio::time::sleep(Duration::from_millis(3_000)).await;
+        first.leave().await;
+        let third = Member::join(bench, &finished);
+        tokio::time::sleep(Duration::from_millis(2_000)).await;
+        second.leave().await;
+        let limit = Instant::now() + STEP;
+        while finished.distinct() < COUNT as usize && Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        third.leave().await;
+    };
+    tokio::join!(publishing, working);
+
+    assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
+    assert_eq!(finished.repeats(), 0);
+}
+
+async fn replay(bench: &Bench) {
+    bench.publish(0..50).await;
+    let running = bench.start();
+    let mut lost = Vec::new();
+    for _ in 0..50 {
+        let record = running.record().await;
+        if record.receipt.offset % 3 == 1 {
+            lost.push(number(&record)); // as if a stage had died with it
+        } else {
+            running.ledger.release(&record.receipt);
+        }
+    }
+
+    assert!(running.source.replay().await.unwrap() > 0);
+
+    let mut again = Vec::new();
+    while again.len() < lost.len() {
+        let record = running.record().await;
+        running.ledger.release(&record.receipt);
+        again.push(number(&record));
+    }
+    lost.sort_unstable();
+    again.sort_unstable();
+    assert_eq!(again, lost);
+    assert!(running.is_silent(Duration::from_millis(800)).await);
+    assert_eq!(
+        running.source.close(STEP).await.unwrap(),
+        Closed { unfinished: 0 }
+    );
+}
+
+async fn latency(bench: &Bench) {
+    let running = bench.start();
+    let mut reader = Reader::open(&bench.config, bench.requests(), ReadFrom::End, STEP)
+        .await
+        .unwrap();
+    let sink = bench.sink();
+    sink.send(outgoing(bench.requests(), 0)).await.unwrap();
+    running.record().await;
+
+    let mut waits = Vec::new();
+    for number in 1..60 {
+        let began = Instant::now();
+        sink.send(outgoing(bench.requests(), number)).await.unwrap();
+        let record = running.record().await;
+        waits.push(began.elapsed());
+        running.ledger.release(&record.receipt);
+    }
+    waits.sort();
+    assert!(
+        waits[30] < Duration::from_millis(80),
+        "median {:?}, slowest {:?}",
+        waits[30],
+        waits[58]
+    );
+
+    let mut seen = 0;
+    while seen < 60 {
+        match reader.next(STEP).await.unwrap() {
+            Read::Record(_) => seen += 1,
+            Read::CaughtUp => {}
+            Read::TimedOut => panic!("the reader saw {seen} of 60"),
+        }
+    }
+}
+
+/// Which records were finished, and how often.
+#[derive(Default)]
+struct Finished {
+    counts: Arc<Mutex<BTreeMap<u64, usize>>>,
+    turn: AtomicU64,
+}
+
+impl Finished {
+    /// Finishes a record after 0 to 60 ms, so that they finish out of order.
+    fn work_on(&self, record: Record, ledger: &Ledger) {
+        let (counts, ledger) = (self.counts.clone(), ledger.clone());
+        let delay = self.turn.fetch_add(1, Ordering::Relaxed) * 37 % 61;
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            if matches!(ledger.release(&record.receipt), Release::Released { .. }) {
+                *counts.lock().unwrap().entry(number(&record)).or_default() += 1;
+            }
+        });
+    }
+
+    fn distinct(&self) -> usize {
+        self.counts.lock().unwrap().len()
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        self.counts.lock().unwrap().keys().copied().collect()
+    }
+
+    fn repeats(&self) -> usize {
+        self.counts.lock().unwrap().values().map(|count| count - 1).sum()
+    }
+}
+
+/// A source with a task that works on what it hands out.
+struct Member {
+    source: Source,
+    work: tokio::task::JoinHandle<()>,
+}
+
+impl Member {
+    fn join(bench: &Bench, finished: &Arc<Finished>) -> Self {
+        let Running {
+            source,
+            events,
+            ledger,
+        } = bench.start();
+        let finished = finished.clone();
+        let work = tokio::spawn(async move {
+            while let Ok(event) = events.recv_async().await {
+                if let SourceEvent::Record(record) = event {
+                    finished.work_on(record, &ledger);
+                }
+            }
+        });
+        Self { source, work }
+    }
+
+    async fn leave(self) {
+        self.source.close(STEP).await.unwrap();
+        self.work.await.unwrap();
+    }
+}
+
+fn config(bootstrap: String) -> KafkaConfig {
+    static UNIQUE: AtomicU64 = AtomicU64::new(0);
+    let id = format!(
+        "{}-{}",
+        std::process::id(),
+        UNIQUE.fetch_add(1, Ordering::Relaxed)
+    );
+    let topic = |name: &str| format!("test.{id}.{name}");
+    KafkaConfig {
+        bootstrap,
+        group_id: format!("test.{id}"),
+        topics: TopicsConfig {
+            requests: topic("requests"),
+            results: topic("results"),
+            labels: topic("labels"),
+            control: topic("control"),
+            events: topic("events"),
+            dead_letters: topic("dead-letters"),
+        },
+        commit_interval_ms: 100,
+        session_timeout_ms: 6_000,
+        revoke_wait_ms_max: 5_000,
+        partitions: 3,
+        ..KafkaConfig::default()
+    }
+}
+
+fn outgoing(topic: &str, number: u64) -> OutgoingRecord {
+    OutgoingRecord {
+        topic: topic.into(),
+        key: Some(Bytes::copy_from_slice(&number.to_le_bytes())),
+        value: Some(Bytes::from(number.to_string())),
+        headers: Vec::new(),
+    }
+}
+
+fn number(record: &Record) -> u64 {
+    std::str::from_utf8(record.value.as_ref().unwrap())
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// What the ledger counts for a record: its bytes and a fixed overhead.
+fn running_bytes(record: &Record) -> u64 {
+    let headers: usize = record
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
+        .sum();
+    let bytes =
+        record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len) + headers;
+    bytes as u64 + 512
+}
