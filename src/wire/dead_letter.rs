@@ -238,7 +238,11 @@ fn shortened(message: &str) -> String {
     if message.len() <= MESSAGE_BYTES_MAX {
         return message.to_owned();
     }
-    let end = message.floor_char_boundary(MESSAGE_BYTES_MAX - "…".len());
+    let room = MESSAGE_BYTES_MAX - "…".len();
+    let end = (0..=room)
+        .rev()
+        .find(|end| message.is_char_boundary(*end))
+        .unwrap_or(0);
     format!("{}…", &message[..end])
 }
 

@@ -534,7 +534,8 @@ mod tests {
         let long = vec![b'x'; 1_000_000];
         let many = labels_json(&(0..1_001).map(|n| n.to_string()).collect::<Vec<_>>());
         let structured = ("content-type", &b"application/cloudevents+json"[..]);
-        let cases: [(Reason, &[u8], &[(&str, &[u8])]); 34] = [
+        type Case<'a> = (Reason, &'a [u8], &'a [(&'a str, &'a [u8])]);
+        let cases: [Case<'_>; 34] = [
             (Reason::EmptyValue, b"", &[]),
             (
                 Reason::InstructionTooLong,
