@@ -4,8 +4,7 @@
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let (Some(torch), Some(out)) = (std::env::var_os("LIBTORCH"), std::env::var_os("OUT_DIR"))
-    else {
+    let (Some(torch), Some(out)) = (std::env::var_os("LIBTORCH"), std::env::var_os("OUT_DIR")) else {
         return;
     };
     let link = std::path::Path::new(&out).join("libtorch");

@@ -1,1 +1,26 @@
-//! Who works: the actors.
+//! Who works: the cast of the serving pipeline.
+//!
+//! | actor | takes | sends | mailbox |
+//! |---|---|---|---|
+//! | [`ingest::AudioIngest`] | records of the request topic | `EncodeUtterance`, `UtteranceAdmitted`, `PublishDeadLetter` | 4 questions |
+//! | [`encoder::Encoder`] | `EncodeUtterance` | `DecodeUtterance`, `PublishDeadLetter` | one batch |
+//! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishDeadLetter` | as many as it has slots |
+//! | [`publisher::Publisher`] | answers, dead letters, events | records, acknowledged; releases offsets | 64 |
+//! | [`collector::SampleCollector`] | records of the label topic, `UtteranceAdmitted` | `PublishDeadLetter` | 64 |
+//! | [`trainer::Trainer`] | `StartCycle` | `PublishEvent` | 1 waiting cycle |
+//! | [`controller::Controller`] | records of the control topic | `StartCycle`, `PublishEvent` | 4 |
+//! | [`supervisor::Supervisor`] | nothing | nothing; restarts the others | 4 |
+//!
+//! An actor knows [`messages`] and the library, never its siblings; a pipeline introduces them.
+
+pub mod collector;
+pub mod controller;
+pub mod current;
+pub mod decoder;
+pub mod encoder;
+pub mod ingest;
+pub mod messages;
+pub mod publisher;
+pub mod streams;
+pub mod supervisor;
+pub mod trainer;

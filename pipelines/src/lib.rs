@@ -1,1 +1,9 @@
-//! How work flows.
+//! How work flows: the serving pipeline, and the command line over everything.
+
+pub mod adapters;
+pub mod cli;
+pub mod commands;
+pub mod health;
+pub mod output;
+pub mod serving;
+pub mod shutdown;

@@ -22,6 +22,7 @@
 mod content_type;
 mod error;
 mod flac;
+pub mod log_mel;
 mod mp3;
 mod ogg;
 mod pcm;

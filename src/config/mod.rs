@@ -1,3 +1,285 @@
 //! Settings that people write: load, overlay, validate.
+//!
+//! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
+//! `SPEECHVERSE__KAFKA__BOOTSTRAP`. Misspelt keys are errors that name the key. Relative paths are relative to the
+//! working directory.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 pub mod audio;
+pub mod broker;
+pub mod kafka;
+pub mod model;
+pub mod serving;
+pub mod store;
+pub mod trainer;
+pub mod training;
+
+use audio::AudioConfig;
+use broker::BrokerConfig;
+use kafka::KafkaConfig;
+use model::ModelConfig;
+use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
+use store::StoreConfig;
+use trainer::{AdaptersConfig, TrainerConfig};
+
+/// Prefix of the environment variables that override settings.
+pub const ENV_PREFIX: &str = "SPEECHVERSE__";
+
+/// Everything that `serve` needs to know; each table has its own page.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The process as a whole.
+    pub service: ServiceConfig,
+    /// Which networks, where they run, and which adapter.
+    pub model: ModelConfig,
+    /// Broker, topics, delivery.
+    pub kafka: KafkaConfig,
+    /// The embedded broker, when it is used.
+    pub broker: BrokerConfig,
+    /// Limits and windows of incoming sound.
+    pub audio: AudioConfig,
+    /// Batching in front of the speech encoder.
+    pub encoder: EncoderConfig,
+    /// Generation of answers.
+    pub decoder: DecoderConfig,
+    /// Where adapter versions live.
+    pub adapters: AdaptersConfig,
+    /// Labelled samples kept for training.
+    pub store: StoreConfig,
+    /// Training cycles.
+    pub trainer: TrainerConfig,
+    /// Metrics and health.
+    pub http: HttpConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// What is wrong with the settings, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the settings file `{}`: {source}", path.display())]
+    Read {
+        /// File that was asked for.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a key is unknown or has the wrong type.
+    #[error("settings file `{}`: {message}", path.display())]
+    Parse {
+        /// File that was read.
+        path: PathBuf,
+        /// Line, column, key and what was expected.
+        message: String,
+    },
+    /// An environment variable does not fit the setting it names.
+    #[error("environment variables `{ENV_PREFIX}…`: {message}")]
+    Environment {
+        /// Key and what was expected.
+        message: String,
+    },
+    /// A value is out of its range, or two settings contradict each other.
+    #[error("setting `{key}`: {message}")]
+    Invalid {
+        /// Dotted name of the setting.
+        key: String,
+        /// What was found and what is allowed.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    /// An error about the setting `key`.
+    pub fn invalid(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            key: key.into(),
+            message: message.into(),
+        }
+    }
+
+    /// Checks that `low <= value <= high`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] that names the key, the value and the range.
+    pub fn range<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<(), Self> {
+        if value >= low && value <= high {
+            return Ok(());
+        }
+        Err(Self::invalid(key, format!("{value} is outside {low}..={high}")))
+    }
+}
+
+impl Settings {
+    /// Reads the file, applies the environment, and checks the rules between settings.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the file, the key and what is allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let settings = Self::parse(&text, std::env::vars()).map_err(|error| match error {
+            ConfigError::Parse { message, .. } => ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            },
+            other => other,
+        })?;
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    /// Parses settings text and overlays `SPEECHVERSE__TABLE__KEY` pairs; does not validate.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`] or [`ConfigError::Environment`].
+    pub fn parse(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let parse_error = |error: toml::de::Error| ConfigError::Parse {
+            path: PathBuf::new(),
+            message: error.to_string(),
+        };
+        let from_file: Self = toml::from_str(text).map_err(parse_error)?;
+        let mut overlay: Vec<(String, String)> = env
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix(ENV_PREFIX)?.to_lowercase(), value)))
+            .collect();
+        if overlay.is_empty() {
+            return Ok(from_file);
+        }
+        overlay.sort();
+        let mut table: toml::Table = toml::from_str(text).map_err(parse_error)?;
+        for (name, value) in overlay {
+            let keys: Vec<&str> = name.split("__").collect();
+            set(&mut table, &keys, scalar(&value)).map_err(|message| ConfigError::Environment { message })?;
+        }
+        table
+            .try_into()
+            .map_err(|error: toml::de::Error| ConfigError::Environment {
+                message: error.to_string().trim().to_owned(),
+            })
+    }
+
+    /// Checks ranges and the rules between settings.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for the first rule that does not hold.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.kafka.validate()?;
+        self.broker.validate().map_err(|error| ConfigError::invalid("broker", error.to_string()))?;
+        self.audio.validate().map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
+        self.encoder.validate()?;
+        self.decoder.validate()?;
+        self.adapters.validate()?;
+        self.store.validate()?;
+        self.trainer.validate()?;
+        if self.service.drain_ms_max >= self.kafka.session_timeout_ms {
+            return Err(ConfigError::invalid(
+                "service.drain_ms_max",
+                format!(
+                    "{} must be less than `kafka.session_timeout_ms` ({}), or the group hands the partitions on \
+                     before the drain ends",
+                    self.service.drain_ms_max, self.kafka.session_timeout_ms
+                ),
+            ));
+        }
+        if self.service.default_instruction.trim().is_empty() {
+            return Err(ConfigError::invalid("service.default_instruction", "must not be empty"));
+        }
+        Ok(())
+    }
+
+    /// The effective settings as TOML, with secrets hidden.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown as TOML: {error}\n"))
+    }
+}
+
+/// Sets `value` at the path `keys`, making tables on the way.
+fn set(table: &mut toml::Table, keys: &[&str], value: toml::Value) -> Result<(), String> {
+    match keys {
+        [] | [""] => Err("a variable names no setting".to_owned()),
+        [key] => {
+            table.insert((*key).to_owned(), value);
+            Ok(())
+        }
+        [key, rest @ ..] => {
+            let entry = table
+                .entry((*key).to_owned())
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let inner = entry
+                .as_table_mut()
+                .ok_or_else(|| format!("`{key}` is a value, not a table"))?;
+            set(inner, rest, value)
+        }
+    }
+}
+
+/// Reads a variable's text as the TOML value it looks like: boolean, number, array or inline table; else a string.
+fn scalar(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_key_is_an_error_that_names_the_key() {
+        let error = Settings::parse("[encoder]\nbatch_window_max = 4\n", []).unwrap_err();
+
+        assert!(error.to_string().contains("batch_window_max"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let env = [
+            ("SPEECHVERSE__ENCODER__BATCH_WINDOWS_MAX".to_owned(), "3".to_owned()),
+            ("SPEECHVERSE__KAFKA__BOOTSTRAP".to_owned(), "127.0.0.1:9092".to_owned()),
+        ];
+
+        let settings = Settings::parse("[encoder]\nbatch_windows_max = 4\n", env).unwrap();
+
+        assert_eq!(settings.encoder.batch_windows_max, 3);
+        assert_eq!(settings.kafka.bootstrap, "127.0.0.1:9092");
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_an_error() {
+        let env = [("SPEECHVERSE__ENCODER__BATCH".to_owned(), "3".to_owned())];
+
+        let error = Settings::parse("", env).unwrap_err();
+
+        assert!(matches!(error, ConfigError::Environment { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_empty_file_is_valid_and_its_toml_reads_back() {
+        let settings = Settings::parse("", []).unwrap();
+        settings.validate().unwrap();
+
+        let again = Settings::parse(&settings.to_toml(), []).unwrap();
+
+        assert_eq!(again.encoder, settings.encoder);
+        assert_eq!(again.decoder, settings.decoder);
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_the_key_and_the_range() {
+        let mut settings = Settings::default();
+        settings.encoder.batch_windows_max = 0;
+
+        let error = settings.validate().unwrap_err();
+
+        assert_eq!(error.to_string(), "setting `encoder.batch_windows_max`: 0 is outside 1..=256");
+    }
+}

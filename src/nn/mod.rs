@@ -1,1 +1,14 @@
 //! Building blocks on tch: device and precision, attention, norms, rotary positions, KV cache, LoRA, optimiser.
+
+pub mod accel;
+pub mod attention;
+pub mod conv;
+pub mod kv_cache;
+pub mod linear;
+pub mod lora;
+pub mod norm;
+pub mod optimizer;
+pub mod random;
+pub mod rotary;
+
+pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};

@@ -1,1 +1,4 @@
 //! The metrics catalogue and the tracing set-up.
+
+pub mod logs;
+pub mod metrics;

@@ -1,1 +1,44 @@
 //! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that runs them.
+//!
+//! | file | one thought |
+//! |---|---|
+//! | [`manifest`] | JSON lines of labelled recordings, untrusted |
+//! | [`example`] | one labelled recording, wherever its audio is |
+//! | [`prepare`] | targets in their final spelling, as tokens |
+//! | [`batch`] | batches by length, in a seeded order, read ahead |
+//! | [`augment`] | cheap random changes to audio |
+//! | [`ctc`] | alignment against the language model's own embedding table |
+//! | [`stage`] | what learns in a stage, and its loss |
+//! | [`schedule`] | learning rate over a stage |
+//! | [`checkpoint`] | what an exact resume needs |
+//! | [`engine`] | the run |
+//! | [`evaluate`] | greedy answers and word error rates |
+//! | [`events`], [`log`] | what a run tells, and its memory on disk |
+//! | [`control`] | pause and stop between steps |
+
+pub mod augment;
+pub mod batch;
+pub mod checkpoint;
+pub mod control;
+pub mod ctc;
+pub mod engine;
+mod error;
+pub mod evaluate;
+pub mod events;
+pub mod example;
+pub mod log;
+pub mod manifest;
+pub mod networks;
+pub mod prepare;
+mod run;
+pub mod schedule;
+pub mod stage;
+
+pub use control::{Control, Yield};
+pub use engine::{Engine, EngineArgs, TrainOutcome};
+pub use error::TrainingError;
+pub use events::TrainEvent;
+pub use example::{AudioSource, Example};
+pub use manifest::read_manifest;
+pub use networks::Networks;
+pub use run::{TrainArgs, TrainReport, draft, run};

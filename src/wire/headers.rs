@@ -1,93 +1,74 @@
-//! Headers of a record, read by name.
+//! Kafka headers, read as the untrusted text they are.
 
 use bytes::Bytes;
-use jiff::Timestamp;
 
-use super::TraceContext;
+use super::dead_letter::{Reason, Rejection, Stage};
 
-/// The headers of a record. Names are compared without regard to ASCII case, because clients write both
-/// `content-type` and `Content-Type`. When a name repeats the last one counts, as for Kafka's own `lastHeader`; a
-/// header without a value counts as absent, and so takes back an earlier one of its name.
+/// Headers by name. Of a repeated header the last one counts, as for Kafka's own `lastHeader`.
 #[derive(Clone, Copy, Debug)]
-pub struct Headers<'a>(pub &'a [(String, Option<Bytes>)]);
+pub struct Headers<'r>(&'r [(String, Option<Bytes>)]);
 
-impl<'a> Headers<'a> {
-    /// The value of the last header of this name.
-    pub fn get(&self, name: &str) -> Option<&'a Bytes> {
-        let (_, value) = self
-            .0
-            .iter()
-            .rev()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        value.as_ref()
+impl<'r> Headers<'r> {
+    /// A view of a record's headers.
+    pub fn new(headers: &'r [(String, Option<Bytes>)]) -> Self {
+        Self(headers)
     }
 
-    /// The value as text.
+    /// The bytes of a header; `None` when it is absent, or present with no value.
+    pub fn bytes(&self, name: &str) -> Option<&'r [u8]> {
+        let (_, value) = self.0.iter().rev().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        value.as_deref()
+    }
+
+    /// The text of a header, at most `bytes_max` bytes of UTF-8.
     ///
     /// # Errors
-    /// When it is not UTF-8; CloudEvents headers must be.
-    pub fn text(&self, name: &str) -> Result<Option<&'a str>, std::str::Utf8Error> {
-        self.get(name)
-            .map(|value| std::str::from_utf8(value))
-            .transpose()
+    /// A [`Rejection`] that names the header, when it is longer or not UTF-8.
+    pub fn text(&self, name: &str, bytes_max: usize) -> Result<Option<&'r str>, Rejection> {
+        let Some(bytes) = self.bytes(name) else { return Ok(None) };
+        if bytes.len() > bytes_max {
+            let message = format!("header `{name}` has {} bytes, at most {bytes_max} are allowed", bytes.len());
+            return Err(Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, message));
+        }
+        std::str::from_utf8(bytes).map(Some).map_err(|error| {
+            let message = format!("header `{name}` is not UTF-8: {error}");
+            Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
+        })
     }
 
-    /// How many headers have this name.
-    pub fn count(&self, name: &str) -> usize {
-        self.0
-            .iter()
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
-            .count()
+    /// A header's text read as a value; `expected` says what would have been right.
+    ///
+    /// # Errors
+    /// A [`Rejection`] that names the header, what was found and what was expected.
+    pub fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Rejection> {
+        /// Longest text of a number, a flag or a time.
+        const VALUE_BYTES_MAX: usize = 128;
+        let Some(text) = self.text(name, VALUE_BYTES_MAX)? else { return Ok(None) };
+        text.trim().parse().map(Some).map_err(|_| invalid(name, text, expected))
+    }
+
+    /// A header that says yes or no: `true`, `yes`, `1`, `false`, `no`, `0`.
+    ///
+    /// # Errors
+    /// A [`Rejection`] for any other text.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, Rejection> {
+        let Some(text) = self.text(name, 16)? else { return Ok(None) };
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "yes" | "1" => Ok(Some(true)),
+            "false" | "no" | "0" => Ok(Some(false)),
+            _ => Err(invalid(name, text, "`true` or `false`")),
+        }
     }
 }
 
-/// A header with a value.
-pub fn header(name: impl Into<String>, value: impl Into<Bytes>) -> (String, Option<Bytes>) {
-    (name.into(), Some(value.into()))
+/// The refusal of a header's value.
+pub(crate) fn invalid(name: &str, found: &str, expected: &str) -> Rejection {
+    let found: String = found.chars().take(64).collect();
+    let message = format!("header `{name}` is `{}`, expected {expected}", found.escape_debug());
+    Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
 }
 
-/// The headers that every event of ours begins with: CloudEvents attributes of binary mode, `content-type: …`, trace.
-pub fn cloud_event_headers(
-    kind: &'static str,
-    id: &str,
-    source: &str,
-    time: Timestamp,
-    content_type: Option<&str>,
-    trace: Option<&TraceContext>,
-) -> Vec<(String, Option<Bytes>)> {
-    let mut headers = vec![
-        header("ce_specversion", "1.0"),
-        header("ce_type", kind),
-        header("ce_id", id.to_owned()),
-        header("ce_source", source.to_owned()),
-        header("ce_time", time.to_string()),
-    ];
-    headers.extend(content_type.map(|value| header("content-type", value.to_owned())));
-    headers.extend(trace.into_iter().flat_map(TraceContext::to_headers));
-    headers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_header_of_a_name_counts_whatever_its_case() {
-        let list = [
-            header("ce_id", "first"),
-            header("Content-Type", "audio/wav"),
-            header("CE_ID", "second"),
-            header("ce_task", "asr"),
-            ("ce_task".to_owned(), None),
-            header("ce_subject", &b"\xff"[..]),
-        ];
-        let headers = Headers(&list);
-
-        assert_eq!(headers.text("ce_id"), Ok(Some("second")));
-        assert_eq!(headers.count("ce_id"), 2);
-        assert_eq!(headers.text("content-type"), Ok(Some("audio/wav")));
-        assert_eq!(headers.get("ce_task"), None);
-        assert!(headers.text("ce_subject").is_err());
-        assert_eq!(headers.get("absent"), None);
-    }
+/// A header of an outgoing record.
+pub(crate) fn header(name: &str, value: impl Into<String>) -> (String, Option<Bytes>) {
+    (name.to_owned(), Some(Bytes::from(value.into())))
 }

@@ -1,0 +1,247 @@
+//! `Controller`: obeys orders from the control topic, and starts training cycles by the schedule.
+//!
+//! Takes records of the control topic from a source's channel; sends [`StartCycle`], [`PublishEvent`] and
+//! [`PublishDeadLetter`]. An order's offset is released when it is obeyed or refused; a cycle goes on after that, and an
+//! order that a crash interrupts has to be given again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
+use kameo::prelude::*;
+use speechverse::config::trainer::TrainerConfig;
+use speechverse::kafka::{Ledger, SourceEvent};
+use speechverse::registry::{ModelIdentity, Registry, RegistryError};
+use speechverse::store::SampleStore;
+use speechverse::training::Control;
+use speechverse::wire::Record;
+use speechverse::wire::control::Command;
+use speechverse::wire::event::{Event, Happening};
+use tracing::{error, info};
+
+use crate::current::CurrentAdapter;
+use crate::messages::{PublishDeadLetter, PublishEvent, StartCycle};
+
+/// How often the schedule is looked at.
+const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
+
+/// Everything a [`Controller`] needs to start, and to start again.
+#[derive(Clone)]
+pub struct ControllerArgs {
+    /// Records of the control topic.
+    pub events: flume::Receiver<SourceEvent>,
+    /// Which offsets are finished.
+    pub ledger: Ledger,
+    /// When to train by oneself.
+    pub config: TrainerConfig,
+    /// Versions to promote and to roll back to.
+    pub registry: Registry,
+    /// The networks that a version has to fit: encoder and language model.
+    pub identities: Arc<(ModelIdentity, ModelIdentity)>,
+    /// The serving version.
+    pub current: CurrentAdapter,
+    /// What there is to learn from.
+    pub store: Arc<SampleStore>,
+    /// Pauses training.
+    pub control: Control,
+    /// Runs cycles.
+    pub trainer: Recipient<StartCycle>,
+    /// Tells the world.
+    pub publisher: Recipient<PublishEvent>,
+    /// Takes what is no order.
+    pub dead_letters: Recipient<PublishDeadLetter>,
+}
+
+/// The ordering stage.
+pub struct Controller {
+    args: ControllerArgs,
+    samples_at_last_cycle: usize,
+    last_cycle: Instant,
+    ended: bool,
+}
+
+impl Actor for Controller {
+    type Args = ControllerArgs;
+    type Error = Infallible;
+
+    async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        Ok(Self {
+            samples_at_last_cycle: args.store.len(),
+            last_cycle: Instant::now(),
+            args,
+            ended: false,
+        })
+    }
+
+    /// Takes records as they come, beside the mailbox, and looks at the schedule.
+    async fn next(
+        &mut self,
+        _: WeakActorRef<Self>,
+        mailbox: &mut MailboxReceiver<Self>,
+    ) -> Result<Option<Signal<Self>>, Self::Error> {
+        while !self.ended {
+            let event = tokio::select! {
+                biased;
+                signal = mailbox.recv() => return Ok(signal),
+                event = self.args.events.recv_async() => Some(event),
+                () = tokio::time::sleep(LOOK_AT_SCHEDULE) => None,
+            };
+            match event {
+                None => self.follow_schedule().await,
+                Some(Ok(SourceEvent::Record(record))) => self.obey(record).await,
+                Some(Ok(SourceEvent::Failed(error))) => error!(%error, "the source of orders has ended"),
+                Some(Ok(SourceEvent::Assigned { .. } | SourceEvent::Revoked(_))) => {}
+                Some(Err(flume::RecvError::Disconnected)) => self.ended = true,
+            }
+        }
+        Ok(mailbox.recv().await)
+    }
+}
+
+/// Order by hand, as if it had come from the topic.
+pub struct Obey(
+    /// The order.
+    pub Command,
+);
+
+impl Message<Obey> for Controller {
+    type Reply = ();
+
+    async fn handle(&mut self, message: Obey, _: &mut Context<Self, Self::Reply>) {
+        self.carry_out(message.0, "order").await;
+    }
+}
+
+impl Controller {
+    async fn obey(&mut self, record: Record) {
+        match Command::parse(&record) {
+            Ok(command) => {
+                let receipt = &record.receipt;
+                let id = format!("run-{}-{}-{}", receipt.topic, receipt.partition, receipt.offset);
+                self.carry_out(command, &id).await;
+                self.args.ledger.release(receipt);
+            }
+            Err(rejection) => {
+                let letter = PublishDeadLetter::at_the_door(record, rejection);
+                if let Err(error) = self.args.dead_letters.tell(letter).await {
+                    error!(error = %error.to_string(), "publisher is gone");
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, command: Command, default_id: &str) {
+        info!(?command, "order received");
+        match command {
+            Command::Retrain { id } => {
+                let run = id.unwrap_or_else(|| default_id.to_owned());
+                if let Err(reason) = self.start_cycle(&run, "order") {
+                    self.refuse(&run, "retrain", reason).await;
+                }
+            }
+            Command::Promote { version } => self.serve(&version, "promote").await,
+            Command::Rollback { version } => {
+                let target = match version {
+                    Some(version) => Ok(version),
+                    None => self.args.registry.rollback(),
+                };
+                match target {
+                    Ok(version) => self.serve(&version, "rollback").await,
+                    Err(error) => self.refuse(default_id, "rollback", error.to_string()).await,
+                }
+            }
+            Command::Pause => {
+                self.args.control.pause();
+                self.tell(default_id, Happening::CommandObeyed { command: "pause".into() }).await;
+            }
+            Command::Resume => {
+                self.args.control.resume();
+                self.tell(default_id, Happening::CommandObeyed { command: "resume".into() }).await;
+            }
+        }
+    }
+
+    fn start_cycle(&mut self, run: &str, trigger: &str) -> Result<(), String> {
+        if !self.args.config.enabled {
+            return Err("this process does not train: `trainer.enabled` is false".into());
+        }
+        if !is_plain(run) {
+            return Err(format!("run id `{}`: use letters, digits, `-`, `_`, `.`", run.escape_debug()));
+        }
+        let order = StartCycle {
+            run: run.to_owned(),
+            trigger: trigger.to_owned(),
+        };
+        self.args
+            .trainer
+            .tell(order)
+            .try_send()
+            .map_err(|_| "a cycle is running and another one is waiting already".to_owned())?;
+        self.samples_at_last_cycle = self.args.store.len();
+        self.last_cycle = Instant::now();
+        Ok(())
+    }
+
+    /// Starts a cycle when enough is new, or enough time has passed with anything new.
+    async fn follow_schedule(&mut self) {
+        let config = &self.args.config;
+        if !config.enabled || self.args.store.len() < config.samples_min {
+            return;
+        }
+        let new = self.args.store.len().saturating_sub(self.samples_at_last_cycle);
+        let enough = config.new_samples_trigger > 0 && new >= config.new_samples_trigger;
+        let interval = Duration::from_secs(config.interval_minutes * 60);
+        let due = config.interval_minutes > 0 && new > 0 && self.last_cycle.elapsed() >= interval;
+        if !enough && !due {
+            return;
+        }
+        let run = format!("auto-{}", jiff::Timestamp::now().as_second());
+        let trigger = if enough { format!("{new} new samples") } else { "schedule".to_owned() };
+        if let Err(reason) = self.start_cycle(&run, &trigger) {
+            self.refuse(&run, "retrain", reason).await;
+        }
+    }
+
+    /// Loads a version, checks that it fits, makes it the registry's current one and pins new utterances to it.
+    async fn serve(&self, version: &str, command: &str) {
+        let loaded = self.args.registry.load(version).and_then(|loaded| {
+            loaded.check_models(&self.args.identities.0, &self.args.identities.1)?;
+            self.args.registry.promote(version)?;
+            Ok::<_, RegistryError>(loaded)
+        });
+        match loaded {
+            Ok(loaded) => {
+                let before = self.args.current.swap(loaded.adapter);
+                let what = Happening::AdapterSwapped {
+                    from: before.version().to_owned(),
+                    to: version.to_owned(),
+                    reason: command.to_owned(),
+                };
+                self.tell(version, what).await;
+            }
+            Err(error) => self.refuse(version, command, error.to_string()).await,
+        }
+    }
+
+    async fn refuse(&self, id: &str, command: &str, reason: String) {
+        info!(id, command, reason, "order refused");
+        let command = command.to_owned();
+        self.tell(id, Happening::CommandRefused { command, reason }).await;
+    }
+
+    async fn tell(&self, id: &str, what: Happening) {
+        let event = Event::now(id, what);
+        if let Err(error) = self.args.publisher.tell(PublishEvent { event }).await {
+            error!(error = %error.to_string(), "publisher is gone, an event is lost");
+        }
+    }
+}
+
+/// Whether a name can be that of a folder anywhere.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 128
+        && !name.starts_with('.')
+        && name.chars().all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
+}

@@ -1,0 +1,273 @@
+//! `AudioIngest`: Kafka records become utterances.
+//!
+//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or [`PublishDeadLetter`].
+//! Decodes and resamples sound, so it lives in its own thread. It pins each utterance to the adapter version of the
+//! moment. When the stages behind it are full it waits, the channel fills, and the source pauses its partitions.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
+use kameo::prelude::*;
+use speechverse::audio::{AudioError, AudioLimits, Waveform, decode};
+use speechverse::kafka::{Budget, Ledger, SourceEvent};
+use speechverse::telemetry::metrics;
+use speechverse::text::TaskTable;
+use speechverse::training::Control;
+use speechverse::wire::Record;
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
+use speechverse::wire::request::{Instructions, Request, RequestLimits};
+use tracing::{debug, error, warn};
+
+use crate::current::CurrentAdapter;
+use crate::messages::{EncodeUtterance, LostAndFound, PublishDeadLetter, Ticket, UtteranceAdmitted};
+use crate::streams::{Assembled, Streams};
+
+/// How often unfinished streams are looked at.
+const LOOK_AT_STREAMS: Duration = Duration::from_secs(1);
+
+/// Instructions by task and by default.
+#[derive(Clone, Debug)]
+pub struct TaskInstructions {
+    /// Configured tasks.
+    pub tasks: Arc<TaskTable>,
+    /// For a request that names neither instruction nor task.
+    pub default: String,
+}
+
+impl Instructions for TaskInstructions {
+    fn of_task(&self, task: &str) -> Option<String> {
+        self.tasks.get(task).ok().map(|task| task.instruction.clone())
+    }
+
+    fn default_instruction(&self) -> String {
+        self.default.clone()
+    }
+
+    fn tasks(&self) -> Vec<String> {
+        self.tasks.names().map(str::to_owned).collect()
+    }
+}
+
+/// Everything an [`AudioIngest`] needs to start, and to start again.
+#[derive(Clone)]
+pub struct IngestArgs {
+    /// Records of the request topic.
+    pub events: flume::Receiver<SourceEvent>,
+    /// Which offsets are finished.
+    pub ledger: Ledger,
+    /// What a value may be.
+    pub audio: AudioLimits,
+    /// What a request may be.
+    pub limits: RequestLimits,
+    /// What to do when a request does not say.
+    pub instructions: TaskInstructions,
+    /// The version to pin to.
+    pub adapter: CurrentAdapter,
+    /// Where forgotten tickets go.
+    pub lost: LostAndFound,
+    /// Training that gives way while utterances are in flight; absent when it should not.
+    pub training: Option<Control>,
+    /// Next stage.
+    pub encoder: Recipient<EncodeUtterance>,
+    /// Remembers utterances for corrections; its loss is no reason to stop.
+    pub collector: Recipient<UtteranceAdmitted>,
+    /// Takes what cannot be answered.
+    pub publisher: Recipient<PublishDeadLetter>,
+}
+
+/// The first stage.
+pub struct AudioIngest {
+    args: IngestArgs,
+    streams: Streams,
+    ended: bool,
+}
+
+impl Actor for AudioIngest {
+    type Args = IngestArgs;
+    type Error = Infallible;
+
+    async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        let streams = Streams::new(args.audio.value_bytes_max);
+        Ok(Self {
+            args,
+            streams,
+            ended: false,
+        })
+    }
+
+    /// Takes records as they come, beside the mailbox.
+    async fn next(
+        &mut self,
+        _: WeakActorRef<Self>,
+        mailbox: &mut MailboxReceiver<Self>,
+    ) -> Result<Option<Signal<Self>>, Self::Error> {
+        while !self.ended {
+            let event = tokio::select! {
+                biased;
+                signal = mailbox.recv() => return Ok(signal),
+                event = self.args.events.recv_async() => Some(event),
+                () = tokio::time::sleep(LOOK_AT_STREAMS), if !self.streams.is_empty() => None,
+            };
+            self.give_up_old_streams().await;
+            match event {
+                None => {}
+                Some(Ok(event)) => self.take(event).await,
+                Some(Err(flume::RecvError::Disconnected)) => self.ended = true,
+            }
+        }
+        Ok(mailbox.recv().await)
+    }
+
+    async fn on_panic(
+        &mut self,
+        _: WeakActorRef<Self>,
+        error: PanicError,
+    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
+        error!(%error, "ingest panicked, its supervisor restarts it");
+        metrics::stage_restarted(Stage::Ingest.as_str());
+        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
+    }
+}
+
+/// Question: how many chunked streams are unfinished.
+pub struct ReadStreams;
+
+impl Message<ReadStreams> for AudioIngest {
+    type Reply = usize;
+
+    async fn handle(&mut self, _: ReadStreams, _: &mut Context<Self, Self::Reply>) -> usize {
+        self.streams.len()
+    }
+}
+
+impl AudioIngest {
+    async fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Record(record) => self.admit(record).await,
+            SourceEvent::Assigned { partitions, epoch } => debug!(?partitions, epoch, "partitions assigned"),
+            SourceEvent::Revoked(revocation) => {
+                debug!(partitions = ?revocation.partitions, lost = revocation.lost, "partitions revoked");
+                self.streams.forget(&revocation.partitions);
+            }
+            SourceEvent::Failed(error) => error!(%error, "the source of requests has ended"),
+        }
+    }
+
+    async fn admit(&mut self, record: Record) {
+        metrics::request_received();
+        let request = match Request::parse(&record, &self.args.limits, &self.args.instructions) {
+            Ok(request) => request,
+            Err(rejection) => return self.refuse(record, rejection).await,
+        };
+        if request.chunk.is_none() {
+            return self.answer(record, request, Vec::new()).await;
+        }
+        match self.streams.take(record, request) {
+            Assembled::Waiting => {}
+            Assembled::Whole(whole) => self.answer(whole.record, whole.request, whole.earlier).await,
+            Assembled::Broken(records, rejection) => {
+                for record in records {
+                    self.refuse(record, rejection.clone()).await;
+                }
+            }
+        }
+    }
+
+    async fn give_up_old_streams(&mut self) {
+        for (records, rejection) in self.streams.expired() {
+            for record in records {
+                self.refuse(record, rejection.clone()).await;
+            }
+        }
+    }
+
+    /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
+    async fn answer(&self, record: Record, request: Request, earlier: Vec<Record>) {
+        let started = Instant::now();
+        if !self.args.ledger.is_current(&record.receipt) {
+            debug!(receipt = ?record.receipt, "a record of a revoked partition, it is another process's business");
+            return;
+        }
+        let waveform = match self.decode(&request) {
+            Ok(waveform) => waveform,
+            Err(rejection) => {
+                for record in earlier.into_iter().chain([record]) {
+                    self.refuse(record, rejection.clone()).await;
+                }
+                return;
+            }
+        };
+        let seconds = waveform.seconds();
+        metrics::utterance_admitted(seconds);
+        let budget: &Budget = self.args.ledger.budget();
+        let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
+        let receipt = record.receipt.clone();
+        let mut ticket = Ticket::new(record, request, seconds, self.args.lost.clone());
+        ticket.hold(held, earlier.into_iter().map(|record| record.receipt).collect());
+        ticket.go_first(self.args.training.as_ref());
+        let worked = started.elapsed();
+        ticket.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
+        metrics::stage_left(Stage::Ingest.as_str(), worked);
+        if ticket.request.train != Some(false) {
+            let fact = UtteranceAdmitted {
+                request: Request {
+                    audio: bytes::Bytes::new(),
+                    ..ticket.request.clone()
+                },
+                receipt,
+                samples: Arc::from(waveform.samples.as_slice()),
+            };
+            if let Err(error) = self.args.collector.tell(fact).try_send() {
+                debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");
+            }
+        }
+        ticket.queue_for(Stage::Encode);
+        let order = EncodeUtterance {
+            samples: waveform.samples,
+            adapter: self.args.adapter.get(),
+            ticket,
+        };
+        if let Err(error) = self.args.encoder.tell(order).await {
+            warn!(error = %error.to_string(), "encoder is gone, its utterance goes back");
+        }
+    }
+
+    fn decode(&self, request: &Request) -> Result<Waveform, Rejection> {
+        if let Some(deadline) = request.deadline.filter(|deadline| *deadline < jiff::Timestamp::now()) {
+            let message = format!("`ce_deadline` {deadline} is past");
+            return Err(Rejection::new(Reason::DeadlineExceeded, Stage::Ingest, message));
+        }
+        let waveform = decode(&request.audio, request.content_type.as_deref(), &self.args.audio)
+            .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
+        if waveform.content_type_mismatch {
+            debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
+        }
+        Ok(waveform)
+    }
+
+    async fn refuse(&self, record: Record, rejection: Rejection) {
+        let letter = PublishDeadLetter::at_the_door(record, rejection);
+        if let Err(error) = self.args.publisher.tell(letter).await {
+            error!(error = %error.to_string(), "publisher is gone");
+        }
+    }
+}
+
+/// The dead-letter reason of an audio error.
+pub fn reason_of(error: &AudioError) -> Reason {
+    match error {
+        AudioError::EmptyValue => Reason::EmptyValue,
+        AudioError::TooLarge { .. } => Reason::ValueTooLarge,
+        AudioError::NotAudio { .. } => Reason::NotAudio,
+        AudioError::UnsupportedCodec { .. } => Reason::UnsupportedAudio,
+        AudioError::ContentType(_) => Reason::InvalidContentType,
+        AudioError::Truncated { .. } => Reason::TruncatedAudio,
+        AudioError::Corrupt { .. } => Reason::CorruptAudio,
+        AudioError::ZeroSamples { .. } => Reason::NoSamples,
+        AudioError::NonFinite { .. } => Reason::NonFiniteSamples,
+        AudioError::AbsurdRate { .. } | AudioError::AbsurdChannels { .. } => Reason::AbsurdFormat,
+        AudioError::TooLong { .. } | AudioError::TooManySamples { .. } => Reason::AudioTooLong,
+    }
+}

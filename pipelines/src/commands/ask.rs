@@ -1,0 +1,142 @@
+//! `speechverse ask`: answers about audio files, without Kafka.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use speechverse::audio::decode;
+use speechverse::config::Settings;
+use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::responder::{Question, Responder};
+use speechverse::models::speech_llm::SpeechLlm;
+use speechverse::models::whisper::Window;
+use speechverse::models::{SpeechEncoder, WhisperEncoder};
+use speechverse::nn::accel::{Placement, configure_threads};
+use speechverse::wire::answer::{Answer, AnswerKind, Timing};
+use speechverse_actors::decoder::flags;
+use speechverse_actors::encoder::windows;
+use tch::Tensor;
+
+use super::Failure;
+use crate::cli::Ask;
+use crate::{adapters, output};
+
+pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
+    let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
+    let labels = (!args.labels.is_empty()).then(|| args.labels.clone());
+    let instruction = args.instruction.clone().unwrap_or_else(|| settings.service.default_instruction.clone());
+    if instruction.trim().is_empty() {
+        return Err(Failure::Usage(anyhow::anyhow!("`--instruction` is empty")));
+    }
+    let mut respondent = Respondent::open(&settings, args.adapter.as_deref())?;
+    let mut failed = 0;
+    for file in &args.files {
+        let name = file.display().to_string();
+        let answer = super::read_input(file)
+            .and_then(|bytes| respondent.answer(&name, &bytes, &instruction, labels.as_deref()))
+            .with_context(|| name.clone());
+        match answer {
+            Ok(answer) if args.json => {
+                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?);
+            }
+            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text)),
+            Ok(answer) => output::line(&answer.text),
+            Err(error) => {
+                failed += 1;
+                tracing::error!("{error:#}");
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(anyhow::anyhow!("{failed} of {} files could not be answered", args.files.len()).into()),
+    }
+}
+
+/// The joined model in this process, one question at a time.
+pub(super) struct Respondent {
+    settings: Settings,
+    encoder: WhisperEncoder,
+    responder: Responder<()>,
+    adapter: AdapterSnapshot,
+}
+
+impl Respondent {
+    pub(super) fn open(settings: &Settings, version: Option<&str>) -> anyhow::Result<Self> {
+        let placement = Placement::resolve(settings.model.device, settings.model.precision)?;
+        configure_threads(settings.model.threads);
+        let identities = adapters::identities(settings)?;
+        let (_, loaded) = adapters::open(settings, version, &identities)?;
+        let encoder = WhisperEncoder::load(&settings.model.encoder, Window::Clip, &placement)?;
+        let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
+        let positions_max = settings.decoder.positions_max;
+        Ok(Self {
+            settings: settings.clone(),
+            encoder,
+            responder: Responder::new(llm, placement.device, 1, positions_max),
+            adapter: loaded.adapter,
+        })
+    }
+
+    fn features(&self, samples: &[f32]) -> anyhow::Result<Tensor> {
+        let mix = Tensor::from_slice(self.adapter.mix_weights()).unsqueeze(0); // [1, L+1]
+        let mut parts = Vec::new();
+        for range in windows(samples.len(), self.encoder.info().max_samples) {
+            let encoded = self.encoder.encode(&[&samples[range]], &mix)?;
+            parts.push(encoded.features.get(0).narrow(0, 0, encoded.lengths[0])); // [T, D]
+        }
+        Ok(Tensor::f_cat(&parts, 0)?)
+    }
+
+    fn answer(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        instruction: &str,
+        labels: Option<&[String]>,
+    ) -> anyhow::Result<Answer> {
+        let started = Instant::now();
+        let lap = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
+        let waveform = decode(bytes, None, &self.settings.audio.limits())?;
+        let decoded_audio = Instant::now();
+        let features = self.features(&waveform.samples)?;
+        let encoded = Instant::now();
+        let question = Question {
+            features: &features,
+            instruction,
+            labels,
+            tokens_max: self.settings.decoder.tokens_max,
+        };
+        let prompt = self.responder.prompt(&self.adapter, &question)?;
+        let mut finished = self.responder.join(vec![((), prompt)])?;
+        let prefilled = Instant::now();
+        while finished.is_empty() {
+            finished = self.responder.step()?;
+        }
+        let (_, decoded) = finished.swap_remove(0);
+        let text = self.responder.text(&decoded)?;
+        Ok(Answer {
+            id: Answer::id_of(name, AnswerKind::Final, 0),
+            request_id: name.to_owned(),
+            session: None,
+            kind: AnswerKind::Final,
+            task: None,
+            instruction: instruction.to_owned(),
+            flags: flags(&decoded, &text, self.settings.decoder.low_confidence_below),
+            text,
+            label: decoded.label.and_then(|index| labels?.get(index).cloned()),
+            fields: std::collections::BTreeMap::new(),
+            adapter: self.adapter.version().to_owned(),
+            score: decoded.score(),
+            audio_seconds: waveform.seconds(),
+            tokens: decoded.ids.len(),
+            timing_ms: Timing {
+                queue: 0.0,
+                decode_audio: (decoded_audio - started).as_secs_f64() * 1e3,
+                encode: (encoded - decoded_audio).as_secs_f64() * 1e3,
+                prefill: (prefilled - encoded).as_secs_f64() * 1e3,
+                generate: lap(prefilled),
+                total: lap(started),
+            },
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! One file a command; what is common to them.
+
+mod adapters;
+mod ask;
+mod clients;
+mod doctor;
+mod models;
+mod probe;
+mod serve;
+mod train;
+
+use speechverse::config::serving::LogConfig;
+use speechverse::telemetry::logs::{self, LogFormat};
+
+use crate::cli::{Cli, Command};
+
+/// How a command failed: which exit code, and the words for standard error.
+#[derive(Debug)]
+pub enum Failure {
+    /// Exit code 2: the command line or a setting is wrong.
+    Usage(anyhow::Error),
+    /// Exit code 1: the work failed.
+    Work(anyhow::Error),
+}
+
+impl Failure {
+    /// A wrong command line or setting.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Work(error)
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// [`Failure`] with the exit code and the reason.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    if !matches!(cli.command, Command::Serve(_)) {
+        logs::init(LogFormat::Text, &LogConfig::default().level);
+    }
+    match cli.command {
+        Command::Serve(args) => serve::serve(&args),
+        Command::Ask(args) => ask::ask(&args),
+        Command::Publish(args) => clients::publish(&args),
+        Command::Results(args) => clients::results(&args),
+        Command::Label(args) => clients::label(&args),
+        Command::Retrain(args) => clients::retrain(&args),
+        Command::Train(args) => train::train(&args),
+        Command::Adapters(command) => adapters::adapters(command),
+        Command::Models(command) => models::models(command),
+        Command::Probe(command) => probe::probe(command),
+        Command::CheckConfig(args) => doctor::check_config(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+    }
+}
+
+/// The runtime of commands that wait for other machines.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    use anyhow::Context;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Reads a file, or standard input for `-`.
+fn read_input(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    use std::io::Read;
+
+    use anyhow::Context;
+    if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(bytes);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
+}

@@ -1,0 +1,59 @@
+//! `speechverse models`: get, convert and inspect models.
+
+use std::path::Path;
+
+use anyhow::Context;
+use speechverse::weights::Checkpoint;
+use speechverse::weights::import::{FloatFormat, ImportOptions, import};
+
+use super::Failure;
+use crate::cli::{FloatKind, Models};
+use crate::output;
+
+pub(super) fn models(command: Models) -> Result<(), Failure> {
+    match command {
+        Models::Fetch { names, all, dir } => fetch(&names, all, &dir),
+        Models::Import { source, out, kind } => convert(&source, &out, kind),
+        Models::Inspect { dir } => inspect(&dir),
+    }
+}
+
+fn convert(source: &Path, out: &Path, kind: FloatKind) -> Result<(), Failure> {
+    let options = ImportOptions {
+        format: match kind {
+            FloatKind::F32 => FloatFormat::F32,
+            FloatKind::F16 => FloatFormat::F16,
+            FloatKind::Bf16 => FloatFormat::Bf16,
+        },
+        ..ImportOptions::default()
+    };
+    let report = import(source, out, &options, &mut |_, _| ()).context("nothing was imported")?;
+    output::line(format!(
+        "{}: {} {} of {} tensors, {:.1} million numbers as {}, {:.1} s",
+        out.display(),
+        report.source_kind,
+        report.architecture,
+        report.tensors,
+        report.parameters as f64 / 1e6,
+        report.format.name(),
+        report.elapsed.as_secs_f64(),
+    ));
+    Ok(())
+}
+
+fn inspect(dir: &Path) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(dir).context("nothing to inspect")?;
+    let mut rows = vec![vec!["tensor".to_owned(), "type".to_owned(), "shape".to_owned()]];
+    let mut numbers = 0_u64;
+    for tensor in checkpoint.tensors() {
+        numbers += tensor.shape.iter().map(|size| *size as u64).product::<u64>();
+        rows.push(vec![tensor.name, tensor.dtype, format!("{:?}", tensor.shape)]);
+    }
+    output::table(&rows, &[]);
+    output::line(format!("{} tensors, {:.1} million numbers", rows.len() - 1, numbers as f64 / 1e6));
+    Ok(())
+}
+
+fn fetch(_names: &[String], _all: bool, _dir: &Path) -> Result<(), Failure> {
+    Err(anyhow::anyhow!("not there yet").into())
+}

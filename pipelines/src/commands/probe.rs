@@ -1,0 +1,50 @@
+//! `speechverse probe`: a network's outputs as safetensors, on the CPU in f32, to compare with a reference.
+
+use std::path::Path;
+
+use anyhow::Context;
+use speechverse::audio::{AudioLimits, decode};
+use speechverse::models::whisper::Window;
+use speechverse::models::{probe, probe_llm};
+use tch::{Kind, Tensor};
+
+use super::Failure;
+use crate::cli::{Probe, WindowChoice};
+
+pub(super) fn probe(command: Probe) -> Result<(), Failure> {
+    match command {
+        Probe::Encoder {
+            model,
+            audio,
+            out,
+            window,
+        } => {
+            let window = match window {
+                WindowChoice::Padded => Window::Padded,
+                WindowChoice::Clip => Window::Clip,
+            };
+            let samples = read_audio(&audio)?;
+            write(&probe::encoder(&model, &samples, window).context("cannot probe the encoder")?, &out)
+        }
+        Probe::Llm { model, ids, out } => {
+            write(&probe_llm::llm(&model, &ids).context("cannot probe the language model")?, &out)
+        }
+        Probe::SpeechLlm { .. } => Err(anyhow::anyhow!("not there yet").into()),
+    }
+}
+
+/// Reads an audio file as the pipeline would: mono, 16 kHz.
+pub(super) fn read_audio(path: &Path) -> anyhow::Result<Vec<f32>> {
+    let bytes = super::read_input(path)?;
+    let waveform = decode(&bytes, None, &AudioLimits::default()).with_context(|| path.display().to_string())?;
+    Ok(waveform.samples)
+}
+
+fn write(tensors: &[(String, Tensor)], out: &Path) -> Result<(), Failure> {
+    let plain: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.to_kind(Kind::Float).contiguous()))
+        .collect();
+    Tensor::write_safetensors(&plain, out).with_context(|| format!("cannot write `{}`", out.display()))?;
+    Ok(())
+}

@@ -1,0 +1,98 @@
+#!/bin/sh
+# All checks and tests, from a fresh clone or not, and a summary that hides nothing: `make test` runs this.
+#
+# A test that cannot run here (no GPU, no model, no real Kafka) passes, and appends a line `SKIPPED: name: why` to the
+# file $SPEECHVERSE_SKIPS (speechverse::testing::skip does that); the summary lists those lines. The last line of the
+# output is `N passed, N failed, N skipped`; a skipped test is not counted as passed. Exit 0 only if nothing failed.
+set -u
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+cd "$root" || exit 1
+cache=${SPEECHVERSE_CACHE:-$root/.cache}
+cargo=${CARGO:-cargo}
+out=$cache/test
+mkdir -p "$out" || exit 1
+log=$out/log.txt
+: >"$log"
+SPEECHVERSE_SKIPS=$out/skips.txt
+: >"$SPEECHVERSE_SKIPS"
+# Tests run side by side, one per core: each may use one thread for tensors.
+: "${OMP_NUM_THREADS:=1}" "${OMP_WAIT_POLICY:=PASSIVE}" "${GOMP_SPINCOUNT:=0}"
+export SPEECHVERSE_SKIPS OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT
+checks=
+failed_checks=0
+
+say() { echo "== $*"; }
+
+step() {                               # step NAME COMMAND...: runs it, keeps its output and its verdict
+    name=$1
+    shift
+    say "$name"
+    begun=$(date +%s)
+    { "$@" 2>&1; echo $? >"$out/status"; } | tee -a "$log"
+    status=$(cat "$out/status")
+    verdict=ok
+    if [ "$status" != 0 ]; then
+        verdict="FAILED (exit $status)"
+        failed_checks=$((failed_checks + 1))
+    fi
+    checks="$checks$name: $verdict, $(($(date +%s) - begun)) s
+"
+    return "$status"
+}
+
+cannot() {                             # cannot NAME WHY: something optional is not to be had here
+    echo "SKIPPED: $1: $2" | tee -a "$SPEECHVERSE_SKIPS"
+}
+
+# A virtual environment without pip, made from one wheel: for tests with a Kafka client that is not ours.
+python_client() {
+    python=$cache/venv/bin/python
+    "$python" -c 'import confluent_kafka' 2>/dev/null && return
+    wheel=$(SPEECHVERSE_CACHE=$cache python3 scripts/fetch.py get test-clients) || return
+    rm -rf "$cache/venv"
+    python3 -m venv --without-pip "$cache/venv" || return
+    "$python" - "$wheel" <<'P' || return
+import sys, sysconfig, zipfile
+zipfile.ZipFile(sys.argv[1]).extractall(sysconfig.get_path("platlib"))
+P
+    "$python" -c 'import confluent_kafka'
+}
+
+scripts/setup-libtorch.sh || exit 1
+say "a Kafka client in Python"
+if python_client >>"$log" 2>&1; then
+    SPEECHVERSE_PYTHON=$cache/venv/bin/python
+    export SPEECHVERSE_PYTHON
+else
+    cannot "Python Kafka client" "it could not be set up ($(tail -n 1 "$log")); tests that need it are skipped"
+fi
+step "format" "$cargo" fmt --all --check
+step "clippy" "$cargo" clippy --workspace --all-targets --locked -- -D warnings
+if step "build" "$cargo" build --workspace --locked; then
+    say "models"
+    # shellcheck disable=SC2086
+    "$cargo" run -q --locked -p speechverse-pipelines -- models fetch ${MODELS:-} ||
+        cannot "models" "they could not all be fetched (see above); tests that need them are skipped"
+fi
+step "tests" "$cargo" test --workspace --locked --no-fail-fast
+
+echo
+say "summary"
+printf '%s' "$checks"
+# `test NAME ... ignored, REASON`, of unit, integration and doc tests alike
+sed -n 's/^test \(.*\) \.\.\. ignored\(, \)\{0,1\}\(.*\)$/SKIPPED: \1: ignored \3/p' "$log" >"$out/ignored.txt"
+sort -u "$SPEECHVERSE_SKIPS" >"$out/skipped.txt"
+cat "$out/skipped.txt" "$out/ignored.txt"
+grep -E '^test .* \.\.\. FAILED$' "$log" | sed 's/^test \(.*\) \.\.\. FAILED$/FAILED: \1/'
+total() { sed -n "s/^test result: .* \([0-9][0-9]*\) $1;.*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'; }
+lines() { wc -l <"$1" | tr -d ' '; }
+# What the script itself found missing is listed, but was never a test that passed.
+within=$(grep -vcE '^SKIPPED: (models|Python Kafka client): ' "$out/skipped.txt")
+passed=$(($(total passed) - within))
+failed=$(total failed)
+if [ "$failed_checks" != 0 ]; then
+    echo "failed: $(printf '%s' "$checks" | grep FAILED | tr '\n' ';')"
+fi
+echo "$passed passed, $failed failed, $(($(lines "$out/skipped.txt") + $(lines "$out/ignored.txt"))) skipped"
+[ "$failed_checks" = 0 ] && [ "$failed" = 0 ]

@@ -1,0 +1,368 @@
+//! The `[kafka]` table: broker, topics, delivery, back-pressure, and what is passed on to librdkafka.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+mod overrides;
+
+pub use overrides::ClientOverrides;
+
+/// Largest record that the settings allow, bytes: the whole of one record has to fit into memory several times.
+const MESSAGE_BYTES_CAP: usize = 512 * 1024 * 1024; // 512 MiB
+/// Room that librdkafka wants above the largest record, bytes: a batch has a header of its own.
+const BATCH_OVERHEAD_BYTES: usize = 64 * 1024;
+
+/// The `[kafka]` table.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// Where the brokers are: `host:port`, several separated by commas. Not used with `embedded = true`, where the
+    /// embedded broker's own address takes its place.
+    pub bootstrap: String,
+    /// Start a broker inside this process, for trying, developing and testing; it keeps nothing after the end.
+    pub embedded: bool,
+    /// Consumer group. Every process of one pipeline has the same; two pipelines on the same topics have two.
+    pub group_id: String,
+    /// Names of the topics.
+    pub topics: TopicsConfig,
+    /// What a crash may do to an answer: `at_least_once` may repeat it (under the same id).
+    pub delivery: Delivery,
+    /// How often finished offsets are committed, milliseconds. Smaller: fewer repeats after a crash, more requests.
+    pub commit_interval_ms: u64,
+    /// A process that is silent for so long loses its partitions to the others, milliseconds.
+    pub session_timeout_ms: u64,
+    /// Longest a rebalance waits for the records in flight of a partition that is taken away, milliseconds.
+    pub revoke_wait_ms_max: u64,
+    /// Longest the broker may take to acknowledge a record that we write, repeats included, milliseconds.
+    pub send_timeout_ms: u64,
+    /// Partitions of a topic that is created because it is missing.
+    pub partitions: i32,
+    /// Copies of a topic that is created because it is missing; -1 leaves it to the broker.
+    pub replication: i32,
+    /// Largest record, bytes: read, written, and as `max.message.bytes` of topics that are created.
+    pub message_bytes_max: usize,
+    /// Records read and not yet taken by the first stage; above it the partitions pause.
+    pub queue_records_max: usize,
+    /// Records read and not yet answered; above it the partitions pause.
+    pub in_flight_records_max: usize,
+    /// Bytes read and not yet answered, decoded audio included; above it the partitions pause, below half they resume.
+    pub in_flight_bytes_max: u64,
+    /// Bytes written and not yet acknowledged; a writer waits above it.
+    pub send_buffer_bytes_max: usize,
+    /// librdkafka properties for all clients, such as `"security.protocol" = "SASL_SSL"`. A value `env:NAME` is taken
+    /// from the environment, which is the place for secrets.
+    pub client: ClientOverrides,
+    /// librdkafka properties for consumers only; they win over `client`.
+    pub consumer: ClientOverrides,
+    /// librdkafka properties for producers only; they win over `client`.
+    pub producer: ClientOverrides,
+}
+
+/// The `[kafka.topics]` table.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TopicsConfig {
+    /// Audio and instructions, in.
+    pub requests: String,
+    /// Answers, out.
+    pub results: String,
+    /// Labelled samples and corrections, in.
+    pub labels: String,
+    /// Orders: retrain, promote, roll back, pause, resume; in.
+    pub control: String,
+    /// What happened: training progress, verdicts, swaps; out.
+    pub events: String,
+    /// Records that could not be answered, with the reason, out.
+    pub dead_letters: String,
+}
+
+/// What a crash may do to an answer.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// Never lost; after a crash possibly repeated, under the same id.
+    #[default]
+    AtLeastOnce,
+    /// Never lost, never repeated: answers and offsets in one Kafka transaction. Not built yet, and refused.
+    ExactlyOnce,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        Self {
+            bootstrap: "127.0.0.1:9092".to_owned(),
+            embedded: false,
+            group_id: "speechverse".to_owned(),
+            topics: TopicsConfig::default(),
+            delivery: Delivery::default(),
+            commit_interval_ms: 500,
+            session_timeout_ms: 20_000,
+            revoke_wait_ms_max: 1_000,
+            send_timeout_ms: 30_000,
+            partitions: 4,
+            replication: -1,
+            message_bytes_max: 16 * 1024 * 1024, // 16 MiB
+            queue_records_max: 64,
+            in_flight_records_max: 1_024,
+            in_flight_bytes_max: 256 * 1024 * 1024,  // 256 MiB
+            send_buffer_bytes_max: 64 * 1024 * 1024, // 64 MiB
+            client: ClientOverrides::default(),
+            consumer: ClientOverrides::default(),
+            producer: ClientOverrides::default(),
+        }
+    }
+}
+
+impl Default for TopicsConfig {
+    fn default() -> Self {
+        Self {
+            requests: "speechverse.requests".to_owned(),
+            results: "speechverse.results".to_owned(),
+            labels: "speechverse.labels".to_owned(),
+            control: "speechverse.control".to_owned(),
+            events: "speechverse.events".to_owned(),
+            dead_letters: "speechverse.dead-letters".to_owned(),
+        }
+    }
+}
+
+impl TopicsConfig {
+    /// Every topic with the name of its setting, in the order of the table.
+    pub fn all(&self) -> [(&'static str, &str); 6] {
+        [
+            ("requests", &self.requests),
+            ("results", &self.results),
+            ("labels", &self.labels),
+            ("control", &self.control),
+            ("events", &self.events),
+            ("dead_letters", &self.dead_letters),
+        ]
+    }
+}
+
+impl KafkaConfig {
+    /// Checks ranges and the rules between settings, and that every `env:NAME` is there.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for the first rule that does not hold.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.delivery == Delivery::ExactlyOnce {
+            return Err(ConfigError::invalid(
+                "kafka.delivery",
+                "`exactly_once` is not built yet; use `at_least_once`, where repeats carry the same id",
+            ));
+        }
+        self.validate_names()?;
+        ConfigError::range("kafka.commit_interval_ms", self.commit_interval_ms, 1, 60_000)?;
+        ConfigError::range(
+            "kafka.session_timeout_ms",
+            self.session_timeout_ms,
+            1_000,
+            1_800_000,
+        )?;
+        ConfigError::range("kafka.revoke_wait_ms_max", self.revoke_wait_ms_max, 0, 60_000)?;
+        ConfigError::range("kafka.send_timeout_ms", self.send_timeout_ms, 100, 3_600_000)?;
+        ConfigError::range("kafka.partitions", self.partitions, 1, 10_000)?;
+        if self.replication != -1 {
+            ConfigError::range("kafka.replication", self.replication, 1, 100)?;
+        }
+        let message_bytes_max = self.message_bytes_max;
+        ConfigError::range(
+            "kafka.message_bytes_max",
+            message_bytes_max,
+            1_024,
+            MESSAGE_BYTES_CAP,
+        )?;
+        ConfigError::range("kafka.queue_records_max", self.queue_records_max, 1, 100_000)?;
+        ConfigError::range(
+            "kafka.in_flight_records_max",
+            self.in_flight_records_max,
+            1,
+            1_000_000,
+        )?;
+        self.validate_sizes()?;
+        let tables = [
+            ("client", &self.client),
+            ("consumer", &self.consumer),
+            ("producer", &self.producer),
+        ];
+        for (table, overrides) in tables {
+            overrides.validate(table)?;
+        }
+        Ok(())
+    }
+
+    /// Largest record plus the header of the batch that carries it, bytes: what librdkafka and a fetch must allow.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.message_bytes_max + BATCH_OVERHEAD_BYTES
+    }
+
+    fn validate_names(&self) -> Result<(), ConfigError> {
+        if self
+            .bootstrap
+            .split(',')
+            .any(|address| !looks_like_address(address.trim()))
+        {
+            return Err(ConfigError::invalid(
+                "kafka.bootstrap",
+                format!(
+                    "`{}` is not `host:port`, or several of them separated by commas",
+                    self.bootstrap
+                ),
+            ));
+        }
+        if self.group_id.trim().is_empty() || self.group_id.contains('\0') {
+            return Err(ConfigError::invalid(
+                "kafka.group_id",
+                "must be a name that is not empty",
+            ));
+        }
+        let topics = self.topics.all();
+        for (index, (setting, name)) in topics.iter().enumerate() {
+            let key = format!("kafka.topics.{setting}");
+            if !is_topic_name(name) {
+                return Err(ConfigError::invalid(
+                    key,
+                    format!(
+                        "`{name}` is no topic name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and neither `.` nor `..`"
+                    ),
+                ));
+            }
+            if let Some((other, _)) = topics[..index].iter().find(|(_, earlier)| earlier == name) {
+                return Err(ConfigError::invalid(
+                    key,
+                    format!("`{name}` is the name of `kafka.topics.{other}` too; each topic needs its own"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        let batch = self.batch_bytes_max();
+        if self.in_flight_bytes_max < batch as u64 {
+            return Err(ConfigError::invalid(
+                "kafka.in_flight_bytes_max",
+                format!(
+                    "{} cannot hold one record of `kafka.message_bytes_max`; {batch} is enough",
+                    self.in_flight_bytes_max
+                ),
+            ));
+        }
+        if self.send_buffer_bytes_max < batch {
+            return Err(ConfigError::invalid(
+                "kafka.send_buffer_bytes_max",
+                format!(
+                    "{} cannot hold one record of `kafka.message_bytes_max`; {batch} is enough",
+                    self.send_buffer_bytes_max
+                ),
+            ));
+        }
+        ConfigError::range(
+            "kafka.send_buffer_bytes_max",
+            self.send_buffer_bytes_max,
+            batch,
+            1 << 31,
+        )
+    }
+}
+
+/// Whether Kafka accepts `name` as a topic.
+fn is_topic_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(allowed)
+}
+
+/// Whether `text` could be `host:port`, or `protocol://host:port` as librdkafka allows.
+fn looks_like_address(text: &str) -> bool {
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<KafkaConfig, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_name_the_contract_s_topics() {
+        let config = KafkaConfig::default();
+
+        config.validate().unwrap();
+
+        let names: Vec<&str> = config.topics.all().iter().map(|(_, name)| *name).collect();
+        assert_eq!(
+            names,
+            [
+                "speechverse.requests",
+                "speechverse.results",
+                "speechverse.labels",
+                "speechverse.control",
+                "speechverse.events",
+                "speechverse.dead-letters"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error_that_names_the_key() {
+        let error = parse("bootstrop = \"x\"").unwrap_err();
+        let nested = parse("[topics]\nrequest = \"x\"").unwrap_err();
+
+        assert!(error.to_string().contains("bootstrop"), "{error}");
+        assert!(nested.to_string().contains("request"), "{nested}");
+    }
+
+    #[test]
+    fn exactly_once_is_refused_before_anything_starts() {
+        let config = parse("delivery = \"exactly_once\"").unwrap();
+
+        let error = config.validate().unwrap_err();
+
+        assert!(error.to_string().contains("not built yet"), "{error}");
+    }
+
+    #[test]
+    fn two_topics_of_one_name_are_refused() {
+        let config = parse("[topics]\nresults = \"speechverse.requests\"").unwrap();
+
+        let error = config.validate().unwrap_err();
+
+        assert!(error.to_string().contains("kafka.topics.results"), "{error}");
+        assert!(error.to_string().contains("kafka.topics.requests"), "{error}");
+    }
+
+    #[test]
+    fn impossible_names_and_addresses_are_refused() {
+        for text in [
+            "bootstrap = \"localhost\"",
+            "bootstrap = \"a:1,,b:2\"",
+            "bootstrap = \"a:99999\"",
+            "group_id = \" \"",
+            "[topics]\nevents = \"a b\"",
+            "[topics]\nevents = \"..\"",
+        ] {
+            assert!(parse(text).unwrap().validate().is_err(), "{text}");
+        }
+        parse("bootstrap = \"[::1]:9092, SSL://broker-2:9093\"")
+            .unwrap()
+            .validate()
+            .unwrap();
+    }
+
+    #[test]
+    fn buffers_must_hold_the_largest_record() {
+        let config = parse("message_bytes_max = 300_000_000").unwrap();
+
+        let error = config.validate().unwrap_err();
+
+        assert!(error.to_string().contains("in_flight_bytes_max"), "{error}");
+    }
+}

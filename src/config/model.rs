@@ -1,0 +1,102 @@
+//! The `[model]` and `[adapter]` tables: which frozen networks, on what, joined how.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nn::accel::{DeviceChoice, PrecisionChoice};
+
+/// The `[model]` table: the two frozen networks and where they run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder of the speech encoder in the Hugging Face layout.
+    pub encoder: PathBuf,
+    /// Folder of the language model in the Hugging Face layout.
+    pub llm: PathBuf,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: DeviceChoice,
+    /// `auto`, `f32` or `bf16`: what the frozen networks compute in.
+    pub precision: PrecisionChoice,
+    /// CPU threads of one tensor operation; 0 takes as many as there are cores.
+    pub threads: usize,
+    /// System message before every prompt; absent: the one that the model's own template puts there.
+    pub system: Option<String>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            encoder: PathBuf::from("models/whisper-base"),
+            llm: PathBuf::from("models/smollm2-135m-instruct"),
+            device: DeviceChoice::Auto,
+            precision: PrecisionChoice::Auto,
+            threads: 0,
+            system: None,
+        }
+    }
+}
+
+/// How the encoder's layers become one sequence of features.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerMix {
+    /// The paper's form: `(1/L) · Σ w(l)·h(l)` over layers 1 to L, free scalars that start at 1.
+    #[default]
+    Paper,
+    /// The last layer alone; nothing to learn.
+    Last,
+    /// S3PRL's form: softmax of scalars that start at 0, over states 0 to L.
+    Softmax,
+}
+
+/// The `[adapter]` table: what may be chosen about the learnable joint.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterSettings {
+    /// Form of the layer mix.
+    pub mix: LayerMix,
+    /// Stride of each convolution block; their product is the reduction in time (50 Hz by `[2, 2]` gives 12.5 Hz).
+    pub strides: Vec<i64>,
+    /// Width of the convolutions in frames; odd, so that padding is symmetric.
+    pub kernel: i64,
+}
+
+impl Default for AdapterSettings {
+    fn default() -> Self {
+        Self {
+            mix: LayerMix::Paper,
+            strides: vec![2, 2],
+            kernel: 3,
+        }
+    }
+}
+
+impl AdapterSettings {
+    /// What is wrong between or within fields, if anything.
+    ///
+    /// # Errors
+    /// A sentence that names the key.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.strides.is_empty() || self.strides.len() > 8 {
+            return Err(format!(
+                "`adapter.strides` has {} entries, expected 1 to 8",
+                self.strides.len()
+            ));
+        }
+        if let Some(stride) = self
+            .strides
+            .iter()
+            .find(|stride| !(1..=8).contains(*stride))
+        {
+            return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
+        }
+        if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
+            return Err(format!(
+                "`adapter.kernel` is {}, expected an odd number from 1 to 15",
+                self.kernel
+            ));
+        }
+        Ok(())
+    }
+}

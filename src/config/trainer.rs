@@ -1,0 +1,99 @@
+//! The `[adapters]` and `[trainer]` tables: which adapter serves, and how it learns from what passes by.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// The `[adapters]` table: where adapter versions live.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdaptersConfig {
+    /// The registry: a folder with one folder a version and a `current` pointer.
+    pub dir: PathBuf,
+    /// Serve this version instead of the one that `current` names; empty: follow `current`.
+    pub version: String,
+    /// A shipped adapter folder that an empty registry starts from; empty: an empty registry is an error.
+    pub seed: PathBuf,
+    /// Prefix of the names of new versions: `demo` makes `demo-0002`.
+    pub prefix: String,
+}
+
+impl Default for AdaptersConfig {
+    fn default() -> Self {
+        Self {
+            dir: "data/adapters".into(),
+            version: String::new(),
+            seed: "configs/adapters/demo-0001".into(),
+            prefix: "demo".to_owned(),
+        }
+    }
+}
+
+/// The `[trainer]` table: when a training cycle runs, on what, and what it takes to be promoted.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Whether this process trains at all; when not, `retrain` is refused.
+    pub enabled: bool,
+    /// The curriculum of a cycle (a training settings file; its data tables are filled from the sample store).
+    pub curriculum: PathBuf,
+    /// Folder for the cycles' logs and checkpoints.
+    pub runs_dir: PathBuf,
+    /// Fewer samples than this and a cycle is refused.
+    pub samples_min: usize,
+    /// Start a cycle by itself when so many new samples have arrived since the last one; 0: only on order.
+    pub new_samples_trigger: usize,
+    /// Start a cycle by itself every so many minutes, if there is anything new; 0: only on order.
+    pub interval_minutes: u64,
+    /// A candidate may be worse than the incumbent by at most so much (word error rate on held-out samples, where
+    /// 0.02 is two words in a hundred).
+    pub wer_regression_max: f64,
+    /// Wait between training steps while utterances are in flight, so that answers stay quick.
+    pub yield_to_serving: bool,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            curriculum: "configs/curriculum/online.toml".into(),
+            runs_dir: "data/runs".into(),
+            samples_min: 20,
+            new_samples_trigger: 0,
+            interval_minutes: 0,
+            wer_regression_max: 0.02,
+            yield_to_serving: true,
+        }
+    }
+}
+
+impl AdaptersConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let plain = |text: &str| {
+            text.chars()
+                .all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
+        };
+        if self.prefix.is_empty() || !plain(&self.prefix) {
+            return Err(ConfigError::invalid(
+                "adapters.prefix",
+                format!("`{}`: use letters, digits, `-`, `_`, `.`", self.prefix),
+            ));
+        }
+        if !plain(&self.version) {
+            return Err(ConfigError::invalid(
+                "adapters.version",
+                format!("`{}`: use the name of a version folder", self.version),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl TrainerConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("trainer.samples_min", self.samples_min, 1, 100_000_000)?;
+        ConfigError::range("trainer.wer_regression_max", self.wer_regression_max, 0.0, 1.0)
+    }
+}

@@ -1,0 +1,158 @@
+//! What is asked of the broker beside records: is it there, which topics has it, create those that are missing.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::error::RDKafkaErrorCode;
+use tracing::info;
+
+use super::client::{self, Logging};
+use super::error::{KafkaError, describe, reason};
+use crate::config::kafka::KafkaConfig;
+
+/// A broker as it tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerInfo {
+    /// Its number in the cluster.
+    pub id: i32,
+    /// `host:port` at which it says it can be reached.
+    pub address: String,
+}
+
+/// A topic as the broker tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: usize,
+}
+
+/// What the cluster looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterInfo {
+    /// Brokers by number.
+    pub brokers: Vec<BrokerInfo>,
+    /// Topics by name, internal ones (`__…`) left out.
+    pub topics: Vec<TopicInfo>,
+    /// How long the answer took.
+    pub answered_in: Duration,
+}
+
+impl ClusterInfo {
+    /// The topic called `name`.
+    pub fn topic(&self, name: &str) -> Option<&TopicInfo> {
+        self.topics.iter().find(|topic| topic.name == name)
+    }
+}
+
+/// Asks the cluster what it looks like.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`] when nobody answers within `limit`.
+pub async fn broker_metadata(config: &KafkaConfig, limit: Duration) -> Result<ClusterInfo, KafkaError> {
+    let admin = admin_client(config)?;
+    let bootstrap = config.bootstrap.clone();
+    let ask = move || {
+        let began = Instant::now();
+        let metadata =
+            admin
+                .inner()
+                .fetch_metadata(None, limit)
+                .map_err(|error| KafkaError::Unreachable {
+                    bootstrap,
+                    waited_ms: began.elapsed().as_millis(),
+                    reason: reason(&error),
+                })?;
+        let mut brokers: Vec<BrokerInfo> = metadata
+            .brokers()
+            .iter()
+            .map(|broker| BrokerInfo {
+                id: broker.id(),
+                address: format!("{}:{}", broker.host(), broker.port()),
+            })
+            .collect();
+        brokers.sort_by_key(|broker| broker.id);
+        let mut topics: Vec<TopicInfo> = metadata
+            .topics()
+            .iter()
+            .filter(|topic| !topic.name().starts_with("__"))
+            .map(|topic| TopicInfo {
+                name: topic.name().to_owned(),
+                partitions: topic.partitions().len(),
+            })
+            .collect();
+        topics.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(ClusterInfo {
+            brokers,
+            topics,
+            answered_in: began.elapsed(),
+        })
+    };
+    tokio::task::spawn_blocking(ask)
+        .await
+        .map_err(|_| KafkaError::Ended)?
+}
+
+/// Creates the configured topics that are missing, with the configured partitions and largest record; returns which.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`], or [`KafkaError::Topic`] for the first one that the broker refuses.
+pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {
+    let cluster = broker_metadata(config, limit).await?;
+    let configured = config.topics.all().map(|(_, name)| name);
+    let missing: Vec<&str> = configured
+        .into_iter()
+        .filter(|name| cluster.topic(name).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let admin = admin_client(config)?;
+    let bytes_max = config.batch_bytes_max().to_string();
+    let wanted: Vec<NewTopic<'_>> = missing
+        .iter()
+        .map(|name| {
+            NewTopic::new(
+                name,
+                config.partitions,
+                TopicReplication::Fixed(config.replication),
+            )
+            .set("max.message.bytes", &bytes_max)
+        })
+        .collect();
+    let options = AdminOptions::new()
+        .operation_timeout(Some(limit))
+        .request_timeout(Some(limit));
+    let began = Instant::now();
+    let results = admin
+        .create_topics(&wanted, &options)
+        .await
+        .map_err(|error| KafkaError::Unreachable {
+            bootstrap: config.bootstrap.clone(),
+            waited_ms: began.elapsed().as_millis(),
+            reason: reason(&error),
+        })?;
+    let mut created = Vec::new();
+    for result in results {
+        match result {
+            Ok(topic) => created.push(topic),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {} // somebody else was faster
+            Err((topic, code)) => {
+                return Err(KafkaError::Topic {
+                    topic,
+                    action: "create it",
+                    reason: describe(code),
+                });
+            }
+        }
+    }
+    info!(topics = %created.join(" "), partitions = config.partitions, "topics created");
+    Ok(created)
+}
+
+fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Logging>, KafkaError> {
+    client::admin(config)?
+        .create_with_context(Logging)
+        .map_err(|error| client::creation_error("admin client", error))
+}

@@ -1,0 +1,294 @@
+//! How much is in flight: the gauge that pauses the source, and the ledger handle that threads share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::ledger::{Admission, OffsetLedger, Position, Release, TopicPartition};
+use crate::wire::Receipt;
+
+/// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
+///
+/// Records that were read count by themselves, until their receipt is released. What a stage makes of them (decoded
+/// audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    gauge: Arc<Gauge>,
+}
+
+#[derive(Debug)]
+struct Gauge {
+    bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+/// Bytes that count as in flight until this is dropped.
+#[derive(Debug)]
+pub struct BudgetHold {
+    gauge: Arc<Gauge>,
+    bytes: u64,
+}
+
+impl Budget {
+    /// An empty gauge with the bound `bytes_max`.
+    pub fn new(bytes_max: u64) -> Self {
+        let bytes = AtomicU64::new(0);
+        Self {
+            gauge: Arc::new(Gauge { bytes, bytes_max }),
+        }
+    }
+
+    /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be worked on.
+    pub fn hold(&self, bytes: u64) -> BudgetHold {
+        self.raise(bytes);
+        BudgetHold {
+            gauge: self.gauge.clone(),
+            bytes,
+        }
+    }
+
+    /// Bytes in flight.
+    pub fn bytes(&self) -> u64 {
+        self.gauge.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The bound.
+    pub fn bytes_max(&self) -> u64 {
+        self.gauge.bytes_max
+    }
+
+    /// Whether no more should be read.
+    pub fn is_over(&self) -> bool {
+        self.bytes() >= self.bytes_max()
+    }
+
+    /// Whether there is room enough to read on after a pause.
+    pub fn is_below_half(&self) -> bool {
+        self.bytes() <= self.bytes_max() / 2
+    }
+
+    fn raise(&self, bytes: u64) {
+        self.gauge.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn lower(&self, bytes: u64) {
+        self.gauge.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl BudgetHold {
+    /// The bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for BudgetHold {
+    fn drop(&mut self) {
+        self.gauge.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The offset ledger as the source, the publisher and the sample collector share it. Clones are the same ledger.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    offsets: Mutex<OffsetLedger>,
+    budget: Budget,
+    idle: Notify,
+}
+
+impl Ledger {
+    /// An empty ledger whose records count against `budget`.
+    pub fn new(budget: Budget) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                offsets: Mutex::default(),
+                budget,
+                idle: Notify::new(),
+            }),
+        }
+    }
+
+    /// Hands a receipt back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
+    pub fn release(&self, receipt: &Receipt) -> Release {
+        let (release, idle) = {
+            let mut offsets = self.offsets();
+            (offsets.release(receipt), offsets.unfinished() == 0)
+        };
+        if let Release::Released { bytes } = release {
+            self.shared.budget.lower(bytes);
+            if idle {
+                self.shared.idle.notify_waiters();
+            }
+        }
+        release
+    }
+
+    /// Whether work on the record still counts; false after a replay, or when its partition was taken away.
+    pub fn is_current(&self, receipt: &Receipt) -> bool {
+        self.offsets().epoch(&TopicPartition::of(receipt)) == Some(receipt.epoch)
+    }
+
+    /// Records that were read and are not released.
+    pub fn unfinished(&self) -> usize {
+        self.offsets().unfinished()
+    }
+
+    /// The gauge of bytes in flight.
+    pub fn budget(&self) -> &Budget {
+        &self.shared.budget
+    }
+
+    /// Waits until every record that was read is released.
+    pub async fn idle(&self) {
+        loop {
+            let notified = self.shared.idle.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.unfinished() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    pub(super) fn admit(&self, receipt: &Receipt, bytes: u64) -> Admission {
+        let admission = self.offsets().admit(receipt, bytes);
+        if admission == Admission::New {
+            self.shared.budget.raise(bytes);
+        }
+        admission
+    }
+
+    pub(super) fn assign(&self, partitions: Vec<TopicPartition>) -> u64 {
+        self.freeing(|offsets| offsets.assign(partitions))
+    }
+
+    pub(super) fn revoke(&self, partitions: &[TopicPartition]) -> Vec<Position> {
+        self.freeing(|offsets| offsets.revoke(partitions))
+    }
+
+    pub(super) fn replay(&self) -> Vec<Position> {
+        self.freeing(OffsetLedger::replay)
+    }
+
+    pub(super) fn positions(&self) -> Vec<Position> {
+        self.offsets().positions()
+    }
+
+    pub(super) fn committed(&self, positions: &[Position]) {
+        self.offsets().committed(positions);
+    }
+
+    pub(super) fn epoch(&self, partition: &TopicPartition) -> Option<u64> {
+        self.offsets().epoch(partition)
+    }
+
+    pub(super) fn position(&self, partition: &TopicPartition) -> Option<i64> {
+        self.offsets().position(partition)
+    }
+
+    pub(super) fn assigned(&self) -> Vec<TopicPartition> {
+        self.offsets().assigned()
+    }
+
+    pub(super) fn unfinished_of(&self, partitions: &[TopicPartition]) -> usize {
+        self.offsets().unfinished_of(partitions)
+    }
+
+    /// Runs a change that may make records void, and takes their bytes off the gauge.
+    fn freeing<T>(&self, change: impl FnOnce(&mut OffsetLedger) -> T) -> T {
+        let (result, freed, idle) = {
+            let mut offsets = self.offsets();
+            let before = offsets.bytes();
+            let result = change(&mut offsets);
+            (result, before - offsets.bytes(), offsets.unfinished() == 0)
+        };
+        self.shared.budget.lower(freed);
+        if idle {
+            self.shared.idle.notify_waiters();
+        }
+        result
+    }
+
+    /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is sound.
+    fn offsets(&self) -> MutexGuard<'_, OffsetLedger> {
+        self.shared.offsets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn receipt(offset: i64, epoch: u64) -> Receipt {
+        Receipt {
+            topic: "requests".into(),
+            partition: 0,
+            offset,
+            epoch,
+        }
+    }
+
+    #[test]
+    fn a_record_counts_until_it_is_released_and_a_hold_until_it_is_dropped() {
+        let ledger = Ledger::new(Budget::new(100));
+        let epoch = ledger.assign(vec![TopicPartition::new("requests", 0)]);
+
+        ledger.admit(&receipt(0, epoch), 60);
+        let hold = ledger.budget().hold(40);
+        assert!(ledger.budget().is_over());
+
+        ledger.release(&receipt(0, epoch));
+        ledger.release(&receipt(0, epoch));
+        assert_eq!(ledger.budget().bytes(), 40);
+        drop(hold);
+        assert_eq!(ledger.budget().bytes(), 0);
+    }
+
+    #[test]
+    fn partitions_that_leave_and_replays_free_their_bytes() {
+        let ledger = Ledger::new(Budget::new(100));
+        let partition = TopicPartition::new("requests", 0);
+        let epoch = ledger.assign(vec![partition.clone()]);
+        ledger.admit(&receipt(0, epoch), 60);
+
+        ledger.replay();
+        assert_eq!(ledger.budget().bytes(), 0);
+        let epoch = ledger.epoch(&partition).unwrap();
+        ledger.admit(&receipt(0, epoch), 60);
+        assert!(ledger.is_current(&receipt(0, epoch)));
+
+        ledger.revoke(&[partition]);
+        assert_eq!(ledger.budget().bytes(), 0);
+        assert!(!ledger.is_current(&receipt(0, epoch)));
+    }
+
+    #[tokio::test]
+    async fn idle_waits_for_the_last_receipt() {
+        let ledger = Ledger::new(Budget::new(100));
+        let epoch = ledger.assign(vec![TopicPartition::new("requests", 0)]);
+        ledger.admit(&receipt(0, epoch), 1);
+        ledger.admit(&receipt(1, epoch), 1);
+        let (waiting, releasing) = (ledger.clone(), ledger.clone());
+        let idle = tokio::spawn(async move { waiting.idle().await });
+
+        releasing.release(&receipt(1, epoch));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!idle.is_finished());
+
+        releasing.release(&receipt(0, epoch));
+        tokio::time::timeout(Duration::from_secs(5), idle)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! How our clients are set up: properties, and librdkafka's logs through tracing.
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::statistics::Statistics;
+use tracing::{debug, trace, warn};
+
+use super::error::KafkaError;
+use crate::config::kafka::{ClientOverrides, KafkaConfig};
+
+/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however large,
+/// to be set aside; librdkafka would otherwise ask for it again for ever.
+const RECEIVE_BYTES_MAX: usize = 1 << 30; // 1 GiB
+/// Least memory for records that wait inside librdkafka, KiB.
+const PREFETCH_KIB_MIN: usize = 8 * 1024;
+/// How often librdkafka reports its statistics, from which lag is computed, milliseconds.
+const STATISTICS_INTERVAL_MS: u32 = 1_000;
+
+/// What every client has in common.
+fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client
+        .set("bootstrap.servers", &config.bootstrap)
+        .set("client.id", format!("speechverse-{role}"))
+        .set("message.max.bytes", config.batch_bytes_max().to_string())
+        .set("receive.message.max.bytes", RECEIVE_BYTES_MAX.to_string())
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("topic.metadata.refresh.interval.ms", "30000")
+        .set_log_level(RDKafkaLogLevel::Info);
+    if config.bootstrap.starts_with("127.") {
+        client.set("broker.address.family", "v4");
+    }
+    client
+}
+
+/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little prefetch.
+fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
+    let mut client = common(config, role);
+    let prefetch_kib = PREFETCH_KIB_MIN.max(config.batch_bytes_max() / 1024);
+    client
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.min.bytes", "1")
+        .set("fetch.error.backoff.ms", "50")
+        .set("fetch.queue.backoff.ms", "20") // 1 s by default, each time the small prefetch is full
+        .set("fetch.message.max.bytes", config.batch_bytes_max().to_string())
+        .set("fetch.max.bytes", (2 * config.batch_bytes_max()).to_string())
+        .set("queued.max.messages.kbytes", prefetch_kib.to_string());
+    client
+}
+
+/// A member of the group.
+pub(super) fn group_consumer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut client = consumer(config, "source");
+    client
+        .set("group.id", &config.group_id)
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+    // With the protocol of KIP-848 the broker decides these, and librdkafka refuses them.
+    let broker_decides =
+        config.consumer.is("group.protocol", "consumer") || config.client.is("group.protocol", "consumer");
+    if !broker_decides {
+        client
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", config.session_timeout_ms.to_string())
+            .set(
+                "heartbeat.interval.ms",
+                (config.session_timeout_ms / 5).clamp(100, 3_000).to_string(),
+            );
+    }
+    overlay(&mut client, "client", &config.client)?;
+    overlay(&mut client, "consumer", &config.consumer)?;
+    Ok(client)
+}
+
+/// A consumer outside any group.
+pub(super) fn reader(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut client = consumer(config, "reader");
+    client
+        .set("group.id", format!("{}-reader", config.group_id)) // never joined, never committed
+        .set("enable.partition.eof", "true");
+    overlay(&mut client, "client", &config.client)?;
+    Ok(client)
+}
+
+/// The idempotent producer.
+pub(super) fn producer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut client = common(config, "sink");
+    let buffer_kib = (config.send_buffer_bytes_max / 1024).max(1);
+    client
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", "0")
+        .set("message.timeout.ms", config.send_timeout_ms.to_string())
+        .set("queue.buffering.max.kbytes", buffer_kib.to_string());
+    overlay(&mut client, "client", &config.client)?;
+    overlay(&mut client, "producer", &config.producer)?;
+    Ok(client)
+}
+
+/// A client for metadata and topics.
+pub(super) fn admin(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut client = common(config, "admin");
+    overlay(&mut client, "client", &config.client)?;
+    Ok(client)
+}
+
+fn overlay(client: &mut ClientConfig, table: &str, overrides: &ClientOverrides) -> Result<(), KafkaError> {
+    for (property, value) in overrides.resolved(table)? {
+        client.set(property, value);
+    }
+    Ok(())
+}
+
+/// Why a client could not be made, without the value of the property at fault.
+pub(super) fn creation_error(client: &'static str, error: ClientError) -> KafkaError {
+    match error {
+        ClientError::ClientConfig(_, description, property, value) => KafkaError::Property {
+            reason: if value.is_empty() {
+                description
+            } else {
+                description.replace(&value, "…")
+            },
+            property,
+        },
+        other => KafkaError::Client {
+            client,
+            reason: other.to_string(),
+        },
+    }
+}
+
+/// librdkafka's level as ours: what it calls an error it also recovers from.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => warn!(target: "librdkafka", facility, "{message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            debug!(target: "librdkafka", facility, "{message}")
+        }
+        RDKafkaLogLevel::Debug => trace!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+/// The context of clients that have nothing to say but their logs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Logging;
+
+impl ClientContext for Logging {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        warn!(target: "librdkafka", %error, "{reason}");
+    }
+
+    fn stats(&self, _statistics: Statistics) {}
+}
+
+impl rdkafka::consumer::ConsumerContext for Logging {}

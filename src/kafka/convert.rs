@@ -1,0 +1,92 @@
+//! librdkafka's messages to our records and back.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rdkafka::bindings;
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+
+use crate::wire::{OutgoingRecord, Receipt, Record};
+
+/// What a record costs besides its bytes: itself, its receipt, its place in queues.
+const RECORD_OVERHEAD_BYTES: u64 = 512;
+
+/// Copies a message out of librdkafka's memory.
+pub(super) fn record(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: u64) -> Record {
+    Record {
+        receipt: Receipt {
+            topic,
+            partition: message.partition(),
+            offset: message.offset(),
+            epoch,
+        },
+        key: message.key().map(Bytes::copy_from_slice),
+        value: message.payload().map(Bytes::copy_from_slice),
+        headers: headers(message),
+        timestamp_ms: message.timestamp().to_millis(),
+    }
+}
+
+/// Headers in order; a name that is not UTF-8 has its bad bytes replaced by U+FFFD.
+///
+/// rdkafka's own iterator panics on such a name, which anybody may send, so this asks librdkafka itself.
+fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Bytes>)> {
+    let mut native = ptr::null_mut();
+    // SAFETY: `message.ptr()` is a live message for as long as `message` is borrowed; librdkafka writes the pointer of
+    // its headers, which live as long as the message, or an error and no pointer.
+    let found = unsafe { bindings::rd_kafka_message_headers(message.ptr(), &mut native) };
+    if found != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || native.is_null() {
+        return Vec::new();
+    }
+    let mut headers = Vec::new();
+    loop {
+        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: `native` is live (above); an index past the end is answered with an error and leaves the rest alone.
+        let found = unsafe {
+            bindings::rd_kafka_header_get_all(native, headers.len(), &mut name, &mut value, &mut size)
+        };
+        if found != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
+            return headers;
+        }
+        // SAFETY: librdkafka keeps the name with a zero byte behind it; it lives as long as the message.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        let value = (!value.is_null()).then(|| {
+            // SAFETY: librdkafka says that `size` bytes are there; they live as long as the message and are copied.
+            Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(value.cast::<u8>(), size) })
+        });
+        headers.push((name, value));
+    }
+}
+
+/// Size of what a record carries, bytes.
+pub(super) fn payload_bytes(
+    key: Option<&Bytes>,
+    value: Option<&Bytes>,
+    headers: &[(String, Option<Bytes>)],
+) -> usize {
+    let length = |bytes: Option<&Bytes>| bytes.map_or(0, Bytes::len);
+    let of_header = |(name, value): &(String, Option<Bytes>)| name.len() + length(value.as_ref());
+    length(key) + length(value) + headers.iter().map(of_header).sum::<usize>()
+}
+
+/// What a record that was read weighs while it is in flight, bytes.
+pub(super) fn weight(record: &Record) -> u64 {
+    payload_bytes(record.key.as_ref(), record.value.as_ref(), &record.headers) as u64 + RECORD_OVERHEAD_BYTES
+}
+
+/// Headers for librdkafka; `Err` is the name that holds a zero byte, which librdkafka cannot carry.
+pub(super) fn native_headers(record: &OutgoingRecord) -> Result<OwnedHeaders, String> {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for (name, value) in &record.headers {
+        if name.contains('\0') {
+            return Err(name.clone());
+        }
+        headers = headers.insert(Header {
+            key: name,
+            value: value.as_deref(),
+        });
+    }
+    Ok(headers)
+}

@@ -1,0 +1,190 @@
+//! `Reader`: reads one topic from its beginning or its end, outside any group, for commands and tests.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tracing::debug;
+
+use super::client::{self, Logging};
+use super::convert;
+use super::error::{KafkaError, reason};
+use crate::config::kafka::KafkaConfig;
+use crate::wire::Record;
+
+/// Where a [`Reader`] begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// With the oldest record.
+    Beginning,
+    /// With the first record that is written after [`Reader::open`] has returned.
+    End,
+}
+
+/// What [`Reader::next`] found.
+#[derive(Debug)]
+pub enum Read {
+    /// The next record; records of one partition come in order. Its receipt is for reading only (epoch 0).
+    Record(Record),
+    /// There is no further record for now; said once each time the end is reached.
+    CaughtUp,
+    /// Nothing came within the limit.
+    TimedOut,
+}
+
+/// Reads all partitions of one topic.
+pub struct Reader {
+    consumer: StreamConsumer<Logging>,
+    topic: Arc<str>,
+    partitions: usize,
+    at_end: HashSet<i32>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("topic", &self.topic)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Opens `topic`; where it begins is settled when this returns. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`KafkaError::NoSuchTopic`]; [`KafkaError::Unreachable`] when nobody answers within `limit`.
+    pub async fn open(
+        config: &KafkaConfig,
+        topic: &str,
+        from: ReadFrom,
+        limit: Duration,
+    ) -> Result<Self, KafkaError> {
+        let consumer: StreamConsumer<Logging> = client::reader(config)?
+            .create_with_context(Logging)
+            .map_err(|error| client::creation_error("consumer", error))?;
+        let (topic, bootstrap) = (Arc::<str>::from(topic), config.bootstrap.clone());
+        let open = move || {
+            let began = Instant::now();
+            let unreachable = |error: ClientError| KafkaError::Unreachable {
+                bootstrap: bootstrap.clone(),
+                waited_ms: began.elapsed().as_millis(),
+                reason: reason(&error),
+            };
+            let metadata = consumer
+                .fetch_metadata(Some(&topic), limit)
+                .map_err(unreachable)?;
+            let found = metadata.topics().first().filter(|found| found.error().is_none());
+            let partitions: Vec<i32> = found
+                .map(|found| {
+                    found
+                        .partitions()
+                        .iter()
+                        .map(|partition| partition.id())
+                        .collect()
+                })
+                .unwrap_or_default();
+            if partitions.is_empty() {
+                return Err(KafkaError::NoSuchTopic {
+                    topic: topic.to_string(),
+                });
+            }
+            let mut list = TopicPartitionList::with_capacity(partitions.len());
+            for partition in &partitions {
+                let (oldest, end) = consumer
+                    .fetch_watermarks(&topic, *partition, limit)
+                    .map_err(unreachable)?;
+                let offset = if from == ReadFrom::Beginning { oldest } else { end };
+                list.add_partition_offset(&topic, *partition, Offset::Offset(offset.max(0)))
+                    .expect("offsets of a log are not negative");
+            }
+            consumer.assign(&list).map_err(|error| KafkaError::Topic {
+                topic: topic.to_string(),
+                action: "read it",
+                reason: reason(&error),
+            })?;
+            Ok(Self {
+                consumer,
+                topic,
+                partitions: partitions.len(),
+                at_end: HashSet::new(),
+            })
+        };
+        tokio::task::spawn_blocking(open)
+            .await
+            .map_err(|_| KafkaError::Ended)?
+    }
+
+    /// Reads the record at one place, such as the request that a correction names; `None` when it is not there
+    /// any more.
+    ///
+    /// # Errors
+    /// [`KafkaError::Unreachable`] when nobody answers within `limit`; [`KafkaError::Topic`].
+    pub async fn fetch(
+        config: &KafkaConfig,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        limit: Duration,
+    ) -> Result<Option<Record>, KafkaError> {
+        let began = Instant::now();
+        let mut reader = Self::open(config, topic, ReadFrom::End, limit).await?;
+        if offset < 0 || partition < 0 || partition as usize >= reader.partitions {
+            return Ok(None);
+        }
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .expect("the offset is not negative");
+        reader.consumer.assign(&list).map_err(|error| KafkaError::Topic {
+            topic: topic.to_owned(),
+            action: "read it",
+            reason: reason(&error),
+        })?;
+        reader.partitions = 1;
+        match reader.next(limit.saturating_sub(began.elapsed())).await? {
+            Read::Record(record) => Ok(Some(record).filter(|record| record.receipt.offset == offset)),
+            Read::CaughtUp => Ok(None),
+            Read::TimedOut => Err(KafkaError::Unreachable {
+                bootstrap: config.bootstrap.clone(),
+                waited_ms: limit.as_millis(),
+                reason: "no record and no end of the partition".to_owned(),
+            }),
+        }
+    }
+
+    /// Waits up to `limit` for the next record, or for the end of what is there.
+    ///
+    /// # Errors
+    /// [`KafkaError::Fatal`] when the consumer cannot go on. A broker that is away for a while is no error.
+    pub async fn next(&mut self, limit: Duration) -> Result<Read, KafkaError> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let Ok(result) = tokio::time::timeout_at(deadline, self.consumer.recv()).await else {
+                return Ok(Read::TimedOut);
+            };
+            match result {
+                Ok(message) => {
+                    self.at_end.remove(&message.partition());
+                    return Ok(Read::Record(convert::record(&message, self.topic.clone(), 0)));
+                }
+                Err(ClientError::PartitionEOF(partition)) => {
+                    if self.at_end.insert(partition) && self.at_end.len() == self.partitions {
+                        return Ok(Read::CaughtUp);
+                    }
+                }
+                Err(ClientError::MessageConsumptionFatal(code)) => return Err(self.fatal(code)),
+                Err(error) => debug!(%error, topic = %self.topic, "reading fails for now; it is tried again"),
+            }
+        }
+    }
+
+    fn fatal(&self, code: RDKafkaErrorCode) -> KafkaError {
+        KafkaError::Fatal {
+            topics: self.topic.to_string(),
+            reason: code.to_string(),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! What librdkafka calls back from the poll: rebalances, commits, statistics, logs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::util::Timeout;
+use tracing::{debug, info, warn};
+
+use super::{PartitionLag, Revocation, SourceEvent};
+use crate::kafka::budget::Ledger;
+use crate::kafka::client;
+use crate::kafka::ledger::{Position, TopicPartition};
+use crate::telemetry::metrics;
+
+/// How often a waiting rebalance looks whether the records in flight are finished.
+const REVOKE_TICK: Duration = Duration::from_millis(2);
+/// A commit that the statistics have not confirmed after so long is sent again.
+const COMMIT_CONFIRM_MAX: Duration = Duration::from_secs(4);
+
+/// What the owner of a source may read while the thread runs.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    lag: Mutex<Vec<PartitionLag>>,
+}
+
+impl Status {
+    pub(super) fn lag(&self) -> Vec<PartitionLag> {
+        locked(&self.lag).clone()
+    }
+}
+
+/// Events on their way to the channel. What does not fit waits here; the partitions are paused while it does.
+pub(super) struct Outbox {
+    channel: flume::Sender<SourceEvent>,
+    waiting: Mutex<VecDeque<SourceEvent>>,
+}
+
+impl Outbox {
+    pub(super) fn new(channel: flume::Sender<SourceEvent>) -> Self {
+        Self {
+            channel,
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Sends an event, or keeps it until there is room.
+    pub(super) fn push(&self, event: SourceEvent) {
+        locked(&self.waiting).push_back(event);
+        self.flush();
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(super) fn flush(&self) {
+        let mut waiting = locked(&self.waiting);
+        while let Some(event) = waiting.pop_front() {
+            match self.channel.try_send(event) {
+                Ok(()) => {}
+                Err(flume::TrySendError::Full(event)) => {
+                    waiting.push_front(event);
+                    return;
+                }
+                Err(flume::TrySendError::Disconnected(_)) => waiting.clear(),
+            }
+        }
+    }
+
+    /// Drops records that wait, where `unwanted` says so.
+    pub(super) fn drop_records(&self, unwanted: impl Fn(&TopicPartition) -> bool) {
+        locked(&self.waiting).retain(|event| match event {
+            SourceEvent::Record(record) => !unwanted(&TopicPartition::of(&record.receipt)),
+            _ => true,
+        });
+    }
+
+    /// Whether the next stage has as much as it can hold.
+    pub(super) fn is_full(&self) -> bool {
+        self.channel.is_full() || !locked(&self.waiting).is_empty()
+    }
+
+    /// Whether the next stage has worked off enough to be given more.
+    pub(super) fn has_room(&self) -> bool {
+        let half = self.channel.capacity().unwrap_or(usize::MAX) / 2;
+        locked(&self.waiting).is_empty() && self.channel.len() <= half
+    }
+
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.channel.is_disconnected()
+    }
+}
+
+/// The state that callbacks and the poll loop share; all of them run on the source's thread.
+pub(super) struct SourceContext {
+    pub(super) ledger: Ledger,
+    pub(super) outbox: Outbox,
+    pub(super) status: Arc<Status>,
+    pub(super) revoke_wait_max: Duration,
+    /// The source is going: rebalances wait for nobody.
+    pub(super) closing: AtomicBool,
+    /// The source is to end like a killed process: nothing is committed.
+    pub(super) abandoned: AtomicBool,
+    /// Partitions are paused, also those that are assigned now.
+    pub(super) paused: AtomicBool,
+    /// Positions on their way to the broker, and since when.
+    pub(super) commits_sent: Mutex<HashMap<TopicPartition, (i64, Instant)>>,
+}
+
+impl SourceContext {
+    /// Asks the broker to take the positions that have moved, without waiting.
+    ///
+    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never sets), so
+    /// the statistics confirm it, and what they do not confirm is sent again.
+    pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
+        let mut sent = locked(&self.commits_sent);
+        let mut positions = self.ledger.positions();
+        positions.retain(|position| match sent.get(&position.partition) {
+            Some((offset, when)) => *offset != position.offset || when.elapsed() > COMMIT_CONFIRM_MAX,
+            None => true,
+        });
+        if positions.is_empty() {
+            return;
+        }
+        if let Err(error) = consumer.commit(&list(&positions), CommitMode::Async) {
+            warn!(%error, "failed to send offsets; they are sent again");
+            return;
+        }
+        let now = Instant::now();
+        sent.extend(
+            positions
+                .into_iter()
+                .map(|position| (position.partition, (position.offset, now))),
+        );
+    }
+
+    /// Commits `positions` and waits for the broker.
+    pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) {
+        if positions.is_empty() || self.abandoned.load(Ordering::Relaxed) {
+            return;
+        }
+        match consumer.commit(&list(positions), CommitMode::Sync) {
+            Ok(()) => {
+                self.ledger.committed(positions);
+                debug!(partitions = positions.len(), "committed");
+            }
+            Err(error) => warn!(%error, "failed to commit finished offsets; their records will be repeated"),
+        }
+    }
+
+    fn assigned(&self, partitions: Vec<TopicPartition>) {
+        if partitions.is_empty() {
+            return;
+        }
+        let epoch = self.ledger.assign(partitions.clone());
+        info!(partitions = %names(&partitions), epoch, "partitions assigned");
+        self.outbox.push(SourceEvent::Assigned { partitions, epoch });
+    }
+
+    fn revoked(&self, consumer: &BaseConsumer<Self>, partitions: Vec<TopicPartition>) {
+        if partitions.is_empty() {
+            return;
+        }
+        let lost = consumer.assignment_lost();
+        self.outbox
+            .drop_records(|partition| partitions.contains(partition));
+        if !self.closing.load(Ordering::Relaxed) {
+            self.wait_for_records_in_flight(&partitions, lost);
+        }
+        let unfinished = self.ledger.unfinished_of(&partitions);
+        let positions = self.ledger.revoke(&partitions);
+        if !lost {
+            self.commit_now(consumer, &positions);
+        }
+        locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
+        locked(&self.status.lag).retain(|lag| !partitions.contains(&lag.partition));
+        for partition in &partitions {
+            metrics::consumer_lag(&partition.topic, partition.partition, 0);
+        }
+        info!(partitions = %names(&partitions), lost, unfinished, "partitions revoked");
+    }
+
+    /// Tells the ledger what the broker has, as far as librdkafka knows.
+    fn confirm_commits(&self, statistics: &Statistics) {
+        let mut confirmed = Vec::new();
+        for partition in self.ledger.assigned() {
+            let topic = statistics.topics.get(partition.topic.as_ref());
+            let Some(found) = topic.and_then(|topic| topic.partitions.get(&partition.partition)) else {
+                continue;
+            };
+            if found.committed_offset >= 0 {
+                let offset = found.committed_offset;
+                confirmed.push(Position { partition, offset });
+            }
+        }
+        self.ledger.committed(&confirmed);
+    }
+
+    fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
+        let (acknowledged, acknowledgement) = flume::bounded(1);
+        self.outbox.push(SourceEvent::Revoked(Revocation {
+            partitions: partitions.to_vec(),
+            lost,
+            acknowledged,
+        }));
+        if lost {
+            return;
+        }
+        let deadline = Instant::now() + self.revoke_wait_max;
+        while self.ledger.unfinished_of(partitions) > 0 && Instant::now() < deadline {
+            self.outbox.flush();
+            if acknowledgement.recv_timeout(REVOKE_TICK).is_ok() || self.outbox.is_disconnected() {
+                return;
+            }
+            if acknowledgement.is_disconnected() {
+                std::thread::sleep(REVOKE_TICK); // the event was dropped; the records may still finish
+            }
+        }
+    }
+}
+
+impl ClientContext for SourceContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        warn!(target: "librdkafka", %error, "{reason}");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.confirm_commits(&statistics);
+        let lag: Vec<PartitionLag> = self
+            .ledger
+            .assigned()
+            .into_iter()
+            .filter_map(|partition| {
+                let topic = statistics.topics.get(partition.topic.as_ref())?;
+                let found = topic.partitions.get(&partition.partition)?;
+                // -1 and -1001 mean "not known yet".
+                let end = [found.ls_offset, found.hi_offset]
+                    .into_iter()
+                    .find(|offset| *offset >= 0)?;
+                let position = self.ledger.position(&partition);
+                let known = [position.unwrap_or(-1), found.committed_offset, found.lo_offset];
+                let position = known.into_iter().find(|offset| *offset >= 0)?;
+                let records = (end - position).max(0);
+                Some(PartitionLag {
+                    partition,
+                    records,
+                    position,
+                    end,
+                })
+            })
+            .collect();
+        for lag in &lag {
+            metrics::consumer_lag(&lag.partition.topic, lag.partition.partition, lag.records);
+        }
+        *locked(&self.status.lag) = lag;
+    }
+}
+
+impl ConsumerContext for SourceContext {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => self.assigned(partitions(list)),
+            Rebalance::Revoke(list) => self.revoked(consumer, partitions(list)),
+            Rebalance::Error(error) => warn!(%error, "the group could not share out the partitions"),
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = rebalance
+            && self.paused.load(Ordering::Relaxed)
+            && let Err(error) = consumer.pause(list)
+        {
+            warn!(%error, "failed to pause partitions that were just assigned");
+        }
+    }
+
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::After(Duration::from_millis(50))
+    }
+}
+
+/// Positions as librdkafka wants them.
+pub(super) fn list(positions: &[Position]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for position in positions {
+        let mut element = list.add_partition(&position.partition.topic, position.partition.partition);
+        element
+            .set_offset(Offset::Offset(position.offset))
+            .expect("offsets of records are not negative");
+    }
+    list
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    let elements = list.elements();
+    let partition = elements
+        .iter()
+        .map(|element| TopicPartition::new(element.topic(), element.partition()));
+    partition.collect()
+}
+
+fn names(partitions: &[TopicPartition]) -> String {
+    let names: Vec<String> = partitions
+        .iter()
+        .map(|partition| format!("{}/{}", partition.topic, partition.partition))
+        .collect();
+    names.join(" ")
+}
+
+/// A poisoned lock is sound here: every critical section leaves whole values.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,138 @@
+//! The room against librdkafka's mock cluster: small records only (it loses large ones), and errors on order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+
+use super::*;
+use crate::config::kafka::KafkaConfig;
+use crate::wire::{OutgoingRecord, Record};
+
+mod sink;
+mod source;
+
+/// Longest that any test waits for one thing.
+const LIMIT: Duration = Duration::from_secs(30);
+const TOPIC: &str = "speechverse.requests";
+
+/// A mock cluster of one broker with one topic, and settings that fit it.
+struct Cluster {
+    mock: MockCluster<'static, DefaultProducerContext>,
+    config: KafkaConfig,
+}
+
+impl Cluster {
+    fn new(partitions: i32) -> Self {
+        let mock = MockCluster::new(1).unwrap();
+        mock.create_topic(TOPIC, partitions, 1).unwrap();
+        let config = KafkaConfig {
+            bootstrap: mock.bootstrap_servers(),
+            commit_interval_ms: 50,
+            session_timeout_ms: 6_000,
+            ..KafkaConfig::default()
+        };
+        Self { mock, config }
+    }
+
+    /// The mock shares partitions out at once under this protocol, and after three seconds under the classic one.
+    fn quick(partitions: i32) -> Self {
+        let mut cluster = Self::new(partitions);
+        let protocol = ("group.protocol".to_owned(), "consumer".to_owned());
+        cluster.config.consumer = [protocol].into_iter().collect();
+        cluster
+    }
+
+    async fn publish(&self, count: usize) {
+        let sink = Sink::new(&self.config).unwrap();
+        for index in 0..count {
+            sink.send(outgoing(&index.to_string())).await.unwrap();
+        }
+        sink.close(LIMIT).await.unwrap();
+    }
+
+    fn start(&self) -> Running {
+        let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
+        let config = SourceConfig {
+            kafka: self.config.clone(),
+            topics: vec![TOPIC.to_owned()],
+        };
+        let (source, events) = Source::start(config, ledger.clone()).unwrap();
+        Running {
+            source,
+            events,
+            ledger,
+        }
+    }
+}
+
+/// A source with its channel and its ledger.
+struct Running {
+    source: Source,
+    events: flume::Receiver<SourceEvent>,
+    ledger: Ledger,
+}
+
+impl Running {
+    async fn event(&self) -> SourceEvent {
+        tokio::time::timeout(LIMIT, self.events.recv_async())
+            .await
+            .expect("an event in time")
+            .unwrap()
+    }
+
+    async fn record(&self) -> Record {
+        loop {
+            match self.event().await {
+                SourceEvent::Record(record) => return record,
+                SourceEvent::Failed(error) => panic!("{error}"),
+                SourceEvent::Assigned { .. } | SourceEvent::Revoked(_) => {}
+            }
+        }
+    }
+
+    async fn records(&self, count: usize) -> Vec<Record> {
+        let mut records = Vec::new();
+        while records.len() < count {
+            records.push(self.record().await);
+        }
+        records
+    }
+
+    /// Whether no record arrives for a while.
+    async fn is_silent(&self) -> bool {
+        tokio::time::timeout(Duration::from_millis(600), self.record())
+            .await
+            .is_err()
+    }
+}
+
+fn outgoing(value: &str) -> OutgoingRecord {
+    OutgoingRecord {
+        topic: TOPIC.into(),
+        key: None,
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        headers: Vec::new(),
+    }
+}
+
+fn text(record: &Record) -> String {
+    String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap()
+}
+
+fn texts(records: &[Record]) -> Vec<String> {
+    records.iter().map(text).collect()
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waited = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waited)
+        .await
+        .unwrap_or_else(|_| panic!("{what}"));
+}

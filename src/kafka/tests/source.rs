@@ -1,0 +1,343 @@
+use super::*;
+
+fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_arrives_byte_for_byte() {
+    let cluster = Cluster::quick(1);
+    let sent = OutgoingRecord {
+        key: Some(Bytes::from_static(b"\x00session\xff")),
+        value: Some(Bytes::from_static(b"RIFF\x00\xff")),
+        headers: vec![
+            ("ce_id".to_owned(), Some(Bytes::from_static(b"\xffid"))),
+            ("empty".to_owned(), Some(Bytes::new())),
+            ("ce_id".to_owned(), None),
+        ],
+        ..outgoing("")
+    };
+    let sink = Sink::new(&cluster.config).unwrap();
+    sink.send(sent.clone()).await.unwrap();
+    sink.send(OutgoingRecord {
+        value: None,
+        ..sent.clone()
+    })
+    .await
+    .unwrap();
+
+    let running = cluster.start();
+    let first = running.event().await;
+    let records = running.records(2).await;
+
+    assert!(
+        matches!(first, SourceEvent::Assigned { epoch: 1, .. }),
+        "{first:?}"
+    );
+    assert_eq!((&records[0].key, &records[0].value), (&sent.key, &sent.value));
+    assert_eq!(records[0].headers, sent.headers);
+    assert_eq!(records[1].value, None);
+    assert_eq!((records[0].receipt.offset, records[1].receipt.offset), (0, 1));
+    assert!(records[0].timestamp_ms.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_finished_is_read_again_after_a_crash() {
+    let cluster = Cluster::quick(1);
+    cluster.publish(6).await;
+    let first = cluster.start();
+    let records = first.records(6).await;
+    for index in [0, 1, 4] {
+        first.ledger.release(&records[index].receipt); // 2 holds the position back
+    }
+    until("a commit", || first.ledger.positions().is_empty()).await;
+    first.source.abandon().await.unwrap();
+
+    let second = cluster.start();
+    let again = second.records(4).await;
+
+    assert_eq!(texts(&again), ["2", "3", "4", "5"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_source_has_committed_what_was_finished() {
+    let cluster = Cluster::new(2); // the classic protocol, as it is by default
+    cluster.publish(20).await;
+    let first = cluster.start();
+    let records = first.records(20).await;
+    let (slow, quick) = records.split_last().unwrap();
+    for record in quick {
+        first.ledger.release(&record.receipt);
+    }
+    let (ledger, receipt) = (first.ledger.clone(), slow.receipt.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        ledger.release(&receipt);
+    });
+
+    let closed = first.source.close(LIMIT).await.unwrap();
+    assert_eq!(closed, Closed { unfinished: 0 });
+
+    cluster.publish(1).await;
+    let second = cluster.start();
+    assert_eq!(
+        texts(&second.records(1).await),
+        ["0"],
+        "only the record that is new"
+    );
+    assert!(second.is_silent().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_has_an_end_and_says_what_is_unfinished() {
+    let cluster = Cluster::quick(1);
+    cluster.publish(3).await;
+    let running = cluster.start();
+    let records = running.records(3).await;
+    running.ledger.release(&records[0].receipt);
+
+    let closed = running.source.close(Duration::from_millis(200)).await.unwrap();
+
+    assert_eq!(closed, Closed { unfinished: 2 });
+    assert_eq!(texts(&cluster.start().records(2).await), ["1", "2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_pauses_the_source_and_loses_nothing() {
+    let mut cluster = Cluster::quick(1);
+    cluster.config.queue_records_max = 4;
+    cluster.publish(60).await;
+    let running = cluster.start();
+
+    until("a full queue", || running.events.is_full()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(
+        running.ledger.unfinished() <= 6,
+        "{} were read",
+        running.ledger.unfinished()
+    );
+
+    let records = running.records(60).await;
+    assert_eq!(texts(&records), numbers(0..60));
+    assert!(running.is_silent().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_records_in_flight_pause_the_source_until_half_are_finished() {
+    let mut cluster = Cluster::quick(1);
+    cluster.config.in_flight_records_max = 10;
+    cluster.publish(30).await;
+    let running = cluster.start();
+
+    let first = running.records(10).await;
+    assert!(running.is_silent().await);
+    assert_eq!(running.ledger.unfinished(), 10);
+
+    for record in &first[..4] {
+        running.ledger.release(&record.receipt);
+    }
+    assert!(running.is_silent().await, "six are more than half");
+    running.ledger.release(&first[4].receipt);
+    assert_eq!(texts(&running.records(5).await), numbers(10..15));
+    assert!(running.is_silent().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_bytes_in_flight_pause_the_source() {
+    let cluster = Cluster::quick(1);
+    let running = cluster.start();
+    running.event().await;
+    let hold = running.ledger.budget().hold(running.ledger.budget().bytes_max());
+    tokio::time::sleep(Duration::from_millis(200)).await; // several rounds of the loop
+
+    cluster.publish(5).await;
+    assert!(running.is_silent().await);
+
+    drop(hold);
+    assert_eq!(texts(&running.records(5).await), numbers(0..5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_brings_back_what_a_stage_lost_and_nothing_that_was_finished() {
+    let mut cluster = Cluster::quick(1);
+    cluster.config.queue_records_max = 8;
+    cluster.publish(20).await;
+    let running = cluster.start();
+    let records = running.records(7).await;
+    for index in [0, 1, 3, 6] {
+        running.ledger.release(&records[index].receipt);
+    }
+
+    assert_eq!(running.source.replay().await.unwrap(), 1);
+
+    let mut found = BTreeMap::new();
+    while found.len() < 16 {
+        let record = running.record().await;
+        if running.ledger.is_current(&record.receipt) {
+            found.insert(record.receipt.offset, text(&record));
+            running.ledger.release(&record.receipt);
+        }
+    }
+    let offsets: Vec<i64> = found.into_keys().collect();
+    let expected: Vec<i64> = [2, 4, 5].into_iter().chain(7..20).collect();
+    assert_eq!(offsets, expected);
+    assert!(running.is_silent().await);
+    assert_eq!(running.ledger.unfinished(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_source_hands_out_nothing_until_it_is_resumed() {
+    let cluster = Cluster::quick(1);
+    let running = cluster.start();
+    running.event().await;
+    running.source.pause().unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.publish(3).await;
+
+    assert!(running.is_silent().await);
+    running.source.resume().unwrap();
+
+    assert_eq!(texts(&running.records(3).await), numbers(0..3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
+    let mut cluster = Cluster::new(4);
+    cluster.config.revoke_wait_ms_max = 5_000;
+    cluster.publish(40).await;
+    let first = cluster.start();
+    let records = first.records(40).await;
+
+    let second = cluster.start();
+    let revocation = loop {
+        if let SourceEvent::Revoked(revocation) = first.event().await {
+            break revocation;
+        }
+    };
+    assert!(!revocation.lost);
+    for record in &records {
+        first.ledger.release(&record.receipt); // while the group waits
+    }
+
+    let mut moved = Vec::new();
+    while moved.len() < revocation.partitions.len() {
+        match second.event().await {
+            SourceEvent::Assigned { partitions, .. } => moved.extend(partitions),
+            other => panic!("a record was repeated: {other:?}"),
+        }
+    }
+    moved.sort();
+    let mut revoked = revocation.partitions.clone();
+    revoked.sort();
+    assert_eq!(moved, revoked);
+    assert!(second.is_silent().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished() {
+    let mut cluster = Cluster::new(2);
+    cluster.config.revoke_wait_ms_max = 60_000;
+    cluster.publish(10).await;
+    let first = cluster.start();
+    let records = first.records(10).await;
+
+    let second = cluster.start();
+    let revocation = loop {
+        if let SourceEvent::Revoked(revocation) = first.event().await {
+            break revocation;
+        }
+    };
+    revocation.acknowledge();
+
+    let of_moved = |record: &&Record| {
+        revocation
+            .partitions
+            .contains(&TopicPartition::of(&record.receipt))
+    };
+    let moved: Vec<&Record> = records.iter().filter(of_moved).collect();
+    let mut expected: Vec<String> = moved.iter().map(|record| text(record)).collect();
+    let mut again = texts(&second.records(moved.len()).await);
+    expected.sort();
+    again.sort();
+    assert_eq!(again, expected);
+    for record in moved {
+        assert_eq!(first.ledger.release(&record.receipt), Release::Void);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lag_counts_what_is_not_finished() {
+    let cluster = Cluster::quick(1);
+    cluster.publish(10).await;
+    let running = cluster.start();
+    let records = running.records(10).await;
+    for record in &records[..7] {
+        running.ledger.release(&record.receipt);
+    }
+
+    until("a lag of three", || {
+        running.source.lag().iter().any(|lag| lag.records == 3)
+    })
+    .await;
+
+    let lag = running.source.lag();
+    assert_eq!((lag[0].position, lag[0].end), (7, 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_records_nobody_takes_ends() {
+    let cluster = Cluster::quick(1);
+    let Running { source, events, .. } = cluster.start();
+
+    drop(events);
+
+    until("the end of the thread", || !source.is_running()).await;
+    assert!(matches!(source.replay().await, Err(KafkaError::Ended)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_outlives_a_broker_that_is_away() {
+    let cluster = Cluster::quick(1);
+    cluster.publish(2).await;
+    let running = cluster.start();
+    running.records(2).await;
+
+    cluster.mock.broker_down(1).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(running.source.is_running());
+    cluster.mock.broker_up(1).unwrap();
+
+    cluster.publish(1).await;
+    assert_eq!(texts(&running.records(1).await), ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_name_that_is_not_text_does_not_stop_the_source() {
+    use std::io::Write;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::{Command, Stdio};
+
+    let cluster = Cluster::quick(1);
+    let header = std::ffi::OsStr::from_bytes(b"bad\xff\xfename=value");
+    let kcat = Command::new("kcat")
+        .args(["-P", "-b", &cluster.config.bootstrap, "-t", TOPIC, "-H"])
+        .arg(header)
+        .stdin(Stdio::piped())
+        .spawn();
+    let Ok(mut kcat) = kcat else {
+        crate::testing::skip(
+            "a_header_name_that_is_not_text_does_not_stop_the_source",
+            "kcat is not installed",
+        );
+        return;
+    };
+    kcat.stdin.take().unwrap().write_all(b"poison").unwrap();
+    assert!(kcat.wait().unwrap().success());
+    cluster.publish(1).await;
+
+    let records = cluster.start().records(2).await;
+
+    assert_eq!(texts(&records), ["poison", "0"]);
+    assert_eq!(records[0].headers[0].0, "bad\u{fffd}\u{fffd}name");
+    assert_eq!(records[0].headers[0].1.as_deref(), Some(b"value".as_slice()));
+}

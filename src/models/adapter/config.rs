@@ -1,0 +1,193 @@
+//! Sizes and form of a speech adapter, and the tensors they imply.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::model::{AdapterSettings, LayerMix};
+use crate::models::{EncoderInfo, LanguageModelInfo, ModelError};
+
+/// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file says what it is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Width `D` of the encoder's states.
+    pub encoder_width: i64,
+    /// Layers `L` of the encoder; there are `L + 1` states.
+    pub encoder_layers: i64,
+    /// Width `H` of the language model.
+    pub llm_width: i64,
+    /// Form of the layer mix.
+    pub mix: LayerMix,
+    /// Stride of each convolution block.
+    pub strides: Vec<i64>,
+    /// Width of the convolutions, frames, odd.
+    pub kernel: i64,
+}
+
+/// Larger than any published network; keeps a lying file from asking for absurd memory.
+const WIDTH_MAX: i64 = 65_536;
+const LAYERS_MAX: i64 = 1024;
+
+impl AdapterConfig {
+    /// The adapter between two networks.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when a setting or a size is out of range.
+    pub fn new(
+        settings: &AdapterSettings,
+        encoder: &EncoderInfo,
+        llm: &LanguageModelInfo,
+    ) -> Result<Self, ModelError> {
+        let config = Self {
+            encoder_width: encoder.width,
+            encoder_layers: encoder.layers,
+            llm_width: llm.width,
+            mix: settings.mix,
+            strides: settings.strides.clone(),
+            kernel: settings.kernel,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that all sizes are usable.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] with the first that is not.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let settings = AdapterSettings {
+            mix: self.mix,
+            strides: self.strides.clone(),
+            kernel: self.kernel,
+        };
+        settings.validate().map_err(|problem| ModelError::Shape {
+            what: "adapter settings",
+            expected: problem,
+            found: self.strides.iter().copied().chain([self.kernel]).collect(),
+        })?;
+        let sizes = [
+            ("adapter's encoder width", self.encoder_width, WIDTH_MAX),
+            ("adapter's encoder layers", self.encoder_layers, LAYERS_MAX),
+            ("adapter's llm width", self.llm_width, WIDTH_MAX),
+        ];
+        for (what, value, max) in sizes {
+            if !(1..=max).contains(&value) {
+                return Err(ModelError::Shape {
+                    what,
+                    expected: format!("1 to {max}"),
+                    found: vec![value],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Positions that `frames` encoder frames become: `T → ceil(T / stride)`, block after block.
+    pub fn positions(&self, frames: i64) -> i64 {
+        self.strides.iter().fold(frames.max(0), |frames, stride| {
+            (frames + stride - 1) / stride
+        })
+    }
+
+    /// Every variable of the adapter itself (without a CTC head): name and shape.
+    pub fn variables(&self) -> Vec<(String, Vec<i64>)> {
+        let mut variables = Vec::new();
+        match self.mix {
+            LayerMix::Paper => variables.push(("mix.weight".to_owned(), vec![self.encoder_layers])),
+            LayerMix::Softmax => {
+                variables.push(("mix.weight".to_owned(), vec![self.encoder_layers + 1]))
+            }
+            LayerMix::Last => {}
+        }
+        let mut width = self.encoder_width;
+        for block in 0..self.strides.len() {
+            let name = |part: &str| format!("downsample.{block}.{part}");
+            variables.push((
+                name("conv.weight"),
+                vec![self.llm_width, width, self.kernel],
+            ));
+            variables.push((name("conv.bias"), vec![self.llm_width]));
+            variables.push((name("norm.weight"), vec![self.llm_width]));
+            variables.push((name("norm.bias"), vec![self.llm_width]));
+            width = self.llm_width;
+        }
+        variables
+    }
+
+    /// Numbers that the adapter itself (without a CTC head) learns.
+    pub fn parameter_count(&self) -> i64 {
+        self.variables()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<i64>())
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paper() -> AdapterConfig {
+        AdapterConfig {
+            encoder_width: 1024,
+            encoder_layers: 24,
+            llm_width: 2048,
+            mix: LayerMix::Last,
+            strides: vec![2, 2],
+            kernel: 3,
+        }
+    }
+
+    #[test]
+    fn parameter_counts_are_those_of_the_paper() {
+        let wavlm = paper();
+        let best_rq = AdapterConfig {
+            encoder_width: 768,
+            mix: LayerMix::Paper,
+            strides: vec![2, 1],
+            ..paper()
+        };
+
+        assert_eq!(wavlm.parameter_count(), 6_293_504 + 12_584_960 + 8_192);
+        assert_eq!(
+            best_rq.parameter_count(),
+            4_720_640 + 12_584_960 + 8_192 + 24
+        );
+    }
+
+    #[test]
+    fn positions_follow_the_frame_arithmetic_of_the_paper() {
+        assert_eq!(paper().positions(49), 13);
+        assert_eq!(paper().positions(1499), 375);
+        assert_eq!(paper().positions(0), 0);
+        assert_eq!(paper().positions(1), 1);
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        let error = AdapterConfig {
+            llm_width: 1 << 40,
+            ..paper()
+        }
+        .validate()
+        .unwrap_err()
+        .to_string();
+
+        assert!(error.contains("llm width"), "{error}");
+        assert!(
+            AdapterConfig {
+                kernel: 4,
+                ..paper()
+            }
+            .validate()
+            .is_err()
+        );
+        assert!(
+            AdapterConfig {
+                strides: vec![0],
+                ..paper()
+            }
+            .validate()
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,399 @@
+//! `SpeechAdapter`: the learnable joint between a frozen speech encoder and a frozen language model.
+//!
+//! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation) that
+//! brings 50 frames a second down to 12.5 positions of the language model's width. Padded frames are zeroed before each block, so a clip
+//! comes out the same alone and inside a padded batch.
+//!
+//! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by zeros; the
+//! paper's parameter totals say so. One departure, in initial values only: the last norm's gain starts at the root
+//! mean square of the language model's embedding table instead of 1, so that positions enter the frozen network as loud as its own tokens.
+//!
+//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a CTC head `ctc.blank`,
+//! `ctc.scale` and the list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
+
+mod config;
+mod ctc_head;
+pub mod plain;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor, nn};
+
+pub use config::AdapterConfig;
+pub use ctc_head::CtcHead;
+pub use snapshot::AdapterSnapshot;
+
+use crate::config::model::LayerMix;
+use crate::models::{HiddenStates, ModelError};
+use crate::nn::random::SplitMix;
+use plain::{PlainData, PlainTensor};
+
+/// Layer norms' stabiliser.
+const NORM_EPS: f64 = 1e-5;
+pub(crate) const CTC_BLANK: &str = "ctc.blank";
+pub(crate) const CTC_SCALE: &str = "ctc.scale";
+pub(crate) const CTC_CLASSES: &str = "ctc.classes";
+
+/// Adapter output: positions of the language model.
+#[derive(Debug)]
+pub struct Adapted {
+    /// `[B, P, H]`, f32; what lies beyond a row's length is of no meaning.
+    pub positions: Tensor,
+    /// Valid positions of each row.
+    pub lengths: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Block {
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    stride: i64,
+}
+
+/// The learnable joint, with its variables on one device. Belongs to one thread at a time.
+#[derive(Debug)]
+pub struct SpeechAdapter {
+    config: AdapterConfig,
+    store: nn::VarStore,
+    mix: Option<Tensor>,
+    blocks: Vec<Block>,
+    ctc: Option<CtcHead>,
+}
+
+impl SpeechAdapter {
+    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the last norm's gain at `gain`
+    /// (root mean square of the embedding table), mix scalars at 1 (paper form) or 0 (softmax form).
+    ///
+    /// # Errors
+    /// [`ModelError`] when a size is out of range or libtorch fails.
+    pub fn new(
+        config: AdapterConfig,
+        gain: f64,
+        seed: u64,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut random = SplitMix::new(&[seed, 0xada9]);
+        let last = config.strides.len() - 1;
+        let mut tensors = BTreeMap::new();
+        let mut fan_in = config.encoder_width * config.kernel;
+        for (name, shape) in config.variables() {
+            let count = usize::try_from(shape.iter().product::<i64>()).expect("validated sizes");
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "initial values need no more than f32"
+            )]
+            let data: Vec<f32> = if name == "mix.weight" {
+                vec![
+                    if config.mix == LayerMix::Paper {
+                        1.0
+                    } else {
+                        0.0
+                    };
+                    count
+                ]
+            } else if name.ends_with("norm.weight") {
+                let is_last = name == format!("downsample.{last}.norm.weight");
+                vec![if is_last { gain as f32 } else { 1.0 }; count]
+            } else if name.ends_with("norm.bias") {
+                vec![0.0; count]
+            } else {
+                if let [_, width, kernel] = shape[..] {
+                    fan_in = width * kernel;
+                }
+                #[expect(clippy::cast_precision_loss, reason = "small integers")]
+                let bound = 1.0 / (fan_in as f64).sqrt();
+                (0..count)
+                    .map(|_| random.between(-bound, bound) as f32)
+                    .collect()
+            };
+            tensors.insert(
+                name,
+                PlainTensor {
+                    shape,
+                    data: PlainData::F32(data),
+                },
+            );
+        }
+        let snapshot = AdapterSnapshot::new("fresh", config, tensors, Path::new("fresh adapter"))?;
+        Self::from_snapshot(&snapshot, device, true)
+    }
+
+    /// Makes this thread's own tensors of a version. Only a `trainable` one requires gradients.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when libtorch fails.
+    pub fn from_snapshot(
+        snapshot: &AdapterSnapshot,
+        device: Device,
+        trainable: bool,
+    ) -> Result<Self, ModelError> {
+        let config = snapshot.config().clone();
+        let store = nn::VarStore::new(device);
+        let root = store.root();
+        let variable = |name: &str| -> Result<Tensor, ModelError> {
+            let value = snapshot.tensors()[name].to_tensor(device)?;
+            let mut path = root.clone();
+            let parts: Vec<&str> = name.split('.').collect();
+            let (leaf, folders) = parts.split_last().expect("names are not empty");
+            for folder in folders {
+                path = path / *folder;
+            }
+            Ok(path.f_var_copy(leaf, &value)?)
+        };
+        let mix = match config.mix {
+            LayerMix::Last => None,
+            LayerMix::Paper | LayerMix::Softmax => Some(variable("mix.weight")?),
+        };
+        let mut blocks = Vec::with_capacity(config.strides.len());
+        for (at, stride) in config.strides.iter().enumerate() {
+            let name = |part: &str| format!("downsample.{at}.{part}");
+            blocks.push(Block {
+                conv_weight: variable(&name("conv.weight"))?,
+                conv_bias: variable(&name("conv.bias"))?,
+                norm_weight: variable(&name("norm.weight"))?,
+                norm_bias: variable(&name("norm.bias"))?,
+                stride: *stride,
+            });
+        }
+        let ctc = match snapshot
+            .tensors()
+            .get(CTC_CLASSES)
+            .and_then(PlainTensor::integers)
+        {
+            None => None,
+            Some(classes) => Some(CtcHead::new(
+                variable(CTC_BLANK)?,
+                variable(CTC_SCALE)?,
+                classes.to_vec(),
+            )),
+        };
+        let mut adapter = Self {
+            config,
+            store,
+            mix,
+            blocks,
+            ctc,
+        };
+        if !trainable {
+            adapter.store.freeze();
+        }
+        Ok(adapter)
+    }
+
+    /// Adds a CTC head over `classes` (token ids), with a random blank vector and scale 12, or replaces the list of
+    /// classes of a head that is there.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when libtorch fails.
+    pub fn set_ctc_classes(&mut self, classes: Vec<i64>, seed: u64) -> Result<(), ModelError> {
+        if let Some(head) = &mut self.ctc {
+            head.set_classes(classes);
+            return Ok(());
+        }
+        let mut random = SplitMix::new(&[seed, 0xc7c]);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "initial values need no more than f32"
+        )]
+        let blank: Vec<f32> = (0..self.config.llm_width)
+            .map(|_| (random.normal() * 0.05) as f32)
+            .collect();
+        let device = self.store.device();
+        let path = self.store.root() / "ctc";
+        let blank =
+            path.f_var_copy("blank", &Tensor::f_from_slice(&blank)?.f_to_device(device)?)?;
+        let scale = path.f_var_copy(
+            "scale",
+            &Tensor::f_from_slice(&[12.0f32])?.f_to_device(device)?,
+        )?;
+        self.ctc = Some(CtcHead::new(blank, scale, classes));
+        Ok(())
+    }
+
+    /// The CTC head, when there is one.
+    pub fn ctc_head(&self) -> Option<&CtcHead> {
+        self.ctc.as_ref()
+    }
+
+    /// Sizes and form.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// Where its variables are.
+    pub fn device(&self) -> Device {
+        self.store.device()
+    }
+
+    /// All variables by name, sharing storage.
+    pub fn variables(&self) -> BTreeMap<String, Tensor> {
+        self.store.variables().into_iter().collect()
+    }
+
+    /// An immutable copy of the present numbers.
+    ///
+    /// # Errors
+    /// [`ModelError`] when libtorch fails, or a number is not finite.
+    pub fn snapshot(&self, version: &str) -> Result<AdapterSnapshot, ModelError> {
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in self.store.variables() {
+            tensors.insert(name, PlainTensor::from_tensor(&tensor)?);
+        }
+        if let Some(head) = &self.ctc {
+            let classes = head.classes().to_vec();
+            let shape = vec![i64::try_from(classes.len()).unwrap_or(i64::MAX)];
+            tensors.insert(
+                CTC_CLASSES.to_owned(),
+                PlainTensor {
+                    shape,
+                    data: PlainData::I64(classes),
+                },
+            );
+        }
+        AdapterSnapshot::new(version, self.config.clone(), tensors, Path::new(version))
+    }
+
+    /// Weight of each encoder state in the mixed features, `[L + 1]` f32, differentiable.
+    pub fn mix_weights(&self) -> Tensor {
+        let layers = self.config.encoder_layers;
+        let options = (Kind::Float, self.store.device());
+        match (self.config.mix, &self.mix) {
+            (LayerMix::Paper, Some(w)) => {
+                #[expect(clippy::cast_precision_loss, reason = "at most 1024 layers")]
+                let share = 1.0 / layers as f64;
+                Tensor::cat(&[Tensor::zeros([1], options), w * share], 0) // [L+1]
+            }
+            (LayerMix::Softmax, Some(w)) => w.softmax(0, Kind::Float), // [L+1]
+            _ => Tensor::cat(
+                &[Tensor::zeros([layers], options), Tensor::ones([1], options)],
+                0,
+            ),
+        }
+    }
+
+    /// Mixes all states into features, differentiable in the mix scalars.
+    ///
+    /// # Shapes
+    /// `L + 1` states `[B, T, D]` → `[B, T, D]` f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when number or width of the states are not those of the adapter.
+    pub fn mix(&self, hidden: &HiddenStates) -> Result<Tensor, ModelError> {
+        let states = &hidden.states;
+        let expected = usize::try_from(self.config.encoder_layers + 1).expect("validated");
+        let shape = states.first().map(Tensor::size).unwrap_or_default();
+        if states.len() != expected || shape.len() != 3 || shape[2] != self.config.encoder_width {
+            let count = i64::try_from(states.len()).unwrap_or(i64::MAX);
+            return Err(ModelError::Shape {
+                what: "hidden states",
+                expected: format!("[{expected}, B, T, {}]", self.config.encoder_width),
+                found: std::iter::once(count).chain(shape).collect(),
+            });
+        }
+        if self.config.mix == LayerMix::Last {
+            return Ok(states[states.len() - 1].f_to_kind(Kind::Float)?);
+        }
+        // The paper's form leaves state 0 out; multiplying it by zero would only cost time.
+        let first = usize::from(self.config.mix == LayerMix::Paper);
+        let weights = self
+            .mix_weights()
+            .narrow(0, first as i64, (expected - first) as i64); // [K]
+        let stack = Tensor::f_stack(&states[first..], 0)?.f_to_kind(Kind::Float)?; // [K, B, T, D]
+        let flat = stack.f_view([(expected - first) as i64, -1])?; // [K, B·T·D]
+        let mixed = weights.f_unsqueeze(0)?.f_matmul(&flat)?; // [1, B·T·D]
+        Ok(mixed.f_view(shape.as_slice())?)
+    }
+
+    /// Maps mixed features to positions of the language model.
+    ///
+    /// # Shapes
+    /// `features` `[B, T, D]` float, `lengths` valid frames per row → `[B, P, H]` f32, `P = ceil(ceil(T / 2) / 2)` for strides `[2, 2]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when `features` is not `[B, T, D]` or `lengths` do not fit it.
+    pub fn forward(&self, features: &Tensor, lengths: &[i64]) -> Result<Adapted, ModelError> {
+        let size = features.size();
+        let rows = i64::try_from(lengths.len()).unwrap_or(i64::MAX);
+        let fits = matches!(size[..], [batch, frames, width]
+            if batch == rows && rows > 0 && frames > 0 && width == self.config.encoder_width
+                && lengths.iter().all(|length| (1..=frames).contains(length)));
+        if !fits {
+            return Err(ModelError::Shape {
+                what: "features",
+                expected: format!(
+                    "[{rows}, T, {}] with lengths {lengths:?} in 1..=T",
+                    self.config.encoder_width
+                ),
+                found: size,
+            });
+        }
+        let mut x = features.f_to_kind(Kind::Float)?;
+        let mut lengths = lengths.to_vec();
+        let padding = (self.config.kernel - 1) / 2;
+        for block in &self.blocks {
+            let frames = x.size()[1];
+            if lengths.iter().any(|length| *length < frames) {
+                x = &x * frame_mask(&lengths, frames, x.device())?; // [B, T, C]
+            }
+            x = x
+                .f_transpose(1, 2)? // [B, C, T]
+                .f_conv1d(
+                    &block.conv_weight,
+                    Some(&block.conv_bias),
+                    block.stride,
+                    padding,
+                    1,
+                    1,
+                )?
+                .f_transpose(1, 2)? // [B, T', H]
+                .f_layer_norm(
+                    [self.config.llm_width],
+                    Some(&block.norm_weight),
+                    Some(&block.norm_bias),
+                    NORM_EPS,
+                    false,
+                )?;
+            for length in &mut lengths {
+                *length = (*length + block.stride - 1) / block.stride;
+            }
+        }
+        Ok(Adapted {
+            positions: x,
+            lengths,
+        })
+    }
+}
+
+/// 1 for valid frames, 0 for padding: `[B, T, 1]` f32.
+fn frame_mask(lengths: &[i64], frames: i64, device: Device) -> Result<Tensor, ModelError> {
+    let lengths = Tensor::f_from_slice(lengths)?
+        .f_to_device(device)?
+        .f_unsqueeze(1)?; // [B, 1]
+    let at = Tensor::f_arange(frames, (Kind::Int64, device))?.f_unsqueeze(0)?; // [1, T]
+    Ok(at
+        .f_lt_tensor(&lengths)?
+        .f_to_kind(Kind::Float)?
+        .f_unsqueeze(2)?)
+}
+
+/// Root mean square of an embedding table `[V, H]`: the initial gain of the adapter's last norm.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub fn embedding_rms(table: &Tensor) -> Result<f64, ModelError> {
+    let _guard = tch::no_grad_guard();
+    Ok(table
+        .f_to_kind(Kind::Float)?
+        .f_square()?
+        .f_mean(Kind::Double)?
+        .f_sqrt()?
+        .f_double_value(&[])?)
+}
+
+#[cfg(test)]
+mod tests;

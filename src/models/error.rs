@@ -1,0 +1,121 @@
+//! What can go wrong inside a model.
+
+use std::path::PathBuf;
+
+use tch::TchError;
+
+use crate::audio::log_mel::LogMelError;
+use crate::weights::WeightsError;
+
+/// What can go wrong when a model is loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A tensor or a list does not have the shape the model was given to expect.
+    #[error("{what} has shape {found:?}, expected {expected}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// What would have been right, in letters or numbers.
+        expected: String,
+        /// Its shape.
+        found: Vec<i64>,
+    },
+    /// A configuration file is missing, unreadable or not what it should be.
+    #[error("cannot use `{}`: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A key of a model's configuration asks for mathematics that this program does not do.
+    #[error("`{}` sets `{key}` to {found}, this program supports {expected}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is supported.
+        expected: String,
+    },
+    /// A clip without samples.
+    #[error("clip {index} of the batch has no samples")]
+    EmptyClip {
+        /// Its place in the batch.
+        index: usize,
+    },
+    /// A batch without clips.
+    #[error("the batch is empty")]
+    EmptyBatch,
+    /// A clip longer than the model's window: cutting into windows is the ingest's business.
+    #[error(
+        "clip {index} of the batch has {samples} samples, the model's window holds {samples_max}; cut it into windows"
+    )]
+    ClipTooLong {
+        /// Its place in the batch.
+        index: usize,
+        /// Its samples.
+        samples: usize,
+        /// The most that fit.
+        samples_max: usize,
+    },
+    /// A sample that is not a number, or far beyond any audio: it would poison the whole window.
+    #[error(
+        "clip {index} of the batch has a sample of {value} at position {at}; samples are finite, nominally in [-1, 1]"
+    )]
+    BadSample {
+        /// The clip's place in the batch.
+        index: usize,
+        /// The first such sample's position.
+        at: usize,
+        /// The sample.
+        value: f32,
+    },
+    /// More positions than the model has, or than a cache slot holds.
+    #[error("{positions} positions are asked for, there is room for {positions_max}")]
+    TooManyPositions {
+        /// How many the input needs.
+        positions: i64,
+        /// How many there are.
+        positions_max: i64,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocabulary}")]
+    TokenOutOfRange {
+        /// The id.
+        id: i64,
+        /// Ids end before this.
+        vocabulary: i64,
+    },
+    /// A network gave up in a way that it should not.
+    #[error("the {what} panicked: {message}")]
+    Panicked {
+        /// Which network.
+        what: &'static str,
+        /// Its last words.
+        message: String,
+    },
+    /// The front end does not fit.
+    #[error(transparent)]
+    FrontEnd(#[from] LogMelError),
+    /// The weights did not load.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// libtorch refused an operation.
+    #[error("libtorch failed: {0}")]
+    Torch(#[from] TchError),
+}
+
+impl ModelError {
+    /// The error that stands for a caught panic of a network.
+    pub fn panicked(what: &'static str, panic: &(dyn std::any::Any + Send)) -> Self {
+        let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked {
+            what,
+            message: message.unwrap_or_else(|| "without a message".to_owned()),
+        }
+    }
+}

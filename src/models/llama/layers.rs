@@ -1,0 +1,278 @@
+//! One transformer layer of the Llama family: RMS norm, grouped attention, gated feed-forward.
+
+use tch::{Kind, Tensor};
+
+use super::config::LlamaConfig;
+use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::rotary::Rotation;
+use crate::weights::Loader;
+
+/// `x / rms(x) · weight`, the variance in f32.
+#[derive(Debug)]
+pub(super) struct RmsNorm {
+    weight: Tensor,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    pub(super) fn load(loader: &mut Loader<'_>, name: &str, config: &LlamaConfig) -> Self {
+        Self {
+            weight: loader.take(&format!("{name}.weight"), &[config.hidden_size]),
+            epsilon: config.norm_epsilon,
+        }
+    }
+
+    /// `[.., H]` → `[.., H]`.
+    pub(super) fn forward(&self, hidden: &Tensor) -> Tensor {
+        // libtorch raises half precisions to f32 inside.
+        hidden.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
+    }
+}
+
+/// Linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own name.
+#[derive(Debug)]
+struct Projections {
+    /// `[sum of outputs, inputs]`.
+    weight: Tensor,
+    bias: Option<Tensor>,
+    parts: Vec<LoraSite>,
+}
+
+impl Projections {
+    fn load(loader: &mut Loader<'_>, prefix: &str, inputs: i64, parts: &[(&str, i64)], bias: bool) -> Self {
+        let parts: Vec<LoraSite> = parts
+            .iter()
+            .map(|(name, outputs)| LoraSite {
+                path: format!("{prefix}.{name}"),
+                inputs,
+                outputs: *outputs,
+            })
+            .collect();
+        // The loader's placeholders for what it did not find are expanded views: joining them would allocate
+        // whatever a lying `config.json` declares. The load is going to fail, so any of them will do.
+        let join = |tensors: Vec<Tensor>| {
+            if tensors.len() > 1 && tensors.iter().all(Tensor::is_contiguous) {
+                Tensor::cat(&tensors, 0)
+            } else {
+                tensors[0].shallow_clone()
+            }
+        };
+        let mut weights = Vec::new();
+        let mut biases = Vec::new();
+        for part in &parts {
+            weights.push(loader.take(&format!("{}.weight", part.path), &[part.outputs, inputs]));
+            if bias {
+                biases.push(loader.take(&format!("{}.bias", part.path), &[part.outputs]));
+            }
+        }
+        Self {
+            weight: join(weights),
+            bias: bias.then(|| join(biases)),
+            parts,
+        }
+    }
+
+    /// `[.., inputs]` → `[.., sum of outputs]`.
+    fn forward(&self, input: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        let output = input.linear(&self.weight, self.bias.as_ref());
+        let Some(lora) = lora else {
+            return output;
+        };
+        let deltas: Vec<Option<Tensor>> = (self.parts.iter())
+            .map(|part| lora.delta(&part.path, input))
+            .collect();
+        if deltas.iter().all(Option::is_none) {
+            return output;
+        }
+        if let [Some(delta)] = deltas.as_slice() {
+            return output + delta;
+        }
+        let mut first = 0;
+        let mut columns = Vec::new();
+        for (part, delta) in self.parts.iter().zip(deltas) {
+            let column = output.narrow(-1, first, part.outputs);
+            columns.push(match delta {
+                Some(delta) => column + delta,
+                None => column,
+            });
+            first += part.outputs;
+        }
+        Tensor::cat(&columns, -1)
+    }
+}
+
+/// One layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    attention_norm: RmsNorm,
+    qkv: Projections,
+    output: Projections,
+    feed_forward_norm: RmsNorm,
+    gate_up: Projections,
+    down: Projections,
+    heads: i64,
+    key_value_heads: i64,
+    head_dim: i64,
+    intermediate: i64,
+}
+
+/// Queries `[B, N, P, head]` and keys `[B, N_kv, P, head]`, turned and in f32, and values `[B, N_kv, P, head]`.
+pub(super) struct Heads {
+    pub(super) queries: Tensor,
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+}
+
+impl Layer {
+    /// Takes the tensors of layer `index`.
+    pub(super) fn load(loader: &mut Loader<'_>, index: i64, config: &LlamaConfig) -> Self {
+        let prefix = format!("model.layers.{index}");
+        let attention = format!("{prefix}.self_attn");
+        let feed_forward = format!("{prefix}.mlp");
+        let width = config.hidden_size;
+        let query_width = config.heads * config.head_dim;
+        let key_width = config.key_value_heads * config.head_dim;
+        // Written by old versions of transformers; follows from `rope_theta`.
+        loader.ignore(&format!("{attention}.rotary_emb.inv_freq"));
+        Self {
+            attention_norm: RmsNorm::load(loader, &format!("{prefix}.input_layernorm"), config),
+            qkv: Projections::load(
+                loader,
+                &attention,
+                width,
+                &[
+                    ("q_proj", query_width),
+                    ("k_proj", key_width),
+                    ("v_proj", key_width),
+                ],
+                config.qkv_bias,
+            ),
+            output: Projections::load(
+                loader,
+                &attention,
+                query_width,
+                &[("o_proj", width)],
+                config.output_bias,
+            ),
+            feed_forward_norm: RmsNorm::load(loader, &format!("{prefix}.post_attention_layernorm"), config),
+            gate_up: Projections::load(
+                loader,
+                &feed_forward,
+                width,
+                &[
+                    ("gate_proj", config.intermediate_size),
+                    ("up_proj", config.intermediate_size),
+                ],
+                false,
+            ),
+            down: Projections::load(
+                loader,
+                &feed_forward,
+                config.intermediate_size,
+                &[("down_proj", width)],
+                false,
+            ),
+            heads: config.heads,
+            key_value_heads: config.key_value_heads,
+            head_dim: config.head_dim,
+            intermediate: config.intermediate_size,
+        }
+    }
+
+    /// The projections that can carry a low-rank adapter.
+    pub(super) fn lora_sites(&self) -> impl Iterator<Item = &LoraSite> {
+        [&self.qkv, &self.output, &self.gate_up, &self.down]
+            .into_iter()
+            .flat_map(|projections| &projections.parts)
+    }
+
+    /// The layer up to its attention: `[B, P, H]` → heads.
+    pub(super) fn heads(&self, hidden: &Tensor, rotation: &Rotation, lora: Option<&LoraSet>) -> Heads {
+        let (batch, positions) = (hidden.size()[0], hidden.size()[1]);
+        let turned_heads = self.heads + self.key_value_heads;
+        let all = self
+            .qkv
+            .forward(&self.attention_norm.forward(hidden), lora)
+            .view([
+                batch,
+                positions,
+                turned_heads + self.key_value_heads,
+                self.head_dim,
+            ])
+            .transpose(1, 2); // [B, N + 2·N_kv, P, head]
+        let turned = rotation.apply(&all.narrow(1, 0, turned_heads)); // [B, N + N_kv, P, head]
+        Heads {
+            queries: turned.narrow(1, 0, self.heads),
+            keys: turned.narrow(1, self.heads, self.key_value_heads),
+            values: all.narrow(1, turned_heads, self.key_value_heads),
+        }
+    }
+
+    /// Causal attention over the rows' own positions: heads → `[B, P, N·head]`.
+    ///
+    /// Rows are padded on the right, so `is_causal` is all the masking there is to do: a valid position never
+    /// looks at a later one, and what padding positions compute is read by nobody.
+    pub(super) fn attend_causally(&self, heads: &Heads, kind: Kind) -> Tensor {
+        let queries = heads.queries.to_kind(kind);
+        let keys = self.repeat_heads(&heads.keys.to_kind(kind));
+        let values = self.repeat_heads(&heads.values);
+        let attended = Tensor::scaled_dot_product_attention(
+            &queries,
+            &keys,
+            &values,
+            None::<&Tensor>,
+            0.0,
+            true,
+            None,
+            false,
+        ); // [B, N, P, head]
+        attended.transpose(1, 2).flatten(2, 3) // [B, P, N·head]
+    }
+
+    /// `[B, N_kv, P, head]` → `[B, N, P, head]`: neighbouring query heads share a key head.
+    fn repeat_heads(&self, heads: &Tensor) -> Tensor {
+        let group = self.heads / self.key_value_heads;
+        if group == 1 {
+            return heads.shallow_clone();
+        }
+        heads
+            .unsqueeze(2)
+            .expand([-1, -1, group, -1, -1], false)
+            .flatten(1, 2)
+    }
+
+    /// Attention of one new position per row over the cache.
+    ///
+    /// # Shapes
+    /// `queries` `[B, N, 1, head]`, `keys`, `values` `[B, N_kv, T, head]`, `mask` `[B, 1, 1, T]` → `[B, 1, N·head]`.
+    pub(super) fn attend_cached(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
+        let batch = queries.size()[0];
+        let group = self.heads / self.key_value_heads;
+        // The query heads that share a key head stand where positions would: nothing has to be repeated.
+        let grouped =
+            queries
+                .to_kind(keys.kind())
+                .reshape([batch, self.key_value_heads, group, self.head_dim]);
+        let attended =
+            Tensor::scaled_dot_product_attention(&grouped, keys, values, mask, 0.0, false, None, false); // [B, N_kv, group, head]
+        attended.reshape([batch, 1, self.heads * self.head_dim])
+    }
+
+    /// The layer from its attention on: `hidden` `[B, P, H]`, `attended` `[B, P, N·head]` → `[B, P, H]`.
+    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        let attended = attended.to_kind(hidden.kind());
+        let hidden = hidden + self.output.forward(&attended, lora);
+        let gate_up = self
+            .gate_up
+            .forward(&self.feed_forward_norm.forward(&hidden), lora); // [B, P, 2·I]
+        let gate = gate_up.narrow(-1, 0, self.intermediate).silu();
+        let up = gate_up.narrow(-1, self.intermediate, self.intermediate);
+        &hidden + self.down.forward(&(gate * up), lora)
+    }
+}

@@ -1,0 +1,247 @@
+//! `SpeechLlm`: audio positions placed before an instruction inside the prompt of a frozen language model.
+//!
+//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part ([`Learned`]: adapter and optional
+//! LoRA), because one language model serves several adapter versions at once.
+//!
+//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2; for a decoder-only model
+//! the audio comes first inside the user's turn, the instruction after it.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use super::adapter::SpeechAdapter;
+use super::generate::{GenerateOptions, Generated, generate};
+use super::llama::Llama;
+use super::{LanguageModel, ModelError};
+use crate::nn::accel::Placement;
+use crate::nn::lora::LoraSet;
+use crate::text::{PromptLayout, TextError, Tokenizer, end_of_answer_ids};
+
+/// What can go wrong around a speech LLM: its network, or its text.
+#[derive(Debug, thiserror::Error)]
+pub enum SpeechLlmError {
+    /// A network failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Tokenizer or prompt layout failed.
+    #[error(transparent)]
+    Text(#[from] TextError),
+}
+
+impl From<tch::TchError> for SpeechLlmError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// The learned part: what an adapter version holds, as tensors of one device thread.
+#[derive(Debug)]
+pub struct Learned {
+    /// Layer mix and downsampler.
+    pub adapter: SpeechAdapter,
+    /// Low-rank updates of the language model; absent before stage 2.
+    pub lora: Option<LoraSet>,
+}
+
+/// The frozen part: a language model with its tokenizer and prompt layout. Belongs to one thread at a time.
+pub struct SpeechLlm {
+    llm: Box<dyn LanguageModel>,
+    tokenizer: Tokenizer,
+    layout: PromptLayout,
+    end_ids: Vec<i64>,
+}
+
+/// An answer with its text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpokenAnswer {
+    /// The text, special tokens left out, white space around it trimmed.
+    pub text: String,
+    /// Tokens, their log-probabilities, and whether it ended by itself.
+    pub generated: Generated,
+}
+
+/// A batch's loss.
+#[derive(Debug)]
+pub struct TargetLoss {
+    /// Mean negative log-likelihood of all answer tokens of the batch, f32 scalar.
+    pub loss: Tensor,
+    /// How many tokens that mean is over.
+    pub tokens: i64,
+}
+
+impl SpeechLlm {
+    /// Joins parts that are there already. `end_ids`: the tokens that end an answer; the first one is taught.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when `end_ids` is empty; [`ModelError::TokenOutOfRange`] when one is no token.
+    pub fn new(
+        llm: Box<dyn LanguageModel>,
+        tokenizer: Tokenizer,
+        layout: PromptLayout,
+        end_ids: Vec<i64>,
+    ) -> Result<Self, ModelError> {
+        let vocabulary = llm.info().vocab;
+        if end_ids.is_empty() {
+            return Err(ModelError::Shape { what: "ids that end an answer", expected: "at least one".into(), found: vec![0] });
+        }
+        if let Some(id) = end_ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
+            return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
+        }
+        Ok(Self { llm, tokenizer, layout, end_ids })
+    }
+
+    /// Opens a model folder. `system` replaces the template's own system message.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when a file is missing or does not fit.
+    pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, SpeechLlmError> {
+        let llm = Llama::open(folder, placement.device, placement.kind())?;
+        let tokenizer = Tokenizer::open(folder)?;
+        let layout = PromptLayout::open(folder, &tokenizer, system)?;
+        Ok(Self::new(Box::new(llm), tokenizer, layout, end_of_answer_ids(folder)?)?)
+    }
+
+    /// The language model.
+    pub fn llm(&self) -> &dyn LanguageModel {
+        self.llm.as_ref()
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Ids that end an answer.
+    pub fn end_ids(&self) -> &[i64] {
+        &self.end_ids
+    }
+
+    /// The tokens that teach an answer: its own, then the end.
+    ///
+    /// # Errors
+    /// [`TextError`] when the tokenizer refuses the text.
+    pub fn answer_ids(&self, target: &str) -> Result<Vec<i64>, TextError> {
+        let mut ids = self.tokenizer.encode_plain(target)?;
+        ids.push(self.end_ids[0]);
+        Ok(ids)
+    }
+
+    /// Prompts of a batch, ready for the language model and differentiable in the adapter.
+    ///
+    /// # Shapes
+    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language model's kind.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when shapes disagree, or there is not one instruction per row.
+    pub fn prompts(
+        &self,
+        adapter: &SpeechAdapter,
+        features: &Tensor,
+        lengths: &[i64],
+        instructions: &[&str],
+    ) -> Result<Vec<Tensor>, SpeechLlmError> {
+        let adapted = adapter.forward(features, lengths)?;
+        self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
+    }
+
+    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B tensors `[P_i, H]`.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when there is not one length and one instruction per row.
+    pub fn prompts_around(
+        &self,
+        positions: &Tensor,
+        lengths: &[i64],
+        instructions: &[&str],
+    ) -> Result<Vec<Tensor>, SpeechLlmError> {
+        let rows = positions.size().first().copied().unwrap_or(0);
+        let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+        if rows != count(lengths.len()) || rows != count(instructions.len()) {
+            return Err(ModelError::Shape {
+                what: "a batch of positions, lengths and instructions",
+                expected: format!("{rows} of each"),
+                found: vec![rows, count(lengths.len()), count(instructions.len())],
+            }
+            .into());
+        }
+        let table = self.llm.embedding_table();
+        let positions = positions.f_to_device(table.device())?.f_to_kind(table.kind())?;
+        let mut prompts = Vec::with_capacity(lengths.len());
+        for (row, (length, instruction)) in lengths.iter().zip(instructions).enumerate() {
+            let ids = self.layout.render(&self.tokenizer, instruction)?;
+            let audio = positions.f_get(count(row))?.f_narrow(0, 0, *length)?; // [P, H]
+            let parts = [self.llm.embed(&ids.prefix)?, audio, self.llm.embed(&ids.suffix)?];
+            prompts.push(Tensor::f_cat(&parts, 0)?);
+        }
+        Ok(prompts)
+    }
+
+    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in `lora`.
+    ///
+    /// # Shapes
+    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included ([`answer_ids`](Self::answer_ids)).
+    ///
+    /// # Errors
+    /// [`ModelError`] when there is not one non-empty answer per prompt, or a sequence is too long.
+    pub fn loss(&self, prompts: &[Tensor], answers: &[&[i64]], lora: Option<&LoraSet>) -> Result<TargetLoss, ModelError> {
+        if prompts.len() != answers.len() || prompts.is_empty() || answers.iter().any(|answer| answer.is_empty()) {
+            return Err(ModelError::Shape {
+                what: "a batch of prompts and answers",
+                expected: "as many answers as prompts, none empty".into(),
+                found: [prompts.len(), answers.len()].map(|count| i64::try_from(count).unwrap_or(i64::MAX)).to_vec(),
+            });
+        }
+        let mut rows = Vec::with_capacity(prompts.len());
+        let mut lengths = Vec::with_capacity(prompts.len());
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            // The last token is only predicted, never fed.
+            let fed = &answer[..answer.len() - 1];
+            rows.push(if fed.is_empty() { prompt.shallow_clone() } else { Tensor::f_cat(&[prompt, &self.llm.embed(fed)?], 0)? });
+            lengths.push(rows[rows.len() - 1].size()[0]);
+        }
+        let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
+        let size = embeds.size();
+        let hidden = self.llm.hidden(&embeds, &lengths, lora)?; // [B, P, H]
+
+        let mut at = Vec::new();
+        let mut wanted = Vec::new();
+        for (row, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+            // The position before each answer token predicts it.
+            let first = i64::try_from(row).unwrap_or(i64::MAX) * size[1] + prompt.size()[0] - 1;
+            at.extend((first..).take(answer.len()));
+            wanted.extend_from_slice(answer);
+        }
+        let device = embeds.device();
+        let at = Tensor::f_from_slice(&at)?.f_to_device(device)?;
+        let wanted = Tensor::f_from_slice(&wanted)?.f_to_device(device)?;
+        let predicting = hidden.f_reshape([-1, size[2]])?.f_index_select(0, &at)?; // [N, H]
+        let scores = self.llm.logits(&predicting).f_log_softmax(-1, Kind::Float)?; // [N, V]
+        let chosen = scores.f_gather(1, &wanted.f_unsqueeze(1)?, false)?; // [N, 1]
+        Ok(TargetLoss { loss: -chosen.f_mean(Kind::Float)?, tokens: wanted.size()[0] })
+    }
+
+    /// Greedy answers. `slots`: most prompts in the batch at the same time.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when shapes disagree or a prompt is too long.
+    pub fn greedy(
+        &self,
+        prompts: &[Tensor],
+        tokens_max: usize,
+        slots: usize,
+        lora: Option<&LoraSet>,
+    ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
+        let options = GenerateOptions { max_tokens: tokens_max, end_ids: self.end_ids.clone(), slots };
+        generate(self.llm.as_ref(), prompts, &options, lora)?
+            .into_iter()
+            .map(|generated| {
+                let text = self.tokenizer.decode(&generated.ids)?.trim().to_owned();
+                Ok(SpokenAnswer { text, generated })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! The two roles a network can play: speech encoder, language model.
+
+use tch::Tensor;
+
+use super::ModelError;
+use crate::nn::kv_cache::KvCache;
+use crate::nn::lora::{LoraSet, LoraSite};
+
+/// All hidden states of a batch, as `output_hidden_states` of the transformers library numbers them.
+#[derive(Debug)]
+pub struct HiddenStates {
+    /// `L + 1` tensors `[B, T, D]`: the embedded input first, the encoder's output (final norm applied) last.
+    pub states: Vec<Tensor>,
+    /// Valid frames of each row.
+    pub lengths: Vec<i64>,
+}
+
+/// A batch of encoded clips.
+#[derive(Debug)]
+pub struct Encoded {
+    /// `[B, T, D]`, in the encoder's kind; what lies beyond a row's length is zero.
+    pub features: Tensor,
+    /// Valid frames of each row.
+    pub lengths: Vec<i64>,
+}
+
+/// What a caller must know of an encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderInfo {
+    /// Transformer layers `L`; there are `L + 1` hidden states.
+    pub layers: i64,
+    /// Width `D` of every hidden state.
+    pub width: i64,
+    /// Frames per second of audio.
+    pub frames_per_second: f64,
+    /// Longest clip, samples at 16 kHz; `None` when there is no limit.
+    pub max_samples: Option<usize>,
+}
+
+/// A frozen network that turns speech into frames.
+///
+/// Runs under `no_grad`; owns its tensors and belongs to one thread at a time.
+pub trait SpeechEncoder: Send {
+    /// Its sizes.
+    fn info(&self) -> EncoderInfo;
+
+    /// Valid frames of a clip of `samples` samples at 16 kHz.
+    fn frames(&self, samples: usize) -> i64;
+
+    /// All hidden states of a batch of clips (mono, 16 kHz).
+    ///
+    /// # Errors
+    /// [`ModelError`] when a clip is empty, too long, or not finite, or when libtorch fails.
+    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError>;
+
+    /// The mixture `Σ_l mix[b, l] · h_l` of each clip's hidden states, accumulated layer by layer, so that the
+    /// stack is never kept.
+    ///
+    /// # Shapes
+    /// `mix` `[B, L+1]` float → features `[B, T, D]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] as for [`hidden_states`](Self::hidden_states), and when `mix` has another shape.
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError>;
+
+    /// Whether gradients may flow into it. No encoder here learns.
+    fn trainable(&self) -> bool {
+        false
+    }
+}
+
+/// What a caller must know of a language model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LanguageModelInfo {
+    /// Width `H`.
+    pub width: i64,
+    /// Vocabulary `V`: rows of the embedding table.
+    pub vocab: i64,
+    /// Transformer layers.
+    pub layers: i64,
+    /// Most positions a sequence may have.
+    pub max_positions: i64,
+}
+
+/// A frozen language model, driven by embeddings so that audio can stand among its tokens.
+///
+/// Speaks of *prefill* and *step over slots*: sequences join and leave a running batch between steps.
+pub trait LanguageModel: Send {
+    /// Its sizes.
+    fn info(&self) -> LanguageModelInfo;
+
+    /// The projections that can carry a low-rank adapter, in order of layers; none where that is not supported.
+    fn lora_sites(&self) -> Vec<LoraSite> {
+        Vec::new()
+    }
+
+    /// Embeds token ids: `[L]` → `[L, H]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when an id is outside the vocabulary.
+    fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError>;
+
+    /// The frozen embedding table `[V, H]`, sharing storage.
+    fn embedding_table(&self) -> Tensor;
+
+    /// Final hidden states, without a cache, differentiable.
+    ///
+    /// # Shapes
+    /// `embeds` `[B, P, H]`, right-padded to the longest of `lengths` → `[B, P, H]`, final norm applied.
+    ///
+    /// # Errors
+    /// [`ModelError`] when shapes disagree or a length exceeds the model's positions.
+    fn hidden(
+        &self,
+        embeds: &Tensor,
+        lengths: &[i64],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError>;
+
+    /// Output layer: `[.., H]` → `[.., V]`.
+    fn logits(&self, hidden: &Tensor) -> Tensor;
+
+    /// An empty cache of `slots` sequences with room for `capacity` positions each.
+    fn new_cache(&self, slots: i64, capacity: i64) -> KvCache;
+
+    /// Fills `slots` of the cache with new sequences and predicts what follows each.
+    ///
+    /// # Shapes
+    /// `embeds` `[B, P, H]`, right-padded → logits `[B, V]` at each row's last valid position.
+    ///
+    /// # Errors
+    /// [`ModelError`] when shapes disagree or a sequence does not fit its slot.
+    fn prefill(
+        &self,
+        embeds: &Tensor,
+        lengths: &[i64],
+        cache: &mut KvCache,
+        slots: &[usize],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError>;
+
+    /// Appends one token to each of `slots` and predicts what follows: `[B, V]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when an id is outside the vocabulary or a slot is full.
+    fn step(
+        &self,
+        ids: &[i64],
+        cache: &mut KvCache,
+        slots: &[usize],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError>;
+}

@@ -1,0 +1,308 @@
+//! The encoder network: loading, batching, running.
+//!
+//! Checkpoint names: `model.encoder.{conv1,conv2,embed_positions,layers.N.*,layer_norm}`, or the same without `model.` where
+//! the bare model was saved.
+
+use std::path::Path;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::{WhisperConfig, Window};
+use crate::audio::log_mel::{HOP_SAMPLES, LogMel, LogMelConfig};
+use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use crate::nn::accel::Placement;
+use crate::nn::attention::{SelfAttention, valid_positions};
+use crate::nn::conv::Conv1d;
+use crate::nn::linear::Linear;
+use crate::nn::norm::LayerNorm;
+use crate::weights::{Checkpoint, Loader};
+
+/// Mel frames that become one encoder frame.
+const MELS_PER_FRAME: usize = 2;
+/// Samples that become one encoder frame: 20 ms.
+pub const FRAME_SAMPLES: usize = HOP_SAMPLES * MELS_PER_FRAME; // 320
+const FRAMES_PER_SECOND: f64 = 50.0;
+const NORM_EPS: f64 = 1e-5;
+/// Beyond this a sample is no audio, and its power no f32.
+const SAMPLE_MAX: f32 = 1e9;
+
+/// Whisper's encoder, frozen.
+#[derive(Debug)]
+pub struct WhisperEncoder {
+    front_end: LogMel,
+    conv1: Conv1d,
+    conv2: Conv1d,
+    /// `[max_source_positions, D]`.
+    positions: Tensor,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+    window: Window,
+    width: i64,
+    device: Device,
+    kind: Kind,
+}
+
+/// One pre-norm transformer layer.
+#[derive(Debug)]
+struct Layer {
+    attention_norm: LayerNorm,
+    attention: SelfAttention,
+    feed_norm: LayerNorm,
+    widen: Linear,
+    narrow: Linear,
+}
+
+/// A batch on its way through the layers.
+struct Batch {
+    /// `[B, T, D]`.
+    hidden: Tensor,
+    /// Valid frames of each row.
+    lengths: Vec<i64>,
+    /// bool `[B, T]`, where some rows are shorter than others.
+    valid: Option<Tensor>,
+}
+
+impl WhisperEncoder {
+    /// Loads the encoder of a model folder: `config.json`, `preprocessor_config.json` and its checkpoint.
+    ///
+    /// # Errors
+    /// [`ModelError`] when a file is missing, a setting asks for other mathematics, or a tensor does not fit.
+    pub fn load(dir: &Path, window: Window, placement: &Placement) -> Result<Self, ModelError> {
+        let config = WhisperConfig::read(&dir.join("config.json"))?;
+        let front_end_path = dir.join("preprocessor_config.json");
+        let front_end = LogMelConfig::read(&front_end_path)?;
+        config.check_front_end(&front_end_path, &front_end)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let _no_grad = tch::no_grad_guard();
+        let mut loader = checkpoint.loader(placement.device, placement.kind());
+        let front_end = LogMel::new(&front_end, placement.device);
+        let encoder = Self::take(&mut loader, &config, front_end, window);
+        loader.finish()?;
+        Ok(encoder)
+    }
+
+    fn take(
+        loader: &mut Loader<'_>,
+        config: &WhisperConfig,
+        front_end: LogMel,
+        window: Window,
+    ) -> Self {
+        let root = if loader.contains("model.encoder.conv1.weight") {
+            "model."
+        } else {
+            ""
+        };
+        loader.ignore(&format!("{root}decoder."));
+        loader.ignore("proj_out.");
+        let name = |part: &str| format!("{root}encoder.{part}");
+        let width = config.d_model;
+        let conv1 = Conv1d::load(loader, &name("conv1"), config.num_mel_bins, width, 1);
+        let conv2 = Conv1d::load(loader, &name("conv2"), width, width, MELS_PER_FRAME as i64);
+        let positions = loader.take(
+            &name("embed_positions.weight"),
+            &[config.max_source_positions, width],
+        );
+        let layers = (0..config.encoder_layers)
+            .map(|index| Layer::load(loader, &name(&format!("layers.{index}")), config))
+            .collect();
+        let norm = LayerNorm::load(loader, &name("layer_norm"), width, NORM_EPS);
+        let (device, kind) = (loader.device(), loader.kind());
+        Self {
+            front_end,
+            conv1,
+            conv2,
+            positions,
+            layers,
+            norm,
+            window,
+            width,
+            device,
+            kind,
+        }
+    }
+
+    /// Checks the clips and runs everything before the first layer: hidden state 0.
+    fn embed(&self, clips: &[&[f32]]) -> Result<Batch, ModelError> {
+        self.check(clips)?;
+        let lengths: Vec<i64> = clips.iter().map(|clip| self.frames(clip.len())).collect();
+        let mel_frames: Vec<usize> = lengths
+            .iter()
+            .map(|&length| length as usize * MELS_PER_FRAME)
+            .collect();
+        // Mel frames beyond a clip's end are zero, which is also what the convolutions pad with, so the first sees
+        // every clip as if it were alone. The second has stride 2, and a clip's mel frames are even in number: its last
+        // output looks no further than the clip's last mel frame.
+        let mel = self.front_end.forward(clips, &mel_frames)?; // [B, M, 2·T]
+        let convolved = self
+            .conv2
+            .forward(&self.conv1.forward(&mel.f_to_kind(self.kind)?).gelu("none"))
+            .gelu("none"); // [B, D, T]
+        let time = convolved.size()[2];
+        let hidden = convolved.transpose(1, 2) + self.positions.narrow(0, 0, time); // [B, T, D]
+        let valid = valid_positions(&lengths, time).map(|valid| valid.to_device(self.device));
+        Ok(Batch {
+            hidden: hidden.contiguous(),
+            lengths,
+            valid,
+        })
+    }
+
+    fn check(&self, clips: &[&[f32]]) -> Result<(), ModelError> {
+        if clips.is_empty() {
+            return Err(ModelError::EmptyBatch);
+        }
+        let samples_max = self.front_end.window_samples();
+        for (index, clip) in clips.iter().enumerate() {
+            if clip.is_empty() {
+                return Err(ModelError::EmptyClip { index });
+            }
+            if clip.len() > samples_max {
+                return Err(ModelError::ClipTooLong {
+                    index,
+                    samples: clip.len(),
+                    samples_max,
+                });
+            }
+            let is_audio = |value: &f32| value.abs() <= SAMPLE_MAX; // false for NaN
+            if let Some(at) = clip.iter().position(|value| !is_audio(value)) {
+                return Err(ModelError::BadSample {
+                    index,
+                    at,
+                    value: clip[at],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the layers and shows each hidden state, numbered as in [`HiddenStates`], to `visit`.
+    fn run(
+        &self,
+        batch: Batch,
+        mut visit: impl FnMut(i64, &Tensor) -> Result<(), TchError>,
+    ) -> Result<Vec<i64>, ModelError> {
+        let Batch {
+            mut hidden,
+            lengths,
+            valid,
+        } = batch;
+        let keys = valid.as_ref().map(|valid| valid.unsqueeze(1).unsqueeze(1)); // [B, 1, 1, T]
+        for (index, layer) in self.layers.iter().enumerate() {
+            visit(index as i64, &hidden)?;
+            hidden = layer.forward(&hidden, keys.as_ref());
+        }
+        visit(self.layers.len() as i64, &self.norm.forward(&hidden))?;
+        Ok(lengths)
+    }
+}
+
+impl Layer {
+    fn load(loader: &mut Loader<'_>, name: &str, config: &WhisperConfig) -> Self {
+        let (width, inner) = (config.d_model, config.encoder_ffn_dim);
+        Self {
+            attention_norm: LayerNorm::load(
+                loader,
+                &format!("{name}.self_attn_layer_norm"),
+                width,
+                NORM_EPS,
+            ),
+            attention: SelfAttention::load(
+                loader,
+                &format!("{name}.self_attn"),
+                width,
+                config.encoder_attention_heads,
+            ),
+            feed_norm: LayerNorm::load(
+                loader,
+                &format!("{name}.final_layer_norm"),
+                width,
+                NORM_EPS,
+            ),
+            widen: Linear::load(loader, &format!("{name}.fc1"), width, inner),
+            narrow: Linear::load(loader, &format!("{name}.fc2"), inner, width),
+        }
+    }
+
+    /// `[B, T, D]` → `[B, T, D]`.
+    fn forward(&self, input: &Tensor, keys: Option<&Tensor>) -> Tensor {
+        let hidden = input
+            + self
+                .attention
+                .forward(&self.attention_norm.forward(input), keys);
+        let fed = self.narrow.forward(
+            &self
+                .widen
+                .forward(&self.feed_norm.forward(&hidden))
+                .gelu("none"),
+        );
+        hidden + fed
+    }
+}
+
+/// Zeroes what lies beyond each row's end.
+fn zero_invalid(states: Tensor, valid: Option<&Tensor>) -> Tensor {
+    match valid {
+        Some(valid) => states * valid.unsqueeze(-1), // [B, T, D] · [B, T, 1]
+        None => states,
+    }
+}
+
+impl SpeechEncoder for WhisperEncoder {
+    fn info(&self) -> EncoderInfo {
+        EncoderInfo {
+            layers: self.layers.len() as i64,
+            width: self.width,
+            frames_per_second: FRAMES_PER_SECOND,
+            max_samples: Some(self.front_end.window_samples()),
+        }
+    }
+
+    /// The whole window's where it is padded; `ceil(samples / 320)` where it is cut to the clip.
+    fn frames(&self, samples: usize) -> i64 {
+        match self.window {
+            Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
+            Window::Clip => samples.div_ceil(FRAME_SAMPLES) as i64,
+        }
+    }
+
+    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let batch = self.embed(clips)?;
+        let valid = batch.valid.as_ref().map(Tensor::shallow_clone);
+        let mut states = Vec::with_capacity(self.layers.len() + 1);
+        let lengths = self.run(batch, |_, state| {
+            states.push(zero_invalid(state.shallow_clone(), valid.as_ref()));
+            Ok(())
+        })?;
+        Ok(HiddenStates { states, lengths })
+    }
+
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let expected = [clips.len() as i64, self.layers.len() as i64 + 1];
+        if mix.size() != expected {
+            return Err(ModelError::Shape {
+                what: "the layer mix",
+                expected: format!("{expected:?}"),
+                found: mix.size(),
+            });
+        }
+        let mix = mix
+            .f_to_device(self.device)?
+            .f_to_kind(Kind::Float)?
+            .f_view([expected[0], expected[1], 1, 1])?;
+        let batch = self.embed(clips)?;
+        let valid = batch.valid.as_ref().map(Tensor::shallow_clone);
+        let mut sum = batch.hidden.f_zeros_like()?.f_to_kind(Kind::Float)?; // [B, T, D], f32 whatever the kind
+        let lengths = self.run(batch, |layer, state| {
+            let weight = mix.f_select(1, layer)?; // [B, 1, 1]
+            sum.f_addcmul_(&state.f_to_kind(Kind::Float)?, &weight)
+                .map(|_| ())
+        })?;
+        let features = zero_invalid(sum, valid.as_ref()).f_to_kind(self.kind)?;
+        Ok(Encoded { features, lengths })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! A labelled sample, its identity, its side, and how it is written.
+
+use std::fmt;
+
+use bincode::{Decode, Encode};
+use sha2::{Digest, Sha256};
+
+/// Samples of sound per second.
+const SAMPLE_RATE_HZ: usize = 16_000;
+/// 16-bit full scale.
+const FULL_SCALE: f32 = 32_768.0;
+/// Longest payload of a record, bytes; nothing longer is written or believed.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 160 * 1024 * 1024; // an hour of audio and the longest texts
+
+/// Where a sample came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SampleSource {
+    /// Topic of the record.
+    pub topic: String,
+    /// Partition of that topic.
+    pub partition: i32,
+    /// Offset of the record.
+    pub offset: i64,
+}
+
+/// A labelled sample: what was said, what was asked, and what the answer should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Mono, 16 kHz, nominally in [-1, 1]; kept with 16 bits.
+    pub audio: Vec<f32>,
+    /// The instruction.
+    pub instruction: String,
+    /// The answer that it should get.
+    pub target: String,
+    /// Name of the task; quotas and counts go by it.
+    pub task: String,
+    /// The record that brought it.
+    pub source: SampleSource,
+    /// Id of the request.
+    pub request_id: String,
+    /// When it was received, milliseconds since the Unix epoch.
+    pub received_ms: i64,
+    /// Whether it may be used for training; when not, it is in no snapshot.
+    pub may_train: bool,
+}
+
+/// Identity of a sample: SHA-256 of its audio (16 bits), instruction and target.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentHash(pub(super) [u8; 32]);
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContentHash({self})")
+    }
+}
+
+/// The side that a sample is on, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Split {
+    /// May be learned from.
+    Train,
+    /// Only ever used to judge.
+    HeldOut,
+}
+
+impl Split {
+    /// `train` or `held_out`, as metrics and reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::HeldOut => "held_out",
+        }
+    }
+}
+
+/// A sample as it comes out of the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredSample {
+    /// Its identity.
+    pub id: ContentHash,
+    /// Its side.
+    pub split: Split,
+    /// Its content; the audio is what 16 bits kept of it.
+    pub sample: Sample,
+    /// Whether 16 bits could not hold the audio exactly (differences of at most 1/65536).
+    pub rounded: bool,
+    /// Whether some of the audio was beyond [-1, 1] and was cut to it.
+    pub clipped: bool,
+}
+
+/// First half of the SHA-256 of a recording: what decides the side.
+pub(super) type RecordingHash = [u8; 16];
+
+/// What a record of a segment holds.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) enum Entry {
+    Sample(Box<Written>),
+    /// The sample with this identity, of this task, may not be used any more.
+    Withdrawn {
+        content: [u8; 32],
+        task: String,
+    },
+}
+
+/// A sample as it is written.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct Written {
+    pub(super) content: [u8; 32],
+    pub(super) recording: RecordingHash,
+    pub(super) held_out: bool,
+    pub(super) may_train: bool,
+    pub(super) received_ms: i64,
+    pub(super) task: String,
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    pub(super) request_id: String,
+    pub(super) instruction: String,
+    pub(super) target: String,
+    pub(super) rounded: bool,
+    pub(super) clipped: bool,
+    /// 16-bit little-endian samples.
+    pub(super) pcm: Vec<u8>,
+}
+
+impl Written {
+    /// The sample as it will be written; its side is still open.
+    pub(super) fn new(sample: &Sample) -> Self {
+        let (mut rounded, mut clipped) = (false, false);
+        let mut pcm = Vec::with_capacity(sample.audio.len() * 2);
+        for value in &sample.audio {
+            let scaled = value * FULL_SCALE;
+            let whole = scaled.round();
+            let kept = whole.clamp(-FULL_SCALE, FULL_SCALE - 1.0);
+            rounded |= kept != scaled;
+            clipped |= value.abs() > 1.0;
+            pcm.extend_from_slice(&(kept as i16).to_le_bytes());
+        }
+        let recording_hash: [u8; 32] = Sha256::digest(&pcm).into();
+        let mut content = Sha256::new();
+        content.update(recording_hash);
+        for text in [&sample.instruction, &sample.target] {
+            content.update((text.len() as u64).to_le_bytes()); // so that ("ab", "c") is not ("a", "bc")
+            content.update(text.as_bytes());
+        }
+        let mut recording = RecordingHash::default();
+        recording.copy_from_slice(&recording_hash[..16]);
+        Self {
+            content: content.finalize().into(),
+            recording,
+            held_out: false,
+            may_train: sample.may_train,
+            received_ms: sample.received_ms,
+            task: sample.task.clone(),
+            topic: sample.source.topic.clone(),
+            partition: sample.source.partition,
+            offset: sample.source.offset,
+            request_id: sample.request_id.clone(),
+            instruction: sample.instruction.clone(),
+            target: sample.target.clone(),
+            rounded,
+            clipped,
+            pcm,
+        }
+    }
+
+    pub(super) fn split(&self) -> Split {
+        if self.held_out {
+            Split::HeldOut
+        } else {
+            Split::Train
+        }
+    }
+
+    pub(super) fn audio_seconds(&self) -> f64 {
+        (self.pcm.len() / 2) as f64 / SAMPLE_RATE_HZ as f64
+    }
+
+    pub(super) fn into_stored(self) -> StoredSample {
+        let read = |pair: &[u8; 2]| f32::from(i16::from_le_bytes(*pair)) / FULL_SCALE;
+        StoredSample {
+            id: ContentHash(self.content),
+            split: self.split(),
+            sample: Sample {
+                audio: self.pcm.as_chunks().0.iter().map(read).collect(),
+                instruction: self.instruction,
+                target: self.target,
+                task: self.task,
+                source: SampleSource {
+                    topic: self.topic,
+                    partition: self.partition,
+                    offset: self.offset,
+                },
+                request_id: self.request_id,
+                received_ms: self.received_ms,
+                may_train: self.may_train,
+            },
+            rounded: self.rounded,
+            clipped: self.clipped,
+        }
+    }
+}
+
+/// The side of a recording that was not seen before: a fixed share of all hashes is held out.
+pub(super) fn is_held_out(recording: &RecordingHash, fraction: f64) -> bool {
+    let mut first = [0; 8];
+    first.copy_from_slice(&recording[..8]);
+    let place = u64::from_le_bytes(first) as f64 / u64::MAX as f64; // 0..=1, evenly
+    place < fraction
+}
+
+/// Samples of sound in `seconds`.
+pub(super) fn samples_in(seconds: f64) -> usize {
+    (seconds * SAMPLE_RATE_HZ as f64).round() as usize
+}
+
+impl Entry {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        bincode::encode_to_vec(self, bincode::config::standard())
+            .expect("vectors grow, and nothing else can fail")
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let config = bincode::config::standard().with_limit::<PAYLOAD_BYTES_MAX>();
+        let (entry, read) = bincode::decode_from_slice(bytes, config).map_err(|error| error.to_string())?;
+        if read != bytes.len() {
+            return Err(format!("{} bytes follow the record", bytes.len() - read));
+        }
+        Ok(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample(audio: Vec<f32>) -> Sample {
+        Sample {
+            audio,
+            instruction: "Transcribe.".to_owned(),
+            target: "lights on".to_owned(),
+            task: "asr".to_owned(),
+            source: SampleSource {
+                topic: "labels".to_owned(),
+                partition: 3,
+                offset: 77,
+            },
+            request_id: "r-1".to_owned(),
+            received_ms: 1_700_000_000_000,
+            may_train: true,
+        }
+    }
+
+    #[test]
+    fn sixteen_bit_audio_comes_back_exactly() {
+        let audio: Vec<f32> = (-32_768..32_768)
+            .step_by(97)
+            .map(|value| value as f32 / 32_768.0)
+            .collect();
+
+        let stored = Written::new(&sample(audio.clone())).into_stored();
+
+        assert_eq!(stored.sample, sample(audio));
+        assert!(!stored.rounded && !stored.clipped);
+    }
+
+    #[test]
+    fn audio_that_sixteen_bits_cannot_hold_is_flagged() {
+        let rounded = Written::new(&sample(vec![0.1])).into_stored();
+        let clipped = Written::new(&sample(vec![-1.5, 1.5])).into_stored();
+
+        assert!(rounded.rounded && !rounded.clipped);
+        assert!((rounded.sample.audio[0] - 0.1).abs() <= 0.5 / FULL_SCALE);
+        assert!(clipped.clipped);
+        assert_eq!(clipped.sample.audio, [-1.0, 32_767.0 / 32_768.0]);
+    }
+
+    #[test]
+    fn identity_is_audio_instruction_and_target_and_nothing_else() {
+        let of = |change: fn(&mut Sample)| {
+            let mut sample = sample(vec![0.25; 4]);
+            change(&mut sample);
+            Written::new(&sample).content
+        };
+        let same = of(|_| {});
+
+        assert_eq!(of(|sample| sample.request_id = "other".to_owned()), same);
+        assert_eq!(of(|sample| sample.source.offset = 0), same);
+        assert_ne!(of(|sample| sample.audio[0] = 0.5), same);
+        assert_ne!(of(|sample| sample.target = "lights off".to_owned()), same);
+        assert_ne!(of(|sample| sample.instruction = "Translate.".to_owned()), same);
+        let moved = of(|sample| {
+            sample.instruction = "Transcribe.l".to_owned();
+            sample.target = "ights on".to_owned();
+        });
+        assert_ne!(moved, same);
+    }
+
+    #[test]
+    fn the_asked_share_of_recordings_is_held_out() {
+        let held = (0..20_000_u32)
+            .filter(|number| {
+                let hash: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
+                is_held_out(hash[..16].try_into().unwrap(), 0.1)
+            })
+            .count();
+
+        assert!((1_800..2_200).contains(&held), "{held} of 20000");
+        assert!(!is_held_out(&[0; 16], 0.0));
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_are_no_record_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(entry) = Entry::from_bytes(&bytes) {
+                prop_assert_eq!(entry.to_bytes(), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A snapshot: what the store held at one moment, for a training cycle to walk through.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::error::StoreError;
+use super::sample::{ContentHash, Entry, RecordingHash, SampleSource, Split, StoredSample};
+use super::segment::{Place, SegmentFile};
+
+/// What is known of a sample without reading it.
+#[derive(Clone, Debug)]
+pub(super) struct IndexEntry {
+    pub(super) content: ContentHash,
+    pub(super) recording: RecordingHash,
+    pub(super) place: Place,
+    pub(super) split: Split,
+    pub(super) may_train: bool,
+    pub(super) audio_seconds: f32,
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+}
+
+/// A segment's share of a snapshot.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) task: Arc<str>,
+    pub(super) file: Arc<SegmentFile>,
+    pub(super) entries: Arc<Vec<IndexEntry>>,
+}
+
+/// A sample of a [`Snapshot`], to be read with [`Snapshot::load`]. Small: shuffle these, not the samples.
+#[derive(Clone, Debug)]
+pub struct SampleRef {
+    /// Its identity.
+    pub id: ContentHash,
+    /// Its side.
+    pub split: Split,
+    /// Its task.
+    pub task: Arc<str>,
+    /// Length of its audio, seconds.
+    pub audio_seconds: f32,
+    part: usize,
+    place: Place,
+}
+
+/// What the store held when it was taken, of what may be trained on: unchanged by later puts, withdrawals and
+/// evictions. Holds index entries (about 150 bytes a sample), not audio; its files stay until it is dropped.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    parts: Vec<Part>,
+}
+
+impl Snapshot {
+    pub(super) fn new(parts: Vec<Part>) -> Self {
+        Self { parts }
+    }
+
+    /// The samples of one side, oldest segment first.
+    pub fn refs(&self, split: Split) -> impl Iterator<Item = SampleRef> + '_ {
+        let entries = self.parts.iter().enumerate().flat_map(|(index, part)| {
+            let of_part = part.entries.iter();
+            of_part.map(move |entry| (index, part, entry))
+        });
+        let wanted = entries.filter(move |(_, _, entry)| entry.split == split && entry.may_train);
+        wanted.map(|(part, segment, entry)| SampleRef {
+            id: entry.content,
+            split: entry.split,
+            task: segment.task.clone(),
+            audio_seconds: entry.audio_seconds,
+            part,
+            place: entry.place,
+        })
+    }
+
+    /// Reads one sample.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when the disk has changed it.
+    ///
+    /// # Panics
+    /// When `sample` is of another snapshot that had more segments.
+    pub fn load(&self, sample: &SampleRef) -> Result<StoredSample, StoreError> {
+        let file = &self.parts[sample.part].file;
+        let damaged = |reason: &str| StoreError::Damaged {
+            path: file.path.clone(),
+            offset: sample.place.offset,
+            reason: reason.to_owned(),
+        };
+        match file.read(sample.place)? {
+            Entry::Sample(written) if written.content == sample.id.0 => Ok(written.into_stored()),
+            Entry::Sample(_) => Err(damaged("another sample is in its place")),
+            Entry::Withdrawn { .. } => Err(damaged("no sample is in its place")),
+        }
+    }
+
+    /// Reads the samples of one side one after the other, oldest segment first; one is in memory at a time.
+    pub fn samples(&self, split: Split) -> impl Iterator<Item = Result<StoredSample, StoreError>> + '_ {
+        self.refs(split).map(|sample| self.load(&sample))
+    }
+
+    /// How many samples are on one side.
+    pub fn len(&self, split: Split) -> usize {
+        self.usable().filter(|(_, entry)| entry.split == split).count()
+    }
+
+    /// Whether there is nothing to learn from.
+    pub fn is_empty(&self) -> bool {
+        self.len(Split::Train) == 0
+    }
+
+    /// Identity of the contents: SHA-256 over tasks, sides and identities, in an order of its own, so that two stores
+    /// with the same samples agree.
+    pub fn digest(&self) -> String {
+        let mut all: Vec<(&str, Split, ContentHash)> = self
+            .usable()
+            .map(|(part, entry)| (part.task.as_ref(), entry.split, entry.content))
+            .collect();
+        all.sort_unstable();
+        let mut digest = Sha256::new();
+        for (task, split, content) in all {
+            digest.update((task.len() as u64).to_le_bytes());
+            digest.update(task.as_bytes());
+            digest.update(split.name().as_bytes());
+            digest.update(content.0);
+        }
+        ContentHash(digest.finalize().into()).to_string()
+    }
+
+    /// The topic records that the samples came from: lowest and highest offset per topic and partition.
+    pub fn sources(&self) -> Vec<(SampleSource, SampleSource)> {
+        let mut ranges: BTreeMap<(&str, i32), (i64, i64)> = BTreeMap::new();
+        for (_, entry) in self.usable() {
+            let range = ranges
+                .entry((&entry.topic, entry.partition))
+                .or_insert((entry.offset, entry.offset));
+            *range = (range.0.min(entry.offset), range.1.max(entry.offset));
+        }
+        let source = |topic: &str, partition, offset| SampleSource {
+            topic: topic.to_owned(),
+            partition,
+            offset,
+        };
+        ranges
+            .into_iter()
+            .map(|((topic, partition), (low, high))| {
+                (source(topic, partition, low), source(topic, partition, high))
+            })
+            .collect()
+    }
+
+    fn usable(&self) -> impl Iterator<Item = (&Part, &IndexEntry)> {
+        self.parts
+            .iter()
+            .flat_map(|part| part.entries.iter().map(move |entry| (part, entry)))
+            .filter(|(_, entry)| entry.may_train)
+    }
+}

@@ -1,0 +1,269 @@
+//! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per event.
+//!
+//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets. Call
+//! sites say what happened (`metrics::answer_published(...)`), never a name.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Seconds buckets that surround what a person notices in a spoken exchange: 1 ms to 30 s.
+const LATENCY_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
+];
+/// Lengths of clips, seconds.
+const AUDIO_SECONDS: &[f64] = &[
+    0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0, 300.0, 3600.0,
+];
+/// Rows in one forward pass.
+const BATCH_ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+/// Processing time over audio time; real time is 1.
+const REAL_TIME_FACTOR: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder for the whole process and describes every metric; later calls return the first handle.
+///
+/// # Errors
+/// [`BuildError`] when another recorder is already installed.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_latency_seconds".into()), LATENCY_SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("speechverse_stage_seconds".into()), LATENCY_SECONDS)?
+        .set_buckets_for_metric(
+            Matcher::Full("speechverse_stage_wait_seconds".into()),
+            LATENCY_SECONDS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full("speechverse_decoder_first_token_seconds".into()),
+            LATENCY_SECONDS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full("speechverse_audio_clip_seconds".into()),
+            AUDIO_SECONDS,
+        )?
+        .set_buckets_for_metric(Matcher::Suffix("_batch_rows".into()), BATCH_ROWS)?
+        .set_buckets_for_metric(
+            Matcher::Full("speechverse_real_time_factor".into()),
+            REAL_TIME_FACTOR,
+        )?
+        .install_recorder()?;
+    describe();
+    Ok(HANDLE.get_or_init(|| handle).clone())
+}
+
+fn describe() {
+    describe_counter!(
+        "speechverse_requests_total",
+        "Requests read from the request topic."
+    );
+    describe_counter!(
+        "speechverse_answers_total",
+        "Answers acknowledged by the broker, by kind."
+    );
+    describe_counter!(
+        "speechverse_dead_letters_total",
+        "Dead letters acknowledged by the broker, by reason and stage."
+    );
+    describe_counter!("speechverse_audio_seconds_total", "Seconds of audio admitted.");
+    describe_histogram!(
+        "speechverse_audio_clip_seconds",
+        "Length of admitted clips, seconds."
+    );
+    describe_gauge!(
+        "speechverse_audio_in_flight_seconds",
+        "Seconds of audio admitted and not yet answered."
+    );
+    describe_histogram!(
+        "speechverse_stage_seconds",
+        "Time spent working, by stage, seconds."
+    );
+    describe_histogram!(
+        "speechverse_stage_wait_seconds",
+        "Time spent waiting for a stage, by stage, seconds."
+    );
+    describe_counter!(
+        "speechverse_stage_in_total",
+        "Work items that entered a stage; minus out, the queue."
+    );
+    describe_counter!("speechverse_stage_out_total", "Work items that left a stage.");
+    describe_counter!(
+        "speechverse_stage_restarts_total",
+        "Restarts of a stage after a panic."
+    );
+    describe_histogram!(
+        "speechverse_encoder_batch_rows",
+        "Utterances in one encoder pass."
+    );
+    describe_histogram!(
+        "speechverse_decoder_batch_rows",
+        "Utterances in one decoder step."
+    );
+    describe_gauge!("speechverse_decoder_slots_used", "Decoder slots in use.");
+    describe_histogram!(
+        "speechverse_decoder_first_token_seconds",
+        "From admission to the first answer token, seconds."
+    );
+    describe_counter!("speechverse_decoder_tokens_total", "Answer tokens generated.");
+    describe_histogram!(
+        "speechverse_answer_latency_seconds",
+        "From admission to the acknowledged answer, seconds."
+    );
+    describe_histogram!(
+        "speechverse_real_time_factor",
+        "Answer latency over audio length."
+    );
+    describe_gauge!(
+        "speechverse_kafka_consumer_lag_records",
+        "Records not yet read, by topic and partition."
+    );
+    describe_gauge!(
+        "speechverse_store_samples",
+        "Samples in the store, by task and split."
+    );
+    describe_counter!(
+        "speechverse_store_puts_total",
+        "Labelled samples received, by outcome."
+    );
+    describe_gauge!("speechverse_training_loss", "Loss of the latest training step.");
+    describe_counter!("speechverse_training_steps_total", "Optimiser steps taken.");
+    describe_counter!(
+        "speechverse_training_cycles_total",
+        "Training cycles, by verdict."
+    );
+    describe_gauge!("speechverse_training_running", "1 while a training cycle runs.");
+    describe_gauge!(
+        "speechverse_adapter_info",
+        "1 for the adapter version that new requests are pinned to."
+    );
+    describe_gauge!(
+        "speechverse_process_resident_bytes",
+        "Resident memory of the process, bytes."
+    );
+}
+
+/// A request was read from its topic.
+pub fn request_received() {
+    counter!("speechverse_requests_total").increment(1);
+}
+
+/// An utterance passed its checks and entered the graph.
+pub fn utterance_admitted(audio_seconds: f64) {
+    counter!("speechverse_audio_seconds_total").increment(audio_seconds.ceil() as u64);
+    histogram!("speechverse_audio_clip_seconds").record(audio_seconds);
+    gauge!("speechverse_audio_in_flight_seconds").increment(audio_seconds);
+}
+
+/// An utterance left the graph, as an answer or as a dead letter.
+pub fn utterance_left(audio_seconds: f64) {
+    gauge!("speechverse_audio_in_flight_seconds").decrement(audio_seconds);
+}
+
+/// A work item reached `stage` after waiting `waited` for it.
+pub fn stage_entered(stage: &'static str, waited: Duration) {
+    counter!("speechverse_stage_in_total", "stage" => stage).increment(1);
+    histogram!("speechverse_stage_wait_seconds", "stage" => stage).record(waited.as_secs_f64());
+}
+
+/// A stage finished a work item after `worked`.
+pub fn stage_left(stage: &'static str, worked: Duration) {
+    counter!("speechverse_stage_out_total", "stage" => stage).increment(1);
+    histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
+}
+
+/// A stage was restarted by its supervisor.
+pub fn stage_restarted(stage: &'static str) {
+    counter!("speechverse_stage_restarts_total", "stage" => stage).increment(1);
+}
+
+/// The encoder ran one batch.
+pub fn encoder_batch(rows: usize) {
+    histogram!("speechverse_encoder_batch_rows").record(rows as f64);
+}
+
+/// The decoder took one step over `rows` slots and emitted as many tokens.
+pub fn decoder_step(rows: usize) {
+    histogram!("speechverse_decoder_batch_rows").record(rows as f64);
+    counter!("speechverse_decoder_tokens_total").increment(rows as u64);
+}
+
+/// How many decoder slots are in use.
+pub fn decoder_slots(used: usize) {
+    gauge!("speechverse_decoder_slots_used").set(used as f64);
+}
+
+/// The first answer token of an utterance, `since_admission` after it was admitted.
+pub fn first_token(since_admission: Duration) {
+    histogram!("speechverse_decoder_first_token_seconds").record(since_admission.as_secs_f64());
+}
+
+/// The broker acknowledged an answer.
+pub fn answer_published(kind: &'static str, latency: Duration, audio_seconds: f64) {
+    counter!("speechverse_answers_total", "kind" => kind).increment(1);
+    histogram!("speechverse_answer_latency_seconds").record(latency.as_secs_f64());
+    if audio_seconds > 0.0 {
+        histogram!("speechverse_real_time_factor").record(latency.as_secs_f64() / audio_seconds);
+    }
+}
+
+/// The broker acknowledged a dead letter.
+pub fn dead_letter_published(reason: &'static str, stage: &'static str) {
+    counter!("speechverse_dead_letters_total", "reason" => reason, "stage" => stage).increment(1);
+}
+
+/// Records of a partition that are still to be read.
+pub fn consumer_lag(topic: &str, partition: i32, records: i64) {
+    gauge!("speechverse_kafka_consumer_lag_records", "topic" => topic.to_owned(), "partition" => partition.to_string())
+        .set(records as f64);
+}
+
+/// Samples that the store holds for a task and split.
+pub fn store_samples(task: &str, split: &'static str, samples: usize) {
+    gauge!("speechverse_store_samples", "task" => task.to_owned(), "split" => split).set(samples as f64);
+}
+
+/// A labelled sample was stored, or recognised as a repeat, or refused.
+pub fn store_put(outcome: &'static str) {
+    counter!("speechverse_store_puts_total", "outcome" => outcome).increment(1);
+}
+
+/// One optimiser step was taken.
+pub fn training_step(loss: f64) {
+    counter!("speechverse_training_steps_total").increment(1);
+    gauge!("speechverse_training_loss").set(loss);
+}
+
+/// A training cycle began.
+pub fn training_started() {
+    gauge!("speechverse_training_running").set(1.0);
+}
+
+/// A training cycle ended.
+pub fn training_finished(verdict: &'static str) {
+    gauge!("speechverse_training_running").set(0.0);
+    counter!("speechverse_training_cycles_total", "verdict" => verdict).increment(1);
+}
+
+/// New requests are pinned to `version` from now on.
+pub fn adapter_serving(version: &str, previous: Option<&str>) {
+    if let Some(previous) = previous.filter(|previous| *previous != version) {
+        gauge!("speechverse_adapter_info", "version" => previous.to_owned()).set(0.0);
+    }
+    gauge!("speechverse_adapter_info", "version" => version.to_owned()).set(1.0);
+}
+
+/// Reads the process's resident memory, publishes it and returns it, bytes; `None` where `/proc` is missing.
+pub fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: `sysconf` only reads a constant of the system.
+    let page_bytes = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    let bytes = pages * page_bytes;
+    gauge!("speechverse_process_resident_bytes").set(bytes as f64);
+    Some(bytes)
+}

@@ -1,0 +1,209 @@
+//! Cheap random changes to training audio: gain, speed, noise, telephone band. Seeded per clip and epoch.
+
+use crate::config::training::AugmentConfig;
+use crate::nn::random::SplitMix;
+
+const SAMPLE_RATE_HZ: f64 = 16_000.0;
+const TELEPHONE_LOW_HZ: f64 = 300.0;
+const TELEPHONE_HIGH_HZ: f64 = 3400.0;
+
+/// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a slow-down that would exceed it is not done.
+pub fn augment(samples: Vec<f32>, config: &AugmentConfig, samples_max: Option<usize>, random: &mut SplitMix) -> Vec<f32> {
+    // Every draw is made whatever is applied, so that one setting does not move the others.
+    let (speed, speed_by) = (random.chance(config.speed), random.between(-1.0, 1.0) * config.speed_change_max);
+    let telephone = random.chance(config.telephone);
+    let (noise, noise_db) = (random.chance(config.noise), random.between(config.noise_db_min, config.noise_db_max));
+    let pink = random.chance(0.5);
+    let (gain, gain_db) = (random.chance(config.gain), random.between(-1.0, 1.0) * config.gain_db_max);
+
+    let mut samples = samples;
+    if speed {
+        let changed = change_speed(&samples, 1.0 + speed_by);
+        if samples_max.is_none_or(|max| changed.len() <= max) {
+            samples = changed;
+        }
+    }
+    if telephone {
+        for filter in [
+            Biquad::high_pass(TELEPHONE_LOW_HZ),
+            Biquad::high_pass(TELEPHONE_LOW_HZ),
+            Biquad::low_pass(TELEPHONE_HIGH_HZ),
+            Biquad::low_pass(TELEPHONE_HIGH_HZ),
+        ] {
+            filter.run(&mut samples);
+        }
+    }
+    if noise {
+        add_noise(&mut samples, noise_db, pink, random);
+    }
+    if gain {
+        #[expect(clippy::cast_possible_truncation, reason = "a gain needs no more than f32")]
+        let factor = 10f64.powf(gain_db / 20.0) as f32;
+        for sample in &mut samples {
+            *sample = (*sample * factor).clamp(-1.0, 1.0);
+        }
+    }
+    samples
+}
+
+/// Plays faster (`factor` above 1) or slower by cubic interpolation; pitch moves along.
+pub fn change_speed(samples: &[f32], factor: f64) -> Vec<f32> {
+    if samples.is_empty() || factor <= 0.0 {
+        return samples.to_vec();
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a length")]
+    let length = ((samples.len() as f64 / factor).round() as usize).max(1);
+    let last = samples.len() - 1;
+    (0..length)
+        .map(|at| {
+            #[expect(clippy::cast_precision_loss, reason = "a position")]
+            let position = at as f64 * factor;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a position")]
+            let whole = (position as usize).min(last);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a fraction")]
+            let t = (position - whole as f64).min(1.0) as f32;
+            let before = samples[whole.saturating_sub(1)];
+            let (here, next, after) = (samples[whole], samples[(whole + 1).min(last)], samples[(whole + 2).min(last)]);
+            // Catmull and Rom.
+            let a = -0.5 * before + 1.5 * here - 1.5 * next + 0.5 * after;
+            let b = before - 2.5 * here + 2.0 * next - 0.5 * after;
+            let c = -0.5 * before + 0.5 * next;
+            ((a * t + b) * t + c) * t + here
+        })
+        .collect()
+}
+
+fn add_noise(samples: &mut [f32], snr_db: f64, pink: bool, random: &mut SplitMix) {
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    let power = samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len().max(1) as f64;
+    if power <= 0.0 {
+        return;
+    }
+    let level = (power / 10f64.powf(snr_db / 10.0)).sqrt();
+    // A leaky integrator of strength 0.97 has 1 / (1 - 0.97²) times the power of its input.
+    const LEAK: f64 = 0.97;
+    let scale = if pink { level * (1.0 - LEAK * LEAK).sqrt() } else { level };
+    let mut held = 0.0;
+    for sample in samples {
+        // A sum of uniform numbers is close enough to normal, and cheaper.
+        let white = (random.unit() + random.unit() + random.unit() - 1.5) * 2.0;
+        held = if pink { LEAK * held + white } else { white };
+        #[expect(clippy::cast_possible_truncation, reason = "audio is f32")]
+        let noise = (held * scale) as f32;
+        *sample += noise;
+    }
+}
+
+/// A second-order filter, in the form of Bristow-Johnson's cookbook, with Butterworth's quality.
+struct Biquad {
+    b: [f64; 3],
+    a: [f64; 2],
+}
+
+impl Biquad {
+    fn new(hz: f64, high: bool) -> Self {
+        let w = std::f64::consts::TAU * hz / SAMPLE_RATE_HZ;
+        let alpha = w.sin() / (2.0 * std::f64::consts::FRAC_1_SQRT_2);
+        let a0 = 1.0 + alpha;
+        let edge = if high { 1.0 + w.cos() } else { 1.0 - w.cos() };
+        let middle = if high { -edge } else { edge };
+        Self { b: [edge / 2.0 / a0, middle / a0, edge / 2.0 / a0], a: [-2.0 * w.cos() / a0, (1.0 - alpha) / a0] }
+    }
+
+    fn high_pass(hz: f64) -> Self {
+        Self::new(hz, true)
+    }
+
+    fn low_pass(hz: f64) -> Self {
+        Self::new(hz, false)
+    }
+
+    fn run(&self, samples: &mut [f32]) {
+        let (mut s1, mut s2) = (0.0, 0.0);
+        for sample in samples {
+            let x = f64::from(*sample);
+            let y = self.b[0] * x + s1;
+            s1 = self.b[1] * x - self.a[0] * y + s2;
+            s2 = self.b[2] * x - self.a[1] * y;
+            #[expect(clippy::cast_possible_truncation, reason = "audio is f32")]
+            let out = y as f32;
+            *sample = out;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tone(hz: f64) -> Vec<f32> {
+        (0..16_000).map(|n| (std::f64::consts::TAU * hz * f64::from(n) / SAMPLE_RATE_HZ).sin() as f32 * 0.5).collect()
+    }
+
+    fn power(samples: &[f32]) -> f64 {
+        samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len() as f64
+    }
+
+    fn only(change: impl FnOnce(&mut AugmentConfig)) -> AugmentConfig {
+        let mut config = AugmentConfig::default();
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn without_probabilities_nothing_changes() {
+        let clip = tone(440.0);
+
+        assert_eq!(augment(clip.clone(), &AugmentConfig::default(), None, &mut SplitMix::new(&[1])), clip);
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_changes() {
+        let config = only(|c| (c.gain, c.speed, c.noise, c.telephone) = (1.0, 1.0, 1.0, 1.0));
+        let changed = |seed| augment(tone(440.0), &config, None, &mut SplitMix::new(&[seed]));
+
+        assert_eq!(changed(1), changed(1));
+        assert_ne!(changed(1), changed(2));
+    }
+
+    #[test]
+    fn a_faster_tone_is_shorter_and_higher() {
+        let fast = change_speed(&tone(400.0), 1.1);
+        let crossings = |s: &[f32]| s.windows(2).filter(|w| w[0] < 0.0 && w[1] >= 0.0).count() as f64 / s.len() as f64;
+
+        assert_eq!(fast.len(), 14_545);
+        assert!((crossings(&fast) / crossings(&tone(400.0)) - 1.1).abs() < 0.01);
+        assert!((power(&fast) / power(&tone(400.0)) - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn a_slow_down_never_exceeds_what_the_encoder_takes() {
+        let config = only(|c| (c.speed, c.speed_change_max) = (1.0, 0.5));
+        for seed in 0..30 {
+            assert!(augment(tone(400.0), &config, Some(16_000), &mut SplitMix::new(&[seed])).len() <= 16_000);
+        }
+    }
+
+    #[test]
+    fn noise_has_the_ratio_asked_for() {
+        for pink in [false, true] {
+            let (clean, mut noisy) = (tone(440.0), tone(440.0));
+
+            add_noise(&mut noisy, 10.0, pink, &mut SplitMix::new(&[3]));
+
+            let noise: Vec<f32> = noisy.iter().zip(&clean).map(|(a, b)| a - b).collect();
+            let ratio = 10.0 * (power(&clean) / power(&noise)).log10();
+            assert!((ratio - 10.0).abs() < 1.5, "pink {pink}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn the_telephone_band_passes_speech_and_stops_the_rest() {
+        let config = only(|c| c.telephone = 1.0);
+        let passed = |hz| power(&augment(tone(hz), &config, None, &mut SplitMix::new(&[1]))[4000..]) / power(&tone(hz));
+
+        assert!(passed(1000.0) > 0.8);
+        assert!(passed(60.0) < 0.01);
+        assert!(passed(7000.0) < 0.01);
+    }
+}

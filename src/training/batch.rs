@@ -1,0 +1,308 @@
+//! Batches by length, in an order that depends on seed and epoch alone, read ahead of the step that needs them.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::TrainingError;
+use super::augment::augment;
+use super::example::Example;
+use crate::config::training::{AugmentConfig, StageConfig};
+use crate::nn::random::SplitMix;
+
+/// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs still differ.
+const BATCHES_SORTED_TOGETHER: usize = 32;
+
+/// Order of one epoch: batches of indices into `seconds`.
+///
+/// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows and, padding included, at most
+/// `seconds_max` of audio (but always one row).
+pub fn plan_epoch(seconds: &[f64], weights: &[f64], rows_max: usize, seconds_max: f64, seeds: &[u64]) -> Vec<Vec<usize>> {
+    let mut random = SplitMix::new(seeds);
+    let mut order = Vec::with_capacity(seconds.len());
+    for (index, weight) in weights.iter().enumerate().take(seconds.len()) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "validated to be 0 to 1000")]
+        let whole = weight.floor() as usize;
+        let copies = whole + usize::from(random.chance(weight.fract()));
+        order.extend(std::iter::repeat_n(index, copies));
+    }
+    random.shuffle(&mut order);
+    let mut batches = Vec::new();
+    for together in order.chunks_mut(rows_max.max(1) * BATCHES_SORTED_TOGETHER) {
+        together.sort_by(|a, b| seconds[*a].total_cmp(&seconds[*b]).then(a.cmp(b)));
+        let mut batch: Vec<usize> = Vec::new();
+        for index in together.iter().copied() {
+            // Sorted, so the newcomer is the longest and sets the padded length.
+            #[expect(clippy::cast_precision_loss, reason = "a row count")]
+            let padded = seconds[index] * (batch.len() + 1) as f64;
+            if !batch.is_empty() && (batch.len() >= rows_max || padded > seconds_max) {
+                batches.push(std::mem::take(&mut batch));
+            }
+            batch.push(index);
+        }
+        if !batch.is_empty() {
+            batches.push(batch);
+        }
+    }
+    random.shuffle(&mut batches);
+    batches
+}
+
+/// A batch with its audio decoded and changed, and an instruction chosen for each row.
+#[derive(Debug)]
+pub struct LoadedBatch {
+    /// Epoch it belongs to.
+    pub epoch: u64,
+    /// Its place in the epoch.
+    pub position: usize,
+    /// Batches in the epoch.
+    pub batches: usize,
+    /// Index of each row in the stage's examples.
+    pub rows: Vec<usize>,
+    /// Samples of each row, mono f32 at 16 kHz.
+    pub clips: Vec<Vec<f32>>,
+    /// Instruction of each row.
+    pub instructions: Vec<String>,
+    /// Clips that could not be read and are not among the rows: what is wrong with each.
+    pub unreadable: Vec<String>,
+}
+
+/// What a [`BatchReader`] needs.
+#[derive(Debug)]
+pub struct BatchReaderArgs {
+    /// The stage's examples.
+    pub examples: Arc<Vec<Example>>,
+    /// Instructions of each example, one of which is drawn; one list per example, never empty.
+    pub instructions: Vec<Arc<[String]>>,
+    /// How often each example is seen per epoch.
+    pub weights: Vec<f64>,
+    /// Row and length limits.
+    pub rows_max: usize,
+    /// Audio of a batch at most, padding included, seconds.
+    pub seconds_max: f64,
+    /// Changes to audio.
+    pub augment: Option<AugmentConfig>,
+    /// Longest clip that the encoder takes, samples.
+    pub samples_max: Option<usize>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of the stage.
+    pub stage: u64,
+    /// Where to start: epoch, and batch in it.
+    pub start: (u64, usize),
+    /// Batches kept ready.
+    pub ahead: usize,
+}
+
+impl BatchReaderArgs {
+    /// Takes limits and augmentation from a stage's settings.
+    pub fn limits_of(mut self, stage: &StageConfig, augment: &AugmentConfig) -> Self {
+        self.rows_max = stage.batch_rows;
+        self.seconds_max = stage.batch_seconds_max;
+        self.augment = stage.augment.then(|| augment.clone());
+        self
+    }
+
+    fn load(&self, epoch: u64, position: usize, batches: usize, rows: &[usize]) -> LoadedBatch {
+        let mut batch = LoadedBatch {
+            epoch,
+            position,
+            batches,
+            rows: Vec::with_capacity(rows.len()),
+            clips: Vec::with_capacity(rows.len()),
+            instructions: Vec::with_capacity(rows.len()),
+            unreadable: Vec::new(),
+        };
+        for row in rows.iter().copied() {
+            let example = &self.examples[row];
+            // The position is among the seeds because a weight above 1 brings a sample twice per epoch.
+            let seeds = [self.seed, self.stage, epoch, row as u64, position as u64];
+            let mut random = SplitMix::new(&seeds);
+            let choices = &self.instructions[row];
+            let instruction = choices[random.below(choices.len())].clone();
+            match example.audio.load() {
+                Ok(samples) if self.samples_max.is_some_and(|max| samples.len() > max) => {
+                    batch.unreadable.push(format!("{}: has {} samples, the encoder takes fewer", example.id, samples.len()));
+                }
+                Ok(samples) => {
+                    let samples = match &self.augment {
+                        Some(config) => augment(samples, config, self.samples_max, &mut random),
+                        None => samples,
+                    };
+                    batch.rows.push(row);
+                    batch.clips.push(samples);
+                    batch.instructions.push(instruction);
+                }
+                Err(reason) => batch.unreadable.push(format!("{}: {reason}", example.id)),
+            }
+        }
+        batch
+    }
+}
+
+/// A thread that decodes batches ahead, epoch after epoch, until it is dropped.
+#[derive(Debug)]
+pub struct BatchReader {
+    receiver: Option<flume::Receiver<LoadedBatch>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BatchReader {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can be had.
+    pub fn start(args: BatchReaderArgs) -> Result<Self, TrainingError> {
+        if args.examples.is_empty() || !args.weights.iter().any(|weight| *weight > 0.0) {
+            return Err(TrainingError::NoExamples { what: "a batch".into(), reason: "nothing has a weight above 0".into() });
+        }
+        // As many batches as the settings say are worth their memory; each is a few megabytes.
+        let (sender, receiver) = flume::bounded(args.ahead.max(1));
+        let thread = std::thread::Builder::new()
+            .name("training-reader".into())
+            .spawn(move || {
+                let seconds: Vec<f64> = args.examples.iter().map(|example| example.seconds).collect();
+                let (mut epoch, mut skip) = args.start;
+                loop {
+                    let seeds = [args.seed, args.stage, epoch];
+                    let plan = plan_epoch(&seconds, &args.weights, args.rows_max, args.seconds_max, &seeds);
+                    for (position, rows) in plan.iter().enumerate().skip(skip) {
+                        if sender.send(args.load(epoch, position, plan.len(), rows)).is_err() {
+                            return;
+                        }
+                    }
+                    skip = 0;
+                    epoch += 1;
+                }
+            })
+            .map_err(TrainingError::io("start", std::path::Path::new("training-reader thread")))?;
+        Ok(Self { receiver: Some(receiver), thread: Some(thread) })
+    }
+
+    /// The next batch; blocks until it is decoded.
+    ///
+    /// # Errors
+    /// [`TrainingError::ReaderGone`] when the thread has died.
+    pub fn next(&self) -> Result<LoadedBatch, TrainingError> {
+        let receiver = self.receiver.as_ref().ok_or(TrainingError::ReaderGone)?;
+        receiver.recv().map_err(|_| TrainingError::ReaderGone)
+    }
+}
+
+impl Drop for BatchReader {
+    fn drop(&mut self) {
+        // Without a receiver the thread's next send fails, and it ends.
+        drop(self.receiver.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::example::AudioSource;
+    use proptest::prelude::*;
+
+    fn examples(count: usize) -> Arc<Vec<Example>> {
+        let one = |at: usize| Example {
+            id: format!("e{at}"),
+            audio: AudioSource::Samples(vec![0.1; 100 * (1 + at % 7)].into()),
+            seconds: 0.1 * (1 + at % 7) as f64,
+            task: "asr".into(),
+            instruction: None,
+            target: "x".into(),
+            domain: None,
+        };
+        Arc::new((0..count).map(one).collect())
+    }
+
+    fn args(examples: Arc<Vec<Example>>) -> BatchReaderArgs {
+        let count = examples.len();
+        let choices: Arc<[String]> = vec!["a".to_owned(), "b".to_owned()].into();
+        BatchReaderArgs {
+            examples,
+            instructions: vec![choices; count],
+            weights: vec![1.0; count],
+            rows_max: 4,
+            seconds_max: 2.0,
+            augment: Some(AugmentConfig { noise: 0.5, ..Default::default() }),
+            samples_max: None,
+            seed: 1,
+            stage: 0,
+            start: (0, 0),
+            ahead: 2,
+        }
+    }
+
+    #[test]
+    fn a_reader_that_starts_later_gives_what_an_earlier_one_would_have_given() {
+        let whole = BatchReader::start(args(examples(30))).unwrap();
+        let all: Vec<LoadedBatch> = (0..20).map(|_| whole.next().unwrap()).collect();
+        let later = all.iter().position(|batch| batch.epoch == 1 && batch.position == 2).unwrap();
+
+        let resumed = BatchReader::start(BatchReaderArgs { start: (1, 2), ..args(examples(30)) }).unwrap();
+
+        for expected in &all[later..later + 4] {
+            let found = resumed.next().unwrap();
+            assert_eq!((found.epoch, found.position), (expected.epoch, expected.position));
+            assert_eq!((&found.rows, &found.instructions), (&expected.rows, &expected.instructions));
+            assert_eq!(found.clips, expected.clips);
+        }
+    }
+
+    #[test]
+    fn epochs_differ_in_order() {
+        let seconds = vec![1.0; 64];
+        let plan = |epoch| plan_epoch(&seconds, &[1.0; 64], 8, 100.0, &[1, 0, epoch]);
+
+        assert_eq!(plan(0), plan(0));
+        assert_ne!(plan(0), plan(1));
+    }
+
+    #[test]
+    fn a_weight_is_the_mean_number_of_visits_per_epoch() {
+        let weights: Vec<f64> = (0..400).map(|at| if at < 200 { 2.0 } else { 0.25 }).collect();
+        let plan = plan_epoch(&[1.0; 400], &weights, 8, 100.0, &[1]);
+        let heavy = plan.iter().flatten().filter(|row| **row < 200).count();
+        let light = plan.iter().flatten().filter(|row| **row >= 200).count();
+
+        assert_eq!(heavy, 400);
+        assert!((20..80).contains(&light), "{light}");
+    }
+
+    #[test]
+    fn an_unreadable_clip_is_told_and_left_out() {
+        let mut list: Vec<Example> = examples(3).to_vec();
+        list[1].audio = AudioSource::File("no/such/file.wav".into());
+
+        let reader = BatchReader::start(args(Arc::new(list))).unwrap();
+        let batch = reader.next().unwrap();
+
+        assert_eq!(batch.rows.len(), 2);
+        assert!(batch.unreadable[0].contains("e1") && batch.unreadable[0].contains("no/such/file.wav"));
+    }
+
+    #[test]
+    fn nothing_to_read_is_an_error_and_not_an_endless_loop() {
+        assert!(BatchReader::start(args(examples(0))).is_err());
+        let nothing = BatchReaderArgs { weights: vec![0.0; 3], ..args(examples(3)) };
+        assert!(BatchReader::start(nothing).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_sample_is_in_one_batch_and_no_batch_exceeds_its_limits(
+            seconds in proptest::collection::vec(0.1f64..20.0, 1..300), rows in 1usize..20, limit in 1.0f64..60.0, seed in any::<u64>()
+        ) {
+            let plan = plan_epoch(&seconds, &vec![1.0; seconds.len()], rows, limit, &[seed]);
+            let mut seen: Vec<usize> = plan.iter().flatten().copied().collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..seconds.len()).collect::<Vec<_>>());
+            for batch in &plan {
+                let longest = batch.iter().map(|row| seconds[*row]).fold(0.0, f64::max);
+                prop_assert!(batch.len() <= rows && (batch.len() == 1 || longest * batch.len() as f64 <= limit));
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What a run needs to go on exactly where it was: weights, moments, place in the data, clocks, best so far.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use super::TrainingError;
+use crate::models::LanguageModel;
+use crate::models::adapter::plain::{PlainFile, PlainTensor};
+use crate::models::adapter::AdapterSnapshot;
+use crate::models::speech_llm::Learned;
+use crate::nn::lora::LoraSet;
+use crate::nn::optimizer::AdamW;
+
+const ADAPTER: &str = "adapter.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const LORA: &str = "lora";
+const STATE_BYTES_MAX: usize = 1 << 20;
+
+/// Where a run is.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct RunState {
+    /// Digest of what a resumed run must have in common with the saved one.
+    pub fingerprint: String,
+    /// Stage at hand, from 0; equal to the number of stages when all are done.
+    pub stage: usize,
+    /// Optimiser steps done in it.
+    pub step: u64,
+    /// Epoch of the next batch.
+    pub epoch: u64,
+    /// Place of the next batch in its epoch.
+    pub position: usize,
+    /// Training time of the stage, seconds.
+    pub stage_seconds: f64,
+    /// Time of the whole run, seconds.
+    pub run_seconds: f64,
+    /// Steps of all stages.
+    pub total_steps: u64,
+    /// Steps left out because of numbers that are not finite.
+    pub skipped: u64,
+    /// Clips that could not be read, of those tried.
+    pub unreadable: u64,
+    /// Clips tried.
+    pub tried: u64,
+    /// Best validation of the stage at hand.
+    pub best: Option<Best>,
+    /// Validations since then.
+    pub since_best: u32,
+}
+
+/// A validation worth remembering.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Best {
+    /// Validation loss.
+    pub loss: f64,
+    /// Word error rate, when something was transcribed.
+    pub wer: Option<f64>,
+    /// Step of the stage.
+    pub step: u64,
+}
+
+/// Saves weights, moments and state into `folder`, whole or not at all: the former checkpoint stays until the new one is on the disk.
+///
+/// # Errors
+/// [`TrainingError`] when something cannot be written.
+pub fn save(folder: &Path, learned: &Learned, optimizer: &AdamW, state: &RunState) -> Result<(), TrainingError> {
+    let (new, old) = (sibling(folder, "new"), sibling(folder, "old"));
+    remove(&new)?;
+    std::fs::create_dir_all(&new).map_err(TrainingError::io("make", &new))?;
+    save_learned(&new, learned, "checkpoint")?;
+    let mut moments = PlainFile::default();
+    for (name, tensor) in optimizer.state() {
+        moments.tensors.insert(name, PlainTensor::from_tensor(&tensor)?);
+    }
+    moments.write(&new.join(OPTIMIZER))?;
+    let path = new.join(STATE);
+    let json = serde_json::to_vec_pretty(state).expect("numbers and strings only");
+    std::fs::write(&path, json).map_err(TrainingError::io("write", &path))?;
+    for path in [&path, &new] {
+        std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(TrainingError::io("sync", path))?;
+    }
+    remove(&old)?;
+    if folder.exists() {
+        std::fs::rename(folder, &old).map_err(TrainingError::io("replace", folder))?;
+    }
+    std::fs::rename(&new, folder).map_err(TrainingError::io("replace", folder))?;
+    remove(&old)
+}
+
+/// The checkpoint to resume from: `folder`, or the one before it when a crash came between two renames.
+pub fn find(folder: &Path) -> Option<PathBuf> {
+    [folder.to_owned(), sibling(folder, "old")].into_iter().find(|folder| folder.join(STATE).is_file())
+}
+
+/// Reads the state of a checkpoint.
+///
+/// # Errors
+/// [`TrainingError::Checkpoint`] when it is missing or damaged.
+pub fn read_state(folder: &Path) -> Result<RunState, TrainingError> {
+    let wrong = |reason: String| TrainingError::Checkpoint { path: folder.to_owned(), reason };
+    let bytes = std::fs::read(folder.join(STATE)).map_err(|error| wrong(format!("`{STATE}`: {error}")))?;
+    if bytes.len() > STATE_BYTES_MAX {
+        return Err(wrong(format!("`{STATE}` has {} bytes, expected at most {STATE_BYTES_MAX}", bytes.len())));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| wrong(format!("`{STATE}`: {error}")))
+}
+
+/// Takes moments over into an optimiser.
+///
+/// # Errors
+/// [`TrainingError`] when the file is damaged or does not fit.
+pub fn load_optimizer(folder: &Path, optimizer: &mut AdamW) -> Result<(), TrainingError> {
+    let file = PlainFile::read(&folder.join(OPTIMIZER))?;
+    let mut state = std::collections::BTreeMap::new();
+    for (name, tensor) in file.tensors {
+        state.insert(name, tensor.to_tensor(Device::Cpu)?);
+    }
+    Ok(optimizer.load_state(&state)?)
+}
+
+/// Writes adapter and LoRA into a folder that exists.
+///
+/// # Errors
+/// [`TrainingError`] when something cannot be written.
+pub fn save_learned(folder: &Path, learned: &Learned, version: &str) -> Result<AdapterSnapshot, TrainingError> {
+    let snapshot = learned.adapter.snapshot(version)?;
+    snapshot.write(&folder.join(ADAPTER))?;
+    if let Some(lora) = &learned.lora {
+        save_lora(lora, &folder.join(LORA))?;
+    }
+    Ok(snapshot)
+}
+
+fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
+    lora.save(folder, "").map_err(|error| TrainingError::Settings { problem: error.to_string() })
+}
+
+/// Reads the adapter of a folder or file, and the folder of its LoRA when there is one.
+///
+/// # Errors
+/// [`TrainingError::Model`] when it is damaged.
+pub fn read_adapter(path: &Path, version: &str) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
+    if path.is_dir() {
+        let lora = path.join(LORA);
+        Ok((AdapterSnapshot::read(version, &path.join(ADAPTER))?, lora.is_dir().then_some(lora)))
+    } else {
+        Ok((AdapterSnapshot::read(version, path)?, None))
+    }
+}
+
+/// Reads a LoRA folder for training on `device`.
+///
+/// # Errors
+/// [`TrainingError::Settings`] when it does not fit the language model.
+pub fn read_lora(folder: &Path, llm: &dyn LanguageModel, device: Device) -> Result<LoraSet, TrainingError> {
+    LoraSet::open(folder, &llm.lora_sites(), device)
+        .map_err(|error| TrainingError::Settings { problem: error.to_string() })
+}
+
+/// Overwrites `A` of fresh LoRA by numbers that depend on `seed` alone; torch's own generator is shared by all threads.
+pub(crate) fn seed_lora(lora: &LoraSet, seed: u64) -> Result<(), TrainingError> {
+    let _guard = tch::no_grad_guard();
+    for (at, (name, mut tensor)) in lora.parameters().into_iter().enumerate() {
+        if !name.contains("lora_A") {
+            continue;
+        }
+        let mut random = crate::nn::random::SplitMix::new(&[seed, 0x10a, at as u64]);
+        #[expect(clippy::cast_precision_loss, reason = "a width")]
+        let bound = 1.0 / (tensor.size()[1] as f64).sqrt();
+        #[expect(clippy::cast_possible_truncation, reason = "initial values need no more than f32")]
+        let values: Vec<f32> = (0..tensor.numel()).map(|_| random.between(-bound, bound) as f32).collect();
+        let values = Tensor::f_from_slice(&values)?.f_view(tensor.size().as_slice())?;
+        tensor.f_copy_(&values)?;
+    }
+    Ok(())
+}
+
+fn sibling(folder: &Path, suffix: &str) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    folder.with_file_name(name)
+}
+
+fn remove(folder: &Path) -> Result<(), TrainingError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainingError::io("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,119 @@
+//! `Control`: a handle by which others pause or stop a training run between two steps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a paused run sleeps before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Longest that one step waits for work that goes first: under constant load, training is slow but not starved.
+const GIVE_WAY_MAX: Duration = Duration::from_secs(2);
+
+/// Pauses and stops a run between two steps. Clones steer the same run.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    /// Holders of [`Yield`] guards: work that goes first.
+    ahead: AtomicU64,
+}
+
+/// While one of these lives, training waits at its next step: serving has work.
+#[derive(Debug)]
+pub struct Yield {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Yield {
+    fn drop(&mut self) {
+        self.shared.ahead.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Control {
+    /// A run that neither pauses nor stops.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the run to end after the present step, with a checkpoint.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+    }
+
+    /// Whether the run was asked to end.
+    pub fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+
+    /// Asks the run to wait after the present step until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        self.shared.pause.store(true, Ordering::Release);
+    }
+
+    /// Lets a paused run go on.
+    pub fn resume(&self) {
+        self.shared.pause.store(false, Ordering::Release);
+    }
+
+    /// Whether the run waits or will wait at its next step.
+    pub fn is_paused(&self) -> bool {
+        self.shared.pause.load(Ordering::Acquire) || self.shared.ahead.load(Ordering::Acquire) > 0
+    }
+
+    /// Makes training wait while the guard lives.
+    pub fn go_first(&self) -> Yield {
+        self.shared.ahead.fetch_add(1, Ordering::AcqRel);
+        Yield { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Called by the run between steps: waits while paused. Returns how long it waited.
+    pub(crate) fn wait(&self) -> Duration {
+        let start = Instant::now();
+        loop {
+            let paused = self.shared.pause.load(Ordering::Acquire);
+            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < GIVE_WAY_MAX;
+            if self.is_stopped() || !(paused || gives_way) {
+                break;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        start.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_waits_while_something_goes_first_and_no_longer() {
+        let control = Control::new();
+        let guard = control.go_first();
+        let waiting = {
+            let control = control.clone();
+            std::thread::spawn(move || control.wait())
+        };
+        std::thread::sleep(Duration::from_millis(60));
+
+        drop(guard);
+
+        assert!(waiting.join().unwrap() >= Duration::from_millis(50));
+        assert!(control.wait() < Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_stopped_run_does_not_wait_for_the_end_of_a_pause() {
+        let control = Control::new();
+        control.pause();
+        control.stop();
+
+        assert!(control.wait() < Duration::from_millis(50));
+        assert!(control.is_paused() && control.is_stopped());
+    }
+}

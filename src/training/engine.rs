@@ -1,0 +1,656 @@
+//! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine serves the
+//! `train` command and the `Trainer` actor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::TrainingError;
+use super::batch::{BatchReader, BatchReaderArgs, LoadedBatch};
+use super::checkpoint::{self, Best, RunState};
+use super::control::Control;
+use super::ctc::classes_of;
+use super::evaluate::{EvaluateOptions, evaluate};
+use super::events::{TrainEvent, Transcribed};
+use super::example::{self, Example};
+use super::log::{EventLog, plot_losses};
+use super::networks::Networks;
+use super::prepare::{Prepared, Sample, prepare};
+use super::schedule::{progress, rate_factor};
+use super::stage::StageAtWork;
+use crate::config::training::{StageConfig, StageKind, TrainingConfig};
+use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
+use crate::models::speech_llm::Learned;
+use crate::nn::optimizer::AdamW;
+use crate::nn::random::SplitMix;
+
+/// Steps in a row that may be left out because of numbers that are not finite.
+const SKIPPED_IN_A_ROW_MAX: u64 = 20;
+/// Unreadable clips beyond this number end the run when they are more than one in twenty.
+const UNREADABLE_MAX: u64 = 10;
+/// References with answers told at each validation.
+const SAMPLES_TOLD: usize = 4;
+
+/// What a run needs.
+pub struct EngineArgs<'a> {
+    /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
+    pub config: TrainingConfig,
+    /// The frozen networks.
+    pub networks: &'a Networks,
+    /// Recordings to train on.
+    pub train: Vec<Example>,
+    /// Recordings to validate on.
+    pub valid: Vec<Example>,
+    /// An adapter to start from, and the folder of its LoRA; absent: fresh values.
+    pub start_from: Option<(AdapterSnapshot, Option<PathBuf>)>,
+    /// Goes on from the checkpoint in the output folder, when there is one.
+    pub resume: bool,
+    /// Pauses and stops the run.
+    pub control: Control,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct TrainOutcome {
+    /// Whether it was stopped before its end; it can be resumed then.
+    pub stopped: bool,
+    /// Optimiser steps of all stages.
+    pub steps: u64,
+    /// Steps left out because of numbers that are not finite.
+    pub skipped: u64,
+    /// Time of the run, seconds.
+    pub seconds: f64,
+    /// Best validation of the last stage that was reached.
+    pub best: Option<Best>,
+    /// The adapter of that validation (of the last step where nothing was validated).
+    pub adapter: AdapterSnapshot,
+    /// Folder with its LoRA in `peft`'s layout, when it has one.
+    pub lora: Option<PathBuf>,
+    /// Digest of what was trained on.
+    pub data_digest: String,
+    /// Output folder: `log.jsonl`, `loss.svg`, `best/`, `checkpoint/`.
+    pub output: PathBuf,
+}
+
+/// A run under way.
+pub struct Engine<'a> {
+    config: TrainingConfig,
+    networks: &'a Networks,
+    train: Prepared,
+    valid: Vec<Sample>,
+    control: Control,
+    learned: Learned,
+    state: RunState,
+    data_digest: String,
+    resumed_from: Option<PathBuf>,
+    start_lora: Option<PathBuf>,
+    log: EventLog,
+}
+
+/// Why a stage ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ending {
+    Steps,
+    Time,
+    Patience,
+    Stopped,
+}
+
+impl Ending {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "steps",
+            Self::Time => "time",
+            Self::Patience => "patience",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// Prepares samples and weights, or takes up a checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainingError`] when settings, data, networks or checkpoint do not go together.
+    pub fn new(args: EngineArgs<'a>) -> Result<Self, TrainingError> {
+        let EngineArgs { config, networks, train, valid, start_from, resume, control } = args;
+        config.validate()?;
+        let output = &config.output;
+        std::fs::create_dir_all(output).map_err(TrainingError::io("make", output))?;
+        let data_digest = example::digest(&train);
+        let train = prepare(train, &config, &networks.speech_llm)?;
+        let valid = prepare(valid, &config, &networks.speech_llm)?.samples;
+        let llm = networks.speech_llm.llm();
+        let adapter_config = AdapterConfig::new(&config.adapter, &networks.encoder.info(), &llm.info())?;
+        let fingerprint = fingerprint(&config, networks, &data_digest);
+
+        let mut state = RunState { fingerprint: fingerprint.clone(), ..RunState::default() };
+        let resumed_from = if resume { checkpoint::find(&output.join("checkpoint")) } else { None };
+        let (mut snapshot, mut start_lora) = match start_from {
+            Some((snapshot, lora)) => (Some(snapshot), lora),
+            None => (None, None),
+        };
+        if let Some(folder) = &resumed_from {
+            state = checkpoint::read_state(folder)?;
+            if state.fingerprint != fingerprint {
+                return Err(TrainingError::Checkpoint {
+                    path: folder.clone(),
+                    reason: "it belongs to a run with another seed, other data, networks, adapter or LoRA settings; start anew, or restore those".into(),
+                });
+            }
+            let (saved, lora) = checkpoint::read_adapter(folder, "resumed")?;
+            (snapshot, start_lora) = (Some(saved), lora);
+        }
+        let device = networks.placement.device;
+        let adapter = match snapshot {
+            None => {
+                let gain = embedding_rms(&llm.embedding_table())?;
+                SpeechAdapter::new(adapter_config, gain, config.seed, device)?
+            }
+            Some(snapshot) if *snapshot.config() == adapter_config => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
+            Some(snapshot) => {
+                return Err(TrainingError::Settings {
+                    problem: format!(
+                        "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}",
+                        snapshot.config()
+                    ),
+                });
+            }
+        };
+        let log = EventLog::open(&output.join("log.jsonl"), resumed_from.is_some())?;
+        Ok(Self {
+            learned: Learned { adapter, lora: None },
+            config,
+            networks,
+            train,
+            valid,
+            control,
+            state,
+            data_digest,
+            resumed_from,
+            start_lora,
+            log,
+        })
+    }
+
+    /// Runs what is left of the curriculum.
+    ///
+    /// # Errors
+    /// [`TrainingError`]; the last checkpoint stays.
+    pub fn run(mut self, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainOutcome, TrainingError> {
+        let started = Instant::now();
+        let earlier = self.state.run_seconds;
+        let hours = self.train.samples.iter().map(|sample| sample.example.seconds).sum::<f64>() / 3600.0;
+        let event = TrainEvent::RunStarted {
+            run: self.config.run.clone(),
+            time: jiff::Timestamp::now().to_string(),
+            resumed: self.resumed_from.is_some(),
+            stages: self.config.stages.len(),
+            train_samples: self.train.samples.len(),
+            train_hours: hours,
+            valid_samples: self.valid.len(),
+            left_out: self.train.left_out.values().sum(),
+            adapter_parameters: self.learned.adapter.config().parameter_count(),
+            placement: self.networks.placement.reason.clone(),
+        };
+        self.tell(event, on_event)?;
+        let stages = self.config.stages.clone();
+        let mut stopped = false;
+        let mut best = None;
+        while self.state.stage < stages.len() {
+            let stage = &stages[self.state.stage];
+            let ending = self.run_stage(stage, earlier, started, on_event)?;
+            best = self.state.best.clone();
+            self.state.run_seconds = earlier + started.elapsed().as_secs_f64();
+            let out_of_time = self.out_of_time(earlier, started);
+            if ending == Ending::Stopped && !out_of_time {
+                stopped = true;
+                break;
+            }
+            let stage_number = self.state.stage;
+            self.state = RunState {
+                stage: stage_number + 1,
+                step: 0,
+                epoch: 0,
+                position: 0,
+                stage_seconds: 0.0,
+                best: None,
+                since_best: 0,
+                ..self.state.clone()
+            };
+            if out_of_time {
+                break;
+            }
+        }
+        let seconds = earlier + started.elapsed().as_secs_f64();
+        let best_folder = self.config.output.join("best");
+        let (adapter, lora) = if best.is_some() && best_folder.is_dir() {
+            checkpoint::read_adapter(&best_folder, &self.config.run)?
+        } else {
+            checkpoint_best(&best_folder, &self.learned, &self.config.run)?
+        };
+        self.tell(
+            TrainEvent::RunFinished {
+                seconds,
+                steps: self.state.total_steps,
+                loss: best.as_ref().map(|best| best.loss),
+                wer: best.as_ref().and_then(|best| best.wer),
+                stopped,
+            },
+            on_event,
+        )?;
+        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))?;
+        Ok(TrainOutcome {
+            stopped,
+            steps: self.state.total_steps,
+            skipped: self.state.skipped,
+            seconds,
+            best,
+            adapter,
+            lora,
+            data_digest: self.data_digest,
+            output: self.config.output,
+        })
+    }
+
+    fn run_stage(
+        &mut self,
+        stage: &StageConfig,
+        earlier: f64,
+        started: Instant,
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<Ending, TrainingError> {
+        let number = self.state.stage;
+        let kind = stage.kind.name().to_owned();
+        let samples: Vec<Sample> =
+            self.train.samples.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
+        if samples.is_empty() {
+            return Err(TrainingError::NoExamples {
+                what: format!("stage {number} ({kind})"),
+                reason: format!(
+                    "{} samples after filters, none of its tasks; left out: {:?}",
+                    self.train.samples.len(),
+                    self.train.left_out
+                ),
+            });
+        }
+        let classes = classes_of(samples.iter().map(|sample| sample.ctc.as_slice()));
+        let networks = self.networks;
+        let run = self.config.clone();
+        let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes)?;
+        if let Some(folder) = self.start_lora.take() {
+            work.restore_lora(&mut self.learned, &folder)?;
+        }
+        let mut optimizer = work.optimizer(&self.learned)?;
+        if let Some(folder) = self.resumed_from.take()
+            && self.state.step > 0
+        {
+            checkpoint::load_optimizer(&folder, &mut optimizer)?;
+        }
+        let parameters: i64 = optimizer
+            .parameters()
+            .iter()
+            .map(|parameter| i64::try_from(parameter.tensor.numel()).unwrap_or(i64::MAX))
+            .sum();
+        self.tell(
+            TrainEvent::StageStarted { stage: number, kind: kind.clone(), samples: samples.len(), parameters },
+            on_event,
+        )?;
+        let reader = self.reader(stage, &samples)?;
+        let valid = self.validation_set(stage);
+
+        let mut skipped_in_a_row = 0;
+        let mut validated_at = None;
+        let ending = loop {
+            let paused = self.control.wait();
+            self.state.run_seconds = earlier + started.elapsed().as_secs_f64() - paused.as_secs_f64();
+            if self.control.is_stopped() || self.out_of_time(earlier, started) {
+                break Ending::Stopped;
+            }
+            if stage.steps_max.is_some_and(|max| self.state.step >= max) {
+                break Ending::Steps;
+            }
+            if stage.minutes_max.is_some_and(|minutes| self.state.stage_seconds >= minutes * 60.0) {
+                break Ending::Time;
+            }
+            if stage.patience.is_some_and(|patience| self.state.since_best >= patience) {
+                break Ending::Patience;
+            }
+            let did = self.step(stage, &work, &mut optimizer, &reader, &samples, on_event)?;
+            if did {
+                skipped_in_a_row = 0;
+            } else {
+                skipped_in_a_row += 1;
+                if skipped_in_a_row > SKIPPED_IN_A_ROW_MAX {
+                    return Err(TrainingError::Diverged {
+                        stage: kind,
+                        step: self.state.step,
+                        skipped: skipped_in_a_row,
+                    });
+                }
+            }
+            if self.state.step % self.config.validation.every_steps == 0 {
+                self.validate(stage, &work, &valid, on_event)?;
+                validated_at = Some(self.state.step);
+            }
+            if self.state.step % self.config.checkpoint.every_steps == 0 {
+                self.save_checkpoint(&optimizer, on_event)?;
+            }
+        };
+        let to_be_resumed = ending == Ending::Stopped && !self.out_of_time(earlier, started);
+        if to_be_resumed {
+            self.save_checkpoint(&optimizer, on_event)?;
+        } else {
+            if validated_at != Some(self.state.step) {
+                self.validate(stage, &work, &valid, on_event)?;
+            }
+            self.take_best()?;
+        }
+        self.tell(
+            TrainEvent::StageFinished {
+                stage: number,
+                kind,
+                steps: self.state.step,
+                seconds: self.state.stage_seconds,
+                best_loss: self.state.best.as_ref().map(|best| best.loss),
+                reason: ending.name().to_owned(),
+            },
+            on_event,
+        )?;
+        Ok(ending)
+    }
+
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not finite.
+    fn step(
+        &mut self,
+        stage: &StageConfig,
+        work: &StageAtWork<'_>,
+        optimizer: &mut AdamW,
+        reader: &BatchReader,
+        samples: &[Sample],
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<bool, TrainingError> {
+        let start = Instant::now();
+        optimizer.zero_grad();
+        let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
+        let mut epoch = self.state.epoch;
+        while batches < stage.accumulate {
+            let batch = reader.next()?;
+            epoch = batch.epoch;
+            self.count_unreadable(&batch)?;
+            (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
+                (batch.epoch + 1, 0)
+            } else {
+                (batch.epoch, batch.position + 1)
+            };
+            let rows: Vec<&Sample> = batch.rows.iter().map(|row| &samples[*row]).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let Some(found) = work.loss(&self.learned, &rows, &batch.clips, &batch.instructions)? else {
+                continue;
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a small count")]
+            let share = found.loss / stage.accumulate as f64;
+            share.f_backward()?;
+            total += share.double_value(&[]);
+            batches += 1;
+            tokens += found.tokens;
+            #[expect(clippy::cast_precision_loss, reason = "sample counts")]
+            let seconds = batch.clips.iter().map(Vec::len).sum::<usize>() as f64 / 16_000.0;
+            audio_seconds += seconds;
+        }
+        let norm = optimizer.grad_norm();
+        self.state.step += 1;
+        self.state.total_steps += 1;
+        let done = progress(stage, self.state.step, self.state.stage_seconds);
+        let rate = stage.learning_rate * rate_factor(stage, self.state.step - 1, done);
+        let finite = total.is_finite() && norm.is_finite();
+        if finite {
+            if norm > stage.clip_norm {
+                optimizer.scale_grads(stage.clip_norm / norm);
+            }
+            optimizer.step(rate);
+        }
+        let elapsed = start.elapsed().as_secs_f64();
+        self.state.stage_seconds += elapsed;
+        let number = self.state.stage;
+        if !finite {
+            self.state.skipped += 1;
+            let (step, skipped) = (self.state.step, self.state.skipped);
+            self.tell(TrainEvent::StepSkipped { stage: number, step, skipped }, on_event)?;
+            return Ok(false);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        let tokens = tokens as f64;
+        self.tell(
+            TrainEvent::Step {
+                stage: number,
+                kind: stage.kind.name().to_owned(),
+                step: self.state.step,
+                epoch,
+                loss: total,
+                rate,
+                grad_norm: norm,
+                tokens_per_second: tokens / elapsed,
+                audio_seconds_per_second: audio_seconds / elapsed,
+                seconds: self.state.stage_seconds,
+                progress: done.min(1.0),
+            },
+            on_event,
+        )?;
+        Ok(true)
+    }
+
+    fn count_unreadable(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
+        self.state.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
+        self.state.unreadable += batch.unreadable.len() as u64;
+        for reason in &batch.unreadable {
+            tracing::warn!(reason, "left a training clip out");
+        }
+        let (failed, tried) = (self.state.unreadable, self.state.tried);
+        match batch.unreadable.last() {
+            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => {
+                Err(TrainingError::Unreadable { failed, tried, last: last.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn reader(&self, stage: &StageConfig, samples: &[Sample]) -> Result<BatchReader, TrainingError> {
+        let weight = |sample: &Sample| stage.weights.get(&sample.example.task).copied().unwrap_or(1.0);
+        BatchReader::start(
+            BatchReaderArgs {
+                examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
+                instructions: samples.iter().map(|sample| Arc::clone(&sample.instructions)).collect(),
+                weights: samples.iter().map(weight).collect(),
+                rows_max: 0,
+                seconds_max: 0.0,
+                augment: None,
+                samples_max: self.networks.encoder.info().max_samples,
+                seed: self.config.seed,
+                stage: self.state.stage as u64,
+                start: (self.state.epoch, self.state.position),
+                ahead: self.config.data.prefetch_batches,
+            }
+            .limits_of(stage, &self.config.augment),
+        )
+    }
+
+    /// The clips a stage is validated on: the same ones each time.
+    fn validation_set(&self, stage: &StageConfig) -> Vec<Sample> {
+        let mut samples: Vec<Sample> =
+            self.valid.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
+        SplitMix::new(&[0x7a11d]).shuffle(&mut samples);
+        samples.truncate(self.config.validation.clips_max);
+        samples
+    }
+
+    fn validate(
+        &mut self,
+        stage: &StageConfig,
+        work: &StageAtWork<'_>,
+        valid: &[Sample],
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<(), TrainingError> {
+        if valid.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let _guard = tch::no_grad_guard();
+        let rows_max = self.config.validation.batch_rows;
+        let mut order: Vec<&Sample> = valid.iter().collect();
+        order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
+        let (mut total, mut clips_scored) = (0.0, 0usize);
+        for chunk in order.chunks(rows_max) {
+            self.control.wait();
+            let mut rows = Vec::with_capacity(chunk.len());
+            let mut clips = Vec::with_capacity(chunk.len());
+            for sample in chunk {
+                match sample.example.audio.load() {
+                    Ok(clip) => {
+                        rows.push(*sample);
+                        clips.push(clip);
+                    }
+                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
+                }
+            }
+            if rows.is_empty() {
+                continue;
+            }
+            let instructions: Vec<String> = rows.iter().map(|sample| sample.instructions[0].clone()).collect();
+            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
+                #[expect(clippy::cast_precision_loss, reason = "a small count")]
+                let weight = rows.len() as f64;
+                total += found.loss.double_value(&[]) * weight;
+                clips_scored += rows.len();
+            }
+        }
+        if clips_scored == 0 {
+            tracing::warn!("no validation clip could be scored");
+            return Ok(());
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        let loss = total / clips_scored as f64;
+        let transcribed: Vec<Sample> = valid
+            .iter()
+            .filter(|sample| sample.example.task == "asr")
+            .take(self.config.validation.transcribed_clips_max)
+            .cloned()
+            .collect();
+        let (mut wer, mut told, mut count) = (None, Vec::new(), 0);
+        if !transcribed.is_empty() {
+            let options = EvaluateOptions {
+                batch_rows: rows_max,
+                new_tokens_max: self.config.validation.new_tokens_max,
+                by_ctc: stage.kind == StageKind::CtcAlign,
+            };
+            // A stop must not leave half a validation behind, so this part has a control of its own.
+            let found = evaluate(self.networks, &self.learned, &transcribed, &options, &Control::new(), &mut |_| {})?;
+            count = found.rows.len();
+            wer = (count > 0).then(|| found.wer());
+            told = found
+                .rows
+                .iter()
+                .take(SAMPLES_TOLD)
+                .map(|row| Transcribed { reference: row.reference.clone(), hypothesis: row.hypothesis.clone() })
+                .collect();
+        }
+        let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
+        if best {
+            self.state.best = Some(Best { loss, wer, step: self.state.step });
+            self.state.since_best = 0;
+            checkpoint_best(&self.config.output.join("best"), &self.learned, &self.config.run)?;
+        } else {
+            self.state.since_best += 1;
+        }
+        self.tell(
+            TrainEvent::Validated {
+                stage: self.state.stage,
+                kind: stage.kind.name().to_owned(),
+                step: self.state.step,
+                loss,
+                wer,
+                clips: clips_scored,
+                transcribed_clips: count,
+                best,
+                seconds: start.elapsed().as_secs_f64(),
+                samples: told,
+            },
+            on_event,
+        )?;
+        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))
+    }
+
+    /// Goes on with the weights of the stage's best validation.
+    fn take_best(&mut self) -> Result<(), TrainingError> {
+        let folder = self.config.output.join("best");
+        match &self.state.best {
+            Some(best) if best.step != self.state.step && folder.is_dir() => {
+                let (snapshot, lora) = checkpoint::read_adapter(&folder, &self.config.run)?;
+                let device = self.networks.placement.device;
+                self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
+                if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
+                    self.learned.lora = Some(checkpoint::read_lora(&folder, self.networks.speech_llm.llm(), device)?);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn save_checkpoint(&mut self, optimizer: &AdamW, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
+        checkpoint::save(&self.config.output.join("checkpoint"), &self.learned, optimizer, &self.state)?;
+        let event = TrainEvent::CheckpointSaved { stage: self.state.stage, step: self.state.step };
+        self.tell(event, on_event)
+    }
+
+    fn out_of_time(&self, earlier: f64, started: Instant) -> bool {
+        let spent = earlier + started.elapsed().as_secs_f64();
+        self.config.minutes_max.is_some_and(|minutes| spent >= minutes * 60.0)
+    }
+
+    fn tell(&mut self, event: TrainEvent, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
+        self.log.write(&event)?;
+        on_event(&event);
+        Ok(())
+    }
+}
+
+fn checkpoint_best(
+    folder: &std::path::Path,
+    learned: &Learned,
+    version: &str,
+) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
+    if learned.lora.is_none() {
+        let stale = folder.join("lora");
+        if stale.exists() {
+            std::fs::remove_dir_all(&stale).map_err(TrainingError::io("remove", &stale))?;
+        }
+    }
+    std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
+    let snapshot = checkpoint::save_learned(folder, learned, version)?;
+    Ok((snapshot, learned.lora.is_some().then(|| folder.join("lora"))))
+}
+
+/// What a resumed run must have in common with the one that was saved.
+fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) -> String {
+    let parts = serde_json::json!({
+        "seed": config.seed,
+        "adapter": config.adapter,
+        "lora": config.lora,
+        "data": data_digest,
+        "plain_targets": config.data.plain_targets,
+        "encoder": networks.encoder_identity,
+        "llm": networks.llm_identity,
+        "system": config.model.system,
+    });
+    let mut hash = <sha2::Sha256 as sha2::Digest>::new();
+    sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
+    example::hex(&sha2::Digest::finalize(hash))
+}
+
+/// Whether a curriculum ends with LoRA in the model.
+pub fn ends_with_lora(stages: &[StageConfig]) -> bool {
+    stages.last().is_some_and(|stage| stage.kind.has_lora() && stage.kind != StageKind::CtcAlign)
+}

@@ -1,0 +1,113 @@
+//! `Example`: one labelled recording, wherever it comes from.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
+pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
+
+/// Where an example's audio is.
+#[derive(Clone)]
+pub enum AudioSource {
+    /// A file of any supported type.
+    File(PathBuf),
+    /// In memory: mono f32 at 16 kHz.
+    Samples(Arc<[f32]>),
+    /// Behind a function, such as one that reads the sample store.
+    Lazy(LazyAudio),
+}
+
+impl fmt::Debug for AudioSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Samples(samples) => write!(f, "Samples({})", samples.len()),
+            Self::Lazy(_) => write!(f, "Lazy"),
+        }
+    }
+}
+
+impl AudioSource {
+    /// Reads, decodes and resamples: mono f32 at 16 kHz, at least one sample.
+    ///
+    /// # Errors
+    /// A sentence that names the file and what is wrong with it.
+    pub fn load(&self) -> Result<Vec<f32>, String> {
+        let samples = match self {
+            Self::Samples(samples) => samples.to_vec(),
+            Self::Lazy(load) => load()?,
+            Self::File(path) => {
+read_wav(path)?
+            }
+        };
+        if samples.is_empty() {
+            return Err(format!("{self:?} has no samples"));
+        }
+        Ok(samples)
+    }
+}
+
+/// Reads a 16 kHz mono WAV of 16-bit or float samples.
+fn read_wav(path: &std::path::Path) -> Result<Vec<f32>, String> {
+    let wrong = |reason: String| format!("`{}`: {reason}", path.display());
+    let mut reader = hound::WavReader::open(path).map_err(|error| wrong(error.to_string()))?;
+    let spec = reader.spec();
+    if spec.sample_rate != 16_000 || spec.channels != 1 {
+        return Err(wrong(format!("{} Hz, {} channels, expected 16000 Hz, 1 channel", spec.sample_rate, spec.channels)));
+    }
+    let samples: Result<Vec<f32>, hound::Error> = match (spec.sample_format, spec.bits_per_sample) {
+        (hound::SampleFormat::Int, 16) => reader.samples::<i16>().map(|s| s.map(|s| f32::from(s) / 32768.0)).collect(),
+        (hound::SampleFormat::Float, 32) => reader.samples::<f32>().collect(),
+        (format, bits) => return Err(wrong(format!("{bits} bits of {format:?}, expected 16-bit integers or 32-bit floats"))),
+    };
+    samples.map_err(|error| wrong(error.to_string()))
+}
+
+/// One labelled recording.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// Where it comes from, for messages and results: `manifest:line`, a request id …
+    pub id: String,
+    /// Its audio.
+    pub audio: AudioSource,
+    /// Length in seconds, as declared; batches are planned with it.
+    pub seconds: f64,
+    /// Task name, `asr` unless declared.
+    pub task: String,
+    /// Its own instruction; absent: one of the task's is drawn.
+    pub instruction: Option<String>,
+    /// The answer to learn.
+    pub target: String,
+    /// Group for reports (`domain` in manifests).
+    pub domain: Option<String>,
+}
+
+/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions and targets, in order.
+pub fn digest(examples: &[Example]) -> String {
+    let mut hash = Sha256::new();
+    for example in examples {
+        for part in [
+            example.id.as_str(),
+            &format!("{:.3}", example.seconds),
+            &example.task,
+            example.instruction.as_deref().unwrap_or(""),
+            &example.target,
+        ] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

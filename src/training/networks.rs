@@ -1,0 +1,64 @@
+//! The frozen networks of a run, loaded from settings.
+
+use std::fmt;
+
+use super::TrainingError;
+use crate::config::model::ModelConfig;
+use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
+use crate::models::whisper::{Window, WhisperEncoder};
+use crate::models::SpeechEncoder;
+use crate::nn::accel::{Placement, configure_threads};
+use crate::registry::{ModelIdentity, identify};
+
+/// Encoder and language model, frozen, with what they are. Belongs to one thread at a time.
+pub struct Networks {
+    /// The speech encoder.
+    pub encoder: Box<dyn SpeechEncoder>,
+    /// The language model with tokenizer and prompt layout.
+    pub speech_llm: SpeechLlm,
+    /// Which encoder.
+    pub encoder_identity: ModelIdentity,
+    /// Which language model.
+    pub llm_identity: ModelIdentity,
+    /// Device and precision, and why.
+    pub placement: Placement,
+}
+
+impl fmt::Debug for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Networks")
+            .field("encoder", &self.encoder_identity)
+            .field("llm", &self.llm_identity)
+            .field("placement", &self.placement)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Networks {
+    /// Loads both model folders to the device and in the precision that the settings and the machine allow.
+    ///
+    /// # Errors
+    /// [`TrainingError`] when a folder is missing or does not fit, or the device cannot be had.
+    pub fn load(config: &ModelConfig) -> Result<Self, TrainingError> {
+        let placement = Placement::resolve(config.device, config.precision)?;
+        configure_threads(config.threads);
+        let encoder = WhisperEncoder::load(&config.encoder, Window::Clip, &placement)?;
+        let speech_llm = SpeechLlm::open(&config.llm, config.system.as_deref(), &placement)?;
+        Ok(Self {
+            encoder: Box::new(encoder),
+            speech_llm,
+            encoder_identity: identify(&config.encoder)?,
+            llm_identity: identify(&config.llm)?,
+            placement,
+        })
+    }
+}
+
+impl From<SpeechLlmError> for TrainingError {
+    fn from(error: SpeechLlmError) -> Self {
+        match error {
+            SpeechLlmError::Model(error) => Self::Model(error),
+            SpeechLlmError::Text(error) => Self::Text(error),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A whole offline run: settings and manifests in, a published adapter version out.
+
+use std::collections::BTreeMap;
+
+use super::control::Control;
+use super::engine::{Engine, EngineArgs, TrainOutcome};
+use super::events::TrainEvent;
+use super::manifest::read_manifest;
+use super::networks::Networks;
+use super::{TrainingError, checkpoint};
+use crate::config::training::TrainingConfig;
+use crate::registry::{Draft, Registry};
+
+/// What the `train` command asks for.
+#[derive(Clone, Debug)]
+pub struct TrainArgs {
+    /// Settings of the run.
+    pub config: TrainingConfig,
+    /// Goes on from the run's checkpoint, when there is one.
+    pub resume: bool,
+    /// Pauses and stops the run.
+    pub control: Control,
+}
+
+/// What a run came to, and what was published.
+#[derive(Clone, Debug)]
+pub struct TrainReport {
+    /// The run.
+    pub outcome: TrainOutcome,
+    /// Name of the published version; absent when there is no registry or the run was stopped.
+    pub version: Option<String>,
+}
+
+/// Runs a curriculum from manifests and publishes the best adapter where the settings name a registry.
+///
+/// # Errors
+/// [`TrainingError`] when settings, data, networks or disk fail; the last checkpoint stays.
+pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainReport, TrainingError> {
+    let TrainArgs { config, resume, control } = args;
+    config.validate()?;
+    let read = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, TrainingError> {
+        let mut examples = Vec::new();
+        for path in paths {
+            examples.extend(read_manifest(path, None)?);
+        }
+        Ok(examples)
+    };
+    let (train, valid) = (read(&config.data.train)?, read(&config.data.valid)?);
+    let start_from = match &config.start_from {
+        Some(path) => Some(checkpoint::read_adapter(path, "start")?),
+        None => None,
+    };
+    let networks = Networks::load(&config.model)?;
+    let args = EngineArgs { config: config.clone(), networks: &networks, train, valid, start_from, resume, control };
+    let outcome = Engine::new(args)?.run(on_event)?;
+    let mut version = None;
+    if let (Some(root), false) = (&config.checkpoint.registry, outcome.stopped) {
+        let registry = Registry::open(root)?;
+        let published = registry.publish(&config.checkpoint.prefix, &draft(&config, &networks, &outcome, None))?.version;
+        if config.checkpoint.promote {
+            registry.promote(&published)?;
+        }
+        on_event(&TrainEvent::Published { version: published.clone(), promoted: config.checkpoint.promote });
+        version = Some(published);
+    }
+    Ok(TrainReport { outcome, version })
+}
+
+/// What a run's outcome looks like as a draft for the registry.
+pub fn draft(config: &TrainingConfig, networks: &Networks, outcome: &TrainOutcome, parent: Option<String>) -> Draft {
+    let mut metrics = BTreeMap::from([
+        ("steps".to_owned(), serde_json::json!(outcome.steps)),
+        ("train_seconds".to_owned(), serde_json::json!(outcome.seconds.round())),
+    ]);
+    if let Some(best) = &outcome.best {
+        metrics.insert("valid_loss".to_owned(), serde_json::json!(best.loss));
+        metrics.insert("valid_wer".to_owned(), serde_json::json!(best.wer));
+    }
+    let extra = ["log.jsonl", "loss.svg"]
+        .into_iter()
+        .map(|name| (name.to_owned(), outcome.output.join(name)))
+        .filter(|(_, path)| path.is_file())
+        .collect();
+    Draft {
+        parent,
+        encoder: networks.encoder_identity.clone(),
+        llm: networks.llm_identity.clone(),
+        curriculum: serde_json::to_value(&config.stages).unwrap_or_default(),
+        data_digest: outcome.data_digest.clone(),
+        metrics,
+        settings: serde_json::to_value(config).unwrap_or_default(),
+        adapter: outcome.adapter.clone(),
+        lora: outcome.lora.clone(),
+        extra,
+    }
+}

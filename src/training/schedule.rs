@@ -1,0 +1,71 @@
+//! Learning rate over a stage: linear warm-up, then constant, linear or cosine.
+
+use crate::config::training::{Decay, StageConfig};
+
+/// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the stage is done by steps or by time.
+pub fn rate_factor(stage: &StageConfig, step: u64, progress: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
+    let warmup = if stage.warmup_steps == 0 { 1.0 } else { ((step + 1) as f64 / stage.warmup_steps as f64).min(1.0) };
+    let progress = progress.clamp(0.0, 1.0);
+    let last = stage.final_rate_fraction;
+    let decay = match stage.decay {
+        Decay::Constant => 1.0,
+        Decay::Linear => 1.0 - (1.0 - last) * progress,
+        Decay::Cosine => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+    };
+    warmup * decay
+}
+
+/// How much of a stage is done: the larger share of its steps and of its time; 0 when it has neither limit.
+pub fn progress(stage: &StageConfig, steps: u64, seconds: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
+    let by_steps = stage.steps_max.map_or(0.0, |max| steps as f64 / max.max(1) as f64);
+    let by_time = stage.minutes_max.map_or(0.0, |minutes| seconds / (minutes * 60.0));
+    by_steps.max(by_time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::training::StageKind;
+
+    fn stage(decay: Decay) -> StageConfig {
+        StageConfig {
+            steps_max: Some(100),
+            minutes_max: Some(1.0),
+            warmup_steps: 10,
+            decay,
+            final_rate_fraction: 0.1,
+            ..StageConfig::new(StageKind::Asr, 1.0)
+        }
+    }
+
+    #[test]
+    fn warm_up_rises_in_a_straight_line_to_the_full_rate() {
+        let stage = stage(Decay::Constant);
+
+        assert!((rate_factor(&stage, 0, 0.0) - 0.1).abs() < 1e-12);
+        assert!((rate_factor(&stage, 4, 0.0) - 0.5).abs() < 1e-12);
+        assert!((rate_factor(&stage, 9, 0.0) - 1.0).abs() < 1e-12);
+        assert!((rate_factor(&stage, 5000, 1.0) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn both_decays_end_at_the_final_fraction_and_meet_in_the_middle() {
+        for decay in [Decay::Linear, Decay::Cosine] {
+            let stage = stage(decay);
+
+            assert!((rate_factor(&stage, 50, 0.5) - 0.55).abs() < 1e-12);
+            assert!((rate_factor(&stage, 100, 1.0) - 0.1).abs() < 1e-12);
+            assert!((rate_factor(&stage, 100, 7.0) - 0.1).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn progress_is_the_larger_share_of_steps_and_time() {
+        let stage = stage(Decay::Linear);
+
+        assert!((progress(&stage, 50, 6.0) - 0.5).abs() < 1e-12);
+        assert!((progress(&stage, 50, 54.0) - 0.9).abs() < 1e-12);
+    }
+}
