@@ -232,7 +232,12 @@ impl SpeechLlm {
         slots: usize,
         lora: Option<&LoraSet>,
     ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
-        let options = GenerateOptions { max_tokens: tokens_max, end_ids: self.end_ids.clone(), slots };
+        let options = GenerateOptions {
+            max_tokens: tokens_max,
+            end_ids: self.end_ids.clone(),
+            slots,
+            vocabulary: Some(self.tokenizer.vocab_size()),
+        };
         generate(self.llm.as_ref(), prompts, &options, lora)?
             .into_iter()
             .map(|generated| {
