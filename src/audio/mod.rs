@@ -13,6 +13,9 @@
 //! | MP3 | a frame is cut, or the Xing/Info header declares more frames | no Xing/Info header |
 //! | raw PCM | the bytes end inside a frame | always |
 //!
+//! Vorbis of more than two channels and MP3 with block types that differ between channels are refused as unsupported:
+//! symphonia 0.6.1 decodes the first wrongly and the second not at all.
+//!
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
@@ -30,6 +33,7 @@ mod sniff;
 mod tests;
 mod vorbis;
 mod wav;
+mod window;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -39,6 +43,7 @@ pub use pcm::{PcmEncoding, PcmSpec};
 pub use resample::{resample, resampled_len};
 pub use sniff::{Container, probe_container};
 pub use wav::{WriteWavError, encode_wav, write_wav};
+pub use window::windows;
 
 /// Sample rate of every [`Waveform`], hertz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;

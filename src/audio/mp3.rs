@@ -7,6 +7,7 @@
 
 use symphonia::core::codecs::audio::well_known::CODEC_ID_MP3;
 use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
+use symphonia::core::errors::Error;
 use symphonia::core::packet::PacketRef;
 use symphonia::core::units::{Duration, Timestamp};
 use symphonia::default::codecs::MpaDecoder;
@@ -289,6 +290,11 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
         );
         let decoded = match decoder.decode_ref(&packet) {
             Ok(decoded) => decoded,
+            // Legal, and what some recorders write; symphonia 0.6.1 does not decode it.
+            Err(Error::DecodeError(problem)) if problem.contains("block_type mismatch") => {
+                let found = "an MP3 file whose channels choose their block types apart".to_owned();
+                return Err(AudioError::UnsupportedCodec { found });
+            }
             Err(error) => return corrupt(format!("frame {number}: {error}")),
         };
         if decoded.frames() as u64 != first.frames() {

@@ -28,26 +28,7 @@ impl Sink {
         channels: u16,
         limits: &AudioLimits,
     ) -> Result<Self, AudioError> {
-        let AudioLimits {
-            rate_hz_min,
-            rate_hz_max,
-            channels_max,
-            ..
-        } = *limits;
-        if rate_hz == 0 || !(rate_hz_min..=rate_hz_max).contains(&rate_hz) {
-            let rate_hz = u64::from(rate_hz);
-            return Err(AudioError::AbsurdRate {
-                rate_hz,
-                rate_hz_min,
-                rate_hz_max,
-            });
-        }
-        if channels == 0 || channels > channels_max {
-            return Err(AudioError::AbsurdChannels {
-                channels: u64::from(channels),
-                channels_max,
-            });
-        }
+        check_source(rate_hz, channels, limits)?;
         Ok(Self {
             container,
             rate_hz,
@@ -135,6 +116,38 @@ impl Sink {
             content_type_mismatch: false,
         })
     }
+}
+
+/// Refuses a rate or a number of channels that is out of range.
+///
+/// # Errors
+/// [`AudioError::AbsurdRate`], [`AudioError::AbsurdChannels`].
+pub(super) fn check_source(
+    rate_hz: u32,
+    channels: u16,
+    limits: &AudioLimits,
+) -> Result<(), AudioError> {
+    let AudioLimits {
+        rate_hz_min,
+        rate_hz_max,
+        channels_max,
+        ..
+    } = *limits;
+    if rate_hz == 0 || !(rate_hz_min..=rate_hz_max).contains(&rate_hz) {
+        let rate_hz = u64::from(rate_hz);
+        return Err(AudioError::AbsurdRate {
+            rate_hz,
+            rate_hz_min,
+            rate_hz_max,
+        });
+    }
+    if channels == 0 || channels > channels_max {
+        return Err(AudioError::AbsurdChannels {
+            channels: u64::from(channels),
+            channels_max,
+        });
+    }
+    Ok(())
 }
 
 /// Whether a sample is a number that can be resampled without running over.

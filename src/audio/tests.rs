@@ -168,6 +168,7 @@ fn an_mp3_without_a_tag_keeps_the_samples_of_its_encoder() {
 fn what_is_sound_but_not_decoded_is_called_by_its_name() {
     for (name, found) in [
         ("tone-16000-1-opus.ogg", "Opus"),
+        ("tone-16000-6-oggenc.ogg", "Vorbis of 6 channels"),
         ("tone-16000-1.mp2", "layer I or II"),
         ("tone-16000-1.m4a", "M4A"),
         ("tone-16000-1.aac", "AAC"),
@@ -432,7 +433,6 @@ fn exactly_the_longest_is_taken() {
 
 #[test]
 fn a_decompression_bomb_is_stopped() {
-    // One frame of constant silence, 65,535 samples of 8 channels in some 60 bytes, again and again.
     let limits = AudioLimits {
         decoded_samples_max: 10_000,
         ..AudioLimits::default()

@@ -15,6 +15,10 @@ use super::{AudioError, AudioLimits, Container, Waveform};
 /// few kilobytes can ask for a billion.
 const CODE_BOOK_VALUES_MAX: u64 = 4 << 20; // 16 MiB as f32
 
+/// symphonia 0.6.1 puts the channels of a coupled pair other than the first into the wrong places, so that more than
+/// two channels come out as something else than went in, without an error. Refused, until that is mended.
+const CHANNELS_MAX: u8 = 2;
+
 /// Takes the packets of one Vorbis stream.
 pub(super) struct VorbisStream {
     limits: AudioLimits,
@@ -100,7 +104,7 @@ impl Decoding {
         };
         let rate_hz = u32::from_le_bytes(*rate);
         let sink = Sink::new(Container::OggVorbis, rate_hz, u16::from(*channels), limits)?;
-        if *channels > 8 {
+        if *channels > CHANNELS_MAX {
             let found = format!("Vorbis of {channels} channels");
             return Err(AudioError::UnsupportedCodec { found });
         }

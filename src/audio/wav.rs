@@ -6,7 +6,7 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use super::sink::Sink;
+use super::sink::{Sink, check_source};
 use super::{AudioError, AudioLimits, Container, PcmEncoding, SAMPLE_RATE_HZ, Waveform, pcm};
 
 /// Declared data sizes from here on mean that the writer did not know: ffmpeg writes `0xffff_ffff` into a pipe,
@@ -178,7 +178,7 @@ fn parse_format(body: &[u8], limits: &AudioLimits) -> Result<Format, AudioError>
         ));
     };
     // Rate and channels first: what is absurd should be called so, whatever else does not add up with it.
-    Sink::new(Container::Wav, rate_hz, channels, limits)?;
+    check_source(rate_hz, channels, limits)?;
 
     if tag == 0xfffe {
         let Some(guid) = body.get(24..40) else {

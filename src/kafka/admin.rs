@@ -26,6 +26,8 @@ pub struct TopicInfo {
     pub name: String,
     /// How many partitions it has.
     pub partitions: usize,
+    /// How many of them have no leader now, and so cannot be used.
+    pub leaderless: usize,
 }
 
 /// What the cluster looks like.
@@ -80,6 +82,11 @@ pub async fn broker_metadata(config: &KafkaConfig, limit: Duration) -> Result<Cl
             .map(|topic| TopicInfo {
                 name: topic.name().to_owned(),
                 partitions: topic.partitions().len(),
+                leaderless: topic
+                    .partitions()
+                    .iter()
+                    .filter(|partition| partition.leader() < 0)
+                    .count(),
             })
             .collect();
         topics.sort_by(|one, other| one.name.cmp(&other.name));
@@ -147,8 +154,32 @@ pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<
             }
         }
     }
+    wait_until_known(config, &missing, limit.saturating_sub(began.elapsed())).await?;
     info!(topics = %created.join(" "), partitions = config.partitions, "topics created");
     Ok(created)
+}
+
+/// Waits until the cluster tells of `topics`, which takes a moment after their creation.
+async fn wait_until_known(config: &KafkaConfig, topics: &[&str], limit: Duration) -> Result<(), KafkaError> {
+    let began = Instant::now();
+    loop {
+        let cluster = broker_metadata(config, limit).await?;
+        let unknown = topics
+            .iter()
+            .find(|topic| cluster.topic(topic).is_none_or(|found| found.leaderless > 0));
+        let Some(unknown) = unknown else { return Ok(()) };
+        if began.elapsed() >= limit {
+            return Err(KafkaError::Topic {
+                topic: (*unknown).to_owned(),
+                action: "use it",
+                reason: format!(
+                    "it was created and has no leader after {} ms",
+                    began.elapsed().as_millis()
+                ),
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Logging>, KafkaError> {

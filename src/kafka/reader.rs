@@ -16,6 +16,9 @@ use super::error::{KafkaError, reason};
 use crate::config::kafka::KafkaConfig;
 use crate::wire::Record;
 
+/// Pause before a partition without a leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Where a [`Reader`] begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadFrom {
@@ -94,9 +97,15 @@ impl Reader {
             }
             let mut list = TopicPartitionList::with_capacity(partitions.len());
             for partition in &partitions {
-                let (oldest, end) = consumer
-                    .fetch_watermarks(&topic, *partition, limit)
-                    .map_err(unreachable)?;
+                let (oldest, end) = loop {
+                    match consumer.fetch_watermarks(&topic, *partition, limit) {
+                        Ok(watermarks) => break watermarks,
+                        Err(error) if is_passing(&error) && began.elapsed() < limit => {
+                            std::thread::sleep(RETRY_PAUSE)
+                        }
+                        Err(error) => return Err(unreachable(error)),
+                    }
+                };
                 let offset = if from == ReadFrom::Beginning { oldest } else { end };
                 list.add_partition_offset(&topic, *partition, Offset::Offset(offset.max(0)))
                     .expect("offsets of a log are not negative");
@@ -187,4 +196,18 @@ impl Reader {
             reason: code.to_string(),
         }
     }
+}
+
+/// Whether a partition has no leader yet: its topic is young, or its broker has just gone.
+fn is_passing(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownPartition
+        )
+    )
 }
