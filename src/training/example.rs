@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::audio::{AudioLimits, decode};
+
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
 
@@ -40,7 +42,14 @@ impl AudioSource {
             Self::Samples(samples) => samples.to_vec(),
             Self::Lazy(load) => load()?,
             Self::File(path) => {
-read_wav(path)?
+                let wrong = |reason: String| format!("`{}`: {reason}", path.display());
+                let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+                if size > FILE_BYTES_MAX {
+                    return Err(wrong(format!("has {size} bytes, expected at most {FILE_BYTES_MAX}")));
+                }
+                let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+                let limits = AudioLimits { value_bytes_max: bytes.len(), ..AudioLimits::default() };
+                decode(&bytes, None, &limits).map_err(|error| wrong(error.to_string()))?.samples
             }
         };
         if samples.is_empty() {
@@ -50,21 +59,8 @@ read_wav(path)?
     }
 }
 
-/// Reads a 16 kHz mono WAV of 16-bit or float samples.
-fn read_wav(path: &std::path::Path) -> Result<Vec<f32>, String> {
-    let wrong = |reason: String| format!("`{}`: {reason}", path.display());
-    let mut reader = hound::WavReader::open(path).map_err(|error| wrong(error.to_string()))?;
-    let spec = reader.spec();
-    if spec.sample_rate != 16_000 || spec.channels != 1 {
-        return Err(wrong(format!("{} Hz, {} channels, expected 16000 Hz, 1 channel", spec.sample_rate, spec.channels)));
-    }
-    let samples: Result<Vec<f32>, hound::Error> = match (spec.sample_format, spec.bits_per_sample) {
-        (hound::SampleFormat::Int, 16) => reader.samples::<i16>().map(|s| s.map(|s| f32::from(s) / 32768.0)).collect(),
-        (hound::SampleFormat::Float, 32) => reader.samples::<f32>().collect(),
-        (format, bits) => return Err(wrong(format!("{bits} bits of {format:?}, expected 16-bit integers or 32-bit floats"))),
-    };
-    samples.map_err(|error| wrong(error.to_string()))
-}
+/// Larger files are not training clips.
+const FILE_BYTES_MAX: u64 = 1 << 30; // 1 GiB
 
 /// One labelled recording.
 #[derive(Clone, Debug)]

@@ -42,3 +42,6 @@ pub use example::{AudioSource, Example};
 pub use manifest::read_manifest;
 pub use networks::Networks;
 pub use run::{TrainArgs, TrainReport, draft, run};
+
+#[cfg(test)]
+mod tests;

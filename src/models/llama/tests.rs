@@ -572,3 +572,25 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
         );
     }
 }
+
+#[test]
+fn attention_for_training_in_bf16_and_its_gradient_stay_close_to_f32() {
+    for name in FIXTURES {
+        let ids = expected(name).ids;
+        let run = |kind| {
+            let model = Llama::open(&folder(name), Device::Cpu, kind).unwrap();
+            let embeds = model.embed(&ids).unwrap().unsqueeze(0).to_kind(Kind::Float).detach();
+            let embeds = embeds.set_requires_grad(true);
+            let hidden = model.hidden(&embeds.to_kind(kind), &[ids.len() as i64], None).unwrap().to_kind(Kind::Float);
+            hidden.square().mean(Kind::Float).sqrt().backward();
+            let weights = hidden.detach().view([-1]);
+            (weights, embeds.grad())
+        };
+
+        let ((wide, wide_gradient), (narrow, narrow_gradient)) = (run(Kind::Float), run(Kind::BFloat16));
+
+        assert!(relative_error(&narrow, &wide) < 0.06, "{name}: {}", relative_error(&narrow, &wide));
+        let error = (&narrow_gradient - &wide_gradient).norm().double_value(&[]) / wide_gradient.norm().double_value(&[]);
+        assert!(error < 0.1, "{name}: {error}");
+    }
+}
