@@ -78,11 +78,20 @@ impl Streams {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
             return Assembled::Broken(vec![record], broken("a chunk without session or number"));
         };
-        let expected = self.streams.get(&session).map_or(0, |stream| stream.records.len() as u64);
+        let expected = self
+            .streams
+            .get(&session)
+            .map_or(0, |stream| stream.records.len() as u64);
         if chunk.sequence != expected {
             let found = chunk.sequence;
-            let message = format!("stream `{}`: chunk {found} came where chunk {expected} was expected", session.escape_debug());
-            let mut records = self.streams.remove(&session).map_or_else(Vec::new, |stream| stream.records);
+            let message = format!(
+                "stream `{}`: chunk {found} came where chunk {expected} was expected",
+                session.escape_debug()
+            );
+            let mut records = self
+                .streams
+                .remove(&session)
+                .map_or_else(Vec::new, |stream| stream.records);
             records.push(record);
             return Assembled::Broken(records, broken(message));
         }
@@ -106,11 +115,17 @@ impl Streams {
         }
         let stream = self.streams.remove(&session).expect("it was entered above");
         if too_large {
-            let message = format!("stream `{}` has more than {} bytes", session.escape_debug(), self.bytes_max);
+            let message = format!(
+                "stream `{}` has more than {} bytes",
+                session.escape_debug(),
+                self.bytes_max
+            );
             let rejection = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
             return Assembled::Broken(stream.records, rejection);
         }
-        let Stream { first, mut records, .. } = stream;
+        let Stream {
+            first, mut records, ..
+        } = stream;
         let request = Request {
             audio: join(&records),
             ..first
@@ -148,7 +163,10 @@ impl Streams {
     /// Drops streams of partitions that were taken away; whoever gets them reads the chunks again.
     pub fn forget(&mut self, partitions: &[TopicPartition]) {
         self.streams.retain(|_, stream| {
-            !stream.records.iter().any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
+            !stream
+                .records
+                .iter()
+                .any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
         });
     }
 }
@@ -219,9 +237,18 @@ mod tests {
     fn chunks_in_order_become_one_recording() {
         let mut streams = Streams::new(100);
 
-        assert!(matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Waiting));
-        assert!(matches!(take(&mut streams, chunk("b", 0, false, b"xx")), Assembled::Waiting));
-        assert!(matches!(take(&mut streams, chunk("a", 1, false, b"34")), Assembled::Waiting));
+        assert!(matches!(
+            take(&mut streams, chunk("a", 0, false, b"12")),
+            Assembled::Waiting
+        ));
+        assert!(matches!(
+            take(&mut streams, chunk("b", 0, false, b"xx")),
+            Assembled::Waiting
+        ));
+        assert!(matches!(
+            take(&mut streams, chunk("a", 1, false, b"34")),
+            Assembled::Waiting
+        ));
         let Assembled::Whole(whole) = take(&mut streams, chunk("a", 2, true, b"56")) else {
             panic!("the last chunk completes the stream")
         };
@@ -244,7 +271,11 @@ mod tests {
 
         assert_eq!(records.len(), 2);
         assert_eq!(rejection.reason, Reason::BrokenStream);
-        assert!(rejection.message.contains("chunk 2 came where chunk 1"), "{}", rejection.message);
+        assert!(
+            rejection.message.contains("chunk 2 came where chunk 1"),
+            "{}",
+            rejection.message
+        );
         assert_eq!(streams.len(), 1);
     }
 
@@ -253,7 +284,9 @@ mod tests {
         let mut streams = Streams::new(100);
         take(&mut streams, chunk("a", 0, false, b"12"));
 
-        assert!(matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Broken(records, _) if records.len() == 2));
+        assert!(
+            matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Broken(records, _) if records.len() == 2)
+        );
     }
 
     #[test]

@@ -248,7 +248,14 @@ impl<K> SlotDecoder<K> {
         for group in self.group_by_lora(&active) {
             let ids: Vec<i64> = group
                 .iter()
-                .map(|&place| *self.slot(place).out.ids.last().expect("a slot joins with its first token"))
+                .map(|&place| {
+                    *self
+                        .slot(place)
+                        .out
+                        .ids
+                        .last()
+                        .expect("a slot joins with its first token")
+                })
                 .collect();
             let lora = self.slot(group[0]).prompt.lora.and_then(|key| loras.get(&key));
             let logits = model.step(&ids, &mut self.cache, &group, lora)?;
@@ -259,12 +266,18 @@ impl<K> SlotDecoder<K> {
 
     /// Empties every slot and hands the keys back, for a caller that gives up on them.
     pub fn clear(&mut self) -> Vec<K> {
-        (0..self.slots.len()).filter_map(|place| self.vacate(place)).map(|slot| slot.key).collect()
+        (0..self.slots.len())
+            .filter_map(|place| self.vacate(place))
+            .map(|slot| slot.key)
+            .collect()
     }
 
     /// The keys of the answers under way, with the tokens that each has so far.
     pub fn active(&mut self) -> impl Iterator<Item = (&mut K, &[i64])> {
-        self.slots.iter_mut().flatten().map(|slot| (&mut slot.key, slot.out.ids.as_slice()))
+        self.slots
+            .iter_mut()
+            .flatten()
+            .map(|slot| (&mut slot.key, slot.out.ids.as_slice()))
     }
 
     fn vacate(&mut self, place: usize) -> Option<Slot<K>> {

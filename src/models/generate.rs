@@ -137,7 +137,11 @@ pub fn generate(
 /// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability among all.
 pub(crate) fn choose(logits: &Tensor, vocabulary: Option<i64>) -> Result<Vec<(i64, f32)>, ModelError> {
     let width = logits.size().last().copied().unwrap_or(0);
-    let allowed = logits.f_narrow(-1, 0, vocabulary.map_or(width, |vocabulary| vocabulary.clamp(1, width)))?;
+    let allowed = logits.f_narrow(
+        -1,
+        0,
+        vocabulary.map_or(width, |vocabulary| vocabulary.clamp(1, width)),
+    )?;
     let (values, ids) = allowed.f_max_dim(-1, false)?; // [B] each
     let log_probabilities = values - logits.f_logsumexp(-1, false)?;
     let ids = Vec::<i64>::try_from(&ids)?;

@@ -69,7 +69,9 @@ impl Control {
     /// Makes training wait while the guard lives.
     pub fn go_first(&self) -> Yield {
         self.shared.ahead.fetch_add(1, Ordering::AcqRel);
-        Yield { shared: Arc::clone(&self.shared) }
+        Yield {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Called by the run between steps: waits while paused. Returns how long it waited.

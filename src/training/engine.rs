@@ -113,7 +113,15 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// [`TrainingError`] when settings, data, networks or checkpoint do not go together.
     pub fn new(args: EngineArgs<'a>) -> Result<Self, TrainingError> {
-        let EngineArgs { config, networks, train, valid, start_from, resume, control } = args;
+        let EngineArgs {
+            config,
+            networks,
+            train,
+            valid,
+            start_from,
+            resume,
+            control,
+        } = args;
         config.validate()?;
         let output = &config.output;
         std::fs::create_dir_all(output).map_err(TrainingError::io("make", output))?;
@@ -124,8 +132,15 @@ impl<'a> Engine<'a> {
         let adapter_config = AdapterConfig::new(&config.adapter, &networks.encoder.info(), &llm.info())?;
         let fingerprint = fingerprint(&config, networks, &data_digest);
 
-        let mut state = RunState { fingerprint: fingerprint.clone(), ..RunState::default() };
-        let resumed_from = if resume { checkpoint::find(&output.join("checkpoint")) } else { None };
+        let mut state = RunState {
+            fingerprint: fingerprint.clone(),
+            ..RunState::default()
+        };
+        let resumed_from = if resume {
+            checkpoint::find(&output.join("checkpoint"))
+        } else {
+            None
+        };
         let (mut snapshot, mut start_lora) = match start_from {
             Some((snapshot, lora)) => (Some(snapshot), lora),
             None => (None, None),
@@ -147,7 +162,9 @@ impl<'a> Engine<'a> {
                 let gain = embedding_rms(&llm.embedding_table())?;
                 SpeechAdapter::new(adapter_config, gain, config.seed, device)?
             }
-            Some(snapshot) if *snapshot.config() == adapter_config => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
+            Some(snapshot) if *snapshot.config() == adapter_config => {
+                SpeechAdapter::from_snapshot(&snapshot, device, true)?
+            }
             Some(snapshot) => {
                 return Err(TrainingError::Settings {
                     problem: format!(
@@ -180,7 +197,13 @@ impl<'a> Engine<'a> {
     pub fn run(mut self, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainOutcome, TrainingError> {
         let started = Instant::now();
         let earlier = self.state.run_seconds;
-        let hours = self.train.samples.iter().map(|sample| sample.example.seconds).sum::<f64>() / 3600.0;
+        let hours = self
+            .train
+            .samples
+            .iter()
+            .map(|sample| sample.example.seconds)
+            .sum::<f64>()
+            / 3600.0;
         let event = TrainEvent::RunStarted {
             run: self.config.run.clone(),
             time: jiff::Timestamp::now().to_string(),
@@ -239,7 +262,10 @@ impl<'a> Engine<'a> {
             },
             on_event,
         )?;
-        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))?;
+        plot_losses(
+            &self.config.output.join("log.jsonl"),
+            &self.config.output.join("loss.svg"),
+        )?;
         Ok(TrainOutcome {
             stopped,
             steps: self.state.total_steps,
@@ -262,8 +288,13 @@ impl<'a> Engine<'a> {
     ) -> Result<Ending, TrainingError> {
         let number = self.state.stage;
         let kind = stage.kind.name().to_owned();
-        let samples: Vec<Sample> =
-            self.train.samples.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
+        let samples: Vec<Sample> = self
+            .train
+            .samples
+            .iter()
+            .filter(|sample| stage.takes(&sample.example.task))
+            .cloned()
+            .collect();
         if samples.is_empty() {
             return Err(TrainingError::NoExamples {
                 what: format!("stage {number} ({kind})"),
@@ -293,7 +324,12 @@ impl<'a> Engine<'a> {
             .map(|parameter| i64::try_from(parameter.tensor.numel()).unwrap_or(i64::MAX))
             .sum();
         self.tell(
-            TrainEvent::StageStarted { stage: number, kind: kind.clone(), samples: samples.len(), parameters },
+            TrainEvent::StageStarted {
+                stage: number,
+                kind: kind.clone(),
+                samples: samples.len(),
+                parameters,
+            },
             on_event,
         )?;
         let reader = self.reader(stage, &samples)?;
@@ -310,10 +346,16 @@ impl<'a> Engine<'a> {
             if stage.steps_max.is_some_and(|max| self.state.step >= max) {
                 break Ending::Steps;
             }
-            if stage.minutes_max.is_some_and(|minutes| self.state.stage_seconds >= minutes * 60.0) {
+            if stage
+                .minutes_max
+                .is_some_and(|minutes| self.state.stage_seconds >= minutes * 60.0)
+            {
                 break Ending::Time;
             }
-            if stage.patience.is_some_and(|patience| self.state.since_best >= patience) {
+            if stage
+                .patience
+                .is_some_and(|patience| self.state.since_best >= patience)
+            {
                 break Ending::Patience;
             }
             let did = self.step(stage, &work, &mut optimizer, &reader, &samples, on_event)?;
@@ -418,7 +460,14 @@ impl<'a> Engine<'a> {
         if !finite {
             self.state.skipped += 1;
             let (step, skipped) = (self.state.step, self.state.skipped);
-            self.tell(TrainEvent::StepSkipped { stage: number, step, skipped }, on_event)?;
+            self.tell(
+                TrainEvent::StepSkipped {
+                    stage: number,
+                    step,
+                    skipped,
+                },
+                on_event,
+            )?;
             return Ok(false);
         }
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
@@ -450,9 +499,11 @@ impl<'a> Engine<'a> {
         }
         let (failed, tried) = (self.state.unreadable, self.state.tried);
         match batch.unreadable.last() {
-            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => {
-                Err(TrainingError::Unreadable { failed, tried, last: last.clone() })
-            }
+            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => Err(TrainingError::Unreadable {
+                failed,
+                tried,
+                last: last.clone(),
+            }),
             _ => Ok(()),
         }
     }
@@ -462,7 +513,10 @@ impl<'a> Engine<'a> {
         BatchReader::start(
             BatchReaderArgs {
                 examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
-                instructions: samples.iter().map(|sample| Arc::clone(&sample.instructions)).collect(),
+                instructions: samples
+                    .iter()
+                    .map(|sample| Arc::clone(&sample.instructions))
+                    .collect(),
                 weights: samples.iter().map(weight).collect(),
                 rows_max: 0,
                 seconds_max: 0.0,
@@ -479,8 +533,12 @@ impl<'a> Engine<'a> {
 
     /// The clips a stage is validated on: the same ones each time.
     fn validation_set(&self, stage: &StageConfig) -> Vec<Sample> {
-        let mut samples: Vec<Sample> =
-            self.valid.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
+        let mut samples: Vec<Sample> = self
+            .valid
+            .iter()
+            .filter(|sample| stage.takes(&sample.example.task))
+            .cloned()
+            .collect();
         SplitMix::new(&[0x7a11d]).shuffle(&mut samples);
         samples.truncate(self.config.validation.clips_max);
         samples
@@ -518,7 +576,8 @@ impl<'a> Engine<'a> {
             if rows.is_empty() {
                 continue;
             }
-            let instructions: Vec<String> = rows.iter().map(|sample| sample.instructions[0].clone()).collect();
+            let instructions: Vec<String> =
+                rows.iter().map(|sample| sample.instructions[0].clone()).collect();
             if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = rows.len() as f64;
@@ -546,19 +605,33 @@ impl<'a> Engine<'a> {
                 by_ctc: stage.kind == StageKind::CtcAlign,
             };
             // A stop must not leave half a validation behind, so this part has a control of its own.
-            let found = evaluate(self.networks, &self.learned, &transcribed, &options, &Control::new(), &mut |_| {})?;
+            let found = evaluate(
+                self.networks,
+                &self.learned,
+                &transcribed,
+                &options,
+                &Control::new(),
+                &mut |_| {},
+            )?;
             count = found.rows.len();
             wer = (count > 0).then(|| found.wer());
             told = found
                 .rows
                 .iter()
                 .take(SAMPLES_TOLD)
-                .map(|row| Transcribed { reference: row.reference.clone(), hypothesis: row.hypothesis.clone() })
+                .map(|row| Transcribed {
+                    reference: row.reference.clone(),
+                    hypothesis: row.hypothesis.clone(),
+                })
                 .collect();
         }
         let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
         if best {
-            self.state.best = Some(Best { loss, wer, step: self.state.step });
+            self.state.best = Some(Best {
+                loss,
+                wer,
+                step: self.state.step,
+            });
             self.state.since_best = 0;
             checkpoint_best(&self.config.output.join("best"), &self.learned, &self.config.run)?;
         } else {
@@ -579,7 +652,10 @@ impl<'a> Engine<'a> {
             },
             on_event,
         )?;
-        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))
+        plot_losses(
+            &self.config.output.join("log.jsonl"),
+            &self.config.output.join("loss.svg"),
+        )
     }
 
     /// Goes on with the weights of the stage's best validation.
@@ -591,7 +667,11 @@ impl<'a> Engine<'a> {
                 let device = self.networks.placement.device;
                 self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
                 if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
-                    self.learned.lora = Some(checkpoint::read_lora(&folder, self.networks.speech_llm.llm(), device)?);
+                    self.learned.lora = Some(checkpoint::read_lora(
+                        &folder,
+                        self.networks.speech_llm.llm(),
+                        device,
+                    )?);
                 }
                 Ok(())
             }
@@ -599,18 +679,36 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn save_checkpoint(&mut self, optimizer: &AdamW, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
-        checkpoint::save(&self.config.output.join("checkpoint"), &self.learned, optimizer, &self.state)?;
-        let event = TrainEvent::CheckpointSaved { stage: self.state.stage, step: self.state.step };
+    fn save_checkpoint(
+        &mut self,
+        optimizer: &AdamW,
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<(), TrainingError> {
+        checkpoint::save(
+            &self.config.output.join("checkpoint"),
+            &self.learned,
+            optimizer,
+            &self.state,
+        )?;
+        let event = TrainEvent::CheckpointSaved {
+            stage: self.state.stage,
+            step: self.state.step,
+        };
         self.tell(event, on_event)
     }
 
     fn out_of_time(&self, earlier: f64, started: Instant) -> bool {
         let spent = earlier + started.elapsed().as_secs_f64();
-        self.config.minutes_max.is_some_and(|minutes| spent >= minutes * 60.0)
+        self.config
+            .minutes_max
+            .is_some_and(|minutes| spent >= minutes * 60.0)
     }
 
-    fn tell(&mut self, event: TrainEvent, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
+    fn tell(
+        &mut self,
+        event: TrainEvent,
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<(), TrainingError> {
         self.log.write(&event)?;
         on_event(&event);
         Ok(())
@@ -652,5 +750,7 @@ fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) 
 
 /// Whether a curriculum ends with LoRA in the model.
 pub fn ends_with_lora(stages: &[StageConfig]) -> bool {
-    stages.last().is_some_and(|stage| stage.kind.has_lora() && stage.kind != StageKind::CtcAlign)
+    stages
+        .last()
+        .is_some_and(|stage| stage.kind.has_lora() && stage.kind != StageKind::CtcAlign)
 }
