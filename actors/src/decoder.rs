@@ -276,7 +276,7 @@ impl Decoder {
 /// What a reader should know about an answer.
 pub fn flags(decoded: &Decoded, text: &str, low_confidence_below: f64) -> Vec<Flag> {
     let mut flags = Vec::new();
-    if decoded.is_looping() {
+    if decoded.looping {
         flags.push(Flag::Looping);
     }
     if text.is_empty() {

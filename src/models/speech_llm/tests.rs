@@ -147,6 +147,7 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
     assert!((two - (one + first) / 2.0).abs() < 1e-5);
     let options = GenerateOptions {
         vocabulary: None,
+        stop_loops: false,
         max_tokens: 8,
         end_ids: bench.llm.end_ids().to_vec(),
         slots: 2,
