@@ -84,11 +84,7 @@ impl AdapterSettings {
                 self.strides.len()
             ));
         }
-        if let Some(stride) = self
-            .strides
-            .iter()
-            .find(|stride| !(1..=8).contains(*stride))
-        {
+        if let Some(stride) = self.strides.iter().find(|stride| !(1..=8).contains(*stride)) {
             return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {

@@ -87,10 +87,7 @@ impl Default for TrainingConfig {
             augment: AugmentConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
-            prompts: BTreeMap::from([(
-                "asr".to_owned(),
-                vec!["Transcribe the speech.".to_owned()],
-            )]),
+            prompts: BTreeMap::from([("asr".to_owned(), vec!["Transcribe the speech.".to_owned()])]),
             stages: Vec::new(),
         }
     }
@@ -416,29 +413,14 @@ impl StageConfig {
             1.0,
             1e9,
         )?;
-        within(
-            &key("minutes_max"),
-            self.minutes_max.unwrap_or(1.0),
-            1e-3,
-            1e6,
-        )?;
+        within(&key("minutes_max"), self.minutes_max.unwrap_or(1.0), 1e-3, 1e6)?;
         within(&key("batch_rows"), self.batch_rows as f64, 1.0, 65_536.0)?;
         within(&key("batch_seconds_max"), self.batch_seconds_max, 1.0, 1e6)?;
         within(&key("accumulate"), self.accumulate as f64, 1.0, 1e5)?;
         within(&key("learning_rate"), self.learning_rate, 1e-9, 1.0)?;
-        within(
-            &key("scalar_rate_factor"),
-            self.scalar_rate_factor,
-            0.0,
-            1e4,
-        )?;
+        within(&key("scalar_rate_factor"), self.scalar_rate_factor, 0.0, 1e4)?;
         within(&key("lora_rate_factor"), self.lora_rate_factor, 0.0, 1e4)?;
-        within(
-            &key("final_rate_fraction"),
-            self.final_rate_fraction,
-            0.0,
-            1.0,
-        )?;
+        within(&key("final_rate_fraction"), self.final_rate_fraction, 0.0, 1.0)?;
         within(&key("clip_norm"), self.clip_norm, 1e-6, 1e9)?;
         within(&key("beta1"), self.beta1, 0.0, 0.999_999)?;
         within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
@@ -527,12 +509,7 @@ impl TrainingConfig {
             0.0,
             0.5,
         )?;
-        within(
-            "`augment.noise_db_min`",
-            self.augment.noise_db_min,
-            -20.0,
-            100.0,
-        )?;
+        within("`augment.noise_db_min`", self.augment.noise_db_min, -20.0, 100.0)?;
         within(
             "`augment.noise_db_max`",
             self.augment.noise_db_max,
@@ -565,9 +542,7 @@ impl TrainingConfig {
         )?;
         for (task, prompts) in &self.prompts {
             if prompts.is_empty() || prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-                return Err(format!(
-                    "`prompts.{task}` is empty or holds an empty instruction"
-                ));
+                return Err(format!("`prompts.{task}` is empty or holds an empty instruction"));
             }
         }
         if self.stages.is_empty() {
@@ -615,8 +590,7 @@ mod tests {
     #[test]
     fn the_shipped_curricula_parse_and_validate() {
         for name in ["demo", "paper"] {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join(format!("configs/curriculum/{name}.toml"));
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/curriculum/{name}.toml"));
             let config = TrainingConfig::load(&path).unwrap();
 
             assert!(config.stages.len() >= 2, "{name}");
@@ -625,11 +599,14 @@ mod tests {
 
     #[test]
     fn settings_survive_being_written_and_read_again() {
-        let mut config = TrainingConfig::default();
-        config.stages = vec![StageConfig {
+        let stage = StageConfig {
             steps_max: Some(3),
             ..StageConfig::new(StageKind::CtcAlign, 1e-3)
-        }];
+        };
+        let config = TrainingConfig {
+            stages: vec![stage],
+            ..TrainingConfig::default()
+        };
 
         let again: TrainingConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
 

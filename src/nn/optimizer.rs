@@ -193,10 +193,7 @@ impl AdamW {
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::new();
         for (parameter, moments) in self.parameters.iter().zip(&self.moments) {
-            state.insert(
-                format!("{}.first", parameter.name),
-                moments.first.shallow_clone(),
-            );
+            state.insert(format!("{}.first", parameter.name), moments.first.shallow_clone());
             state.insert(
                 format!("{}.second", parameter.name),
                 moments.second.shallow_clone(),
@@ -246,9 +243,7 @@ impl AdamW {
         }
         let _guard = tch::no_grad_guard();
         for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
-            moments
-                .first
-                .copy_(&state[&format!("{}.first", parameter.name)]);
+            moments.first.copy_(&state[&format!("{}.first", parameter.name)]);
             moments
                 .second
                 .copy_(&state[&format!("{}.second", parameter.name)]);
@@ -279,8 +274,7 @@ mod tests {
     }
 
     fn loss(w: &Tensor) -> Tensor {
-        (w.square() * Tensor::from_slice(&[1.0f32, 3.0, 0.5])).sum(Kind::Float)
-            + w.sin().sum(Kind::Float)
+        (w.square() * Tensor::from_slice(&[1.0f32, 3.0, 0.5])).sum(Kind::Float) + w.sin().sum(Kind::Float)
     }
 
     #[test]

@@ -43,8 +43,7 @@ impl SplitMix {
     /// Uniform in `0..count`; 0 when `count` is 0.
     pub fn below(&mut self, count: usize) -> usize {
         // Multiply-shift; the bias is below 2^-32 for any list that fits in memory here.
-        usize::try_from((u128::from(self.bits()) * count as u128) >> 64)
-            .expect("smaller than `count`")
+        usize::try_from((u128::from(self.bits()) * count as u128) >> 64).expect("smaller than `count`")
     }
 
     /// True with probability `probability`.

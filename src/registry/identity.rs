@@ -42,11 +42,16 @@ struct CachedFile {
 /// [`RegistryError::Io`] when the folder or a file cannot be read.
 pub fn identify(folder: &Path) -> Result<ModelIdentity, RegistryError> {
     let cache_path = folder.join(CACHE);
-    let before: Cache =
-        std::fs::read(&cache_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let before: Cache = std::fs::read(&cache_path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
     let mut now = Cache::default();
     for path in files(folder)? {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let metadata = std::fs::metadata(&path).map_err(RegistryError::io("read", &path))?;
         let modified_nanos = metadata
             .modified()
@@ -81,14 +86,20 @@ pub fn identify(folder: &Path) -> Result<ModelIdentity, RegistryError> {
         .ok()
         .and_then(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
         .unwrap_or_else(|| "model".into());
-    Ok(ModelIdentity { name, digest: hex(&hash.finalize()) })
+    Ok(ModelIdentity {
+        name,
+        digest: hex(&hash.finalize()),
+    })
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, RegistryError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(RegistryError::io("list", folder))? {
         let path = entry.map_err(RegistryError::io("list", folder))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let decides = ["config.json", "preprocessor_config.json", "tokenizer.json"].contains(&name.as_str())
             || name.ends_with(".safetensors");
         if decides && path.is_file() {

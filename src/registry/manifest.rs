@@ -69,13 +69,21 @@ impl VersionManifest {
                 path: path.clone(),
                 reason,
             };
-            let size = std::fs::metadata(&path).map_err(|error| corrupt(format!("cannot be read: {error}")))?.len();
+            let size = std::fs::metadata(&path)
+                .map_err(|error| corrupt(format!("cannot be read: {error}")))?
+                .len();
             if size != expected.bytes {
-                return Err(corrupt(format!("has {size} bytes, the manifest says {}", expected.bytes)));
+                return Err(corrupt(format!(
+                    "has {size} bytes, the manifest says {}",
+                    expected.bytes
+                )));
             }
             let found = sha256_file(&path).map_err(|error| corrupt(format!("cannot be read: {error}")))?;
             if found != expected.sha256 {
-                return Err(corrupt(format!("has sha256 {found}, the manifest says {}", expected.sha256)));
+                return Err(corrupt(format!(
+                    "has sha256 {found}, the manifest says {}",
+                    expected.sha256
+                )));
             }
         }
         Ok(())
@@ -85,25 +93,42 @@ impl VersionManifest {
 /// Reads and checks a manifest, not the files that it lists.
 pub(super) fn read_manifest(folder: &Path, version: &str) -> Result<VersionManifest, RegistryError> {
     let path = folder.join(MANIFEST);
-    let corrupt = |reason: String| RegistryError::Corrupt { version: version.to_owned(), path: path.clone(), reason };
+    let corrupt = |reason: String| RegistryError::Corrupt {
+        version: version.to_owned(),
+        path: path.clone(),
+        reason,
+    };
     let file = std::fs::File::open(&path).map_err(RegistryError::io("read", &path))?;
     let mut text = Vec::new();
-    file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut text).map_err(RegistryError::io("read", &path))?;
+    file.take(MANIFEST_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(RegistryError::io("read", &path))?;
     if text.len() as u64 > MANIFEST_BYTES_MAX {
         return Err(corrupt(format!("is larger than {MANIFEST_BYTES_MAX} bytes")));
     }
     let manifest: VersionManifest =
         serde_json::from_slice(&text).map_err(|error| corrupt(format!("is malformed: {error}")))?;
     if manifest.format != FORMAT {
-        return Err(corrupt(format!("has format {}, this program knows {FORMAT}", manifest.format)));
+        return Err(corrupt(format!(
+            "has format {}, this program knows {FORMAT}",
+            manifest.format
+        )));
     }
     if manifest.version != version {
-        return Err(corrupt(format!("names version `{}`, its folder is `{version}`", manifest.version)));
+        return Err(corrupt(format!(
+            "names version `{}`, its folder is `{version}`",
+            manifest.version
+        )));
     }
     for name in manifest.files.keys() {
-        let inside = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let inside = !name.is_empty()
+            && Path::new(name)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
         if !inside {
-            return Err(corrupt(format!("lists `{name}`, which is not a file of the folder")));
+            return Err(corrupt(format!(
+                "lists `{name}`, which is not a file of the folder"
+            )));
         }
     }
     if !manifest.files.contains_key(ADAPTER) {

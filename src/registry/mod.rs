@@ -51,7 +51,9 @@ pub enum RegistryError {
         source: std::io::Error,
     },
     /// Not a version's name.
-    #[error("`{name}` is not a version name: expected 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, beginning with a letter or digit")]
+    #[error(
+        "`{name}` is not a version name: expected 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, beginning with a letter or digit"
+    )]
     Name {
         /// The name.
         name: String,
@@ -91,21 +93,8 @@ pub enum RegistryError {
         reason: String,
     },
     /// A version was trained for other networks.
-    #[error("adapter version `{version}` was trained for {role} `{expected}` ({expected_digest}), this is `{found}` ({found_digest})")]
-    OtherModel {
-        /// Which version.
-        version: String,
-        /// `encoder` or `llm`.
-        role: &'static str,
-        /// Name of the network it was trained for.
-        expected: String,
-        /// Its digest.
-        expected_digest: String,
-        /// Name of the network at hand.
-        found: String,
-        /// Its digest.
-        found_digest: String,
-    },
+    #[error(transparent)]
+    OtherModel(#[from] Box<OtherModel>),
     /// The version exists; versions never change.
     #[error("adapter version `{version}` exists already, and versions never change")]
     Exists {
@@ -122,6 +111,23 @@ impl RegistryError {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
+}
+
+/// A version was trained for other networks than those at hand.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "adapter version `{version}` was trained for {role} `{}` ({}), this is `{}` ({})",
+    expected.name, expected.digest, found.name, found.digest
+)]
+pub struct OtherModel {
+    /// Which version.
+    pub version: String,
+    /// `encoder` or `llm`.
+    pub role: &'static str,
+    /// The network it was trained for.
+    pub expected: ModelIdentity,
+    /// The network at hand.
+    pub found: ModelIdentity,
 }
 
 /// A verified version.
@@ -141,16 +147,17 @@ impl LoadedVersion {
     /// # Errors
     /// [`RegistryError::OtherModel`] with both digests.
     pub fn check_models(&self, encoder: &ModelIdentity, llm: &ModelIdentity) -> Result<(), RegistryError> {
-        for (role, expected, found) in [("encoder", &self.manifest.encoder, encoder), ("llm", &self.manifest.llm, llm)] {
+        for (role, expected, found) in [
+            ("encoder", &self.manifest.encoder, encoder),
+            ("llm", &self.manifest.llm, llm),
+        ] {
             if expected.digest != found.digest {
-                return Err(RegistryError::OtherModel {
+                return Err(RegistryError::OtherModel(Box::new(OtherModel {
                     version: self.manifest.version.clone(),
                     role,
-                    expected: expected.name.clone(),
-                    expected_digest: expected.digest.clone(),
-                    found: found.name.clone(),
-                    found_digest: found.digest.clone(),
-                });
+                    expected: expected.clone(),
+                    found: found.clone(),
+                })));
             }
         }
         Ok(())
@@ -240,8 +247,16 @@ impl Registry {
         let manifest = read_manifest(&folder, version)?;
         manifest.verify(&folder)?;
         let adapter = AdapterSnapshot::read(version, &folder.join(ADAPTER))?;
-        let lora = manifest.files.keys().any(|name| name.starts_with("lora/")).then(|| folder.join(LORA));
-        Ok(LoadedVersion { manifest, adapter, lora })
+        let lora = manifest
+            .files
+            .keys()
+            .any(|name| name.starts_with("lora/"))
+            .then(|| folder.join(LORA));
+        Ok(LoadedVersion {
+            manifest,
+            adapter,
+            lora,
+        })
     }
 
     /// The version in use, if any.
@@ -257,7 +272,9 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::NoCurrent`], and as for [`load`](Self::load).
     pub fn load_current(&self) -> Result<LoadedVersion, RegistryError> {
-        let current = self.current()?.ok_or_else(|| RegistryError::NoCurrent { root: self.root.clone() })?;
+        let current = self.current()?.ok_or_else(|| RegistryError::NoCurrent {
+            root: self.root.clone(),
+        })?;
         self.load(&current)
     }
 
@@ -283,10 +300,13 @@ impl Registry {
     pub fn rollback(&self) -> Result<String, RegistryError> {
         let pointers = self.pointers()?;
         match pointers.as_slice() {
-            [] => Err(RegistryError::NoCurrent { root: self.root.clone() }),
-            [current] => {
-                Err(RegistryError::NoPredecessor { current: current.clone(), root: self.root.clone() })
-            }
+            [] => Err(RegistryError::NoCurrent {
+                root: self.root.clone(),
+            }),
+            [current] => Err(RegistryError::NoPredecessor {
+                current: current.clone(),
+                root: self.root.clone(),
+            }),
             [_, before @ ..] => {
                 self.load(&before[0])?;
                 self.point(before)?;
@@ -305,7 +325,10 @@ impl Registry {
         for entry in std::fs::read_dir(&self.root).map_err(RegistryError::io("list", &self.root))? {
             let entry = entry.map_err(RegistryError::io("list", &self.root))?;
             let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(|rest| rest.strip_prefix('-'));
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(prefix))
+                .and_then(|rest| rest.strip_prefix('-'));
             if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
                 last = last.max(number);
             }
@@ -322,8 +345,13 @@ impl Registry {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(RegistryError::io("read", &path)(error)),
         };
-        let names: Vec<String> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).take(REMEMBERED_MAX).map(str::to_owned).collect();
+        let names: Vec<String> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .take(REMEMBERED_MAX)
+            .map(str::to_owned)
+            .collect();
         names.iter().try_for_each(|name| check_name(name))?;
         Ok(names)
     }
@@ -340,10 +368,18 @@ impl Registry {
 /// Whether a name may be a version's: no path can be built from it.
 fn check_name(name: &str) -> Result<(), RegistryError> {
     let good = (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && name != CURRENT;
-    if good { Ok(()) } else { Err(RegistryError::Name { name: name.chars().take(80).collect() }) }
+    if good {
+        Ok(())
+    } else {
+        Err(RegistryError::Name {
+            name: name.chars().take(80).collect(),
+        })
+    }
 }
 
 #[cfg(test)]

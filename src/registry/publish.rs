@@ -53,7 +53,9 @@ impl Registry {
                 other => return other,
             }
         }
-        Err(RegistryError::Exists { version: self.next_version(prefix)? })
+        Err(RegistryError::Exists {
+            version: self.next_version(prefix)?,
+        })
     }
 
     /// Publishes a draft under a given name.
@@ -64,7 +66,9 @@ impl Registry {
         check_name(version)?;
         let target = self.root().join(version);
         if target.exists() {
-            return Err(RegistryError::Exists { version: version.to_owned() });
+            return Err(RegistryError::Exists {
+                version: version.to_owned(),
+            });
         }
         let part = self.root().join(format!(".tmp-{version}-{}", std::process::id()));
         if part.exists() {
@@ -77,7 +81,13 @@ impl Registry {
         result
     }
 
-    fn write_and_rename(&self, version: &str, draft: &Draft, part: &Path, target: &Path) -> Result<VersionManifest, RegistryError> {
+    fn write_and_rename(
+        &self,
+        version: &str,
+        draft: &Draft,
+        part: &Path,
+        target: &Path,
+    ) -> Result<VersionManifest, RegistryError> {
         std::fs::create_dir(part).map_err(RegistryError::io("make", part))?;
         draft.adapter.renamed(version).write(&part.join(ADAPTER))?;
         let mut names = vec![ADAPTER.to_owned()];
@@ -96,7 +106,9 @@ impl Registry {
             sync_dir(&folder)?;
         }
         for (name, from) in &draft.extra {
-            let plain = !name.is_empty() && !name.contains(['/', '\0']) && ![MANIFEST, README, ADAPTER, LORA, "..", "."].contains(&name.as_str());
+            let plain = !name.is_empty()
+                && !name.contains(['/', '\0'])
+                && ![MANIFEST, README, ADAPTER, LORA, "..", "."].contains(&name.as_str());
             if !plain {
                 return Err(RegistryError::Name { name: name.clone() });
             }
@@ -107,7 +119,10 @@ impl Registry {
             format: VersionManifest::format(),
             version: version.to_owned(),
             parent: draft.parent.clone(),
-            created: jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string(),
+            created: jiff::Timestamp::now()
+                .round(jiff::Unit::Second)
+                .unwrap_or_else(|_| jiff::Timestamp::now())
+                .to_string(),
             encoder: draft.encoder.clone(),
             llm: draft.llm.clone(),
             curriculum: draft.curriculum.clone(),
@@ -120,7 +135,9 @@ impl Registry {
         names.push(README.to_owned());
         for name in names {
             let path = part.join(&name);
-            let bytes = std::fs::metadata(&path).map_err(RegistryError::io("read", &path))?.len();
+            let bytes = std::fs::metadata(&path)
+                .map_err(RegistryError::io("read", &path))?
+                .len();
             let sha256 = sha256_file(&path).map_err(RegistryError::io("read", &path))?;
             manifest.files.insert(name, FileDigest { bytes, sha256 });
         }
@@ -130,7 +147,9 @@ impl Registry {
         // A folder cannot be renamed over one that has files in it, so two publishers cannot mix.
         std::fs::rename(part, target).map_err(|error| {
             if target.exists() {
-                RegistryError::Exists { version: version.to_owned() }
+                RegistryError::Exists {
+                    version: version.to_owned(),
+                }
             } else {
                 RegistryError::io("publish", target)(error)
             }
@@ -152,11 +171,28 @@ fn card(manifest: &VersionManifest, draft: &Draft) -> String {
         let _ = writeln!(text, "- {key}: {value}");
     };
     row("created", manifest.created.clone());
-    row("parent", manifest.parent.clone().unwrap_or_else(|| "none (fresh values)".into()));
+    row(
+        "parent",
+        manifest
+            .parent
+            .clone()
+            .unwrap_or_else(|| "none (fresh values)".into()),
+    );
     row("layer mix", format!("{:?}", config.mix).to_lowercase());
     row("strides", format!("{:?}", config.strides));
-    row("learned numbers in the adapter", config.parameter_count().to_string());
-    row("LoRA", if draft.lora.is_some() { "yes, in `lora/` (loads in `peft`)" } else { "no" }.into());
+    row(
+        "learned numbers in the adapter",
+        config.parameter_count().to_string(),
+    );
+    row(
+        "LoRA",
+        if draft.lora.is_some() {
+            "yes, in `lora/` (loads in `peft`)"
+        } else {
+            "no"
+        }
+        .into(),
+    );
     row("encoder digest", manifest.encoder.digest.clone());
     row("llm digest", manifest.llm.digest.clone());
     row("digest of the training samples", manifest.data_digest.clone());
@@ -180,10 +216,14 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), RegistryErro
 
 fn copy_synced(from: &Path, to: &Path) -> Result<(), RegistryError> {
     std::fs::copy(from, to).map_err(RegistryError::io("copy", from))?;
-    File::open(to).and_then(|file| file.sync_all()).map_err(RegistryError::io("sync", to))
+    File::open(to)
+        .and_then(|file| file.sync_all())
+        .map_err(RegistryError::io("sync", to))
 }
 
 /// Waits until a folder's list of names is on the disk.
 pub(super) fn sync_dir(path: &Path) -> Result<(), RegistryError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(RegistryError::io("sync", path))
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(RegistryError::io("sync", path))
 }

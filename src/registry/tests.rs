@@ -16,11 +16,17 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         strides: vec![2, 2],
         kernel: 3,
     };
-    SpeechAdapter::new(config, 1.0, seed, Device::Cpu).unwrap().snapshot("x").unwrap()
+    SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
+        .unwrap()
+        .snapshot("x")
+        .unwrap()
 }
 
 fn identity(name: &str) -> ModelIdentity {
-    ModelIdentity { name: name.into(), digest: format!("digest-of-{name}") }
+    ModelIdentity {
+        name: name.into(),
+        digest: format!("digest-of-{name}"),
+    }
 }
 
 fn draft(seed: u64) -> Draft {
@@ -52,7 +58,11 @@ fn a_published_version_comes_back_as_it_was() {
     std::fs::write(lora.join("adapter_config.json"), "{}").unwrap();
     std::fs::write(&log, "{}\n").unwrap();
 
-    let draft = Draft { lora: Some(lora), extra: vec![("log.jsonl".into(), log)], ..draft(1) };
+    let draft = Draft {
+        lora: Some(lora),
+        extra: vec![("log.jsonl".into(), log)],
+        ..draft(1)
+    };
     let manifest = registry.publish("demo", &draft).unwrap();
     let loaded = registry.load("demo-0001").unwrap();
 
@@ -63,7 +73,12 @@ fn a_published_version_comes_back_as_it_was() {
     assert!(loaded.lora.unwrap().join("adapter_config.json").is_file());
     assert_eq!(
         manifest.files.keys().collect::<Vec<_>>(),
-        ["README.md", "adapter.safetensors", "log.jsonl", "lora/adapter_config.json"]
+        [
+            "README.md",
+            "adapter.safetensors",
+            "log.jsonl",
+            "lora/adapter_config.json"
+        ]
     );
     let card = std::fs::read_to_string(registry.root().join("demo-0001/README.md")).unwrap();
     assert!(card.contains("demo-0001") && card.contains("wer: 0.125") && card.contains("`ear`"));
@@ -73,12 +88,20 @@ fn a_published_version_comes_back_as_it_was() {
 fn names_count_upwards_within_a_prefix() {
     let (_folder, registry) = registry();
 
-    let names: Vec<String> =
-        ["demo", "demo", "other", "demo"].iter().map(|prefix| registry.publish(prefix, &draft(1)).unwrap().version).collect();
+    let names: Vec<String> = ["demo", "demo", "other", "demo"]
+        .iter()
+        .map(|prefix| registry.publish(prefix, &draft(1)).unwrap().version)
+        .collect();
 
     assert_eq!(names, ["demo-0001", "demo-0002", "other-0001", "demo-0003"]);
-    assert_eq!(registry.versions().unwrap(), ["demo-0001", "demo-0002", "demo-0003", "other-0001"]);
-    assert!(matches!(registry.publish_as("demo-0002", &draft(2)), Err(RegistryError::Exists { .. })));
+    assert_eq!(
+        registry.versions().unwrap(),
+        ["demo-0001", "demo-0002", "demo-0003", "other-0001"]
+    );
+    assert!(matches!(
+        registry.publish_as("demo-0002", &draft(2)),
+        Err(RegistryError::Exists { .. })
+    ));
 }
 
 #[test]
@@ -88,8 +111,14 @@ fn promoting_and_rolling_back_walk_the_same_path() {
         registry.publish("v", &draft(seed)).unwrap();
     }
     assert_eq!(registry.current().unwrap(), None);
-    assert!(matches!(registry.load_current(), Err(RegistryError::NoCurrent { .. })));
-    assert!(matches!(registry.rollback(), Err(RegistryError::NoCurrent { .. })));
+    assert!(matches!(
+        registry.load_current(),
+        Err(RegistryError::NoCurrent { .. })
+    ));
+    assert!(matches!(
+        registry.rollback(),
+        Err(RegistryError::NoCurrent { .. })
+    ));
 
     for version in ["v-0001", "v-0002", "v-0002", "v-0003"] {
         registry.promote(version).unwrap();
@@ -98,7 +127,10 @@ fn promoting_and_rolling_back_walk_the_same_path() {
     assert_eq!(registry.load_current().unwrap().manifest.version, "v-0003");
     assert_eq!(registry.rollback().unwrap(), "v-0002");
     assert_eq!(registry.rollback().unwrap(), "v-0001");
-    assert!(matches!(registry.rollback(), Err(RegistryError::NoPredecessor { .. })));
+    assert!(matches!(
+        registry.rollback(),
+        Err(RegistryError::NoPredecessor { .. })
+    ));
     assert_eq!(registry.current().unwrap().as_deref(), Some("v-0001"));
 }
 
@@ -115,14 +147,29 @@ fn a_flipped_byte_a_missing_file_and_a_lying_manifest_are_refused_with_what_and_
     std::fs::remove_file(path("v-0002", "README.md")).unwrap();
     std::fs::write(path("v-0003", "manifest.json"), "{\"format\": 1}").unwrap();
 
-    for (version, part) in [("v-0001", "sha256"), ("v-0002", "README.md"), ("v-0003", "malformed")] {
+    for (version, part) in [
+        ("v-0001", "sha256"),
+        ("v-0002", "README.md"),
+        ("v-0003", "malformed"),
+    ] {
         let error = registry.load(version).unwrap_err();
         assert!(matches!(error, RegistryError::Corrupt { .. }));
-        assert!(error.to_string().contains(version) && error.to_string().contains(part), "{error}");
+        assert!(
+            error.to_string().contains(version) && error.to_string().contains(part),
+            "{error}"
+        );
         assert!(registry.promote(version).is_err());
     }
     assert!(registry.load("v-0004").is_ok());
-    assert_eq!(registry.list().unwrap().iter().filter(|entry| entry.is_err()).count(), 1);
+    assert_eq!(
+        registry
+            .list()
+            .unwrap()
+            .iter()
+            .filter(|entry| entry.is_err())
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -148,14 +195,21 @@ fn what_a_crash_leaves_behind_is_no_version() {
 
     assert_eq!(registry.versions().unwrap(), Vec::<String>::new());
     assert_eq!(registry.publish("v", &draft(1)).unwrap().version, "v-0008");
-    assert!(matches!(registry.load("v-0007"), Err(RegistryError::Missing { .. })));
+    assert!(matches!(
+        registry.load("v-0007"),
+        Err(RegistryError::Missing { .. })
+    ));
 }
 
 #[test]
 fn two_publishers_at_once_get_two_versions() {
     let (_folder, registry) = registry();
     let publish = |registry: Registry| {
-        std::thread::spawn(move || (0..5).map(|_| registry.publish("v", &draft(1)).unwrap().version).collect::<Vec<_>>())
+        std::thread::spawn(move || {
+            (0..5)
+                .map(|_| registry.publish("v", &draft(1)).unwrap().version)
+                .collect::<Vec<_>>()
+        })
     };
     // Threads of one process share the temporary name's process id, so each has a registry folder of its own view.
     let one = publish(registry.clone()).join().unwrap();
@@ -174,8 +228,14 @@ fn other_networks_are_refused_with_both_digests() {
     let loaded = registry.load("v-0001").unwrap();
 
     assert!(loaded.check_models(&identity("ear"), &identity("mouth")).is_ok());
-    let error = loaded.check_models(&identity("ear"), &identity("nose")).unwrap_err().to_string();
-    assert!(error.contains("digest-of-mouth") && error.contains("digest-of-nose"), "{error}");
+    let error = loaded
+        .check_models(&identity("ear"), &identity("nose"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("digest-of-mouth") && error.contains("digest-of-nose"),
+        "{error}"
+    );
 }
 
 #[test]

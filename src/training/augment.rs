@@ -8,13 +8,27 @@ const TELEPHONE_LOW_HZ: f64 = 300.0;
 const TELEPHONE_HIGH_HZ: f64 = 3400.0;
 
 /// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a slow-down that would exceed it is not done.
-pub fn augment(samples: Vec<f32>, config: &AugmentConfig, samples_max: Option<usize>, random: &mut SplitMix) -> Vec<f32> {
+pub fn augment(
+    samples: Vec<f32>,
+    config: &AugmentConfig,
+    samples_max: Option<usize>,
+    random: &mut SplitMix,
+) -> Vec<f32> {
     // Every draw is made whatever is applied, so that one setting does not move the others.
-    let (speed, speed_by) = (random.chance(config.speed), random.between(-1.0, 1.0) * config.speed_change_max);
+    let (speed, speed_by) = (
+        random.chance(config.speed),
+        random.between(-1.0, 1.0) * config.speed_change_max,
+    );
     let telephone = random.chance(config.telephone);
-    let (noise, noise_db) = (random.chance(config.noise), random.between(config.noise_db_min, config.noise_db_max));
+    let (noise, noise_db) = (
+        random.chance(config.noise),
+        random.between(config.noise_db_min, config.noise_db_max),
+    );
     let pink = random.chance(0.5);
-    let (gain, gain_db) = (random.chance(config.gain), random.between(-1.0, 1.0) * config.gain_db_max);
+    let (gain, gain_db) = (
+        random.chance(config.gain),
+        random.between(-1.0, 1.0) * config.gain_db_max,
+    );
 
     let mut samples = samples;
     if speed {
@@ -51,19 +65,36 @@ pub fn change_speed(samples: &[f32], factor: f64) -> Vec<f32> {
     if samples.is_empty() || factor <= 0.0 {
         return samples.to_vec();
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a length")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a length"
+    )]
     let length = ((samples.len() as f64 / factor).round() as usize).max(1);
     let last = samples.len() - 1;
     (0..length)
         .map(|at| {
             #[expect(clippy::cast_precision_loss, reason = "a position")]
             let position = at as f64 * factor;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a position")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a position"
+            )]
             let whole = (position as usize).min(last);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a fraction")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_precision_loss,
+                reason = "a fraction"
+            )]
             let t = (position - whole as f64).min(1.0) as f32;
             let before = samples[whole.saturating_sub(1)];
-            let (here, next, after) = (samples[whole], samples[(whole + 1).min(last)], samples[(whole + 2).min(last)]);
+            let (here, next, after) = (
+                samples[whole],
+                samples[(whole + 1).min(last)],
+                samples[(whole + 2).min(last)],
+            );
             // Catmull and Rom.
             let a = -0.5 * before + 1.5 * here - 1.5 * next + 0.5 * after;
             let b = before - 2.5 * here + 2.0 * next - 0.5 * after;
@@ -82,7 +113,11 @@ fn add_noise(samples: &mut [f32], snr_db: f64, pink: bool, random: &mut SplitMix
     let level = (power / 10f64.powf(snr_db / 10.0)).sqrt();
     // A leaky integrator of strength 0.97 has 1 / (1 - 0.97²) times the power of its input.
     const LEAK: f64 = 0.97;
-    let scale = if pink { level * (1.0 - LEAK * LEAK).sqrt() } else { level };
+    let scale = if pink {
+        level * (1.0 - LEAK * LEAK).sqrt()
+    } else {
+        level
+    };
     let mut held = 0.0;
     for sample in samples {
         // A sum of uniform numbers is close enough to normal, and cheaper.
@@ -107,7 +142,10 @@ impl Biquad {
         let a0 = 1.0 + alpha;
         let edge = if high { 1.0 + w.cos() } else { 1.0 - w.cos() };
         let middle = if high { -edge } else { edge };
-        Self { b: [edge / 2.0 / a0, middle / a0, edge / 2.0 / a0], a: [-2.0 * w.cos() / a0, (1.0 - alpha) / a0] }
+        Self {
+            b: [edge / 2.0 / a0, middle / a0, edge / 2.0 / a0],
+            a: [-2.0 * w.cos() / a0, (1.0 - alpha) / a0],
+        }
     }
 
     fn high_pass(hz: f64) -> Self {
@@ -137,7 +175,9 @@ mod tests {
     use super::*;
 
     fn tone(hz: f64) -> Vec<f32> {
-        (0..16_000).map(|n| (std::f64::consts::TAU * hz * f64::from(n) / SAMPLE_RATE_HZ).sin() as f32 * 0.5).collect()
+        (0..16_000)
+            .map(|n| (std::f64::consts::TAU * hz * f64::from(n) / SAMPLE_RATE_HZ).sin() as f32 * 0.5)
+            .collect()
     }
 
     fn power(samples: &[f32]) -> f64 {
@@ -154,7 +194,15 @@ mod tests {
     fn without_probabilities_nothing_changes() {
         let clip = tone(440.0);
 
-        assert_eq!(augment(clip.clone(), &AugmentConfig::default(), None, &mut SplitMix::new(&[1])), clip);
+        assert_eq!(
+            augment(
+                clip.clone(),
+                &AugmentConfig::default(),
+                None,
+                &mut SplitMix::new(&[1])
+            ),
+            clip
+        );
     }
 
     #[test]
@@ -169,7 +217,8 @@ mod tests {
     #[test]
     fn a_faster_tone_is_shorter_and_higher() {
         let fast = change_speed(&tone(400.0), 1.1);
-        let crossings = |s: &[f32]| s.windows(2).filter(|w| w[0] < 0.0 && w[1] >= 0.0).count() as f64 / s.len() as f64;
+        let crossings =
+            |s: &[f32]| s.windows(2).filter(|w| w[0] < 0.0 && w[1] >= 0.0).count() as f64 / s.len() as f64;
 
         assert_eq!(fast.len(), 14_545);
         assert!((crossings(&fast) / crossings(&tone(400.0)) - 1.1).abs() < 0.01);
@@ -200,7 +249,9 @@ mod tests {
     #[test]
     fn the_telephone_band_passes_speech_and_stops_the_rest() {
         let config = only(|c| c.telephone = 1.0);
-        let passed = |hz| power(&augment(tone(hz), &config, None, &mut SplitMix::new(&[1]))[4000..]) / power(&tone(hz));
+        let passed = |hz| {
+            power(&augment(tone(hz), &config, None, &mut SplitMix::new(&[1]))[4000..]) / power(&tone(hz))
+        };
 
         assert!(passed(1000.0) > 0.8);
         assert!(passed(60.0) < 0.01);

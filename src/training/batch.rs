@@ -16,11 +16,21 @@ const BATCHES_SORTED_TOGETHER: usize = 32;
 ///
 /// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows and, padding included, at most
 /// `seconds_max` of audio (but always one row).
-pub fn plan_epoch(seconds: &[f64], weights: &[f64], rows_max: usize, seconds_max: f64, seeds: &[u64]) -> Vec<Vec<usize>> {
+pub fn plan_epoch(
+    seconds: &[f64],
+    weights: &[f64],
+    rows_max: usize,
+    seconds_max: f64,
+    seeds: &[u64],
+) -> Vec<Vec<usize>> {
     let mut random = SplitMix::new(seeds);
     let mut order = Vec::with_capacity(seconds.len());
     for (index, weight) in weights.iter().enumerate().take(seconds.len()) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "validated to be 0 to 1000")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "validated to be 0 to 1000"
+        )]
         let whole = weight.floor() as usize;
         let copies = whole + usize::from(random.chance(weight.fract()));
         order.extend(std::iter::repeat_n(index, copies));
@@ -121,7 +131,11 @@ impl BatchReaderArgs {
             let instruction = choices[random.below(choices.len())].clone();
             match example.audio.load() {
                 Ok(samples) if self.samples_max.is_some_and(|max| samples.len() > max) => {
-                    batch.unreadable.push(format!("{}: has {} samples, the encoder takes fewer", example.id, samples.len()));
+                    batch.unreadable.push(format!(
+                        "{}: has {} samples, the encoder takes fewer",
+                        example.id,
+                        samples.len()
+                    ));
                 }
                 Ok(samples) => {
                     let samples = match &self.augment {
@@ -153,7 +167,10 @@ impl BatchReader {
     /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can be had.
     pub fn start(args: BatchReaderArgs) -> Result<Self, TrainingError> {
         if args.examples.is_empty() || !args.weights.iter().any(|weight| *weight > 0.0) {
-            return Err(TrainingError::NoExamples { what: "a batch".into(), reason: "nothing has a weight above 0".into() });
+            return Err(TrainingError::NoExamples {
+                what: "a batch".into(),
+                reason: "nothing has a weight above 0".into(),
+            });
         }
         // As many batches as the settings say are worth their memory; each is a few megabytes.
         let (sender, receiver) = flume::bounded(args.ahead.max(1));
@@ -174,8 +191,14 @@ impl BatchReader {
                     epoch += 1;
                 }
             })
-            .map_err(TrainingError::io("start", std::path::Path::new("training-reader thread")))?;
-        Ok(Self { receiver: Some(receiver), thread: Some(thread) })
+            .map_err(TrainingError::io(
+                "start",
+                std::path::Path::new("training-reader thread"),
+            ))?;
+        Ok(Self {
+            receiver: Some(receiver),
+            thread: Some(thread),
+        })
     }
 
     /// The next batch; blocks until it is decoded.
@@ -226,7 +249,10 @@ mod tests {
             weights: vec![1.0; count],
             rows_max: 4,
             seconds_max: 2.0,
-            augment: Some(AugmentConfig { noise: 0.5, ..Default::default() }),
+            augment: Some(AugmentConfig {
+                noise: 0.5,
+                ..Default::default()
+            }),
             samples_max: None,
             seed: 1,
             stage: 0,
@@ -239,14 +265,24 @@ mod tests {
     fn a_reader_that_starts_later_gives_what_an_earlier_one_would_have_given() {
         let whole = BatchReader::start(args(examples(30))).unwrap();
         let all: Vec<LoadedBatch> = (0..20).map(|_| whole.next().unwrap()).collect();
-        let later = all.iter().position(|batch| batch.epoch == 1 && batch.position == 2).unwrap();
+        let later = all
+            .iter()
+            .position(|batch| batch.epoch == 1 && batch.position == 2)
+            .unwrap();
 
-        let resumed = BatchReader::start(BatchReaderArgs { start: (1, 2), ..args(examples(30)) }).unwrap();
+        let resumed = BatchReader::start(BatchReaderArgs {
+            start: (1, 2),
+            ..args(examples(30))
+        })
+        .unwrap();
 
         for expected in &all[later..later + 4] {
             let found = resumed.next().unwrap();
             assert_eq!((found.epoch, found.position), (expected.epoch, expected.position));
-            assert_eq!((&found.rows, &found.instructions), (&expected.rows, &expected.instructions));
+            assert_eq!(
+                (&found.rows, &found.instructions),
+                (&expected.rows, &expected.instructions)
+            );
             assert_eq!(found.clips, expected.clips);
         }
     }
@@ -286,7 +322,10 @@ mod tests {
     #[test]
     fn nothing_to_read_is_an_error_and_not_an_endless_loop() {
         assert!(BatchReader::start(args(examples(0))).is_err());
-        let nothing = BatchReaderArgs { weights: vec![0.0; 3], ..args(examples(3)) };
+        let nothing = BatchReaderArgs {
+            weights: vec![0.0; 3],
+            ..args(examples(3))
+        };
         assert!(BatchReader::start(nothing).is_err());
     }
 

@@ -7,8 +7,8 @@ use tch::{Device, Tensor};
 
 use super::TrainingError;
 use crate::models::LanguageModel;
-use crate::models::adapter::plain::{PlainFile, PlainTensor};
 use crate::models::adapter::AdapterSnapshot;
+use crate::models::adapter::plain::{PlainFile, PlainTensor};
 use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::AdamW;
@@ -65,7 +65,12 @@ pub struct Best {
 ///
 /// # Errors
 /// [`TrainingError`] when something cannot be written.
-pub fn save(folder: &Path, learned: &Learned, optimizer: &AdamW, state: &RunState) -> Result<(), TrainingError> {
+pub fn save(
+    folder: &Path,
+    learned: &Learned,
+    optimizer: &AdamW,
+    state: &RunState,
+) -> Result<(), TrainingError> {
     let (new, old) = (sibling(folder, "new"), sibling(folder, "old"));
     remove(&new)?;
     std::fs::create_dir_all(&new).map_err(TrainingError::io("make", &new))?;
@@ -79,7 +84,9 @@ pub fn save(folder: &Path, learned: &Learned, optimizer: &AdamW, state: &RunStat
     let json = serde_json::to_vec_pretty(state).expect("numbers and strings only");
     std::fs::write(&path, json).map_err(TrainingError::io("write", &path))?;
     for path in [&path, &new] {
-        std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(TrainingError::io("sync", path))?;
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(TrainingError::io("sync", path))?;
     }
     remove(&old)?;
     if folder.exists() {
@@ -91,7 +98,9 @@ pub fn save(folder: &Path, learned: &Learned, optimizer: &AdamW, state: &RunStat
 
 /// The checkpoint to resume from: `folder`, or the one before it when a crash came between two renames.
 pub fn find(folder: &Path) -> Option<PathBuf> {
-    [folder.to_owned(), sibling(folder, "old")].into_iter().find(|folder| folder.join(STATE).is_file())
+    [folder.to_owned(), sibling(folder, "old")]
+        .into_iter()
+        .find(|folder| folder.join(STATE).is_file())
 }
 
 /// Reads the state of a checkpoint.
@@ -99,10 +108,16 @@ pub fn find(folder: &Path) -> Option<PathBuf> {
 /// # Errors
 /// [`TrainingError::Checkpoint`] when it is missing or damaged.
 pub fn read_state(folder: &Path) -> Result<RunState, TrainingError> {
-    let wrong = |reason: String| TrainingError::Checkpoint { path: folder.to_owned(), reason };
+    let wrong = |reason: String| TrainingError::Checkpoint {
+        path: folder.to_owned(),
+        reason,
+    };
     let bytes = std::fs::read(folder.join(STATE)).map_err(|error| wrong(format!("`{STATE}`: {error}")))?;
     if bytes.len() > STATE_BYTES_MAX {
-        return Err(wrong(format!("`{STATE}` has {} bytes, expected at most {STATE_BYTES_MAX}", bytes.len())));
+        return Err(wrong(format!(
+            "`{STATE}` has {} bytes, expected at most {STATE_BYTES_MAX}",
+            bytes.len()
+        )));
     }
     serde_json::from_slice(&bytes).map_err(|error| wrong(format!("`{STATE}`: {error}")))
 }
@@ -124,7 +139,11 @@ pub fn load_optimizer(folder: &Path, optimizer: &mut AdamW) -> Result<(), Traini
 ///
 /// # Errors
 /// [`TrainingError`] when something cannot be written.
-pub fn save_learned(folder: &Path, learned: &Learned, version: &str) -> Result<AdapterSnapshot, TrainingError> {
+pub fn save_learned(
+    folder: &Path,
+    learned: &Learned,
+    version: &str,
+) -> Result<AdapterSnapshot, TrainingError> {
     let snapshot = learned.adapter.snapshot(version)?;
     snapshot.write(&folder.join(ADAPTER))?;
     if let Some(lora) = &learned.lora {
@@ -134,7 +153,9 @@ pub fn save_learned(folder: &Path, learned: &Learned, version: &str) -> Result<A
 }
 
 fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
-    lora.save(folder, "").map_err(|error| TrainingError::Settings { problem: error.to_string() })
+    lora.save(folder, "").map_err(|error| TrainingError::Settings {
+        problem: error.to_string(),
+    })
 }
 
 /// Reads the adapter of a folder or file, and the folder of its LoRA when there is one.
@@ -144,7 +165,10 @@ fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
 pub fn read_adapter(path: &Path, version: &str) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
     if path.is_dir() {
         let lora = path.join(LORA);
-        Ok((AdapterSnapshot::read(version, &path.join(ADAPTER))?, lora.is_dir().then_some(lora)))
+        Ok((
+            AdapterSnapshot::read(version, &path.join(ADAPTER))?,
+            lora.is_dir().then_some(lora),
+        ))
     } else {
         Ok((AdapterSnapshot::read(version, path)?, None))
     }
@@ -155,8 +179,9 @@ pub fn read_adapter(path: &Path, version: &str) -> Result<(AdapterSnapshot, Opti
 /// # Errors
 /// [`TrainingError::Settings`] when it does not fit the language model.
 pub fn read_lora(folder: &Path, llm: &dyn LanguageModel, device: Device) -> Result<LoraSet, TrainingError> {
-    LoraSet::open(folder, &llm.lora_sites(), device)
-        .map_err(|error| TrainingError::Settings { problem: error.to_string() })
+    LoraSet::open(folder, &llm.lora_sites(), device).map_err(|error| TrainingError::Settings {
+        problem: error.to_string(),
+    })
 }
 
 /// Overwrites `A` of fresh LoRA by numbers that depend on `seed` alone; torch's own generator is shared by all threads.
@@ -169,8 +194,13 @@ pub(crate) fn seed_lora(lora: &LoraSet, seed: u64) -> Result<(), TrainingError> 
         let mut random = crate::nn::random::SplitMix::new(&[seed, 0x10a, at as u64]);
         #[expect(clippy::cast_precision_loss, reason = "a width")]
         let bound = 1.0 / (tensor.size()[1] as f64).sqrt();
-        #[expect(clippy::cast_possible_truncation, reason = "initial values need no more than f32")]
-        let values: Vec<f32> = (0..tensor.numel()).map(|_| random.between(-bound, bound) as f32).collect();
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "initial values need no more than f32"
+        )]
+        let values: Vec<f32> = (0..tensor.numel())
+            .map(|_| random.between(-bound, bound) as f32)
+            .collect();
         let values = Tensor::f_from_slice(&values)?.f_view(tensor.size().as_slice())?;
         tensor.f_copy_(&values)?;
     }
@@ -186,7 +216,9 @@ fn sibling(folder: &Path, suffix: &str) -> PathBuf {
 
 fn remove(folder: &Path) -> Result<(), TrainingError> {
     match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainingError::io("remove", folder)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(TrainingError::io("remove", folder)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -24,7 +24,13 @@ pub fn ctc_ids(tokenizer: &Tokenizer, transcript: &str) -> Result<Vec<i64>, Text
 
 /// Every token that occurs, in order: the classes after the blank.
 pub fn classes_of<'a>(targets: impl IntoIterator<Item = &'a [i64]>) -> Vec<i64> {
-    targets.into_iter().flatten().copied().collect::<BTreeSet<i64>>().into_iter().collect()
+    targets
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect::<BTreeSet<i64>>()
+        .into_iter()
+        .collect()
 }
 
 /// The constant part of the CTC loss: unit-length rows of the classes, and where each token's class is.
@@ -43,7 +49,11 @@ impl CtcTable {
     pub fn new(head: &CtcHead, embeddings: &Tensor) -> Result<Self, ModelError> {
         let classes = head.classes().to_vec();
         let class_of = classes.iter().zip(1..).map(|(id, class)| (*id, class)).collect();
-        Ok(Self { unit: head.unit_table(embeddings)?, class_of, classes })
+        Ok(Self {
+            unit: head.unit_table(embeddings)?,
+            class_of,
+            classes,
+        })
     }
 
     /// Class of each token; none when one of them is no class.
@@ -60,16 +70,29 @@ impl CtcTable {
     ///
     /// # Errors
     /// [`ModelError`] when there is not one non-empty target per row.
-    pub fn loss(&self, head: &CtcHead, adapted: &Adapted, targets: &[Vec<i64>]) -> Result<Tensor, ModelError> {
+    pub fn loss(
+        &self,
+        head: &CtcHead,
+        adapted: &Adapted,
+        targets: &[Vec<i64>],
+    ) -> Result<Tensor, ModelError> {
         if targets.len() != adapted.lengths.len() || targets.iter().any(Vec::is_empty) {
             return Err(ModelError::Shape {
                 what: "CTC targets",
                 expected: format!("{} targets, none empty", adapted.lengths.len()),
-                found: targets.iter().map(|target| i64::try_from(target.len()).unwrap_or(i64::MAX)).collect(),
+                found: targets
+                    .iter()
+                    .map(|target| i64::try_from(target.len()).unwrap_or(i64::MAX))
+                    .collect(),
             });
         }
-        let scores = head.log_probabilities(&adapted.positions, &self.unit)?.f_transpose(0, 1)?; // [P, B, 1+C]
-        let lengths: Vec<i64> = targets.iter().map(|target| i64::try_from(target.len()).unwrap_or(i64::MAX)).collect();
+        let scores = head
+            .log_probabilities(&adapted.positions, &self.unit)?
+            .f_transpose(0, 1)?; // [P, B, 1+C]
+        let lengths: Vec<i64> = targets
+            .iter()
+            .map(|target| i64::try_from(target.len()).unwrap_or(i64::MAX))
+            .collect();
         let flat = Tensor::f_from_slice(&targets.concat())?.f_to_device(scores.device())?;
         Ok(Tensor::f_ctc_loss(
             &scores,
@@ -88,7 +111,9 @@ impl CtcTable {
     /// [`ModelError::Torch`] when shapes disagree.
     pub fn read(&self, head: &CtcHead, adapted: &Adapted) -> Result<Vec<Vec<i64>>, ModelError> {
         let _guard = tch::no_grad_guard();
-        let best = head.log_probabilities(&adapted.positions, &self.unit)?.f_argmax(-1, false)?; // [B, P]
+        let best = head
+            .log_probabilities(&adapted.positions, &self.unit)?
+            .f_argmax(-1, false)?; // [B, P]
         let positions = usize::try_from(best.size()[1]).unwrap_or(0);
         let best = Vec::<i64>::try_from(best.f_view([-1])?)?;
         let rows = best.chunks(positions.max(1)).zip(&adapted.lengths);
@@ -98,7 +123,9 @@ impl CtcTable {
                 let mut before = BLANK;
                 for class in row.iter().take(usize::try_from(*length).unwrap_or(0)).copied() {
                     if class != BLANK && class != before {
-                        ids.push(self.classes[usize::try_from(class - 1).expect("a class is 1 or more here")]);
+                        ids.push(
+                            self.classes[usize::try_from(class - 1).expect("a class is 1 or more here")],
+                        );
                     }
                     before = class;
                 }
@@ -130,7 +157,9 @@ mod tests {
     }
 
     fn embeddings() -> Tensor {
-        (Tensor::arange(40 * 6, (Kind::Float, Device::Cpu)) * 1.7).sin().view([40, 6])
+        (Tensor::arange(40 * 6, (Kind::Float, Device::Cpu)) * 1.7)
+            .sin()
+            .view([40, 6])
     }
 
     #[test]
@@ -145,9 +174,27 @@ mod tests {
         let table = CtcTable::new(head, &embeddings()).unwrap();
         let blank = adapter.variables()["ctc.blank"].detach();
         let token = |id: i64| embeddings().get(id);
-        let row = Tensor::stack(&[token(20), token(20), blank.shallow_clone(), token(20), token(10), token(30)], 0);
+        let row = Tensor::stack(
+            &[
+                token(20),
+                token(20),
+                blank.shallow_clone(),
+                token(20),
+                token(10),
+                token(30),
+            ],
+            0,
+        );
 
-        let ids = table.read(head, &Adapted { positions: row.unsqueeze(0), lengths: vec![5] }).unwrap();
+        let ids = table
+            .read(
+                head,
+                &Adapted {
+                    positions: row.unsqueeze(0),
+                    lengths: vec![5],
+                },
+            )
+            .unwrap();
 
         assert_eq!(ids, [[20, 20, 10]]);
         assert_eq!(table.classes(&[30, 10]), Some(vec![3, 1]));
@@ -159,27 +206,39 @@ mod tests {
         let adapter = adapter();
         let head = adapter.ctc_head().unwrap();
         let table = CtcTable::new(head, &embeddings()).unwrap();
-        let features = (Tensor::arange(2 * 24 * 4, (Kind::Float, Device::Cpu)) * 0.9).sin().view([2, 24, 4]) * 2.0;
+        let features = (Tensor::arange(2 * 24 * 4, (Kind::Float, Device::Cpu)) * 0.9)
+            .sin()
+            .view([2, 24, 4])
+            * 2.0;
         let lengths = [24, 17];
         let targets = vec![vec![1, 2, 3], vec![3, 1]];
         let parameters = adapter
             .variables()
             .into_iter()
-            .map(|(name, tensor)| crate::nn::optimizer::Parameter { name, tensor, rate_factor: 1.0, decay_factor: 0.0 })
+            .map(|(name, tensor)| crate::nn::optimizer::Parameter {
+                name,
+                tensor,
+                rate_factor: 1.0,
+                decay_factor: 0.0,
+            })
             .collect();
         let mut optimizer = crate::nn::optimizer::AdamW::new(Default::default(), parameters).unwrap();
         let mut last = f64::NAN;
 
         for _ in 0..150 {
             optimizer.zero_grad();
-            let loss = table.loss(head, &adapter.forward(&features, &lengths).unwrap(), &targets).unwrap();
+            let loss = table
+                .loss(head, &adapter.forward(&features, &lengths).unwrap(), &targets)
+                .unwrap();
             loss.backward();
             optimizer.step(0.02);
             last = loss.double_value(&[]);
         }
 
         assert!(last < 0.1, "{last}");
-        let read = table.read(head, &adapter.forward(&features, &lengths).unwrap()).unwrap();
+        let read = table
+            .read(head, &adapter.forward(&features, &lengths).unwrap())
+            .unwrap();
         assert_eq!(read, [vec![10, 20, 30], vec![30, 10]]);
     }
 
@@ -190,9 +249,15 @@ mod tests {
         let table = CtcTable::new(head, &embeddings()).unwrap();
         let features = Tensor::ones([1, 4, 4], (Kind::Float, Device::Cpu));
 
-        let loss = table.loss(head, &adapter.forward(&features, &[4]).unwrap(), &[vec![1, 2, 3]]).unwrap();
+        let loss = table
+            .loss(head, &adapter.forward(&features, &[4]).unwrap(), &[vec![1, 2, 3]])
+            .unwrap();
 
         assert_eq!(loss.double_value(&[]), 0.0);
-        assert!(table.loss(head, &adapter.forward(&features, &[4]).unwrap(), &[vec![]]).is_err());
+        assert!(
+            table
+                .loss(head, &adapter.forward(&features, &[4]).unwrap(), &[vec![]])
+                .is_err()
+        );
     }
 }

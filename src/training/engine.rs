@@ -1,6 +1,8 @@
 //! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine serves the
 //! `train` command and the `Trainer` actor.
 
+mod validation;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,27 +12,22 @@ use super::batch::{BatchReader, BatchReaderArgs, LoadedBatch};
 use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
-use super::evaluate::{EvaluateOptions, evaluate};
-use super::events::{TrainEvent, Transcribed};
+use super::events::TrainEvent;
 use super::example::{self, Example};
 use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
 use super::stage::StageAtWork;
-use crate::config::training::{StageConfig, StageKind, TrainingConfig};
+use crate::config::training::{StageConfig, TrainingConfig};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
-use crate::nn::random::SplitMix;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Unreadable clips beyond this number end the run when they are more than one in twenty.
 const UNREADABLE_MAX: u64 = 10;
-/// References with answers told at each validation.
-const SAMPLES_TOLD: usize = 4;
-
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -113,7 +110,15 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// [`TrainingError`] when settings, data, networks or checkpoint do not go together.
     pub fn new(args: EngineArgs<'a>) -> Result<Self, TrainingError> {
-        let EngineArgs { config, networks, train, valid, start_from, resume, control } = args;
+        let EngineArgs {
+            config,
+            networks,
+            train,
+            valid,
+            start_from,
+            resume,
+            control,
+        } = args;
         config.validate()?;
         let output = &config.output;
         std::fs::create_dir_all(output).map_err(TrainingError::io("make", output))?;
@@ -124,8 +129,15 @@ impl<'a> Engine<'a> {
         let adapter_config = AdapterConfig::new(&config.adapter, &networks.encoder.info(), &llm.info())?;
         let fingerprint = fingerprint(&config, networks, &data_digest);
 
-        let mut state = RunState { fingerprint: fingerprint.clone(), ..RunState::default() };
-        let resumed_from = if resume { checkpoint::find(&output.join("checkpoint")) } else { None };
+        let mut state = RunState {
+            fingerprint: fingerprint.clone(),
+            ..RunState::default()
+        };
+        let resumed_from = if resume {
+            checkpoint::find(&output.join("checkpoint"))
+        } else {
+            None
+        };
         let (mut snapshot, mut start_lora) = match start_from {
             Some((snapshot, lora)) => (Some(snapshot), lora),
             None => (None, None),
@@ -147,7 +159,9 @@ impl<'a> Engine<'a> {
                 let gain = embedding_rms(&llm.embedding_table())?;
                 SpeechAdapter::new(adapter_config, gain, config.seed, device)?
             }
-            Some(snapshot) if *snapshot.config() == adapter_config => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
+            Some(snapshot) if *snapshot.config() == adapter_config => {
+                SpeechAdapter::from_snapshot(&snapshot, device, true)?
+            }
             Some(snapshot) => {
                 return Err(TrainingError::Settings {
                     problem: format!(
@@ -180,7 +194,13 @@ impl<'a> Engine<'a> {
     pub fn run(mut self, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainOutcome, TrainingError> {
         let started = Instant::now();
         let earlier = self.state.run_seconds;
-        let hours = self.train.samples.iter().map(|sample| sample.example.seconds).sum::<f64>() / 3600.0;
+        let hours = self
+            .train
+            .samples
+            .iter()
+            .map(|sample| sample.example.seconds)
+            .sum::<f64>()
+            / 3600.0;
         let event = TrainEvent::RunStarted {
             run: self.config.run.clone(),
             time: jiff::Timestamp::now().to_string(),
@@ -227,7 +247,7 @@ impl<'a> Engine<'a> {
         let (adapter, lora) = if best.is_some() && best_folder.is_dir() {
             checkpoint::read_adapter(&best_folder, &self.config.run)?
         } else {
-            checkpoint_best(&best_folder, &self.learned, &self.config.run)?
+            validation::save_best(&best_folder, &self.learned, &self.config.run)?
         };
         self.tell(
             TrainEvent::RunFinished {
@@ -239,7 +259,10 @@ impl<'a> Engine<'a> {
             },
             on_event,
         )?;
-        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))?;
+        plot_losses(
+            &self.config.output.join("log.jsonl"),
+            &self.config.output.join("loss.svg"),
+        )?;
         Ok(TrainOutcome {
             stopped,
             steps: self.state.total_steps,
@@ -262,8 +285,13 @@ impl<'a> Engine<'a> {
     ) -> Result<Ending, TrainingError> {
         let number = self.state.stage;
         let kind = stage.kind.name().to_owned();
-        let samples: Vec<Sample> =
-            self.train.samples.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
+        let samples: Vec<Sample> = self
+            .train
+            .samples
+            .iter()
+            .filter(|sample| stage.takes(&sample.example.task))
+            .cloned()
+            .collect();
         if samples.is_empty() {
             return Err(TrainingError::NoExamples {
                 what: format!("stage {number} ({kind})"),
@@ -293,7 +321,12 @@ impl<'a> Engine<'a> {
             .map(|parameter| i64::try_from(parameter.tensor.numel()).unwrap_or(i64::MAX))
             .sum();
         self.tell(
-            TrainEvent::StageStarted { stage: number, kind: kind.clone(), samples: samples.len(), parameters },
+            TrainEvent::StageStarted {
+                stage: number,
+                kind: kind.clone(),
+                samples: samples.len(),
+                parameters,
+            },
             on_event,
         )?;
         let reader = self.reader(stage, &samples)?;
@@ -310,10 +343,16 @@ impl<'a> Engine<'a> {
             if stage.steps_max.is_some_and(|max| self.state.step >= max) {
                 break Ending::Steps;
             }
-            if stage.minutes_max.is_some_and(|minutes| self.state.stage_seconds >= minutes * 60.0) {
+            if stage
+                .minutes_max
+                .is_some_and(|minutes| self.state.stage_seconds >= minutes * 60.0)
+            {
                 break Ending::Time;
             }
-            if stage.patience.is_some_and(|patience| self.state.since_best >= patience) {
+            if stage
+                .patience
+                .is_some_and(|patience| self.state.since_best >= patience)
+            {
                 break Ending::Patience;
             }
             let did = self.step(stage, &work, &mut optimizer, &reader, &samples, on_event)?;
@@ -329,11 +368,11 @@ impl<'a> Engine<'a> {
                     });
                 }
             }
-            if self.state.step % self.config.validation.every_steps == 0 {
+            if self.state.step.is_multiple_of(self.config.validation.every_steps) {
                 self.validate(stage, &work, &valid, on_event)?;
                 validated_at = Some(self.state.step);
             }
-            if self.state.step % self.config.checkpoint.every_steps == 0 {
+            if self.state.step.is_multiple_of(self.config.checkpoint.every_steps) {
                 self.save_checkpoint(&optimizer, on_event)?;
             }
         };
@@ -418,7 +457,14 @@ impl<'a> Engine<'a> {
         if !finite {
             self.state.skipped += 1;
             let (step, skipped) = (self.state.step, self.state.skipped);
-            self.tell(TrainEvent::StepSkipped { stage: number, step, skipped }, on_event)?;
+            self.tell(
+                TrainEvent::StepSkipped {
+                    stage: number,
+                    step,
+                    skipped,
+                },
+                on_event,
+            )?;
             return Ok(false);
         }
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
@@ -450,9 +496,11 @@ impl<'a> Engine<'a> {
         }
         let (failed, tried) = (self.state.unreadable, self.state.tried);
         match batch.unreadable.last() {
-            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => {
-                Err(TrainingError::Unreadable { failed, tried, last: last.clone() })
-            }
+            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => Err(TrainingError::Unreadable {
+                failed,
+                tried,
+                last: last.clone(),
+            }),
             _ => Ok(()),
         }
     }
@@ -462,7 +510,10 @@ impl<'a> Engine<'a> {
         BatchReader::start(
             BatchReaderArgs {
                 examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
-                instructions: samples.iter().map(|sample| Arc::clone(&sample.instructions)).collect(),
+                instructions: samples
+                    .iter()
+                    .map(|sample| Arc::clone(&sample.instructions))
+                    .collect(),
                 weights: samples.iter().map(weight).collect(),
                 rows_max: 0,
                 seconds_max: 0.0,
@@ -477,160 +528,40 @@ impl<'a> Engine<'a> {
         )
     }
 
-    /// The clips a stage is validated on: the same ones each time.
-    fn validation_set(&self, stage: &StageConfig) -> Vec<Sample> {
-        let mut samples: Vec<Sample> =
-            self.valid.iter().filter(|sample| stage.takes(&sample.example.task)).cloned().collect();
-        SplitMix::new(&[0x7a11d]).shuffle(&mut samples);
-        samples.truncate(self.config.validation.clips_max);
-        samples
-    }
-
-    fn validate(
+    fn save_checkpoint(
         &mut self,
-        stage: &StageConfig,
-        work: &StageAtWork<'_>,
-        valid: &[Sample],
+        optimizer: &AdamW,
         on_event: &mut dyn FnMut(&TrainEvent),
     ) -> Result<(), TrainingError> {
-        if valid.is_empty() {
-            return Ok(());
-        }
-        let start = Instant::now();
-        let _guard = tch::no_grad_guard();
-        let rows_max = self.config.validation.batch_rows;
-        let mut order: Vec<&Sample> = valid.iter().collect();
-        order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
-        let (mut total, mut clips_scored) = (0.0, 0usize);
-        for chunk in order.chunks(rows_max) {
-            self.control.wait();
-            let mut rows = Vec::with_capacity(chunk.len());
-            let mut clips = Vec::with_capacity(chunk.len());
-            for sample in chunk {
-                match sample.example.audio.load() {
-                    Ok(clip) => {
-                        rows.push(*sample);
-                        clips.push(clip);
-                    }
-                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
-                }
-            }
-            if rows.is_empty() {
-                continue;
-            }
-            let instructions: Vec<String> = rows.iter().map(|sample| sample.instructions[0].clone()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
-                #[expect(clippy::cast_precision_loss, reason = "a small count")]
-                let weight = rows.len() as f64;
-                total += found.loss.double_value(&[]) * weight;
-                clips_scored += rows.len();
-            }
-        }
-        if clips_scored == 0 {
-            tracing::warn!("no validation clip could be scored");
-            return Ok(());
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let loss = total / clips_scored as f64;
-        let transcribed: Vec<Sample> = valid
-            .iter()
-            .filter(|sample| sample.example.task == "asr")
-            .take(self.config.validation.transcribed_clips_max)
-            .cloned()
-            .collect();
-        let (mut wer, mut told, mut count) = (None, Vec::new(), 0);
-        if !transcribed.is_empty() {
-            let options = EvaluateOptions {
-                batch_rows: rows_max,
-                new_tokens_max: self.config.validation.new_tokens_max,
-                by_ctc: stage.kind == StageKind::CtcAlign,
-            };
-            // A stop must not leave half a validation behind, so this part has a control of its own.
-            let found = evaluate(self.networks, &self.learned, &transcribed, &options, &Control::new(), &mut |_| {})?;
-            count = found.rows.len();
-            wer = (count > 0).then(|| found.wer());
-            told = found
-                .rows
-                .iter()
-                .take(SAMPLES_TOLD)
-                .map(|row| Transcribed { reference: row.reference.clone(), hypothesis: row.hypothesis.clone() })
-                .collect();
-        }
-        let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
-        if best {
-            self.state.best = Some(Best { loss, wer, step: self.state.step });
-            self.state.since_best = 0;
-            checkpoint_best(&self.config.output.join("best"), &self.learned, &self.config.run)?;
-        } else {
-            self.state.since_best += 1;
-        }
-        self.tell(
-            TrainEvent::Validated {
-                stage: self.state.stage,
-                kind: stage.kind.name().to_owned(),
-                step: self.state.step,
-                loss,
-                wer,
-                clips: clips_scored,
-                transcribed_clips: count,
-                best,
-                seconds: start.elapsed().as_secs_f64(),
-                samples: told,
-            },
-            on_event,
+        checkpoint::save(
+            &self.config.output.join("checkpoint"),
+            &self.learned,
+            optimizer,
+            &self.state,
         )?;
-        plot_losses(&self.config.output.join("log.jsonl"), &self.config.output.join("loss.svg"))
-    }
-
-    /// Goes on with the weights of the stage's best validation.
-    fn take_best(&mut self) -> Result<(), TrainingError> {
-        let folder = self.config.output.join("best");
-        match &self.state.best {
-            Some(best) if best.step != self.state.step && folder.is_dir() => {
-                let (snapshot, lora) = checkpoint::read_adapter(&folder, &self.config.run)?;
-                let device = self.networks.placement.device;
-                self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
-                if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
-                    self.learned.lora = Some(checkpoint::read_lora(&folder, self.networks.speech_llm.llm(), device)?);
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn save_checkpoint(&mut self, optimizer: &AdamW, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
-        checkpoint::save(&self.config.output.join("checkpoint"), &self.learned, optimizer, &self.state)?;
-        let event = TrainEvent::CheckpointSaved { stage: self.state.stage, step: self.state.step };
+        let event = TrainEvent::CheckpointSaved {
+            stage: self.state.stage,
+            step: self.state.step,
+        };
         self.tell(event, on_event)
     }
 
     fn out_of_time(&self, earlier: f64, started: Instant) -> bool {
         let spent = earlier + started.elapsed().as_secs_f64();
-        self.config.minutes_max.is_some_and(|minutes| spent >= minutes * 60.0)
+        self.config
+            .minutes_max
+            .is_some_and(|minutes| spent >= minutes * 60.0)
     }
 
-    fn tell(&mut self, event: TrainEvent, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<(), TrainingError> {
+    fn tell(
+        &mut self,
+        event: TrainEvent,
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<(), TrainingError> {
         self.log.write(&event)?;
         on_event(&event);
         Ok(())
     }
-}
-
-fn checkpoint_best(
-    folder: &std::path::Path,
-    learned: &Learned,
-    version: &str,
-) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
-    if learned.lora.is_none() {
-        let stale = folder.join("lora");
-        if stale.exists() {
-            std::fs::remove_dir_all(&stale).map_err(TrainingError::io("remove", &stale))?;
-        }
-    }
-    std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
-    let snapshot = checkpoint::save_learned(folder, learned, version)?;
-    Ok((snapshot, learned.lora.is_some().then(|| folder.join("lora"))))
 }
 
 /// What a resumed run must have in common with the one that was saved.
@@ -648,9 +579,4 @@ fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) 
     let mut hash = <sha2::Sha256 as sha2::Digest>::new();
     sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
     example::hex(&sha2::Digest::finalize(hash))
-}
-
-/// Whether a curriculum ends with LoRA in the model.
-pub fn ends_with_lora(stages: &[StageConfig]) -> bool {
-    stages.last().is_some_and(|stage| stage.kind.has_lora() && stage.kind != StageKind::CtcAlign)
 }

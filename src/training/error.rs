@@ -51,7 +51,9 @@ pub enum TrainingError {
         last: String,
     },
     /// Loss or gradients were not finite too often in a row.
-    #[error("stage {stage}, step {step}: {skipped} steps in a row had a loss or gradient that is not finite; lower the learning rate or `clip_norm`")]
+    #[error(
+        "stage {stage}, step {step}: {skipped} steps in a row had a loss or gradient that is not finite; lower the learning rate or `clip_norm`"
+    )]
     Diverged {
         /// Which stage.
         stage: String,

@@ -27,7 +27,11 @@ pub struct EvaluateOptions {
 
 impl Default for EvaluateOptions {
     fn default() -> Self {
-        Self { batch_rows: 16, new_tokens_max: 64, by_ctc: false }
+        Self {
+            batch_rows: 16,
+            new_tokens_max: 64,
+            by_ctc: false,
+        }
     }
 }
 
@@ -98,15 +102,23 @@ pub fn evaluate(
     let start = Instant::now();
     let table = match (options.by_ctc, learned.adapter.ctc_head()) {
         (false, _) => None,
-        (true, Some(head)) => {
-            Some((head, CtcTable::new(head, &networks.speech_llm.llm().embedding_table())?))
-        }
+        (true, Some(head)) => Some((
+            head,
+            CtcTable::new(head, &networks.speech_llm.llm().embedding_table())?,
+        )),
         (true, None) => {
-            return Err(TrainingError::Settings { problem: "this adapter has no CTC head to read".into() });
+            return Err(TrainingError::Settings {
+                problem: "this adapter has no CTC head to read".into(),
+            });
         }
     };
     let mut order: Vec<usize> = (0..samples.len()).collect();
-    order.sort_by(|a, b| samples[*a].example.seconds.total_cmp(&samples[*b].example.seconds));
+    order.sort_by(|a, b| {
+        samples[*a]
+            .example
+            .seconds
+            .total_cmp(&samples[*b].example.seconds)
+    });
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();
     for chunk in order.chunks(options.batch_rows.max(1)) {
@@ -118,15 +130,26 @@ pub fn evaluate(
         let mut clips = Vec::with_capacity(chunk.len());
         for index in chunk.iter().copied() {
             match samples[index].example.audio.load() {
-                Ok(clip) if networks.encoder.info().max_samples.is_some_and(|max| clip.len() > max) => {
+                Ok(clip)
+                    if networks
+                        .encoder
+                        .info()
+                        .max_samples
+                        .is_some_and(|max| clip.len() > max) =>
+                {
                     let id = &samples[index].example.id;
-                    evaluation.unreadable.push(format!("{id}: has {} samples, the encoder takes fewer", clip.len()));
+                    evaluation.unreadable.push(format!(
+                        "{id}: has {} samples, the encoder takes fewer",
+                        clip.len()
+                    ));
                 }
                 Ok(clip) => {
                     rows.push(index);
                     clips.push(clip);
                 }
-                Err(reason) => evaluation.unreadable.push(format!("{}: {reason}", samples[index].example.id)),
+                Err(reason) => evaluation
+                    .unreadable
+                    .push(format!("{}: {reason}", samples[index].example.id)),
             }
         }
         if rows.is_empty() {
@@ -140,14 +163,32 @@ pub fn evaluate(
             Some((head, table)) => table
                 .read(head, &adapted)?
                 .iter()
-                .map(|ids| Ok((networks.speech_llm.tokenizer().decode(ids)?.trim().to_owned(), None, true)))
+                .map(|ids| {
+                    Ok((
+                        networks.speech_llm.tokenizer().decode(ids)?.trim().to_owned(),
+                        None,
+                        true,
+                    ))
+                })
                 .collect::<Result<_, TrainingError>>()?,
             None => {
-                let instructions: Vec<&str> = rows.iter().map(|row| samples[*row].instructions[0].as_str()).collect();
-                let prompts = networks.speech_llm.prompts_around(&adapted.positions, &adapted.lengths, &instructions)?;
+                let instructions: Vec<&str> = rows
+                    .iter()
+                    .map(|row| samples[*row].instructions[0].as_str())
+                    .collect();
+                let prompts = networks.speech_llm.prompts_around(
+                    &adapted.positions,
+                    &adapted.lengths,
+                    &instructions,
+                )?;
                 networks
                     .speech_llm
-                    .greedy(&prompts, options.new_tokens_max, options.batch_rows, learned.lora.as_ref())?
+                    .greedy(
+                        &prompts,
+                        options.new_tokens_max,
+                        options.batch_rows,
+                        learned.lora.as_ref(),
+                    )?
                     .into_iter()
                     .map(|answer| (answer.text, answer.generated.score(), answer.generated.finished))
                     .collect()

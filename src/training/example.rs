@@ -43,13 +43,22 @@ impl AudioSource {
             Self::Lazy(load) => load()?,
             Self::File(path) => {
                 let wrong = |reason: String| format!("`{}`: {reason}", path.display());
-                let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+                let size = std::fs::metadata(path)
+                    .map_err(|error| wrong(error.to_string()))?
+                    .len();
                 if size > FILE_BYTES_MAX {
-                    return Err(wrong(format!("has {size} bytes, expected at most {FILE_BYTES_MAX}")));
+                    return Err(wrong(format!(
+                        "has {size} bytes, expected at most {FILE_BYTES_MAX}"
+                    )));
                 }
                 let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-                let limits = AudioLimits { value_bytes_max: bytes.len(), ..AudioLimits::default() };
-                decode(&bytes, None, &limits).map_err(|error| wrong(error.to_string()))?.samples
+                let limits = AudioLimits {
+                    value_bytes_max: bytes.len(),
+                    ..AudioLimits::default()
+                };
+                decode(&bytes, None, &limits)
+                    .map_err(|error| wrong(error.to_string()))?
+                    .samples
             }
         };
         if samples.is_empty() {
@@ -102,8 +111,10 @@ pub fn digest(examples: &[Example]) -> String {
 /// Bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -29,7 +29,10 @@ impl EventLog {
             .truncate(!keep)
             .open(path)
             .map_err(TrainingError::io("open", path))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
     }
 
     /// Writes one event as one line, at once.
@@ -39,7 +42,9 @@ impl EventLog {
     pub fn write(&mut self, event: &TrainEvent) -> Result<(), TrainingError> {
         let mut line = serde_json::to_vec(event).expect("events hold numbers and strings only");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(TrainingError::io("write", &self.path))
+        self.file
+            .write_all(&line)
+            .map_err(TrainingError::io("write", &self.path))
     }
 }
 
@@ -56,9 +61,17 @@ pub fn plot_losses(log: &Path, svg: &Path) -> Result<(), TrainingError> {
     for line in BufReader::new(file).lines() {
         let line = line.map_err(TrainingError::io("read", log))?;
         // A line cut by a crash is not worth a run.
-        let Ok(event) = serde_json::from_str::<TrainEvent>(&line) else { continue };
+        let Ok(event) = serde_json::from_str::<TrainEvent>(&line) else {
+            continue;
+        };
         match event {
-            TrainEvent::Step { stage, kind, step, loss, .. } if loss.is_finite() => {
+            TrainEvent::Step {
+                stage,
+                kind,
+                step,
+                loss,
+                ..
+            } if loss.is_finite() => {
                 if stage != stage_now {
                     if stage_now != usize::MAX {
                         before += last_step;
@@ -83,13 +96,21 @@ pub fn plot_losses(log: &Path, svg: &Path) -> Result<(), TrainingError> {
             _ => {}
         }
     }
-    draw(svg, &train, &valid, &errors, &starts)
-        .map_err(|error| TrainingError::Plot { path: svg.to_owned(), reason: error.to_string() })
+    draw(svg, &train, &valid, &errors, &starts).map_err(|error| TrainingError::Plot {
+        path: svg.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 type Points = [(f64, f64)];
 
-fn draw(svg: &Path, train: &Points, valid: &Points, errors: &Points, starts: &[(f64, String)]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    svg: &Path,
+    train: &Points,
+    valid: &Points,
+    errors: &Points,
+    starts: &[(f64, String)],
+) -> Result<(), Box<dyn std::error::Error>> {
     let all = || train.iter().chain(valid);
     let right = all().chain(errors).map(|point| point.0).fold(1.0, f64::max);
     let top = all().map(|point| point.1).fold(0.1, f64::max) * 1.05;
@@ -97,17 +118,32 @@ fn draw(svg: &Path, train: &Points, valid: &Points, errors: &Points, starts: &[(
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
-        .caption("Training: loss (left), word error rate in % (right)", ("sans-serif", 18))
+        .caption(
+            "Training: loss (left), word error rate in % (right)",
+            ("sans-serif", 18),
+        )
         .x_label_area_size(36)
         .y_label_area_size(46)
         .right_y_label_area_size(46)
         .build_cartesian_2d(0.0..right, 0.0..top)?
         .set_secondary_coord(0.0..right, 0.0..100.0);
-    chart.configure_mesh().x_desc("optimiser steps").y_desc("loss").light_line_style(WHITE).draw()?;
-    chart.configure_secondary_axes().y_desc("word error rate, %").draw()?;
+    chart
+        .configure_mesh()
+        .x_desc("optimiser steps")
+        .y_desc("loss")
+        .light_line_style(WHITE)
+        .draw()?;
+    chart
+        .configure_secondary_axes()
+        .y_desc("word error rate, %")
+        .draw()?;
     for (at, kind) in starts {
         chart.draw_series(LineSeries::new([(*at, 0.0), (*at, top)], BLACK.mix(0.4)))?;
-        chart.draw_series(std::iter::once(Text::new(kind.clone(), (*at + right * 0.005, top * 0.98), ("sans-serif", 13))))?;
+        chart.draw_series(std::iter::once(Text::new(
+            kind.clone(),
+            (*at + right * 0.005, top * 0.98),
+            ("sans-serif", 13),
+        )))?;
     }
     chart
         .draw_series(LineSeries::new(train.iter().copied(), BLUE.mix(0.7)))?
@@ -121,7 +157,11 @@ fn draw(svg: &Path, train: &Points, valid: &Points, errors: &Points, starts: &[(
         .draw_secondary_series(LineSeries::new(errors.iter().copied(), GREEN.stroke_width(2)))?
         .label("word error rate")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], GREEN));
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE.mix(0.8)).draw()?;
+    chart
+        .configure_series_labels()
+        .border_style(BLACK)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
     root.present()?;
     Ok(())
 }
@@ -156,7 +196,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (log_path, svg) = (folder.path().join("log.jsonl"), folder.path().join("loss.svg"));
         let mut log = EventLog::open(&log_path, false).unwrap();
-        for event in [step(0, 1, 5.0), step(0, 2, 4.0), step(1, 1, 3.0), step(1, 2, f64::NAN)] {
+        for event in [
+            step(0, 1, 5.0),
+            step(0, 2, 4.0),
+            step(1, 1, 3.0),
+            step(1, 2, f64::NAN),
+        ] {
             log.write(&event).unwrap();
         }
         log.file.write_all(b"{\"event\":\"st").unwrap();
@@ -171,9 +216,15 @@ mod tests {
     fn a_kept_log_grows_and_a_fresh_one_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
-        EventLog::open(&path, false).unwrap().write(&step(0, 1, 1.0)).unwrap();
+        EventLog::open(&path, false)
+            .unwrap()
+            .write(&step(0, 1, 1.0))
+            .unwrap();
 
-        EventLog::open(&path, true).unwrap().write(&step(0, 2, 1.0)).unwrap();
+        EventLog::open(&path, true)
+            .unwrap()
+            .write(&step(0, 2, 1.0))
+            .unwrap();
         let kept = std::fs::read_to_string(&path).unwrap().lines().count();
         EventLog::open(&path, false).unwrap();
 

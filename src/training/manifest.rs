@@ -38,7 +38,9 @@ struct Line {
 pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
     let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let name = path.file_name().map_or_else(|| "manifest".into(), |name| name.to_string_lossy().into_owned());
+    let name = path
+        .file_name()
+        .map_or_else(|| "manifest".into(), |name| name.to_string_lossy().into_owned());
     let mut reader = BufReader::new(file);
     let mut examples = Vec::new();
     let mut bytes = Vec::new();
@@ -52,7 +54,11 @@ pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, T
         if read == 0 {
             break;
         }
-        let wrong = |reason: String| TrainingError::Manifest { path: path.to_owned(), line: at, reason };
+        let wrong = |reason: String| TrainingError::Manifest {
+            path: path.to_owned(),
+            line: at,
+            reason,
+        };
         if read as u64 > LINE_BYTES_MAX {
             return Err(wrong(format!("is longer than {LINE_BYTES_MAX} bytes")));
         }
@@ -79,9 +85,15 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
         return Err("`audio_filepath` is empty or holds a NUL".into());
     }
     if !(line.duration.is_finite() && line.duration > 0.0 && line.duration <= SECONDS_MAX) {
-        return Err(format!("`duration` is {}, expected seconds above 0 and at most {SECONDS_MAX}", line.duration));
+        return Err(format!(
+            "`duration` is {}, expected seconds above 0 and at most {SECONDS_MAX}",
+            line.duration
+        ));
     }
-    let target = line.target.or(line.text).ok_or("has neither `target` nor `text`")?;
+    let target = line
+        .target
+        .or(line.text)
+        .ok_or("has neither `target` nor `text`")?;
     if target.trim().is_empty() {
         return Err("the target is empty".into());
     }
@@ -94,7 +106,9 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
         audio: AudioSource::File(folder.join(line.audio_filepath)),
         seconds: line.duration,
         task,
-        instruction: line.instruction.filter(|instruction| !instruction.trim().is_empty()),
+        instruction: line
+            .instruction
+            .filter(|instruction| !instruction.trim().is_empty()),
         target,
         domain: line.domain,
     })
@@ -123,10 +137,18 @@ mod tests {
 
         assert_eq!(examples.len(), 2);
         assert_eq!(examples[0].id, "train.jsonl:1");
-        assert_eq!((examples[0].task.as_str(), examples[0].target.as_str()), ("asr", "Hello"));
-        assert!(matches!(&examples[0].audio, AudioSource::File(path) if path.ends_with("a/b.wav") && path.is_absolute()));
+        assert_eq!(
+            (examples[0].task.as_str(), examples[0].target.as_str()),
+            ("asr", "Hello")
+        );
+        assert!(
+            matches!(&examples[0].audio, AudioSource::File(path) if path.ends_with("a/b.wav") && path.is_absolute())
+        );
         assert_eq!(examples[1].id, "train.jsonl:3");
-        assert_eq!((examples[1].task.as_str(), examples[1].target.as_str()), ("st", "hallo"));
+        assert_eq!(
+            (examples[1].task.as_str(), examples[1].target.as_str()),
+            ("st", "hallo")
+        );
         assert!(matches!(&examples[1].audio, AudioSource::File(path) if path == Path::new("/abs/c.wav")));
     }
 
@@ -144,17 +166,26 @@ mod tests {
     fn an_error_names_file_and_line() {
         for (bad, part) in [
             ("{", "EOF"),
-            (r#"{"audio_filepath": "a", "duration": -1, "text": "x"}"#, "`duration` is -1"),
+            (
+                r#"{"audio_filepath": "a", "duration": -1, "text": "x"}"#,
+                "`duration` is -1",
+            ),
             (r#"{"audio_filepath": "a", "duration": 1}"#, "neither"),
             (r#"{"audio_filepath": "a", "duration": 1, "text": " "}"#, "empty"),
             (r#"{"duration": 1, "text": "x"}"#, "audio_filepath"),
-            (r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#, "audio_filepath"),
+            (
+                r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#,
+                "audio_filepath",
+            ),
         ] {
             let text = format!("{{\"audio_filepath\": \"a\", \"duration\": 1, \"text\": \"x\"}}\n{bad}\n");
 
             let error = read(text.as_bytes(), None).unwrap_err().to_string();
 
-            assert!(error.contains("train.jsonl`, line 2") && error.contains(part), "{error}");
+            assert!(
+                error.contains("train.jsonl`, line 2") && error.contains(part),
+                "{error}"
+            );
         }
     }
 

@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::TrainingError;
 use crate::config::model::ModelConfig;
-use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
-use crate::models::whisper::{Window, WhisperEncoder};
 use crate::models::SpeechEncoder;
+use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
+use crate::models::whisper::{WhisperEncoder, Window};
 use crate::nn::accel::{Placement, configure_threads};
 use crate::registry::{ModelIdentity, identify};
 

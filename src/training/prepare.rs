@@ -50,9 +50,16 @@ pub fn plain_target(text: &str) -> String {
 ///
 /// # Errors
 /// [`TrainingError::Settings`] when a task has neither prompts in the settings nor an instruction of its own; [`TrainingError::Text`].
-pub fn prepare(examples: Vec<Example>, config: &TrainingConfig, llm: &SpeechLlm) -> Result<Prepared, TrainingError> {
-    let prompts: BTreeMap<&str, Arc<[String]>> =
-        config.prompts.iter().map(|(task, prompts)| (task.as_str(), prompts.clone().into())).collect();
+pub fn prepare(
+    examples: Vec<Example>,
+    config: &TrainingConfig,
+    llm: &SpeechLlm,
+) -> Result<Prepared, TrainingError> {
+    let prompts: BTreeMap<&str, Arc<[String]>> = config
+        .prompts
+        .iter()
+        .map(|(task, prompts)| (task.as_str(), prompts.clone().into()))
+        .collect();
     let mut prepared = Prepared::default();
     for mut example in examples {
         let mut leave_out = |reason| *prepared.left_out.entry(reason).or_insert(0) += 1;
@@ -89,7 +96,12 @@ pub fn prepare(examples: Vec<Example>, config: &TrainingConfig, llm: &SpeechLlm)
                 });
             }
         };
-        prepared.samples.push(Sample { example, answer, ctc, instructions });
+        prepared.samples.push(Sample {
+            example,
+            answer,
+            ctc,
+            instructions,
+        });
     }
     Ok(prepared)
 }
@@ -100,7 +112,10 @@ mod tests {
 
     #[test]
     fn a_plain_target_keeps_words_and_apostrophes() {
-        assert_eq!(plain_target("  It’s 7:30 — Don't \"wait\"!"), "it's 7 30 don't wait");
+        assert_eq!(
+            plain_target("  It’s 7:30 — Don't \"wait\"!"),
+            "it's 7 30 don't wait"
+        );
         assert_eq!(plain_target("Straße, naïve"), "straße naïve");
         assert_eq!(plain_target("?!"), "");
     }

@@ -36,7 +36,11 @@ pub struct TrainReport {
 /// # Errors
 /// [`TrainingError`] when settings, data, networks or disk fail; the last checkpoint stays.
 pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainReport, TrainingError> {
-    let TrainArgs { config, resume, control } = args;
+    let TrainArgs {
+        config,
+        resume,
+        control,
+    } = args;
     config.validate()?;
     let read = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, TrainingError> {
         let mut examples = Vec::new();
@@ -51,26 +55,50 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
         None => None,
     };
     let networks = Networks::load(&config.model)?;
-    let args = EngineArgs { config: config.clone(), networks: &networks, train, valid, start_from, resume, control };
+    let args = EngineArgs {
+        config: config.clone(),
+        networks: &networks,
+        train,
+        valid,
+        start_from,
+        resume,
+        control,
+    };
     let outcome = Engine::new(args)?.run(on_event)?;
     let mut version = None;
     if let (Some(root), false) = (&config.checkpoint.registry, outcome.stopped) {
         let registry = Registry::open(root)?;
-        let published = registry.publish(&config.checkpoint.prefix, &draft(&config, &networks, &outcome, None))?.version;
+        let published = registry
+            .publish(
+                &config.checkpoint.prefix,
+                &draft(&config, &networks, &outcome, None),
+            )?
+            .version;
         if config.checkpoint.promote {
             registry.promote(&published)?;
         }
-        on_event(&TrainEvent::Published { version: published.clone(), promoted: config.checkpoint.promote });
+        on_event(&TrainEvent::Published {
+            version: published.clone(),
+            promoted: config.checkpoint.promote,
+        });
         version = Some(published);
     }
     Ok(TrainReport { outcome, version })
 }
 
 /// What a run's outcome looks like as a draft for the registry.
-pub fn draft(config: &TrainingConfig, networks: &Networks, outcome: &TrainOutcome, parent: Option<String>) -> Draft {
+pub fn draft(
+    config: &TrainingConfig,
+    networks: &Networks,
+    outcome: &TrainOutcome,
+    parent: Option<String>,
+) -> Draft {
     let mut metrics = BTreeMap::from([
         ("steps".to_owned(), serde_json::json!(outcome.steps)),
-        ("train_seconds".to_owned(), serde_json::json!(outcome.seconds.round())),
+        (
+            "train_seconds".to_owned(),
+            serde_json::json!(outcome.seconds.round()),
+        ),
     ]);
     if let Some(best) = &outcome.best {
         metrics.insert("valid_loss".to_owned(), serde_json::json!(best.loss));

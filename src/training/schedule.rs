@@ -5,7 +5,11 @@ use crate::config::training::{Decay, StageConfig};
 /// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the stage is done by steps or by time.
 pub fn rate_factor(stage: &StageConfig, step: u64, progress: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
-    let warmup = if stage.warmup_steps == 0 { 1.0 } else { ((step + 1) as f64 / stage.warmup_steps as f64).min(1.0) };
+    let warmup = if stage.warmup_steps == 0 {
+        1.0
+    } else {
+        ((step + 1) as f64 / stage.warmup_steps as f64).min(1.0)
+    };
     let progress = progress.clamp(0.0, 1.0);
     let last = stage.final_rate_fraction;
     let decay = match stage.decay {
@@ -19,8 +23,12 @@ pub fn rate_factor(stage: &StageConfig, step: u64, progress: f64) -> f64 {
 /// How much of a stage is done: the larger share of its steps and of its time; 0 when it has neither limit.
 pub fn progress(stage: &StageConfig, steps: u64, seconds: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
-    let by_steps = stage.steps_max.map_or(0.0, |max| steps as f64 / max.max(1) as f64);
-    let by_time = stage.minutes_max.map_or(0.0, |minutes| seconds / (minutes * 60.0));
+    let by_steps = stage
+        .steps_max
+        .map_or(0.0, |max| steps as f64 / max.max(1) as f64);
+    let by_time = stage
+        .minutes_max
+        .map_or(0.0, |minutes| seconds / (minutes * 60.0));
     by_steps.max(by_time)
 }
 

@@ -19,6 +19,8 @@ pub struct BatchLoss {
     pub loss: Tensor,
     /// Target tokens of the batch.
     pub tokens: i64,
+    /// Rows that took part.
+    pub rows: usize,
 }
 
 /// What a stage needs beside the networks: the CTC table, when it has one.
@@ -51,15 +53,23 @@ impl<'a> StageAtWork<'a> {
         if config.kind.has_lora() {
             if learned.lora.is_none() {
                 let sites = networks.speech_llm.llm().lora_sites();
-                let lora = LoraSet::new(run.lora.clone(), &sites, networks.placement.device)
-                    .map_err(|error| TrainingError::Settings { problem: error.to_string() })?;
+                let lora =
+                    LoraSet::new(run.lora.clone(), &sites, networks.placement.device).map_err(|error| {
+                        TrainingError::Settings {
+                            problem: error.to_string(),
+                        }
+                    })?;
                 seed_lora(&lora, run.seed)?;
                 learned.lora = Some(lora);
             }
         } else {
             learned.lora = None;
         }
-        Ok(Self { networks, config, table })
+        Ok(Self {
+            networks,
+            config,
+            table,
+        })
     }
 
     /// Puts a saved LoRA in place of the fresh one.
@@ -68,7 +78,11 @@ impl<'a> StageAtWork<'a> {
     /// [`TrainingError::Settings`] when it does not fit.
     pub fn restore_lora(&self, learned: &mut Learned, folder: &std::path::Path) -> Result<(), TrainingError> {
         if self.config.kind.has_lora() {
-            learned.lora = Some(read_lora(folder, self.networks.speech_llm.llm(), self.networks.placement.device)?);
+            learned.lora = Some(read_lora(
+                folder,
+                self.networks.speech_llm.llm(),
+                self.networks.placement.device,
+            )?);
         }
         Ok(())
     }
@@ -84,14 +98,23 @@ impl<'a> StageAtWork<'a> {
             let decays = name.ends_with("conv.weight");
             parameters.push(Parameter {
                 tensor,
-                rate_factor: if scalar { self.config.scalar_rate_factor } else { 1.0 },
+                rate_factor: if scalar {
+                    self.config.scalar_rate_factor
+                } else {
+                    1.0
+                },
                 decay_factor: if decays { 1.0 } else { 0.0 },
                 name,
             });
         }
         if let Some(lora) = &learned.lora {
             for (name, tensor) in lora.parameters() {
-                parameters.push(Parameter { name, tensor, rate_factor: self.config.lora_rate_factor, decay_factor: 1.0 });
+                parameters.push(Parameter {
+                    name,
+                    tensor,
+                    rate_factor: self.config.lora_rate_factor,
+                    decay_factor: 1.0,
+                });
             }
         }
         parameters
@@ -124,12 +147,16 @@ impl<'a> StageAtWork<'a> {
     ) -> Result<Option<BatchLoss>, TrainingError> {
         // CTC alone cannot use a row whose tokens are no classes; leave it out before any work is done on it.
         let ctc_targets: Vec<Option<Vec<i64>>> = match &self.table {
-            Some(table) => samples.iter().map(|sample| table.classes(&sample.ctc).filter(|ids| !ids.is_empty())).collect(),
+            Some(table) => samples
+                .iter()
+                .map(|sample| table.classes(&sample.ctc).filter(|ids| !ids.is_empty()))
+                .collect(),
             None => vec![None; samples.len()],
         };
         let ctc_alone = self.config.kind == StageKind::CtcAlign;
-        let keep: Vec<usize> =
-            (0..samples.len()).filter(|row| !ctc_alone || ctc_targets[*row].is_some()).collect();
+        let keep: Vec<usize> = (0..samples.len())
+            .filter(|row| !ctc_alone || ctc_targets[*row].is_some())
+            .collect();
         if keep.is_empty() {
             return Ok(None);
         }
@@ -147,7 +174,11 @@ impl<'a> StageAtWork<'a> {
         if ctc_alone {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
             let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-            return Ok(ctc.map(|loss| BatchLoss { loss, tokens }));
+            return Ok(ctc.map(|loss| BatchLoss {
+                loss,
+                tokens,
+                rows: keep.len(),
+            }));
         }
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
@@ -158,6 +189,10 @@ impl<'a> StageAtWork<'a> {
             Some(ctc) if self.config.ctc_weight > 0.0 => found.loss + ctc * self.config.ctc_weight,
             _ => found.loss,
         };
-        Ok(Some(BatchLoss { loss, tokens: found.tokens }))
+        Ok(Some(BatchLoss {
+            loss,
+            tokens: found.tokens,
+            rows: keep.len(),
+        }))
     }
 }

@@ -23,7 +23,9 @@ const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
 fn clip(at: usize) -> Vec<f32> {
     let mut random = SplitMix::new(&[at as u64]);
-    (0..4_800 + 640 * (at % 3)).map(|_| random.between(-0.3, 0.3) as f32).collect()
+    (0..4_800 + 640 * (at % 3))
+        .map(|_| random.between(-0.3, 0.3) as f32)
+        .collect()
 }
 
 fn example(at: usize) -> Example {
@@ -35,7 +37,7 @@ fn example(at: usize) -> Example {
         task: "asr".into(),
         instruction: None,
         target: WORDS[at % WORDS.len()].into(),
-        domain: Some(if at % 2 == 0 { "even" } else { "odd" }.into()),
+        domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
     }
 }
 
@@ -64,7 +66,11 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         let models = TinyModels::write(folder.path(), 11);
         let networks = Networks::load(&Self::model_config(&models)).unwrap();
-        Self { folder, networks, models }
+        Self {
+            folder,
+            networks,
+            models,
+        }
     }
 
     fn model_config(models: &TinyModels) -> ModelConfig {
@@ -115,9 +121,14 @@ impl Place {
 }
 
 fn all_kinds() -> Vec<StageConfig> {
-    [StageKind::CtcAlign, StageKind::Asr, StageKind::LoraWarmup, StageKind::Multitask]
-        .map(|kind| stage(kind, 5))
-        .to_vec()
+    [
+        StageKind::CtcAlign,
+        StageKind::Asr,
+        StageKind::LoraWarmup,
+        StageKind::Multitask,
+    ]
+    .map(|kind| stage(kind, 5))
+    .to_vec()
 }
 
 fn lora_bytes(outcome: &TrainOutcome) -> Vec<u8> {
@@ -130,7 +141,12 @@ fn a_curriculum_runs_through_every_kind_of_stage_and_tells_what_it_does() {
     let table = place.networks.speech_llm.llm().embedding_table().copy();
     let digest = crate::registry::identify(&place.models.llm).unwrap();
     let fixed = |networks: &Networks| {
-        let embeds = networks.speech_llm.llm().embed(&[1, 2, 3, 4]).unwrap().unsqueeze(0);
+        let embeds = networks
+            .speech_llm
+            .llm()
+            .embed(&[1, 2, 3, 4])
+            .unwrap()
+            .unsqueeze(0);
         networks.speech_llm.llm().hidden(&embeds, &[4], None).unwrap()
     };
     let before = fixed(&place.networks);
@@ -143,13 +159,33 @@ fn a_curriculum_runs_through_every_kind_of_stage_and_tells_what_it_does() {
     assert!(outcome.lora.is_some());
     let count = |wanted: &dyn Fn(&TrainEvent) -> bool| events.iter().filter(|event| wanted(event)).count();
     assert_eq!(count(&|event| matches!(event, TrainEvent::Step { .. })), 20);
-    assert_eq!(count(&|event| matches!(event, TrainEvent::StageFinished { reason, .. } if reason == "steps")), 4);
-    assert_eq!(count(&|event| matches!(event, TrainEvent::Validated { wer: Some(_), clips: 4, .. })), 8);
+    assert_eq!(
+        count(&|event| matches!(event, TrainEvent::StageFinished { reason, .. } if reason == "steps")),
+        4
+    );
+    assert_eq!(
+        count(&|event| matches!(
+            event,
+            TrainEvent::Validated {
+                wer: Some(_),
+                clips: 4,
+                ..
+            }
+        )),
+        8
+    );
     let log = std::fs::read_to_string(outcome.output.join("log.jsonl")).unwrap();
-    let logged: Vec<TrainEvent> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let logged: Vec<TrainEvent> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let kinds = |events: &[TrainEvent]| events.iter().map(std::mem::discriminant).collect::<Vec<_>>();
     assert_eq!(kinds(&logged), kinds(&events));
-    assert!(std::fs::read_to_string(outcome.output.join("loss.svg")).unwrap().contains("multitask"));
+    assert!(
+        std::fs::read_to_string(outcome.output.join("loss.svg"))
+            .unwrap()
+            .contains("multitask")
+    );
     // The base models never change.
     assert_eq!(place.networks.speech_llm.llm().embedding_table(), table);
     assert_eq!(fixed(&place.networks), before);
@@ -162,13 +198,21 @@ fn what_learns_in_each_stage_is_listed() {
     let config = place.config("lists", all_kinds());
     let fresh = || {
         let info = place.networks.speech_llm.llm().info();
-        let config = AdapterConfig::new(&AdapterSettings::default(), &place.networks.encoder.info(), &info).unwrap();
-        Learned { adapter: SpeechAdapter::new(config, 1.0, 1, tch::Device::Cpu).unwrap(), lora: None }
+        let config =
+            AdapterConfig::new(&AdapterSettings::default(), &place.networks.encoder.info(), &info).unwrap();
+        Learned {
+            adapter: SpeechAdapter::new(config, 1.0, 1, tch::Device::Cpu).unwrap(),
+            lora: None,
+        }
     };
     let names = |kind| {
         let (mut learned, stage) = (fresh(), stage(kind, 1));
-        let work = stage::StageAtWork::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
-        work.parameters(&learned).into_iter().map(|parameter| parameter.name).collect::<Vec<_>>()
+        let work =
+            stage::StageAtWork::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
+        work.parameters(&learned)
+            .into_iter()
+            .map(|parameter| parameter.name)
+            .collect::<Vec<_>>()
     };
     let adapter: Vec<String> = fresh().adapter.variables().into_keys().collect();
 
@@ -203,13 +247,22 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
         assert!(stopped.stopped);
         assert_eq!(stopped.steps, stop_after);
 
-        let args = EngineArgs { resume: true, ..place.args(config) };
+        let args = EngineArgs {
+            resume: true,
+            ..place.args(config)
+        };
         let resumed = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
 
         assert_eq!(resumed.steps, whole.steps);
-        assert!(resumed.adapter.same_content(&whole.adapter), "stopped after {stop_after}");
+        assert!(
+            resumed.adapter.same_content(&whole.adapter),
+            "stopped after {stop_after}"
+        );
         assert_eq!(lora_bytes(&resumed), lora_bytes(&whole));
-        assert_eq!(resumed.best.as_ref().unwrap().loss, whole.best.as_ref().unwrap().loss);
+        assert_eq!(
+            resumed.best.as_ref().unwrap().loss,
+            whole.best.as_ref().unwrap().loss
+        );
     }
 }
 
@@ -220,9 +273,18 @@ fn a_checkpoint_of_another_run_is_refused() {
     place.train(config.clone());
 
     let other = TrainingConfig { seed: 99, ..config };
-    let error = Engine::new(EngineArgs { resume: true, ..place.args(other) }).err().unwrap().to_string();
+    let error = Engine::new(EngineArgs {
+        resume: true,
+        ..place.args(other)
+    })
+    .err()
+    .unwrap()
+    .to_string();
 
-    assert!(error.contains("cannot resume") && error.contains("seed"), "{error}");
+    assert!(
+        error.contains("cannot resume") && error.contains("seed"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -251,14 +313,24 @@ fn numbers_that_are_not_finite_leave_the_weights_alone_and_end_the_run_in_time()
     let config = place.config("explodes", vec![stage(StageKind::Asr, 100)]);
     let info = place.networks.speech_llm.llm().info();
     let shape = AdapterConfig::new(&config.adapter, &place.networks.encoder.info(), &info).unwrap();
-    let fresh = SpeechAdapter::new(shape.clone(), 1.0, 1, tch::Device::Cpu).unwrap().snapshot("x").unwrap();
+    let fresh = SpeechAdapter::new(shape.clone(), 1.0, 1, tch::Device::Cpu)
+        .unwrap()
+        .snapshot("x")
+        .unwrap();
     let mut tensors = fresh.tensors().clone();
     let huge = &tensors["downsample.0.conv.weight"];
     let count = huge.floats().unwrap().len();
-    let huge = PlainTensor { shape: huge.shape.clone(), data: PlainData::F32(vec![1e30; count]) };
+    let huge = PlainTensor {
+        shape: huge.shape.clone(),
+        data: PlainData::F32(vec![1e30; count]),
+    };
     tensors.insert("downsample.0.conv.weight".into(), huge);
     let start = AdapterSnapshot::new("huge", shape, tensors, Path::new("huge")).unwrap();
-    let args = EngineArgs { start_from: Some((start, None)), valid: Vec::new(), ..place.args(config) };
+    let args = EngineArgs {
+        start_from: Some((start, None)),
+        valid: Vec::new(),
+        ..place.args(config)
+    };
     let mut skipped = 0;
 
     let result = Engine::new(args).unwrap().run(&mut |event| {
@@ -272,13 +344,24 @@ fn numbers_that_are_not_finite_leave_the_weights_alone_and_end_the_run_in_time()
 #[test]
 fn a_run_ends_in_time_with_what_it_has() {
     let place = Place::new();
-    let endless = StageConfig { steps_max: None, minutes_max: Some(1e5), ..stage(StageKind::CtcAlign, 1) };
-    let config = TrainingConfig { minutes_max: Some(0.02), ..place.config("short", vec![endless.clone(), endless]) };
+    let endless = StageConfig {
+        steps_max: None,
+        minutes_max: Some(1e5),
+        ..stage(StageKind::CtcAlign, 1)
+    };
+    let config = TrainingConfig {
+        minutes_max: Some(0.02),
+        ..place.config("short", vec![endless.clone(), endless])
+    };
 
     let (outcome, events) = place.train(config);
 
     assert!(!outcome.stopped && outcome.best.is_some());
-    assert!(events.iter().any(|event| matches!(event, TrainEvent::RunFinished { stopped: false, .. })));
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, TrainEvent::RunFinished { stopped: false, .. }))
+    );
 }
 
 #[test]
@@ -295,17 +378,34 @@ fn patience_ends_a_stage_that_no_longer_improves() {
 
     let (_, events) = place.train(config);
 
-    assert!(events.iter().any(|event| matches!(event, TrainEvent::StageFinished { reason, .. } if reason == "patience")));
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, TrainEvent::StageFinished { reason, .. } if reason == "patience"))
+    );
 }
 
 #[test]
 fn a_stage_without_samples_of_its_task_is_an_error_that_says_so() {
     let place = Place::new();
-    let config = place.config("empty", vec![StageConfig { tasks: Some(vec!["intent".into()]), ..stage(StageKind::Asr, 2) }]);
+    let config = place.config(
+        "empty",
+        vec![StageConfig {
+            tasks: Some(vec!["intent".into()]),
+            ..stage(StageKind::Asr, 2)
+        }],
+    );
 
-    let error = Engine::new(place.args(config)).unwrap().run(&mut |_| {}).unwrap_err().to_string();
+    let error = Engine::new(place.args(config))
+        .unwrap()
+        .run(&mut |_| {})
+        .unwrap_err()
+        .to_string();
 
-    assert!(error.contains("stage 0") && error.contains("8 samples"), "{error}");
+    assert!(
+        error.contains("stage 0") && error.contains("8 samples"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -316,7 +416,11 @@ fn too_many_unreadable_clips_end_the_run_and_name_one() {
         example.audio = AudioSource::Lazy(Arc::new(|| Err("`gone.wav`: no such file".into())));
     }
 
-    let error = Engine::new(args).unwrap().run(&mut |_| {}).unwrap_err().to_string();
+    let error = Engine::new(args)
+        .unwrap()
+        .run(&mut |_| {})
+        .unwrap_err()
+        .to_string();
 
     assert!(error.contains("gone.wav"), "{error}");
 }
@@ -336,7 +440,9 @@ fn samples_that_do_not_fit_are_left_out_and_counted() {
     let prepared = prepare(list.clone(), &config, &place.networks.speech_llm).unwrap();
     list[4].target = "no".into();
     list[4].task = "unheard".into();
-    let error = prepare(list, &config, &place.networks.speech_llm).unwrap_err().to_string();
+    let error = prepare(list, &config, &place.networks.speech_llm)
+        .unwrap_err()
+        .to_string();
 
     assert_eq!(prepared.samples.len(), 0, "it's has four tokens and an end");
     assert_eq!(prepared.left_out.values().sum::<usize>(), 5);
@@ -353,20 +459,42 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
     let learned = Learned { adapter, lora: None };
     let mut list = examples(5);
     list[3].audio = AudioSource::File("no/such.wav".into());
-    let samples = prepare(list, &config, &place.networks.speech_llm).unwrap().samples;
+    let samples = prepare(list, &config, &place.networks.speech_llm)
+        .unwrap()
+        .samples;
     let mut seen = 0;
 
     for by_ctc in [false, true] {
-        let options = EvaluateOptions { batch_rows: 2, new_tokens_max: 4, by_ctc };
-        let found = evaluate(&place.networks, &learned, &samples, &options, &Control::new(), &mut |_| seen += 1).unwrap();
+        let options = EvaluateOptions {
+            batch_rows: 2,
+            new_tokens_max: 4,
+            by_ctc,
+        };
+        let found = evaluate(
+            &place.networks,
+            &learned,
+            &samples,
+            &options,
+            &Control::new(),
+            &mut |_| seen += 1,
+        )
+        .unwrap();
 
         let ids: Vec<&str> = found.rows.iter().map(|row| row.id.as_str()).collect();
         assert_eq!(ids, ["clip-0", "clip-1", "clip-2", "clip-4"]);
         assert_eq!(found.unreadable.len(), 1);
         assert!(found.unreadable[0].contains("clip-3"));
         assert_eq!(found.errors.words, 4);
-        assert_eq!((found.by_domain["even"].words, found.by_domain["odd"].words), (3, 1));
-        assert!(found.rows.iter().all(|row| by_ctc || row.score.is_some() || row.hypothesis.is_empty()));
+        assert_eq!(
+            (found.by_domain["even"].words, found.by_domain["odd"].words),
+            (3, 1)
+        );
+        assert!(
+            found
+                .rows
+                .iter()
+                .all(|row| by_ctc || row.score.is_some() || row.hypothesis.is_empty())
+        );
     }
     assert_eq!(seen, 8);
 }
@@ -378,23 +506,38 @@ fn an_offline_run_reads_manifests_and_publishes_what_it_learned() {
     std::fs::create_dir(&data).unwrap();
     let mut lines = String::new();
     for at in 0..6 {
-        let spec = hound::WavSpec { channels: 1, sample_rate: 16_000, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
+        let spec = hound::WavSpec {
+            channels: 1,
+            sample_rate: 16_000,
+            bits_per_sample: 16,
+            sample_format: hound::SampleFormat::Int,
+        };
         let mut wav = hound::WavWriter::create(data.join(format!("{at}.wav")), spec).unwrap();
         for sample in clip(at) {
             wav.write_sample((sample * 32_000.0) as i16).unwrap();
         }
         wav.finalize().unwrap();
         let seconds = clip(at).len() as f64 / 16_000.0;
-        lines += &format!("{{\"audio_filepath\": \"{at}.wav\", \"duration\": {seconds}, \"text\": \"{}\"}}\n", WORDS[at % 4]);
+        lines += &format!(
+            "{{\"audio_filepath\": \"{at}.wav\", \"duration\": {seconds}, \"text\": \"{}\"}}\n",
+            WORDS[at % 4]
+        );
     }
     std::fs::write(data.join("train.jsonl"), lines).unwrap();
-    let mut config = place.config("offline", vec![stage(StageKind::CtcAlign, 2), stage(StageKind::LoraWarmup, 2)]);
+    let mut config = place.config(
+        "offline",
+        vec![stage(StageKind::CtcAlign, 2), stage(StageKind::LoraWarmup, 2)],
+    );
     config.adapter.mix = LayerMix::Softmax;
     config.data.train = vec![data.join("train.jsonl")];
     config.data.valid = config.data.train.clone();
     config.checkpoint.registry = Some(place.folder.path().join("adapters"));
     config.checkpoint.prefix = "demo".into();
-    let args = TrainArgs { config: config.clone(), resume: false, control: Control::new() };
+    let args = TrainArgs {
+        config: config.clone(),
+        resume: false,
+        control: Control::new(),
+    };
 
     let report = run(args, &mut |_| {}).unwrap();
 
@@ -403,10 +546,23 @@ fn an_offline_run_reads_manifests_and_publishes_what_it_learned() {
     assert_eq!(report.version.as_deref(), Some("demo-0001"));
     assert_eq!(loaded.manifest.version, "demo-0001");
     assert!(loaded.adapter.same_content(&report.outcome.adapter));
-    loaded.check_models(&place.networks.encoder_identity, &place.networks.llm_identity).unwrap();
-    assert!(loaded.manifest.files.contains_key("log.jsonl") && loaded.manifest.files.contains_key("loss.svg"));
-    let lora = checkpoint::read_lora(&loaded.lora.unwrap(), place.networks.speech_llm.llm(), tch::Device::Cpu).unwrap();
-    let shapes: BTreeMap<String, Vec<i64>> = lora.parameters().into_iter().map(|(name, tensor)| (name, Tensor::size(&tensor))).collect();
+    loaded
+        .check_models(&place.networks.encoder_identity, &place.networks.llm_identity)
+        .unwrap();
+    assert!(
+        loaded.manifest.files.contains_key("log.jsonl") && loaded.manifest.files.contains_key("loss.svg")
+    );
+    let lora = checkpoint::read_lora(
+        &loaded.lora.unwrap(),
+        place.networks.speech_llm.llm(),
+        tch::Device::Cpu,
+    )
+    .unwrap();
+    let shapes: BTreeMap<String, Vec<i64>> = lora
+        .parameters()
+        .into_iter()
+        .map(|(name, tensor)| (name, Tensor::size(&tensor)))
+        .collect();
     assert_eq!(shapes.len(), 8);
     // A next run may start from what was published.
     let again = TrainingConfig {
@@ -415,6 +571,14 @@ fn an_offline_run_reads_manifests_and_publishes_what_it_learned() {
         start_from: Some(registry.folder("demo-0001").unwrap()),
         ..config
     };
-    let report = run(TrainArgs { config: again, resume: false, control: Control::new() }, &mut |_| {}).unwrap();
+    let report = run(
+        TrainArgs {
+            config: again,
+            resume: false,
+            control: Control::new(),
+        },
+        &mut |_| {},
+    )
+    .unwrap();
     assert_eq!(report.version.as_deref(), Some("demo-0002"));
 }

@@ -83,9 +83,9 @@ impl AdapterConfig {
 
     /// Positions that `frames` encoder frames become: `T → ceil(T / stride)`, block after block.
     pub fn positions(&self, frames: i64) -> i64 {
-        self.strides.iter().fold(frames.max(0), |frames, stride| {
-            (frames + stride - 1) / stride
-        })
+        self.strides
+            .iter()
+            .fold(frames.max(0), |frames, stride| (frames + stride - 1) / stride)
     }
 
     /// Every variable of the adapter itself (without a CTC head): name and shape.
@@ -93,18 +93,13 @@ impl AdapterConfig {
         let mut variables = Vec::new();
         match self.mix {
             LayerMix::Paper => variables.push(("mix.weight".to_owned(), vec![self.encoder_layers])),
-            LayerMix::Softmax => {
-                variables.push(("mix.weight".to_owned(), vec![self.encoder_layers + 1]))
-            }
+            LayerMix::Softmax => variables.push(("mix.weight".to_owned(), vec![self.encoder_layers + 1])),
             LayerMix::Last => {}
         }
         let mut width = self.encoder_width;
         for block in 0..self.strides.len() {
             let name = |part: &str| format!("downsample.{block}.{part}");
-            variables.push((
-                name("conv.weight"),
-                vec![self.llm_width, width, self.kernel],
-            ));
+            variables.push((name("conv.weight"), vec![self.llm_width, width, self.kernel]));
             variables.push((name("conv.bias"), vec![self.llm_width]));
             variables.push((name("norm.weight"), vec![self.llm_width]));
             variables.push((name("norm.bias"), vec![self.llm_width]));
@@ -148,10 +143,7 @@ mod tests {
         };
 
         assert_eq!(wavlm.parameter_count(), 6_293_504 + 12_584_960 + 8_192);
-        assert_eq!(
-            best_rq.parameter_count(),
-            4_720_640 + 12_584_960 + 8_192 + 24
-        );
+        assert_eq!(best_rq.parameter_count(), 4_720_640 + 12_584_960 + 8_192 + 24);
     }
 
     #[test]
@@ -173,14 +165,7 @@ mod tests {
         .to_string();
 
         assert!(error.contains("llm width"), "{error}");
-        assert!(
-            AdapterConfig {
-                kernel: 4,
-                ..paper()
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(AdapterConfig { kernel: 4, ..paper() }.validate().is_err());
         assert!(
             AdapterConfig {
                 strides: vec![0],

@@ -42,15 +42,8 @@ impl CtcHead {
     /// [`ModelError::TokenOutOfRange`] when a class is no row of the table.
     pub fn unit_table(&self, table: &Tensor) -> Result<Tensor, ModelError> {
         let vocabulary = table.size().first().copied().unwrap_or(0);
-        if let Some(id) = self
-            .classes
-            .iter()
-            .find(|id| !(0..vocabulary).contains(*id))
-        {
-            return Err(ModelError::TokenOutOfRange {
-                id: *id,
-                vocabulary,
-            });
+        if let Some(id) = self.classes.iter().find(|id| !(0..vocabulary).contains(*id)) {
+            return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
         }
         let _guard = tch::no_grad_guard();
         let classes = Tensor::f_from_slice(&self.classes)?.f_to_device(table.device())?;
@@ -65,11 +58,7 @@ impl CtcHead {
     ///
     /// # Errors
     /// [`ModelError::Torch`] when widths disagree.
-    pub fn log_probabilities(
-        &self,
-        positions: &Tensor,
-        unit_table: &Tensor,
-    ) -> Result<Tensor, ModelError> {
+    pub fn log_probabilities(&self, positions: &Tensor, unit_table: &Tensor) -> Result<Tensor, ModelError> {
         let directions = unit(positions)?; // [B, P, H]
         let blank = unit(&self.blank)?.f_unsqueeze(1)?; // [H, 1]
         let to_blank = directions.f_matmul(&blank)?; // [B, P, 1]

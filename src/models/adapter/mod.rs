@@ -70,12 +70,7 @@ impl SpeechAdapter {
     ///
     /// # Errors
     /// [`ModelError`] when a size is out of range or libtorch fails.
-    pub fn new(
-        config: AdapterConfig,
-        gain: f64,
-        seed: u64,
-        device: Device,
-    ) -> Result<Self, ModelError> {
+    pub fn new(config: AdapterConfig, gain: f64, seed: u64, device: Device) -> Result<Self, ModelError> {
         config.validate()?;
         let mut random = SplitMix::new(&[seed, 0xada9]);
         let last = config.strides.len() - 1;
@@ -88,14 +83,7 @@ impl SpeechAdapter {
                 reason = "initial values need no more than f32"
             )]
             let data: Vec<f32> = if name == "mix.weight" {
-                vec![
-                    if config.mix == LayerMix::Paper {
-                        1.0
-                    } else {
-                        0.0
-                    };
-                    count
-                ]
+                vec![if config.mix == LayerMix::Paper { 1.0 } else { 0.0 }; count]
             } else if name.ends_with("norm.weight") {
                 let is_last = name == format!("downsample.{last}.norm.weight");
                 vec![if is_last { gain as f32 } else { 1.0 }; count]
@@ -107,9 +95,7 @@ impl SpeechAdapter {
                 }
                 #[expect(clippy::cast_precision_loss, reason = "small integers")]
                 let bound = 1.0 / (fan_in as f64).sqrt();
-                (0..count)
-                    .map(|_| random.between(-bound, bound) as f32)
-                    .collect()
+                (0..count).map(|_| random.between(-bound, bound) as f32).collect()
             };
             tensors.insert(
                 name,
@@ -205,12 +191,8 @@ impl SpeechAdapter {
             .collect();
         let device = self.store.device();
         let path = self.store.root() / "ctc";
-        let blank =
-            path.f_var_copy("blank", &Tensor::f_from_slice(&blank)?.f_to_device(device)?)?;
-        let scale = path.f_var_copy(
-            "scale",
-            &Tensor::f_from_slice(&[12.0f32])?.f_to_device(device)?,
-        )?;
+        let blank = path.f_var_copy("blank", &Tensor::f_from_slice(&blank)?.f_to_device(device)?)?;
+        let scale = path.f_var_copy("scale", &Tensor::f_from_slice(&[12.0f32])?.f_to_device(device)?)?;
         self.ctc = Some(CtcHead::new(blank, scale, classes));
         Ok(())
     }
@@ -269,10 +251,7 @@ impl SpeechAdapter {
                 Tensor::cat(&[Tensor::zeros([1], options), w * share], 0) // [L+1]
             }
             (LayerMix::Softmax, Some(w)) => w.softmax(0, Kind::Float), // [L+1]
-            _ => Tensor::cat(
-                &[Tensor::zeros([layers], options), Tensor::ones([1], options)],
-                0,
-            ),
+            _ => Tensor::cat(&[Tensor::zeros([layers], options), Tensor::ones([1], options)], 0),
         }
     }
 
@@ -375,10 +354,7 @@ fn frame_mask(lengths: &[i64], frames: i64, device: Device) -> Result<Tensor, Mo
         .f_to_device(device)?
         .f_unsqueeze(1)?; // [B, 1]
     let at = Tensor::f_arange(frames, (Kind::Int64, device))?.f_unsqueeze(0)?; // [1, T]
-    Ok(at
-        .f_lt_tensor(&lengths)?
-        .f_to_kind(Kind::Float)?
-        .f_unsqueeze(2)?)
+    Ok(at.f_lt_tensor(&lengths)?.f_to_kind(Kind::Float)?.f_unsqueeze(2)?)
 }
 
 /// Root mean square of an embedding table `[V, H]`: the initial gain of the adapter's last norm.

@@ -105,8 +105,7 @@ impl PlainFile {
     /// # Errors
     /// [`ModelError::Shape`] when a tensor's numbers do not fill its shape.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
-        let mut raw: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> =
-            Vec::with_capacity(self.tensors.len());
+        let mut raw: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = Vec::with_capacity(self.tensors.len());
         for (name, tensor) in &self.tensors {
             let shape = tensor
                 .shape
@@ -114,25 +113,18 @@ impl PlainFile {
                 .map(|size| usize::try_from(*size).unwrap_or(usize::MAX))
                 .collect();
             let (dtype, bytes) = match &tensor.data {
-                PlainData::F32(values) => (
-                    Dtype::F32,
-                    values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                ),
-                PlainData::I64(values) => (
-                    Dtype::I64,
-                    values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                ),
+                PlainData::F32(values) => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+                PlainData::I64(values) => (Dtype::I64, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
             };
             raw.push((name, dtype, shape, bytes));
         }
         let mut views = Vec::with_capacity(raw.len());
         for (name, dtype, shape, bytes) in &raw {
-            let view =
-                TensorView::new(*dtype, shape.clone(), bytes).map_err(|_| ModelError::Shape {
-                    what: "tensor to be saved",
-                    expected: format!("{} bytes of numbers for `{name}`", bytes.len()),
-                    found: self.tensors[*name].shape.clone(),
-                })?;
+            let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|_| ModelError::Shape {
+                what: "tensor to be saved",
+                expected: format!("{} bytes of numbers for `{name}`", bytes.len()),
+                found: self.tensors[*name].shape.clone(),
+            })?;
             views.push((name.as_str(), view));
         }
         let metadata: HashMap<String, String> = self
@@ -187,9 +179,7 @@ impl PlainFile {
                 ),
                 Dtype::I64 => PlainData::I64(
                     raw.chunks_exact(8)
-                        .map(|b| {
-                            i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
-                        })
+                        .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
                         .collect(),
                 ),
                 other => {
@@ -218,10 +208,7 @@ impl PlainFile {
             reason,
         };
         let file = std::fs::File::open(path).map_err(|error| broken(error.to_string()))?;
-        let size = file
-            .metadata()
-            .map_err(|error| broken(error.to_string()))?
-            .len();
+        let size = file.metadata().map_err(|error| broken(error.to_string()))?.len();
         if size > FILE_BYTES_MAX {
             return Err(broken(format!(
                 "has {size} bytes, expected at most {FILE_BYTES_MAX}"
@@ -309,13 +296,10 @@ mod tests {
     fn a_truncated_file_is_an_error_that_names_it() {
         let bytes = sample().to_bytes().unwrap();
         for cut in [0, 4, 20, bytes.len() - 1] {
-            let error = PlainFile::from_bytes(&bytes[..cut], Path::new("dir/adapter.safetensors"))
-                .unwrap_err();
+            let error =
+                PlainFile::from_bytes(&bytes[..cut], Path::new("dir/adapter.safetensors")).unwrap_err();
 
-            assert!(
-                error.to_string().contains("dir/adapter.safetensors"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("dir/adapter.safetensors"), "{error}");
         }
     }
 

@@ -47,17 +47,10 @@ impl AdapterSnapshot {
     ) -> Result<Self, ModelError> {
         config.validate()?;
         check(&config, &tensors, origin)?;
-        let mix = mix_of(
-            &config,
-            tensors.get("mix.weight").and_then(PlainTensor::floats),
-        );
+        let mix = mix_of(&config, tensors.get("mix.weight").and_then(PlainTensor::floats));
         Ok(Self {
             version: version.into(),
-            content: Arc::new(Content {
-                config,
-                tensors,
-                mix,
-            }),
+            content: Arc::new(Content { config, tensors, mix }),
         })
     }
 
@@ -86,11 +79,10 @@ impl AdapterSnapshot {
     /// # Errors
     /// [`ModelError::File`] when it cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
-        let config =
-            serde_json::to_string(&self.content.config).map_err(|error| ModelError::File {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let config = serde_json::to_string(&self.content.config).map_err(|error| ModelError::File {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         let file = PlainFile {
             tensors: self.content.tensors.clone(),
             metadata: BTreeMap::from([
@@ -142,9 +134,7 @@ fn mix_of(config: &AdapterConfig, w: Option<&[f32]>) -> Vec<f32> {
         (LayerMix::Paper, Some(w)) => {
             #[expect(clippy::cast_precision_loss, reason = "at most 1024 layers")]
             let share = 1.0 / layers as f32;
-            std::iter::once(0.0)
-                .chain(w.iter().map(|w| w * share))
-                .collect()
+            std::iter::once(0.0).chain(w.iter().map(|w| w * share)).collect()
         }
         (LayerMix::Softmax, Some(w)) => {
             let top = w.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -175,23 +165,19 @@ fn check(
     for (name, shape) in &declared {
         match tensors.get(name) {
             None => mismatch.missing.push(name.clone()),
-            Some(tensor) if tensor.shape != *shape => {
-                mismatch.misshapen.push(crate::weights::Misshapen {
-                    name: name.clone(),
-                    declared: shape.clone(),
-                    found: tensor
-                        .shape
-                        .iter()
-                        .map(|size| usize::try_from(*size).unwrap_or(0))
-                        .collect(),
-                })
-            }
-            Some(tensor) if tensor.floats().is_none() => {
-                mismatch.mistyped.push(crate::weights::Mistyped {
-                    name: name.clone(),
-                    found: "I64".into(),
-                })
-            }
+            Some(tensor) if tensor.shape != *shape => mismatch.misshapen.push(crate::weights::Misshapen {
+                name: name.clone(),
+                declared: shape.clone(),
+                found: tensor
+                    .shape
+                    .iter()
+                    .map(|size| usize::try_from(*size).unwrap_or(0))
+                    .collect(),
+            }),
+            Some(tensor) if tensor.floats().is_none() => mismatch.mistyped.push(crate::weights::Mistyped {
+                name: name.clone(),
+                found: "I64".into(),
+            }),
             Some(_) => {}
         }
     }
@@ -223,10 +209,7 @@ fn check(
         if usize::try_from(expected).ok() != Some(found) {
             return Err(ModelError::File {
                 path: origin.to_owned(),
-                reason: format!(
-                    "tensor `{name}` has {found} numbers for shape {:?}",
-                    tensor.shape
-                ),
+                reason: format!("tensor `{name}` has {found} numbers for shape {:?}", tensor.shape),
             });
         }
         if let Some(at) = tensor

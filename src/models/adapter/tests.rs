@@ -52,8 +52,7 @@ fn at_the_start_the_softmax_form_is_the_mean_of_all_states() {
 
     let mixed = adapter(LayerMix::Softmax).mix(&hidden).unwrap();
 
-    let mean =
-        (&hidden.states[0] + &hidden.states[1] + &hidden.states[2] + &hidden.states[3]) / 4.0;
+    let mean = (&hidden.states[0] + &hidden.states[1] + &hidden.states[2] + &hidden.states[3]) / 4.0;
     assert!(largest(&(mixed - mean)) < 1e-5);
 }
 
@@ -177,14 +176,9 @@ fn a_file_that_does_not_fit_is_refused_with_every_difference() {
         },
     );
 
-    let error = AdapterSnapshot::new(
-        "v",
-        config(LayerMix::Paper),
-        tensors,
-        Path::new("some/file"),
-    )
-    .unwrap_err()
-    .to_string();
+    let error = AdapterSnapshot::new("v", config(LayerMix::Paper), tensors, Path::new("some/file"))
+        .unwrap_err()
+        .to_string();
 
     for part in [
         "some/file",
@@ -288,10 +282,7 @@ fn ctc_scores_are_scaled_cosines_in_log_space() {
 
     assert_eq!(scores.size(), [1, 1, 3]);
     assert!((scores.exp().sum(Kind::Float).double_value(&[]) - 1.0).abs() < 1e-5);
-    let (own, other) = (
-        scores.double_value(&[0, 0, 1]),
-        scores.double_value(&[0, 0, 2]),
-    );
+    let (own, other) = (scores.double_value(&[0, 0, 1]), scores.double_value(&[0, 0, 2]));
     assert!((own - other - 12.0).abs() < 1e-2, "{own} {other}");
     adapter.set_ctc_classes(vec![8], 5).unwrap();
     assert!(adapter.ctc_head().unwrap().unit_table(&table).is_err());

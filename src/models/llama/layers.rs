@@ -243,10 +243,17 @@ impl Layer {
         let values = heads.values.to_kind(kind).reshape(shared);
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         // The query heads that share a key head stand one below the other: nothing has to be repeated.
-        let queries = (&heads.queries * scale)
-            .to_kind(kind)
-            .reshape([batch * self.key_value_heads, group * positions, self.head_dim]);
-        let later = Tensor::full([positions, positions], f64::NEG_INFINITY, (kind, queries.device())).triu(1); // [P, P]
+        let queries = (&heads.queries * scale).to_kind(kind).reshape([
+            batch * self.key_value_heads,
+            group * positions,
+            self.head_dim,
+        ]);
+        let later = Tensor::full(
+            [positions, positions],
+            f64::NEG_INFINITY,
+            (kind, queries.device()),
+        )
+        .triu(1); // [P, P]
         let scores = queries
             .bmm(&keys.transpose(1, 2)) // [B·N_kv, group·P, P]
             .view([batch, self.heads, positions, positions])

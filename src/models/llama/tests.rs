@@ -316,7 +316,9 @@ fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
     let ids = expected("llama_tiny").ids;
     let lora = LoraSet::open(&folder("llama_peft"), &model.lora_sites(), Device::Cpu).unwrap();
     let checkpoint = Checkpoint::open_file(folder("llama_peft").join("expected.safetensors")).unwrap();
-    let reference = checkpoint.loader(Device::Cpu, Kind::Float).take("logits", &[17, 96]);
+    let reference = checkpoint
+        .loader(Device::Cpu, Kind::Float)
+        .take("logits", &[17, 96]);
 
     let embeds = model.embed(&ids).unwrap().unsqueeze(0);
     let hidden = model.hidden(&embeds, &[17], Some(&lora)).unwrap();
@@ -575,9 +577,17 @@ fn attention_for_training_in_bf16_and_its_gradient_stay_close_to_f32() {
         let ids = expected(name).ids;
         let run = |kind| {
             let model = Llama::open(&folder(name), Device::Cpu, kind).unwrap();
-            let embeds = model.embed(&ids).unwrap().unsqueeze(0).to_kind(Kind::Float).detach();
+            let embeds = model
+                .embed(&ids)
+                .unwrap()
+                .unsqueeze(0)
+                .to_kind(Kind::Float)
+                .detach();
             let embeds = embeds.set_requires_grad(true);
-            let hidden = model.hidden(&embeds.to_kind(kind), &[ids.len() as i64], None).unwrap().to_kind(Kind::Float);
+            let hidden = model
+                .hidden(&embeds.to_kind(kind), &[ids.len() as i64], None)
+                .unwrap()
+                .to_kind(Kind::Float);
             hidden.square().mean(Kind::Float).sqrt().backward();
             let weights = hidden.detach().view([-1]);
             (weights, embeds.grad())
@@ -585,8 +595,13 @@ fn attention_for_training_in_bf16_and_its_gradient_stay_close_to_f32() {
 
         let ((wide, wide_gradient), (narrow, narrow_gradient)) = (run(Kind::Float), run(Kind::BFloat16));
 
-        assert!(relative_error(&narrow, &wide) < 0.06, "{name}: {}", relative_error(&narrow, &wide));
-        let error = (&narrow_gradient - &wide_gradient).norm().double_value(&[]) / wide_gradient.norm().double_value(&[]);
+        assert!(
+            relative_error(&narrow, &wide) < 0.06,
+            "{name}: {}",
+            relative_error(&narrow, &wide)
+        );
+        let error = (&narrow_gradient - &wide_gradient).norm().double_value(&[])
+            / wide_gradient.norm().double_value(&[]);
         assert!(error < 0.1, "{name}: {error}");
     }
 }

@@ -83,12 +83,21 @@ impl SpeechLlm {
     ) -> Result<Self, ModelError> {
         let vocabulary = llm.info().vocab;
         if end_ids.is_empty() {
-            return Err(ModelError::Shape { what: "ids that end an answer", expected: "at least one".into(), found: vec![0] });
+            return Err(ModelError::Shape {
+                what: "ids that end an answer",
+                expected: "at least one".into(),
+                found: vec![0],
+            });
         }
         if let Some(id) = end_ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
             return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
         }
-        Ok(Self { llm, tokenizer, layout, end_ids })
+        Ok(Self {
+            llm,
+            tokenizer,
+            layout,
+            end_ids,
+        })
     }
 
     /// Opens a model folder. `system` replaces the template's own system message.
@@ -99,7 +108,12 @@ impl SpeechLlm {
         let llm = Llama::open(folder, placement.device, placement.kind())?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;
-        Ok(Self::new(Box::new(llm), tokenizer, layout, end_of_answer_ids(folder)?)?)
+        Ok(Self::new(
+            Box::new(llm),
+            tokenizer,
+            layout,
+            end_of_answer_ids(folder)?,
+        )?)
     }
 
     /// The language model.
@@ -184,12 +198,22 @@ impl SpeechLlm {
     ///
     /// # Errors
     /// [`ModelError`] when there is not one non-empty answer per prompt, or a sequence is too long.
-    pub fn loss(&self, prompts: &[Tensor], answers: &[&[i64]], lora: Option<&LoraSet>) -> Result<TargetLoss, ModelError> {
-        if prompts.len() != answers.len() || prompts.is_empty() || answers.iter().any(|answer| answer.is_empty()) {
+    pub fn loss(
+        &self,
+        prompts: &[Tensor],
+        answers: &[&[i64]],
+        lora: Option<&LoraSet>,
+    ) -> Result<TargetLoss, ModelError> {
+        if prompts.len() != answers.len()
+            || prompts.is_empty()
+            || answers.iter().any(|answer| answer.is_empty())
+        {
             return Err(ModelError::Shape {
                 what: "a batch of prompts and answers",
                 expected: "as many answers as prompts, none empty".into(),
-                found: [prompts.len(), answers.len()].map(|count| i64::try_from(count).unwrap_or(i64::MAX)).to_vec(),
+                found: [prompts.len(), answers.len()]
+                    .map(|count| i64::try_from(count).unwrap_or(i64::MAX))
+                    .to_vec(),
             });
         }
         let mut rows = Vec::with_capacity(prompts.len());
@@ -197,7 +221,11 @@ impl SpeechLlm {
         for (prompt, answer) in prompts.iter().zip(answers) {
             // The last token is only predicted, never fed.
             let fed = &answer[..answer.len() - 1];
-            rows.push(if fed.is_empty() { prompt.shallow_clone() } else { Tensor::f_cat(&[prompt, &self.llm.embed(fed)?], 0)? });
+            rows.push(if fed.is_empty() {
+                prompt.shallow_clone()
+            } else {
+                Tensor::f_cat(&[prompt, &self.llm.embed(fed)?], 0)?
+            });
             lengths.push(rows[rows.len() - 1].size()[0]);
         }
         let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
@@ -218,7 +246,10 @@ impl SpeechLlm {
         let predicting = hidden.f_reshape([-1, size[2]])?.f_index_select(0, &at)?; // [N, H]
         let scores = self.llm.logits(&predicting).f_log_softmax(-1, Kind::Float)?; // [N, V]
         let chosen = scores.f_gather(1, &wanted.f_unsqueeze(1)?, false)?; // [N, 1]
-        Ok(TargetLoss { loss: -chosen.f_mean(Kind::Float)?, tokens: wanted.size()[0] })
+        Ok(TargetLoss {
+            loss: -chosen.f_mean(Kind::Float)?,
+            tokens: wanted.size()[0],
+        })
     }
 
     /// Greedy answers. `slots`: most prompts in the batch at the same time.
@@ -232,7 +263,11 @@ impl SpeechLlm {
         slots: usize,
         lora: Option<&LoraSet>,
     ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
-        let options = GenerateOptions { max_tokens: tokens_max, end_ids: self.end_ids.clone(), slots };
+        let options = GenerateOptions {
+            max_tokens: tokens_max,
+            end_ids: self.end_ids.clone(),
+            slots,
+        };
         generate(self.llm.as_ref(), prompts, &options, lora)?
             .into_iter()
             .map(|generated| {

@@ -18,15 +18,27 @@ fn bench() -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let models = TinyModels::write(folder.path(), 7);
     let llm = SpeechLlm::open(&models.llm, Some(""), &Placement::reference()).unwrap();
-    let encoder = EncoderInfo { layers: 2, width: 32, frames_per_second: 50.0, max_samples: None };
+    let encoder = EncoderInfo {
+        layers: 2,
+        width: 32,
+        frames_per_second: 50.0,
+        max_samples: None,
+    };
     let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm.llm().info()).unwrap();
     let gain = embedding_rms(&llm.llm().embedding_table()).unwrap();
     let adapter = SpeechAdapter::new(config, gain, 3, Device::Cpu).unwrap();
-    Bench { _folder: folder, llm, adapter }
+    Bench {
+        _folder: folder,
+        llm,
+        adapter,
+    }
 }
 
 fn features(rows: i64, frames: i64) -> Tensor {
-    (Tensor::arange(rows * frames * 32, (Kind::Float, Device::Cpu)) * 0.7).sin().view([rows, frames, 32]) * 2.0
+    (Tensor::arange(rows * frames * 32, (Kind::Float, Device::Cpu)) * 0.7)
+        .sin()
+        .view([rows, frames, 32])
+        * 2.0
 }
 
 fn largest(tensor: &Tensor) -> f64 {
@@ -38,26 +50,48 @@ fn the_audio_stands_between_prefix_and_suffix() {
     let bench = bench();
     let positions = bench.adapter.forward(&features(1, 9), &[9]).unwrap().positions;
 
-    let prompt = &bench.llm.prompts(&bench.adapter, &features(1, 9), &[9], &["Hi."]).unwrap()[0];
+    let prompt = &bench
+        .llm
+        .prompts(&bench.adapter, &features(1, 9), &[9], &["Hi."])
+        .unwrap()[0];
 
     let ids = bench.llm.layout.render(bench.llm.tokenizer(), "Hi.").unwrap();
     let before = i64::try_from(ids.prefix.len()).unwrap();
-    assert_eq!(prompt.size(), [before + 3 + i64::try_from(ids.suffix.len()).unwrap(), 48]);
+    assert_eq!(
+        prompt.size(),
+        [before + 3 + i64::try_from(ids.suffix.len()).unwrap(), 48]
+    );
     assert_eq!(prompt.narrow(0, before, 3), positions.get(0));
-    assert_eq!(prompt.narrow(0, 0, before), bench.llm.llm().embed(&ids.prefix).unwrap());
+    assert_eq!(
+        prompt.narrow(0, 0, before),
+        bench.llm.llm().embed(&ids.prefix).unwrap()
+    );
 }
 
 #[test]
 fn the_loss_is_the_mean_negative_log_likelihood_of_answer_tokens() {
     let bench = bench();
-    let prompts = bench.llm.prompts(&bench.adapter, &features(2, 12), &[12, 7], &["Hi.", "Say it."]).unwrap();
-    let answers = [bench.llm.answer_ids("abc").unwrap(), bench.llm.answer_ids("z").unwrap()];
+    let prompts = bench
+        .llm
+        .prompts(&bench.adapter, &features(2, 12), &[12, 7], &["Hi.", "Say it."])
+        .unwrap();
+    let answers = [
+        bench.llm.answer_ids("abc").unwrap(),
+        bench.llm.answer_ids("z").unwrap(),
+    ];
 
-    let found = bench.llm.loss(&prompts, &[&answers[0], &answers[1]], None).unwrap();
+    let found = bench
+        .llm
+        .loss(&prompts, &[&answers[0], &answers[1]], None)
+        .unwrap();
 
     let (mut sum, mut count) = (0.0, 0);
     for (prompt, answer) in prompts.iter().zip(&answers) {
-        let whole = Tensor::cat(&[prompt.shallow_clone(), bench.llm.llm().embed(answer).unwrap()], 0).unsqueeze(0);
+        let whole = Tensor::cat(
+            &[prompt.shallow_clone(), bench.llm.llm().embed(answer).unwrap()],
+            0,
+        )
+        .unsqueeze(0);
         let hidden = bench.llm.llm().hidden(&whole, &[whole.size()[1]], None).unwrap();
         let scores = bench.llm.llm().logits(&hidden).log_softmax(-1, Kind::Double);
         for (at, id) in answer.iter().enumerate() {
@@ -76,16 +110,46 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
     let bench = bench();
     let noise = features(2, 30);
     let asked = ["Transcribe the speech.", "Hi."];
-    let batch = bench.llm.prompts(&bench.adapter, &noise, &[30, 11], &asked).unwrap();
-    let alone = bench.llm.prompts(&bench.adapter, &noise.narrow(0, 1, 1).narrow(1, 0, 11), &[11], &asked[1..]).unwrap();
+    let batch = bench
+        .llm
+        .prompts(&bench.adapter, &noise, &[30, 11], &asked)
+        .unwrap();
+    let alone = bench
+        .llm
+        .prompts(
+            &bench.adapter,
+            &noise.narrow(0, 1, 1).narrow(1, 0, 11),
+            &[11],
+            &asked[1..],
+        )
+        .unwrap();
 
     assert!(largest(&(&batch[1] - &alone[0])) < 1e-5);
     let answer = bench.llm.answer_ids("ok").unwrap();
-    let one = bench.llm.loss(&alone, &[&answer], None).unwrap().loss.double_value(&[]);
-    let two = bench.llm.loss(&batch, &[&answer, &answer], None).unwrap().loss.double_value(&[]);
-    let first = bench.llm.loss(&batch[..1], &[&answer], None).unwrap().loss.double_value(&[]);
+    let one = bench
+        .llm
+        .loss(&alone, &[&answer], None)
+        .unwrap()
+        .loss
+        .double_value(&[]);
+    let two = bench
+        .llm
+        .loss(&batch, &[&answer, &answer], None)
+        .unwrap()
+        .loss
+        .double_value(&[]);
+    let first = bench
+        .llm
+        .loss(&batch[..1], &[&answer], None)
+        .unwrap()
+        .loss
+        .double_value(&[]);
     assert!((two - (one + first) / 2.0).abs() < 1e-5);
-    let options = GenerateOptions { max_tokens: 8, end_ids: bench.llm.end_ids().to_vec(), slots: 2 };
+    let options = GenerateOptions {
+        max_tokens: 8,
+        end_ids: bench.llm.end_ids().to_vec(),
+        slots: 2,
+    };
     let answers = |prompts: &[Tensor]| generate(bench.llm.llm(), prompts, &options, None).unwrap();
     assert_eq!(answers(&batch)[1].ids, answers(&alone)[0].ids);
 }
@@ -93,10 +157,18 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
 #[test]
 fn gradients_reach_the_adapter_and_nothing_else() {
     let bench = bench();
-    let prompts = bench.llm.prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."]).unwrap();
+    let prompts = bench
+        .llm
+        .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
+        .unwrap();
     let answer = bench.llm.answer_ids("abc").unwrap();
 
-    bench.llm.loss(&prompts, &[&answer], None).unwrap().loss.backward();
+    bench
+        .llm
+        .loss(&prompts, &[&answer], None)
+        .unwrap()
+        .loss
+        .backward();
 
     assert!(!bench.llm.llm().embedding_table().requires_grad());
     for (name, variable) in bench.adapter.variables() {
@@ -111,7 +183,10 @@ fn gradients_reach_the_adapter_and_nothing_else() {
 fn fresh_lora_changes_nothing_and_learns() {
     let bench = bench();
     let lora = LoraSet::new(LoraConfig::default(), &bench.llm.llm().lora_sites(), Device::Cpu).unwrap();
-    let prompts = bench.llm.prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."]).unwrap();
+    let prompts = bench
+        .llm
+        .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
+        .unwrap();
     let answer = bench.llm.answer_ids("abc").unwrap();
 
     let without = bench.llm.loss(&prompts, &[&answer], None).unwrap().loss;
@@ -130,21 +205,38 @@ fn fresh_lora_changes_nothing_and_learns() {
 fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
     let bench = bench();
     let noise = features(2, 40);
-    let answers = [bench.llm.answer_ids("ab").unwrap(), bench.llm.answer_ids("xyz").unwrap()];
+    let answers = [
+        bench.llm.answer_ids("ab").unwrap(),
+        bench.llm.answer_ids("xyz").unwrap(),
+    ];
     let parameters = bench
         .adapter
         .variables()
         .into_iter()
-        .map(|(name, tensor)| Parameter { name, tensor, rate_factor: 1.0, decay_factor: 0.0 })
+        .map(|(name, tensor)| Parameter {
+            name,
+            tensor,
+            rate_factor: 1.0,
+            decay_factor: 0.0,
+        })
         .collect();
     let mut optimizer = AdamW::new(AdamWConfig::default(), parameters).unwrap();
     let before = bench.llm.llm().embedding_table().copy();
-    let prompts = || bench.llm.prompts(&bench.adapter, &noise, &[40, 31], &["Hi.", "Hi."]).unwrap();
+    let prompts = || {
+        bench
+            .llm
+            .prompts(&bench.adapter, &noise, &[40, 31], &["Hi.", "Hi."])
+            .unwrap()
+    };
     let mut last = f64::NAN;
 
     for _ in 0..300 {
         optimizer.zero_grad();
-        let loss = bench.llm.loss(&prompts(), &[&answers[0], &answers[1]], None).unwrap().loss;
+        let loss = bench
+            .llm
+            .loss(&prompts(), &[&answers[0], &answers[1]], None)
+            .unwrap()
+            .loss;
         loss.backward();
         optimizer.scale_grads(1.0 / optimizer.grad_norm().max(1.0));
         optimizer.step(0.01);
@@ -155,7 +247,13 @@ fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
     }
 
     assert!(last < 0.3, "{last}");
-    let texts: Vec<String> = bench.llm.greedy(&prompts(), 8, 2, None).unwrap().into_iter().map(|a| a.text).collect();
+    let texts: Vec<String> = bench
+        .llm
+        .greedy(&prompts(), 8, 2, None)
+        .unwrap()
+        .into_iter()
+        .map(|a| a.text)
+        .collect();
     assert_eq!(texts, ["ab", "xyz"]);
     assert_eq!(bench.llm.llm().embedding_table(), before);
 }
@@ -163,9 +261,17 @@ fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
 #[test]
 fn wrong_batches_are_errors() {
     let bench = bench();
-    let prompts = bench.llm.prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."]).unwrap();
+    let prompts = bench
+        .llm
+        .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
+        .unwrap();
 
-    assert!(bench.llm.prompts(&bench.adapter, &features(1, 12), &[12], &[]).is_err());
+    assert!(
+        bench
+            .llm
+            .prompts(&bench.adapter, &features(1, 12), &[12], &[])
+            .is_err()
+    );
     assert!(bench.llm.loss(&prompts, &[&[]], None).is_err());
     assert!(bench.llm.loss(&prompts, &[], None).is_err());
     assert!(bench.llm.loss(&prompts, &[&[999_999, 1]], None).is_err());
