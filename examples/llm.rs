@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
             let options = GenerateOptions {
                 vocabulary: None,
-        stop_loops: false,
+                stop_loops: false,
                 max_tokens: 64,
                 end_ids: end_of_answer_ids(folder)?,
                 slots: 1,
@@ -88,7 +88,7 @@ fn main() -> anyhow::Result<()> {
             let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
             let options = |max_tokens| GenerateOptions {
                 vocabulary: None,
-        stop_loops: false,
+                stop_loops: false,
                 max_tokens,
                 end_ids: vec![],
                 slots: batch,

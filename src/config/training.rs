@@ -599,11 +599,14 @@ mod tests {
 
     #[test]
     fn settings_survive_being_written_and_read_again() {
-        let mut config = TrainingConfig::default();
-        config.stages = vec![StageConfig {
+        let stage = StageConfig {
             steps_max: Some(3),
             ..StageConfig::new(StageKind::CtcAlign, 1e-3)
-        }];
+        };
+        let config = TrainingConfig {
+            stages: vec![stage],
+            ..TrainingConfig::default()
+        };
 
         let again: TrainingConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
 

@@ -93,23 +93,8 @@ pub enum RegistryError {
         reason: String,
     },
     /// A version was trained for other networks.
-    #[error(
-        "adapter version `{version}` was trained for {role} `{expected}` ({expected_digest}), this is `{found}` ({found_digest})"
-    )]
-    OtherModel {
-        /// Which version.
-        version: String,
-        /// `encoder` or `llm`.
-        role: &'static str,
-        /// Name of the network it was trained for.
-        expected: String,
-        /// Its digest.
-        expected_digest: String,
-        /// Name of the network at hand.
-        found: String,
-        /// Its digest.
-        found_digest: String,
-    },
+    #[error(transparent)]
+    OtherModel(#[from] Box<OtherModel>),
     /// The version exists; versions never change.
     #[error("adapter version `{version}` exists already, and versions never change")]
     Exists {
@@ -126,6 +111,23 @@ impl RegistryError {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
+}
+
+/// A version was trained for other networks than those at hand.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "adapter version `{version}` was trained for {role} `{}` ({}), this is `{}` ({})",
+    expected.name, expected.digest, found.name, found.digest
+)]
+pub struct OtherModel {
+    /// Which version.
+    pub version: String,
+    /// `encoder` or `llm`.
+    pub role: &'static str,
+    /// The network it was trained for.
+    pub expected: ModelIdentity,
+    /// The network at hand.
+    pub found: ModelIdentity,
 }
 
 /// A verified version.
@@ -150,14 +152,12 @@ impl LoadedVersion {
             ("llm", &self.manifest.llm, llm),
         ] {
             if expected.digest != found.digest {
-                return Err(RegistryError::OtherModel {
+                return Err(RegistryError::OtherModel(Box::new(OtherModel {
                     version: self.manifest.version.clone(),
                     role,
-                    expected: expected.name.clone(),
-                    expected_digest: expected.digest.clone(),
-                    found: found.name.clone(),
-                    found_digest: found.digest.clone(),
-                });
+                    expected: expected.clone(),
+                    found: found.clone(),
+                })));
             }
         }
         Ok(())

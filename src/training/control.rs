@@ -13,6 +13,8 @@ const GIVE_WAY_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub struct Control {
     shared: Arc<Shared>,
+    /// Whether this handle never reports a stop.
+    deaf: bool,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +50,15 @@ impl Control {
 
     /// Whether the run was asked to end.
     pub fn is_stopped(&self) -> bool {
-        self.shared.stop.load(Ordering::Acquire)
+        !self.deaf && self.shared.stop.load(Ordering::Acquire)
+    }
+
+    /// A handle for work that must not be left half done: it waits as others do, but is not told to stop.
+    pub(crate) fn deaf_to_stop(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            deaf: true,
+        }
     }
 
     /// Asks the run to wait after the present step until [`resume`](Self::resume).
@@ -80,7 +90,7 @@ impl Control {
         loop {
             let paused = self.shared.pause.load(Ordering::Acquire);
             let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < GIVE_WAY_MAX;
-            if self.is_stopped() || !(paused || gives_way) {
+            if self.shared.stop.load(Ordering::Acquire) || !(paused || gives_way) {
                 break;
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -117,5 +127,7 @@ mod tests {
 
         assert!(control.wait() < Duration::from_millis(50));
         assert!(control.is_paused() && control.is_stopped());
+        assert!(!control.deaf_to_stop().is_stopped());
+        assert!(control.deaf_to_stop().wait() < Duration::from_millis(50));
     }
 }

@@ -1,6 +1,8 @@
 //! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine serves the
 //! `train` command and the `Trainer` actor.
 
+mod validation;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,27 +12,22 @@ use super::batch::{BatchReader, BatchReaderArgs, LoadedBatch};
 use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
-use super::evaluate::{EvaluateOptions, evaluate};
-use super::events::{TrainEvent, Transcribed};
+use super::events::TrainEvent;
 use super::example::{self, Example};
 use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
 use super::stage::StageAtWork;
-use crate::config::training::{StageConfig, StageKind, TrainingConfig};
+use crate::config::training::{StageConfig, TrainingConfig};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
-use crate::nn::random::SplitMix;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Unreadable clips beyond this number end the run when they are more than one in twenty.
 const UNREADABLE_MAX: u64 = 10;
-/// References with answers told at each validation.
-const SAMPLES_TOLD: usize = 4;
-
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -250,7 +247,7 @@ impl<'a> Engine<'a> {
         let (adapter, lora) = if best.is_some() && best_folder.is_dir() {
             checkpoint::read_adapter(&best_folder, &self.config.run)?
         } else {
-            checkpoint_best(&best_folder, &self.learned, &self.config.run)?
+            validation::save_best(&best_folder, &self.learned, &self.config.run)?
         };
         self.tell(
             TrainEvent::RunFinished {
@@ -371,11 +368,11 @@ impl<'a> Engine<'a> {
                     });
                 }
             }
-            if self.state.step % self.config.validation.every_steps == 0 {
+            if self.state.step.is_multiple_of(self.config.validation.every_steps) {
                 self.validate(stage, &work, &valid, on_event)?;
                 validated_at = Some(self.state.step);
             }
-            if self.state.step % self.config.checkpoint.every_steps == 0 {
+            if self.state.step.is_multiple_of(self.config.checkpoint.every_steps) {
                 self.save_checkpoint(&optimizer, on_event)?;
             }
         };
@@ -531,154 +528,6 @@ impl<'a> Engine<'a> {
         )
     }
 
-    /// The clips a stage is validated on: the same ones each time.
-    fn validation_set(&self, stage: &StageConfig) -> Vec<Sample> {
-        let mut samples: Vec<Sample> = self
-            .valid
-            .iter()
-            .filter(|sample| stage.takes(&sample.example.task))
-            .cloned()
-            .collect();
-        SplitMix::new(&[0x7a11d]).shuffle(&mut samples);
-        samples.truncate(self.config.validation.clips_max);
-        samples
-    }
-
-    fn validate(
-        &mut self,
-        stage: &StageConfig,
-        work: &StageAtWork<'_>,
-        valid: &[Sample],
-        on_event: &mut dyn FnMut(&TrainEvent),
-    ) -> Result<(), TrainingError> {
-        if valid.is_empty() {
-            return Ok(());
-        }
-        let start = Instant::now();
-        let _guard = tch::no_grad_guard();
-        let rows_max = self.config.validation.batch_rows;
-        let mut order: Vec<&Sample> = valid.iter().collect();
-        order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
-        let (mut total, mut clips_scored) = (0.0, 0usize);
-        for chunk in order.chunks(rows_max) {
-            self.control.wait();
-            let mut rows = Vec::with_capacity(chunk.len());
-            let mut clips = Vec::with_capacity(chunk.len());
-            for sample in chunk {
-                match sample.example.audio.load() {
-                    Ok(clip) => {
-                        rows.push(*sample);
-                        clips.push(clip);
-                    }
-                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
-                }
-            }
-            if rows.is_empty() {
-                continue;
-            }
-            let instructions: Vec<String> =
-                rows.iter().map(|sample| sample.instructions[0].clone()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
-                #[expect(clippy::cast_precision_loss, reason = "a small count")]
-                let weight = rows.len() as f64;
-                total += found.loss.double_value(&[]) * weight;
-                clips_scored += rows.len();
-            }
-        }
-        if clips_scored == 0 {
-            tracing::warn!("no validation clip could be scored");
-            return Ok(());
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let loss = total / clips_scored as f64;
-        let transcribed: Vec<Sample> = valid
-            .iter()
-            .filter(|sample| sample.example.task == "asr")
-            .take(self.config.validation.transcribed_clips_max)
-            .cloned()
-            .collect();
-        let (mut wer, mut told, mut count) = (None, Vec::new(), 0);
-        if !transcribed.is_empty() {
-            let options = EvaluateOptions {
-                batch_rows: rows_max,
-                new_tokens_max: self.config.validation.new_tokens_max,
-                by_ctc: stage.kind == StageKind::CtcAlign,
-            };
-            // A stop must not leave half a validation behind, so this part has a control of its own.
-            let found = evaluate(
-                self.networks,
-                &self.learned,
-                &transcribed,
-                &options,
-                &Control::new(),
-                &mut |_| {},
-            )?;
-            count = found.rows.len();
-            wer = (count > 0).then(|| found.wer());
-            told = found
-                .rows
-                .iter()
-                .take(SAMPLES_TOLD)
-                .map(|row| Transcribed {
-                    reference: row.reference.clone(),
-                    hypothesis: row.hypothesis.clone(),
-                })
-                .collect();
-        }
-        let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
-        if best {
-            self.state.best = Some(Best {
-                loss,
-                wer,
-                step: self.state.step,
-            });
-            self.state.since_best = 0;
-            checkpoint_best(&self.config.output.join("best"), &self.learned, &self.config.run)?;
-        } else {
-            self.state.since_best += 1;
-        }
-        self.tell(
-            TrainEvent::Validated {
-                stage: self.state.stage,
-                kind: stage.kind.name().to_owned(),
-                step: self.state.step,
-                loss,
-                wer,
-                clips: clips_scored,
-                transcribed_clips: count,
-                best,
-                seconds: start.elapsed().as_secs_f64(),
-                samples: told,
-            },
-            on_event,
-        )?;
-        plot_losses(
-            &self.config.output.join("log.jsonl"),
-            &self.config.output.join("loss.svg"),
-        )
-    }
-
-    /// Goes on with the weights of the stage's best validation.
-    fn take_best(&mut self) -> Result<(), TrainingError> {
-        let folder = self.config.output.join("best");
-        match &self.state.best {
-            Some(best) if best.step != self.state.step && folder.is_dir() => {
-                let (snapshot, lora) = checkpoint::read_adapter(&folder, &self.config.run)?;
-                let device = self.networks.placement.device;
-                self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
-                if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
-                    self.learned.lora = Some(checkpoint::read_lora(
-                        &folder,
-                        self.networks.speech_llm.llm(),
-                        device,
-                    )?);
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn save_checkpoint(
         &mut self,
         optimizer: &AdamW,
@@ -715,22 +564,6 @@ impl<'a> Engine<'a> {
     }
 }
 
-fn checkpoint_best(
-    folder: &std::path::Path,
-    learned: &Learned,
-    version: &str,
-) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
-    if learned.lora.is_none() {
-        let stale = folder.join("lora");
-        if stale.exists() {
-            std::fs::remove_dir_all(&stale).map_err(TrainingError::io("remove", &stale))?;
-        }
-    }
-    std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
-    let snapshot = checkpoint::save_learned(folder, learned, version)?;
-    Ok((snapshot, learned.lora.is_some().then(|| folder.join("lora"))))
-}
-
 /// What a resumed run must have in common with the one that was saved.
 fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) -> String {
     let parts = serde_json::json!({
@@ -746,11 +579,4 @@ fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) 
     let mut hash = <sha2::Sha256 as sha2::Digest>::new();
     sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
     example::hex(&sha2::Digest::finalize(hash))
-}
-
-/// Whether a curriculum ends with LoRA in the model.
-pub fn ends_with_lora(stages: &[StageConfig]) -> bool {
-    stages
-        .last()
-        .is_some_and(|stage| stage.kind.has_lora() && stage.kind != StageKind::CtcAlign)
 }

@@ -19,6 +19,8 @@ pub struct BatchLoss {
     pub loss: Tensor,
     /// Target tokens of the batch.
     pub tokens: i64,
+    /// Rows that took part.
+    pub rows: usize,
 }
 
 /// What a stage needs beside the networks: the CTC table, when it has one.
@@ -172,7 +174,11 @@ impl<'a> StageAtWork<'a> {
         if ctc_alone {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
             let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-            return Ok(ctc.map(|loss| BatchLoss { loss, tokens }));
+            return Ok(ctc.map(|loss| BatchLoss {
+                loss,
+                tokens,
+                rows: keep.len(),
+            }));
         }
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
@@ -186,6 +192,7 @@ impl<'a> StageAtWork<'a> {
         Ok(Some(BatchLoss {
             loss,
             tokens: found.tokens,
+            rows: keep.len(),
         }))
     }
 }

@@ -37,7 +37,7 @@ fn example(at: usize) -> Example {
         task: "asr".into(),
         instruction: None,
         target: WORDS[at % WORDS.len()].into(),
-        domain: Some(if at % 2 == 0 { "even" } else { "odd" }.into()),
+        domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
     }
 }
 

@@ -103,7 +103,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
         let expected = expected(name);
         let options = |slots| GenerateOptions {
             vocabulary: None,
-        stop_loops: false,
+            stop_loops: false,
             max_tokens: expected.greedy.len(),
             end_ids: vec![],
             slots,
@@ -565,7 +565,7 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
         let (end, answer) = golden.answer.split_last().unwrap();
         let options = GenerateOptions {
             vocabulary: None,
-        stop_loops: false,
+            stop_loops: false,
             max_tokens: 16,
             end_ids: vec![*end],
             slots: 1,
