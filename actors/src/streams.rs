@@ -43,6 +43,8 @@ pub struct Whole {
 struct Stream {
     first: Request,
     records: Vec<Record>,
+    /// Audio of each chunk, as its envelope had it.
+    audio: Vec<Bytes>,
     bytes: usize,
     heard: Instant,
 }
@@ -103,11 +105,13 @@ impl Streams {
         let stream = self.streams.entry(session.clone()).or_insert_with(|| Stream {
             first: request,
             records: Vec::new(),
+            audio: Vec::new(),
             bytes: 0,
             heard: Instant::now(),
         });
         stream.heard = Instant::now();
         stream.bytes += audio.len();
+        stream.audio.push(audio);
         stream.records.push(record);
         let too_large = stream.bytes > self.bytes_max;
         if !chunk.is_final && !too_large {
@@ -124,10 +128,13 @@ impl Streams {
             return Assembled::Broken(stream.records, rejection);
         }
         let Stream {
-            first, mut records, ..
+            first,
+            mut records,
+            audio,
+            ..
         } = stream;
         let request = Request {
-            audio: join(&records),
+            audio: join(&audio),
             ..first
         };
         let record = records.pop().expect("the last chunk was pushed above");
@@ -175,10 +182,10 @@ fn broken(message: impl Into<String>) -> Rejection {
     Rejection::new(Reason::BrokenStream, Stage::Ingest, message)
 }
 
-fn join(records: &[Record]) -> Bytes {
+fn join(parts: &[Bytes]) -> Bytes {
     let mut audio = BytesMut::new();
-    for value in records.iter().filter_map(|record| record.value.as_ref()) {
-        audio.extend_from_slice(value);
+    for part in parts {
+        audio.extend_from_slice(part);
     }
     audio.freeze()
 }

@@ -193,6 +193,18 @@ impl Settings {
                 ),
             ));
         }
+        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
+        let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
+        if positions > self.decoder.positions_max as f64 {
+            return Err(ConfigError::invalid(
+                "decoder.positions_max",
+                format!(
+                    "{} is too few for `audio.seconds_max` = {} (12.5 positions a second) and `decoder.tokens_max` = {}: \
+                     at least {positions:.0} are needed",
+                    self.decoder.positions_max, self.audio.seconds_max, self.decoder.tokens_max
+                ),
+            ));
+        }
         if self.service.default_instruction.trim().is_empty() {
             return Err(ConfigError::invalid(
                 "service.default_instruction",

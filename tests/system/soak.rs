@@ -13,6 +13,7 @@ fn requests() -> usize {
         .unwrap_or(1_500)
 }
 
+#[expect(clippy::print_stderr, reason = "the figures are for the person who runs it")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resident_memory_stays_flat_over_many_requests() {
     let mut sandbox = Sandbox::new().await;
@@ -56,7 +57,7 @@ async fn resident_memory_stays_flat_over_many_requests() {
         return;
     };
     let growth = end as f64 / after_warm_up as f64 - 1.0;
-    println!(
+    eprintln!(
         "{total} requests: {after_warm_up} bytes after {warm_up}, {end} at the end, {:.2} % more",
         growth * 100.0
     );
