@@ -80,6 +80,7 @@ pub struct Pipeline {
     control: Source,
     training: Control,
     lost: LostAndFound,
+    store: Arc<SampleStore>,
     stages: Stages,
     readiness: Readiness,
     http_stop: CancellationToken,
@@ -93,6 +94,7 @@ struct Stages {
     publisher: ActorRef<Publisher>,
     collector: ActorRef<SampleCollector>,
     controller: ActorRef<Controller>,
+    trainer: ActorRef<Trainer>,
 }
 
 impl Pipeline {
@@ -226,7 +228,7 @@ impl Pipeline {
             registry,
             identities,
             current: current.clone(),
-            store,
+            store: Arc::clone(&store),
             control: training.clone(),
             trainer: trainer.clone().recipient(),
             publisher: publisher.clone().recipient(),
@@ -277,6 +279,7 @@ impl Pipeline {
             control,
             training,
             lost,
+            store,
             stages: Stages {
                 supervisor,
                 ingest,
@@ -285,6 +288,7 @@ impl Pipeline {
                 publisher,
                 collector,
                 controller,
+                trainer,
             },
             readiness,
             http_stop,
@@ -345,16 +349,16 @@ impl Pipeline {
         self.lost.close();
         let stages = self.stages;
         // From the source forwards; each finishes what it holds.
-        let _ = stages.ingest.stop_gracefully().await;
-        stages.ingest.wait_for_shutdown().await;
-        let _ = stages.encoder.stop_gracefully().await;
-        stages.encoder.wait_for_shutdown().await;
-        let _ = stages.decoder.stop_gracefully().await;
-        stages.decoder.wait_for_shutdown().await;
-        let _ = stages.publisher.stop_gracefully().await;
-        stages.publisher.wait_for_shutdown().await;
-        let _ = stages.supervisor.stop_gracefully().await;
-        stages.supervisor.wait_for_shutdown().await;
+        ended(&stages.ingest).await;
+        ended(&stages.controller).await;
+        ended(&stages.collector).await;
+        ended(&stages.trainer).await;
+        ended(&stages.encoder).await;
+        ended(&stages.decoder).await;
+        ended(&stages.publisher).await;
+        ended(&stages.supervisor).await;
+        drop(stages);
+        released(self.store, drain).await;
         if let Err(error) = self.sink.close(drain).await {
             error!(%error, "the producer did not close cleanly");
         }
@@ -383,6 +387,22 @@ where
     stage
         .wait_for_startup_with_result(|result| result.map_err(words))
         .await
+}
+
+/// Stops a stage and waits for its end.
+async fn ended<A: Actor>(stage: &ActorRef<A>) {
+    // An error says that it has ended before.
+    let _ = stage.stop_gracefully().await;
+    stage.wait_for_shutdown().await;
+}
+
+/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
+/// moment after the stage has said that it ended.
+async fn released(store: Arc<SampleStore>, limit: Duration) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while Arc::strong_count(&store) > 1 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef<Publisher>) -> DecoderArgs {
