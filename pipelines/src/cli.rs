@@ -32,6 +32,8 @@ pub enum Command {
     Retrain(Retrain),
     /// Run a curriculum from manifests, offline.
     Train(Train),
+    /// Answer every recording of a manifest and report the word error rate.
+    Eval(Eval),
     /// Look into the adapter registry.
     #[command(subcommand)]
     Adapters(Adapters),
@@ -204,6 +206,26 @@ pub struct Train {
     /// Go on from the run's latest checkpoint.
     #[arg(long)]
     pub resume: bool,
+}
+
+/// `speechverse eval`.
+#[derive(Args, Debug)]
+pub struct Eval {
+    /// Where models and adapter are named.
+    #[command(flatten)]
+    pub settings: OptionalSettings,
+    /// Manifests (JSON lines) with the right answers.
+    #[arg(long = "manifest", required = true, value_name = "FILE")]
+    pub manifests: Vec<PathBuf>,
+    /// Adapter version instead of the current one.
+    #[arg(long, value_name = "VERSION")]
+    pub adapter: Option<String>,
+    /// Read the adapter's CTC head instead of asking the language model.
+    #[arg(long)]
+    pub by_ctc: bool,
+    /// Print one JSON object a recording, then one for each manifest.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `speechverse adapters`.

@@ -300,9 +300,6 @@ impl Pipeline {
         const LOOK_EVERY: Duration = Duration::from_millis(500);
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            for lag in self.requests.lag() {
-                metrics::consumer_lag(&lag.partition.topic, lag.partition.partition, lag.records);
-            }
             let sources = [("requests", &self.requests), ("labels", &self.labels), ("control", &self.control)];
             if let Some((name, _)) = sources.iter().find(|(_, source)| !source.is_running()) {
                 return format!("the source of {name} has ended");

@@ -54,14 +54,10 @@ impl ContentType {
         };
 
         Ok(match media_type.as_str() {
-            "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => {
-                Self::Wav
-            }
+            "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => Self::Wav,
             "audio/flac" | "audio/x-flac" => Self::Flac,
             "audio/ogg" | "application/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg" => Self::Ogg,
-            "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => {
-                Self::Mpeg
-            }
+            "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => Self::Mpeg,
             "audio/l8" => Self::Pcm(parameters.spec(PcmEncoding::U8, None)?),
             "audio/l16" | "audio/x-l16" => {
                 let little = parameters.little_endian()?;
@@ -81,17 +77,11 @@ impl ContentType {
                 };
                 Self::Pcm(parameters.spec(encoding, None)?)
             }
-            "audio/pcm" | "audio/x-pcm" => {
-                Self::Pcm(parameters.spec(parameters.service_encoding()?, None)?)
-            }
+            "audio/pcm" | "audio/x-pcm" => Self::Pcm(parameters.spec(parameters.service_encoding()?, None)?),
             "audio/x-raw" => Self::Pcm(parameters.spec(parameters.gstreamer_encoding()?, None)?),
-            "audio/basic" | "audio/pcmu" => {
-                Self::Pcm(parameters.spec(PcmEncoding::MuLaw, Some(8_000))?)
-            }
+            "audio/basic" | "audio/pcmu" => Self::Pcm(parameters.spec(PcmEncoding::MuLaw, Some(8_000))?),
             "audio/pcma" => Self::Pcm(parameters.spec(PcmEncoding::ALaw, Some(8_000))?),
-            "" | "application/octet-stream" | "binary/octet-stream" | "audio/*" | "*/*" => {
-                Self::Generic
-            }
+            "" | "application/octet-stream" | "binary/octet-stream" | "audio/*" | "*/*" => Self::Generic,
             _ => Self::Other(shorten(&media_type)),
         })
     }
@@ -254,10 +244,7 @@ mod tests {
             channels,
         };
 
-        assert_eq!(
-            pcm("audio/L16;rate=16000"),
-            spec(PcmEncoding::S16Be, 16_000, 1)
-        );
+        assert_eq!(pcm("audio/L16;rate=16000"), spec(PcmEncoding::S16Be, 16_000, 1));
         assert_eq!(
             pcm("Audio/l16 ; Rate=\"44100\" ; CHANNELS=2"),
             spec(PcmEncoding::S16Be, 44_100, 2)
@@ -270,10 +257,7 @@ mod tests {
             pcm("audio/L24;rate=48000;channels=6"),
             spec(PcmEncoding::S24Be, 48_000, 6)
         );
-        assert_eq!(
-            pcm("audio/pcm;rate=24000"),
-            spec(PcmEncoding::S16Le, 24_000, 1)
-        );
+        assert_eq!(pcm("audio/pcm;rate=24000"), spec(PcmEncoding::S16Le, 24_000, 1));
         assert_eq!(
             pcm("audio/pcm;rate=8000;bits=32;encoding=float"),
             spec(PcmEncoding::F32Le, 8_000, 1)
@@ -283,10 +267,7 @@ mod tests {
             spec(PcmEncoding::F64Be, 16_000, 3)
         );
         assert_eq!(pcm("audio/basic"), spec(PcmEncoding::MuLaw, 8_000, 1));
-        assert_eq!(
-            pcm("audio/PCMA;rate=16000"),
-            spec(PcmEncoding::ALaw, 16_000, 1)
-        );
+        assert_eq!(pcm("audio/PCMA;rate=16000"), spec(PcmEncoding::ALaw, 16_000, 1));
     }
 
     #[test]
@@ -296,10 +277,7 @@ mod tests {
             ("audio/L16;rate=fast", "rate=fast"),
             ("audio/L16;rate=-1", "rate=-1"),
             ("audio/L16;rate=16000;channels=two", "channels=two"),
-            (
-                "audio/L16;rate=16000;endianness=middle",
-                "endianness=middle",
-            ),
+            ("audio/L16;rate=16000;endianness=middle", "endianness=middle"),
             ("audio/pcm;rate=16000;bits=12", "bits=12"),
             ("audio/x-raw;rate=16000", "format="),
             (

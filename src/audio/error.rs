@@ -26,9 +26,7 @@ pub enum AudioError {
         beginning: String,
     },
     /// The bytes are audio of a kind that is not decoded here.
-    #[error(
-        "the value is {found}, which is not decoded here: send WAV, FLAC, Ogg Vorbis, MP3 or raw PCM"
-    )]
+    #[error("the value is {found}, which is not decoded here: send WAV, FLAC, Ogg Vorbis, MP3 or raw PCM")]
     UnsupportedCodec {
         /// What it is.
         found: String,
@@ -59,9 +57,7 @@ pub enum AudioError {
         container: Container,
     },
     /// A sample is NaN, infinite, or so large (over 1e9, full scale being 1) that it might as well be.
-    #[error(
-        "frame {frame} holds a sample that is not a number, infinite, or beyond 1e9 times full scale"
-    )]
+    #[error("frame {frame} holds a sample that is not a number, infinite, or beyond 1e9 times full scale")]
     NonFinite {
         /// The first such frame, counted at the source's rate.
         frame: u64,
@@ -93,9 +89,7 @@ pub enum AudioError {
         seconds_max: f64,
     },
     /// So many samples come out of so few bytes that the value is taken for a decompression bomb.
-    #[error(
-        "the value decodes to at least {samples} samples, `audio.decoded_samples_max` is {samples_max}"
-    )]
+    #[error("the value decodes to at least {samples} samples, `audio.decoded_samples_max` is {samples_max}")]
     TooManySamples {
         /// Samples (frames times channels) declared, or decoded until decoding was stopped.
         samples: u64,

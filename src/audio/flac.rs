@@ -60,14 +60,8 @@ pub(super) fn decoder(
     parameters
         .for_codec(CODEC_ID_FLAC)
         .with_extra_data(Box::from(&stream_info[..]));
-    FlacDecoder::try_new(&parameters, &AudioDecoderOptions::default().verify(true)).map_err(
-        |error| {
-            corrupt(
-                container,
-                format!("its stream information is invalid: {error}"),
-            )
-        },
-    )
+    FlacDecoder::try_new(&parameters, &AudioDecoderOptions::default().verify(true))
+        .map_err(|error| corrupt(container, format!("its stream information is invalid: {error}")))
 }
 
 /// Puts what a codec decoded into the sink.
@@ -119,9 +113,7 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
     let source = MediaSourceStream::new(Box::new(Cursor::new(plain)), Default::default());
     let Ok(mut reader) = FlacReader::try_new(source, FormatOptions::default()) else {
         return Err(match info.frames {
-            Some(_) | None if audio.len() < 16 => {
-                truncated("it ends inside its first frame".to_owned())
-            }
+            Some(_) | None if audio.len() < 16 => truncated("it ends inside its first frame".to_owned()),
             _ => corrupt(
                 Container::Flac,
                 "no frame is found behind its metadata".to_owned(),
@@ -137,10 +129,7 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
         used += packet.data.len();
         let expected = sink.frames();
         if u64::try_from(packet.pts.get()) != Ok(expected) {
-            let detail = format!(
-                "after sample {expected} its frames go on at {}",
-                packet.pts.get()
-            );
+            let detail = format!("after sample {expected} its frames go on at {}", packet.pts.get());
             return Err(corrupt(Container::Flac, detail));
         }
         let decoded = decoder.decode(&packet).map_err(|error| {
@@ -160,9 +149,8 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
             )));
         }
         Some(declared) if frames > declared || left_over > 0 => {
-            let detail = format!(
-                "it declares {declared} samples, holds {frames} and {left_over} further bytes"
-            );
+            let detail =
+                format!("it declares {declared} samples, holds {frames} and {left_over} further bytes");
             return Err(corrupt(Container::Flac, detail));
         }
         None if left_over > 0 => {

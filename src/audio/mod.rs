@@ -128,17 +128,12 @@ pub fn decode(
         })
     })?;
 
-    waveform.content_type_mismatch =
-        declared.is_some_and(|declared| !declared.agrees_with(container));
+    waveform.content_type_mismatch = declared.is_some_and(|declared| !declared.agrees_with(container));
     Ok(waveform)
 }
 
 /// Decodes bytes that are known to be of this container.
-fn decode_as(
-    container: Container,
-    bytes: &[u8],
-    limits: &AudioLimits,
-) -> Result<Waveform, AudioError> {
+fn decode_as(container: Container, bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, AudioError> {
     match container {
         Container::Wav => wav::decode(bytes, limits),
         Container::Flac => flac::decode(bytes, limits),

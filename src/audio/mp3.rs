@@ -40,15 +40,9 @@ impl Header {
             [
                 0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448,
             ],
-            [
-                0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384,
-            ],
-            [
-                0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320,
-            ],
-            [
-                0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256,
-            ],
+            [0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384],
+            [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320],
+            [0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256],
             [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160],
         ];
         let &[first, second, third, fourth] = bytes.first_chunk::<4>()?;
@@ -282,12 +276,7 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
         let header = Header::read(rest).expect("the walk went over this frame");
         let (frame, after) = rest.split_at(header.len);
         rest = after;
-        let packet = PacketRef::new(
-            0,
-            Timestamp::ZERO,
-            Duration::from(header.frames() as u32),
-            frame,
-        );
+        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::from(header.frames() as u32), frame);
         let decoded = match decoder.decode_ref(&packet) {
             Ok(decoded) => decoded,
             // Legal, and what some recorders write; symphonia 0.6.1 does not decode it.
@@ -306,9 +295,7 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
         let to = end.saturating_sub(start).min(first.frames());
         if from < to {
             let channels = u64::from(first.channels);
-            sink.push_interleaved(
-                &interleaved[(from * channels) as usize..(to * channels) as usize],
-            )?;
+            sink.push_interleaved(&interleaved[(from * channels) as usize..(to * channels) as usize])?;
         }
     }
     sink.finish()
@@ -329,15 +316,11 @@ fn walk(sound: &[u8], first: &Header) -> Result<u64, AudioError> {
             return if rest.len() < 4 && rest[0] == 0xff {
                 truncated(format!("it ends inside frame {frames}"))
             } else {
-                corrupt(format!(
-                    "after frame {frames}, {at} bytes in, no frame begins"
-                ))
+                corrupt(format!("after frame {frames}, {at} bytes in, no frame begins"))
             };
         };
         if !header.continues(first) {
-            return corrupt(format!(
-                "frame {frames} has another rate or number of channels"
-            ));
+            return corrupt(format!("frame {frames} has another rate or number of channels"));
         }
         let Some((frame, after)) = rest.split_at_checked(header.len) else {
             let (len, left) = (header.len, rest.len());

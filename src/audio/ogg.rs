@@ -121,10 +121,7 @@ fn packets(
         }
         let last_end = page.segments.iter().rposition(|size| *size < 255);
         if last_end.is_some() && page.granule == -1 {
-            let detail = format!(
-                "a packet ends on page {}, which has no position",
-                page.sequence
-            );
+            let detail = format!("a packet ends on page {}, which has no position", page.sequence);
             return Err(AudioError::Corrupt { container, detail });
         }
         let mut at = 0;
@@ -178,19 +175,14 @@ impl<'a> Page<'a> {
         let Some(segments) = bytes.get(PAGE_HEADER_BYTES..body_start) else {
             return cut(bytes.len());
         };
-        let len = body_start
-            + segments
-                .iter()
-                .map(|size| usize::from(*size))
-                .sum::<usize>();
+        let len = body_start + segments.iter().map(|size| usize::from(*size)).sum::<usize>();
         let Some((whole, after)) = bytes.split_at_checked(len) else {
             return cut(bytes.len());
         };
         *rest = after;
 
-        let u32_at = |at: usize| {
-            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
+        let u32_at =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let granule = u64::from(u32_at(6)) | u64::from(u32_at(10)) << 32;
         Ok(Some(Self {
             continued: header[5] & 0x01 != 0,
@@ -260,12 +252,7 @@ impl FlacStream {
                 return corrupt("its first packet holds no stream information".to_owned());
             };
             let info = StreamInfo::read(block);
-            let sink = Sink::new(
-                Container::OggFlac,
-                info.rate_hz,
-                info.channels,
-                &self.limits,
-            )?;
+            let sink = Sink::new(Container::OggFlac, info.rate_hz, info.channels, &self.limits)?;
             if let Some(frames) = info.frames {
                 sink.expect_frames(frames)?;
             }
@@ -279,9 +266,7 @@ impl FlacStream {
         let at = sink.frames();
         let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, packet);
         match decoder.decode_ref(&packet) {
-            Ok(decoded) => {
-                flac::push_decoded(sink, Container::OggFlac, &decoded, &mut self.interleaved)
-            }
+            Ok(decoded) => flac::push_decoded(sink, Container::OggFlac, &decoded, &mut self.interleaved),
             Err(error) => corrupt(format!("the frame at sample {at}: {error}")),
         }
     }

@@ -67,22 +67,14 @@ impl PcmEncoding {
         const SCALE_8: f32 = 1.0 / 128.0; // 2^-7
         const SCALE_16: f32 = 1.0 / 32_768.0; // 2^-15
         const SCALE_32: f32 = 1.0 / 2_147_483_648.0; // 2^-31; a 24-bit sample is shifted to the top of 32
-        fn each<const N: usize>(
-            bytes: &[u8],
-            samples: &mut Vec<f32>,
-            sample: impl Fn([u8; N]) -> f32,
-        ) {
+        fn each<const N: usize>(bytes: &[u8], samples: &mut Vec<f32>, sample: impl Fn([u8; N]) -> f32) {
             samples.extend(bytes.as_chunks::<N>().0.iter().map(|chunk| sample(*chunk)));
         }
         match self {
             Self::U8 => each(bytes, samples, |[b]| (f32::from(b) - 128.0) * SCALE_8),
             Self::S8 => each(bytes, samples, |[b]| f32::from(b.cast_signed()) * SCALE_8),
-            Self::S16Le => each(bytes, samples, |b| {
-                f32::from(i16::from_le_bytes(b)) * SCALE_16
-            }),
-            Self::S16Be => each(bytes, samples, |b| {
-                f32::from(i16::from_be_bytes(b)) * SCALE_16
-            }),
+            Self::S16Le => each(bytes, samples, |b| f32::from(i16::from_le_bytes(b)) * SCALE_16),
+            Self::S16Be => each(bytes, samples, |b| f32::from(i16::from_be_bytes(b)) * SCALE_16),
             Self::S24Le => each(bytes, samples, |[a, b, c]| {
                 i32::from_le_bytes([0, a, b, c]) as f32 * SCALE_32
             }),
@@ -121,19 +113,11 @@ fn a_law(byte: u8) -> i16 {
         0 => mantissa + 0x08,
         exponent => (mantissa + 0x108) << (exponent - 1),
     };
-    if byte & 0x80 == 0 {
-        -magnitude
-    } else {
-        magnitude
-    }
+    if byte & 0x80 == 0 { -magnitude } else { magnitude }
 }
 
 /// Decodes raw samples.
-pub(super) fn decode(
-    bytes: &[u8],
-    spec: PcmSpec,
-    limits: &AudioLimits,
-) -> Result<Waveform, AudioError> {
+pub(super) fn decode(bytes: &[u8], spec: PcmSpec, limits: &AudioLimits) -> Result<Waveform, AudioError> {
     let mut sink = Sink::new(Container::Pcm(spec), spec.rate_hz, spec.channels, limits)?;
     push(&mut sink, Container::Pcm(spec), spec.encoding, bytes)?;
     sink.finish()
@@ -156,9 +140,7 @@ pub(super) fn push(
         let found = bytes.len();
         return Err(AudioError::Truncated {
             container,
-            detail: format!(
-                "{found} bytes of samples end {left_over} bytes into a frame of {frame_bytes}"
-            ),
+            detail: format!("{found} bytes of samples end {left_over} bytes into a frame of {frame_bytes}"),
         });
     }
 
@@ -185,14 +167,8 @@ mod tests {
     fn every_width_and_byte_order_gives_minus_one_to_one() {
         assert_eq!(samples(PcmEncoding::U8, &[0, 128, 192]), [-1.0, 0.0, 0.5]);
         assert_eq!(samples(PcmEncoding::S8, &[0x80, 0, 0x40]), [-1.0, 0.0, 0.5]);
-        assert_eq!(
-            samples(PcmEncoding::S16Le, &[0, 0x80, 0, 0x40]),
-            [-1.0, 0.5]
-        );
-        assert_eq!(
-            samples(PcmEncoding::S16Be, &[0x80, 0, 0x40, 0]),
-            [-1.0, 0.5]
-        );
+        assert_eq!(samples(PcmEncoding::S16Le, &[0, 0x80, 0, 0x40]), [-1.0, 0.5]);
+        assert_eq!(samples(PcmEncoding::S16Be, &[0x80, 0, 0x40, 0]), [-1.0, 0.5]);
         assert_eq!(
             samples(PcmEncoding::S24Le, &[0, 0, 0x80, 0, 0, 0x40]),
             [-1.0, 0.5]
@@ -202,20 +178,11 @@ mod tests {
             [-1.0, -0.5]
         );
         assert_eq!(samples(PcmEncoding::S32Le, &i32::MIN.to_le_bytes()), [-1.0]);
-        assert_eq!(
-            samples(PcmEncoding::S32Be, &(1_i32 << 30).to_be_bytes()),
-            [0.5]
-        );
+        assert_eq!(samples(PcmEncoding::S32Be, &(1_i32 << 30).to_be_bytes()), [0.5]);
         assert_eq!(samples(PcmEncoding::F32Le, &0.25_f32.to_le_bytes()), [0.25]);
         assert_eq!(samples(PcmEncoding::F32Be, &0.25_f32.to_be_bytes()), [0.25]);
-        assert_eq!(
-            samples(PcmEncoding::F64Le, &(-0.75_f64).to_le_bytes()),
-            [-0.75]
-        );
-        assert_eq!(
-            samples(PcmEncoding::F64Be, &(-0.75_f64).to_be_bytes()),
-            [-0.75]
-        );
+        assert_eq!(samples(PcmEncoding::F64Le, &(-0.75_f64).to_le_bytes()), [-0.75]);
+        assert_eq!(samples(PcmEncoding::F64Be, &(-0.75_f64).to_be_bytes()), [-0.75]);
     }
 
     #[test]

@@ -106,9 +106,7 @@ impl Blocks {
         let (rate_in, rate_out) = (rate_hz as usize, SAMPLE_RATE_HZ as usize);
         let (step_in, step_out) = ratio(rate_in, rate_out);
         // An even block has its filter's centre on a sample, so that the delay is a whole number of samples.
-        let steps = BLOCK_SAMPLES
-            .div_ceil(step_in.min(step_out))
-            .next_multiple_of(2);
+        let steps = BLOCK_SAMPLES.div_ceil(step_in.min(step_out)).next_multiple_of(2);
         let fft = Fft::<f32>::new_custom(
             step_in,
             step_out,
@@ -134,8 +132,8 @@ impl Blocks {
     /// Turns the full block that waits into output.
     fn run(&mut self, output: &mut Vec<f32>) {
         let block_out = self.made.len();
-        let input = InterleavedSlice::new(&self.waiting[..], 1, self.block_in)
-            .expect("the waiting block is full");
+        let input =
+            InterleavedSlice::new(&self.waiting[..], 1, self.block_in).expect("the waiting block is full");
         let mut made = InterleavedSlice::new_mut(&mut self.made[..], 1, block_out)
             .expect("the output block was made for this resampler");
         let (_, written) = self
@@ -185,10 +183,7 @@ mod tests {
     fn error_db(got: &[f32], hertz: f64) -> f64 {
         let ideal = sine(hertz, SAMPLE_RATE_HZ, got.len());
         let inner = 2_000..got.len() - 2_000;
-        let error: f64 = inner
-            .clone()
-            .map(|n| f64::from(got[n] - ideal[n]).powi(2))
-            .sum();
+        let error: f64 = inner.clone().map(|n| f64::from(got[n] - ideal[n]).powi(2)).sum();
         let power: f64 = inner.map(|n| f64::from(ideal[n]).powi(2)).sum();
         10.0 * (error / power).log10()
     }
@@ -199,8 +194,7 @@ mod tests {
             1_000, 7_999, 8_000, 11_025, 15_999, 16_000, 16_001, 22_050, 44_100, 48_000, 192_000,
         ] {
             for frames in [0_usize, 1, 2, 3, 100, 1_023, 1_024, 1_025, 4_411, 20_000] {
-                let expected =
-                    (frames as f64 * 16_000.0 / f64::from(rate_hz) + 0.5).floor() as usize;
+                let expected = (frames as f64 * 16_000.0 / f64::from(rate_hz) + 0.5).floor() as usize;
 
                 let got = resample(&vec![0.25; frames], rate_hz);
 
@@ -233,10 +227,7 @@ mod tests {
                 let inner = &got[2_000..got.len() - 2_000];
                 let loudest = inner.iter().fold(0.0_f32, |max, s| max.max(s.abs()));
                 let level = 20.0 * f64::from(loudest / 0.5).log10();
-                assert!(
-                    level < -95.0,
-                    "{hertz} Hz at {rate_hz} Hz leaves {level:.1} dB"
-                );
+                assert!(level < -95.0, "{hertz} Hz at {rate_hz} Hz leaves {level:.1} dB");
             }
         }
     }
@@ -279,9 +270,7 @@ mod tests {
 
         for piece in [1, 7, 441, 4_096, 29_999] {
             let mut resampler = Resampler::new(44_100);
-            whole
-                .chunks(piece)
-                .for_each(|samples| resampler.push(samples));
+            whole.chunks(piece).for_each(|samples| resampler.push(samples));
 
             assert_eq!(resampler.finish(), at_once, "pieces of {piece}");
         }

@@ -62,10 +62,7 @@ impl Sink {
         let samples = frames.saturating_mul(u64::from(self.channels));
         if samples > self.limits.decoded_samples_max {
             let samples_max = self.limits.decoded_samples_max;
-            return Err(AudioError::TooManySamples {
-                samples,
-                samples_max,
-            });
+            return Err(AudioError::TooManySamples { samples, samples_max });
         }
         Ok(())
     }
@@ -122,11 +119,7 @@ impl Sink {
 ///
 /// # Errors
 /// [`AudioError::AbsurdRate`], [`AudioError::AbsurdChannels`].
-pub(super) fn check_source(
-    rate_hz: u32,
-    channels: u16,
-    limits: &AudioLimits,
-) -> Result<(), AudioError> {
+pub(super) fn check_source(rate_hz: u32, channels: u16, limits: &AudioLimits) -> Result<(), AudioError> {
     let AudioLimits {
         rate_hz_min,
         rate_hz_max,

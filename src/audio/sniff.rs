@@ -47,10 +47,7 @@ pub fn probe_container(bytes: &[u8]) -> Result<Container, AudioError> {
 ///
 /// The marks of WAV, FLAC, Ogg and ID3 are long enough to win over a header that says raw PCM; the two bytes that
 /// begin an MPEG frame are not.
-pub(super) fn decide(
-    bytes: &[u8],
-    declared: Option<&ContentType>,
-) -> Result<Container, AudioError> {
+pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<Container, AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);
     }

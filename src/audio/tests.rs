@@ -9,70 +9,22 @@ use super::*;
 
 const CONTAINERS: [(&str, Container, u32, u16, usize); 18] = [
     ("tone-16000-1-s16.wav", Container::Wav, 16_000, 1, 4_000),
-    (
-        "tone-8000-2-s24-extensible.wav",
-        Container::Wav,
-        8_000,
-        2,
-        4_000,
-    ),
+    ("tone-8000-2-s24-extensible.wav", Container::Wav, 8_000, 2, 4_000),
     ("tone-96000-1-s16.wav", Container::Wav, 96_000, 1, 1_280),
-    (
-        "tone-16000-8-s16-extensible.wav",
-        Container::Wav,
-        16_000,
-        8,
-        800,
-    ),
+    ("tone-16000-8-s16-extensible.wav", Container::Wav, 16_000, 8, 800),
     ("tone-8000-1-mulaw.wav", Container::Wav, 8_000, 1, 4_000),
     ("tone-8000-1-alaw.wav", Container::Wav, 8_000, 1, 4_000),
     ("tone-16000-1-rf64.wav", Container::Wav, 16_000, 1, 4_000),
-    (
-        "tone-16000-1-piped-ffmpeg.wav",
-        Container::Wav,
-        16_000,
-        1,
-        4_000,
-    ),
-    (
-        "tone-16000-1-piped-sox.wav",
-        Container::Wav,
-        16_000,
-        1,
-        4_000,
-    ),
+    ("tone-16000-1-piped-ffmpeg.wav", Container::Wav, 16_000, 1, 4_000),
+    ("tone-16000-1-piped-sox.wav", Container::Wav, 16_000, 1, 4_000),
     ("tone-44100-2.flac", Container::Flac, 44_100, 2, 4_000),
     ("tone-44100-2-piped.flac", Container::Flac, 44_100, 2, 4_000),
     ("tone-96000-1-s24.flac", Container::Flac, 96_000, 1, 800),
-    (
-        "tone-44100-2-flac.ogg",
-        Container::OggFlac,
-        44_100,
-        2,
-        4_000,
-    ),
-    (
-        "tone-44100-2-oggenc.ogg",
-        Container::OggVorbis,
-        44_100,
-        2,
-        4_000,
-    ),
-    (
-        "tone-16000-1-ffmpeg.ogg",
-        Container::OggVorbis,
-        16_000,
-        1,
-        8_000,
-    ),
+    ("tone-44100-2-flac.ogg", Container::OggFlac, 44_100, 2, 4_000),
+    ("tone-44100-2-oggenc.ogg", Container::OggVorbis, 44_100, 2, 4_000),
+    ("tone-16000-1-ffmpeg.ogg", Container::OggVorbis, 16_000, 1, 8_000),
     ("tone-44100-2-lame.mp3", Container::Mp3, 44_100, 2, 4_000),
-    (
-        "tone-16000-1-lame-vbr.mp3",
-        Container::Mp3,
-        16_000,
-        1,
-        8_000,
-    ),
+    ("tone-16000-1-lame-vbr.mp3", Container::Mp3, 16_000, 1, 8_000),
     ("tone-44100-2-ffmpeg.mp3", Container::Mp3, 44_100, 2, 4_000),
 ];
 
@@ -88,11 +40,7 @@ fn decode_plain(bytes: &[u8]) -> Result<Waveform, AudioError> {
 /// A WAV file with exactly this `fmt ` chunk and this declared size of data.
 fn wav(format: &[u8], data: &[u8], declared: u32) -> Vec<u8> {
     let mut bytes = b"RIFF".to_vec();
-    bytes.extend(
-        (20 + format.len() as u32)
-            .wrapping_add(declared)
-            .to_le_bytes(),
-    );
+    bytes.extend((20 + format.len() as u32).wrapping_add(declared).to_le_bytes());
     bytes.extend(b"WAVEfmt ");
     bytes.extend((format.len() as u32).to_le_bytes());
     bytes.extend(format);
@@ -115,11 +63,7 @@ fn format(tag: u16, channels: u16, rate_hz: u32, bits: u16) -> Vec<u8> {
 }
 
 fn plain_wav(tag: u16, channels: u16, rate_hz: u32, bits: u16, data: &[u8]) -> Vec<u8> {
-    wav(
-        &format(tag, channels, rate_hz, bits),
-        data,
-        data.len() as u32,
-    )
+    wav(&format(tag, channels, rate_hz, bits), data, data.len() as u32)
 }
 
 /// How far the middle of the sound is from a 440 Hz sine of amplitude 0.5 that begins at its first sample, decibels.
@@ -149,10 +93,7 @@ fn every_container_decodes_to_the_tone_that_is_in_it() {
         assert_eq!(waveform.seconds(), len as f64 / 16_000.0, "{name}");
         let lossy = name.ends_with("mp3") || name.ends_with("ogg") || name.contains("law");
         let error = error_db(&waveform.samples);
-        assert!(
-            error < if lossy { -20.0 } else { -60.0 },
-            "{name}: {error:.1} dB"
-        );
+        assert!(error < if lossy { -20.0 } else { -60.0 }, "{name}: {error:.1} dB");
     }
 }
 
@@ -262,20 +203,14 @@ fn text_and_pictures_are_no_audio() {
     ] {
         let error = decode_plain(bytes).unwrap_err();
 
-        assert!(
-            matches!(error, AudioError::NotAudio { .. }),
-            "{bytes:?}: {error}"
-        );
+        assert!(matches!(error, AudioError::NotAudio { .. }), "{bytes:?}: {error}");
     }
 }
 
 #[test]
 fn a_container_without_samples_says_so() {
     let mut flac = fixture("tone-44100-2-piped.flac");
-    let audio = flac
-        .windows(2)
-        .position(|pair| pair == [0xff, 0xf8])
-        .unwrap();
+    let audio = flac.windows(2).position(|pair| pair == [0xff, 0xf8]).unwrap();
     flac.truncate(audio);
 
     for bytes in [
@@ -292,10 +227,7 @@ fn a_container_without_samples_says_so() {
 #[test]
 fn samples_that_are_no_numbers_are_refused_with_their_place() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let mut data: Vec<u8> = [0.5_f32; 600]
-            .iter()
-            .flat_map(|s| s.to_le_bytes())
-            .collect();
+        let mut data: Vec<u8> = [0.5_f32; 600].iter().flat_map(|s| s.to_le_bytes()).collect();
         data[4 * 501..4 * 502].copy_from_slice(&bad.to_le_bytes());
 
         let mono = decode_plain(&plain_wav(3, 1, 16_000, 32, &data));
@@ -308,24 +240,15 @@ fn samples_that_are_no_numbers_are_refused_with_their_place() {
 
 #[test]
 fn numbers_that_only_overflow_on_the_way_are_refused_too() {
-    let data: Vec<u8> = [f32::MAX; 4_000]
-        .iter()
-        .flat_map(|s| s.to_le_bytes())
-        .collect();
+    let data: Vec<u8> = [f32::MAX; 4_000].iter().flat_map(|s| s.to_le_bytes()).collect();
 
     for bytes in [
         plain_wav(3, 2, 16_000, 32, &data),
         plain_wav(3, 1, 44_100, 32, &data),
     ] {
-        assert!(matches!(
-            decode_plain(&bytes),
-            Err(AudioError::NonFinite { .. })
-        ));
+        assert!(matches!(decode_plain(&bytes), Err(AudioError::NonFinite { .. })));
     }
-    let large: Vec<u8> = [1e300_f64; 100]
-        .iter()
-        .flat_map(|s| s.to_le_bytes())
-        .collect();
+    let large: Vec<u8> = [1e300_f64; 100].iter().flat_map(|s| s.to_le_bytes()).collect();
     assert!(matches!(
         decode_plain(&plain_wav(3, 1, 16_000, 64, &large)),
         Err(AudioError::NonFinite { frame: 0 })
@@ -456,8 +379,7 @@ fn a_decompression_bomb_is_stopped() {
 fn a_vorbis_set_up_that_asks_for_gigabytes_is_refused() {
     // 256 code books of 131,071 entries in 32 dimensions: 4 GiB of numbers out of 6 kilobytes.
     let mut bits = Vec::new();
-    let mut put =
-        |value: u64, width: u32| (0..width).for_each(|bit| bits.push(value >> bit & 1 == 1));
+    let mut put = |value: u64, width: u32| (0..width).for_each(|bit| bits.push(value >> bit & 1 == 1));
     put(255, 8);
     for _ in 0..256 {
         put(0x56_4342, 24);
@@ -497,10 +419,7 @@ fn a_vorbis_set_up_that_asks_for_gigabytes_is_refused() {
 
     let error = decode_plain(&bytes).unwrap_err();
 
-    assert!(
-        matches!(error, AudioError::TooManySamples { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, AudioError::TooManySamples { .. }), "{error}");
 }
 
 #[test]
@@ -523,10 +442,7 @@ fn a_wav_whose_sizes_lie_is_refused() {
             ]
             .concat(),
         ),
-        (
-            "data before fmt",
-            b"RIFF\0\0\0\0WAVEdata\x04\0\0\0....".to_vec(),
-        ),
+        ("data before fmt", b"RIFF\0\0\0\0WAVEdata\x04\0\0\0....".to_vec()),
         (
             "no chunk",
             b"RIFF\0\0\0\0WAVE\x01\x02\x03\x04\x04\0\0\0....".to_vec(),
@@ -537,10 +453,7 @@ fn a_wav_whose_sizes_lie_is_refused() {
 
     for (name, bytes) in cases {
         let error = decode_plain(&bytes).unwrap_err();
-        assert!(
-            matches!(error, AudioError::Corrupt { .. }),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, AudioError::Corrupt { .. }), "{name}: {error}");
     }
     for (name, bytes) in [
         ("declares too much", wav(&format, &silence, 6_400)),
@@ -551,10 +464,7 @@ fn a_wav_whose_sizes_lie_is_refused() {
         ),
     ] {
         let error = decode_plain(&bytes).unwrap_err();
-        assert!(
-            matches!(error, AudioError::Truncated { .. }),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, AudioError::Truncated { .. }), "{name}: {error}");
     }
 }
 
@@ -599,9 +509,7 @@ fn all_widths_of_wav_hold_the_same_sound() {
             })
             .collect()
     };
-    let float: Vec<u8> = (0..1_600)
-        .flat_map(|n| (sine(n) as f32).to_le_bytes())
-        .collect();
+    let float: Vec<u8> = (0..1_600).flat_map(|n| (sine(n) as f32).to_le_bytes()).collect();
     let double: Vec<u8> = (0..1_600).flat_map(|n| sine(n).to_le_bytes()).collect();
 
     for (tag, bits, data, expected) in [
@@ -628,11 +536,7 @@ fn raw_pcm_goes_by_its_content_type() {
     assert_eq!(with("audio/L16;rate=16000;channels=2").samples, [0.0, 0.0]);
     assert_eq!(with("audio/pcm;rate=16000").samples[0], 64.0 / 32_768.0);
     assert!(!with("audio/L16;rate=16000").content_type_mismatch);
-    let odd = decode(
-        &bytes[1..],
-        Some("audio/L16;rate=16000"),
-        &AudioLimits::default(),
-    );
+    let odd = decode(&bytes[1..], Some("audio/L16;rate=16000"), &AudioLimits::default());
     assert!(matches!(odd, Err(AudioError::Truncated { .. })), "{odd:?}");
 }
 
@@ -664,10 +568,7 @@ fn tags_before_and_after_an_mp3_are_stepped_over() {
     let tag = b"ID3\x04\0\0\0\0\0\x0aTIT2......";
     let tagged = [&tag[..], &[0; 12], &plain, b"TAG", &[b' '; 125]].concat();
 
-    assert_eq!(
-        decode_plain(&tagged).unwrap(),
-        decode_plain(&plain).unwrap()
-    );
+    assert_eq!(decode_plain(&tagged).unwrap(), decode_plain(&plain).unwrap());
 }
 
 #[test]
@@ -686,10 +587,7 @@ fn an_mp3_whose_beginning_is_missing_is_refused() {
 
     let error = decode_plain(&whole[third..]).unwrap_err();
 
-    assert!(
-        error.to_string().contains("beginning is missing"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("beginning is missing"), "{error}");
 }
 
 #[test]

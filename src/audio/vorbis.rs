@@ -153,12 +153,7 @@ impl Decoding {
             granule.saturating_sub_unsigned(held_frames)
         };
         let skipped = start.min(0).unsigned_abs().min(held_frames);
-        self.wanted = Some(
-            last_granule
-                .saturating_sub(start.max(0))
-                .max(0)
-                .unsigned_abs(),
-        );
+        self.wanted = Some(last_granule.saturating_sub(start.max(0)).max(0).unsigned_abs());
         let held = std::mem::take(&mut self.held);
         self.push(&held[(skipped * channels) as usize..], end)
     }
@@ -261,13 +256,9 @@ fn largest_root(entries: u64, dimensions: u64) -> u64 {
     if dimensions == 1 {
         return entries;
     }
-    let power =
-        |base: u64| (0..dimensions.min(64)).try_fold(1_u64, |product, _| product.checked_mul(base));
+    let power = |base: u64| (0..dimensions.min(64)).try_fold(1_u64, |product, _| product.checked_mul(base));
     let mut root = 0;
-    while dimensions > 0
-        && power(root + 1).is_some_and(|product| product <= entries)
-        && root < entries
-    {
+    while dimensions > 0 && power(root + 1).is_some_and(|product| product <= entries) && root < entries {
         root += 1;
     }
     root

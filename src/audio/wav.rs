@@ -70,11 +70,7 @@ fn parse<'a>(bytes: &'a [u8], limits: &AudioLimits) -> Result<(Format, &'a [u8])
 }
 
 /// The bytes of the samples, once it is clear that all of them are there.
-fn samples<'a>(
-    bytes: &'a [u8],
-    chunk: &Chunk,
-    size_64: Option<u64>,
-) -> Result<&'a [u8], AudioError> {
+fn samples<'a>(bytes: &'a [u8], chunk: &Chunk, size_64: Option<u64>) -> Result<&'a [u8], AudioError> {
     let rest = &bytes[chunk.start..];
     let declared = match size_64 {
         Some(size) if chunk.size == 0xffff_ffff => size,
@@ -111,8 +107,7 @@ fn look_at_the_rest(after: &[u8], data_len: usize) -> Result<(), AudioError> {
         let id = after
             .get(start..start + 4)
             .and_then(|id| <[u8; 4]>::try_from(id).ok());
-        if id.is_some_and(|id| is_chunk_id(&id) || id.starts_with(b"TAG") || id.starts_with(b"ID3"))
-        {
+        if id.is_some_and(|id| is_chunk_id(&id) || id.starts_with(b"TAG") || id.starts_with(b"ID3")) {
             return Ok(());
         }
     }
@@ -144,10 +139,7 @@ impl Chunk {
 
     fn body<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], AudioError> {
         let rest = &bytes[self.start..];
-        match usize::try_from(self.size)
-            .ok()
-            .and_then(|size| rest.get(..size))
-        {
+        match usize::try_from(self.size).ok().and_then(|size| rest.get(..size)) {
             Some(body) => Ok(body),
             None => truncated(format!(
                 "its `{}` chunk declares {} bytes and {} follow",
@@ -291,9 +283,7 @@ pub fn encode_wav(samples: &[f32]) -> Vec<u8> {
     let mut writer = hound::WavWriter::new(&mut file, spec).expect("memory does not fail");
     for sample in samples {
         let scaled = (sample * 32_768.0).round().clamp(-32_768.0, 32_767.0);
-        writer
-            .write_sample(scaled as i16)
-            .expect("memory does not fail");
+        writer.write_sample(scaled as i16).expect("memory does not fail");
     }
     writer.finalize().expect("less than 4 GiB of samples");
     file.into_inner()

@@ -105,9 +105,7 @@ impl AudioConfig {
                 "more than 0 and at most 86400",
             );
         }
-        if !(self.window_overlap_seconds >= 0.0
-            && self.window_overlap_seconds <= self.window_seconds / 2.0)
-        {
+        if !(self.window_overlap_seconds >= 0.0 && self.window_overlap_seconds <= self.window_seconds / 2.0) {
             return wrong(
                 "window_overlap_seconds",
                 self.window_overlap_seconds.to_string(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::generate::choose;
 use super::{LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
@@ -122,18 +123,27 @@ pub struct SlotDecoder<K> {
     slots: Vec<Option<Slot<K>>>,
     capacity: i64,
     end_ids: Vec<i64>,
+    vocabulary: i64,
 }
 
 impl<K> SlotDecoder<K> {
     /// A decoder with `slots` places of `capacity` positions each (prompt and answer together).
     ///
-    /// `end_ids` are the tokens that end an answer.
-    pub fn new(model: &dyn LanguageModel, slots: usize, capacity: usize, end_ids: &[i64]) -> Self {
+    /// `end_ids` are the tokens that end an answer; ids from `vocabulary` on are never chosen, because a model's table
+    /// may be larger than its tokenizer's vocabulary.
+    pub fn new(
+        model: &dyn LanguageModel,
+        slots: usize,
+        capacity: usize,
+        end_ids: &[i64],
+        vocabulary: i64,
+    ) -> Self {
         Self {
             cache: model.new_cache(slots as i64, capacity as i64),
             slots: (0..slots).map(|_| None).collect(),
             capacity: capacity as i64,
             end_ids: end_ids.to_vec(),
+            vocabulary,
         }
     }
 
@@ -206,8 +216,11 @@ impl<K> SlotDecoder<K> {
         }
         let mut finished = Vec::new();
         for group in self.group_by_lora(&joined) {
-            match self.prefill(model, loras, &group) {
-                Ok(logits) => self.advance(&group, &logits, &mut finished),
+            let begun = self
+                .prefill(model, loras, &group)
+                .and_then(|logits| self.advance(&group, &logits, &mut finished));
+            match begun {
+                Ok(()) => {}
                 Err(error) => {
                     for place in joined {
                         self.vacate(place);
@@ -239,7 +252,7 @@ impl<K> SlotDecoder<K> {
                 .collect();
             let lora = self.slot(group[0]).prompt.lora.and_then(|key| loras.get(&key));
             let logits = model.step(&ids, &mut self.cache, &group, lora)?;
-            self.advance(&group, &logits, &mut finished);
+            self.advance(&group, &logits, &mut finished)?;
         }
         Ok(finished)
     }
@@ -293,16 +306,21 @@ impl<K> SlotDecoder<K> {
     }
 
     /// Picks the next token of each slot in `group` from `logits` `[B, V]` and moves complete answers to `finished`.
-    fn advance(&mut self, group: &[usize], logits: &Tensor, finished: &mut Vec<(K, Decoded)>) {
-        let log_probs = logits.to_kind(Kind::Float).log_softmax(-1, Kind::Float); // [B, V]
-        let (best, best_id) = log_probs.max_dim(-1, false); // [B], [B]
-        let best: Vec<f32> = Vec::try_from(best.to_device(tch::Device::Cpu)).expect("one dimension of f32");
-        let best_id: Vec<i64> = Vec::try_from(best_id.to_device(tch::Device::Cpu)).expect("one dimension of i64");
+    fn advance(
+        &mut self,
+        group: &[usize],
+        logits: &Tensor,
+        finished: &mut Vec<(K, Decoded)>,
+    ) -> Result<(), ModelError> {
+        let best = choose(logits, Some(self.vocabulary))?;
         for (row, &place) in group.iter().enumerate() {
             let slot = self.slots[place].as_mut().expect("callers pass places in use");
             let (id, log_prob) = match slot.prompt.labels.clone() {
-                None => (best_id[row], f64::from(best[row])),
-                Some(trie) => choose(&trie, slot, &log_probs.get(row as i64), &self.end_ids),
+                None => (best[row].0, f64::from(best[row].1)),
+                Some(trie) => {
+                    let log_probs = logits.f_get(row as i64)?.f_log_softmax(-1, Kind::Float)?; // [V]
+                    walk(&trie, slot, &log_probs, &self.end_ids)
+                }
             };
             slot.out.log_probs.push(log_prob);
             if self.end_ids.contains(&id) {
@@ -315,11 +333,12 @@ impl<K> SlotDecoder<K> {
                 finished.push((slot.key, slot.out));
             }
         }
+        Ok(())
     }
 }
 
 /// The likeliest token that keeps the answer inside the tree; at a leaf, the end of the answer.
-fn choose<K>(trie: &LabelTrie, slot: &mut Slot<K>, log_probs: &Tensor, end_ids: &[i64]) -> (i64, f64) {
+fn walk<K>(trie: &LabelTrie, slot: &mut Slot<K>, log_probs: &Tensor, end_ids: &[i64]) -> (i64, f64) {
     let node = &trie.nodes[slot.node];
     let log_prob = |id: i64| log_probs.double_value(&[id]);
     let mut options: Vec<(i64, Option<usize>, f64)> = node

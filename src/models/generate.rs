@@ -17,6 +17,9 @@ pub struct GenerateOptions {
     pub end_ids: Vec<i64>,
     /// Most prompts in the batch at the same time.
     pub slots: usize,
+    /// Ids from here on are never chosen: a model's table may be larger than its tokenizer's vocabulary. Absent: all
+    /// may be.
+    pub vocabulary: Option<i64>,
 }
 
 /// One answer.
@@ -102,7 +105,7 @@ pub fn generate(
             let at: Vec<usize> = running.iter().map(|(slot, _, _)| *slot).collect();
             let logits = model.step(&ids, &mut cache, &at, lora)?;
             let rows = running.drain(..).map(|(slot, prompt, _)| (slot, prompt));
-            predicted.extend(rows.zip(choose(&logits)?));
+            predicted.extend(rows.zip(choose(&logits, options.vocabulary)?));
         }
         if !joining.is_empty() {
             let rows: Vec<&Tensor> = joining.iter().map(|(_, prompt)| &prompts[*prompt]).collect();
@@ -110,7 +113,7 @@ pub fn generate(
             let padded = Tensor::pad_sequence(&rows, true, 0.0, "right"); // [B, P, H]
             let at: Vec<usize> = joining.iter().map(|(slot, _)| *slot).collect();
             let logits = model.prefill(&padded, &lengths, &mut cache, &at, lora)?;
-            predicted.extend(joining.into_iter().zip(choose(&logits)?));
+            predicted.extend(joining.into_iter().zip(choose(&logits, options.vocabulary)?));
         }
         for ((slot, prompt), (id, log_probability)) in predicted {
             let answer = &mut answers[prompt];
@@ -131,10 +134,12 @@ pub fn generate(
     Ok(answers)
 }
 
-/// The likeliest token of each row of logits `[B, V]`, with its log-probability.
-fn choose(logits: &Tensor) -> Result<Vec<(i64, f32)>, ModelError> {
-    let (values, ids) = logits.max_dim(-1, false); // [B] each
-    let log_probabilities = values - logits.logsumexp(-1, false);
+/// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability among all.
+pub(crate) fn choose(logits: &Tensor, vocabulary: Option<i64>) -> Result<Vec<(i64, f32)>, ModelError> {
+    let width = logits.size().last().copied().unwrap_or(0);
+    let allowed = logits.f_narrow(-1, 0, vocabulary.map_or(width, |vocabulary| vocabulary.clamp(1, width)))?;
+    let (values, ids) = allowed.f_max_dim(-1, false)?; // [B] each
+    let log_probabilities = values - logits.f_logsumexp(-1, false)?;
     let ids = Vec::<i64>::try_from(&ids)?;
     let log_probabilities = Vec::<f32>::try_from(log_probabilities.to_kind(Kind::Float))?;
     Ok(ids.into_iter().zip(log_probabilities).collect())

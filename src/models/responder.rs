@@ -40,7 +40,8 @@ pub struct Responder<K> {
 impl<K> Responder<K> {
     /// A responder with `slots` places of `positions_max` positions each.
     pub fn new(model: SpeechLlm, device: Device, slots: usize, positions_max: usize) -> Self {
-        let decoder = SlotDecoder::new(model.llm(), slots, positions_max, model.end_ids());
+        let vocabulary = model.tokenizer().vocab_size();
+        let decoder = SlotDecoder::new(model.llm(), slots, positions_max, model.end_ids(), vocabulary);
         Self {
             model,
             device,

@@ -3,7 +3,8 @@
 //! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets. Call
 //! sites say what happened (`metrics::answer_published(...)`), never a name.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -22,14 +23,15 @@ const BATCH_ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// Processing time over audio time; real time is 1.
 const REAL_TIME_FACTOR: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
 
-static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Installs the recorder for the whole process and describes every metric; later calls return the first handle.
 ///
 /// # Errors
 /// [`BuildError`] when another recorder is already installed.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
-    if let Some(handle) = HANDLE.get() {
+    let mut installed = HANDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
     let handle = PrometheusBuilder::new()
@@ -54,7 +56,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         )?
         .install_recorder()?;
     describe();
-    Ok(HANDLE.get_or_init(|| handle).clone())
+    Ok(installed.insert(handle).clone())
 }
 
 fn describe() {
@@ -154,7 +156,11 @@ pub fn request_received() {
 
 /// An utterance passed its checks and entered the graph.
 pub fn utterance_admitted(audio_seconds: f64) {
-    counter!("speechverse_audio_seconds_total").increment(audio_seconds.ceil() as u64);
+    // Counters are whole numbers: count milliseconds here, export seconds.
+    static MILLISECONDS: AtomicU64 = AtomicU64::new(0);
+    let milliseconds = (audio_seconds * 1e3).round() as u64;
+    let total = MILLISECONDS.fetch_add(milliseconds, Ordering::Relaxed) + milliseconds;
+    counter!("speechverse_audio_seconds_total").absolute(total / 1_000);
     histogram!("speechverse_audio_clip_seconds").record(audio_seconds);
     gauge!("speechverse_audio_in_flight_seconds").increment(audio_seconds);
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::OutgoingRecord;
 use super::headers::header;
 use super::trace::TraceContext;
+use super::{OutgoingRecord, number};
 
 /// `ce_type` of a result.
 pub const RESULT_TYPE: &str = "speechverse.result.v1";
@@ -94,6 +94,7 @@ pub struct Answer {
     /// Adapter version that computed it.
     pub adapter: String,
     /// Mean token log-probability, natural logarithm.
+    #[serde(deserialize_with = "number::or_null")]
     pub score: f64,
     /// What a reader should know.
     pub flags: Vec<Flag>,
@@ -123,7 +124,7 @@ impl Answer {
         source: &str,
         trace: &TraceContext,
     ) -> OutgoingRecord {
-        let json = serde_json::to_vec(self).expect("an answer is always JSON: its numbers are finite");
+        let json = serde_json::to_vec(self).expect("an answer is always JSON");
         let mut headers = vec![
             header("ce_specversion", "1.0"),
             header("ce_type", RESULT_TYPE),

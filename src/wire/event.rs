@@ -7,8 +7,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::OutgoingRecord;
 use super::headers::header;
+use super::{OutgoingRecord, number};
 
 /// `ce_type` of every event.
 pub const EVENT_TYPE: &str = "speechverse.event.v1";
@@ -70,6 +70,7 @@ pub enum Happening {
         /// Steps taken in it.
         step: u64,
         /// Loss of the latest step.
+        #[serde(deserialize_with = "number::or_null")]
         loss: f64,
     },
     /// A training cycle ended.
@@ -81,6 +82,7 @@ pub enum Happening {
         /// Name of the candidate, when there is one.
         version: Option<String>,
         /// Named figures: word error rate before and after, samples, seconds.
+        #[serde(deserialize_with = "number::map_or_null")]
         metrics: BTreeMap<String, f64>,
     },
     /// New requests are pinned to another version from now on.

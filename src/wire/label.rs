@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::Headers;
-use super::request::{Instructions, RequestLimits, instruction, open};
+use super::request::{Instructions, RequestLimits, id, instruction, name, open};
 
 /// What a record of the label topic teaches.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,11 @@ impl Label {
     ///
     /// # Errors
     /// A [`Rejection`] that says what is missing or wrong. The audio itself is not looked at.
-    pub fn parse(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
+    pub fn parse(
+        record: &Record,
+        limits: &RequestLimits,
+        instructions: &dyn Instructions,
+    ) -> Result<Self, Rejection> {
         let in_collect = |rejection: Rejection| Rejection {
             stage: Stage::Collect,
             ..rejection
@@ -53,32 +57,32 @@ impl Label {
         Self::read(record, limits, instructions).map_err(in_collect)
     }
 
-    fn read(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
+    fn read(
+        record: &Record,
+        limits: &RequestLimits,
+        instructions: &dyn Instructions,
+    ) -> Result<Self, Rejection> {
         let wrong = |message: &str| Rejection::new(Reason::InvalidSample, Stage::Collect, message);
-        let envelope = open(record)?;
+        let envelope = open(record, limits)?;
         let headers = Headers::new(&envelope.headers);
         let target = headers
             .text("ce_target", limits.instruction_bytes_max)?
             .filter(|target| !target.trim().is_empty())
             .ok_or_else(|| wrong("`ce_target` is missing or empty: it holds the right answer"))?
             .to_owned();
-        let subject = headers.text("ce_subject", limits.name_bytes_max)?;
+        let subject = name(headers, "ce_subject", limits)?;
         match (envelope.data.is_empty(), subject) {
-            (true, Some(subject)) => Ok(Self::Correction {
-                subject: subject.to_owned(),
-                target,
-            }),
+            (true, Some(_)) if headers.flag("ce_train")? == Some(false) => Err(wrong(
+                "`ce_train` forbids training, and a correction is for nothing else",
+            )),
+            (true, Some(subject)) => Ok(Self::Correction { subject, target }),
             (true, None) => Err(wrong(
                 "no audio and no `ce_subject`: send audio, or name the request whose answer is corrected",
             )),
             (false, _) => {
-                let receipt = &record.receipt;
-                let task = headers.text("ce_task", limits.name_bytes_max)?.map(str::to_owned);
+                let task = name(headers, "ce_task", limits)?;
                 Ok(Self::Sample(LabelledAudio {
-                    id: headers.text("ce_id", limits.name_bytes_max)?.map_or_else(
-                        || format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset),
-                        str::to_owned,
-                    ),
+                    id: id(headers, record, limits)?,
                     instruction: instruction(headers, task.as_deref(), limits, instructions)?,
                     task,
                     target,

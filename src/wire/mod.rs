@@ -6,8 +6,11 @@ pub mod dead_letter;
 pub mod event;
 pub mod headers;
 pub mod label;
+mod number;
 mod record;
 pub mod request;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 
 pub use record::{OutgoingRecord, Receipt, Record};

@@ -8,10 +8,10 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
-use super::Record;
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -31,6 +31,8 @@ pub struct RequestLimits {
     pub labels_bytes_max: usize,
     /// Most answer tokens that a request may ask for.
     pub tokens_max: usize,
+    /// Largest structured CloudEvent, bytes; its audio takes a third more room there than by itself.
+    pub envelope_bytes_max: usize,
 }
 
 impl Default for RequestLimits {
@@ -41,6 +43,7 @@ impl Default for RequestLimits {
             labels_max: 1_000,
             labels_bytes_max: 64 * 1024,
             tokens_max: 1_024,
+            envelope_bytes_max: 48 * 1024 * 1024,
         }
     }
 }
@@ -102,21 +105,33 @@ pub(crate) struct Envelope {
 }
 
 /// Opens a record: binary mode as it is, structured mode unpacked into the same shape.
-pub(crate) fn open(record: &Record) -> Result<Envelope, Rejection> {
+pub(crate) fn open(record: &Record, limits: &RequestLimits) -> Result<Envelope, Rejection> {
     let data = record.value.clone().unwrap_or_default();
     let headers = Headers::new(&record.headers);
-    let structured = headers
-        .bytes("content-type")
-        .is_some_and(|value| value.to_ascii_lowercase().starts_with(b"application/cloudevents+json"));
+    let structured = headers.bytes("content-type").is_some_and(|value| {
+        value
+            .to_ascii_lowercase()
+            .starts_with(b"application/cloudevents+json")
+    });
     if !structured {
         return Ok(Envelope {
             headers: record.headers.clone(),
             data,
         });
     }
+    if data.len() > limits.envelope_bytes_max {
+        let (found, most) = (data.len(), limits.envelope_bytes_max);
+        let message =
+            format!("structured CloudEvent: the value has {found} bytes, at most {most} are allowed");
+        return Err(Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message));
+    }
     let wrong = |message: String| Rejection::new(Reason::InvalidEnvelope, Stage::Ingest, message);
-    let event: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&data)
-        .map_err(|error| wrong(format!("structured CloudEvent: the value is no JSON object: {error}")))?;
+    let event: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&data).map_err(|error| {
+            wrong(format!(
+                "structured CloudEvent: the value is no JSON object: {error}"
+            ))
+        })?;
     let mut data = Bytes::new();
     // What the transport says (traceparent) stays; what the envelope says comes last and counts.
     let mut unpacked: Vec<(String, Option<Bytes>)> = record
@@ -129,19 +144,31 @@ pub(crate) fn open(record: &Record) -> Result<Envelope, Rejection> {
         let text = match value {
             serde_json::Value::String(text) => text,
             serde_json::Value::Null => continue,
-            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => value.to_string(),
+            serde_json::Value::Bool(_) | serde_json::Value::Number(_) if name != "data_base64" => {
+                value.to_string()
+            }
             // Extension attributes are scalars in CloudEvents; `labels` as a JSON array is too natural to refuse.
             serde_json::Value::Array(_) if name == "labels" => value.to_string(),
-            _ => return Err(wrong(format!("structured CloudEvent: `{name}` is neither text, number nor flag"))),
+            _ => {
+                return Err(wrong(format!(
+                    "structured CloudEvent: `{name}` is neither text, number nor flag"
+                )));
+            }
         };
         match name.as_str() {
             "data_base64" => {
-                let decoded = BASE64_STANDARD
-                    .decode(text.as_bytes())
-                    .map_err(|error| wrong(format!("structured CloudEvent: `data_base64` is no base64: {error}")))?;
+                let decoded = BASE64_STANDARD.decode(text.as_bytes()).map_err(|error| {
+                    wrong(format!(
+                        "structured CloudEvent: `data_base64` is no base64: {error}"
+                    ))
+                })?;
                 data = Bytes::from(decoded);
             }
-            "data" => return Err(wrong("structured CloudEvent: audio belongs into `data_base64`".into())),
+            "data" => {
+                return Err(wrong(
+                    "structured CloudEvent: audio belongs into `data_base64`".into(),
+                ));
+            }
             "datacontenttype" => unpacked.push(("content-type".into(), Some(Bytes::from(text)))),
             "traceparent" | "tracestate" => unpacked.push((name, Some(Bytes::from(text)))),
             _ => unpacked.push((format!("ce_{name}"), Some(Bytes::from(text)))),
@@ -158,17 +185,21 @@ impl Request {
     ///
     /// # Errors
     /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked at.
-    pub fn parse(record: &Record, limits: &RequestLimits, instructions: &dyn Instructions) -> Result<Self, Rejection> {
-        let envelope = open(record)?;
+    pub fn parse(
+        record: &Record,
+        limits: &RequestLimits,
+        instructions: &dyn Instructions,
+    ) -> Result<Self, Rejection> {
+        let envelope = open(record, limits)?;
         let headers = Headers::new(&envelope.headers);
-        let receipt = &record.receipt;
-        let name = |header: &str| -> Result<Option<String>, Rejection> {
-            match headers.text(header, limits.name_bytes_max)? {
-                Some(text) if text.trim().is_empty() => Err(invalid(header, text, "a name, or no such header")),
-                found => Ok(found.map(str::to_owned)),
-            }
+        let name = |header: &str| name(headers, header, limits);
+        // A client that sends chunks and no type must not have them answered one by one.
+        let untyped = if headers.bytes("ce_sequence").is_some() {
+            CHUNK_TYPE
+        } else {
+            REQUEST_TYPE
         };
-        let kind = name("ce_type")?.unwrap_or_else(|| REQUEST_TYPE.to_owned());
+        let kind = name("ce_type")?.unwrap_or_else(|| untyped.to_owned());
         let session = name("ce_session")?;
         let chunk = match kind.as_str() {
             REQUEST_TYPE => None,
@@ -184,15 +215,22 @@ impl Request {
             }
         };
         if chunk.is_some() && session.is_none() {
-            return Err(invalid("ce_session", "", "the id of the stream that the chunk belongs to"));
+            return Err(invalid(
+                "ce_session",
+                "",
+                "the id of the stream that the chunk belongs to",
+            ));
         }
-        let id = name("ce_id")?
-            .unwrap_or_else(|| format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset));
+        let id = id(headers, record, limits)?;
         let task = name("ce_task")?;
         let instruction = instruction(headers, task.as_deref(), limits, instructions)?;
         let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
         if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
-            return Err(invalid("ce_maxtokens", &tokens.to_string(), &format!("1 to {}", limits.tokens_max)));
+            return Err(invalid(
+                "ce_maxtokens",
+                &tokens.to_string(),
+                &format!("1 to {}", limits.tokens_max),
+            ));
         }
         Ok(Self {
             id,
@@ -207,9 +245,28 @@ impl Request {
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),
             audio: envelope.data,
-            trace: TraceContext::of(headers, receipt),
+            trace: TraceContext::of(headers, &record.receipt),
         })
     }
+}
+
+/// A header that holds a name: not blank, and not long.
+pub(crate) fn name(
+    headers: Headers<'_>,
+    header: &str,
+    limits: &RequestLimits,
+) -> Result<Option<String>, Rejection> {
+    match headers.text(header, limits.name_bytes_max)? {
+        Some(text) if text.trim().is_empty() => Err(invalid(header, text, "a name, or no such header")),
+        found => Ok(found.map(str::to_owned)),
+    }
+}
+
+/// The id that a record brings, else where it stands.
+pub(crate) fn id(headers: Headers<'_>, record: &Record, limits: &RequestLimits) -> Result<String, Rejection> {
+    let receipt = &record.receipt;
+    let place = || format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset);
+    Ok(name(headers, "ce_id", limits)?.unwrap_or_else(place))
 }
 
 /// What to do with the audio: the header's words, else the task's, else the configured default.
@@ -228,7 +285,9 @@ pub(crate) fn instruction(
         })?),
     };
     match headers.text("ce_instruction", limits.instruction_bytes_max)? {
-        Some(text) if text.trim().is_empty() => Err(invalid("ce_instruction", text, "words, or no such header")),
+        Some(text) if text.trim().is_empty() => {
+            Err(invalid("ce_instruction", text, "words, or no such header"))
+        }
         Some(text) => Ok(text.to_owned()),
         None => Ok(of_task.unwrap_or_else(|| instructions.default_instruction())),
     }
@@ -236,11 +295,17 @@ pub(crate) fn instruction(
 
 fn labels(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Vec<String>>, Rejection> {
     let wrong = |message: String| Rejection::new(Reason::InvalidLabels, Stage::Ingest, message);
-    let Some(text) = headers.text("ce_labels", limits.labels_bytes_max)? else { return Ok(None) };
+    let Some(text) = headers.text("ce_labels", limits.labels_bytes_max)? else {
+        return Ok(None);
+    };
     let labels: Vec<String> = serde_json::from_str(text)
         .map_err(|error| wrong(format!("`ce_labels` is no JSON array of strings: {error}")))?;
     if labels.is_empty() || labels.len() > limits.labels_max {
-        return Err(wrong(format!("`ce_labels` has {} answers, expected 1 to {}", labels.len(), limits.labels_max)));
+        return Err(wrong(format!(
+            "`ce_labels` has {} answers, expected 1 to {}",
+            labels.len(),
+            limits.labels_max
+        )));
     }
     let mut seen = std::collections::HashSet::new();
     for label in &labels {

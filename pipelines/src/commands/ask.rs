@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Context;
 use speechverse::audio::decode;
 use speechverse::config::Settings;
-use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::adapter::{AdapterSnapshot, SpeechAdapter};
 use speechverse::models::responder::{Question, Responder};
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::whisper::Window;
@@ -138,5 +138,35 @@ impl Respondent {
                 total: lap(started),
             },
         })
+    }
+
+    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L, V]` over the
+    /// whole prompt; and the greedy answer.
+    pub(super) fn probe(&mut self, samples: &[f32], instruction: &str) -> anyhow::Result<(Vec<(String, Tensor)>, String)> {
+        let _no_grad = tch::no_grad_guard();
+        let features = self.features(samples)?;
+        let adapter = SpeechAdapter::from_snapshot(&self.adapter, tch::Device::Cpu, false)?;
+        let frames = [features.size()[0]];
+        let adapted = adapter.forward(&features.unsqueeze(0), &frames)?;
+        let model = self.responder.model();
+        let prompt = model.prompts(&adapter, &features.unsqueeze(0), &frames, &[instruction])?.swap_remove(0); // [L, H]
+        let length = prompt.size()[0];
+        let hidden = model.llm().hidden(&prompt.unsqueeze(0), &[length], None)?;
+        let logits = model.llm().logits(&hidden).get(0);
+        let question = Question {
+            features: &features,
+            instruction,
+            labels: None,
+            tokens_max: self.settings.decoder.tokens_max,
+        };
+        let prompt = self.responder.prompt(&self.adapter, &question)?;
+        let mut finished = self.responder.join(vec![((), prompt)])?;
+        while finished.is_empty() {
+            finished = self.responder.step()?;
+        }
+        let text = self.responder.text(&finished[0].1)?;
+        let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
+        let tensors = [("features", features), ("adapted", positions), ("logits", logits)];
+        Ok((tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), text))
     }
 }

@@ -4,6 +4,7 @@ mod adapters;
 mod ask;
 mod clients;
 mod doctor;
+mod eval;
 mod models;
 mod probe;
 mod serve;
@@ -52,6 +53,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Label(args) => clients::label(&args),
         Command::Retrain(args) => clients::retrain(&args),
         Command::Train(args) => train::train(&args),
+        Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),

@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
+use speechverse::config::Settings;
 use speechverse::models::whisper::Window;
 use speechverse::models::{probe, probe_llm};
+use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use tch::{Kind, Tensor};
 
 use super::Failure;
+use super::ask::Respondent;
 use crate::cli::{Probe, WindowChoice};
+use crate::output;
 
 pub(super) fn probe(command: Probe) -> Result<(), Failure> {
     match command {
@@ -29,7 +33,22 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
         Probe::Llm { model, ids, out } => {
             write(&probe_llm::llm(&model, &ids).context("cannot probe the language model")?, &out)
         }
-        Probe::SpeechLlm { .. } => Err(anyhow::anyhow!("not there yet").into()),
+        Probe::SpeechLlm {
+            config,
+            audio,
+            instruction,
+            out,
+        } => {
+            let mut settings = Settings::load(&config).map_err(Failure::usage)?;
+            settings.model.device = DeviceChoice::Cpu;
+            settings.model.precision = PrecisionChoice::F32;
+            let samples = read_audio(&audio)?;
+            let mut respondent = Respondent::open(&settings, None)?;
+            let (tensors, text) = respondent.probe(&samples, &instruction).context("cannot probe the joined model")?;
+            write(&tensors, &out)?;
+            output::line(text);
+            Ok(())
+        }
     }
 }
 

@@ -102,6 +102,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
         let model = open(name);
         let expected = expected(name);
         let options = |slots| GenerateOptions {
+            vocabulary: None,
             max_tokens: expected.greedy.len(),
             end_ids: vec![],
             slots,
@@ -136,6 +137,7 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
     let end = expected.greedy[4];
     let first = expected.greedy.iter().position(|id| *id == end).unwrap();
     let options = GenerateOptions {
+            vocabulary: None,
         max_tokens: 12,
         end_ids: vec![end],
         slots: 4,
@@ -153,6 +155,7 @@ fn log_probabilities_are_those_of_the_whole_forward_pass() {
     let model = open("llama_tiny");
     let expected = expected("llama_tiny");
     let options = GenerateOptions {
+            vocabulary: None,
         max_tokens: 12,
         end_ids: vec![],
         slots: 1,
@@ -558,6 +561,7 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
         }
         let (end, answer) = golden.answer.split_last().unwrap();
         let options = GenerateOptions {
+            vocabulary: None,
             max_tokens: 16,
             end_ids: vec![*end],
             slots: 1,

@@ -267,6 +267,7 @@ impl SpeechLlm {
             max_tokens: tokens_max,
             end_ids: self.end_ids.clone(),
             slots,
+            vocabulary: Some(self.tokenizer.vocab_size()),
         };
         generate(self.llm.as_ref(), prompts, &options, lora)?
             .into_iter()

@@ -1,0 +1,82 @@
+//! The program as a process: exit codes and messages.
+
+use std::process::{Command, Output};
+
+fn speechverse(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_speechverse"))
+        .args(args)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .env("OMP_WAIT_POLICY", "PASSIVE")
+        .output()
+        .expect("the program was built for this test")
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn every_command_has_help() {
+    let commands = [
+        "serve", "ask", "publish", "results", "label", "retrain", "train", "eval", "adapters", "models", "probe",
+        "check-config", "doctor",
+    ];
+
+    for command in commands {
+        let output = speechverse(&[command, "--help"]);
+
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage"), "{command}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_two() {
+    for args in [&["dance"][..], &["ask"], &["serve"], &["label", "--target", "x"]] {
+        assert_eq!(speechverse(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn a_misspelt_setting_is_exit_code_two_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wrong.toml");
+    std::fs::write(&file, "[decoder]\nslotz = 3\n").unwrap();
+
+    let output = speechverse(&["check-config", file.to_str().unwrap()]);
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(words(&output).contains("slotz"), "{}", words(&output));
+    assert!(words(&output).contains("wrong.toml"), "{}", words(&output));
+}
+
+#[test]
+fn the_shipped_settings_are_valid_and_shown() {
+    for file in ["configs/demo.toml", "configs/serve.toml"] {
+        let output = speechverse(&["check-config", file]);
+
+        assert_eq!(output.status.code(), Some(0), "{}", words(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("[kafka.topics]"));
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_is_exit_code_one_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.safetensors");
+
+    let output = speechverse(&[
+        "probe", "encoder", "--model", "no-such-model", "--audio", "no-such-file.wav", "--out", out.to_str().unwrap(),
+    ]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output).contains("no-such-file.wav"), "{}", words(&output));
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_exit_code_one_with_its_address() {
+    let output = speechverse(&["results", "--bootstrap", "127.0.0.1:1"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output).contains("127.0.0.1:1"), "{}", words(&output));
+}

@@ -1,0 +1,786 @@
+//! What the topics carry, held to the contract: golden messages, every bad header, and hostile records.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::answer::{Answer, AnswerKind, Flag, Timing};
+use super::control::Command;
+use super::dead_letter::{REASON_HEADER, Reason, Rejection, Stage, dead_letter};
+use super::event::{Event, Happening, Verdict};
+use super::headers::Headers;
+use super::label::Label;
+use super::request::{Chunk, Instructions, Request, RequestLimits};
+use super::trace::TraceContext;
+use super::{OutgoingRecord, Receipt, Record};
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+struct Configured;
+
+impl Instructions for Configured {
+    fn of_task(&self, task: &str) -> Option<String> {
+        (task == "asr").then(|| "Transcribe the speech.".to_owned())
+    }
+
+    fn default_instruction(&self) -> String {
+        "Listen.".to_owned()
+    }
+
+    fn tasks(&self) -> Vec<String> {
+        vec!["asr".to_owned()]
+    }
+}
+
+fn record(value: &[u8], headers: &[(&str, &[u8])]) -> Record {
+    let owned = |(name, value): &(&str, &[u8])| ((*name).to_owned(), Some(Bytes::copy_from_slice(value)));
+    Record {
+        receipt: Receipt {
+            topic: "speechverse.requests".into(),
+            partition: 2,
+            offset: 17,
+            epoch: 0,
+        },
+        key: Some(Bytes::from_static(b"\xffcaller")),
+        value: Some(Bytes::copy_from_slice(value)),
+        headers: headers.iter().map(owned).collect(),
+        timestamp_ms: None,
+    }
+}
+
+fn request(value: &[u8], headers: &[(&str, &[u8])]) -> Result<Request, Rejection> {
+    Request::parse(&record(value, headers), &RequestLimits::default(), &Configured)
+}
+
+fn label(value: &[u8], headers: &[(&str, &[u8])]) -> Result<Label, Rejection> {
+    Label::parse(&record(value, headers), &RequestLimits::default(), &Configured)
+}
+
+fn command(value: &str) -> Result<Command, Rejection> {
+    Command::parse(&record(value.as_bytes(), &[]))
+}
+
+fn texts(record: &OutgoingRecord) -> Vec<(&str, &str)> {
+    record
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            let bytes = value.as_deref().expect("every header of ours has a value");
+            (
+                name.as_str(),
+                std::str::from_utf8(bytes).expect("every header of ours is UTF-8"),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn the_smallest_request_is_a_value_and_nothing_else() {
+    let request = request(b"audio", &[]).unwrap();
+
+    assert_eq!(
+        request,
+        Request {
+            id: "speechverse.requests/2/17".to_owned(),
+            session: None,
+            chunk: None,
+            task: None,
+            instruction: "Listen.".to_owned(),
+            labels: None,
+            max_tokens: None,
+            deadline: None,
+            partials: false,
+            train: None,
+            content_type: None,
+            audio: Bytes::from_static(b"audio"),
+            trace: request.trace.clone(),
+        }
+    );
+}
+
+#[test]
+fn every_header_of_the_contract_is_read() {
+    let request = request(
+        b"audio",
+        &[
+            ("content-type", b"audio/wav"),
+            ("ce_specversion", b"1.0"),
+            ("ce_id", b"r-1"),
+            ("ce_type", b"speechverse.chunk.v1"),
+            ("ce_instruction", "Schreibe auf, was gesagt wird: äöü.".as_bytes()),
+            ("ce_task", b"asr"),
+            ("ce_labels", br#"["yes","no"]"#),
+            ("ce_maxtokens", b"12"),
+            ("ce_deadline", b"2030-01-01T01:00:00+00:30"),
+            ("ce_partials", b"true"),
+            ("ce_session", b"s"),
+            ("ce_sequence", b"3"),
+            ("ce_final", b"true"),
+            ("ce_train", b"no"),
+            ("traceparent", PARENT.as_bytes()),
+            ("tracestate", b"a=b"),
+        ],
+    )
+    .unwrap();
+
+    assert_eq!(
+        request,
+        Request {
+            id: "r-1".to_owned(),
+            session: Some("s".to_owned()),
+            chunk: Some(Chunk {
+                sequence: 3,
+                is_final: true
+            }),
+            task: Some("asr".to_owned()),
+            instruction: "Schreibe auf, was gesagt wird: äöü.".to_owned(),
+            labels: Some(vec!["yes".to_owned(), "no".to_owned()]),
+            max_tokens: Some(12),
+            deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
+            partials: true,
+            train: Some(false),
+            content_type: Some("audio/wav".to_owned()),
+            audio: Bytes::from_static(b"audio"),
+            trace: TraceContext {
+                state: Some("a=b".to_owned()),
+                ..TraceContext::parse(PARENT).unwrap()
+            },
+        }
+    );
+}
+
+#[test]
+fn a_structured_event_says_the_same_as_a_binary_one() {
+    let event = br#"{"specversion":"1.0","type":"speechverse.request.v1","id":"r-2","source":"/me","task":null,
+        "datacontenttype":"audio/flac","instruction":"Write.","labels":["a","b"],"maxtokens":5,"partials":true,
+        "train":"no","subject":"ignored","data_base64":"AAEC/w==",
+        "traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}"#;
+
+    let request = request(
+        event,
+        &[("Content-Type", b"Application/CloudEvents+JSON; charset=utf-8")],
+    )
+    .unwrap();
+
+    assert_eq!(
+        (request.id.as_str(), request.instruction.as_str()),
+        ("r-2", "Write.")
+    );
+    assert_eq!(request.content_type.as_deref(), Some("audio/flac"));
+    assert_eq!(request.audio, Bytes::from_static(&[0, 1, 2, 255]));
+    assert_eq!(request.labels, Some(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(
+        (request.max_tokens, request.partials, request.train),
+        (Some(5), true, Some(false))
+    );
+    assert_eq!(request.trace, TraceContext::parse(PARENT).unwrap());
+}
+
+#[test]
+fn a_task_brings_its_instruction_and_the_request_may_bring_another() {
+    let of_task = request(b"a", &[("ce_task", b"asr")]).unwrap();
+    let own = request(b"a", &[("ce_task", b"asr"), ("ce_instruction", b"Whistle.")]).unwrap();
+
+    assert_eq!(of_task.instruction, "Transcribe the speech.");
+    assert_eq!(
+        (own.instruction.as_str(), own.task.as_deref()),
+        ("Whistle.", Some("asr"))
+    );
+}
+
+#[test]
+fn a_number_in_a_stream_makes_a_chunk_even_when_no_type_is_sent() {
+    let chunk = request(b"a", &[("ce_session", b"s"), ("ce_sequence", b"0")]).unwrap();
+    let whole = request(b"a", &[("ce_session", b"s")]).unwrap();
+
+    assert_eq!(
+        chunk.chunk,
+        Some(Chunk {
+            sequence: 0,
+            is_final: false
+        })
+    );
+    assert_eq!((whole.chunk, whole.session.as_deref()), (None, Some("s")));
+}
+
+#[test]
+fn every_bad_header_has_its_reason() {
+    type Case<'a> = (Reason, &'a [u8], &'a [(&'a str, &'a [u8])]);
+    let long = vec![b'x'; 1_000_000];
+    let many = serde_json::to_vec(&(0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()).unwrap();
+    let structured = ("content-type", &b"application/cloudevents+json"[..]);
+    let cases: [Case<'_>; 31] = [
+        (Reason::HeaderTooLarge, b"a", &[("ce_instruction", &long)]),
+        (Reason::InvalidHeader, b"a", &[("ce_instruction", b"\xff\xfe")]),
+        (Reason::InvalidHeader, b"a", &[("ce_instruction", b" ")]),
+        (Reason::UnknownTask, b"a", &[("ce_task", b"juggle")]),
+        (Reason::InvalidHeader, b"a", &[("ce_task", b"\xff")]),
+        (Reason::HeaderTooLarge, b"a", &[("ce_id", &long)]),
+        (Reason::InvalidHeader, b"a", &[("ce_id", b"")]),
+        (Reason::InvalidHeader, b"a", &[("ce_id", b"\xc3\x28")]),
+        (Reason::InvalidHeader, b"a", &[("content-type", b"\xff")]),
+        (
+            Reason::UnsupportedType,
+            b"a",
+            &[("ce_type", b"com.example.other")],
+        ),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", b"yes,no")]),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", b"[]")]),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", b"[1,2]")]),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", br#"["a","a"]"#)]),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", br#"["a"," "]"#)]),
+        (Reason::InvalidLabels, b"a", &[("ce_labels", &many)]),
+        (Reason::HeaderTooLarge, b"a", &[("ce_labels", &long)]),
+        (Reason::InvalidHeader, b"a", &[("ce_maxtokens", b"0")]),
+        (Reason::InvalidHeader, b"a", &[("ce_maxtokens", b"-3")]),
+        (Reason::InvalidHeader, b"a", &[("ce_maxtokens", b"99999")]),
+        (Reason::InvalidHeader, b"a", &[("ce_deadline", b"tomorrow")]),
+        (Reason::InvalidHeader, b"a", &[("ce_partials", b"maybe")]),
+        (Reason::InvalidHeader, b"a", &[("ce_train", b"later")]),
+        (
+            Reason::InvalidHeader,
+            b"a",
+            &[("ce_type", b"speechverse.chunk.v1")],
+        ),
+        (Reason::InvalidHeader, b"a", &[("ce_sequence", b"1")]),
+        (
+            Reason::InvalidHeader,
+            b"a",
+            &[("ce_session", b"s"), ("ce_sequence", b"-1")],
+        ),
+        (Reason::InvalidEnvelope, b"not json", &[structured]),
+        (Reason::InvalidEnvelope, b"[1]", &[structured]),
+        (Reason::InvalidEnvelope, br#"{"data_base64":"*"}"#, &[structured]),
+        (Reason::InvalidEnvelope, br#"{"data_base64":1234}"#, &[structured]),
+        (
+            Reason::InvalidEnvelope,
+            br#"{"data_base64":"AA==","data":1}"#,
+            &[structured],
+        ),
+    ];
+
+    for (expected, value, headers) in cases {
+        let rejection = request(value, headers).expect_err("the record is bad");
+
+        let name = headers.first().map(|(name, value)| (name, value.len().min(20)));
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (expected, Stage::Ingest),
+            "{name:?}: {rejection}"
+        );
+    }
+}
+
+#[test]
+fn an_envelope_over_the_limit_is_refused_unread() {
+    let limits = RequestLimits {
+        envelope_bytes_max: 10,
+        ..RequestLimits::default()
+    };
+    let record = record(
+        b"not even json",
+        &[("content-type", b"application/cloudevents+json")],
+    );
+
+    let rejection = Request::parse(&record, &limits, &Configured).unwrap_err();
+
+    assert_eq!(rejection.reason, Reason::ValueTooLarge);
+}
+
+#[test]
+fn the_last_header_of_a_name_counts_and_one_without_a_value_takes_it_back() {
+    let mut record = record(
+        b"a",
+        &[("ce_id", b"first"), ("CE_ID", b"second"), ("ce_task", b"asr")],
+    );
+    record.headers.push(("ce_task".to_owned(), None));
+
+    let request = Request::parse(&record, &RequestLimits::default(), &Configured).unwrap();
+
+    assert_eq!((request.id.as_str(), request.task), ("second", None));
+}
+
+#[test]
+fn a_trace_that_is_malformed_is_a_new_one_and_the_same_after_a_repeat() {
+    for bad in [
+        &b"\xff\xff"[..],
+        b"",
+        b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+        b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+    ] {
+        let trace = request(b"a", &[("traceparent", bad), ("tracestate", b"x=y")])
+            .unwrap()
+            .trace;
+
+        assert_eq!(trace, request(b"a", &[]).unwrap().trace);
+        assert_ne!(trace.trace_id, "0".repeat(32));
+    }
+    let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
+    assert_eq!(TraceContext::parse(later), TraceContext::parse(PARENT));
+}
+
+#[test]
+fn audio_with_a_target_is_a_sample_and_an_empty_value_with_a_subject_a_correction() {
+    let sample = label(
+        b"audio",
+        &[("ce_target", b"hello"), ("ce_train", b"no"), ("ce_id", b"l-1")],
+    )
+    .unwrap();
+    let Label::Sample(sample) = sample else {
+        panic!("{sample:?}")
+    };
+    assert_eq!(
+        (sample.id.as_str(), sample.target.as_str(), sample.may_train),
+        ("l-1", "hello", false)
+    );
+    assert_eq!(
+        (sample.instruction.as_str(), &sample.audio[..]),
+        ("Listen.", &b"audio"[..])
+    );
+
+    let correction = label(b"", &[("ce_target", b"hello"), ("ce_subject", b"r-1")]).unwrap();
+    assert_eq!(
+        correction,
+        Label::Correction {
+            subject: "r-1".to_owned(),
+            target: "hello".to_owned()
+        }
+    );
+}
+
+#[test]
+fn what_labels_nothing_has_its_reason() {
+    type Case<'a> = (Reason, &'a [u8], &'a [(&'a str, &'a [u8])]);
+    let cases: [Case<'_>; 8] = [
+        (Reason::InvalidSample, b"audio", &[]),
+        (Reason::InvalidSample, b"audio", &[("ce_target", b" ")]),
+        (Reason::InvalidSample, b"", &[("ce_target", b"x")]),
+        (
+            Reason::InvalidHeader,
+            b"",
+            &[("ce_target", b"x"), ("ce_subject", b"")],
+        ),
+        (
+            Reason::InvalidHeader,
+            b"audio",
+            &[("ce_target", b"x"), ("ce_id", b"")],
+        ),
+        (Reason::HeaderTooLarge, b"audio", &[("ce_target", &[b'x'; 9_000])]),
+        (
+            Reason::UnknownTask,
+            b"audio",
+            &[("ce_target", b"x"), ("ce_task", b"juggle")],
+        ),
+        (
+            Reason::InvalidSample,
+            b"",
+            &[("ce_target", b"x"), ("ce_subject", b"r"), ("ce_train", b"no")],
+        ),
+    ];
+
+    for (reason, value, headers) in cases {
+        let rejection = label(value, headers).unwrap_err();
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (reason, Stage::Collect),
+            "{rejection}"
+        );
+    }
+}
+
+#[test]
+fn orders_are_read_with_what_they_may_bring() {
+    for (value, expected) in [
+        (r#"{"command":"retrain"}"#, Command::Retrain { id: None }),
+        (
+            r#"{"command":"retrain","id":"c-1","reason":"new voices"}"#,
+            Command::Retrain {
+                id: Some("c-1".into()),
+            },
+        ),
+        (
+            r#"{"command":"promote","version":"v2","id":"c-2"}"#,
+            Command::Promote { version: "v2".into() },
+        ),
+        (r#"{"command":"rollback"}"#, Command::Rollback { version: None }),
+        (
+            r#"{"command":"rollback","version":"v1"}"#,
+            Command::Rollback {
+                version: Some("v1".into()),
+            },
+        ),
+        (r#"{"command":"pause","reason":"noise"}"#, Command::Pause),
+        (r#"{"command":"resume"}"#, Command::Resume),
+    ] {
+        assert_eq!(command(value), Ok(expected), "{value}");
+    }
+}
+
+#[test]
+fn what_is_no_order_is_refused() {
+    for value in [
+        "",
+        "retrain",
+        "[]",
+        "{}",
+        r#"{"command":7}"#,
+        r#"{"command":"dance"}"#,
+        r#"{"command":"promote"}"#,
+        r#"{"command":"promote","version":""}"#,
+        r#"{"command":"rollback","verison":"v1"}"#,
+        r#"{"command":"pause","verison":"v1"}"#,
+        r#"{"command":"pause","version":"v1"}"#,
+    ] {
+        let rejection = command(value).expect_err(value);
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (Reason::InvalidCommand, Stage::Control)
+        );
+    }
+}
+
+fn answer() -> Answer {
+    Answer {
+        id: Answer::id_of("r-1", AnswerKind::Final, 0),
+        request_id: "r-1".to_owned(),
+        session: None,
+        kind: AnswerKind::Final,
+        task: Some("asr".to_owned()),
+        instruction: "Transcribe the speech.".to_owned(),
+        text: "turn on the light".to_owned(),
+        label: None,
+        fields: BTreeMap::new(),
+        adapter: "demo-0003".to_owned(),
+        score: -0.21,
+        flags: vec![
+            Flag::Looping,
+            Flag::Empty,
+            Flag::Truncated,
+            Flag::LowConfidence,
+            Flag::NoSpeech,
+        ],
+        audio_seconds: 3.42,
+        tokens: 11,
+        timing_ms: Timing {
+            queue: 1.2,
+            decode_audio: 0.8,
+            encode: 41.0,
+            prefill: 22.3,
+            generate: 118.0,
+            total: 190.1,
+        },
+    }
+}
+
+#[test]
+fn an_answer_has_the_fields_of_the_contract_and_no_others() {
+    assert_eq!(
+        serde_json::to_string(&answer()).unwrap(),
+        concat!(
+            r#"{"id":"r-1:final","request_id":"r-1","session":null,"kind":"final","task":"asr","#,
+            r#""instruction":"Transcribe the speech.","text":"turn on the light","label":null,"fields":{},"#,
+            r#""adapter":"demo-0003","score":-0.21,"#,
+            r#""flags":["looping","empty","truncated","low_confidence","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
+            r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
+        )
+    );
+}
+
+#[test]
+fn an_answer_goes_out_under_the_key_of_its_request_in_the_same_trace() {
+    let trace = TraceContext {
+        state: Some("a=b".to_owned()),
+        ..TraceContext::parse(PARENT).unwrap()
+    };
+
+    let key = Some(Bytes::from_static(b"\xff"));
+    let record = answer().to_record("results".into(), key.clone(), "/speechverse", &trace);
+
+    assert_eq!((&*record.topic, &record.key), ("results", &key));
+    let headers = texts(&record);
+    let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        names,
+        [
+            "ce_specversion",
+            "ce_type",
+            "ce_source",
+            "ce_id",
+            "ce_time",
+            "ce_subject",
+            "content-type",
+            "traceparent",
+            "tracestate",
+        ]
+    );
+    let value = |name: &str| {
+        headers
+            .iter()
+            .find(|(known, _)| *known == name)
+            .expect("it is in the list")
+            .1
+    };
+    assert_eq!(value("ce_type"), "speechverse.result.v1");
+    assert_eq!((value("ce_id"), value("ce_subject")), ("r-1:final", "r-1"));
+    assert!(value("ce_time").parse::<Timestamp>().is_ok());
+    let ours = TraceContext::parse(value("traceparent")).unwrap();
+    assert_eq!(
+        (ours.trace_id == trace.trace_id, ours.parent_id == trace.parent_id),
+        (true, false)
+    );
+    let read: Answer = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+    assert_eq!(read, answer());
+}
+
+#[test]
+fn events_look_as_they_always_did_and_are_read_back() {
+    let cases = [
+        (
+            Happening::CycleStarted {
+                trigger: "order".to_owned(),
+                parent: "demo-0003".to_owned(),
+                train_samples: 20,
+                held_out_samples: 5,
+            },
+            r#""type":"cycle_started","trigger":"order","parent":"demo-0003","train_samples":20,"held_out_samples":5"#,
+        ),
+        (
+            Happening::CycleProgress {
+                stage: "one".to_owned(),
+                step: 3,
+                loss: 1.5,
+            },
+            r#""type":"cycle_progress","stage":"one","step":3,"loss":1.5"#,
+        ),
+        (
+            Happening::CycleFinished {
+                verdict: Verdict::Refused,
+                reason: "word error rate rose".to_owned(),
+                version: Some("demo-0004".to_owned()),
+                metrics: BTreeMap::from([("asr.wer".to_owned(), 0.25)]),
+            },
+            r#""type":"cycle_finished","verdict":"refused","reason":"word error rate rose","version":"demo-0004","metrics":{"asr.wer":0.25}"#,
+        ),
+        (
+            Happening::AdapterSwapped {
+                from: "a".to_owned(),
+                to: "b".to_owned(),
+                reason: "promoted".to_owned(),
+            },
+            r#""type":"adapter_swapped","from":"a","to":"b","reason":"promoted""#,
+        ),
+        (
+            Happening::CommandObeyed {
+                command: "pause".to_owned(),
+            },
+            r#""type":"command_obeyed","command":"pause""#,
+        ),
+        (
+            Happening::CommandRefused {
+                command: "promote".to_owned(),
+                reason: "no such version".to_owned(),
+            },
+            r#""type":"command_refused","command":"promote","reason":"no such version""#,
+        ),
+    ];
+
+    for (what, rest) in cases {
+        let event = Event {
+            id: "run-7".to_owned(),
+            time: "2030-01-01T00:00:00Z".parse().unwrap(),
+            what,
+        };
+        let json = format!(r#"{{"id":"run-7","time":"2030-01-01T00:00:00Z",{rest}}}"#);
+
+        let record = event.to_record("events".into(), "/speechverse");
+
+        assert_eq!(record.value.as_deref(), Some(json.as_bytes()));
+        assert_eq!(record.key.as_deref(), Some(&b"run-7"[..]));
+        assert_eq!(texts(&record)[1], ("ce_type", "speechverse.event.v1"));
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+    }
+}
+
+#[test]
+fn a_figure_that_could_not_be_computed_does_not_hide_the_end_of_a_cycle() {
+    let what = Happening::CycleFinished {
+        verdict: Verdict::Failed,
+        reason: "the loss is no number".to_owned(),
+        version: None,
+        metrics: BTreeMap::from([("loss".to_owned(), f64::NAN)]),
+    };
+    let record = Event::now("run-7", what).to_record("events".into(), "/speechverse");
+    let read: Event = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+    let Happening::CycleFinished { metrics, .. } = read.what else {
+        panic!("{read:?}")
+    };
+    assert!(metrics["loss"].is_nan());
+
+    let json = serde_json::to_string(&Answer {
+        score: f64::NAN,
+        ..answer()
+    })
+    .unwrap();
+    assert!(serde_json::from_str::<Answer>(&json).unwrap().score.is_nan());
+}
+
+#[test]
+fn a_dead_letter_holds_the_original_and_says_why() {
+    let original = record(b"not audio", &[("ce_id", b"a"), ("ce_id", b"\xff")]);
+    let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, "the value is text");
+
+    let letter = dead_letter(&original, &rejection, "dead".into());
+
+    assert_eq!((&letter.key, &letter.value), (&original.key, &original.value));
+    assert_eq!(letter.headers[..2], original.headers);
+    let added = OutgoingRecord {
+        headers: letter.headers[2..].to_vec(),
+        ..letter
+    };
+    assert_eq!(
+        texts(&added),
+        [
+            ("__connect.errors.topic", "speechverse.requests"),
+            ("__connect.errors.partition", "2"),
+            ("__connect.errors.offset", "17"),
+            ("__connect.errors.stage", "ingest"),
+            ("__connect.errors.class.name", "speechverse"),
+            ("__connect.errors.exception.class.name", "not_audio"),
+            ("__connect.errors.exception.message", "the value is text"),
+            ("speechverse_reason", "not_audio"),
+        ]
+    );
+}
+
+#[test]
+fn of_two_dead_letters_the_last_one_counts() {
+    let rejection = |reason| Rejection::new(reason, Stage::Ingest, "no");
+    let first = dead_letter(&record(b"a", &[]), &rejection(Reason::UnknownTask), "d".into());
+    let again = Record {
+        headers: first.headers.clone(),
+        ..record(b"a", &[])
+    };
+
+    let second = dead_letter(&again, &rejection(Reason::InvalidLabels), "d".into());
+
+    assert_eq!(second.headers[..first.headers.len()], first.headers);
+    assert_eq!(
+        Headers::new(&second.headers).bytes(REASON_HEADER),
+        Some(&b"invalid_labels"[..])
+    );
+}
+
+#[test]
+fn reasons_and_stages_have_names_of_their_own_in_snake_case() {
+    for names in [
+        Reason::ALL
+            .iter()
+            .map(|reason| reason.as_str())
+            .collect::<Vec<_>>(),
+        Stage::ALL.iter().map(|stage| stage.as_str()).collect(),
+    ] {
+        assert!(names.iter().all(|name| {
+            name.bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+        }));
+        let distinct: std::collections::BTreeSet<&&str> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn hostile_records_never_panic_and_can_always_become_dead_letters(
+        names in prop::collection::vec((prop::sample::select(vec![
+            "content-type", "ce_id", "ce_type", "ce_instruction", "ce_task", "ce_labels", "ce_maxtokens",
+            "ce_deadline", "ce_partials", "ce_session", "ce_sequence", "ce_final", "ce_train", "traceparent",
+            "tracestate", "ce_target", "ce_subject",
+        ]), prop::option::of(prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40),
+            "[ -~]{0,40}".prop_map(String::into_bytes),
+            prop::sample::select(vec!["application/cloudevents+json", "true", "1", "[\"a\"]", "asr", PARENT])
+                .prop_map(|text| text.as_bytes().to_vec()),
+        ])), 0..8),
+        value in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..60),
+            "\\{\"[a-z_]{0,9}\":[0-9\"a-z]{0,9}\\}".prop_map(String::into_bytes),
+        ],
+        message in ".{0,1500}",
+    ) {
+        let mut record = record(&value, &[]);
+        record.headers = names.into_iter().map(|(name, value)| (name.to_owned(), value.map(Bytes::from))).collect();
+
+        let limits = RequestLimits::default();
+        let _ = Request::parse(&record, &limits, &Configured);
+        let _ = Label::parse(&record, &limits, &Configured);
+        let _ = Command::parse(&record);
+        let letter = dead_letter(&record, &Rejection::new(Reason::NotAudio, Stage::Ingest, message), "d".into());
+
+        prop_assert_eq!(&letter.headers[..record.headers.len()], &record.headers[..]);
+        prop_assert_eq!(letter.headers.len(), record.headers.len() + 8);
+    }
+
+    #[test]
+    fn an_order_that_is_written_is_read_back(version in "\\PC{1,20}", id in prop::option::of("[a-z0-9-]{1,20}"), which in 0..6_usize) {
+        let order = [
+            Command::Retrain { id },
+            Command::Promote { version: version.clone() },
+            Command::Rollback { version: Some(version) },
+            Command::Rollback { version: None },
+            Command::Pause,
+            Command::Resume,
+        ][which].clone();
+
+        prop_assert_eq!(command(&order.to_json()), Ok(order));
+    }
+
+    #[test]
+    fn an_answer_that_is_written_is_read_back(
+        (id, text, label) in ("\\PC{0,20}", "\\PC{0,40}", prop::option::of("\\PC{0,9}")),
+        fields in prop::collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..3),
+        (score, eighths, tokens) in (-800_i32..1, 0..80_000_u32, any::<usize>()),
+    ) {
+        // Eighths, because serde_json reads other fractions to within their last bit only.
+        let (score, audio_seconds) = (f64::from(score) / 8.0, f64::from(eighths) / 8.0);
+        let answer = Answer { id, text, label, fields, score, audio_seconds, tokens, ..answer() };
+
+        let json = serde_json::to_vec(&answer).unwrap();
+
+        prop_assert_eq!(serde_json::from_slice::<Answer>(&json).unwrap(), answer);
+    }
+
+    #[test]
+    fn different_answers_have_different_ids(
+        a in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?", b in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?",
+        (kind_a, kind_b) in (0..3_usize, 0..3_usize), (number_a, number_b) in (0..10_u64, 0..10_u64),
+    ) {
+        let kinds = [AnswerKind::Partial, AnswerKind::Final, AnswerKind::Error];
+        let number = |kind: usize, number: u64| if kind == 0 { number } else { 0 };
+        let same = (&a, kind_a, number(kind_a, number_a)) == (&b, kind_b, number(kind_b, number_b));
+
+        let ids = (Answer::id_of(&a, kinds[kind_a], number_a), Answer::id_of(&b, kinds[kind_b], number_b));
+
+        prop_assert_eq!(ids.0 == ids.1, same);
+    }
+
+    #[test]
+    fn a_trace_that_is_written_is_read_back(trace in 1_u128.., span in 1_u64.., flags in any::<u8>()) {
+        let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
+
+        let read = TraceContext::parse(&text).expect("it is well-formed");
+
+        let child = TraceContext::parse(&read.child("name")).expect("ours is well-formed");
+        prop_assert_eq!((read.trace_id, read.flags), (child.trace_id, child.flags));
+        prop_assert_eq!(read.parent_id, format!("{span:016x}"));
+    }
+
+    #[test]
+    fn any_text_as_a_trace_never_panics(text in "\\PC{0,80}|[0-9a-f-]{50,60}") {
+        let _ = TraceContext::parse(&text);
+    }
+}

@@ -1,0 +1,61 @@
+//! What is shipped in `configs/` parses, is valid, and leaves no key out.
+
+use std::path::{Path, PathBuf};
+
+use speechverse::config::Settings;
+use speechverse::config::training::TrainingConfig;
+use speechverse::text::TaskTable;
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
+}
+
+/// Dotted names of all values in a table; empty tables count as themselves.
+fn keys(table: &toml::Table, before: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for (name, value) in table {
+        let name = format!("{before}{name}");
+        match value {
+            toml::Value::Table(inner) if !inner.is_empty() => names.extend(keys(inner, &format!("{name}."))),
+            _ => names.push(name),
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn serving_settings_are_valid_and_name_every_key() {
+    for name in ["demo.toml", "serve.toml"] {
+        let path = configs().join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+
+        let settings = Settings::parse(&text, []).unwrap_or_else(|error| panic!("{name}: {error}"));
+        settings.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+
+        let written = keys(&toml::from_str(&text).unwrap(), "");
+        let all = keys(&toml::from_str(&settings.to_toml()).unwrap(), "");
+        assert_eq!(written, all, "{name}");
+    }
+}
+
+#[test]
+fn curricula_are_valid() {
+    let folder = configs().join("curriculum");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+
+        TrainingConfig::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        seen += 1;
+    }
+    assert!(seen >= 3);
+}
+
+#[test]
+fn tasks_are_valid_and_transcription_has_its_prompts() {
+    let tasks = TaskTable::load(&configs().join("tasks")).unwrap();
+
+    let asr = tasks.get("asr").unwrap();
+    assert!(asr.prompts.len() >= 15 && asr.held_out_prompts.len() >= 2);
+}

@@ -1,0 +1,255 @@
+//! `Sandbox`: broker, tiny models and a pipeline, started and stopped for a test.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use speechverse::broker::EmbeddedBroker;
+use speechverse::config::Settings;
+use speechverse::config::broker::BrokerConfig;
+use speechverse::config::model::AdapterSettings;
+use speechverse::config::training::TrainingConfig;
+use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
+use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
+use speechverse::models::{EncoderInfo, LanguageModelInfo};
+use speechverse::registry::{Draft, Registry, identify};
+use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
+use speechverse::wire::answer::Answer;
+use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::headers::Headers;
+use speechverse::wire::{OutgoingRecord, Record};
+use speechverse_pipelines::serving::Pipeline;
+
+/// Longest that a test waits for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// Where the tests' recordings are.
+pub(crate) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+pub(crate) type Header = (String, Option<Bytes>);
+
+pub(crate) fn header(name: &str, value: impl Into<Bytes>) -> Header {
+    (name.to_owned(), Some(value.into()))
+}
+
+/// A tone of some length as a 16 kHz WAV file; the pitch tells recordings apart.
+pub(crate) fn tone(seconds: f64, pitch_hz: f64) -> Bytes {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: 16_000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::new(&mut bytes, spec).unwrap();
+    for index in 0..(seconds * 16_000.0) as usize {
+        let phase = index as f64 / 16_000.0 * pitch_hz * std::f64::consts::TAU;
+        writer.write_sample((phase.sin() * 9_000.0) as i16).unwrap();
+    }
+    writer.finalize().unwrap();
+    Bytes::from(bytes.into_inner())
+}
+
+/// A broker, and a folder with tiny models, a registry with one version, and settings for them.
+pub(crate) struct Sandbox {
+    pub(crate) settings: Settings,
+    broker: EmbeddedBroker,
+    _dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    pub(crate) async fn new() -> Self {
+        if std::env::var_os("RUST_LOG").is_some() {
+            speechverse::telemetry::logs::init(Default::default(), "info");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let models = TinyModels::write(dir.path(), 7);
+        let broker = EmbeddedBroker::start(BrokerConfig::default()).await.unwrap();
+        let mut settings = Settings::default();
+        settings.model.encoder = models.encoder;
+        settings.model.llm = models.llm;
+        settings.model.precision = "f32".parse().unwrap();
+        settings.model.threads = 1;
+        settings.service.tasks_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
+        settings.kafka.bootstrap = broker.bootstrap();
+        settings.kafka.commit_interval_ms = 50;
+        settings.adapters.dir = dir.path().join("adapters");
+        settings.adapters.prefix = "tiny".into();
+        settings.store.dir = dir.path().join("samples");
+        settings.trainer.runs_dir = dir.path().join("runs");
+        settings.trainer.curriculum = dir.path().join("online.toml");
+        settings.trainer.yield_to_serving = false;
+        settings.http.listen = "127.0.0.1:0".parse().unwrap();
+        settings.decoder.tokens_max = 8;
+        settings.decoder.positions_max = 1024;
+        settings.decoder.slots = 4;
+        settings.audio.seconds_max = 40.0;
+        // So gentle that the candidate is never worse: this is about the loop, not about learning.
+        std::fs::write(
+            &settings.trainer.curriculum,
+            "[validation]\nevery_steps = 100\n[[stage]]\nkind = \"asr\"\nsteps_max = 3\nbatch_rows = 4\nlearning_rate = 1e-9\n",
+        )
+        .unwrap();
+        publish_first_version(&settings);
+        Self {
+            settings,
+            broker,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) async fn start(&self) -> Pipeline {
+        Pipeline::start(self.settings.clone()).await.unwrap()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let kafka = &self.settings.kafka;
+        let open = |topic: String| async move {
+            Reader::open(kafka, &topic, ReadFrom::Beginning, PATIENCE).await.unwrap()
+        };
+        Client {
+            sink: Sink::new(kafka).unwrap(),
+            results: open(kafka.topics.results.clone()).await,
+            dead_letters: open(kafka.topics.dead_letters.clone()).await,
+            events: open(kafka.topics.events.clone()).await,
+            settings: self.settings.clone(),
+        }
+    }
+
+    pub(crate) async fn end(self, pipeline: Pipeline) {
+        pipeline.stop().await.unwrap();
+        self.broker.shutdown().await;
+    }
+}
+
+fn publish_first_version(settings: &Settings) {
+    let encoder = EncoderInfo {
+        layers: ENCODER_LAYERS as i64,
+        width: ENCODER_WIDTH as i64,
+        frames_per_second: 50.0,
+        max_samples: Some(480_000),
+    };
+    let llm = LanguageModelInfo {
+        width: LLM_WIDTH as i64,
+        vocab: VOCABULARY as i64,
+        layers: 2,
+        max_positions: 4096,
+    };
+    let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm).unwrap();
+    let adapter = SpeechAdapter::new(config, 0.3, 1, tch::Device::Cpu).unwrap();
+    let registry = Registry::open(&settings.adapters.dir).unwrap();
+    let draft = Draft {
+        parent: None,
+        encoder: identify(&settings.model.encoder).unwrap(),
+        llm: identify(&settings.model.llm).unwrap(),
+        curriculum: serde_json::Value::Null,
+        data_digest: String::new(),
+        metrics: std::collections::BTreeMap::new(),
+        settings: serde_json::to_value(TrainingConfig::default()).unwrap(),
+        adapter: adapter.snapshot("first").unwrap(),
+        lora: None,
+        extra: Vec::new(),
+    };
+    let first = registry.publish("tiny", &draft).unwrap();
+    registry.promote(&first.version).unwrap();
+}
+
+/// A user of the topics.
+pub(crate) struct Client {
+    sink: Sink,
+    results: Reader,
+    dead_letters: Reader,
+    events: Reader,
+    settings: Settings,
+}
+
+impl Client {
+    async fn send(&self, topic: &str, key: &str, value: Option<Bytes>, headers: Vec<Header>) {
+        let record = OutgoingRecord {
+            topic: Arc::from(topic),
+            key: Some(Bytes::from(key.to_owned())),
+            value,
+            headers,
+        };
+        self.sink.send(record).await.unwrap();
+    }
+
+    /// Publishes a request; records with the same key stay in order.
+    pub(crate) async fn request(&self, id: &str, key: &str, audio: Bytes, mut headers: Vec<Header>) {
+        headers.push(header("ce_id", id.to_owned()));
+        self.send(&self.settings.kafka.topics.requests, key, Some(audio), headers).await;
+    }
+
+    pub(crate) async fn label(&self, value: Option<Bytes>, headers: Vec<Header>) {
+        self.send(&self.settings.kafka.topics.labels, "labels", value, headers).await;
+    }
+
+    pub(crate) async fn order(&self, json: &str) {
+        let value = Some(Bytes::from(json.to_owned()));
+        self.send(&self.settings.kafka.topics.control, "control", value, Vec::new()).await;
+    }
+
+    /// The next answer.
+    pub(crate) async fn answer(&mut self) -> (Answer, Record) {
+        let record = next(&mut self.results, "an answer").await;
+        let value = record.value.clone().expect("an answer has a value");
+        (serde_json::from_slice(&value).unwrap(), record)
+    }
+
+    /// The next `count` answers by request id; a repeated id fails the test.
+    pub(crate) async fn answers(&mut self, count: usize) -> std::collections::BTreeMap<String, Answer> {
+        let mut answers = std::collections::BTreeMap::new();
+        for _ in 0..count {
+            let (answer, _) = self.answer().await;
+            let id = answer.request_id.clone();
+            assert!(answers.insert(id.clone(), answer).is_none(), "request {id} was answered twice");
+        }
+        answers
+    }
+
+    /// The next dead letter: request id (empty without one), reason, record.
+    pub(crate) async fn dead_letter(&mut self) -> (String, String, Record) {
+        let record = next(&mut self.dead_letters, "a dead letter").await;
+        let headers = Headers::new(&record.headers);
+        let text = |name: &str| {
+            headers.bytes(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
+        };
+        (text("ce_id"), text("speechverse_reason"), record)
+    }
+
+    /// The first event from here on that `wanted` accepts.
+    pub(crate) async fn event(&mut self, wanted: impl Fn(&Happening) -> bool) -> Event {
+        loop {
+            let record = next(&mut self.events, "an event").await;
+            let event: Event = serde_json::from_slice(&record.value.expect("an event has a value")).unwrap();
+            if wanted(&event.what) {
+                return event;
+            }
+        }
+    }
+
+    /// Whether no further answer comes for a while.
+    pub(crate) async fn is_quiet(&mut self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.results.next(left).await.unwrap() {
+                Read::Record(_) => return false,
+                Read::TimedOut => return true,
+                Read::CaughtUp => {}
+            }
+        }
+    }
+}
+
+async fn next(reader: &mut Reader, what: &str) -> Record {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match reader.next(left).await.unwrap() {
+            Read::Record(record) => return record,
+            Read::CaughtUp => {}
+            Read::TimedOut => panic!("{what} did not come within {PATIENCE:?}"),
+        }
+    }
+}

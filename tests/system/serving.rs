@@ -1,0 +1,180 @@
+//! Requests and their answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use speechverse::wire::answer::{AnswerKind, Flag};
+use speechverse::wire::headers::Headers;
+
+use crate::harness::{FIXTURES, Sandbox, header, tone};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_is_answered_once_under_its_own_key_and_names_its_adapter() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+
+    for number in 0..12 {
+        let key = format!("caller-{number}");
+        client
+            .request(&format!("r{number}"), &key, tone(0.3 + 0.2 * f64::from(number), 200.0), vec![
+                header("ce_task", "asr"),
+                header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ])
+            .await;
+    }
+
+    for _ in 0..12 {
+        let (answer, record) = client.answer().await;
+        let number = answer.request_id.strip_prefix('r').unwrap();
+        assert_eq!(record.key.as_deref(), Some(format!("caller-{number}").as_bytes()));
+        assert_eq!(answer.id, format!("{}:final", answer.request_id));
+        assert_eq!(answer.kind, AnswerKind::Final);
+        assert_eq!(answer.adapter, "tiny-0001");
+        assert_eq!(answer.task.as_deref(), Some("asr"));
+        assert_eq!(answer.instruction, "Transcribe the speech.");
+        assert!((answer.audio_seconds - (0.3 + 0.2 * number.parse::<f64>().unwrap())).abs() < 1e-3);
+        assert!(answer.tokens <= 8 && answer.score <= 0.0 && answer.timing_ms.total > 0.0);
+        let headers = Headers::new(&record.headers);
+        assert_eq!(headers.bytes("ce_subject"), Some(answer.request_id.as_bytes()));
+        assert_eq!(headers.bytes("ce_type"), Some("speechverse.result.v1".as_bytes()));
+        let trace = std::str::from_utf8(headers.bytes("traceparent").unwrap()).unwrap();
+        assert!(trace.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{trace}");
+        assert!(!trace.contains("b7ad6b7169203331"), "a child span has an id of its own");
+    }
+    assert!(client.is_quiet(Duration::from_millis(500)).await);
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_does_not_depend_on_what_is_answered_beside_it() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let clips: Vec<Bytes> = (0..6).map(|number| tone(0.5 + 0.4 * f64::from(number), 150.0 + 70.0 * f64::from(number))).collect();
+    let mut alone = Vec::new();
+    for (number, clip) in clips.iter().enumerate() {
+        client.request(&format!("alone-{number}"), "a", clip.clone(), Vec::new()).await;
+        alone.push(client.answer().await.0);
+    }
+
+    for (number, clip) in clips.iter().enumerate() {
+        client.request(&format!("crowd-{number}"), &format!("{number}"), clip.clone(), Vec::new()).await;
+    }
+    let crowd = client.answers(clips.len()).await;
+
+    for (number, alone) in alone.iter().enumerate() {
+        let beside = &crowd[&format!("crowd-{number}")];
+        assert_eq!(beside.text, alone.text);
+        assert!((beside.score - alone.score).abs() < 1e-4);
+    }
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_container_rate_and_channel_count_is_answered() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let files = [
+        "tone-16000-1-s16.wav",
+        "tone-16000-8-s16-extensible.wav",
+        "tone-96000-1-s16.wav",
+        "tone-44100-2.flac",
+        "tone-44100-2-oggenc.ogg",
+        "tone-44100-2-lame.mp3",
+    ];
+
+    for file in files {
+        let bytes = std::fs::read(format!("{FIXTURES}/audio/{file}")).unwrap();
+        client.request(file, "k", Bytes::from(bytes), Vec::new()).await;
+    }
+    let raw: Vec<u8> = (0..8_000_i16).flat_map(|sample| sample.to_be_bytes()).collect();
+    let pcm = vec![header("content-type", "audio/L16;rate=8000;channels=1")];
+    client.request("raw", "k", Bytes::from(raw), pcm).await;
+    let answers = client.answers(files.len() + 1).await;
+
+    assert!((answers["raw"].audio_seconds - 1.0).abs() < 1e-3);
+    assert!(answers.values().all(|answer| answer.audio_seconds > 0.02));
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_longer_than_the_encoders_window_is_answered_whole() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+
+    client.request("long", "k", tone(35.0, 300.0), Vec::new()).await;
+    let (answer, _) = client.answer().await;
+
+    assert!((answer.audio_seconds - 35.0).abs() < 1e-3);
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_allowed_answers_the_answer_is_one_of_them() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let labels = ["turn on the light", "turn off the light", "none"];
+
+    for number in 0..6 {
+        let headers = vec![header("ce_labels", serde_json::to_string(&labels).unwrap()), header("ce_maxtokens", "64")];
+        client.request(&format!("r{number}"), "k", tone(1.0, 100.0 * f64::from(number + 1)), headers).await;
+    }
+
+    for answer in client.answers(6).await.into_values() {
+        assert!(labels.contains(&answer.text.as_str()), "{}", answer.text);
+        assert_eq!(answer.label.as_deref(), Some(answer.text.as_str()));
+        assert!(!answer.flags.contains(&Flag::Truncated));
+    }
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_of_a_stream_are_answered_as_one_recording() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let whole = tone(2.0, 220.0);
+    client.request("whole", "k", whole.clone(), Vec::new()).await;
+    let (expected, _) = client.answer().await;
+
+    let parts: Vec<Bytes> = (0..4).map(|part| whole.slice(whole.len() * part / 4..whole.len() * (part + 1) / 4)).collect();
+    for (sequence, part) in parts.into_iter().enumerate() {
+        let headers = vec![
+            header("ce_type", "speechverse.chunk.v1"),
+            header("ce_session", "call-1"),
+            header("ce_sequence", sequence.to_string()),
+            header("ce_final", (sequence == 3).to_string()),
+        ];
+        client.request("chunked", "call-1", part, headers).await;
+    }
+    let (answer, _) = client.answer().await;
+
+    assert_eq!(answer.request_id, "chunked");
+    assert_eq!(answer.session.as_deref(), Some("call-1"));
+    assert_eq!(answer.text, expected.text);
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_before_a_stop_is_not_answered_again_after_the_start() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    for number in 0..5 {
+        client.request(&format!("before-{number}"), "k", tone(0.5, 200.0), Vec::new()).await;
+    }
+    client.answers(5).await;
+    pipeline.stop().await.unwrap();
+    client.request("while-down", "k", tone(0.5, 200.0), Vec::new()).await;
+
+    let pipeline = sandbox.start().await;
+    let (answer, _) = client.answer().await;
+
+    assert_eq!(answer.request_id, "while-down");
+    assert!(client.is_quiet(Duration::from_millis(500)).await);
+    sandbox.end(pipeline).await;
+}
