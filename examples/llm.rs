@@ -66,7 +66,8 @@ fn main() -> anyhow::Result<()> {
             let prompt = ChatTemplate::open(folder)?.render(&[ChatMessage::new("user", *question)], true)?;
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
             let options = GenerateOptions {
-            vocabulary: None,
+                vocabulary: None,
+                stop_loops: false,
                 max_tokens: 64,
                 end_ids: end_of_answer_ids(folder)?,
                 slots: 1,
@@ -86,7 +87,8 @@ fn main() -> anyhow::Result<()> {
             let ids: Vec<i64> = (0..100).map(|id| 1000 + id).collect();
             let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
             let options = |max_tokens| GenerateOptions {
-            vocabulary: None,
+                vocabulary: None,
+                stop_loops: false,
                 max_tokens,
                 end_ids: vec![],
                 slots: batch,

@@ -3,7 +3,7 @@
 # prints what came back on the result topic. Called by `make demo`, which builds and fetches everything first.
 set -eu
 cd "$(dirname -- "$0")/.."
-program=${SPEECHVERSE:-target/release/speechverse}
+program=${SPEECHVERSE_BINARY:-target/release/speechverse}
 clips=${DEMO_CLIPS:-tests/fixtures/speech}
 work=$(mktemp -d)
 pid=

@@ -31,7 +31,9 @@ fn serving_settings_are_valid_and_name_every_key() {
         let text = std::fs::read_to_string(&path).unwrap();
 
         let settings = Settings::parse(&text, []).unwrap_or_else(|error| panic!("{name}: {error}"));
-        settings.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+        settings
+            .validate()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
 
         let written = keys(&toml::from_str(&text).unwrap(), "");
         let all = keys(&toml::from_str(&settings.to_toml()).unwrap(), "");

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::error::Infallible;
+use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::kafka::{Ledger, SourceEvent};
@@ -173,7 +173,11 @@ impl SampleCollector {
                     audio: admitted.samples.to_vec(),
                     instruction: admitted.request.instruction.clone(),
                     target,
-                    task: admitted.request.task.clone().unwrap_or_else(|| DEFAULT_TASK.to_owned()),
+                    task: admitted
+                        .request
+                        .task
+                        .clone()
+                        .unwrap_or_else(|| DEFAULT_TASK.to_owned()),
                     source,
                     request_id: subject,
                     received_ms,
@@ -241,7 +245,9 @@ impl Remembered {
             None => self.order.push_back(id),
         }
         while self.bytes > self.bytes_max {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
             if let Some(gone) = self.by_id.remove(&oldest) {
                 self.bytes -= size_of_val(&*gone.samples);
             }

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::error::Infallible;
+use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::trainer::TrainerConfig;
 use speechverse::kafka::{Ledger, SourceEvent};
@@ -153,11 +153,23 @@ impl Controller {
             }
             Command::Pause => {
                 self.args.control.pause();
-                self.tell(default_id, Happening::CommandObeyed { command: "pause".into() }).await;
+                self.tell(
+                    default_id,
+                    Happening::CommandObeyed {
+                        command: "pause".into(),
+                    },
+                )
+                .await;
             }
             Command::Resume => {
                 self.args.control.resume();
-                self.tell(default_id, Happening::CommandObeyed { command: "resume".into() }).await;
+                self.tell(
+                    default_id,
+                    Happening::CommandObeyed {
+                        command: "resume".into(),
+                    },
+                )
+                .await;
             }
         }
     }
@@ -167,7 +179,10 @@ impl Controller {
             return Err("this process does not train: `trainer.enabled` is false".into());
         }
         if !is_plain(run) {
-            return Err(format!("run id `{}`: use letters, digits, `-`, `_`, `.`", run.escape_debug()));
+            return Err(format!(
+                "run id `{}`: use letters, digits, `-`, `_`, `.`",
+                run.escape_debug()
+            ));
         }
         let order = StartCycle {
             run: run.to_owned(),
@@ -197,7 +212,11 @@ impl Controller {
             return;
         }
         let run = format!("auto-{}", jiff::Timestamp::now().as_second());
-        let trigger = if enough { format!("{new} new samples") } else { "schedule".to_owned() };
+        let trigger = if enough {
+            format!("{new} new samples")
+        } else {
+            "schedule".to_owned()
+        };
         if let Err(reason) = self.start_cycle(&run, &trigger) {
             self.refuse(&run, "retrain", reason).await;
         }
@@ -243,5 +262,7 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 128
         && !name.starts_with('.')
-        && name.chars().all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
+        && name
+            .chars()
+            .all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
 }

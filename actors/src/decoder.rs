@@ -105,7 +105,9 @@ impl Actor for Decoder {
 
     /// A graceful stop finishes the answers that have begun.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
-        while matches!(reason, ActorStopReason::Normal) && (self.responder.used() > 0 || !self.arrivals.is_empty()) {
+        while matches!(reason, ActorStopReason::Normal)
+            && (self.responder.used() > 0 || !self.arrivals.is_empty())
+        {
             if self.arrivals.is_empty() {
                 self.step().await;
             } else {
@@ -129,7 +131,9 @@ impl Decoder {
     async fn join_arrivals(&mut self) {
         let mut ready = Vec::new();
         while self.responder.free() > ready.len() {
-            let Some(mut message) = self.arrivals.pop_front() else { break };
+            let Some(mut message) = self.arrivals.pop_front() else {
+                break;
+            };
             let waited = message.ticket.taken_up();
             metrics::stage_entered(Stage::Decode.as_str(), waited);
             let started = Instant::now();
@@ -154,7 +158,10 @@ impl Decoder {
             .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
         match joined {
             Ok(mut finished) => {
-                let newcomers = self.responder.active().chain(finished.iter_mut().map(|(active, _)| active));
+                let newcomers = self
+                    .responder
+                    .active()
+                    .chain(finished.iter_mut().map(|(active, _)| active));
                 for active in newcomers.filter(|active| !active.began) {
                     active.began = true;
                     active.ticket.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
@@ -176,8 +183,10 @@ impl Decoder {
             labels: request.labels.as_deref(),
             tokens_max: request.max_tokens.unwrap_or(self.args.config.tokens_max),
         };
-        std::panic::catch_unwind(AssertUnwindSafe(|| self.responder.prompt(&message.adapter, &question)))
-            .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()))
+        std::panic::catch_unwind(AssertUnwindSafe(|| {
+            self.responder.prompt(&message.adapter, &question)
+        }))
+        .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()))
     }
 
     async fn step(&mut self) {
@@ -222,7 +231,9 @@ impl Decoder {
     fn answer(&self, ticket: &Ticket, adapter: String, decoded: &Decoded, text: String) -> Answer {
         let request = &ticket.request;
         let times = ticket.times;
-        let label = decoded.label.and_then(|index| request.labels.as_ref()?.get(index).cloned());
+        let label = decoded
+            .label
+            .and_then(|index| request.labels.as_ref()?.get(index).cloned());
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
@@ -265,7 +276,7 @@ impl Decoder {
 /// What a reader should know about an answer.
 pub fn flags(decoded: &Decoded, text: &str, low_confidence_below: f64) -> Vec<Flag> {
     let mut flags = Vec::new();
-    if decoded.is_looping() {
+    if decoded.looping {
         flags.push(Flag::Looping);
     }
     if text.is_empty() {

@@ -165,7 +165,10 @@ impl Encoder {
         let encoded = self.model.encode(&clips, &mix)?;
         let mut joined: Vec<Vec<Tensor>> = batch.iter().map(|_| Vec::new()).collect();
         for (row, &owner) in owners.iter().enumerate() {
-            let valid = encoded.features.f_get(row as i64)?.f_narrow(0, 0, encoded.lengths[row])?; // [T, D]
+            let valid = encoded
+                .features
+                .f_get(row as i64)?
+                .f_narrow(0, 0, encoded.lengths[row])?; // [T, D]
             joined[owner].push(valid);
         }
         joined
@@ -178,7 +181,9 @@ impl Encoder {
     async fn hand_on(&mut self, batch: Vec<EncodeUtterance>, features: Vec<Tensor>, started: Instant) {
         let worked = started.elapsed();
         for (message, features) in batch.into_iter().zip(features) {
-            let EncodeUtterance { adapter, mut ticket, .. } = message;
+            let EncodeUtterance {
+                adapter, mut ticket, ..
+            } = message;
             ticket.times.encode_ms += worked.as_secs_f64() * 1e3;
             metrics::stage_left(Stage::Encode.as_str(), worked);
             ticket.queue_for(Stage::Decode);

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::error::Infallible;
+use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioError, AudioLimits, Waveform, decode};
 use speechverse::kafka::{Budget, Ledger, SourceEvent};
@@ -235,7 +235,10 @@ impl AudioIngest {
     }
 
     fn decode(&self, request: &Request) -> Result<Waveform, Rejection> {
-        if let Some(deadline) = request.deadline.filter(|deadline| *deadline < jiff::Timestamp::now()) {
+        if let Some(deadline) = request
+            .deadline
+            .filter(|deadline| *deadline < jiff::Timestamp::now())
+        {
             let message = format!("`ce_deadline` {deadline} is past");
             return Err(Rejection::new(Reason::DeadlineExceeded, Stage::Ingest, message));
         }

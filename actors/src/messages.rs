@@ -155,13 +155,17 @@ impl std::ops::Deref for Ticket {
     type Target = TicketInner;
 
     fn deref(&self) -> &TicketInner {
-        self.inner.as_ref().expect("only `settle` takes the contents, and it consumes the ticket")
+        self.inner
+            .as_ref()
+            .expect("only `settle` takes the contents, and it consumes the ticket")
     }
 }
 
 impl std::ops::DerefMut for Ticket {
     fn deref_mut(&mut self) -> &mut TicketInner {
-        self.inner.as_mut().expect("only `settle` takes the contents, and it consumes the ticket")
+        self.inner
+            .as_mut()
+            .expect("only `settle` takes the contents, and it consumes the ticket")
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::error::Infallible;
+use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::kafka::TopicsConfig;
 use speechverse::kafka::{Ledger, Sink};
@@ -21,7 +21,9 @@ use speechverse::wire::{OutgoingRecord, Receipt};
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
-use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishRecord, ReleaseRecord};
+use crate::messages::{
+    LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishRecord, ReleaseRecord,
+};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -80,7 +82,9 @@ impl Actor for Publisher {
                 signal = mailbox.recv() => return Ok(signal),
                 lost = self.args.lost.recv_async() => lost,
             };
-            let Ok(lost) = lost else { return Ok(mailbox.recv().await) };
+            let Ok(lost) = lost else {
+                return Ok(mailbox.recv().await);
+            };
             let message = "the stage that held this record failed; publish it again to try once more";
             let order = PublishDeadLetter {
                 rejection: Rejection::new(Reason::InternalError, lost.stage, message),
@@ -116,7 +120,13 @@ impl Message<PublishAnswer> for Publisher {
         let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
         let kind = answer.kind.as_str();
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
-        self.send(outgoing, settled(inner.record.receipt, inner.earlier), audio_seconds, done).await;
+        self.send(
+            outgoing,
+            settled(inner.record.receipt, inner.earlier),
+            audio_seconds,
+            done,
+        )
+        .await;
     }
 }
 
@@ -164,9 +174,14 @@ impl Publisher {
         } = message;
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
-        let outgoing = dead_letter(&record, &rejection, Arc::from(self.args.topics.dead_letters.as_str()));
+        let outgoing = dead_letter(
+            &record,
+            &rejection,
+            Arc::from(self.args.topics.dead_letters.as_str()),
+        );
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done).await;
+        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done)
+            .await;
     }
 
     /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
@@ -177,7 +192,10 @@ impl Publisher {
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         let args = self.args.clone();
         let stopping = Arc::clone(&self.stopping);
         tokio::spawn(async move {

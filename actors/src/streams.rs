@@ -43,6 +43,8 @@ pub struct Whole {
 struct Stream {
     first: Request,
     records: Vec<Record>,
+    /// Audio of each chunk, as its envelope had it.
+    audio: Vec<Bytes>,
     bytes: usize,
     heard: Instant,
 }
@@ -78,11 +80,20 @@ impl Streams {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
             return Assembled::Broken(vec![record], broken("a chunk without session or number"));
         };
-        let expected = self.streams.get(&session).map_or(0, |stream| stream.records.len() as u64);
+        let expected = self
+            .streams
+            .get(&session)
+            .map_or(0, |stream| stream.records.len() as u64);
         if chunk.sequence != expected {
             let found = chunk.sequence;
-            let message = format!("stream `{}`: chunk {found} came where chunk {expected} was expected", session.escape_debug());
-            let mut records = self.streams.remove(&session).map_or_else(Vec::new, |stream| stream.records);
+            let message = format!(
+                "stream `{}`: chunk {found} came where chunk {expected} was expected",
+                session.escape_debug()
+            );
+            let mut records = self
+                .streams
+                .remove(&session)
+                .map_or_else(Vec::new, |stream| stream.records);
             records.push(record);
             return Assembled::Broken(records, broken(message));
         }
@@ -94,11 +105,13 @@ impl Streams {
         let stream = self.streams.entry(session.clone()).or_insert_with(|| Stream {
             first: request,
             records: Vec::new(),
+            audio: Vec::new(),
             bytes: 0,
             heard: Instant::now(),
         });
         stream.heard = Instant::now();
         stream.bytes += audio.len();
+        stream.audio.push(audio);
         stream.records.push(record);
         let too_large = stream.bytes > self.bytes_max;
         if !chunk.is_final && !too_large {
@@ -106,13 +119,22 @@ impl Streams {
         }
         let stream = self.streams.remove(&session).expect("it was entered above");
         if too_large {
-            let message = format!("stream `{}` has more than {} bytes", session.escape_debug(), self.bytes_max);
+            let message = format!(
+                "stream `{}` has more than {} bytes",
+                session.escape_debug(),
+                self.bytes_max
+            );
             let rejection = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
             return Assembled::Broken(stream.records, rejection);
         }
-        let Stream { first, mut records, .. } = stream;
+        let Stream {
+            first,
+            mut records,
+            audio,
+            ..
+        } = stream;
         let request = Request {
-            audio: join(&records),
+            audio: join(&audio),
             ..first
         };
         let record = records.pop().expect("the last chunk was pushed above");
@@ -148,7 +170,10 @@ impl Streams {
     /// Drops streams of partitions that were taken away; whoever gets them reads the chunks again.
     pub fn forget(&mut self, partitions: &[TopicPartition]) {
         self.streams.retain(|_, stream| {
-            !stream.records.iter().any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
+            !stream
+                .records
+                .iter()
+                .any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
         });
     }
 }
@@ -157,10 +182,10 @@ fn broken(message: impl Into<String>) -> Rejection {
     Rejection::new(Reason::BrokenStream, Stage::Ingest, message)
 }
 
-fn join(records: &[Record]) -> Bytes {
+fn join(parts: &[Bytes]) -> Bytes {
     let mut audio = BytesMut::new();
-    for value in records.iter().filter_map(|record| record.value.as_ref()) {
-        audio.extend_from_slice(value);
+    for part in parts {
+        audio.extend_from_slice(part);
     }
     audio.freeze()
 }
@@ -219,9 +244,18 @@ mod tests {
     fn chunks_in_order_become_one_recording() {
         let mut streams = Streams::new(100);
 
-        assert!(matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Waiting));
-        assert!(matches!(take(&mut streams, chunk("b", 0, false, b"xx")), Assembled::Waiting));
-        assert!(matches!(take(&mut streams, chunk("a", 1, false, b"34")), Assembled::Waiting));
+        assert!(matches!(
+            take(&mut streams, chunk("a", 0, false, b"12")),
+            Assembled::Waiting
+        ));
+        assert!(matches!(
+            take(&mut streams, chunk("b", 0, false, b"xx")),
+            Assembled::Waiting
+        ));
+        assert!(matches!(
+            take(&mut streams, chunk("a", 1, false, b"34")),
+            Assembled::Waiting
+        ));
         let Assembled::Whole(whole) = take(&mut streams, chunk("a", 2, true, b"56")) else {
             panic!("the last chunk completes the stream")
         };
@@ -244,7 +278,11 @@ mod tests {
 
         assert_eq!(records.len(), 2);
         assert_eq!(rejection.reason, Reason::BrokenStream);
-        assert!(rejection.message.contains("chunk 2 came where chunk 1"), "{}", rejection.message);
+        assert!(
+            rejection.message.contains("chunk 2 came where chunk 1"),
+            "{}",
+            rejection.message
+        );
         assert_eq!(streams.len(), 1);
     }
 
@@ -253,7 +291,9 @@ mod tests {
         let mut streams = Streams::new(100);
         take(&mut streams, chunk("a", 0, false, b"12"));
 
-        assert!(matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Broken(records, _) if records.len() == 2));
+        assert!(
+            matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Broken(records, _) if records.len() == 2)
+        );
     }
 
     #[test]

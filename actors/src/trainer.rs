@@ -92,14 +92,19 @@ impl Message<StartCycle> for Trainer {
         metrics::training_finished(outcome.verdict.as_str());
         match outcome.verdict {
             Verdict::Failed => error!(run, reason = %outcome.reason, "training cycle failed"),
-            verdict => info!(run, verdict = verdict.as_str(), reason = %outcome.reason, "training cycle ended"),
+            verdict => {
+                info!(run, verdict = verdict.as_str(), reason = %outcome.reason, "training cycle ended")
+            }
         }
         if let (Verdict::Promoted, Some(version)) = (outcome.verdict, &outcome.version) {
-            self.tell(version.clone(), Happening::AdapterSwapped {
-                from: parent.version().to_owned(),
-                to: version.clone(),
-                reason: format!("training cycle `{run}`"),
-            })
+            self.tell(
+                version.clone(),
+                Happening::AdapterSwapped {
+                    from: parent.version().to_owned(),
+                    to: version.clone(),
+                    reason: format!("training cycle `{run}`"),
+                },
+            )
             .await;
         }
         let finished = Happening::CycleFinished {
@@ -148,12 +153,15 @@ impl Trainer {
                 "the store has {all} samples that may be trained on, `trainer.samples_min` is {needed}"
             )));
         }
-        self.tell_if_possible(run, Happening::CycleStarted {
-            trigger: trigger.to_owned(),
-            parent: parent.version().to_owned(),
-            train_samples: train.len(),
-            held_out_samples: held_out.len(),
-        });
+        self.tell_if_possible(
+            run,
+            Happening::CycleStarted {
+                trigger: trigger.to_owned(),
+                parent: parent.version().to_owned(),
+                train_samples: train.len(),
+                held_out_samples: held_out.len(),
+            },
+        );
         let config = self.settings(run)?;
         let networks = Networks::load(&config.model)?;
         let examples = |refs: &[SampleRef]| -> anyhow::Result<Vec<Example>> {
@@ -196,7 +204,11 @@ impl Trainer {
         }
         let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
         draft.data_digest = snapshot.digest();
-        draft.metrics.extend(metrics.iter().map(|(name, value)| (name.clone(), serde_json::json!(value))));
+        draft.metrics.extend(
+            metrics
+                .iter()
+                .map(|(name, value)| (name.clone(), serde_json::json!(value))),
+        );
         let manifest = self.args.registry.publish(&self.args.adapters.prefix, &draft)?;
         self.args.registry.promote(&manifest.version)?;
         self.args.current.swap(outcome.adapter.renamed(&manifest.version));
@@ -231,13 +243,25 @@ impl Trainer {
     }
 
     /// Word error rate of an adapter on the held-out samples.
-    fn judge(&self, networks: &Networks, adapter: &AdapterSnapshot, judged: &Prepared) -> anyhow::Result<f64> {
+    fn judge(
+        &self,
+        networks: &Networks,
+        adapter: &AdapterSnapshot,
+        judged: &Prepared,
+    ) -> anyhow::Result<f64> {
         let learned = Learned {
             adapter: SpeechAdapter::from_snapshot(adapter, networks.placement.device, false)?,
             lora: None,
         };
         let options = EvaluateOptions::default();
-        let result = evaluate(networks, &learned, &judged.samples, &options, &self.args.control, &mut |_| ())?;
+        let result = evaluate(
+            networks,
+            &learned,
+            &judged.samples,
+            &options,
+            &self.args.control,
+            &mut |_| (),
+        )?;
         Ok(result.wer())
     }
 
@@ -246,11 +270,14 @@ impl Trainer {
         if let TrainEvent::Step { kind, step, loss, .. } = event {
             metrics::training_step(*loss);
             if *step == 1 || step % TELL_EVERY_STEPS == 0 {
-                self.tell_if_possible(run, Happening::CycleProgress {
-                    stage: kind.clone(),
-                    step: *step,
-                    loss: *loss,
-                });
+                self.tell_if_possible(
+                    run,
+                    Happening::CycleProgress {
+                        stage: kind.clone(),
+                        step: *step,
+                        loss: *loss,
+                    },
+                );
             }
         }
     }
@@ -274,7 +301,10 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
     Ok(Example {
         id: stored.id.to_string(),
         audio: AudioSource::Lazy(Arc::new(move || {
-            reader.load(&place).map(|stored| stored.sample.audio).map_err(|error| error.to_string())
+            reader
+                .load(&place)
+                .map(|stored| stored.sample.audio)
+                .map_err(|error| error.to_string())
         })),
         seconds: f64::from(sample.audio_seconds),
         task: stored.sample.task,

@@ -12,8 +12,12 @@ use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, identify};
 /// When a model folder is missing.
 pub fn identities(settings: &Settings) -> anyhow::Result<(ModelIdentity, ModelIdentity)> {
     let read = |folder: &Path| {
-        identify(folder)
-            .with_context(|| format!("model folder `{}`: get the demo models with `models fetch`", folder.display()))
+        identify(folder).with_context(|| {
+            format!(
+                "model folder `{}`: get the demo models with `models fetch`",
+                folder.display()
+            )
+        })
     };
     Ok((read(&settings.model.encoder)?, read(&settings.model.llm)?))
 }
@@ -50,7 +54,10 @@ pub fn open(
 
 /// Copies the shipped adapter into an empty registry.
 fn begin(registry: &Registry, seed: &Path) -> anyhow::Result<()> {
-    let name = seed.file_name().and_then(|name| name.to_str()).filter(|_| seed.is_dir());
+    let name = seed
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|_| seed.is_dir());
     let Some(name) = name else {
         bail!(
             "the registry `{}` is empty and there is no adapter to begin with at `adapters.seed` = `{}`: train one, or name one",
@@ -60,12 +67,18 @@ fn begin(registry: &Registry, seed: &Path) -> anyhow::Result<()> {
     };
     let target = registry.root().join(name);
     if !target.exists() {
-        let part = registry.root().join(format!(".tmp-{name}-{}", std::process::id()));
-        copy(seed, &part).with_context(|| format!("cannot copy `{}` to `{}`", seed.display(), part.display()))?;
+        let part = registry
+            .root()
+            .join(format!(".tmp-{name}-{}", std::process::id()));
+        copy(seed, &part)
+            .with_context(|| format!("cannot copy `{}` to `{}`", seed.display(), part.display()))?;
         std::fs::rename(&part, &target).with_context(|| format!("cannot make `{}`", target.display()))?;
     }
     registry.promote(name)?;
-    tracing::info!(version = name, "the registry was empty, it begins with the shipped adapter");
+    tracing::info!(
+        version = name,
+        "the registry was empty, it begins with the shipped adapter"
+    );
     Ok(())
 }
 

@@ -167,7 +167,11 @@ pub struct Label {
     #[command(flatten)]
     pub broker: Broker,
     /// Audio file of a labelled sample.
-    #[arg(value_name = "FILE", required_unless_present = "request", conflicts_with = "request")]
+    #[arg(
+        value_name = "FILE",
+        required_unless_present = "request",
+        conflicts_with = "request"
+    )]
     pub file: Option<PathBuf>,
     /// Id of an answered request whose answer is corrected.
     #[arg(long, value_name = "ID")]

@@ -60,10 +60,16 @@ pub struct HttpState {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(listen: SocketAddr, state: HttpState, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen} for metrics and health: is another process there? set `http.listen`"))?;
+pub async fn serve(
+    listen: SocketAddr,
+    state: HttpState,
+    stop: CancellationToken,
+) -> anyhow::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| {
+        format!(
+            "cannot listen on {listen} for metrics and health: is another process there? set `http.listen`"
+        )
+    })?;
     let address = listener.local_addr()?;
     let app = Router::new()
         .route("/", get(page))
@@ -86,11 +92,18 @@ pub async fn serve(listen: SocketAddr, state: HttpState, stop: CancellationToken
 
 async fn render_metrics(State(state): State<HttpState>) -> impl IntoResponse {
     metrics::resident_bytes();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render())
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        state.metrics.render(),
+    )
 }
 
 fn readiness_code(state: &HttpState) -> StatusCode {
-    if state.readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    if state.readiness.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
 }
 
 async fn ready(State(state): State<HttpState>) -> StatusCode {
@@ -106,8 +119,11 @@ async fn models(State(state): State<HttpState>) -> impl IntoResponse {
 }
 
 fn model_facts(state: &HttpState) -> serde_json::Value {
-    let facts: serde_json::Map<_, _> =
-        state.facts.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    let facts: serde_json::Map<_, _> = state
+        .facts
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)))
+        .collect();
     json!({
         "name": "speechverse",
         "versions": [(state.adapter)()],
@@ -119,13 +135,21 @@ fn model_facts(state: &HttpState) -> serde_json::Value {
 
 async fn model(State(state): State<HttpState>, Path(name): Path<String>) -> axum::response::Response {
     if name != "speechverse" {
-        return (StatusCode::NOT_FOUND, Json(json!({"error": format!("unknown model `{name}`")}))).into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            Json(json!({"error": format!("unknown model `{name}`")})),
+        )
+            .into_response();
     }
     Json(model_facts(&state)).into_response()
 }
 
 async fn model_ready(State(state): State<HttpState>, Path(name): Path<String>) -> StatusCode {
-    if name == "speechverse" { readiness_code(&state) } else { StatusCode::NOT_FOUND }
+    if name == "speechverse" {
+        readiness_code(&state)
+    } else {
+        StatusCode::NOT_FOUND
+    }
 }
 
 async fn page(State(state): State<HttpState>) -> Html<String> {
@@ -134,7 +158,11 @@ async fn page(State(state): State<HttpState>) -> Html<String> {
         .iter()
         .map(|(name, value)| format!("<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(value)))
         .collect();
-    let phase = if state.readiness.is_ready() { "ready" } else { "not ready" };
+    let phase = if state.readiness.is_ready() {
+        "ready"
+    } else {
+        "not ready"
+    };
     Html(format!(
         "<!doctype html><html lang=en><meta charset=utf-8><title>speechverse</title>\
          <style>body{{font:16px system-ui;margin:3rem auto;max-width:46rem}}th{{text-align:left;padding-right:2rem}}</style>\
@@ -145,5 +173,8 @@ async fn page(State(state): State<HttpState>) -> Html<String> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -6,7 +6,10 @@ use clap::Parser;
 use speechverse_pipelines::cli::Cli;
 use speechverse_pipelines::commands::{self, Failure};
 
-#[expect(clippy::print_stderr, reason = "the last words of a command, whatever its log level")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the last words of a command, whatever its log level"
+)]
 fn main() -> ExitCode {
     // Before anything else: it may start the program anew.
     speechverse::nn::accel::ensure_passive_openmp();

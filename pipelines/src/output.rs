@@ -14,7 +14,13 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |text: &String| text.chars().count();
     let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(width).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(width)
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     for (index, row) in rows.iter().enumerate() {
         let cells: Vec<String> = row
@@ -22,7 +28,11 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) {
             .enumerate()
             .map(|(column, cell)| {
                 let gap = " ".repeat(widths[column] - width(cell));
-                if right.contains(&column) { format!("{gap}{cell}") } else { format!("{cell}{gap}") }
+                if right.contains(&column) {
+                    format!("{gap}{cell}")
+                } else {
+                    format!("{cell}{gap}")
+                }
             })
             .collect();
         line(cells.join("  ").trim_end());

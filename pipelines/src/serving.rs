@@ -16,8 +16,8 @@ use kameo::supervision::RestartPolicy;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::Settings;
 use speechverse::config::kafka::KafkaConfig;
-use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::kafka::admin::ensure_topics;
+use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::WhisperEncoder;
 use speechverse::models::responder::Responder;
 use speechverse::models::speech_llm::SpeechLlm;
@@ -112,13 +112,19 @@ impl Pipeline {
         let store = Arc::new(SampleStore::open(&settings.store).context("sample store")?);
 
         let broker = match settings.kafka.embedded {
-            true => Some(EmbeddedBroker::start(settings.broker.clone()).await.context("embedded broker")?),
+            true => Some(
+                EmbeddedBroker::start(settings.broker.clone())
+                    .await
+                    .context("embedded broker")?,
+            ),
             false => None,
         };
         if let Some(broker) = &broker {
             settings.kafka.bootstrap = broker.bootstrap();
         }
-        let created = ensure_topics(&settings.kafka, BROKER_WAIT).await.context("Kafka topics")?;
+        let created = ensure_topics(&settings.kafka, BROKER_WAIT)
+            .await
+            .context("Kafka topics")?;
         if !created.is_empty() {
             info!(topics = ?created, "topics created");
         }
@@ -300,7 +306,11 @@ impl Pipeline {
         const LOOK_EVERY: Duration = Duration::from_millis(500);
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let sources = [("requests", &self.requests), ("labels", &self.labels), ("control", &self.control)];
+            let sources = [
+                ("requests", &self.requests),
+                ("labels", &self.labels),
+                ("control", &self.control),
+            ];
             if let Some((name, _)) = sources.iter().find(|(_, source)| !source.is_running()) {
                 return format!("the source of {name} has ended");
             }
@@ -327,8 +337,11 @@ impl Pipeline {
         self.readiness.set(Phase::Draining);
         self.training.stop();
         let drain = Duration::from_millis(self.settings.service.drain_ms_max);
-        let (requests, labels, control) =
-            tokio::join!(self.requests.close(drain), self.labels.close(drain), self.control.close(drain));
+        let (requests, labels, control) = tokio::join!(
+            self.requests.close(drain),
+            self.labels.close(drain),
+            self.control.close(drain)
+        );
         self.lost.close();
         let stages = self.stages;
         // From the source forwards; each finishes what it holds.
@@ -351,7 +364,9 @@ impl Pipeline {
         }
         let unfinished = requests?.unfinished + labels?.unfinished + control?.unfinished;
         if unfinished > 0 {
-            anyhow::bail!("{unfinished} records were not finished in time; they are read again after the next start");
+            anyhow::bail!(
+                "{unfinished} records were not finished in time; they are read again after the next start"
+            );
         }
         info!("stopped");
         Ok(())
@@ -365,18 +380,29 @@ where
     A::Error: std::fmt::Display,
 {
     let words = |error: HookError<&A::Error>| anyhow::anyhow!("the {name} did not start: {error}");
-    stage.wait_for_startup_with_result(|result| result.map_err(words)).await
+    stage
+        .wait_for_startup_with_result(|result| result.map_err(words))
+        .await
 }
 
 fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef<Publisher>) -> DecoderArgs {
-    let (model, decoder, placement) = (settings.model.clone(), settings.decoder.clone(), placement.clone());
+    let (model, decoder, placement) = (
+        settings.model.clone(),
+        settings.decoder.clone(),
+        placement.clone(),
+    );
     let config = decoder.clone();
     DecoderArgs {
         config,
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;
-            Ok(Responder::new(llm, placement.device, decoder.slots, decoder.positions_max))
+            Ok(Responder::new(
+                llm,
+                placement.device,
+                decoder.slots,
+                decoder.positions_max,
+            ))
         }),
         publisher: publisher.clone().recipient(),
         dead_letters: publisher.clone().recipient(),
@@ -394,7 +420,11 @@ fn encoder_args(
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            Ok(Box::new(WhisperEncoder::load(&model.encoder, Window::Clip, &placement)?))
+            Ok(Box::new(WhisperEncoder::load(
+                &model.encoder,
+                Window::Clip,
+                &placement,
+            )?))
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),
@@ -403,7 +433,12 @@ fn encoder_args(
 
 /// What the status page shows.
 fn facts(settings: &Settings, placement: &Placement) -> Vec<(&'static str, String)> {
-    let name = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = |path: &std::path::Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
     vec![
         ("encoder", name(&settings.model.encoder)),
         ("language model", name(&settings.model.llm)),
@@ -445,7 +480,11 @@ impl Ledgers {
         ])
     }
 
-    fn source(&self, kafka: &KafkaConfig, side: Side) -> anyhow::Result<(Source, flume::Receiver<SourceEvent>)> {
+    fn source(
+        &self,
+        kafka: &KafkaConfig,
+        side: Side,
+    ) -> anyhow::Result<(Source, flume::Receiver<SourceEvent>)> {
         let mut kafka = kafka.clone();
         let (topic, ledger) = match side {
             Side::Requests => (kafka.topics.requests.clone(), &self.requests),

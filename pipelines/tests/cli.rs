@@ -18,15 +18,29 @@ fn words(output: &Output) -> String {
 #[test]
 fn every_command_has_help() {
     let commands = [
-        "serve", "ask", "publish", "results", "label", "retrain", "train", "eval", "adapters", "models", "probe",
-        "check-config", "doctor",
+        "serve",
+        "ask",
+        "publish",
+        "results",
+        "label",
+        "retrain",
+        "train",
+        "eval",
+        "adapters",
+        "models",
+        "probe",
+        "check-config",
+        "doctor",
     ];
 
     for command in commands {
         let output = speechverse(&[command, "--help"]);
 
         assert_eq!(output.status.code(), Some(0), "{command}");
-        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage"), "{command}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains("Usage"),
+            "{command}"
+        );
     }
 }
 
@@ -66,7 +80,14 @@ fn a_file_that_is_missing_is_exit_code_one_and_named() {
     let out = dir.path().join("out.safetensors");
 
     let output = speechverse(&[
-        "probe", "encoder", "--model", "no-such-model", "--audio", "no-such-file.wav", "--out", out.to_str().unwrap(),
+        "probe",
+        "encoder",
+        "--model",
+        "no-such-model",
+        "--audio",
+        "no-such-file.wav",
+        "--out",
+        out.to_str().unwrap(),
     ]);
 
     assert_eq!(output.status.code(), Some(1));

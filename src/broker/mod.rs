@@ -59,9 +59,7 @@ impl EmbeddedBroker {
             address: config.address,
             source,
         };
-        let listener = TcpListener::bind(config.address)
-            .await
-            .map_err(listen_error)?;
+        let listener = TcpListener::bind(config.address).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         info!(
             %address,
@@ -69,24 +67,11 @@ impl EmbeddedBroker {
             "embedded Kafka broker listening: for trying, developing and testing only; it keeps everything in memory \
              and forgets it when this process ends"
         );
-        let broker = Arc::new(Shared::new(
-            config,
-            address.ip().to_string(),
-            address.port(),
-        ));
+        let broker = Arc::new(Shared::new(config, address.ip().to_string(), address.port()));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(server::sweep(broker.clone(), stop.clone()));
-        tasks.spawn(server::accept(
-            broker,
-            listener,
-            tasks.clone(),
-            stop.clone(),
-        ));
-        Ok(Self {
-            address,
-            tasks,
-            stop,
-        })
+        tasks.spawn(server::accept(broker, listener, tasks.clone(), stop.clone()));
+        Ok(Self { address, tasks, stop })
     }
 
     /// The address that it listens on; the port is the real one where the settings said 0.

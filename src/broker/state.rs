@@ -85,14 +85,8 @@ impl State {
     pub(super) fn settle(&mut self, ended: Ended, config: &BrokerConfig) {
         let producer = (ended.producer.id, ended.producer.epoch);
         for (topic, partition) in &ended.transaction.partitions {
-            self.topics.end_transaction(
-                topic,
-                *partition,
-                producer,
-                ended.outcome,
-                now_ms(),
-                config,
-            );
+            self.topics
+                .end_transaction(topic, *partition, producer, ended.outcome, now_ms(), config);
         }
         if ended.outcome == Outcome::Aborted {
             return;
@@ -118,8 +112,6 @@ impl State {
 
 /// Milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -87,8 +87,7 @@ impl TopicSettings {
             .map_err(|_| format!("`{name}` is `{value}`, which is not a whole number"))?;
         match name {
             "max.message.bytes" => {
-                let bytes = usize::try_from(number)
-                    .map_err(|_| format!("`{name}` is {number}, below 0"))?;
+                let bytes = usize::try_from(number).map_err(|_| format!("`{name}` is {number}, below 0"))?;
                 self.message_bytes_max = Some(bytes);
             }
             // Negative means without limit.
@@ -174,9 +173,6 @@ mod tests {
         settings.set("retention.ms", "-1").unwrap();
         settings.set("retention.bytes", "-1").unwrap();
 
-        assert_eq!(
-            (settings.retention_ms, settings.retention_bytes),
-            (None, None)
-        );
+        assert_eq!((settings.retention_ms, settings.retention_bytes), (None, None));
     }
 }

@@ -57,11 +57,7 @@ impl Topic {
         let oldest = self
             .partitions
             .iter_mut()
-            .filter_map(|log| {
-                log.oldest()
-                    .map(|batch| batch.order)
-                    .map(|order| (order, log))
-            })
+            .filter_map(|log| log.oldest().map(|batch| batch.order).map(|order| (order, log)))
             .min_by_key(|(order, _)| *order);
         match oldest {
             Some((order, log)) if order < newest => {
@@ -133,9 +129,7 @@ impl Topics {
 
     /// All topics by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Topic)> {
-        self.by_name
-            .iter()
-            .map(|(name, topic)| (name.as_str(), topic))
+        self.by_name.iter().map(|(name, topic)| (name.as_str(), topic))
     }
 
     /// Whether a topic of this name and size may be made.
@@ -157,11 +151,7 @@ impl Topics {
         if partitions == 0 || partitions > BrokerConfig::PARTITIONS_MAX {
             return Err(ResponseError::InvalidPartitions);
         }
-        let all: usize = self
-            .by_name
-            .values()
-            .map(|topic| topic.partitions.len())
-            .sum();
+        let all: usize = self.by_name.values().map(|topic| topic.partitions.len()).sum();
         if self.by_name.len() >= config.topics_max || all + partitions as usize > PARTITIONS_MAX {
             return Err(ResponseError::PolicyViolation);
         }

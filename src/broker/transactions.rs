@@ -111,8 +111,7 @@ impl Transactions {
             last_outcome: None,
             last_used: now,
         });
-        if owner.producer.id != fresh_id && present.is_some_and(|present| present != owner.producer)
-        {
+        if owner.producer.id != fresh_id && present.is_some_and(|present| present != owner.producer) {
             return Err(ResponseError::ProducerFenced);
         }
         let ended = owner.end(Outcome::Aborted);
@@ -242,8 +241,7 @@ impl Transactions {
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Ended)> {
         let mut expired = Vec::new();
         for (id, owner) in &mut self.by_id {
-            let too_long =
-                |open: &OpenTransaction| now.saturating_duration_since(open.since) > owner.timeout;
+            let too_long = |open: &OpenTransaction| now.saturating_duration_since(open.since) > owner.timeout;
             if !owner.open.as_ref().is_some_and(too_long) {
                 continue;
             }
@@ -268,11 +266,7 @@ impl Transactions {
 
     /// Forgets a deleted topic.
     pub(crate) fn topic_deleted(&mut self, topic: &str) {
-        for open in self
-            .by_id
-            .values_mut()
-            .filter_map(|owner| owner.open.as_mut())
-        {
+        for open in self.by_id.values_mut().filter_map(|owner| owner.open.as_mut()) {
             open.partitions.retain(|(name, _)| name != topic);
             open.offsets.retain(|(_, name, _), _| name != topic);
         }
@@ -286,11 +280,7 @@ impl Transactions {
     ///
     /// # Errors
     /// `InvalidProducerIdMapping` for a stranger, `ProducerFenced` for an earlier life.
-    fn owner_of(
-        &mut self,
-        id: &str,
-        producer: ProducerIdentity,
-    ) -> Result<&mut Owner, ResponseError> {
+    fn owner_of(&mut self, id: &str, producer: ProducerIdentity) -> Result<&mut Owner, ResponseError> {
         let owner = self
             .by_id
             .get_mut(id)
@@ -360,11 +350,7 @@ impl Owner {
         let same = self.producer.id == former.id;
         ProducerIdentity {
             id: former.id,
-            epoch: if same {
-                self.producer.epoch
-            } else {
-                former.epoch
-            },
+            epoch: if same { self.producer.epoch } else { former.epoch },
         }
     }
 }
@@ -381,9 +367,7 @@ mod tests {
 
     fn open(transactions: &mut Transactions, id: &str, producer: ProducerIdentity, now: Instant) {
         let partition = std::iter::once(("topic".to_owned(), 0));
-        transactions
-            .add_partitions(id, producer, partition, now)
-            .unwrap();
+        transactions.add_partitions(id, producer, partition, now).unwrap();
     }
 
     #[test]
@@ -448,13 +432,8 @@ mod tests {
         let first = owner(&mut transactions, "id", now);
         let second = owner(&mut transactions, "id", now);
 
-        let of_the_past = transactions
-            .init("id", TIMEOUT_MS, Some(first), now)
-            .unwrap_err();
-        let of_the_present = transactions
-            .init("id", TIMEOUT_MS, Some(second), now)
-            .unwrap()
-            .0;
+        let of_the_past = transactions.init("id", TIMEOUT_MS, Some(first), now).unwrap_err();
+        let of_the_present = transactions.init("id", TIMEOUT_MS, Some(second), now).unwrap().0;
 
         assert_eq!(of_the_past, ResponseError::ProducerFenced);
         assert_eq!(of_the_present.epoch, second.epoch + 1);

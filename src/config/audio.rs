@@ -1,4 +1,4 @@
-//! The `[audio]` table: what a value may be before it is refused, and how sound is cut into windows.
+//! The `[audio]` table: what a value may be before it is refused.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,23 +21,17 @@ pub struct AudioConfig {
     pub rate_hz_min: u32,
     /// Highest sample rate that is accepted, hertz.
     pub rate_hz_max: u32,
-    /// Longest window that reaches the encoder at once, seconds. 30 is what Whisper was trained on.
-    pub window_seconds: f64,
-    /// Shared seconds of two windows that follow each other, when a sound needs more than one.
-    pub window_overlap_seconds: f64,
 }
 
 impl Default for AudioConfig {
     fn default() -> Self {
         Self {
-            seconds_max: 600.0,
-            value_bytes_max: 32 * 1024 * 1024,
+            seconds_max: 120.0,
+            value_bytes_max: 16 * 1024 * 1024,
             decoded_samples_max: 1 << 28,
             channels_max: 64,
             rate_hz_min: 1_000,
             rate_hz_max: 768_000,
-            window_seconds: 30.0,
-            window_overlap_seconds: 1.0,
         }
     }
 }
@@ -96,20 +90,6 @@ impl AudioConfig {
                 "rate_hz_max",
                 self.rate_hz_max.to_string(),
                 "`audio.rate_hz_min` to 1000000",
-            );
-        }
-        if !(self.window_seconds > 0.0 && self.window_seconds <= day) {
-            return wrong(
-                "window_seconds",
-                self.window_seconds.to_string(),
-                "more than 0 and at most 86400",
-            );
-        }
-        if !(self.window_overlap_seconds >= 0.0 && self.window_overlap_seconds <= self.window_seconds / 2.0) {
-            return wrong(
-                "window_overlap_seconds",
-                self.window_overlap_seconds.to_string(),
-                "0 to half of `audio.window_seconds`",
             );
         }
         Ok(())
@@ -207,20 +187,6 @@ mod tests {
                 "rate_hz_max",
                 AudioConfig {
                     rate_hz_max: 10,
-                    ..good.clone()
-                },
-            ),
-            (
-                "window_seconds",
-                AudioConfig {
-                    window_seconds: -1.0,
-                    ..good.clone()
-                },
-            ),
-            (
-                "window_overlap_seconds",
-                AudioConfig {
-                    window_overlap_seconds: 29.0,
                     ..good
                 },
             ),

@@ -103,12 +103,7 @@ impl BrokerConfig {
                 message_bytes.saturating_mul(2),
                 u64::MAX,
             ),
-            (
-                "bytes_max",
-                self.bytes_max,
-                self.bytes_per_topic_max,
-                u64::MAX,
-            ),
+            ("bytes_max", self.bytes_max, self.bytes_per_topic_max, u64::MAX),
             ("topics_max", self.topics_max as u64, 1, 10_000),
             ("connections_max", self.connections_max as u64, 1, 10_000),
         ];

@@ -172,8 +172,12 @@ impl Settings {
     /// [`ConfigError::Invalid`] for the first rule that does not hold.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.kafka.validate()?;
-        self.broker.validate().map_err(|error| ConfigError::invalid("broker", error.to_string()))?;
-        self.audio.validate().map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
+        self.broker
+            .validate()
+            .map_err(|error| ConfigError::invalid("broker", error.to_string()))?;
+        self.audio
+            .validate()
+            .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
         self.encoder.validate()?;
         self.decoder.validate()?;
         self.adapters.validate()?;
@@ -189,8 +193,23 @@ impl Settings {
                 ),
             ));
         }
+        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
+        let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
+        if positions > self.decoder.positions_max as f64 {
+            return Err(ConfigError::invalid(
+                "decoder.positions_max",
+                format!(
+                    "{} is too few for `audio.seconds_max` = {} (12.5 positions a second) and `decoder.tokens_max` = {}: \
+                     at least {positions:.0} are needed",
+                    self.decoder.positions_max, self.audio.seconds_max, self.decoder.tokens_max
+                ),
+            ));
+        }
         if self.service.default_instruction.trim().is_empty() {
-            return Err(ConfigError::invalid("service.default_instruction", "must not be empty"));
+            return Err(ConfigError::invalid(
+                "service.default_instruction",
+                "must not be empty",
+            ));
         }
         Ok(())
     }
@@ -243,8 +262,14 @@ mod tests {
     #[test]
     fn the_environment_overrides_the_file() {
         let env = [
-            ("SPEECHVERSE__ENCODER__BATCH_WINDOWS_MAX".to_owned(), "3".to_owned()),
-            ("SPEECHVERSE__KAFKA__BOOTSTRAP".to_owned(), "127.0.0.1:9092".to_owned()),
+            (
+                "SPEECHVERSE__ENCODER__BATCH_WINDOWS_MAX".to_owned(),
+                "3".to_owned(),
+            ),
+            (
+                "SPEECHVERSE__KAFKA__BOOTSTRAP".to_owned(),
+                "127.0.0.1:9092".to_owned(),
+            ),
         ];
 
         let settings = Settings::parse("[encoder]\nbatch_windows_max = 4\n", env).unwrap();
@@ -280,6 +305,9 @@ mod tests {
 
         let error = settings.validate().unwrap_err();
 
-        assert_eq!(error.to_string(), "setting `encoder.batch_windows_max`: 0 is outside 1..=256");
+        assert_eq!(
+            error.to_string(),
+            "setting `encoder.batch_windows_max`: 0 is outside 1..=256"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use tracing::{debug, trace, warn};
 
@@ -159,6 +159,10 @@ impl ClientContext for Logging {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
+        // The end of a partition is an answer to readers that ask for it, not an error.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         warn!(target: "librdkafka", %error, "{reason}");
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use super::generate::choose;
+use super::generate::{choose, repeated_tail};
 use super::{LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
@@ -80,6 +80,8 @@ pub struct Decoded {
     pub log_probs: Vec<f64>,
     /// Whether the answer ended by itself; `false` means that it reached `tokens_max`.
     pub ended: bool,
+    /// Whether it was ended because it repeated itself; one of the repeats is kept.
+    pub looping: bool,
     /// Which allowed answer it is, where answers were constrained.
     pub label: Option<usize>,
 }
@@ -91,20 +93,6 @@ impl Decoded {
             return 0.0;
         }
         self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
-    }
-
-    /// Whether the answer ends in at least four repeats of the same run of one to eight tokens.
-    pub fn is_looping(&self) -> bool {
-        const REPEATS: usize = 4;
-        (1..=8).any(|period| {
-            let span = period * REPEATS;
-            // A run of one token repeats by chance in numbers and dashes: ask for twice as many.
-            let span = if period == 1 { span * 2 } else { span };
-            self.ids.len() >= span
-                && self.ids[self.ids.len() - span..]
-                    .windows(period + 1)
-                    .all(|window| window[0] == window[period])
-        })
     }
 }
 
@@ -209,6 +197,7 @@ impl<K> SlotDecoder<K> {
                     ids: Vec::new(),
                     log_probs: Vec::new(),
                     ended: false,
+                    looping: false,
                     label: None,
                 },
             });
@@ -248,7 +237,14 @@ impl<K> SlotDecoder<K> {
         for group in self.group_by_lora(&active) {
             let ids: Vec<i64> = group
                 .iter()
-                .map(|&place| *self.slot(place).out.ids.last().expect("a slot joins with its first token"))
+                .map(|&place| {
+                    *self
+                        .slot(place)
+                        .out
+                        .ids
+                        .last()
+                        .expect("a slot joins with its first token")
+                })
                 .collect();
             let lora = self.slot(group[0]).prompt.lora.and_then(|key| loras.get(&key));
             let logits = model.step(&ids, &mut self.cache, &group, lora)?;
@@ -259,12 +255,18 @@ impl<K> SlotDecoder<K> {
 
     /// Empties every slot and hands the keys back, for a caller that gives up on them.
     pub fn clear(&mut self) -> Vec<K> {
-        (0..self.slots.len()).filter_map(|place| self.vacate(place)).map(|slot| slot.key).collect()
+        (0..self.slots.len())
+            .filter_map(|place| self.vacate(place))
+            .map(|slot| slot.key)
+            .collect()
     }
 
     /// The keys of the answers under way, with the tokens that each has so far.
     pub fn active(&mut self) -> impl Iterator<Item = (&mut K, &[i64])> {
-        self.slots.iter_mut().flatten().map(|slot| (&mut slot.key, slot.out.ids.as_slice()))
+        self.slots
+            .iter_mut()
+            .flatten()
+            .map(|slot| (&mut slot.key, slot.out.ids.as_slice()))
     }
 
     fn vacate(&mut self, place: usize) -> Option<Slot<K>> {
@@ -328,7 +330,12 @@ impl<K> SlotDecoder<K> {
             } else {
                 slot.out.ids.push(id);
             }
-            if slot.out.ended || slot.out.ids.len() >= slot.prompt.tokens_max {
+            if let Some(extra) = repeated_tail(&slot.out.ids).filter(|_| slot.prompt.labels.is_none()) {
+                slot.out.looping = true;
+                slot.out.ids.truncate(slot.out.ids.len() - extra);
+                slot.out.log_probs.truncate(slot.out.ids.len());
+            }
+            if slot.out.ended || slot.out.looping || slot.out.ids.len() >= slot.prompt.tokens_max {
                 let slot = self.vacate(place).expect("it was there a line ago");
                 finished.push((slot.key, slot.out));
             }
@@ -363,28 +370,6 @@ fn walk<K>(trie: &LabelTrie, slot: &mut Slot<K>, log_probs: &Tensor, end_ids: &[
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn decoded(ids: &[i64]) -> Decoded {
-        Decoded {
-            ids: ids.to_vec(),
-            log_probs: Vec::new(),
-            ended: false,
-            label: None,
-        }
-    }
-
-    #[test]
-    fn an_answer_that_ends_in_repeats_is_looping() {
-        assert!(decoded(&[9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]).is_looping());
-        assert!(decoded(&[7, 7, 7, 7, 7, 7, 7, 7]).is_looping());
-    }
-
-    #[test]
-    fn an_answer_with_a_few_repeats_is_not_looping() {
-        assert!(!decoded(&[1, 2, 3, 1, 2, 3]).is_looping());
-        assert!(!decoded(&[5, 5, 5, 5]).is_looping());
-        assert!(!decoded(&[]).is_looping());
-    }
 
     #[test]
     fn the_tree_shares_prefixes_and_knows_its_answers() {

@@ -20,6 +20,8 @@ pub struct GenerateOptions {
     /// Ids from here on are never chosen: a model's table may be larger than its tokenizer's vocabulary. Absent: all
     /// may be.
     pub vocabulary: Option<i64>,
+    /// Ends an answer that repeats itself, and keeps one of the repeats; see [`repeated_tail`].
+    pub stop_loops: bool,
 }
 
 /// One answer.
@@ -122,7 +124,10 @@ pub fn generate(
             } else {
                 answer.ids.push(id);
                 answer.log_probabilities.push(log_probability);
-                if answer.ids.len() < options.max_tokens && cache.room(slot) > 0 {
+                if let Some(extra) = repeated_tail(&answer.ids).filter(|_| options.stop_loops) {
+                    answer.ids.truncate(answer.ids.len() - extra);
+                    answer.log_probabilities.truncate(answer.ids.len());
+                } else if answer.ids.len() < options.max_tokens && cache.room(slot) > 0 {
                     running.push((slot, prompt, id));
                     continue;
                 }
@@ -137,10 +142,45 @@ pub fn generate(
 /// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability among all.
 pub(crate) fn choose(logits: &Tensor, vocabulary: Option<i64>) -> Result<Vec<(i64, f32)>, ModelError> {
     let width = logits.size().last().copied().unwrap_or(0);
-    let allowed = logits.f_narrow(-1, 0, vocabulary.map_or(width, |vocabulary| vocabulary.clamp(1, width)))?;
+    let allowed = logits.f_narrow(
+        -1,
+        0,
+        vocabulary.map_or(width, |vocabulary| vocabulary.clamp(1, width)),
+    )?;
     let (values, ids) = allowed.f_max_dim(-1, false)?; // [B] each
     let log_probabilities = values - logits.f_logsumexp(-1, false)?;
     let ids = Vec::<i64>::try_from(&ids)?;
     let log_probabilities = Vec::<f32>::try_from(log_probabilities.to_kind(Kind::Float))?;
     Ok(ids.into_iter().zip(log_probabilities).collect())
+}
+
+/// How many tokens at the end of an answer only repeat what is before them: the answer is caught in a loop, from which
+/// greedy decoding does not come back. That is when a run of one to eight tokens stands there four times (a single token
+/// eight times, because numbers and dashes repeat by nature); one of the repeats is not counted.
+pub fn repeated_tail(ids: &[i64]) -> Option<usize> {
+    const RUN_MAX: usize = 8;
+    (1..=RUN_MAX).find_map(|run| {
+        let times = if run == 1 { 8 } else { 4 };
+        let tail = ids.len().checked_sub(run * times).map(|start| &ids[start..])?;
+        let repeats = tail.windows(run + 1).all(|window| window[0] == window[run]);
+        repeats.then_some(run * (times - 1))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::repeated_tail;
+
+    #[test]
+    fn an_answer_that_ends_in_repeats_is_caught_and_keeps_one_of_them() {
+        assert_eq!(repeated_tail(&[9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Some(9));
+        assert_eq!(repeated_tail(&[4, 7, 7, 7, 7, 7, 7, 7, 7]), Some(7));
+    }
+
+    #[test]
+    fn a_few_repeats_are_no_loop() {
+        assert_eq!(repeated_tail(&[1, 2, 3, 1, 2, 3, 1, 2, 3]), None);
+        assert_eq!(repeated_tail(&[5, 5, 5, 5]), None);
+        assert_eq!(repeated_tail(&[]), None);
+    }
 }

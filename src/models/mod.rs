@@ -21,7 +21,5 @@ mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
-pub use traits::{
-    Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder,
-};
+pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
 pub use whisper::WhisperEncoder;

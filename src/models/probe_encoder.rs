@@ -16,11 +16,7 @@ use crate::nn::accel::Placement;
 ///
 /// # Errors
 /// [`ModelError`] when the folder cannot be loaded or the clip cannot be encoded.
-pub fn encoder(
-    model_dir: &Path,
-    audio: &[f32],
-    window: Window,
-) -> Result<Vec<(String, Tensor)>, ModelError> {
+pub fn encoder(model_dir: &Path, audio: &[f32], window: Window) -> Result<Vec<(String, Tensor)>, ModelError> {
     let encoder = WhisperEncoder::load(model_dir, window, &Placement::reference())?;
     let hidden = encoder.hidden_states(&[audio])?;
     let length = hidden.lengths[0];

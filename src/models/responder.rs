@@ -71,14 +71,20 @@ impl<K> Responder<K> {
     ///
     /// # Errors
     /// [`SpeechLlmError`] when it does not fit a slot, or the adapter does not fit the networks.
-    pub fn prompt(&mut self, adapter: &AdapterSnapshot, question: &Question<'_>) -> Result<Prompt, SpeechLlmError> {
+    pub fn prompt(
+        &mut self,
+        adapter: &AdapterSnapshot,
+        question: &Question<'_>,
+    ) -> Result<Prompt, SpeechLlmError> {
         let _no_grad = tch::no_grad_guard();
         let labels = question.labels.map(|labels| self.trie(labels)).transpose()?;
         self.load(adapter)?;
         let (_, joint) = &self.versions[adapter.version()];
         let features = question.features.f_unsqueeze(0)?; // [1, T, D]
         let frames = [question.features.size()[0]];
-        let mut prompts = self.model.prompts(joint, &features, &frames, &[question.instruction])?;
+        let mut prompts = self
+            .model
+            .prompts(joint, &features, &frames, &[question.instruction])?;
         let prompt = Prompt {
             embeds: prompts.swap_remove(0),
             tokens_max: question.tokens_max,
@@ -90,8 +96,10 @@ impl<K> Responder<K> {
     }
 
     fn trie(&self, labels: &[String]) -> Result<Arc<LabelTrie>, SpeechLlmError> {
-        let ids: Result<Vec<_>, _> =
-            labels.iter().map(|label| self.model.tokenizer().encode_plain(label)).collect();
+        let ids: Result<Vec<_>, _> = labels
+            .iter()
+            .map(|label| self.model.tokenizer().encode_plain(label))
+            .collect();
         Ok(Arc::new(LabelTrie::new(&ids?)))
     }
 
@@ -109,7 +117,8 @@ impl<K> Responder<K> {
             }
         }
         let joint = SpeechAdapter::from_snapshot(adapter, self.device, false)?;
-        self.versions.insert(adapter.version().to_owned(), (self.clock, joint));
+        self.versions
+            .insert(adapter.version().to_owned(), (self.clock, joint));
         Ok(())
     }
 

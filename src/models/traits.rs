@@ -110,12 +110,7 @@ pub trait LanguageModel: Send {
     ///
     /// # Errors
     /// [`ModelError`] when shapes disagree or a length exceeds the model's positions.
-    fn hidden(
-        &self,
-        embeds: &Tensor,
-        lengths: &[i64],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError>;
+    fn hidden(&self, embeds: &Tensor, lengths: &[i64], lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
 
     /// Output layer: `[.., H]` → `[.., V]`.
     fn logits(&self, hidden: &Tensor) -> Tensor;

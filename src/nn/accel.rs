@@ -109,8 +109,7 @@ impl Placement {
             (PrecisionChoice::F32, _) => (Precision::F32, "f32 as configured".to_owned()),
             (PrecisionChoice::Bf16, Device::Cpu) if !cpu_multiplies_bf16() => (
                 Precision::Bf16,
-                "bf16 as configured, though this CPU has no avx512_bf16 and f32 is faster"
-                    .to_owned(),
+                "bf16 as configured, though this CPU has no avx512_bf16 and f32 is faster".to_owned(),
             ),
             (PrecisionChoice::Bf16, _) => (Precision::Bf16, "bf16 as configured".to_owned()),
             (PrecisionChoice::Auto, Device::Cpu) if cpu_multiplies_bf16() => (
@@ -121,10 +120,7 @@ impl Placement {
                 Precision::F32,
                 "f32 because this CPU has no avx512_bf16".to_owned(),
             ),
-            (PrecisionChoice::Auto, _) => (
-                Precision::Bf16,
-                "bf16 because the device is a GPU".to_owned(),
-            ),
+            (PrecisionChoice::Auto, _) => (Precision::Bf16, "bf16 because the device is a GPU".to_owned()),
         };
         Ok(Self {
             device,
@@ -236,8 +232,7 @@ impl FromStr for DeviceChoice {
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let index = text.strip_prefix("cuda:").ok_or_else(unknown)?;
-                let digits_only =
-                    !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+                let digits_only = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
                 let index = digits_only.then(|| index.parse().ok()).flatten();
                 index.map(Self::Cuda).ok_or_else(unknown)
             }
@@ -316,16 +311,9 @@ mod tests {
             let text = serde_json::to_string(&choice).unwrap();
             assert_eq!(serde_json::from_str::<DeviceChoice>(&text).unwrap(), choice);
         }
-        for choice in [
-            PrecisionChoice::Auto,
-            PrecisionChoice::F32,
-            PrecisionChoice::Bf16,
-        ] {
+        for choice in [PrecisionChoice::Auto, PrecisionChoice::F32, PrecisionChoice::Bf16] {
             let text = serde_json::to_string(&choice).unwrap();
-            assert_eq!(
-                serde_json::from_str::<PrecisionChoice>(&text).unwrap(),
-                choice
-            );
+            assert_eq!(serde_json::from_str::<PrecisionChoice>(&text).unwrap(), choice);
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
     }
@@ -367,8 +355,7 @@ mod tests {
 
     #[test]
     fn a_cuda_device_that_is_not_there_is_an_error_with_the_reason() {
-        let error =
-            Placement::resolve(DeviceChoice::Cuda(4096), PrecisionChoice::Auto).unwrap_err();
+        let error = Placement::resolve(DeviceChoice::Cuda(4096), PrecisionChoice::Auto).unwrap_err();
 
         assert!(
             error
@@ -387,9 +374,6 @@ mod tests {
         );
 
         let placement = Placement::resolve(DeviceChoice::Cpu, PrecisionChoice::F32).unwrap();
-        assert_eq!(
-            (placement.device, placement.kind()),
-            (Device::Cpu, Kind::Float)
-        );
+        assert_eq!((placement.device, placement.kind()), (Device::Cpu, Kind::Float));
     }
 }

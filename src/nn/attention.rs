@@ -41,9 +41,7 @@ impl SelfAttention {
 
     /// Concatenates; where a placeholder makes that impossible, the load fails anyway and the first part will do.
     fn join(weights: &[&Tensor; 3], biases: &[&Tensor; 3]) -> Linear {
-        let cat = |parts: &[&Tensor; 3]| {
-            Tensor::f_cat(parts, 0).unwrap_or_else(|_| parts[0].shallow_clone())
-        };
+        let cat = |parts: &[&Tensor; 3]| Tensor::f_cat(parts, 0).unwrap_or_else(|_| parts[0].shallow_clone());
         Linear::new(cat(weights), Some(cat(biases)))
     }
 
@@ -59,16 +57,8 @@ impl SelfAttention {
             .view([batch, time, 3, self.heads, self.head_width])
             .permute([2, 0, 3, 1, 4]); // [3, B, N, T, D/N]
         let (query, key, value) = (joined.get(0), joined.get(1), joined.get(2));
-        let seen = Tensor::scaled_dot_product_attention(
-            &query,
-            &key,
-            &value,
-            mask,
-            0.0,
-            false,
-            None::<f64>,
-            false,
-        );
+        let seen =
+            Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, false, None::<f64>, false);
         let width = self.heads * self.head_width;
         self.out
             .forward(&seen.transpose(1, 2).reshape([batch, time, width]))

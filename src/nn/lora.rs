@@ -454,7 +454,10 @@ fn parse_peft(text: &str, path: &Path) -> Result<LoraConfig, LoraError> {
         "velora_config",
     ];
     // Every variant of the method that peft knows has a switch of this form, those of the future too.
-    let switches = json.keys().map(String::as_str).filter(|key| key.starts_with("use_"));
+    let switches = json
+        .keys()
+        .map(String::as_str)
+        .filter(|key| key.starts_with("use_"));
     for key in named.into_iter().chain(switches) {
         let unused = json.get(key).is_none_or(|value| match value {
             serde_json::Value::Null | serde_json::Value::Bool(false) => true,

@@ -71,18 +71,26 @@ impl Checkpoint {
 
     fn random(&mut self, name: &str, shape: &[usize], scale: f32) {
         let count: usize = shape.iter().product();
-        let bytes = (0..count).flat_map(|_| (self.noise.next() * scale).to_le_bytes()).collect();
+        let bytes = (0..count)
+            .flat_map(|_| (self.noise.next() * scale).to_le_bytes())
+            .collect();
         self.tensors.insert(name.to_owned(), (shape.to_vec(), bytes));
     }
 
     fn constant(&mut self, name: &str, shape: &[usize], value: f32) {
         let count: usize = shape.iter().product();
-        let bytes = std::iter::repeat_n(value.to_le_bytes(), count).flatten().collect();
+        let bytes = std::iter::repeat_n(value.to_le_bytes(), count)
+            .flatten()
+            .collect();
         self.tensors.insert(name.to_owned(), (shape.to_vec(), bytes));
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) {
-        self.random(&format!("{name}.weight"), &[outputs, inputs], 1.7 / (inputs as f32).sqrt());
+        self.random(
+            &format!("{name}.weight"),
+            &[outputs, inputs],
+            1.7 / (inputs as f32).sqrt(),
+        );
         if bias {
             self.random(&format!("{name}.bias"), &[outputs], 0.1);
         }
@@ -128,7 +136,12 @@ fn write_whisper(dir: &Path, seed: u64) {
     for layer in 0..ENCODER_LAYERS {
         let at = |name: &str| format!("model.encoder.layers.{layer}.{name}");
         checkpoint.layer_norm(&at("self_attn_layer_norm"), width);
-        for (projection, bias) in [("q_proj", true), ("k_proj", false), ("v_proj", true), ("out_proj", true)] {
+        for (projection, bias) in [
+            ("q_proj", true),
+            ("k_proj", false),
+            ("v_proj", true),
+            ("out_proj", true),
+        ] {
             checkpoint.linear(&at(&format!("self_attn.{projection}")), width, width, bias);
         }
         checkpoint.layer_norm(&at("final_layer_norm"), width);
@@ -190,8 +203,11 @@ fn write_llama(dir: &Path, seed: u64) {
             "tie_word_embeddings": true, "attention_bias": false, "bos_token_id": 256, "eos_token_id": 257,
         }),
     );
-    std::fs::write(dir.join("tokenizer.json"), crate::text::tiny::byte_tokenizer_json())
-        .expect("the folder can be written");
+    std::fs::write(
+        dir.join("tokenizer.json"),
+        crate::text::tiny::byte_tokenizer_json(),
+    )
+    .expect("the folder can be written");
     write_json(
         dir.join("tokenizer_config.json"),
         &json!({

@@ -109,9 +109,7 @@ impl Checkpoint {
                 .file_name()
                 .is_some_and(|n| n == file.as_str());
             if !is_plain_name {
-                return Err(broken(format!(
-                    "shard name {file:?} is not a plain file name"
-                )));
+                return Err(broken(format!("shard name {file:?} is not a plain file name")));
             }
             let (map, shard) = open_map(&dir.join(file), maps.len())?;
             maps.push(map);

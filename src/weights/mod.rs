@@ -140,23 +140,13 @@ impl fmt::Display for Mismatch {
                 it.name, it.found
             )
         })?;
-        list(
-            f,
-            "declared twice by the model's code",
-            &self.taken_twice,
-            quote,
-        )
+        list(f, "declared twice by the model's code", &self.taken_twice, quote)
     }
 }
 
 impl std::error::Error for Mismatch {}
 
-fn list<T>(
-    f: &mut fmt::Formatter<'_>,
-    title: &str,
-    items: &[T],
-    show: impl Fn(&T) -> String,
-) -> fmt::Result {
+fn list<T>(f: &mut fmt::Formatter<'_>, title: &str, items: &[T], show: impl Fn(&T) -> String) -> fmt::Result {
     if items.is_empty() {
         return Ok(());
     }

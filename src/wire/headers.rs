@@ -16,7 +16,11 @@ impl<'r> Headers<'r> {
 
     /// The bytes of a header; `None` when it is absent, or present with no value.
     pub fn bytes(&self, name: &str) -> Option<&'r [u8]> {
-        let (_, value) = self.0.iter().rev().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        let (_, value) = self
+            .0
+            .iter()
+            .rev()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))?;
         value.as_deref()
     }
 
@@ -25,9 +29,14 @@ impl<'r> Headers<'r> {
     /// # Errors
     /// A [`Rejection`] that names the header, when it is longer or not UTF-8.
     pub fn text(&self, name: &str, bytes_max: usize) -> Result<Option<&'r str>, Rejection> {
-        let Some(bytes) = self.bytes(name) else { return Ok(None) };
+        let Some(bytes) = self.bytes(name) else {
+            return Ok(None);
+        };
         if bytes.len() > bytes_max {
-            let message = format!("header `{name}` has {} bytes, at most {bytes_max} are allowed", bytes.len());
+            let message = format!(
+                "header `{name}` has {} bytes, at most {bytes_max} are allowed",
+                bytes.len()
+            );
             return Err(Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, message));
         }
         std::str::from_utf8(bytes).map(Some).map_err(|error| {
@@ -43,8 +52,13 @@ impl<'r> Headers<'r> {
     pub fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Rejection> {
         /// Longest text of a number, a flag or a time.
         const VALUE_BYTES_MAX: usize = 128;
-        let Some(text) = self.text(name, VALUE_BYTES_MAX)? else { return Ok(None) };
-        text.trim().parse().map(Some).map_err(|_| invalid(name, text, expected))
+        let Some(text) = self.text(name, VALUE_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        text.trim()
+            .parse()
+            .map(Some)
+            .map_err(|_| invalid(name, text, expected))
     }
 
     /// A header that says yes or no: `true`, `yes`, `1`, `false`, `no`, `0`.
@@ -52,7 +66,9 @@ impl<'r> Headers<'r> {
     /// # Errors
     /// A [`Rejection`] for any other text.
     pub fn flag(&self, name: &str) -> Result<Option<bool>, Rejection> {
-        let Some(text) = self.text(name, 16)? else { return Ok(None) };
+        let Some(text) = self.text(name, 16)? else {
+            return Ok(None);
+        };
         match text.trim().to_ascii_lowercase().as_str() {
             "true" | "yes" | "1" => Ok(Some(true)),
             "false" | "no" | "0" => Ok(Some(false)),
@@ -64,7 +80,10 @@ impl<'r> Headers<'r> {
 /// The refusal of a header's value.
 pub(crate) fn invalid(name: &str, found: &str, expected: &str) -> Rejection {
     let found: String = found.chars().take(64).collect();
-    let message = format!("header `{name}` is `{}`, expected {expected}", found.escape_debug());
+    let message = format!(
+        "header `{name}` is `{}`, expected {expected}",
+        found.escape_debug()
+    );
     Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
 }
 

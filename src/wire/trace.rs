@@ -31,7 +31,11 @@ impl TraceContext {
             .flatten()
             .and_then(Self::parse)
             .map(|context| Self {
-                state: headers.text("tracestate", STATE_BYTES_MAX).ok().flatten().map(str::to_owned),
+                state: headers
+                    .text("tracestate", STATE_BYTES_MAX)
+                    .ok()
+                    .flatten()
+                    .map(str::to_owned),
                 ..context
             })
             .unwrap_or_else(|| Self::begin(receipt))
@@ -40,7 +44,8 @@ impl TraceContext {
     /// Reads a `traceparent`; `None` when it is malformed.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.trim().split('-');
-        let (version, trace_id, parent_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let (version, trace_id, parent_id, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let hex = |text: &str, digits: usize| {
             text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
@@ -60,7 +65,10 @@ impl TraceContext {
 
     fn begin(receipt: &Receipt) -> Self {
         let seed = format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset);
-        let digits: String = Sha256::digest(seed.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits: String = Sha256::digest(seed.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Self {
             trace_id: digits[..32].to_owned(),
             parent_id: digits[32..48].to_owned(),
@@ -72,8 +80,11 @@ impl TraceContext {
     /// The `traceparent` of a record that we write: same trace, a span of ours derived from `name`.
     pub fn child(&self, name: &str) -> String {
         let seed = format!("{}/{}/{name}", self.trace_id, self.parent_id);
-        let span: String =
-            Sha256::digest(seed.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let span: String = Sha256::digest(seed.as_bytes())
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("00-{}-{span}-{:02x}", self.trace_id, self.flags)
     }
 }

@@ -30,10 +30,7 @@ pub(crate) async fn cooperative_hand_over(target: Target) -> Result<()> {
 pub(crate) async fn new_protocol_hand_over(target: Target) -> Result<()> {
     if target.kind == Kind::Embedded {
         let check = "embedded::a_group_of_the_new_protocol_hands_over_without_loss";
-        skip(
-            check,
-            "the embedded broker has classic groups only (no KIP-848)",
-        );
+        skip(check, "the embedded broker has classic groups only (no KIP-848)");
         return Ok(());
     }
     hand_over(
@@ -97,9 +94,7 @@ impl Member {
 async fn read(consumer: Arc<StreamConsumer>, stop: Arc<AtomicBool>, seen: Seen) {
     while !stop.load(Ordering::Relaxed) {
         // Errors here are those of a group that is agreeing anew; the records tell whether it succeeded.
-        if let Ok(Ok(message)) =
-            tokio::time::timeout(Duration::from_millis(100), consumer.recv()).await
-        {
+        if let Ok(Ok(message)) = tokio::time::timeout(Duration::from_millis(100), consumer.recv()).await {
             let place = (message.partition(), message.offset());
             *seen
                 .lock()
@@ -126,10 +121,7 @@ fn keep_writing(
     let writing = tokio::spawn(async move {
         let mut number = 0;
         while !stop.load(Ordering::Relaxed) {
-            if write(&producer, &topic, number % PARTITIONS, "x")
-                .await
-                .is_ok()
-            {
+            if write(&producer, &topic, number % PARTITIONS, "x").await.is_ok() {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             number += 1;
@@ -167,11 +159,7 @@ async fn hand_over(target: &Target, config: &ClientConfig) -> Result<()> {
     let count = || seen.lock().expect("nobody panics holding it").len();
     eventually("every record is seen", AGREEMENT, || count() >= written).await?;
     first.leave().await?;
-    ensure!(
-        count() == written && written > 0,
-        "{} seen of {written}",
-        count()
-    );
+    ensure!(count() == written && written > 0, "{} seen of {written}", count());
     Ok(())
 }
 
@@ -183,10 +171,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
 fn mortal(target: &Target, group: &str) -> ClientConfig {
     let mut config = target.consumer(group);
     config
-        .set(
-            "session.timeout.ms",
-            SESSION_TIMEOUT.as_millis().to_string(),
-        )
+        .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
         .set("heartbeat.interval.ms", "300");
     config
 }
@@ -202,10 +187,7 @@ impl Drop for Mortal {
 }
 
 pub(crate) async fn take_over(target: Target) -> Result<()> {
-    let (topic, group) = (
-        target.topic("take-over", PARTITIONS).await?,
-        unique("group"),
-    );
+    let (topic, group) = (target.topic("take-over", PARTITIONS).await?, unique("group"));
     let all = PARTITIONS as usize;
     let survivor = Member::join(&mortal(&target, &group), &topic, &Seen::default())?;
     eventually("the survivor has everything", AGREEMENT, || {
@@ -215,12 +197,7 @@ pub(crate) async fn take_over(target: Target) -> Result<()> {
 
     let orders = format!("{}|{group}|{topic}", target.bootstrap);
     let mut victim = Command::new(std::env::current_exe()?)
-        .args([
-            "--exact",
-            "groups::member_process",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "groups::member_process", "--ignored", "--nocapture"])
         .env(MEMBER_ORDERS, orders)
         .stdout(Stdio::piped())
         .spawn()
@@ -234,10 +211,7 @@ pub(crate) async fn take_over(target: Target) -> Result<()> {
     })
     .await;
     ensure!(assigned, "the other process never got its partitions");
-    eventually("each has half", AGREEMENT, || {
-        survivor.partitions() == all / 2
-    })
-    .await?;
+    eventually("each has half", AGREEMENT, || survivor.partitions() == all / 2).await?;
     drop(victim); // SIGKILL: no farewell
     let took = eventually("the survivor takes over", AGREEMENT, || {
         survivor.partitions() == all
@@ -246,10 +220,7 @@ pub(crate) async fn take_over(target: Target) -> Result<()> {
 
     survivor.leave().await?;
     let late = SESSION_TIMEOUT + Duration::from_secs(7);
-    ensure!(
-        took < late,
-        "the dead member's partitions moved after {took:?}"
-    );
+    ensure!(took < late, "the dead member's partitions moved after {took:?}");
     Ok(())
 }
 
@@ -257,8 +228,7 @@ pub(crate) async fn take_over(target: Target) -> Result<()> {
 #[test]
 #[ignore = "started by the checks of a killed member"]
 fn member_process() {
-    let orders =
-        std::env::var(MEMBER_ORDERS).expect("the check that starts this process says what to do");
+    let orders = std::env::var(MEMBER_ORDERS).expect("the check that starts this process says what to do");
     let [bootstrap, group, topic]: [&str; 3] = orders
         .split('|')
         .collect::<Vec<_>>()
@@ -286,20 +256,14 @@ fn member_process() {
 pub(crate) async fn listed(target: Target) -> Result<()> {
     let (topic, group) = (target.topic("listed", 1).await?, unique("group"));
     write(&target.producer()?, &topic, 0, "x").await?;
-    let consumer: StreamConsumer = target
-        .consumer(&group)
-        .set("client.id", "the-client")
-        .create()?;
+    let consumer: StreamConsumer = target.consumer(&group).set("client.id", "the-client").create()?;
     consumer.subscribe(&[&topic])?;
     let message = tokio::time::timeout(AGREEMENT, consumer.recv())
         .await
         .context("a record in time")??;
     ensure!(message.offset() == 0, "the first record");
 
-    let client: StreamConsumer = target
-        .client()
-        .set("group.id", unique("onlooker"))
-        .create()?;
+    let client: StreamConsumer = target.client().set("group.id", unique("onlooker")).create()?;
     let (state, members, is_listed) = blocking(move || -> Result<_> {
         let limit = Duration::from_secs(10);
         let one = client.fetch_group_list(Some(&group), limit)?;

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, ProduceRequest, ProducerId,
-    ResponseHeader, TopicName,
+    ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, ProduceRequest, ProducerId, ResponseHeader,
+    TopicName,
 };
 use kafka_protocol::protocol::{Decodable, StrBytes};
 use speechverse::broker::EmbeddedBroker;
@@ -37,10 +37,7 @@ fn what_is_no_request_ends_its_own_connection_only() {
             "a TLS greeting",
             Bytes::from_static(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]),
         ),
-        (
-            "a negative length",
-            Bytes::from_static(&[0xff, 0xff, 0xff, 0xff]),
-        ),
+        ("a negative length", Bytes::from_static(&[0xff, 0xff, 0xff, 0xff])),
         (
             "the largest length",
             Bytes::from_static(&[0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0, 0, 0, 0, 7]),
@@ -72,16 +69,10 @@ fn what_is_no_request_ends_its_own_connection_only() {
             "a number that does not end",
             request(3, 9, &[0, 0xff, 0xff, 0xff, 0xff, 0xff]),
         ),
-        (
-            "a string beyond the end",
-            request(10, 0, &[0x7f, 0xff, b'x']),
-        ),
+        ("a string beyond the end", request(10, 0, &[0x7f, 0xff, b'x'])),
         ("a negative string", request(10, 0, &[0x80, 0x00])),
         ("null where a name must be", request(10, 0, &[0xff, 0xff])),
-        (
-            "a name that is not text",
-            request(10, 0, &[0, 2, 0xff, 0xfe]),
-        ),
+        ("a name that is not text", request(10, 0, &[0, 2, 0xff, 0xfe])),
     ];
     run(async move {
         let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
@@ -94,11 +85,7 @@ fn what_is_no_request_ends_its_own_connection_only() {
 
             let answer = bystander.ask(&MetadataRequest::default(), 9).await;
             ensure!(
-                answer
-                    .with_context(|| format!("after {what}"))?
-                    .brokers
-                    .len()
-                    == 1,
+                answer.with_context(|| format!("after {what}"))?.brokers.len() == 1,
                 "after {what}"
             );
         }
@@ -179,10 +166,7 @@ fn batches_that_are_not_what_they_say_are_refused_by_kafkas_names() {
         let topic = kafka_protocol::messages::metadata_request::MetadataRequestTopic::default()
             .with_name(Some(TopicName(StrBytes::from_static_str("hostile"))));
         client
-            .ask(
-                &MetadataRequest::default().with_topics(Some(vec![topic])),
-                9,
-            )
+            .ask(&MetadataRequest::default().with_topics(Some(vec![topic])), 9)
             .await?;
         let good = batch(&[b"one", b"two"], ANYBODY)?;
         let mut flipped = BytesMut::from(&good[..]);
@@ -235,10 +219,7 @@ fn numbered_batches_are_taken_once_and_in_order() {
         let topic = kafka_protocol::messages::metadata_request::MetadataRequestTopic::default()
             .with_name(Some(TopicName(StrBytes::from_static_str("hostile"))));
         client
-            .ask(
-                &MetadataRequest::default().with_topics(Some(vec![topic])),
-                9,
-            )
+            .ask(&MetadataRequest::default().with_topics(Some(vec![topic])), 9)
             .await?;
         let writer = |epoch, sequence| Writer {
             producer: ProducerId(9),
@@ -254,11 +235,7 @@ fn numbered_batches_are_taken_once_and_in_order() {
             ("a gap", writer(1, 3), OUT_OF_ORDER),
             ("the next after a gap", writer(1, 2), 0),
             ("an earlier life", writer(0, 3), OLD_EPOCH),
-            (
-                "a new life that does not start at 0",
-                writer(2, 3),
-                OUT_OF_ORDER,
-            ),
+            ("a new life that does not start at 0", writer(2, 3), OUT_OF_ORDER),
             ("a new life", writer(2, 0), 0),
         ];
         for (what, writer, expected) in steps {

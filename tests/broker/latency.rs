@@ -89,9 +89,7 @@ async fn write(
         let sent = start.elapsed();
         let mut value = vec![0x5a; RECORD_BYTES];
         value[..8].copy_from_slice(&(sent.as_micros() as u64).to_le_bytes());
-        let record = FutureRecord::<[u8], [u8]>::to(topic)
-            .partition(0)
-            .payload(&value);
+        let record = FutureRecord::<[u8], [u8]>::to(topic).partition(0).payload(&value);
         let delivery = producer.send_result(record).map_err(|(error, _)| error)?;
         let took = took.clone();
         deliveries.push(tokio::spawn(async move {

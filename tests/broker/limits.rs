@@ -33,10 +33,7 @@ fn a_full_topic_loses_its_oldest_records_and_never_the_newest() {
         };
         let broker = EmbeddedBroker::start(config).await?;
         let target = target(&broker);
-        let (first, second) = (
-            target.topic("first", 2).await?,
-            target.topic("second", 1).await?,
-        );
+        let (first, second) = (target.topic("first", 2).await?, target.topic("second", 1).await?);
         let producer = target.producer()?;
         let fill = async |topic: &str, partitions: i32, records: u8| -> Result<()> {
             for number in 0..records {
@@ -45,10 +42,7 @@ fn a_full_topic_loses_its_oldest_records_and_never_the_newest() {
                 let record = FutureRecord::<[u8], [u8]>::to(topic)
                     .partition(partition)
                     .payload(&value);
-                producer
-                    .send(record, STEP)
-                    .await
-                    .map_err(|(error, _)| error)?;
+                producer.send(record, STEP).await.map_err(|(error, _)| error)?;
             }
             Ok(())
         };
@@ -82,20 +76,13 @@ fn a_topics_own_retention_is_kept() {
         let by_bytes = target
             .topic_with("bytes", 1, &[("retention.bytes", "10000")])
             .await?;
-        let by_time = target
-            .topic_with("time", 1, &[("retention.ms", "400")])
-            .await?;
+        let by_time = target.topic_with("time", 1, &[("retention.ms", "400")]).await?;
         let producer = target.producer()?;
         for topic in [&by_bytes, &by_time] {
             for _ in 0..20 {
                 let value = vec![1u8; 2_000];
-                let record = FutureRecord::<[u8], [u8]>::to(topic)
-                    .partition(0)
-                    .payload(&value);
-                producer
-                    .send(record, STEP)
-                    .await
-                    .map_err(|(error, _)| error)?;
+                let record = FutureRecord::<[u8], [u8]>::to(topic).partition(0).payload(&value);
+                producer.send(record, STEP).await.map_err(|(error, _)| error)?;
             }
         }
         let client: BaseConsumer = target.client().create()?;
@@ -195,9 +182,7 @@ fn an_address_that_others_reach_or_that_is_taken_is_an_error_that_says_so() {
             address: broker.address(),
             ..BrokerConfig::default()
         };
-        let second = EmbeddedBroker::start(taken)
-            .await
-            .expect_err("the port is taken");
+        let second = EmbeddedBroker::start(taken).await.expect_err("the port is taken");
 
         ensure!(
             matches!(refused, BrokerError::Config(_)) && refused.to_string().contains("loopback"),

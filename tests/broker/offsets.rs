@@ -70,10 +70,7 @@ pub(crate) async fn by_time(target: Target) -> Result<()> {
         let record = FutureRecord::<str, str>::to(&topic)
             .payload("v")
             .timestamp(start + number * STEP_MS);
-        producer
-            .send(record, STEP)
-            .await
-            .map_err(|(error, _)| error)?;
+        producer.send(record, STEP).await.map_err(|(error, _)| error)?;
     }
     let config = target.consumer(&unique("group"));
     let name = topic.clone();
@@ -135,10 +132,7 @@ pub(crate) async fn lag(target: Target) -> Result<()> {
     }
     let started = Instant::now();
     let (committed, lag) = loop {
-        ensure!(
-            started.elapsed() < STEP,
-            "no statistics with a committed offset"
-        );
+        ensure!(started.elapsed() < STEP, "no statistics with a committed offset");
         let _ = tokio::time::timeout(Duration::from_millis(50), consumer.recv()).await;
         let statistics = watched.statistics.lock().expect("nobody panics holding it");
         let partition = statistics
@@ -149,9 +143,6 @@ pub(crate) async fn lag(target: Target) -> Result<()> {
         }
     };
 
-    ensure!(
-        (committed, lag) == (5, 15),
-        "committed {committed}, lag {lag}"
-    );
+    ensure!((committed, lag) == (5, 15), "committed {committed}, lag {lag}");
     Ok(())
 }

@@ -67,29 +67,12 @@ pub(crate) async fn kcat(target: Target) -> Result<()> {
     text(&written.await?.context("kcat is here")?)?;
     let format = "%o %k %s %h\\n";
     let read = run(
-        kcat(&[
-            "-C",
-            "-t",
-            &topic,
-            "-o",
-            "beginning",
-            "-e",
-            "-q",
-            "-f",
-            format,
-        ]),
+        kcat(&["-C", "-t", &topic, "-o", "beginning", "-e", "-q", "-f", format]),
         "",
     )
     .await?;
     let group = unique("kcat-group");
-    let commits = [
-        "-X",
-        "auto.offset.reset=earliest",
-        "-e",
-        "-q",
-        "-f",
-        "%s\\n",
-    ];
+    let commits = ["-X", "auto.offset.reset=earliest", "-e", "-q", "-f", "%s\\n"];
     let as_member = run(kcat(&[&commits[..], &["-G", &group, &topic]].concat()), "").await?;
     let listing = run(kcat(&["-L", "-t", &topic]), "").await?;
     let last = format!("{topic}:0:-1");
@@ -100,10 +83,7 @@ pub(crate) async fn kcat(target: Target) -> Result<()> {
     let read = text(&read.context("kcat is here")?)?;
     ensure!(read == expected, "{read}");
     let as_member = text(&as_member.context("kcat is here")?)?;
-    ensure!(
-        as_member == "one\ntwo\nthree\n",
-        "as a group member: {as_member}"
-    );
+    ensure!(as_member == "one\ntwo\nthree\n", "as a group member: {as_member}");
     let listing = text(&listing.context("kcat is here")?)?;
     ensure!(
         listing.contains(&format!("topic \"{topic}\" with 1 partitions")),
@@ -133,16 +113,10 @@ pub(crate) async fn python(target: Target) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/confluent_roundtrip.py");
     let mut command = Command::new(&python);
     command.arg(&script).arg(&target.bootstrap);
-    let output = run(command, "")
-        .await?
-        .context("Python was here a moment ago")?;
+    let output = run(command, "").await?.context("Python was here a moment ago")?;
 
     let told = text(&output)?;
     ensure!(told.contains("\"records\": 100"), "{told}");
-    say(&format!(
-        "confluent-kafka on {:?}: {}",
-        target.kind,
-        told.trim()
-    ));
+    say(&format!("confluent-kafka on {:?}: {}", target.kind, told.trim()));
     Ok(())
 }

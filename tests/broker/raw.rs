@@ -7,9 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{ApiKey, ProducerId, RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, Request, StrBytes};
-use kafka_protocol::records::{
-    Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
-};
+use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -27,11 +25,7 @@ impl RawClient {
     }
 
     /// Asks and reads the answer.
-    pub(crate) async fn ask<Q: Request>(
-        &mut self,
-        request: &Q,
-        version: i16,
-    ) -> Result<Q::Response> {
+    pub(crate) async fn ask<Q: Request>(&mut self, request: &Q, version: i16) -> Result<Q::Response> {
         self.send(&request_frame(request, version)?).await?;
         let key = ApiKey::try_from(Q::KEY).map_err(|()| anyhow::anyhow!("unknown request type"))?;
         let mut answer = self.receive().await?;

@@ -35,17 +35,11 @@ pub(crate) async fn headers_and_tombstones(target: Target) -> Result<()> {
         .payload("sound")
         .headers(headers)
         .timestamp(time);
-    producer
-        .send(whole, STEP)
-        .await
-        .map_err(|(error, _)| error)?;
+    producer.send(whole, STEP).await.map_err(|(error, _)| error)?;
     let tombstone = FutureRecord::<str, str>::to(&topic)
         .key("session 1")
         .timestamp(time + 1);
-    producer
-        .send(tombstone, STEP)
-        .await
-        .map_err(|(error, _)| error)?;
+    producer.send(tombstone, STEP).await.map_err(|(error, _)| error)?;
     let read = target.read_all(&topic, "read_uncommitted").await?;
 
     let expected = [
@@ -56,10 +50,7 @@ pub(crate) async fn headers_and_tombstones(target: Target) -> Result<()> {
             key: Some(b"session 1".to_vec()),
             value: Some(b"sound".to_vec()),
             headers: vec![
-                (
-                    "content-type".into(),
-                    Some(b"audio/L16;rate=16000".to_vec()),
-                ),
+                ("content-type".into(), Some(b"audio/L16;rate=16000".to_vec())),
                 ("content-type".into(), Some(b"again".to_vec())),
                 ("bytes".into(), Some(vec![0, 255, 10])),
                 ("nothing".into(), None),

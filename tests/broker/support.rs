@@ -73,8 +73,7 @@ impl Target {
         static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
         let found = FOUND.get_or_init(|| {
             let bootstrap = std::env::var("SPEECHVERSE_KAFKA").map_err(|_| {
-                "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it"
-                    .to_owned()
+                "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it".to_owned()
             })?;
             let client: BaseConsumer = ClientConfig::new()
                 .set("bootstrap.servers", &bootstrap)
@@ -234,20 +233,13 @@ fn read_to_end(config: &ClientConfig, topic: &str) -> Result<Vec<Got>> {
 }
 
 /// Writes one text and waits until it is acknowledged; answers its offset.
-pub(crate) async fn write(
-    producer: &FutureProducer,
-    topic: &str,
-    partition: i32,
-    text: &str,
-) -> Result<i64> {
+pub(crate) async fn write(producer: &FutureProducer, topic: &str, partition: i32, text: &str) -> Result<i64> {
     let record = FutureRecord::<str, str>::to(topic)
         .partition(partition)
         .payload(text);
     match producer.send(record, STEP).await {
         Ok(delivery) => Ok(delivery.offset),
-        Err((error, _)) => {
-            Err(error).with_context(|| format!("writing {text:?} to {topic}/{partition}"))
-        }
+        Err((error, _)) => Err(error).with_context(|| format!("writing {text:?} to {topic}/{partition}")),
     }
 }
 

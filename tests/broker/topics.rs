@@ -15,10 +15,7 @@ pub(crate) async fn created_described_deleted(target: Target) -> Result<()> {
     let described = admin
         .describe_configs([&ResourceSpecifier::Topic(&topic)], &AdminOptions::new())
         .await?;
-    let described = described
-        .into_iter()
-        .next()
-        .context("one answer per topic")??;
+    let described = described.into_iter().next().context("one answer per topic")??;
     let deleted = admin.delete_topics(&[&topic], &AdminOptions::new()).await?;
     let deleted_again = admin.delete_topics(&[&topic], &AdminOptions::new()).await?;
 
@@ -83,14 +80,8 @@ pub(crate) async fn refused(target: Target) -> Result<()> {
     let bad_setting = create(&unique("setting"), 1, Some(("retention.hours", "1"))).await?;
     let bad_number = create(&unique("setting"), 1, Some(("retention.ms", "an hour"))).await?;
 
-    ensure!(
-        again == Err(RDKafkaErrorCode::TopicAlreadyExists),
-        "{again:?}"
-    );
-    ensure!(
-        bad_name == Err(RDKafkaErrorCode::InvalidTopic),
-        "{bad_name:?}"
-    );
+    ensure!(again == Err(RDKafkaErrorCode::TopicAlreadyExists), "{again:?}");
+    ensure!(bad_name == Err(RDKafkaErrorCode::InvalidTopic), "{bad_name:?}");
     ensure!(
         bad_setting == Err(RDKafkaErrorCode::InvalidConfig),
         "{bad_setting:?}"

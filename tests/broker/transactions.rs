@@ -147,10 +147,7 @@ fn consume(consumer: &BaseConsumer, records: usize) -> Result<()> {
 }
 
 pub(crate) async fn offsets_inside(target: Target) -> Result<()> {
-    let (input, output) = (
-        target.topic("input", 1).await?,
-        target.topic("output", 1).await?,
-    );
+    let (input, output) = (target.topic("input", 1).await?, target.topic("output", 1).await?);
     let plain = target.producer()?;
     for number in 0..10 {
         write(&plain, &input, 0, &number.to_string()).await?;
@@ -258,8 +255,7 @@ pub(crate) async fn fenced_by_generation(target: Target) -> Result<()> {
     })
     .await?;
 
-    let abortable =
-        matches!(&sent, Err(KafkaError::Transaction(error)) if error.txn_requires_abort());
+    let abortable = matches!(&sent, Err(KafkaError::Transaction(error)) if error.txn_requires_abort());
     ensure!(abortable, "offsets of the earlier generation: {sent:?}");
     aborted?;
     Ok(())
@@ -287,10 +283,6 @@ pub(crate) async fn timed_out(target: Target) -> Result<()> {
         }
     };
 
-    ensure!(
-        read == ["outside"],
-        "{read:?} after {:?}",
-        started.elapsed()
-    );
+    ensure!(read == ["outside"], "{read:?} after {:?}", started.elapsed());
     Ok(())
 }

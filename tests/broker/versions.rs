@@ -40,10 +40,7 @@ fn every_announced_version_is_answered_in_that_version() {
         let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
         let mut client = RawClient::connect(broker.address()).await?;
 
-        let announced = client
-            .ask(&ApiVersionsRequest::default(), 0)
-            .await?
-            .api_keys;
+        let announced = client.ask(&ApiVersionsRequest::default(), 0).await?.api_keys;
 
         ensure!(announced.len() > 20, "{} request types", announced.len());
         for api in announced {
@@ -96,9 +93,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
                 )
                 .await?;
             ok(answer.error_code)?;
-            let refused = client
-                .ask(&FindCoordinatorRequest::default(), version)
-                .await?;
+            let refused = client.ask(&FindCoordinatorRequest::default(), version).await?;
             ensure!(refused.error_code == 42, "{refused:?}");
             Ok(())
         }
@@ -121,8 +116,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
         }
         ApiKey::DeleteTopics => {
             create(client, &name).await?;
-            let request =
-                DeleteTopicsRequest::default().with_topic_names(vec![TopicName(text(&name))]);
+            let request = DeleteTopicsRequest::default().with_topic_names(vec![TopicName(text(&name))]);
             let first = client.ask(&request, version).await?.responses[0].error_code;
             let second = client.ask(&request, version).await?.responses[0].error_code;
             ensure!((first, second) == (0, 3), "{first}, {second}");
@@ -136,19 +130,14 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
                     .with_resource_name(text(name))
             };
             let asked = [(2, name.as_str()), (4, "1"), (2, "missing"), (9, "")];
-            let asked =
-                asked.map(|(kind, name)| resource(kind, name).with_configuration_keys(None));
+            let asked = asked.map(|(kind, name)| resource(kind, name).with_configuration_keys(None));
             let answer = client
                 .ask(
                     &DescribeConfigsRequest::default().with_resources(asked.into()),
                     version,
                 )
                 .await?;
-            let codes: Vec<i16> = answer
-                .results
-                .iter()
-                .map(|result| result.error_code)
-                .collect();
+            let codes: Vec<i16> = answer.results.iter().map(|result| result.error_code).collect();
             ensure!(codes == [0, 0, 3, 42], "{codes:?}");
             Ok(())
         }
@@ -188,21 +177,13 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
         ApiKey::ListOffsets => {
             create(client, &name).await?;
             produce(client, &name, 9).await?;
-            for (timestamp, offset) in [
-                (-2, 0),
-                (-1, 1),
-                (1_700_000_000_000, 0),
-                (1_800_000_000_000, -1),
-            ] {
+            for (timestamp, offset) in [(-2, 0), (-1, 1), (1_700_000_000_000, 0), (1_800_000_000_000, -1)] {
                 let partition = ListOffsetsPartition::default().with_timestamp(timestamp);
                 let topic = ListOffsetsTopic::default()
                     .with_name(TopicName(text(&name)))
                     .with_partitions(vec![partition]);
                 let answer = client
-                    .ask(
-                        &ListOffsetsRequest::default().with_topics(vec![topic]),
-                        version,
-                    )
+                    .ask(&ListOffsetsRequest::default().with_topics(vec![topic]), version)
                     .await?;
                 let found = &answer.topics[0].partitions[0];
                 ensure!(
@@ -239,10 +220,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
                     .with_protocol_name(Some(text("range")));
             }
             let synced = client.ask(&request, version).await?;
-            ensure!(
-                synced.error_code == 0 && synced.assignment == "all",
-                "{synced:?}"
-            );
+            ensure!(synced.error_code == 0 && synced.assignment == "all", "{synced:?}");
             let refused = client.ask(&request.with_generation_id(99), version).await?;
             ensure!(refused.error_code == 22, "{refused:?}");
             Ok(())
@@ -266,9 +244,8 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             if version < 3 {
                 request = request.with_member_id(joined.member_id);
             } else {
-                request = request.with_members(vec![
-                    MemberIdentity::default().with_member_id(joined.member_id),
-                ]);
+                request =
+                    request.with_members(vec![MemberIdentity::default().with_member_id(joined.member_id)]);
             }
             for expected in [0, 25] {
                 let left = client.ask(&request, version).await?;
@@ -284,10 +261,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             join(client, &name, 7).await?;
             let asked = vec![GroupId(text(&name)), GroupId(text("nobody"))];
             let answer = client
-                .ask(
-                    &DescribeGroupsRequest::default().with_groups(asked),
-                    version,
-                )
+                .ask(&DescribeGroupsRequest::default().with_groups(asked), version)
                 .await?;
             let states: Vec<&str> = answer
                 .groups
@@ -304,10 +278,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             join(client, &name, 7).await?;
             let answer = client.ask(&ListGroupsRequest::default(), version).await?;
             ensure!(
-                answer
-                    .groups
-                    .iter()
-                    .any(|group| group.group_id.as_str() == name),
+                answer.groups.iter().any(|group| group.group_id.as_str() == name),
                 "{answer:?}"
             );
             Ok(())
@@ -317,10 +288,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             let answer = client.ask(&commit_request(&name), version).await?;
             ok(answer.topics[0].partitions[0].error_code)?;
             let missing = client.ask(&commit_request("missing"), version).await?;
-            ensure!(
-                missing.topics[0].partitions[0].error_code == 3,
-                "{missing:?}"
-            );
+            ensure!(missing.topics[0].partitions[0].error_code == 3, "{missing:?}");
             Ok(())
         }
         ApiKey::OffsetFetch => {
@@ -360,8 +328,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             let first = client.ask(&request, version).await?;
             let second = client.ask(&request, version).await?;
             ensure!(
-                first.producer_id == second.producer_id
-                    && second.producer_epoch == first.producer_epoch + 1,
+                first.producer_id == second.producer_id && second.producer_epoch == first.producer_epoch + 1,
                 "{first:?} {second:?}"
             );
             let refused = client
@@ -389,8 +356,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
             let fenced = client
                 .ask(&add_partitions(&name, (producer.0, 99), &[&name]), version)
                 .await?;
-            let code = fenced.results_by_topic_v3_and_below[0].results_by_partition[0]
-                .partition_error_code;
+            let code = fenced.results_by_topic_v3_and_below[0].results_by_partition[0].partition_error_code;
             ensure!(code == if version >= 2 { 90 } else { 47 }, "{fenced:?}");
             Ok(())
         }
@@ -440,9 +406,7 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
                 .with_producer_epoch(producer.1)
                 .with_committed(true);
             let nothing_open = client.ask(&request, version).await?.error_code;
-            client
-                .ask(&add_partitions(&name, producer, &[&name]), 3)
-                .await?;
+            client.ask(&add_partitions(&name, producer, &[&name]), 3).await?;
             let committed = client.ask(&request, version).await?.error_code;
             let repeated = client.ask(&request, version).await?.error_code;
             ensure!(
@@ -475,8 +439,7 @@ async fn create(client: &mut RawClient, name: &str) -> Result<()> {
 }
 
 async fn produce(client: &mut RawClient, topic: &str, version: i16) -> Result<ProduceResponse> {
-    let partition =
-        PartitionProduceData::default().with_records(Some(batch(&[b"value"], ANYBODY)?));
+    let partition = PartitionProduceData::default().with_records(Some(batch(&[b"value"], ANYBODY)?));
     let topic = TopicProduceData::default()
         .with_name(TopicName(text(topic)))
         .with_partition_data(vec![partition]);
@@ -504,10 +467,7 @@ async fn join(client: &mut RawClient, group: &str, version: i16) -> Result<JoinG
     let mut answer = client.ask(&join_request(group), version).await?;
     if answer.error_code == MEMBER_ID_REQUIRED {
         answer = client
-            .ask(
-                &join_request(group).with_member_id(answer.member_id),
-                version,
-            )
+            .ask(&join_request(group).with_member_id(answer.member_id), version)
             .await?;
     }
     ok(answer.error_code)?;

@@ -36,27 +36,90 @@ fn cases() -> Vec<(&'static str, Bytes, Vec<Header>, &'static str)> {
         ]
     };
     vec![
-        ("no audio", Bytes::from_static(b"this is not audio, whatever the header says"), vec![header("content-type", "audio/wav")], "not_audio"),
+        (
+            "no audio",
+            Bytes::from_static(b"this is not audio, whatever the header says"),
+            vec![header("content-type", "audio/wav")],
+            "not_audio",
+        ),
         ("empty", Bytes::new(), vec![], "empty_value"),
-        ("truncated", good.slice(..good.len() / 2), vec![], "truncated_audio"),
+        (
+            "truncated",
+            good.slice(..good.len() / 2),
+            vec![],
+            "truncated_audio",
+        ),
         ("no samples", wav_of(1, 16, &[]), vec![], "no_samples"),
         ("NaN", wav_of(3, 32, &nan), vec![], "non_finite_samples"),
         ("too long", tone(41.0, 100.0), vec![], "audio_too_long"),
-        with("huge instruction", vec![header("ce_instruction", vec![b'x'; 1_000_000])], "header_too_large"),
-        with("instruction not UTF-8", vec![header("ce_instruction", vec![0xff, 0xfe])], "invalid_header"),
-        with("blank instruction", vec![header("ce_instruction", "  ")], "invalid_header"),
-        with("unknown task", vec![header("ce_task", "juggling")], "unknown_task"),
-        with("labels that are no JSON", vec![header("ce_labels", "[yes, no]")], "invalid_labels"),
+        with(
+            "huge instruction",
+            vec![header("ce_instruction", vec![b'x'; 1_000_000])],
+            "header_too_large",
+        ),
+        with(
+            "instruction not UTF-8",
+            vec![header("ce_instruction", vec![0xff, 0xfe])],
+            "invalid_header",
+        ),
+        with(
+            "blank instruction",
+            vec![header("ce_instruction", "  ")],
+            "invalid_header",
+        ),
+        with(
+            "unknown task",
+            vec![header("ce_task", "juggling")],
+            "unknown_task",
+        ),
+        with(
+            "labels that are no JSON",
+            vec![header("ce_labels", "[yes, no]")],
+            "invalid_labels",
+        ),
         with("no labels", vec![header("ce_labels", "[]")], "invalid_labels"),
-        with("a label twice", vec![header("ce_labels", "[\"a\", \"a\"]")], "invalid_labels"),
-        with("tokens below one", vec![header("ce_maxtokens", "0")], "invalid_header"),
-        with("deadline past", vec![header("ce_deadline", "2001-01-01T00:00:00Z")], "deadline_exceeded"),
-        with("deadline that is no time", vec![header("ce_deadline", "tomorrow")], "invalid_header"),
-        with("another type", vec![header("ce_type", "com.example.other")], "unsupported_type"),
-        with("content type that is none", vec![header("content-type", "audio/L16;rate=many")], "invalid_content_type"),
-        ("broken envelope", Bytes::from_static(b"{\"id\":"), vec![header("content-type", "application/cloudevents+json")], "invalid_envelope"),
+        with(
+            "a label twice",
+            vec![header("ce_labels", "[\"a\", \"a\"]")],
+            "invalid_labels",
+        ),
+        with(
+            "tokens below one",
+            vec![header("ce_maxtokens", "0")],
+            "invalid_header",
+        ),
+        with(
+            "deadline past",
+            vec![header("ce_deadline", "2001-01-01T00:00:00Z")],
+            "deadline_exceeded",
+        ),
+        with(
+            "deadline that is no time",
+            vec![header("ce_deadline", "tomorrow")],
+            "invalid_header",
+        ),
+        with(
+            "another type",
+            vec![header("ce_type", "com.example.other")],
+            "unsupported_type",
+        ),
+        with(
+            "content type that is none",
+            vec![header("content-type", "audio/L16;rate=many")],
+            "invalid_content_type",
+        ),
+        (
+            "broken envelope",
+            Bytes::from_static(b"{\"id\":"),
+            vec![header("content-type", "application/cloudevents+json")],
+            "invalid_envelope",
+        ),
         with("a chunk out of order", chunk("3"), "broken_stream"),
-        with("more positions than a slot", vec![header("ce_maxtokens", "1024")], "audio_too_long"),
+        with(
+            "more positions than a slot",
+            vec![header("ce_maxtokens", "1024")],
+            "audio_too_long",
+        ),
     ]
 }
 
@@ -69,7 +132,9 @@ async fn each_bad_record_is_a_dead_letter_with_its_reason_and_the_next_record_is
 
     for (name, value, headers, _) in &cases {
         client.request(name, "k", value.clone(), headers.clone()).await;
-        client.request(&format!("after {name}"), "k", tone(0.4, 150.0), Vec::new()).await;
+        client
+            .request(&format!("after {name}"), "k", tone(0.4, 150.0), Vec::new())
+            .await;
     }
 
     let mut letters = std::collections::BTreeMap::new();
@@ -79,11 +144,24 @@ async fn each_bad_record_is_a_dead_letter_with_its_reason_and_the_next_record_is
     }
     let answers = client.answers(cases.len()).await;
     for (name, value, headers, reason) in &cases {
-        let (found, record) = letters.get(*name).unwrap_or_else(|| panic!("`{name}` is no dead letter"));
+        let (found, record) = letters
+            .get(*name)
+            .unwrap_or_else(|| panic!("`{name}` is no dead letter"));
         assert_eq!(found, reason, "{name}");
-        assert_eq!(record.value.clone().unwrap_or_default(), *value, "{name}: the value is kept byte for byte");
-        assert_eq!(record.headers[..headers.len()], headers[..], "{name}: the headers are kept byte for byte");
-        assert!(answers.contains_key(&format!("after {name}")), "the record after `{name}` was not answered");
+        assert_eq!(
+            record.value.clone().unwrap_or_default(),
+            *value,
+            "{name}: the value is kept byte for byte"
+        );
+        assert_eq!(
+            record.headers[..headers.len()],
+            headers[..],
+            "{name}: the headers are kept byte for byte"
+        );
+        assert!(
+            answers.contains_key(&format!("after {name}")),
+            "the record after `{name}` was not answered"
+        );
     }
     sandbox.end(pipeline).await;
 }
@@ -94,12 +172,28 @@ async fn bad_labels_and_orders_are_dead_letters_too() {
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
 
-    client.label(Some(tone(0.5, 100.0)), vec![header("ce_id", "no target")]).await;
-    client.label(None, vec![header("ce_id", "nothing"), header("ce_target", "x")]).await;
     client
-        .label(None, vec![header("ce_id", "unknown"), header("ce_subject", "never-came"), header("ce_target", "x")])
+        .label(Some(tone(0.5, 100.0)), vec![header("ce_id", "no target")])
         .await;
-    client.label(Some(Bytes::from_static(b"noise")), vec![header("ce_id", "no audio"), header("ce_target", "x")]).await;
+    client
+        .label(None, vec![header("ce_id", "nothing"), header("ce_target", "x")])
+        .await;
+    client
+        .label(
+            None,
+            vec![
+                header("ce_id", "unknown"),
+                header("ce_subject", "never-came"),
+                header("ce_target", "x"),
+            ],
+        )
+        .await;
+    client
+        .label(
+            Some(Bytes::from_static(b"noise")),
+            vec![header("ce_id", "no audio"), header("ce_target", "x")],
+        )
+        .await;
     client.order("{\"command\": \"explode\"}").await;
 
     let mut found = std::collections::BTreeMap::new();
@@ -114,7 +208,10 @@ async fn bad_labels_and_orders_are_dead_letters_too() {
         ("nothing", "invalid_sample"),
         ("unknown", "unknown_subject"),
     ];
-    let found: Vec<(&str, &str)> = found.iter().map(|(id, reason)| (id.as_str(), reason.as_str())).collect();
+    let found: Vec<(&str, &str)> = found
+        .iter()
+        .map(|(id, reason)| (id.as_str(), reason.as_str()))
+        .collect();
     assert_eq!(found, expected);
     sandbox.end(pipeline).await;
 }

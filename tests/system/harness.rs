@@ -105,7 +105,9 @@ impl Sandbox {
     pub(crate) async fn client(&self) -> Client {
         let kafka = &self.settings.kafka;
         let open = |topic: String| async move {
-            Reader::open(kafka, &topic, ReadFrom::Beginning, PATIENCE).await.unwrap()
+            Reader::open(kafka, &topic, ReadFrom::Beginning, PATIENCE)
+                .await
+                .unwrap()
         };
         Client {
             sink: Sink::new(kafka).unwrap(),
@@ -177,16 +179,19 @@ impl Client {
     /// Publishes a request; records with the same key stay in order.
     pub(crate) async fn request(&self, id: &str, key: &str, audio: Bytes, mut headers: Vec<Header>) {
         headers.push(header("ce_id", id.to_owned()));
-        self.send(&self.settings.kafka.topics.requests, key, Some(audio), headers).await;
+        self.send(&self.settings.kafka.topics.requests, key, Some(audio), headers)
+            .await;
     }
 
     pub(crate) async fn label(&self, value: Option<Bytes>, headers: Vec<Header>) {
-        self.send(&self.settings.kafka.topics.labels, "labels", value, headers).await;
+        self.send(&self.settings.kafka.topics.labels, "labels", value, headers)
+            .await;
     }
 
     pub(crate) async fn order(&self, json: &str) {
         let value = Some(Bytes::from(json.to_owned()));
-        self.send(&self.settings.kafka.topics.control, "control", value, Vec::new()).await;
+        self.send(&self.settings.kafka.topics.control, "control", value, Vec::new())
+            .await;
     }
 
     /// The next answer.
@@ -202,7 +207,10 @@ impl Client {
         for _ in 0..count {
             let (answer, _) = self.answer().await;
             let id = answer.request_id.clone();
-            assert!(answers.insert(id.clone(), answer).is_none(), "request {id} was answered twice");
+            assert!(
+                answers.insert(id.clone(), answer).is_none(),
+                "request {id} was answered twice"
+            );
         }
         answers
     }
@@ -212,7 +220,10 @@ impl Client {
         let record = next(&mut self.dead_letters, "a dead letter").await;
         let headers = Headers::new(&record.headers);
         let text = |name: &str| {
-            headers.bytes(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
+            headers
+                .bytes(name)
+                .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+                .unwrap_or_default()
         };
         (text("ce_id"), text("speechverse_reason"), record)
     }

@@ -8,7 +8,12 @@ async fn label_some(client: &Client, count: usize) {
     for number in 0..count {
         let audio = tone(0.6 + 0.05 * number as f64, 120.0 + 15.0 * number as f64);
         let target = format!("sentence number {number}");
-        client.label(Some(audio), vec![header("ce_task", "asr"), header("ce_target", target)]).await;
+        client
+            .label(
+                Some(audio),
+                vec![header("ce_task", "asr"), header("ce_target", target)],
+            )
+            .await;
     }
 }
 
@@ -21,33 +26,52 @@ async fn an_ordered_cycle_makes_a_version_that_the_next_answer_names_and_no_answ
     client.request("before", "k", tone(0.5, 200.0), Vec::new()).await;
     let (before, _) = client.answer().await;
     // A correction of that answer is a sample too.
-    client.label(None, vec![header("ce_subject", "before"), header("ce_target", "hello")]).await;
+    client
+        .label(
+            None,
+            vec![header("ce_subject", "before"), header("ce_target", "hello")],
+        )
+        .await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
 
-    client.order("{\"command\": \"retrain\", \"id\": \"run-1\"}").await;
+    client
+        .order("{\"command\": \"retrain\", \"id\": \"run-1\"}")
+        .await;
     let mut number = 0;
     // A caller that goes on asking while the cycle runs and the swap happens.
     let (finished, during) = {
         let mut during = Vec::new();
         loop {
-            client.request(&format!("during-{number}"), "k", tone(0.5, 200.0), Vec::new()).await;
+            client
+                .request(&format!("during-{number}"), "k", tone(0.5, 200.0), Vec::new())
+                .await;
             number += 1;
             during.push(client.answer().await.0);
-            if during.last().is_some_and(|answer| answer.adapter != before.adapter) {
+            if during
+                .last()
+                .is_some_and(|answer| answer.adapter != before.adapter)
+            {
                 break;
             }
             assert!(number < 2_000, "the swap did not come");
         }
-        let finished = client.event(|what| matches!(what, Happening::CycleFinished { .. })).await;
+        let finished = client
+            .event(|what| matches!(what, Happening::CycleFinished { .. }))
+            .await;
         (finished, during)
     };
 
-    let Happening::CycleFinished { verdict, version, .. } = &finished.what else { unreachable!("asked for above") };
+    let Happening::CycleFinished { verdict, version, .. } = &finished.what else {
+        unreachable!("asked for above")
+    };
     assert_eq!(finished.id, "run-1");
     assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);
     assert_eq!(version.as_deref(), Some("tiny-0002"));
     assert_eq!(before.adapter, "tiny-0001");
-    let swap = during.iter().position(|answer| answer.adapter == "tiny-0002").expect("the loop ended with it");
+    let swap = during
+        .iter()
+        .position(|answer| answer.adapter == "tiny-0002")
+        .expect("the loop ended with it");
     assert!(during[..swap].iter().all(|answer| answer.adapter == "tiny-0001"));
     sandbox.end(pipeline).await;
 }
@@ -60,11 +84,15 @@ async fn a_cycle_without_enough_samples_fails_with_that_reason_and_serving_goes_
     label_some(&client, 3).await;
 
     client.order("{\"command\": \"retrain\"}").await;
-    let finished = client.event(|what| matches!(what, Happening::CycleFinished { .. })).await;
+    let finished = client
+        .event(|what| matches!(what, Happening::CycleFinished { .. }))
+        .await;
     client.request("after", "k", tone(0.5, 200.0), Vec::new()).await;
     let (answer, _) = client.answer().await;
 
-    let Happening::CycleFinished { verdict, reason, .. } = finished.what else { unreachable!("asked for above") };
+    let Happening::CycleFinished { verdict, reason, .. } = finished.what else {
+        unreachable!("asked for above")
+    };
     assert_eq!(verdict, Verdict::Failed);
     assert!(reason.contains("samples_min"), "{reason}");
     assert_eq!(answer.adapter, "tiny-0001");
@@ -77,10 +105,16 @@ async fn an_order_for_a_version_that_does_not_exist_is_refused_by_an_event() {
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
 
-    client.order("{\"command\": \"promote\", \"version\": \"tiny-0099\"}").await;
-    let refused = client.event(|what| matches!(what, Happening::CommandRefused { .. })).await;
+    client
+        .order("{\"command\": \"promote\", \"version\": \"tiny-0099\"}")
+        .await;
+    let refused = client
+        .event(|what| matches!(what, Happening::CommandRefused { .. }))
+        .await;
 
-    let Happening::CommandRefused { command, reason } = refused.what else { unreachable!("asked for above") };
+    let Happening::CommandRefused { command, reason } = refused.what else {
+        unreachable!("asked for above")
+    };
     assert_eq!(command, "promote");
     assert!(reason.contains("tiny-0099"), "{reason}");
     sandbox.end(pipeline).await;

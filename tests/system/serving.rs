@@ -17,10 +17,18 @@ async fn every_request_is_answered_once_under_its_own_key_and_names_its_adapter(
     for number in 0..12 {
         let key = format!("caller-{number}");
         client
-            .request(&format!("r{number}"), &key, tone(0.3 + 0.2 * f64::from(number), 200.0), vec![
-                header("ce_task", "asr"),
-                header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-            ])
+            .request(
+                &format!("r{number}"),
+                &key,
+                tone(0.3 + 0.2 * f64::from(number), 200.0),
+                vec![
+                    header("ce_task", "asr"),
+                    header(
+                        "traceparent",
+                        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                    ),
+                ],
+            )
             .await;
     }
 
@@ -39,8 +47,14 @@ async fn every_request_is_answered_once_under_its_own_key_and_names_its_adapter(
         assert_eq!(headers.bytes("ce_subject"), Some(answer.request_id.as_bytes()));
         assert_eq!(headers.bytes("ce_type"), Some("speechverse.result.v1".as_bytes()));
         let trace = std::str::from_utf8(headers.bytes("traceparent").unwrap()).unwrap();
-        assert!(trace.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{trace}");
-        assert!(!trace.contains("b7ad6b7169203331"), "a child span has an id of its own");
+        assert!(
+            trace.starts_with("00-0af7651916cd43dd8448eb211c80319c-"),
+            "{trace}"
+        );
+        assert!(
+            !trace.contains("b7ad6b7169203331"),
+            "a child span has an id of its own"
+        );
     }
     assert!(client.is_quiet(Duration::from_millis(500)).await);
     sandbox.end(pipeline).await;
@@ -51,15 +65,26 @@ async fn an_answer_does_not_depend_on_what_is_answered_beside_it() {
     let sandbox = Sandbox::new().await;
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
-    let clips: Vec<Bytes> = (0..6).map(|number| tone(0.5 + 0.4 * f64::from(number), 150.0 + 70.0 * f64::from(number))).collect();
+    let clips: Vec<Bytes> = (0..6)
+        .map(|number| tone(0.5 + 0.4 * f64::from(number), 150.0 + 70.0 * f64::from(number)))
+        .collect();
     let mut alone = Vec::new();
     for (number, clip) in clips.iter().enumerate() {
-        client.request(&format!("alone-{number}"), "a", clip.clone(), Vec::new()).await;
+        client
+            .request(&format!("alone-{number}"), "a", clip.clone(), Vec::new())
+            .await;
         alone.push(client.answer().await.0);
     }
 
     for (number, clip) in clips.iter().enumerate() {
-        client.request(&format!("crowd-{number}"), &format!("{number}"), clip.clone(), Vec::new()).await;
+        client
+            .request(
+                &format!("crowd-{number}"),
+                &format!("{number}"),
+                clip.clone(),
+                Vec::new(),
+            )
+            .await;
     }
     let crowd = client.answers(clips.len()).await;
 
@@ -120,8 +145,18 @@ async fn with_allowed_answers_the_answer_is_one_of_them() {
     let labels = ["turn on the light", "turn off the light", "none"];
 
     for number in 0..6 {
-        let headers = vec![header("ce_labels", serde_json::to_string(&labels).unwrap()), header("ce_maxtokens", "64")];
-        client.request(&format!("r{number}"), "k", tone(1.0, 100.0 * f64::from(number + 1)), headers).await;
+        let headers = vec![
+            header("ce_labels", serde_json::to_string(&labels).unwrap()),
+            header("ce_maxtokens", "64"),
+        ];
+        client
+            .request(
+                &format!("r{number}"),
+                "k",
+                tone(1.0, 100.0 * f64::from(number + 1)),
+                headers,
+            )
+            .await;
     }
 
     for answer in client.answers(6).await.into_values() {
@@ -141,7 +176,9 @@ async fn chunks_of_a_stream_are_answered_as_one_recording() {
     client.request("whole", "k", whole.clone(), Vec::new()).await;
     let (expected, _) = client.answer().await;
 
-    let parts: Vec<Bytes> = (0..4).map(|part| whole.slice(whole.len() * part / 4..whole.len() * (part + 1) / 4)).collect();
+    let parts: Vec<Bytes> = (0..4)
+        .map(|part| whole.slice(whole.len() * part / 4..whole.len() * (part + 1) / 4))
+        .collect();
     for (sequence, part) in parts.into_iter().enumerate() {
         let headers = vec![
             header("ce_type", "speechverse.chunk.v1"),
@@ -165,11 +202,15 @@ async fn what_was_answered_before_a_stop_is_not_answered_again_after_the_start()
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
     for number in 0..5 {
-        client.request(&format!("before-{number}"), "k", tone(0.5, 200.0), Vec::new()).await;
+        client
+            .request(&format!("before-{number}"), "k", tone(0.5, 200.0), Vec::new())
+            .await;
     }
     client.answers(5).await;
     pipeline.stop().await.unwrap();
-    client.request("while-down", "k", tone(0.5, 200.0), Vec::new()).await;
+    client
+        .request("while-down", "k", tone(0.5, 200.0), Vec::new())
+        .await;
 
     let pipeline = sandbox.start().await;
     let (answer, _) = client.answer().await;

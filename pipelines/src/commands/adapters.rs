@@ -16,7 +16,11 @@ pub(super) fn adapters(command: Adapters) -> Result<(), Failure> {
     let registry = Registry::open(dir).with_context(|| format!("adapter registry `{}`", dir.display()))?;
     let current = registry.current().context("the registry's current version")?;
     let is_current = |version: &str| current.as_deref() == Some(version);
-    let mut rows = vec![["", "version", "parent", "created", "encoder", "llm", "metrics"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["", "version", "parent", "created", "encoder", "llm", "metrics"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let mut damaged = 0;
     for manifest in registry.list().context("the registry's versions")? {
         let manifest = match manifest {
@@ -33,10 +37,17 @@ pub(super) fn adapters(command: Adapters) -> Result<(), Failure> {
             output::line(line.to_string());
             continue;
         }
-        let metrics: Vec<String> =
-            manifest.metrics.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let metrics: Vec<String> = manifest
+            .metrics
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         rows.push(vec![
-            if is_current(&manifest.version) { "*".to_owned() } else { String::new() },
+            if is_current(&manifest.version) {
+                "*".to_owned()
+            } else {
+                String::new()
+            },
             manifest.version.clone(),
             manifest.parent.clone().unwrap_or_else(|| "-".into()),
             manifest.created.clone(),

@@ -23,7 +23,10 @@ use crate::{adapters, output};
 pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
     let labels = (!args.labels.is_empty()).then(|| args.labels.clone());
-    let instruction = args.instruction.clone().unwrap_or_else(|| settings.service.default_instruction.clone());
+    let instruction = args
+        .instruction
+        .clone()
+        .unwrap_or_else(|| settings.service.default_instruction.clone());
     if instruction.trim().is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!("`--instruction` is empty")));
     }
@@ -142,14 +145,20 @@ impl Respondent {
 
     /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L, V]` over the
     /// whole prompt; and the greedy answer.
-    pub(super) fn probe(&mut self, samples: &[f32], instruction: &str) -> anyhow::Result<(Vec<(String, Tensor)>, String)> {
+    pub(super) fn probe(
+        &mut self,
+        samples: &[f32],
+        instruction: &str,
+    ) -> anyhow::Result<(Vec<(String, Tensor)>, String)> {
         let _no_grad = tch::no_grad_guard();
         let features = self.features(samples)?;
         let adapter = SpeechAdapter::from_snapshot(&self.adapter, tch::Device::Cpu, false)?;
         let frames = [features.size()[0]];
         let adapted = adapter.forward(&features.unsqueeze(0), &frames)?;
         let model = self.responder.model();
-        let prompt = model.prompts(&adapter, &features.unsqueeze(0), &frames, &[instruction])?.swap_remove(0); // [L, H]
+        let prompt = model
+            .prompts(&adapter, &features.unsqueeze(0), &frames, &[instruction])?
+            .swap_remove(0); // [L, H]
         let length = prompt.size()[0];
         let hidden = model.llm().hidden(&prompt.unsqueeze(0), &[length], None)?;
         let logits = model.llm().logits(&hidden).get(0);
@@ -167,6 +176,12 @@ impl Respondent {
         let text = self.responder.text(&finished[0].1)?;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
         let tensors = [("features", features), ("adapted", positions), ("logits", logits)];
-        Ok((tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect(), text))
+        Ok((
+            tensors
+                .into_iter()
+                .map(|(name, tensor)| (name.to_owned(), tensor))
+                .collect(),
+            text,
+        ))
     }
 }

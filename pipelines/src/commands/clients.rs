@@ -47,7 +47,11 @@ fn header(name: &str, value: impl Into<String>) -> (String, Option<Bytes>) {
 
 /// An id that no other request has: time, process and number.
 fn fresh_id(number: usize) -> String {
-    format!("cli-{}-{}-{number}", jiff::Timestamp::now().as_millisecond(), std::process::id())
+    format!(
+        "cli-{}-{}-{number}",
+        jiff::Timestamp::now().as_millisecond(),
+        std::process::id()
+    )
 }
 
 /// Audio files among the paths; folders give theirs, sorted, not deeper.
@@ -63,12 +67,19 @@ fn audio_files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         let mut inside: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| {
-                let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+                let ending = path
+                    .extension()
+                    .and_then(|ending| ending.to_str())
+                    .unwrap_or_default();
                 path.is_file() && ENDINGS.contains(&ending.to_ascii_lowercase().as_str())
             })
             .collect();
         if inside.is_empty() {
-            bail!("no audio files in `{}` (looked for {})", path.display(), ENDINGS.join(", "));
+            bail!(
+                "no audio files in `{}` (looked for {})",
+                path.display(),
+                ENDINGS.join(", ")
+            );
         }
         inside.sort();
         files.append(&mut inside);
@@ -93,7 +104,12 @@ pub(super) fn publish(args: &Publish) -> Result<(), Failure> {
     let config = kafka(&args.broker)?;
     let files = audio_files(&args.paths)?;
     let references = args.references.as_deref().map(read_references).transpose()?;
-    runtime()?.block_on(publish_files(args, &config, &files, references.unwrap_or_default()))
+    runtime()?.block_on(publish_files(
+        args,
+        &config,
+        &files,
+        references.unwrap_or_default(),
+    ))
 }
 
 async fn publish_files(
@@ -114,9 +130,20 @@ async fn publish_files(
     for (number, file) in files.iter().enumerate() {
         let audio = Bytes::from(super::read_input(file)?);
         let id = fresh_id(number);
-        let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
-        let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", "/speechverse/cli")];
-        headers.extend(args.instruction.iter().map(|text| header("ce_instruction", text.as_str())));
+        let name = file
+            .file_name()
+            .unwrap_or(file.as_os_str())
+            .to_string_lossy()
+            .into_owned();
+        let mut headers = vec![
+            header("ce_specversion", "1.0"),
+            header("ce_source", "/speechverse/cli"),
+        ];
+        headers.extend(
+            args.instruction
+                .iter()
+                .map(|text| header("ce_instruction", text.as_str())),
+        );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         if !args.labels.is_empty() {
             let labels = serde_json::to_string(&args.labels).context("labels are always JSON")?;
@@ -136,7 +163,9 @@ async fn publish_files(
     }
     bar.finish_and_clear();
     tracing::info!(requests = sent.len(), topic = %config.topics.requests, "published");
-    let Some(replies) = &mut replies else { return Ok(()) };
+    let Some(replies) = &mut replies else {
+        return Ok(());
+    };
     let limit = Duration::from_secs(args.timeout);
     let outcomes = replies.collect(&sent, limit, |answer| {
         if args.json {
@@ -154,7 +183,10 @@ async fn publish_files(
             tracing::error!(file = %sent[id].name, reason, "could not be answered");
         }
     }
-    let answered = outcomes.values().filter(|outcome| matches!(outcome, Outcome::Answer(..))).count();
+    let answered = outcomes
+        .values()
+        .filter(|outcome| matches!(outcome, Outcome::Answer(..)))
+        .count();
     if answered < sent.len() {
         let missing = sent.len() - answered;
         return Err(anyhow::anyhow!("{missing} of {} requests were not answered", sent.len()).into());
@@ -175,7 +207,9 @@ async fn send(
         value,
         headers,
     };
-    sink.send(record).await.with_context(|| format!("cannot publish to `{topic}`"))?;
+    sink.send(record)
+        .await
+        .with_context(|| format!("cannot publish to `{topic}`"))?;
     Ok(())
 }
 
@@ -283,7 +317,9 @@ impl Replies {
 fn answer_of(record: &Record) -> Option<Answer> {
     let value = record.value.as_ref()?;
     serde_json::from_slice(value)
-        .inspect_err(|error| tracing::warn!(%error, offset = record.receipt.offset, "not an answer of this version"))
+        .inspect_err(
+            |error| tracing::warn!(%error, offset = record.receipt.offset, "not an answer of this version"),
+        )
         .ok()
 }
 
@@ -298,10 +334,19 @@ struct Reference {
 fn read_references(path: &Path) -> anyhow::Result<HashMap<String, String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut references = HashMap::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
         let reference: Reference = serde_json::from_str(line)
             .with_context(|| format!("`{}`, line {}: not a manifest line", path.display(), number + 1))?;
-        let name = reference.audio_filepath.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = reference
+            .audio_filepath
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         references.insert(name, reference.text);
     }
     Ok(references)
@@ -311,7 +356,14 @@ fn read_references(path: &Path) -> anyhow::Result<HashMap<String, String>> {
 fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
     let mut requests: Vec<(&String, &Sent)> = sent.iter().collect();
     requests.sort_by(|one, other| one.1.name.cmp(&other.1.name));
-    let heading = ["clip", "instruction", "answer", "reference", "audio s", "latency s"];
+    let heading = [
+        "clip",
+        "instruction",
+        "answer",
+        "reference",
+        "audio s",
+        "latency s",
+    ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let mut pairs = Vec::new();
     let mut adapters = std::collections::BTreeSet::new();
@@ -321,10 +373,25 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
             Some(Outcome::Answer(answer, latency)) => {
                 adapters.insert(answer.adapter.clone());
                 let seconds = format!("{:.1}", answer.audio_seconds);
-                (answer.instruction.clone(), answer.text.clone(), seconds, format!("{:.2}", latency.as_secs_f64()))
+                (
+                    answer.instruction.clone(),
+                    answer.text.clone(),
+                    seconds,
+                    format!("{:.2}", latency.as_secs_f64()),
+                )
             }
-            Some(Outcome::DeadLetter(reason)) => (String::new(), format!("(dead letter) {reason}"), String::new(), String::new()),
-            None => (String::new(), "(no answer)".to_owned(), String::new(), String::new()),
+            Some(Outcome::DeadLetter(reason)) => (
+                String::new(),
+                format!("(dead letter) {reason}"),
+                String::new(),
+                String::new(),
+            ),
+            None => (
+                String::new(),
+                "(no answer)".to_owned(),
+                String::new(),
+                String::new(),
+            ),
         };
         if !reference.is_empty() {
             pairs.push((plain(&reference), plain(&text)));
@@ -339,12 +406,19 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
         ]);
     }
     output::table(&rows, &[4, 5]);
-    let errors = corpus_errors(pairs.iter().map(|(reference, text)| (reference.as_str(), text.as_str())));
+    let errors = corpus_errors(
+        pairs
+            .iter()
+            .map(|(reference, text)| (reference.as_str(), text.as_str())),
+    );
     let adapters: Vec<String> = adapters.into_iter().collect();
     output::line(format!(
         "{} requests, {} answered by {}; word error rate {:.1} % over {} clips (lower case, no punctuation)",
         sent.len(),
-        outcomes.values().filter(|outcome| matches!(outcome, Outcome::Answer(..))).count(),
+        outcomes
+            .values()
+            .filter(|outcome| matches!(outcome, Outcome::Answer(..)))
+            .count(),
         adapters.join(", "),
         100.0 * errors.rate(),
         pairs.len()
@@ -358,15 +432,32 @@ pub(super) fn results(args: &Results) -> Result<(), Failure> {
             .await
             .context("cannot read answers")?;
         loop {
-            match reader.next(Duration::from_secs(10)).await.context("cannot read answers")? {
+            match reader
+                .next(Duration::from_secs(10))
+                .await
+                .context("cannot read answers")?
+            {
                 Read::Record(record) => {
-                    let Some(answer) = answer_of(&record) else { continue };
+                    let Some(answer) = answer_of(&record) else {
+                        continue;
+                    };
                     if args.json {
                         output::line(serde_json::to_string(&answer).unwrap_or_default());
                     } else {
-                        let flags: Vec<String> = answer.flags.iter().map(|flag| format!("{flag:?}").to_lowercase()).collect();
-                        let flags = if flags.is_empty() { String::new() } else { format!(" [{}]", flags.join(" ")) };
-                        output::line(format!("{} {}: {}{flags}", answer.request_id, answer.adapter, answer.text));
+                        let flags: Vec<String> = answer
+                            .flags
+                            .iter()
+                            .map(|flag| format!("{flag:?}").to_lowercase())
+                            .collect();
+                        let flags = if flags.is_empty() {
+                            String::new()
+                        } else {
+                            format!(" [{}]", flags.join(" "))
+                        };
+                        output::line(format!(
+                            "{} {}: {}{flags}",
+                            answer.request_id, answer.adapter, answer.text
+                        ));
                     }
                 }
                 Read::CaughtUp if !args.follow => return Ok(()),
@@ -387,8 +478,15 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let sink = Sink::new(&config).context("Kafka producer")?;
         let id = fresh_id(0);
-        let mut headers = vec![header("ce_id", id.as_str()), header("ce_target", args.target.as_str())];
-        headers.extend(args.instruction.iter().map(|text| header("ce_instruction", text.as_str())));
+        let mut headers = vec![
+            header("ce_id", id.as_str()),
+            header("ce_target", args.target.as_str()),
+        ];
+        headers.extend(
+            args.instruction
+                .iter()
+                .map(|text| header("ce_instruction", text.as_str())),
+        );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         let value = match (&args.file, &args.request) {
             (Some(file), _) => Some(Bytes::from(super::read_input(file)?)),
@@ -396,7 +494,11 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
                 headers.push(header("ce_subject", request.as_str()));
                 None
             }
-            (None, None) => return Err(Failure::Usage(anyhow::anyhow!("name a file, or a request with `--request`"))),
+            (None, None) => {
+                return Err(Failure::Usage(anyhow::anyhow!(
+                    "name a file, or a request with `--request`"
+                )));
+            }
         };
         send(&sink, &config.topics.labels, &id, value, headers).await?;
         output::line(&id);
@@ -417,8 +519,17 @@ pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
         };
         let sink = Sink::new(&config).context("Kafka producer")?;
         let run = fresh_id(0);
-        let order = Command::Retrain { id: Some(run.clone()) };
-        send(&sink, &config.topics.control, &run, Some(Bytes::from(order.to_json())), Vec::new()).await?;
+        let order = Command::Retrain {
+            id: Some(run.clone()),
+        };
+        send(
+            &sink,
+            &config.topics.control,
+            &run,
+            Some(Bytes::from(order.to_json())),
+            Vec::new(),
+        )
+        .await?;
         output::line(format!("ordered {run}"));
         let Some(events) = &mut events else { return Ok(()) };
         follow(events, &run, Duration::from_secs(args.timeout)).await
@@ -431,10 +542,20 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(anyhow::anyhow!("`{run}` did not end within {} s; it may still go on", limit.as_secs()).into());
+            return Err(anyhow::anyhow!(
+                "`{run}` did not end within {} s; it may still go on",
+                limit.as_secs()
+            )
+            .into());
         }
-        let Read::Record(record) = events.next(left).await.context("cannot follow the run")? else { continue };
-        let Some(event) = record.value.as_deref().and_then(|value| serde_json::from_slice::<Event>(value).ok()) else {
+        let Read::Record(record) = events.next(left).await.context("cannot follow the run")? else {
+            continue;
+        };
+        let Some(event) = record
+            .value
+            .as_deref()
+            .and_then(|value| serde_json::from_slice::<Event>(value).ok())
+        else {
             continue;
         };
         if event.id != run {
@@ -442,7 +563,10 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
         }
         output::line(serde_json::to_string(&event).unwrap_or_default());
         match event.what {
-            Happening::CycleFinished { verdict: Verdict::Promoted, .. } => return Ok(()),
+            Happening::CycleFinished {
+                verdict: Verdict::Promoted,
+                ..
+            } => return Ok(()),
             Happening::CycleFinished { verdict, reason, .. } => {
                 return Err(anyhow::anyhow!("the cycle ended as {}: {reason}", verdict.as_str()).into());
             }

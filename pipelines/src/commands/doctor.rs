@@ -61,15 +61,22 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
     }
     let threads = configure_threads(settings.model.threads);
     let policy = std::env::var("OMP_WAIT_POLICY").unwrap_or_else(|_| "default".into());
-    report.good("threads", format!("{threads} for one operation, OpenMP waits by policy {policy}"));
+    report.good(
+        "threads",
+        format!("{threads} for one operation, OpenMP waits by policy {policy}"),
+    );
     match TaskTable::load(&settings.service.tasks_dir) {
         Ok(tasks) => report.good("tasks", tasks.names().collect::<Vec<_>>().join(", ")),
         Err(error) => report.bad("tasks", error),
     }
-    for (role, folder) in [("encoder", &settings.model.encoder), ("language model", &settings.model.llm)] {
+    for (role, folder) in [
+        ("encoder", &settings.model.encoder),
+        ("language model", &settings.model.llm),
+    ] {
         check_model(&mut report, role, folder);
     }
-    match adapters::identities(&settings).and_then(|identities| adapters::open(&settings, None, &identities)) {
+    match adapters::identities(&settings).and_then(|identities| adapters::open(&settings, None, &identities))
+    {
         Ok((_, loaded)) => report.good("adapter", &loaded.manifest.version),
         Err(error) => report.bad("adapter", format!("{error:#}")),
     }
@@ -79,9 +86,17 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
         match runtime()?.block_on(broker_metadata(&settings.kafka, Duration::from_secs(5))) {
             Ok(cluster) => report.good(
                 "broker",
-                format!("{} brokers, {} topics, answered in {:?}", cluster.brokers.len(), cluster.topics.len(), cluster.answered_in),
+                format!(
+                    "{} brokers, {} topics, answered in {:?}",
+                    cluster.brokers.len(),
+                    cluster.topics.len(),
+                    cluster.answered_in
+                ),
             ),
-            Err(error) => report.note("broker", format!("{error} (needed by `serve` unless `--embedded-broker`)")),
+            Err(error) => report.note(
+                "broker",
+                format!("{error} (needed by `serve` unless `--embedded-broker`)"),
+            ),
         }
     }
     match report.problems {
@@ -93,7 +108,10 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
 
 fn check_model(report: &mut Report, role: &str, folder: &Path) {
     match speechverse::weights::Checkpoint::open(folder) {
-        Ok(checkpoint) => report.good(role, format!("{}, {} tensors", folder.display(), checkpoint.tensors().count())),
+        Ok(checkpoint) => report.good(
+            role,
+            format!("{}, {} tensors", folder.display(), checkpoint.tensors().count()),
+        ),
         Err(error) => report.bad(role, format!("{error}; get the demo models with `models fetch`")),
     }
 }

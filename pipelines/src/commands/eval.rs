@@ -27,7 +27,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
         lora: None,
     };
     let version = loaded.adapter.version();
-    let mut rows = vec![["manifest", "clips", "words", "WER %", "audio s", "seconds"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["manifest", "clips", "words", "WER %", "audio s", "seconds"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let mut unreadable = 0;
     for path in &args.manifests {
         let result = one(path, args, &networks, &learned).with_context(|| path.display().to_string())?;
@@ -35,7 +39,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
             tracing::error!("{reason}");
         }
         unreadable += result.unreadable.len();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if args.json {
             let words = result.rows.iter().map(|row| row.words).sum::<u64>();
             output::line(
@@ -59,11 +67,16 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     if !args.json {
         output::table(&rows, &[1, 2, 3, 4, 5]);
         let how = if args.by_ctc { "CTC head" } else { "language model" };
-        output::line(format!("adapter {version}, {how}, {}, case and punctuation not counted", networks.placement));
+        output::line(format!(
+            "adapter {version}, {how}, {}, case and punctuation not counted",
+            networks.placement
+        ));
     }
     match unreadable {
         0 => Ok(()),
-        unreadable => Err(anyhow::anyhow!("{unreadable} recordings could not be read and are in no figure").into()),
+        unreadable => {
+            Err(anyhow::anyhow!("{unreadable} recordings could not be read and are in no figure").into())
+        }
     }
 }
 
@@ -88,5 +101,12 @@ fn one(path: &Path, args: &Eval, networks: &Networks, learned: &Learned) -> anyh
             output::line(serde_json::to_string(row).unwrap_or_default());
         }
     };
-    Ok(evaluate(networks, learned, &prepared.samples, &options, &Control::new(), &mut { show })?)
+    Ok(evaluate(
+        networks,
+        learned,
+        &prepared.samples,
+        &options,
+        &Control::new(),
+        &mut { show },
+    )?)
 }

@@ -65,7 +65,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 /// The runtime of commands that wait for other machines.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     use anyhow::Context;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 /// Reads a file, or standard input for `-`.
@@ -75,7 +78,10 @@ fn read_input(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     use anyhow::Context;
     if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut bytes)
+            .context("cannot read standard input")?;
         return Ok(bytes);
     }
     std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))

@@ -50,20 +50,35 @@ fn inspect(dir: &Path) -> Result<(), Failure> {
         rows.push(vec![tensor.name, tensor.dtype, format!("{:?}", tensor.shape)]);
     }
     output::table(&rows, &[]);
-    output::line(format!("{} tensors, {:.1} million numbers", rows.len() - 1, numbers as f64 / 1e6));
+    output::line(format!(
+        "{} tensors, {:.1} million numbers",
+        rows.len() - 1,
+        numbers as f64 / 1e6
+    ));
     Ok(())
 }
 
 fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
     let cache = std::env::var_os("SPEECHVERSE_CACHE").map_or_else(|| PathBuf::from(".cache"), PathBuf::from);
-    let names = if all { available_models().into_iter().map(|model| model.name.to_string()).collect() } else { names.to_vec() };
+    let names = if all {
+        available_models()
+            .into_iter()
+            .map(|model| model.name.to_string())
+            .collect()
+    } else {
+        names.to_vec()
+    };
     let fetched = import::fetch(&names, dir, &cache, &mut |step| match step {
         FetchProgress::Importing { .. } => {}
         step => tracing::info!("{step:?}"),
     })
     .context("models were not fetched")?;
     for model in fetched {
-        let how = if model.imported.is_some() { "imported" } else { "in place" };
+        let how = if model.imported.is_some() {
+            "imported"
+        } else {
+            "in place"
+        };
         output::line(format!("{}: {how}", model.folder.display()));
     }
     Ok(())

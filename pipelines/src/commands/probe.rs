@@ -28,11 +28,15 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
                 WindowChoice::Clip => Window::Clip,
             };
             let samples = read_audio(&audio)?;
-            write(&probe::encoder(&model, &samples, window).context("cannot probe the encoder")?, &out)
+            write(
+                &probe::encoder(&model, &samples, window).context("cannot probe the encoder")?,
+                &out,
+            )
         }
-        Probe::Llm { model, ids, out } => {
-            write(&probe_llm::llm(&model, &ids).context("cannot probe the language model")?, &out)
-        }
+        Probe::Llm { model, ids, out } => write(
+            &probe_llm::llm(&model, &ids).context("cannot probe the language model")?,
+            &out,
+        ),
         Probe::SpeechLlm {
             config,
             audio,
@@ -44,7 +48,9 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
             settings.model.precision = PrecisionChoice::F32;
             let samples = read_audio(&audio)?;
             let mut respondent = Respondent::open(&settings, None)?;
-            let (tensors, text) = respondent.probe(&samples, &instruction).context("cannot probe the joined model")?;
+            let (tensors, text) = respondent
+                .probe(&samples, &instruction)
+                .context("cannot probe the joined model")?;
             write(&tensors, &out)?;
             output::line(text);
             Ok(())
@@ -55,7 +61,8 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
 /// Reads an audio file as the pipeline would: mono, 16 kHz.
 pub(super) fn read_audio(path: &Path) -> anyhow::Result<Vec<f32>> {
     let bytes = super::read_input(path)?;
-    let waveform = decode(&bytes, None, &AudioLimits::default()).with_context(|| path.display().to_string())?;
+    let waveform =
+        decode(&bytes, None, &AudioLimits::default()).with_context(|| path.display().to_string())?;
     Ok(waveform.samples)
 }
 

@@ -43,7 +43,10 @@ pub(super) fn train(args: &Train) -> Result<(), Failure> {
 /// The first SIGINT or SIGTERM ends the run after the present step, with a checkpoint; the second at once.
 fn stop_on_signal(control: &Control) -> Result<(), Failure> {
     let control = control.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -68,7 +71,11 @@ struct View {
 impl View {
     fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        let bar = if terminal {
+            ProgressBar::no_length()
+        } else {
+            ProgressBar::hidden()
+        };
         let style = ProgressStyle::with_template("{elapsed_precise} {msg}").expect("a constant template");
         bar.set_style(style);
         bar.enable_steady_tick(Duration::from_secs(1));

@@ -119,9 +119,7 @@ impl Group {
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &Member)> {
-        self.members
-            .iter()
-            .map(|(id, member)| (id.as_str(), member))
+        self.members.iter().map(|(id, member)| (id.as_str(), member))
     }
 
     pub(super) fn places_taken(&self) -> usize {
@@ -167,9 +165,7 @@ impl Group {
                     .insert(member_id.clone(), now + as_what.session_timeout);
                 return Ok(JoinStep::ComeBack(member_id));
             }
-        } else if self.expected.remove(&member_id).is_none()
-            && !self.members.contains_key(&member_id)
-        {
+        } else if self.expected.remove(&member_id).is_none() && !self.members.contains_key(&member_id) {
             return Err(ResponseError::UnknownMemberId);
         }
         Ok(JoinStep::Wait(self.admit(member_id, as_what, now)))
@@ -328,11 +324,7 @@ impl Group {
     ///
     /// # Errors
     /// `UnknownMemberId`, `IllegalGeneration`.
-    pub(crate) fn check_member(
-        &self,
-        member_id: &str,
-        generation: i32,
-    ) -> Result<(), ResponseError> {
+    pub(crate) fn check_member(&self, member_id: &str, generation: i32) -> Result<(), ResponseError> {
         if !self.members.contains_key(member_id) {
             return Err(ResponseError::UnknownMemberId);
         }

@@ -129,8 +129,7 @@ impl Member {
     /// Whether it has been silent for too long. Whoever waits for an answer is not silent.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         let waiting = self.is_joining() || self.is_syncing();
-        !waiting
-            && now.saturating_duration_since(self.last_heard) > self.introduction.session_timeout
+        !waiting && now.saturating_duration_since(self.last_heard) > self.introduction.session_timeout
     }
 
     pub(super) fn answer_join(&mut self, answer: Result<Joined, ResponseError>) {

@@ -44,21 +44,14 @@ impl Groups {
     ///
     /// # Errors
     /// `InvalidGroupId` for an empty id, `GroupMaxSizeReached` when no group can be forgotten for it.
-    pub(crate) fn get_or_create(
-        &mut self,
-        id: &str,
-        now: Instant,
-    ) -> Result<&mut Group, ResponseError> {
+    pub(crate) fn get_or_create(&mut self, id: &str, now: Instant) -> Result<&mut Group, ResponseError> {
         if id.is_empty() {
             return Err(ResponseError::InvalidGroupId);
         }
         if !self.by_id.contains_key(id) && self.by_id.len() >= GROUPS_MAX {
             self.forget_longest_idle()?;
         }
-        Ok(self
-            .by_id
-            .entry(id.to_owned())
-            .or_insert_with(|| Group::new(now)))
+        Ok(self.by_id.entry(id.to_owned()).or_insert_with(|| Group::new(now)))
     }
 
     /// A member id that no other member has.

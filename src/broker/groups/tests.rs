@@ -108,11 +108,7 @@ fn the_first_member_waits_a_moment_for_company_and_leads() {
 
     assert!(too_soon);
     assert_eq!(
-        (
-            joined.leader.as_str(),
-            joined.members.len(),
-            joined.protocol
-        ),
+        (joined.leader.as_str(), joined.members.len(), joined.protocol),
         ("a", 1, text("range"))
     );
 }
@@ -167,10 +163,7 @@ fn a_member_that_lives_but_does_not_come_back_is_left_behind_at_the_deadline() {
     group.sweep(start + REBALANCE);
 
     assert_eq!((joined(a).members.len(), joined(c).generation), (2, 2));
-    assert_eq!(
-        group.heartbeat("b", 1, now),
-        Err(ResponseError::UnknownMemberId)
-    );
+    assert_eq!(group.heartbeat("b", 1, now), Err(ResponseError::UnknownMemberId));
 }
 
 #[test]
@@ -197,19 +190,13 @@ fn followers_that_wait_for_a_leader_who_dies_are_told_to_join_again() {
     );
     let now = start + PAUSE;
     group.sweep(now);
-    assert_eq!(
-        (joined(a).leader, joined(b).generation),
-        ("a".to_owned(), 1)
-    );
+    assert_eq!((joined(a).leader, joined(b).generation), ("a".to_owned(), 1));
     let follower = group.sync("b", 1, vec![], now).unwrap();
 
     group.sweep(now + SESSION + PAUSE);
 
     assert_eq!(synced(follower), Err(ResponseError::RebalanceInProgress));
-    assert!(matches!(
-        group.phase(),
-        Phase::Gathering { first: false, .. }
-    ));
+    assert!(matches!(group.phase(), Phase::Gathering { first: false, .. }));
 }
 
 #[test]
@@ -228,9 +215,7 @@ fn a_follower_that_comes_back_unchanged_gets_the_same_answer_and_a_leader_a_new_
 fn strangers_and_the_past_are_refused() {
     let (mut group, now) = group_of_two();
 
-    let stranger = group
-        .join(known("x"), consumer(&["range"]), now)
-        .unwrap_err();
+    let stranger = group.join(known("x"), consumer(&["range"]), now).unwrap_err();
     let other_strategy = group
         .join(newcomer("y"), consumer(&["roundrobin"]), now)
         .unwrap_err();
@@ -242,10 +227,7 @@ fn strangers_and_the_past_are_refused() {
     assert_eq!(other_strategy, ResponseError::InconsistentGroupProtocol);
     assert_eq!(
         (past, commit_past),
-        (
-            ResponseError::IllegalGeneration,
-            ResponseError::IllegalGeneration
-        )
+        (ResponseError::IllegalGeneration, ResponseError::IllegalGeneration)
     );
     assert_eq!(commit_without_membership, ResponseError::UnknownMemberId);
     assert_eq!(group.phase(), Phase::Stable, "nobody was disturbed");
@@ -277,14 +259,11 @@ fn an_id_is_given_first_to_those_who_must_come_back_and_holds_for_a_session() {
 fn most_votes_choose_the_strategy_among_those_that_all_know() {
     let start = Instant::now();
     let mut group = Group::new(start);
-    let mut come = |id: &str, protocols: &[&'static str]| match group.join(
-        newcomer(id),
-        consumer(protocols),
-        start,
-    ) {
-        Ok(JoinStep::Wait(answer)) => answer,
-        other => panic!("not waiting: {other:?}"),
-    };
+    let mut come =
+        |id: &str, protocols: &[&'static str]| match group.join(newcomer(id), consumer(protocols), start) {
+            Ok(JoinStep::Wait(answer)) => answer,
+            other => panic!("not waiting: {other:?}"),
+        };
 
     let first = come("a", &["private", "range", "sticky"]);
     let _b = come("b", &["sticky", "range"]);
@@ -341,17 +320,13 @@ fn one_group_too_many_takes_the_place_of_the_longest_unused() {
     let mut groups = Groups::default();
     for number in 0..GROUPS_MAX {
         let now = start + Duration::from_millis(number as u64);
-        let group = groups
-            .get_or_create(&format!("group {number}"), now)
-            .unwrap();
+        let group = groups.get_or_create(&format!("group {number}"), now).unwrap();
         group.offsets.set("topic", 0, CommittedOffset::new(1, None));
     }
 
     groups.get_or_create("another", start + PAUSE * 10).unwrap();
 
     assert!(
-        groups.get("group 0").is_none()
-            && groups.get("group 1").is_some()
-            && groups.get("another").is_some()
+        groups.get("group 0").is_none() && groups.get("group 1").is_some() && groups.get("another").is_some()
     );
 }

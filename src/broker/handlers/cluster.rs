@@ -6,8 +6,8 @@ use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{
-    ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest,
-    MetadataResponse, TopicName,
+    ApiVersionsResponse, FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse,
+    TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 
@@ -31,11 +31,7 @@ pub(super) fn api_versions(error: ResponseError) -> ApiVersionsResponse {
 }
 
 /// The broker and its topics; topics that are missing are made when the client allows it.
-pub(super) fn metadata(
-    broker: &Shared,
-    request: &MetadataRequest,
-    version: i16,
-) -> MetadataResponse {
+pub(super) fn metadata(broker: &Shared, request: &MetadataRequest, version: i16) -> MetadataResponse {
     const SINCE_CLUSTER_ID: i16 = 2;
     const SINCE_CREATION_CHOICE: i16 = 4;
     let mut state = broker.lock();
@@ -56,13 +52,7 @@ pub(super) fn metadata(
         ),
         _ => None,
     };
-    let names = asked.unwrap_or_else(|| {
-        state
-            .topics
-            .iter()
-            .map(|(name, _)| name.to_owned())
-            .collect()
-    });
+    let names = asked.unwrap_or_else(|| state.topics.iter().map(|(name, _)| name.to_owned()).collect());
     let topics = names
         .into_iter()
         .map(|name| describe_topic(&mut state, broker, name, create))
@@ -76,20 +66,14 @@ pub(super) fn metadata(
         .with_controller_id(BROKER_ID)
         .with_topics(topics);
     if version >= SINCE_CLUSTER_ID {
-        response =
-            response.with_cluster_id(Some(StrBytes::from_static_str("speechverse-embedded")));
+        response = response.with_cluster_id(Some(StrBytes::from_static_str("speechverse-embedded")));
     }
     response
 }
 
-fn describe_topic(
-    state: &mut State,
-    broker: &Shared,
-    name: String,
-    create: bool,
-) -> MetadataResponseTopic {
-    let described = MetadataResponseTopic::default()
-        .with_name(Some(TopicName(StrBytes::from_string(name.clone()))));
+fn describe_topic(state: &mut State, broker: &Shared, name: String, create: bool) -> MetadataResponseTopic {
+    let described =
+        MetadataResponseTopic::default().with_name(Some(TopicName(StrBytes::from_string(name.clone()))));
     let found = match state.topics.get(&name) {
         Some(topic) => Ok(topic.partition_count()),
         None if create => state
@@ -104,9 +88,7 @@ fn describe_topic(
         None => Err(ResponseError::UnknownTopicOrPartition),
     };
     match found {
-        Ok(partitions) => {
-            described.with_partitions((0..partitions).map(describe_partition).collect())
-        }
+        Ok(partitions) => described.with_partitions((0..partitions).map(describe_partition).collect()),
         Err(error) => described.with_error_code(error.code()),
     }
 }
@@ -132,7 +114,8 @@ pub(super) fn find_coordinator(
             .with_error_code(ResponseError::InvalidRequest.code())
             .with_node_id((-1).into());
         if version >= SINCE_MESSAGE {
-            let message = "the embedded broker coordinates groups and transactional ids, by a name that is not empty";
+            let message =
+                "the embedded broker coordinates groups and transactional ids, by a name that is not empty";
             response = response.with_error_message(Some(StrBytes::from_static_str(message)));
         }
         return response;

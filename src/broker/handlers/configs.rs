@@ -32,11 +32,7 @@ pub(super) fn describe(
     DescribeConfigsResponse::default().with_results(results.collect())
 }
 
-fn describe_one(
-    broker: &Shared,
-    resource: &DescribeConfigsResource,
-    version: i16,
-) -> DescribeConfigsResult {
+fn describe_one(broker: &Shared, resource: &DescribeConfigsResource, version: i16) -> DescribeConfigsResult {
     let result = DescribeConfigsResult::default()
         .with_resource_type(resource.resource_type)
         .with_resource_name(resource.resource_name.clone());
@@ -52,10 +48,7 @@ fn describe_one(
             };
             (topic.settings.shown(&broker.config), WRITTEN_FOR_TOPIC)
         }
-        BROKER
-            if [String::new(), BROKER_ID.to_string()]
-                .contains(&resource.resource_name.to_string()) =>
-        {
+        BROKER if [String::new(), BROKER_ID.to_string()].contains(&resource.resource_name.to_string()) => {
             (broker_settings(broker), WRITTEN_FOR_BROKER)
         }
         _ => {
@@ -83,11 +76,7 @@ fn entry(shown: Shown, written_source: i8, version: i16) -> DescribeConfigsResou
     let entry = DescribeConfigsResourceResult::default()
         .with_name(StrBytes::from_static_str(shown.name))
         .with_value(Some(StrBytes::from_string(shown.value)))
-        .with_config_source(if shown.written {
-            written_source
-        } else {
-            BY_DEFAULT
-        });
+        .with_config_source(if shown.written { written_source } else { BY_DEFAULT });
     if version >= SINCE_TYPE {
         entry.with_config_type(TEXT)
     } else {

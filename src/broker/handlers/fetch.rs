@@ -5,9 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::FetchPartition;
-use kafka_protocol::messages::fetch_response::{
-    AbortedTransaction, FetchableTopicResponse, PartitionData,
-};
+use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 use tokio::time::{Instant, timeout_at};
 
@@ -19,11 +17,9 @@ use crate::broker::state::{Shared, State};
 pub(super) async fn fetch(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 {
         // Sessions are never opened here, so this one is somebody else's; the client then sends whole requests.
-        return FetchResponse::default()
-            .with_error_code(ResponseError::FetchSessionIdNotFound.code());
+        return FetchResponse::default().with_error_code(ResponseError::FetchSessionIdNotFound.code());
     }
-    let patience =
-        Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(FETCH_WAIT_MAX);
+    let patience = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(FETCH_WAIT_MAX);
     let deadline = Instant::now() + patience;
     loop {
         let news = broker.news.notified();
@@ -54,9 +50,7 @@ fn is_ready(state: &State, request: &FetchRequest) -> bool {
             let readable = state
                 .topics
                 .partition(topic.topic.as_str(), partition.partition)
-                .and_then(|log| {
-                    log.readable(partition.fetch_offset, committed_only(request), enough)
-                });
+                .and_then(|log| log.readable(partition.fetch_offset, committed_only(request), enough));
             match readable {
                 Ok(more) => bytes += more,
                 Err(_) => return true,
@@ -93,8 +87,7 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
                     .topics
                     .partition(topic.topic.as_str(), partition.partition)
                     .map(|log| look(log, partition, committed_only(request), room, nothing_yet));
-                let looked =
-                    looked.unwrap_or_else(|error| Found::nothing(partition.partition, error));
+                let looked = looked.unwrap_or_else(|error| Found::nothing(partition.partition, error));
                 if let Ok(slice) = &looked.result {
                     room = room.saturating_sub(slice.len);
                     nothing_yet &= slice.batches.is_empty();
@@ -115,16 +108,8 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn look(
-    log: &PartitionLog,
-    asked: &FetchPartition,
-    committed_only: bool,
-    room: usize,
-    first: bool,
-) -> Found {
-    let most = usize::try_from(asked.partition_max_bytes)
-        .unwrap_or(0)
-        .min(room);
+fn look(log: &PartitionLog, asked: &FetchPartition, committed_only: bool, room: usize, first: bool) -> Found {
+    let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).min(room);
     Found {
         partition: asked.partition,
         result: log.read(asked.fetch_offset, committed_only, most, first),
@@ -168,8 +153,7 @@ fn describe(found: Found, committed_only: bool, version: i16) -> PartitionData {
             .with_records(Some(Bytes::new())),
         Ok(slice) => {
             if committed_only {
-                data = data
-                    .with_aborted_transactions(Some(slice.aborted.iter().map(aborted).collect()));
+                data = data.with_aborted_transactions(Some(slice.aborted.iter().map(aborted).collect()));
             }
             data.with_records(Some(join(slice)))
         }

@@ -10,11 +10,7 @@ use crate::broker::log::partition::PartitionLog;
 use crate::broker::state::Shared;
 
 /// Answers which offset belongs to which time.
-pub(super) fn list(
-    broker: &Shared,
-    request: &ListOffsetsRequest,
-    version: i16,
-) -> ListOffsetsResponse {
+pub(super) fn list(broker: &Shared, request: &ListOffsetsRequest, version: i16) -> ListOffsetsResponse {
     const SINCE_EPOCH: i16 = 4;
     const READ_COMMITTED: i8 = 1;
     let committed_only = request.isolation_level == READ_COMMITTED;
@@ -48,11 +44,7 @@ pub(super) fn list(
 /// No offset, no time.
 const NOTHING: i64 = -1;
 
-fn find(
-    log: &PartitionLog,
-    timestamp: i64,
-    committed_only: bool,
-) -> Result<(i64, i64), ResponseError> {
+fn find(log: &PartitionLog, timestamp: i64, committed_only: bool) -> Result<(i64, i64), ResponseError> {
     const LATEST: i64 = -1;
     const EARLIEST: i64 = -2;
     match timestamp {

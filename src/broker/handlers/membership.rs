@@ -38,10 +38,7 @@ pub(super) async fn join(
         ),
         Ok(JoinStep::Wait(answer)) => {
             // A sender that is gone without a word means that the member asked again elsewhere.
-            match answer
-                .await
-                .unwrap_or(Err(ResponseError::RebalanceInProgress))
-            {
+            match answer.await.unwrap_or(Err(ResponseError::RebalanceInProgress)) {
                 Ok(joined) => describe_join(joined, version),
                 Err(error) => refuse_join(error, request.member_id, version),
             }
@@ -156,16 +153,10 @@ fn refuse_join(error: ResponseError, member_id: StrBytes, version: i16) -> JoinG
 }
 
 /// Hands in, or asks for, the leader's decision; answers when it is there.
-pub(super) async fn sync(
-    broker: &Shared,
-    request: SyncGroupRequest,
-    version: i16,
-) -> SyncGroupResponse {
+pub(super) async fn sync(broker: &Shared, request: SyncGroupRequest, version: i16) -> SyncGroupResponse {
     const SINCE_TYPE: i16 = 5;
     let answer = match begin_sync(broker, &request) {
-        Ok(answer) => answer
-            .await
-            .unwrap_or(Err(ResponseError::RebalanceInProgress)),
+        Ok(answer) => answer.await.unwrap_or(Err(ResponseError::RebalanceInProgress)),
         Err(error) => Err(error),
     };
     match answer {
@@ -188,8 +179,7 @@ fn begin_sync(broker: &Shared, request: &SyncGroupRequest) -> Result<SyncAnswer,
         .groups
         .get_mut(request.group_id.as_str())
         .ok_or(ResponseError::UnknownMemberId)?;
-    let differs =
-        |said: &Option<StrBytes>, known: &StrBytes| said.as_ref().is_some_and(|said| said != known);
+    let differs = |said: &Option<StrBytes>, known: &StrBytes| said.as_ref().is_some_and(|said| said != known);
     if differs(&request.protocol_type, group.protocol_type())
         || differs(&request.protocol_name, group.protocol())
     {
@@ -217,22 +207,14 @@ fn begin_sync(broker: &Shared, request: &SyncGroupRequest) -> Result<SyncAnswer,
 pub(super) fn heartbeat(broker: &Shared, request: &HeartbeatRequest) -> HeartbeatResponse {
     let mut state = broker.lock();
     let alive = match state.groups.get_mut(request.group_id.as_str()) {
-        Some(group) => group.heartbeat(
-            request.member_id.as_str(),
-            request.generation_id,
-            Instant::now(),
-        ),
+        Some(group) => group.heartbeat(request.member_id.as_str(), request.generation_id, Instant::now()),
         None => Err(ResponseError::UnknownMemberId),
     };
     HeartbeatResponse::default().with_error_code(code(alive))
 }
 
 /// Lets members go.
-pub(super) fn leave(
-    broker: &Shared,
-    request: &LeaveGroupRequest,
-    version: i16,
-) -> LeaveGroupResponse {
+pub(super) fn leave(broker: &Shared, request: &LeaveGroupRequest, version: i16) -> LeaveGroupResponse {
     const SINCE_SEVERAL: i16 = 3;
     let now = Instant::now();
     let mut state = broker.lock();
@@ -242,8 +224,7 @@ pub(super) fn leave(
         None => ResponseError::UnknownMemberId.code(),
     };
     if version < SINCE_SEVERAL {
-        return LeaveGroupResponse::default()
-            .with_error_code(leave(request.member_id.as_str(), None));
+        return LeaveGroupResponse::default().with_error_code(leave(request.member_id.as_str(), None));
     }
     let members = request.members.iter().map(|member| {
         MemberResponse::default()
@@ -298,11 +279,7 @@ fn describe_members(group: &Group, version: i16) -> Vec<DescribedGroupMember> {
 }
 
 /// Lists groups, all or those in certain states.
-pub(super) fn list(
-    broker: &Shared,
-    request: &ListGroupsRequest,
-    version: i16,
-) -> ListGroupsResponse {
+pub(super) fn list(broker: &Shared, request: &ListGroupsRequest, version: i16) -> ListGroupsResponse {
     const SINCE_STATE: i16 = 4;
     let state = broker.lock();
     let wanted = |name: &str| {

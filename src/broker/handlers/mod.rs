@@ -13,12 +13,11 @@ mod transactions;
 use bytes::BytesMut;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiKey, CreateTopicsRequest,
-    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, EndTxnRequest,
-    FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest,
-    JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
-    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
-    TxnOffsetCommitRequest,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiKey, CreateTopicsRequest, DeleteTopicsRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
+    HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest,
+    ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
+    SyncGroupRequest, TxnOffsetCommitRequest,
 };
 
 use super::state::Shared;
@@ -79,9 +78,7 @@ pub(super) async fn answer(
             }
             frame.encode(&answer)
         }
-        ApiKey::Fetch => {
-            frame.encode(&fetch::fetch(broker, &frame.decode::<FetchRequest>()?, version).await)
-        }
+        ApiKey::Fetch => frame.encode(&fetch::fetch(broker, &frame.decode::<FetchRequest>()?, version).await),
         ApiKey::ListOffsets => frame.encode(&list_offsets::list(
             broker,
             &frame.decode::<ListOffsetsRequest>()?,
@@ -89,11 +86,11 @@ pub(super) async fn answer(
         )),
         ApiKey::JoinGroup => {
             let request = frame.decode::<JoinGroupRequest>()?;
-            frame
-                .encode(&membership::join(broker, client, &frame.client_id, request, version).await)
+            frame.encode(&membership::join(broker, client, &frame.client_id, request, version).await)
         }
-        ApiKey::SyncGroup => frame
-            .encode(&membership::sync(broker, frame.decode::<SyncGroupRequest>()?, version).await),
+        ApiKey::SyncGroup => {
+            frame.encode(&membership::sync(broker, frame.decode::<SyncGroupRequest>()?, version).await)
+        }
         ApiKey::Heartbeat => frame.encode(&membership::heartbeat(
             broker,
             &frame.decode::<HeartbeatRequest>()?,
@@ -113,10 +110,9 @@ pub(super) async fn answer(
             &frame.decode::<ListGroupsRequest>()?,
             version,
         )),
-        ApiKey::OffsetCommit => frame.encode(&offsets::commit(
-            broker,
-            &frame.decode::<OffsetCommitRequest>()?,
-        )),
+        ApiKey::OffsetCommit => {
+            frame.encode(&offsets::commit(broker, &frame.decode::<OffsetCommitRequest>()?))
+        }
         ApiKey::OffsetFetch => frame.encode(&offsets::fetch(
             broker,
             &frame.decode::<OffsetFetchRequest>()?,

@@ -34,8 +34,8 @@ pub(super) fn commit(broker: &Shared, request: &OffsetCommitRequest) -> OffsetCo
     });
     let topics = request.topics.iter().map(|topic| {
         let partitions = topic.partitions.iter().map(|partition| {
-            let committed = allowed
-                .and_then(|()| commit_one(&mut state, group_id, topic.name.as_str(), partition));
+            let committed =
+                allowed.and_then(|()| commit_one(&mut state, group_id, topic.name.as_str(), partition));
             OffsetCommitResponsePartition::default()
                 .with_partition_index(partition.partition_index)
                 .with_error_code(code(committed))
@@ -55,15 +55,8 @@ fn commit_one(
 ) -> Result<(), ResponseError> {
     let metadata = partition.committed_metadata.as_ref();
     check(state, topic, partition.partition_index, metadata)?;
-    let group = state
-        .groups
-        .get(group_id)
-        .ok_or(ResponseError::UnknownMemberId)?;
-    if group
-        .offsets
-        .get(topic, partition.partition_index)
-        .is_none()
-    {
+    let group = state.groups.get(group_id).ok_or(ResponseError::UnknownMemberId)?;
+    if group.offsets.get(topic, partition.partition_index).is_none() {
         state.groups.room_for_offset()?;
     }
     let offset = CommittedOffset::new(partition.committed_offset, metadata);
@@ -91,11 +84,7 @@ pub(super) fn check(
 }
 
 /// Answers committed offsets: of the partitions asked for, or of all.
-pub(super) fn fetch(
-    broker: &Shared,
-    request: &OffsetFetchRequest,
-    version: i16,
-) -> OffsetFetchResponse {
+pub(super) fn fetch(broker: &Shared, request: &OffsetFetchRequest, version: i16) -> OffsetFetchResponse {
     let state = broker.lock();
     let group_id = request.group_id.as_str();
     let wanted: Vec<(String, Vec<i32>)> = match &request.topics {

@@ -82,18 +82,12 @@ fn store(
             .transactions
             .may_write(transactional_id, producer, topic, partition)?;
     }
-    let base_offset = state
-        .topics
-        .append(topic, partition, batch, &broker.config)?;
+    let base_offset = state.topics.append(topic, partition, batch, &broker.config)?;
     let start_offset = state.topics.partition(topic, partition)?.start_offset();
     Ok((base_offset, start_offset))
 }
 
-fn describe(
-    index: i32,
-    stored: Result<Stored, ResponseError>,
-    version: i16,
-) -> PartitionProduceResponse {
+fn describe(index: i32, stored: Result<Stored, ResponseError>, version: i16) -> PartitionProduceResponse {
     const SINCE_START_OFFSET: i16 = 5;
     const UNKNOWN: i64 = -1;
     let described = PartitionProduceResponse::default()
@@ -108,8 +102,6 @@ fn describe(
                 described
             }
         }
-        Err(error) => described
-            .with_error_code(error.code())
-            .with_base_offset(UNKNOWN),
+        Err(error) => described.with_error_code(error.code()).with_base_offset(UNKNOWN),
     }
 }

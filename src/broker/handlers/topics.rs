@@ -13,11 +13,7 @@ use crate::broker::state::{Shared, State};
 use crate::broker::topic_settings::TopicSettings;
 
 /// Makes topics, or only tells whether they could be made.
-pub(super) fn create(
-    broker: &Shared,
-    request: &CreateTopicsRequest,
-    version: i16,
-) -> CreateTopicsResponse {
+pub(super) fn create(broker: &Shared, request: &CreateTopicsRequest, version: i16) -> CreateTopicsResponse {
     const SINCE_SIZE: i16 = 5;
     let mut state = broker.lock();
     let results = request.topics.iter().map(|topic| {
@@ -45,8 +41,7 @@ fn create_one(
 ) -> Result<i32, (ResponseError, String)> {
     const BY_DEFAULT: i32 = -1;
     if !topic.assignments.is_empty() {
-        let reason =
-            "the embedded broker is alone: leave out which brokers hold which partition".to_owned();
+        let reason = "the embedded broker is alone: leave out which brokers hold which partition".to_owned();
         return Err((ResponseError::InvalidReplicaAssignment, reason));
     }
     if !matches!(topic.replication_factor, -1 | 1) {
@@ -83,8 +78,7 @@ fn create_one(
 fn why(error: ResponseError, name: &str, partitions: u32, broker: &Shared) -> String {
     match error {
         ResponseError::InvalidTopicException => {
-            "a topic name has 1 to 249 characters, letters, digits, `.`, `_` and `-` only"
-                .to_owned()
+            "a topic name has 1 to 249 characters, letters, digits, `.`, `_` and `-` only".to_owned()
         }
         ResponseError::TopicAlreadyExists => format!("topic `{name}` exists already"),
         ResponseError::InvalidPartitions => {
@@ -98,11 +92,7 @@ fn why(error: ResponseError, name: &str, partitions: u32, broker: &Shared) -> St
 }
 
 /// Deletes topics, with their committed offsets.
-pub(super) fn delete(
-    broker: &Shared,
-    request: &DeleteTopicsRequest,
-    version: i16,
-) -> DeleteTopicsResponse {
+pub(super) fn delete(broker: &Shared, request: &DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
     const SINCE_MESSAGE: i16 = 5;
     let mut state = broker.lock();
     let results = request.topic_names.iter().map(|name| {

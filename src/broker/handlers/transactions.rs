@@ -10,9 +10,9 @@ use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{
-    AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, AddPartitionsToTxnRequest,
-    AddPartitionsToTxnResponse, EndTxnRequest, EndTxnResponse, InitProducerIdRequest,
-    InitProducerIdResponse, ProducerId, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
+    AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, AddPartitionsToTxnRequest, AddPartitionsToTxnResponse,
+    EndTxnRequest, EndTxnResponse, InitProducerIdRequest, InitProducerIdResponse, ProducerId,
+    TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 
 use super::{code, offsets};
@@ -30,11 +30,7 @@ fn fencing(error: ResponseError, version: i16, since: i16) -> ResponseError {
 }
 
 /// Gives a producer its number; with a transactional id, also the epoch that shuts earlier owners out.
-pub(super) fn init(
-    broker: &Shared,
-    request: &InitProducerIdRequest,
-    version: i16,
-) -> InitProducerIdResponse {
+pub(super) fn init(broker: &Shared, request: &InitProducerIdRequest, version: i16) -> InitProducerIdResponse {
     const SINCE_FENCED: i16 = 4;
     const NOBODY: ProducerIdentity = ProducerIdentity { id: -1, epoch: -1 };
     let mut state = broker.lock();
@@ -94,8 +90,7 @@ pub(super) fn add_partitions(
                 .map(|partition| (topic.name.to_string(), *partition))
         })
     };
-    let all_known =
-        wanted().all(|(topic, partition)| state.topics.partition(&topic, partition).is_ok());
+    let all_known = wanted().all(|(topic, partition)| state.topics.partition(&topic, partition).is_ok());
     let added = if all_known {
         let producer = ProducerIdentity {
             id: request.v3_and_below_producer_id.0,
@@ -109,9 +104,7 @@ pub(super) fn add_partitions(
         Err(ResponseError::OperationNotAttempted)
     };
     let error_of = |topic: &str, partition: i32| match added {
-        Err(ResponseError::OperationNotAttempted)
-            if state.topics.partition(topic, partition).is_err() =>
-        {
+        Err(ResponseError::OperationNotAttempted) if state.topics.partition(topic, partition).is_err() => {
             ResponseError::UnknownTopicOrPartition.code()
         }
         other => code(other.map_err(|error| fencing(error, version, SINCE_FENCED))),
@@ -141,11 +134,10 @@ pub(super) fn add_offsets(
         id: request.producer_id.0,
         epoch: request.producer_epoch,
     };
-    let announced = state.transactions.announce_offsets(
-        request.transactional_id.as_str(),
-        producer,
-        Instant::now(),
-    );
+    let announced =
+        state
+            .transactions
+            .announce_offsets(request.transactional_id.as_str(), producer, Instant::now());
     let announced = announced.map_err(|error| fencing(error, version, SINCE_FENCED));
     AddOffsetsToTxnResponse::default().with_error_code(code(announced))
 }
@@ -163,12 +155,7 @@ pub(super) fn commit_offsets(
         let partitions = topic.partitions.iter().map(|partition| {
             let staged = allowed.and_then(|()| {
                 let metadata = partition.committed_metadata.as_ref();
-                offsets::check(
-                    &state,
-                    topic.name.as_str(),
-                    partition.partition_index,
-                    metadata,
-                )?;
+                offsets::check(&state, topic.name.as_str(), partition.partition_index, metadata)?;
                 let key = (
                     request.group_id.to_string(),
                     topic.name.to_string(),
@@ -179,12 +166,9 @@ pub(super) fn commit_offsets(
                     epoch: request.producer_epoch,
                 };
                 let offset = CommittedOffset::new(partition.committed_offset, metadata);
-                state.transactions.stage_offset(
-                    request.transactional_id.as_str(),
-                    producer,
-                    key,
-                    offset,
-                )
+                state
+                    .transactions
+                    .stage_offset(request.transactional_id.as_str(), producer, key, offset)
             });
             // This request has never known the newer error for a shut-out producer.
             let staged = staged.map_err(|error| fencing(error, version, i16::MAX));

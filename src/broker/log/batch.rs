@@ -124,8 +124,7 @@ fn check_header(header: &BatchHeader) -> Result<(), ResponseError> {
         return Err(ResponseError::InvalidTimestamp);
     }
     let counted = header.count > 0 && header.last_offset_delta == header.count - 1;
-    let numbered =
-        !header.idempotent() || (header.producer_epoch >= 0 && header.base_sequence >= 0);
+    let numbered = !header.idempotent() || (header.producer_epoch >= 0 && header.base_sequence >= 0);
     let owned = !header.transactional() || header.idempotent();
     let control = header.attributes & CONTROL != 0; // markers are the broker's own
     if counted && numbered && owned && !control {
@@ -152,12 +151,7 @@ pub(crate) struct StoredBatch {
 
 impl StoredBatch {
     /// Writes offset and leader epoch into a batch, which is then final.
-    pub(super) fn seal(
-        mut bytes: BytesMut,
-        header: &BatchHeader,
-        base_offset: i64,
-        order: u64,
-    ) -> Self {
+    pub(super) fn seal(mut bytes: BytesMut, header: &BatchHeader, base_offset: i64, order: u64) -> Self {
         bytes[0..8].copy_from_slice(&base_offset.to_be_bytes());
         bytes[12..16].copy_from_slice(&0i32.to_be_bytes());
         Self {
@@ -174,8 +168,7 @@ impl StoredBatch {
     /// Of a compressed batch, which is not opened, the batch's first offset: never too late, at most a batch early.
     pub(crate) fn find_time(&self, timestamp: i64) -> (i64, i64) {
         let whole = (self.base_offset, self.max_timestamp);
-        let Some(header) = BatchHeader::read(&self.bytes).filter(|header| !header.compressed())
-        else {
+        let Some(header) = BatchHeader::read(&self.bytes).filter(|header| !header.compressed()) else {
             return whole;
         };
         let mut rest = &self.bytes[HEADER_BYTES..];
@@ -183,9 +176,7 @@ impl StoredBatch {
             let Some(record) = Record::take(&mut rest) else {
                 return whole;
             };
-            let time = header
-                .first_timestamp
-                .saturating_add(record.timestamp_delta);
+            let time = header.first_timestamp.saturating_add(record.timestamp_delta);
             if time >= timestamp {
                 return (self.base_offset + record.offset_delta, time);
             }

@@ -140,8 +140,8 @@ impl PartitionLog {
         let mut slice = Slice::default();
         let mut last_offset = offset;
         for batch in self.batches.range(self.position(offset)..) {
-            let fits = slice.len + batch.bytes.len() <= bytes_max
-                || (at_least_one && slice.batches.is_empty());
+            let fits =
+                slice.len + batch.bytes.len() <= bytes_max || (at_least_one && slice.batches.is_empty());
             if batch.base_offset >= limit || !fits {
                 break;
             }
@@ -150,9 +150,8 @@ impl PartitionLog {
             last_offset = batch.last_offset;
         }
         if committed_only {
-            let touched = |range: &&AbortedRange| {
-                range.last_offset >= offset && range.first_offset <= last_offset
-            };
+            let touched =
+                |range: &&AbortedRange| range.last_offset >= offset && range.first_offset <= last_offset;
             slice.aborted = self.aborted.iter().filter(touched).copied().collect();
         }
         Ok(slice)
@@ -222,7 +221,6 @@ impl PartitionLog {
     }
 
     fn position(&self, offset: i64) -> usize {
-        self.batches
-            .partition_point(|batch| batch.last_offset < offset)
+        self.batches.partition_point(|batch| batch.last_offset < offset)
     }
 }

@@ -57,9 +57,10 @@ impl Producers {
             };
         }
         let last_sequence = last_sequence(header);
-        let repeat = producer.recent.iter().find(|seen| {
-            seen.first_sequence == header.base_sequence && seen.last_sequence == last_sequence
-        });
+        let repeat = producer
+            .recent
+            .iter()
+            .find(|seen| seen.first_sequence == header.base_sequence && seen.last_sequence == last_sequence);
         if let Some(seen) = repeat {
             return Ok(Admission::Repeat {
                 base_offset: seen.base_offset,
@@ -74,21 +75,13 @@ impl Producers {
     }
 
     /// Remembers an admitted batch. `busy` says which producers must not be forgotten.
-    pub(super) fn remember(
-        &mut self,
-        header: &BatchHeader,
-        base_offset: i64,
-        busy: impl Fn(i64) -> bool,
-    ) {
+    pub(super) fn remember(&mut self, header: &BatchHeader, base_offset: i64, busy: impl Fn(i64) -> bool) {
         self.clock += 1;
-        let producer = self
-            .by_id
-            .entry(header.producer_id)
-            .or_insert_with(|| Producer {
-                epoch: header.producer_epoch,
-                recent: VecDeque::new(),
-                last_heard: 0,
-            });
+        let producer = self.by_id.entry(header.producer_id).or_insert_with(|| Producer {
+            epoch: header.producer_epoch,
+            recent: VecDeque::new(),
+            last_heard: 0,
+        });
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
             producer.recent.clear();

@@ -125,8 +125,7 @@ struct Model {
 
 impl Model {
     fn add(&mut self, value: u8, count: u8, producer: Option<u8>) {
-        self.batches
-            .push((self.end, self.end + i64::from(count) - 1));
+        self.batches.push((self.end, self.end + i64::from(count) - 1));
         for _ in 0..count {
             let outcome = producer.is_none().then_some(Outcome::Committed);
             self.records.push(Known {
@@ -159,10 +158,7 @@ fn apply(step: &Step, log: &mut PartitionLog, model: &mut Model) {
     match *step {
         Step::Plain { value, count } => {
             let base = log
-                .append(
-                    check(&batch(value, count, TIME, NO_PRODUCER, 0)).unwrap(),
-                    0,
-                )
+                .append(check(&batch(value, count, TIME, NO_PRODUCER, 0)).unwrap(), 0)
                 .unwrap();
             assert_eq!(base, model.end);
             model.add(value, count, None);
@@ -220,10 +216,7 @@ fn read_committed(log: &PartitionLog, from: i64, bytes_max: usize) -> Vec<(i64, 
     let (mut all, mut offset) = (Vec::new(), from);
     while offset < log.last_stable_offset() {
         let slice = log.read(offset, true, bytes_max, true).unwrap();
-        let last = slice
-            .batches
-            .last()
-            .expect("there is always at least one batch");
+        let last = slice.batches.last().expect("there is always at least one batch");
         let next = i64::from_be_bytes(*last.first_chunk().unwrap())
             + i64::from(BatchHeader::read(last).unwrap().last_offset_delta)
             + 1;
@@ -340,11 +333,8 @@ fn a_batch_larger_than_the_reader_wants_comes_all_the_same_but_only_as_the_first
 fn a_producer_of_an_earlier_life_is_shut_out_by_the_marker_of_the_next() {
     use kafka_protocol::error::ResponseError;
     let mut log = PartitionLog::default();
-    log.append(
-        check(&batch(1, 1, 1_000, (9, 0, 0), TRANSACTIONAL)).unwrap(),
-        0,
-    )
-    .unwrap();
+    log.append(check(&batch(1, 1, 1_000, (9, 0, 0), TRANSACTIONAL)).unwrap(), 0)
+        .unwrap();
 
     log.end_transaction(9, 1, Outcome::Aborted, 1_000, 1);
     let zombie = log.append(check(&batch(1, 1, 1_000, (9, 0, 1), 0)).unwrap(), 2);

@@ -87,12 +87,7 @@ pub(crate) const APIS: &[Api] = &[
     api(ApiKey::CreateTopics, 2, 5, shape(5, CREATE_TOPICS)),
     api(ApiKey::DeleteTopics, 1, 5, shape(4, DELETE_TOPICS)),
     api(ApiKey::InitProducerId, 0, 4, shape(2, INIT_PRODUCER_ID)),
-    api(
-        ApiKey::AddPartitionsToTxn,
-        0,
-        3,
-        shape(3, ADD_PARTITIONS_TO_TXN),
-    ),
+    api(ApiKey::AddPartitionsToTxn, 0, 3, shape(3, ADD_PARTITIONS_TO_TXN)),
     api(ApiKey::AddOffsetsToTxn, 0, 3, shape(3, ADD_OFFSETS_TO_TXN)),
     api(ApiKey::EndTxn, 0, 3, shape(3, END_TXN)),
     api(ApiKey::TxnOffsetCommit, 0, 3, shape(3, TXN_OFFSET_COMMIT)),

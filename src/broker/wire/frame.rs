@@ -153,8 +153,7 @@ pub(crate) fn parse(frame: Bytes) -> Result<Parsed, FrameError> {
             newest: api.newest,
         });
     }
-    let (client_id, body_at) =
-        read_client_id(&frame, api.key.request_header_version(start.version))?;
+    let (client_id, body_at) = read_client_id(&frame, api.key.request_header_version(start.version))?;
     let body = frame.slice(body_at..);
     api.shape
         .measure(&body, start.version)
@@ -173,10 +172,7 @@ pub(crate) fn parse(frame: Bytes) -> Result<Parsed, FrameError> {
 }
 
 /// Reads the rest of the header; answers the client id and where the body starts.
-pub(super) fn read_client_id(
-    frame: &[u8],
-    header_version: i16,
-) -> Result<(String, usize), FrameError> {
+pub(super) fn read_client_id(frame: &[u8], header_version: i16) -> Result<(String, usize), FrameError> {
     const LENGTH_BYTES: usize = 2;
     let length_at = frame.get(FIXED_HEADER_BYTES..).ok_or(FrameError::Header)?;
     let length = length_at
@@ -238,11 +234,7 @@ pub(crate) fn encode<T: Encodable>(
     answer: &T,
 ) -> Result<BytesMut, FrameError> {
     const LENGTH_BYTES: usize = 4;
-    let refused = |reason: String| FrameError::Encode {
-        key,
-        version,
-        reason,
-    };
+    let refused = |reason: String| FrameError::Encode { key, version, reason };
     const HEADER_BYTES_MAX: usize = 8;
     let size = answer
         .compute_size(version)
@@ -254,8 +246,8 @@ pub(crate) fn encode<T: Encodable>(
         .encode(&mut frame, key.response_header_version(version))
         .and_then(|()| answer.encode(&mut frame, version))
         .map_err(|error| refused(error.to_string()))?;
-    let length = i32::try_from(frame.len() - LENGTH_BYTES)
-        .map_err(|_| refused("longer than 2 GiB".to_owned()))?;
+    let length =
+        i32::try_from(frame.len() - LENGTH_BYTES).map_err(|_| refused("longer than 2 GiB".to_owned()))?;
     frame[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
     Ok(frame)
 }

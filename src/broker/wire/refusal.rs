@@ -31,10 +31,9 @@ impl Oversized {
     /// Answers `None` when the bytes are anything else; such a connection is closed.
     pub(crate) fn read(head: &[u8]) -> Option<Self> {
         let start = HeaderStart::read(head).ok()?;
-        let api = Api::find(start.key)
-            .filter(|api| api.key == ApiKey::Produce && api.speaks(start.version))?;
-        let (_, body_at) =
-            read_client_id(head, api.key.request_header_version(start.version)).ok()?;
+        let api =
+            Api::find(start.key).filter(|api| api.key == ApiKey::Produce && api.speaks(start.version))?;
+        let (_, body_at) = read_client_id(head, api.key.request_header_version(start.version)).ok()?;
         let mut reader = Reader {
             rest: &head[body_at..],
             compact: start.version >= api.shape.flexible_since,

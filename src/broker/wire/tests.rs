@@ -33,9 +33,7 @@ impl Writer<'_> {
 
     fn value(&mut self, kind: Kind, depth: usize) {
         match kind {
-            Kind::Fixed(bytes) => {
-                (0..bytes).for_each(|_| self.bytes.put_u8(self.rng.random_range(0..2)))
-            }
+            Kind::Fixed(bytes) => (0..bytes).for_each(|_| self.bytes.put_u8(self.rng.random_range(0..2))),
             Kind::Text => {
                 let text: Vec<u8> = (0..self.rng.random_range(0..40)).map(|_| b'x').collect();
                 if self.flexible {
@@ -50,19 +48,13 @@ impl Writer<'_> {
                 self.length(blob.len());
                 self.bytes.extend_from_slice(&blob);
             }
-            Kind::Structs(fields) => {
-                self.elements(depth, |writer| writer.structure(fields, depth + 1))
-            }
-            Kind::Items(field) => {
-                self.elements(depth, |writer| writer.value(field.kind, depth + 1))
-            }
+            Kind::Structs(fields) => self.elements(depth, |writer| writer.structure(fields, depth + 1)),
+            Kind::Items(field) => self.elements(depth, |writer| writer.value(field.kind, depth + 1)),
         }
     }
 
     fn elements(&mut self, depth: usize, mut element: impl FnMut(&mut Self)) {
-        let count = self
-            .rng
-            .random_range(0..4usize.saturating_sub(depth).max(2));
+        let count = self.rng.random_range(0..4usize.saturating_sub(depth).max(2));
         self.length(count);
         (0..count).for_each(|_| element(self));
     }

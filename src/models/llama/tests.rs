@@ -108,6 +108,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
         let expected = expected(name);
         let options = |slots| GenerateOptions {
             vocabulary: None,
+            stop_loops: false,
             max_tokens: expected.greedy.len(),
             end_ids: vec![],
             slots,
@@ -143,6 +144,7 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
     let first = expected.greedy.iter().position(|id| *id == end).unwrap();
     let options = GenerateOptions {
         vocabulary: None,
+        stop_loops: false,
         max_tokens: 12,
         end_ids: vec![end],
         slots: 4,
@@ -161,6 +163,7 @@ fn log_probabilities_are_those_of_the_whole_forward_pass() {
     let expected = expected("llama_tiny");
     let options = GenerateOptions {
         vocabulary: None,
+        stop_loops: false,
         max_tokens: 12,
         end_ids: vec![],
         slots: 1,
@@ -573,6 +576,7 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
         let (end, answer) = golden.answer.split_last().unwrap();
         let options = GenerateOptions {
             vocabulary: None,
+            stop_loops: false,
             max_tokens: 16,
             end_ids: vec![*end],
             slots: 1,

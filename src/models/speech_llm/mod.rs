@@ -268,6 +268,7 @@ impl SpeechLlm {
             end_ids: self.end_ids.clone(),
             slots,
             vocabulary: Some(self.tokenizer.vocab_size()),
+            stop_loops: true,
         };
         generate(self.llm.as_ref(), prompts, &options, lora)?
             .into_iter()

@@ -63,8 +63,7 @@ impl WhisperConfig {
             )));
         }
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let config: Self =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let config: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         config.check(path)?;
         Ok(config)
     }
@@ -106,11 +105,7 @@ impl WhisperConfig {
         for (key, found, most) in [
             ("d_model", self.d_model, 1 << 14),
             ("encoder_layers", self.encoder_layers, 256),
-            (
-                "encoder_attention_heads",
-                self.encoder_attention_heads,
-                1 << 10,
-            ),
+            ("encoder_attention_heads", self.encoder_attention_heads, 1 << 10),
             ("encoder_ffn_dim", self.encoder_ffn_dim, 1 << 17),
             ("num_mel_bins", self.num_mel_bins, 512),
             ("max_source_positions", self.max_source_positions, 30_000),
@@ -144,10 +139,7 @@ impl WhisperConfig {
             })
         };
         if i64::try_from(front_end.feature_size) != Ok(self.num_mel_bins) {
-            let expected = format!(
-                "{} as `num_mel_bins` of `config.json` says",
-                self.num_mel_bins
-            );
+            let expected = format!("{} as `num_mel_bins` of `config.json` says", self.num_mel_bins);
             return refuse("feature_size", front_end.feature_size, expected);
         }
         let window_frames = front_end.window_samples() / FRAME_SAMPLES;

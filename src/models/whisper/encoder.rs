@@ -81,12 +81,7 @@ impl WhisperEncoder {
         Ok(encoder)
     }
 
-    fn take(
-        loader: &mut Loader<'_>,
-        config: &WhisperConfig,
-        front_end: LogMel,
-        window: Window,
-    ) -> Self {
+    fn take(loader: &mut Loader<'_>, config: &WhisperConfig, front_end: LogMel, window: Window) -> Self {
         let root = if loader.contains("model.encoder.conv1.weight") {
             "model."
         } else {
@@ -200,24 +195,14 @@ impl Layer {
     fn load(loader: &mut Loader<'_>, name: &str, config: &WhisperConfig) -> Self {
         let (width, inner) = (config.d_model, config.encoder_ffn_dim);
         Self {
-            attention_norm: LayerNorm::load(
-                loader,
-                &format!("{name}.self_attn_layer_norm"),
-                width,
-                NORM_EPS,
-            ),
+            attention_norm: LayerNorm::load(loader, &format!("{name}.self_attn_layer_norm"), width, NORM_EPS),
             attention: SelfAttention::load(
                 loader,
                 &format!("{name}.self_attn"),
                 width,
                 config.encoder_attention_heads,
             ),
-            feed_norm: LayerNorm::load(
-                loader,
-                &format!("{name}.final_layer_norm"),
-                width,
-                NORM_EPS,
-            ),
+            feed_norm: LayerNorm::load(loader, &format!("{name}.final_layer_norm"), width, NORM_EPS),
             widen: Linear::load(loader, &format!("{name}.fc1"), width, inner),
             narrow: Linear::load(loader, &format!("{name}.fc2"), inner, width),
         }
@@ -225,16 +210,10 @@ impl Layer {
 
     /// `[B, T, D]` → `[B, T, D]`.
     fn forward(&self, input: &Tensor, keys: Option<&Tensor>) -> Tensor {
-        let hidden = input
-            + self
-                .attention
-                .forward(&self.attention_norm.forward(input), keys);
-        let fed = self.narrow.forward(
-            &self
-                .widen
-                .forward(&self.feed_norm.forward(&hidden))
-                .gelu("none"),
-        );
+        let hidden = input + self.attention.forward(&self.attention_norm.forward(input), keys);
+        let fed = self
+            .narrow
+            .forward(&self.widen.forward(&self.feed_norm.forward(&hidden)).gelu("none"));
         hidden + fed
     }
 }
@@ -287,10 +266,10 @@ impl SpeechEncoder for WhisperEncoder {
                 found: mix.size(),
             });
         }
-        let mix = mix
-            .f_to_device(self.device)?
-            .f_to_kind(Kind::Float)?
-            .f_view([expected[0], expected[1], 1, 1])?;
+        let mix =
+            mix.f_to_device(self.device)?
+                .f_to_kind(Kind::Float)?
+                .f_view([expected[0], expected[1], 1, 1])?;
         let batch = self.embed(clips)?;
         let valid = batch.valid.as_ref().map(Tensor::shallow_clone);
         let mut sum = batch.hidden.f_zeros_like()?.f_to_kind(Kind::Float)?; // [B, T, D], f32 whatever the kind

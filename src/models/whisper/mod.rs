@@ -45,9 +45,7 @@ impl FromStr for Window {
         match text {
             "padded" => Ok(Self::Padded),
             "clip" => Ok(Self::Clip),
-            _ => Err(format!(
-                "window `{text}` is unknown; use `padded` or `clip`"
-            )),
+            _ => Err(format!("window `{text}` is unknown; use `padded` or `clip`")),
         }
     }
 }

@@ -26,9 +26,7 @@ pub fn ensure_passive_openmp() {
         return;
     }
     let mut arguments = std::env::args_os();
-    let name = arguments
-        .next()
-        .unwrap_or_else(|| OsString::from("speechverse"));
+    let name = arguments.next().unwrap_or_else(|| OsString::from("speechverse"));
     let error = Command::new(own_program())
         .arg0(name)
         .args(arguments)
@@ -151,23 +149,14 @@ mod tests {
 
         let (active, restarted) = burnt_micros(Some("ACTIVE"));
         assert!(!restarted, "a person's own choice must not be overridden");
-        assert!(
-            active > passive,
-            "spinning {active} µs, passive {passive} µs"
-        );
+        assert!(active > passive, "spinning {active} µs, passive {passive} µs");
     }
 
     #[test]
     fn the_number_of_threads_is_what_was_asked_for() {
-        let found = std::thread::spawn(|| {
-            (
-                configure_threads(1),
-                configure_threads(3),
-                configure_threads(0),
-            )
-        })
-        .join()
-        .unwrap();
+        let found = std::thread::spawn(|| (configure_threads(1), configure_threads(3), configure_threads(0)))
+            .join()
+            .unwrap();
 
         assert_eq!((found.0, found.1), (1, 3));
         assert!(found.2 >= 1);

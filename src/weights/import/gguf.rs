@@ -125,9 +125,7 @@ impl GgufFile {
         ranges.sort();
         let mut free_from = 0;
         for (offset, bytes, name) in &ranges {
-            let end = offset
-                .checked_add(*bytes)
-                .and_then(|end| end.checked_add(data));
+            let end = offset.checked_add(*bytes).and_then(|end| end.checked_add(data));
             if end.is_none_or(|end| end > head.length()) {
                 return Err(head.malformed(format!(
                     "tensor `{name}` should lie at {offset} and take {bytes} bytes, but the file has only {} bytes of weights",
@@ -272,9 +270,7 @@ fn value(head: &mut HeadReader, kind: u32, key: &str) -> Result<Value, ImportErr
         9 => array(head, key),
         _ => {
             let Some(size) = scalar_bytes(kind) else {
-                return Err(head.malformed(format!(
-                    "metadata `{key}` has type {kind}; known are 0 to 12"
-                )));
+                return Err(head.malformed(format!("metadata `{key}` has type {kind}; known are 0 to 12")));
             };
             let bytes = head.bytes(size, key)?;
             if let Some(number) = integer(kind, &bytes) {
@@ -286,9 +282,7 @@ fn value(head: &mut HeadReader, kind: u32, key: &str) -> Result<Value, ImportErr
                 (12, &[a, b, c, d, e, f, g, h]) => {
                     Ok(Value::Double(f64::from_le_bytes([a, b, c, d, e, f, g, h])))
                 }
-                _ => Err(head.malformed(format!(
-                    "metadata `{key}` is a truth value of neither 0 nor 1"
-                ))),
+                _ => Err(head.malformed(format!("metadata `{key}` is a truth value of neither 0 nor 1"))),
             }
         }
     }

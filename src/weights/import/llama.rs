@@ -136,19 +136,14 @@ fn unsupported(file: &GgufFile, what: String) -> ImportError {
 }
 
 /// Settings that the layout written here cannot express, or that the models here do not have.
-fn refuse_what_changes_the_mathematics(
-    file: &GgufFile,
-    architecture: &str,
-) -> Result<(), ImportError> {
+fn refuse_what_changes_the_mathematics(file: &GgufFile, architecture: &str) -> Result<(), ImportError> {
     let scaling = format!("{architecture}.rope.scaling.type");
     if let Some(kind) = file.optional_text(&scaling)?
         && kind != "none"
     {
         return Err(unsupported(
             file,
-            format!(
-                "it scales its rotary positions (`{scaling}` is `{kind}`), which is not handled"
-            ),
+            format!("it scales its rotary positions (`{scaling}` is `{kind}`), which is not handled"),
         ));
     }
     let experts = format!("{architecture}.expert_count");
@@ -202,9 +197,7 @@ fn sizes(file: &GgufFile, architecture: &str) -> Result<Sizes, ImportError> {
     if rotary.is_some_and(|rotary| rotary != head) {
         return Err(unsupported(
             file,
-            format!(
-                "only part of each head is rotated ({rotary:?} of {head}), which is not handled"
-            ),
+            format!("only part of each head is rotated ({rotary:?} of {head}), which is not handled"),
         ));
     }
     let vocabulary = match file.tensors.get("token_embd.weight") {
@@ -254,12 +247,7 @@ fn expected(sizes: &Sizes, architecture: &str, attention_bias: bool) -> Vec<Expe
         &[width],
         plain,
     );
-    add(
-        "output.weight".into(),
-        "lm_head.weight".into(),
-        &table,
-        plain,
-    );
+    add("output.weight".into(), "lm_head.weight".into(), &table, plain);
     for layer in 0..sizes.layers {
         let from = |name: &str| format!("blk.{layer}.{name}");
         let to = |name: &str| format!("model.layers.{layer}.{name}");
@@ -344,18 +332,8 @@ fn planned(name: String, shape: Vec<u64>, tensor: &GgufTensor, order: RowOrder) 
 }
 
 /// Decodes `count` numbers of `tensor` from number `from` on.
-fn decode(
-    file: &GgufFile,
-    tensor: &GgufTensor,
-    from: u64,
-    count: u64,
-) -> Result<Vec<f32>, ImportError> {
-    let malformed = || {
-        unsupported(
-            file,
-            "a sampled row does not consist of whole blocks".into(),
-        )
-    };
+fn decode(file: &GgufFile, tensor: &GgufTensor, from: u64, count: u64) -> Result<Vec<f32>, ImportError> {
+    let malformed = || unsupported(file, "a sampled row does not consist of whole blocks".into());
     let start = tensor.encoding.bytes_for(from).ok_or_else(malformed)?;
     let bytes = tensor.encoding.bytes_for(count).ok_or_else(malformed)?;
     let mut input = vec![0; bytes as usize];
@@ -391,14 +369,9 @@ fn join_tied(file: &GgufFile, plans: &mut Vec<TensorPlan>) -> Result<bool, Impor
     if !same {
         return Ok(false);
     }
-    let bits = |tensor: &GgufTensor| {
-        tensor.encoding.block_bytes() as f64 / tensor.encoding.block_elements() as f64
-    };
-    let better = if bits(input) > bits(output) {
-        input
-    } else {
-        output
-    };
+    let bits =
+        |tensor: &GgufTensor| tensor.encoding.block_bytes() as f64 / tensor.encoding.block_elements() as f64;
+    let better = if bits(input) > bits(output) { input } else { output };
     plans.retain(|plan| plan.name != "lm_head.weight");
     for plan in plans.iter_mut() {
         if plan.name == "model.embed_tokens.weight" {

@@ -206,11 +206,7 @@ fn prepare(source: &Path, format: FloatFormat) -> Result<Prepared, ImportError> 
             path,
         });
     }
-    let start: String = head
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let start: String = head.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Err(ImportError::Unrecognised {
         path,
         found: if start.is_empty() {
@@ -234,10 +230,7 @@ fn model_file(source: &Path) -> Result<PathBuf, ImportError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(source).map_err(ImportError::io("list", source))? {
         let path = entry.map_err(ImportError::io("list", source))?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "gguf")
-        {
+        if path.extension().is_some_and(|extension| extension == "gguf") {
             found.push(path);
         }
     }
@@ -322,9 +315,7 @@ impl Destination {
             if replaced {
                 let _ = std::fs::rename(&aside, &self.out);
             }
-            return Err(ImportError::io("move the finished folder to", &self.out)(
-                error,
-            ));
+            return Err(ImportError::io("move the finished folder to", &self.out)(error));
         }
         self.published = true;
         if replaced {

@@ -119,11 +119,7 @@ impl Encoding {
     /// When the two lengths do not belong together: the caller cuts both from the same plan.
     pub fn decode(self, input: &[u8], output: &mut [f32]) {
         let blocks = input.len() / self.block_bytes() as usize;
-        assert_eq!(
-            blocks * self.block_bytes() as usize,
-            input.len(),
-            "whole blocks"
-        );
+        assert_eq!(blocks * self.block_bytes() as usize, input.len(), "whole blocks");
         assert_eq!(
             blocks * self.block_elements() as usize,
             output.len(),
@@ -169,10 +165,7 @@ fn each<const BYTES: usize, const ELEMENTS: usize>(
     decode: fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
 ) {
     let blocks = input.as_chunks::<BYTES>().0;
-    for (block, numbers) in blocks
-        .iter()
-        .zip(output.as_chunks_mut::<ELEMENTS>().0.iter_mut())
-    {
+    for (block, numbers) in blocks.iter().zip(output.as_chunks_mut::<ELEMENTS>().0.iter_mut()) {
         decode(block, numbers);
     }
 }
@@ -319,12 +312,9 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             let group = 8 * half + i / 16;
             let at = 128 * half + i;
             out[at] = scales[group] * (((first & 15) | ((top & 3) << 4)) - 32) as f32;
-            out[at + 32] =
-                scales[group + 2] * (((second & 15) | (((top >> 2) & 3) << 4)) - 32) as f32;
-            out[at + 64] =
-                scales[group + 4] * (((first >> 4) | (((top >> 4) & 3) << 4)) - 32) as f32;
-            out[at + 96] =
-                scales[group + 6] * (((second >> 4) | (((top >> 6) & 3) << 4)) - 32) as f32;
+            out[at + 32] = scales[group + 2] * (((second & 15) | (((top >> 2) & 3) << 4)) - 32) as f32;
+            out[at + 64] = scales[group + 4] * (((first >> 4) | (((top >> 4) & 3) << 4)) - 32) as f32;
+            out[at + 96] = scales[group + 6] * (((second >> 4) | (((top >> 6) & 3) << 4)) - 32) as f32;
         }
     }
 }

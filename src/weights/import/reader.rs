@@ -78,9 +78,8 @@ impl HeadReader {
                 "the part before the weights is longer than {HEAD_BYTES_MAX} bytes"
             )));
         }
-        let size = usize::try_from(count).map_err(|_| {
-            self.malformed(format!("{what} of {count} bytes does not fit this machine"))
-        })?;
+        let size = usize::try_from(count)
+            .map_err(|_| self.malformed(format!("{what} of {count} bytes does not fit this machine")))?;
         let mut buffer = vec![0; size];
         self.input
             .read_exact(&mut buffer)
@@ -151,9 +150,7 @@ impl HeadReader {
         what: &str,
     ) -> Result<usize, ImportError> {
         if count > max {
-            return Err(self.malformed(format!(
-                "{count} {what} are declared; at most {max} are accepted"
-            )));
+            return Err(self.malformed(format!("{count} {what} are declared; at most {max} are accepted")));
         }
         if count.saturating_mul(bytes_each) > self.remaining() {
             return Err(self.malformed(format!(
@@ -161,8 +158,7 @@ impl HeadReader {
                 self.remaining()
             )));
         }
-        usize::try_from(count)
-            .map_err(|_| self.malformed(format!("{count} {what} do not fit this machine")))
+        usize::try_from(count).map_err(|_| self.malformed(format!("{count} {what} do not fit this machine")))
     }
 
     /// Steps over `count` bytes of weights.

@@ -79,14 +79,8 @@ impl TensorPlan {
         count: u64,
         into: usize,
     ) -> Result<(), ImportError> {
-        let bytes = self
-            .encoding
-            .bytes_for(count)
-            .expect("pieces are whole blocks") as usize;
-        let start = self
-            .encoding
-            .bytes_for(from)
-            .expect("pieces start at a block");
+        let bytes = self.encoding.bytes_for(count).expect("pieces are whole blocks") as usize;
+        let start = self.encoding.bytes_for(from).expect("pieces start at a block");
         buffers.input.resize(bytes, 0);
         source
             .file
@@ -143,11 +137,7 @@ fn pieces(plans: &[TensorPlan]) -> Vec<Piece> {
         let mut from = 0;
         while from < elements {
             let count = step.min(elements - from);
-            pieces.push(Piece {
-                tensor,
-                from,
-                count,
-            });
+            pieces.push(Piece { tensor, from, count });
             from += count;
         }
     }
@@ -283,10 +273,7 @@ pub(crate) fn write_checkpoint(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64, ImportError> {
     plans.sort_by(|left, right| left.name.cmp(&right.name));
-    if let Some(plan) = plans
-        .iter()
-        .find(|plan| plan.row_elements() > ROW_ELEMENTS_MAX)
-    {
+    if let Some(plan) = plans.iter().find(|plan| plan.row_elements() > ROW_ELEMENTS_MAX) {
         return Err(ImportError::Unsupported {
             path: source_path.to_path_buf(),
             what: format!(

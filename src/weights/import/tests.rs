@@ -61,12 +61,7 @@ fn a_gguf_llama_becomes_the_checkpoint_and_the_tokenizer_of_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("models/tiny");
 
-    let report = quiet(
-        &fixture("import_tiny.gguf"),
-        &out,
-        &options(FloatFormat::F32),
-    )
-    .unwrap();
+    let report = quiet(&fixture("import_tiny.gguf"), &out, &options(FloatFormat::F32)).unwrap();
 
     let expected_bytes = std::fs::read(fixture("import_tiny_expected.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&expected_bytes).unwrap();
@@ -77,11 +72,7 @@ fn a_gguf_llama_becomes_the_checkpoint_and_the_tokenizer_of_the_reference() {
     assert_eq!(report.bytes, ours_bytes.len() as u64);
     for (name, sample) in expected.tensors() {
         let all = singles(ours.tensor(&name).unwrap().data());
-        let every: Vec<u32> = all
-            .iter()
-            .step_by(13)
-            .map(|number| number.to_bits())
-            .collect();
+        let every: Vec<u32> = all.iter().step_by(13).map(|number| number.to_bits()).collect();
         let wanted: Vec<u32> = singles(sample.data())
             .iter()
             .map(|number| number.to_bits())
@@ -90,9 +81,8 @@ fn a_gguf_llama_becomes_the_checkpoint_and_the_tokenizer_of_the_reference() {
     }
     assert!(report.tied);
     assert_eq!(report.licence.as_deref(), Some("Apache-2.0"));
-    let json = |path: &Path| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-    };
+    let json =
+        |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
     assert_eq!(
         json(&out.join("tokenizer.json")),
         json(&fixture("import_tiny_tokenizer.json"))
@@ -108,12 +98,7 @@ fn a_gguf_llama_becomes_the_checkpoint_and_the_tokenizer_of_the_reference() {
 fn the_written_file_is_byte_for_byte_what_the_safetensors_library_writes() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tiny");
-    quiet(
-        &fixture("import_tiny.gguf"),
-        &out,
-        &options(FloatFormat::Bf16),
-    )
-    .unwrap();
+    quiet(&fixture("import_tiny.gguf"), &out, &options(FloatFormat::Bf16)).unwrap();
 
     let ours = std::fs::read(out.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&ours).unwrap();
@@ -147,14 +132,8 @@ fn rounding_to_half_and_to_bfloat16_is_to_nearest_even() {
         let brains = brain.tensor(&name).unwrap().data();
         for (index, number) in numbers.iter().enumerate() {
             let at = 2 * index;
-            assert_eq!(
-                halves[at..at + 2],
-                half::f16::from_f32(*number).to_le_bytes()
-            );
-            assert_eq!(
-                brains[at..at + 2],
-                half::bf16::from_f32(*number).to_le_bytes()
-            );
+            assert_eq!(halves[at..at + 2], half::f16::from_f32(*number).to_le_bytes());
+            assert_eq!(brains[at..at + 2], half::bf16::from_f32(*number).to_le_bytes());
         }
     }
 }
@@ -198,15 +177,8 @@ fn a_taken_destination_is_refused_unless_it_may_be_replaced() {
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("mine.txt"), "precious").unwrap();
 
-    let refused = quiet(
-        &fixture("import_tiny.gguf"),
-        &out,
-        &ImportOptions::default(),
-    );
-    assert!(matches!(
-        refused,
-        Err(ImportError::DestinationExists { .. })
-    ));
+    let refused = quiet(&fixture("import_tiny.gguf"), &out, &ImportOptions::default());
+    assert!(matches!(refused, Err(ImportError::DestinationExists { .. })));
     assert!(out.join("mine.txt").exists());
 
     let replace = ImportOptions {
@@ -236,12 +208,7 @@ fn what_a_killed_import_left_behind_is_cleared_away() {
     }
 
     let out = folder.path().join("tiny");
-    quiet(
-        &fixture("import_tiny.gguf"),
-        &out,
-        &ImportOptions::default(),
-    )
-    .unwrap();
+    quiet(&fixture("import_tiny.gguf"), &out, &ImportOptions::default()).unwrap();
 
     assert!(!stale.exists() && running.exists() && other.exists());
 }
@@ -255,9 +222,7 @@ struct Ct2Builder {
 impl Ct2Builder {
     fn floats(&mut self, name: &str, shape: &[u32], value: impl Fn(usize) -> f32) {
         let count = shape.iter().product::<u32>() as usize;
-        let bytes = (0..count)
-            .flat_map(|index| value(index).to_le_bytes())
-            .collect();
+        let bytes = (0..count).flat_map(|index| value(index).to_le_bytes()).collect();
         self.tensors.push((name.into(), shape.to_vec(), 0, bytes));
     }
 
@@ -300,11 +265,7 @@ impl Ct2Builder {
             .tensors
             .push(("decoder/activation".into(), vec![], 1, vec![3]));
         for (conv, inputs) in [("conv1", 3), ("conv2", width)] {
-            model.floats(
-                &format!("encoder/{conv}/weight"),
-                &[width, inputs, 3],
-                value,
-            );
+            model.floats(&format!("encoder/{conv}/weight"), &[width, inputs, 3], value);
             model.floats(&format!("encoder/{conv}/bias"), &[width], value);
         }
         model.floats("decoder/embeddings/weight", &[6, width], value);
@@ -324,11 +285,7 @@ impl Ct2Builder {
             for block in blocks {
                 let stored = format!("{layer}/{block}");
                 norms.push(format!("{stored}/layer_norm"));
-                let fused: &[u32] = if block == "attention" {
-                    &[1, 2, 1]
-                } else {
-                    &[3, 1]
-                };
+                let fused: &[u32] = if block == "attention" { &[1, 2, 1] } else { &[3, 1] };
                 for (index, parts) in fused.iter().enumerate() {
                     let linear = format!("{stored}/linear_{index}");
                     model.floats(&format!("{linear}/weight"), &[parts * width, width], value);
@@ -339,11 +296,7 @@ impl Ct2Builder {
                         _ => 0..0,
                     };
                     model.floats(&format!("{linear}/bias"), &[parts * width], |index| {
-                        if key.contains(&index) {
-                            0.0
-                        } else {
-                            value(index)
-                        }
+                        if key.contains(&index) { 0.0 } else { value(index) }
                     });
                 }
             }
@@ -361,11 +314,7 @@ impl Ct2Builder {
     }
 
     fn replace(&mut self, name: &str, change: impl Fn(&mut (String, Vec<u32>, u8, Vec<u8>))) {
-        let tensor = self
-            .tensors
-            .iter_mut()
-            .find(|tensor| tensor.0 == name)
-            .unwrap();
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
         change(tensor);
     }
 
@@ -410,15 +359,11 @@ fn a_ctranslate2_whisper_is_cut_apart_into_its_projections() {
         third(1)
     );
     assert_eq!(
-        tensors
-            .tensor("model.encoder.conv2.weight")
-            .unwrap()
-            .shape(),
+        tensors.tensor("model.encoder.conv2.weight").unwrap().shape(),
         [4, 4, 3]
     );
     let config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(folder.path().join("out/config.json")).unwrap())
-            .unwrap();
+        serde_json::from_slice(&std::fs::read(folder.path().join("out/config.json")).unwrap()).unwrap();
     assert_eq!(config["encoder_attention_heads"], 2);
     assert_eq!(config["num_mel_bins"], 3);
     assert_eq!(config["max_target_positions"], 7);
@@ -520,13 +465,9 @@ fn a_weight_that_the_format_cannot_hold_is_an_error_that_names_it() {
 fn what_is_neither_format_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.bin");
-    for (content, word) in [
-        (&b""[..], "an empty file"),
-        (b"PK\x03\x04 a zip", "504b0304"),
-    ] {
+    for (content, word) in [(&b""[..], "an empty file"), (b"PK\x03\x04 a zip", "504b0304")] {
         std::fs::write(&path, content).unwrap();
-        let error =
-            quiet(&path, &folder.path().join("out"), &ImportOptions::default()).unwrap_err();
+        let error = quiet(&path, &folder.path().join("out"), &ImportOptions::default()).unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
     let error = quiet(

@@ -75,12 +75,7 @@ impl<'a> Planner<'a> {
     }
 
     /// One stored tensor is cut into `names.len()` equal runs of rows; a run without a name is left out.
-    fn cut(
-        &mut self,
-        stored: &str,
-        shape: &[u64],
-        names: &[Option<String>],
-    ) -> Result<(), ImportError> {
+    fn cut(&mut self, stored: &str, shape: &[u64], names: &[Option<String>]) -> Result<(), ImportError> {
         let Some(tensor) = self.find(stored, shape) else {
             return Ok(());
         };
@@ -100,9 +95,7 @@ impl<'a> Planner<'a> {
                 offset: tensor.offset + first_row * row_elements * tensor.encoding.block_bytes(),
                 order: RowOrder::AsStored,
                 scales: match &scales {
-                    Some(Scales::PerRow(all, _)) => {
-                        Some(Scales::PerRow(Arc::clone(all), first_row as usize))
-                    }
+                    Some(Scales::PerRow(all, _)) => Some(Scales::PerRow(Arc::clone(all), first_row as usize)),
                     other => other.clone(),
                 },
             });
@@ -111,13 +104,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Weight and bias of a fully connected layer.
-    fn linear(
-        &mut self,
-        name: &str,
-        stored: &str,
-        rows: u64,
-        columns: u64,
-    ) -> Result<(), ImportError> {
+    fn linear(&mut self, name: &str, stored: &str, rows: u64, columns: u64) -> Result<(), ImportError> {
         self.copy(
             &format!("{name}.weight"),
             &format!("{stored}/weight"),
@@ -128,22 +115,12 @@ impl<'a> Planner<'a> {
 
     /// Scale and shift of a layer norm.
     fn norm(&mut self, name: &str, stored: &str, width: u64) -> Result<(), ImportError> {
-        self.copy(
-            &format!("{name}.weight"),
-            &format!("{stored}/gamma"),
-            &[width],
-        )?;
+        self.copy(&format!("{name}.weight"), &format!("{stored}/gamma"), &[width])?;
         self.copy(&format!("{name}.bias"), &format!("{stored}/beta"), &[width])
     }
 
     /// A fused projection; `parts` in stored order, `k_proj` without bias.
-    fn fused(
-        &mut self,
-        name: &str,
-        stored: &str,
-        parts: &[&str],
-        width: u64,
-    ) -> Result<(), ImportError> {
+    fn fused(&mut self, name: &str, stored: &str, parts: &[&str], width: u64) -> Result<(), ImportError> {
         let (weight, bias) = (format!("{stored}/weight"), format!("{stored}/bias"));
         let rows = width * parts.len() as u64;
         let named = |what: &str, keep: &dyn Fn(&str) -> bool| -> Vec<Option<String>> {
@@ -167,12 +144,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn decode(
-    file: &Ct2File,
-    tensor: &Ct2Tensor,
-    from: u64,
-    count: u64,
-) -> Result<Vec<f32>, ImportError> {
+fn decode(file: &Ct2File, tensor: &Ct2Tensor, from: u64, count: u64) -> Result<Vec<f32>, ImportError> {
     let size = tensor.encoding.block_bytes();
     let mut input = vec![0; (count * size) as usize];
     std::fs::File::open(&file.path)
@@ -198,11 +170,7 @@ fn layers(file: &Ct2File, side: &str) -> usize {
 /// # Errors
 /// [`ImportError::Unsupported`] for another specification, [`ImportError::Tensors`] when the tensors are not exactly
 /// Whisper's, [`ImportError::Tokenizer`] without a usable `tokenizer.json`.
-pub(crate) fn plan(
-    file: &Ct2File,
-    folder: &Path,
-    format: FloatFormat,
-) -> Result<WhisperImport, ImportError> {
+pub(crate) fn plan(file: &Ct2File, folder: &Path, format: FloatFormat) -> Result<WhisperImport, ImportError> {
     let unsupported = |what: String| ImportError::Unsupported {
         path: file.path.clone(),
         what,
@@ -237,9 +205,7 @@ pub(crate) fn plan(
     let heads = |side: &str| -> Result<u64, ImportError> {
         match file.scalars.get(&format!("{side}/num_heads")) {
             None => Ok((width / 64).max(1)),
-            Some(heads)
-                if *heads >= 1.0 && *heads <= width as f64 && width % (*heads as u64) == 0 =>
-            {
+            Some(heads) if *heads >= 1.0 && *heads <= width as f64 && width % (*heads as u64) == 0 => {
                 Ok(*heads as u64)
             }
             Some(heads) => Err(unsupported(format!(
@@ -345,9 +311,7 @@ pub(crate) fn plan(
     }
     let tied = file.aliases.get("decoder/projection/weight");
     if tied.is_none_or(|target| target != "decoder/embeddings/weight") {
-        differences.push(
-            "`decoder/projection/weight` does not stand for `decoder/embeddings/weight`".into(),
-        );
+        differences.push("`decoder/projection/weight` does not stand for `decoder/embeddings/weight`".into());
     }
     if !differences.is_empty() {
         differences.truncate(20);
@@ -431,10 +395,7 @@ fn read_small(path: &Path) -> Result<Option<Vec<u8>>, ImportError> {
         Ok(facts) if facts.len() > JSON_BYTES_MAX => {
             return Err(ImportError::Unsupported {
                 path: path.to_path_buf(),
-                what: format!(
-                    "it has {} bytes; at most {JSON_BYTES_MAX} are read",
-                    facts.len()
-                ),
+                what: format!("it has {} bytes; at most {JSON_BYTES_MAX} are read", facts.len()),
             });
         }
         Ok(_) => {}
@@ -453,8 +414,7 @@ fn tokenizer(folder: &Path) -> Result<Vec<u8>, ImportError> {
     };
     let bytes = read_small(&path)?
         .ok_or_else(|| wrong("there is no such file; it belongs beside model.bin".into()))?;
-    tokenizers::Tokenizer::from_bytes(&bytes)
-        .map_err(|error| wrong(format!("it does not load: {error}")))?;
+    tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| wrong(format!("it does not load: {error}")))?;
     Ok(bytes)
 }
 

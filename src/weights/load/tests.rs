@@ -13,8 +13,7 @@ fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) {
         .map(|(name, dtype, shape, data)| {
             (
                 *name,
-                TensorView::new(*dtype, shape.to_vec(), data)
-                    .expect("the test's own tensor is consistent"),
+                TensorView::new(*dtype, shape.to_vec(), data).expect("the test's own tensor is consistent"),
             )
         })
         .collect();
@@ -23,10 +22,7 @@ fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) {
 }
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn raw_file(header: &str, data: &[u8]) -> Vec<u8> {
@@ -48,10 +44,7 @@ fn every_float_type_arrives_in_the_wanted_kind_with_its_values() {
         .iter()
         .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
         .collect();
-    let double: Vec<u8> = values
-        .iter()
-        .flat_map(|v| f64::from(*v).to_le_bytes())
-        .collect();
+    let double: Vec<u8> = values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
     write(
         &dir.path().join("model.safetensors"),
         &[
@@ -163,7 +156,8 @@ fn a_sharded_checkpoint_is_one_checkpoint() {
         &dir.path().join("model-2.safetensors"),
         &[("b", Dtype::F32, &[1], f32_bytes(&[2.0]))],
     );
-    let index = r#"{"metadata":{"total_size":8},"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    let index =
+        r#"{"metadata":{"total_size":8},"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
     std::fs::write(dir.path().join(INDEX_FILE), index).unwrap();
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -186,14 +180,8 @@ fn an_index_that_lies_is_refused() {
         &[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))],
     );
     let cases = [
-        (
-            r#"{"weight_map":{"b":"one.safetensors"}}"#,
-            "does not hold it",
-        ),
-        (
-            r#"{"weight_map":{"a":"../one.safetensors"}}"#,
-            "plain file name",
-        ),
+        (r#"{"weight_map":{"b":"one.safetensors"}}"#, "does not hold it"),
+        (r#"{"weight_map":{"a":"../one.safetensors"}}"#, "plain file name"),
         (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "plain file name"),
         (r#"{"weight_map":{"a":".."}}"#, "plain file name"),
         (r#"{"weight_map":{"a":""}}"#, "plain file name"),
@@ -217,10 +205,7 @@ fn an_index_that_lies_is_refused() {
 fn an_empty_folder_says_what_was_expected() {
     let dir = tempfile::tempdir().unwrap();
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("model.safetensors.index.json"),
-        "{message}"
-    );
+    assert!(message.contains("model.safetensors.index.json"), "{message}");
 
     std::fs::write(dir.path().join(PICKLE_FILE), b"x").unwrap();
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();

