@@ -151,8 +151,6 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
         max_tokens: 8,
         end_ids: bench.llm.end_ids().to_vec(),
         slots: 2,
-        vocabulary: Some(bench.llm.tokenizer().vocab_size()),
-        stop_loops: false,
     };
     let answers = |prompts: &[Tensor]| generate(bench.llm.llm(), prompts, &options, None).unwrap();
     assert_eq!(answers(&batch)[1].ids, answers(&alone)[0].ids);
