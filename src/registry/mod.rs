@@ -26,7 +26,7 @@ pub use publish::Draft;
 use crate::models::ModelError;
 use crate::models::adapter::AdapterSnapshot;
 use manifest::{MANIFEST, read_manifest};
-use publish::{sync_dir, write_synced};
+use publish::{sync_dir, temporary_name, write_synced};
 
 /// Name of the pointer file.
 const CURRENT: &str = "current";
@@ -358,7 +358,7 @@ impl Registry {
 
     fn point(&self, pointers: &[String]) -> Result<(), RegistryError> {
         let path = self.root.join(CURRENT);
-        let part = self.root.join(format!(".tmp-{CURRENT}-{}", std::process::id()));
+        let part = self.root.join(temporary_name(CURRENT));
         write_synced(&part, (pointers.join("\n") + "\n").as_bytes())?;
         std::fs::rename(&part, &path).map_err(RegistryError::io("replace", &path))?;
         sync_dir(&self.root)

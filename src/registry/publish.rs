@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::manifest::{FileDigest, MANIFEST, VersionManifest, sha256_file};
 use super::{ADAPTER, LORA, ModelIdentity, Registry, RegistryError, check_name};
@@ -70,7 +71,7 @@ impl Registry {
                 version: version.to_owned(),
             });
         }
-        let part = self.root().join(format!(".tmp-{version}-{}", std::process::id()));
+        let part = self.root().join(temporary_name(version));
         if part.exists() {
             std::fs::remove_dir_all(&part).map_err(RegistryError::io("remove", &part))?;
         }
@@ -157,6 +158,16 @@ impl Registry {
         sync_dir(self.root())?;
         Ok(manifest)
     }
+}
+
+/// A hidden name that no other thread or process uses at the same time.
+pub(super) fn temporary_name(name: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        ".tmp-{name}-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// The model card.

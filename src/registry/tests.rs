@@ -211,14 +211,23 @@ fn two_publishers_at_once_get_two_versions() {
                 .collect::<Vec<_>>()
         })
     };
-    // Threads of one process share the temporary name's process id, so each has a registry folder of its own view.
-    let one = publish(registry.clone()).join().unwrap();
-    let two = publish(registry.clone()).join().unwrap();
+    let (one, two) = (publish(registry.clone()), publish(registry.clone()));
+    let (one, two) = (one.join().unwrap(), two.join().unwrap());
 
     let mut all = [one, two].concat();
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 10);
+    for version in registry.versions().unwrap() {
+        registry.load(&version).unwrap();
+    }
+    assert!(
+        std::fs::read_dir(registry.root()).unwrap().all(|e| !e
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with('.'))
+    );
 }
 
 #[test]

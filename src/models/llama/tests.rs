@@ -63,8 +63,13 @@ fn filled_lora(model: &Llama, targets: &[&str]) -> LoraSet {
     };
     let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu).unwrap();
     let _no_grad = tch::no_grad_guard();
-    for mut tensor in lora.parameters().into_values() {
-        let _ = tensor.normal_(0.0, 0.3);
+    for (index, mut tensor) in lora.parameters().into_values().enumerate() {
+        // Torch's own generator is shared by all tests, so its numbers would differ from run to run.
+        let mut random = crate::nn::random::SplitMix::new(&[5, index as u64]);
+        let values: Vec<f32> = (0..tensor.numel())
+            .map(|_| (random.normal() * 0.3) as f32)
+            .collect();
+        tensor.copy_(&Tensor::from_slice(&values).view_as(&tensor));
     }
     lora
 }
@@ -424,6 +429,12 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
             Llama::open(&folder(name), Device::Cpu, Kind::BFloat16).unwrap(),
         );
         let lora = filled_lora(&wide, &["q_proj", "down_proj"]);
+        // Updates as strong as those of the other tests make networks this small chaotic: a rounding can grow tenfold.
+        tch::no_grad(|| {
+            for mut tensor in lora.parameters().into_values() {
+                let _ = tensor.g_mul_scalar_(1.0 / 3.0);
+            }
+        });
         let served = lora.snapshot(Kind::BFloat16, Device::Cpu).unwrap();
         let ids = expected(name).ids;
         let run = |model: &Llama, lora: &LoraSet| {
