@@ -64,7 +64,13 @@ impl Sandbox {
         }
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 7);
-        let broker = EmbeddedBroker::start(BrokerConfig::default()).await.unwrap();
+        // So little that what the broker keeps reaches its bound early in the memory test.
+        let broker_config = BrokerConfig {
+            message_bytes_max: 4 << 20,
+            bytes_per_topic_max: 8 << 20,
+            ..BrokerConfig::default()
+        };
+        let broker = EmbeddedBroker::start(broker_config).await.unwrap();
         let mut settings = Settings::default();
         settings.model.encoder = models.encoder;
         settings.model.llm = models.llm;
@@ -73,6 +79,7 @@ impl Sandbox {
         settings.service.tasks_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
         settings.kafka.bootstrap = broker.bootstrap();
         settings.kafka.commit_interval_ms = 50;
+        settings.kafka.message_bytes_max = 3_900_000;
         settings.adapters.dir = dir.path().join("adapters");
         settings.adapters.prefix = "tiny".into();
         settings.store.dir = dir.path().join("samples");
