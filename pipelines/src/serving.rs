@@ -53,8 +53,8 @@ const RESTARTS_MAX: u32 = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// Sends to Kafka that may be on their way at once.
 const SENDS_MAX: usize = 256;
-/// Audio of answered requests that is remembered for corrections, bytes: about half an hour.
-const REMEMBERED_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Audio of answered requests that is remembered for corrections, bytes: about four minutes.
+const REMEMBERED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Records of the label and control topics that may be in flight, bytes.
 const SIDE_BUDGET_BYTES: u64 = 64 * 1024 * 1024;
 
