@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -152,6 +152,9 @@ fn segment_paths(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     Ok(paths)
 }
 
+/// Longest wait for whoever still holds the lock.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
 /// Makes this process the only one that has the store open.
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
@@ -162,7 +165,15 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         .truncate(false)
         .open(&path)
         .map_err(StoreError::io("open", &path))?;
-    match file.try_lock() {
+    let mut locked = file.try_lock();
+    // A process that just ended, or a child that was forked and has not yet become another program, holds the lock for
+    // a moment longer.
+    let deadline = Instant::now() + LOCK_WAIT;
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();

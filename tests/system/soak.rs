@@ -60,10 +60,6 @@ async fn resident_memory_stays_flat_over_many_requests() {
         "{total} requests: {after_warm_up} bytes after {warm_up}, {end} at the end, {:.2} % more",
         growth * 100.0
     );
-    assert!(
-        growth < 0.05,
-        "resident memory grew by {:.1} %",
-        growth * 100.0
-    );
+    assert!(growth < 0.05, "resident memory grew by {:.1} %", growth * 100.0);
     sandbox.end(pipeline).await;
 }
