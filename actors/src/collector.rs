@@ -100,17 +100,6 @@ impl Message<UtteranceAdmitted> for SampleCollector {
     }
 }
 
-/// Question: how many samples are in the store.
-pub struct ReadSamples;
-
-impl Message<ReadSamples> for SampleCollector {
-    type Reply = usize;
-
-    async fn handle(&mut self, _: ReadSamples, _: &mut Context<Self, Self::Reply>) -> usize {
-        self.args.store.len()
-    }
-}
-
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
         let sample = Label::parse(&record, &self.args.limits, &self.args.instructions)

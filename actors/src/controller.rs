@@ -99,20 +99,6 @@ impl Actor for Controller {
     }
 }
 
-/// Order by hand, as if it had come from the topic.
-pub struct Obey(
-    /// The order.
-    pub Command,
-);
-
-impl Message<Obey> for Controller {
-    type Reply = ();
-
-    async fn handle(&mut self, message: Obey, _: &mut Context<Self, Self::Reply>) {
-        self.carry_out(message.0, "order").await;
-    }
-}
-
 impl Controller {
     async fn obey(&mut self, record: Record) {
         match Command::parse(&record) {

@@ -131,17 +131,6 @@ impl Actor for AudioIngest {
     }
 }
 
-/// Question: how many chunked streams are unfinished.
-pub struct ReadStreams;
-
-impl Message<ReadStreams> for AudioIngest {
-    type Reply = usize;
-
-    async fn handle(&mut self, _: ReadStreams, _: &mut Context<Self, Self::Reply>) -> usize {
-        self.streams.len()
-    }
-}
-
 impl AudioIngest {
     async fn take(&mut self, event: SourceEvent) {
         match event {

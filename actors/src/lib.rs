@@ -2,7 +2,7 @@
 //!
 //! | actor | takes | sends | mailbox |
 //! |---|---|---|---|
-//! | [`ingest::AudioIngest`] | records of the request topic | `EncodeUtterance`, `UtteranceAdmitted`, `PublishDeadLetter` | 4 questions |
+//! | [`ingest::AudioIngest`] | records of the request topic | `EncodeUtterance`, `UtteranceAdmitted`, `PublishDeadLetter` | 4 |
 //! | [`encoder::Encoder`] | `EncodeUtterance` | `DecodeUtterance`, `PublishDeadLetter` | one batch |
 //! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishDeadLetter` | as many as it has slots |
 //! | [`publisher::Publisher`] | answers, dead letters, events | records, acknowledged; releases offsets | 64 |

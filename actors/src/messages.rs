@@ -11,7 +11,7 @@ use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
-use speechverse::wire::{OutgoingRecord, Receipt, Record};
+use speechverse::wire::{Receipt, Record};
 use tch::Tensor;
 
 /// Milliseconds that an utterance spent in each stage so far.
@@ -253,25 +253,11 @@ impl PublishDeadLetter {
     }
 }
 
-/// Order to the publisher: a record that needs no answer is done with (a stored sample, an obeyed command).
-#[derive(Debug)]
-pub struct ReleaseRecord {
-    /// The record.
-    pub record: Record,
-}
-
 /// Order to the publisher: tell the world what happened.
 #[derive(Clone, Debug)]
 pub struct PublishEvent {
     /// The event.
     pub event: Event,
-}
-
-/// Order to the publisher: any other record, for example a partial answer.
-#[derive(Clone, Debug)]
-pub struct PublishRecord {
-    /// The record.
-    pub record: OutgoingRecord,
 }
 
 /// Fact for the collector: an utterance was admitted; a later correction may name it.

@@ -1,6 +1,6 @@
 //! `Publisher`: answers go to Kafka, then offsets are released.
 //!
-//! Receives [`PublishAnswer`], [`PublishDeadLetter`], [`PublishEvent`], [`PublishRecord`], [`ReleaseRecord`]. An offset
+//! Receives [`PublishAnswer`], [`PublishDeadLetter`], [`PublishEvent`]. An offset
 //! is released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side by
 //! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
 //! bound fills and holds the pipeline back.
@@ -21,9 +21,7 @@ use speechverse::wire::{OutgoingRecord, Receipt};
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 
-use crate::messages::{
-    LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishRecord, ReleaseRecord,
-};
+use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -145,22 +143,6 @@ impl Message<PublishEvent> for Publisher {
         let topic = Arc::from(self.args.topics.events.as_str());
         let outgoing = message.event.to_record(topic, &self.args.source);
         self.send(outgoing, Vec::new(), 0.0, || ()).await;
-    }
-}
-
-impl Message<PublishRecord> for Publisher {
-    type Reply = ();
-
-    async fn handle(&mut self, message: PublishRecord, _: &mut Context<Self, Self::Reply>) {
-        self.send(message.record, Vec::new(), 0.0, || ()).await;
-    }
-}
-
-impl Message<ReleaseRecord> for Publisher {
-    type Reply = ();
-
-    async fn handle(&mut self, message: ReleaseRecord, _: &mut Context<Self, Self::Reply>) {
-        release(&self.args, &message.record.receipt);
     }
 }
 

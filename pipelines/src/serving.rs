@@ -237,7 +237,7 @@ impl Pipeline {
         let controller = Controller::supervise_with(&supervisor, move || controller_args.clone())
             .restart_policy(RestartPolicy::Transient)
             .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_with_mailbox(kameo::mailbox::bounded(4)) // orders by hand are rare
+            .spawn_with_mailbox(kameo::mailbox::bounded(4)) // it gets no messages; orders have their own channel
             .await;
         started("controller", &controller).await?;
 
@@ -258,7 +258,7 @@ impl Pipeline {
         let ingest = AudioIngest::supervise_with(&supervisor, move || ingest_args.clone())
             .restart_policy(RestartPolicy::Transient)
             .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(4)) // questions only; records have their own channel
+            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(4)) // it gets no messages; records have their own channel
             .await;
         started("ingest", &ingest).await?;
 
