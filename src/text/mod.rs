@@ -9,6 +9,7 @@
 //! | [`normalize`] | what two spellings of one sentence have in common |
 //! | [`wer`] | word error rate over a corpus |
 
+pub mod answer;
 mod chat_template;
 mod error;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub mod tiny;
 mod tokenizer;
 pub mod wer;
 
+pub use answer::{AnswerPiece, AnswerShape};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
