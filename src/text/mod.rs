@@ -16,6 +16,7 @@ mod error;
 mod golden_tests;
 pub mod normalize;
 mod prompt;
+mod spelling;
 mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
@@ -26,5 +27,6 @@ pub use answer::{AnswerPiece, AnswerShape};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
+pub use spelling::Spelling;
 pub use tasks::{Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};
