@@ -6,6 +6,8 @@
 
 mod table;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
