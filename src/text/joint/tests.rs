@@ -22,7 +22,7 @@ fn some(values: &[&str]) -> Vec<Option<String>> {
 
 #[test]
 fn a_compound_prompt_names_the_tasks_in_order_and_ends_with_the_layout_of_the_answer() {
-    let asked = table().ask("asr,keywords", &Filling::default()).unwrap();
+    let asked = table().ask("asr,keywords", &Filling::default(), None).unwrap();
 
     assert_eq!(
         asked.instruction,
@@ -102,7 +102,7 @@ fn the_shape_of_a_compound_answer_constrains_the_parts_that_have_labels() {
     let table = table();
     let labels = ["a".to_owned(), "b".to_owned()];
     let asked = table
-        .ask("asr,intent", &Filling::default().with_labels(&labels))
+        .ask("asr,intent", &Filling::default().with_labels(&labels), None)
         .unwrap();
 
     assert_eq!(
@@ -123,15 +123,15 @@ fn labels_that_could_go_to_two_tasks_or_to_none_are_refused() {
     let table = table();
     let filling = Filling::default().with_labels(&["a".to_owned()]);
     for names in ["intent,slots", "asr,keywords"] {
-        let error = table.ask(names, &filling).unwrap_err().to_string();
+        let error = table.ask(names, &filling, None).unwrap_err().to_string();
         assert!(error.contains("expected 1"), "{error}");
     }
     let separator = Filling::default().with_labels(&["a|b".to_owned()]);
     assert!(matches!(
-        table.ask("asr,intent", &separator),
+        table.ask("asr,intent", &separator, None),
         Err(TextError::Label { .. })
     ));
-    assert!(table.ask("intent", &separator).is_ok());
+    assert!(table.ask("intent", &separator, None).is_ok());
 }
 
 proptest! {

@@ -184,7 +184,12 @@ fn the_known_members_of_the_papers_lists_are_there() {
 #[test]
 fn a_language_code_is_written_out_and_a_language_that_was_never_trained_goes_in_as_it_is() {
     let table = shipped();
-    let ask = |pairs: &[(&str, &str)]| table.ask("translation", &fields(pairs)).unwrap().instruction;
+    let ask = |pairs: &[(&str, &str)]| {
+        table
+            .ask("translation", &fields(pairs), None)
+            .unwrap()
+            .instruction
+    };
 
     assert_eq!(
         ask(&[("target_lang", "ro")]),
@@ -199,7 +204,7 @@ fn a_language_code_is_written_out_and_a_language_that_was_never_trained_goes_in_
 #[test]
 fn a_place_without_a_value_is_an_error_that_names_task_and_place() {
     let error = shipped()
-        .ask("translation", &Filling::default())
+        .ask("translation", &Filling::default(), None)
         .unwrap_err()
         .to_string();
 
@@ -213,7 +218,11 @@ fn a_place_without_a_value_is_an_error_that_names_task_and_place() {
 #[test]
 fn what_is_filled_in_is_never_a_place_itself() {
     let asked = shipped()
-        .ask("keyword_search", &fields(&[("keyword", "{labels} {keyword}")]))
+        .ask(
+            "keyword_search",
+            &fields(&[("keyword", "{labels} {keyword}")]),
+            None,
+        )
         .unwrap();
 
     assert!(
@@ -229,9 +238,9 @@ fn given_labels_replace_the_tasks_own_and_keep_its_descriptions() {
     let labels = ["play_radio".to_owned(), "order_pizza".to_owned()];
     let mut filling = Filling::default().with_labels(&labels);
 
-    let asked = table.ask("intent", &filling).unwrap();
+    let asked = table.ask("intent", &filling, None).unwrap();
     filling.bare_labels = true;
-    let bare = table.ask("intent", &filling).unwrap();
+    let bare = table.ask("intent", &filling, None).unwrap();
 
     assert!(
         asked.instruction.contains("- play_radio: wants to listen"),
@@ -261,7 +270,7 @@ fn labels_given_to_a_task_of_free_text_are_the_answers_to_choose_from() {
     let labels = ["on".to_owned(), "off".to_owned()];
 
     let asked = shipped()
-        .ask("asr", &Filling::default().with_labels(&labels))
+        .ask("asr", &Filling::default().with_labels(&labels), None)
         .unwrap();
 
     assert_eq!(asked.shape.choice(), Some(&labels[..]));
@@ -274,7 +283,7 @@ fn labels_that_would_break_the_answers_layout_are_refused() {
     for bad in [&["a=b"][..], &["a;"], &["a", "A"], &[" "], &["a\nb"]] {
         let labels: Vec<String> = bad.iter().map(|label| (*label).to_owned()).collect();
         let error = table
-            .ask("slots", &Filling::default().with_labels(&labels))
+            .ask("slots", &Filling::default().with_labels(&labels), None)
             .unwrap_err();
         assert!(matches!(error, TextError::Label { .. }), "{error}");
     }
@@ -299,7 +308,7 @@ fn a_task_is_added_by_adding_a_file() {
     let table = TaskTable::load(folder.path()).unwrap();
     let task = table.get("urgency").unwrap();
     let asked = table
-        .ask("asr,urgency", &fields(&[("listener", "a nurse")]))
+        .ask("asr,urgency", &fields(&[("listener", "a nurse")]), None)
         .unwrap();
 
     for wording in task
