@@ -17,7 +17,6 @@ use speechverse::models::decoding::{Decoded, Prompt};
 use speechverse::models::responder::{Question, Responder};
 use speechverse::models::speech_llm::SpeechLlmError;
 use speechverse::telemetry::metrics;
-use speechverse::text::AnswerShape;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
