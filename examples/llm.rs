@@ -4,17 +4,22 @@
 //! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3     outputs in f32, for comparison with a reference
 //! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3         a random LoRA set for peft, with the logits it gives
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
-//! cargo run --example llm -- speed DIR [f32|bf16] [BATCH]        tokens per second, greedy, 64 tokens each
+//! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8
 //! ```
+//!
+//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input the seconds of one
+//! greedy generation, by the clock and of processor time, and the first answer's ids.
 
+use std::io::BufRead as _;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use speechverse::models::LanguageModel;
 use speechverse::models::decoding::{DecodeOptions, decode_alike};
 use speechverse::models::llama::Llama;
 use speechverse::models::probe_llm;
+use speechverse::models::{LanguageModel, open_language_model};
+use speechverse::nn::accel::{DeviceChoice, Placement, configure_threads, cpu_capability};
 use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
 use tch::{Device, Kind, Tensor};
@@ -72,41 +77,29 @@ fn main() -> anyhow::Result<()> {
             let answer = decode_alike(&model, &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
-        ["speed", folder, rest @ ..] => {
-            let kind = match rest.first() {
-                None | Some(&"f32") => Kind::Float,
-                Some(&"bf16") => Kind::BFloat16,
-                Some(other) => bail!("`{other}` is neither f32 nor bf16"),
+        ["speed", folder, ids, batch, threads, tokens, precision] => {
+            configure_threads(threads.parse()?);
+            let placement = Placement::resolve(DeviceChoice::Cpu, precision.parse()?)?;
+            let model = open_language_model(Path::new(folder), &placement)?;
+            let prompt = model.embed(&parse_ids(ids)?)?;
+            let batch: usize = batch.parse()?;
+            let prompts: Vec<Tensor> = (0..batch).map(|_| prompt.shallow_clone()).collect();
+            let options = DecodeOptions {
+                stop_loops: false,
+                ..DecodeOptions::greedy(tokens.parse()?)
             };
-            let batch: usize = rest.get(1).map_or(Ok(1), |batch| batch.parse())?;
-            tch::set_num_threads(2);
-            let model = Llama::open(Path::new(folder), Device::Cpu, kind)?;
-            let ids: Vec<i64> = (0..100).map(|id| 1000 + id).collect();
-            let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
-            let answer = |tokens| {
-                let options = DecodeOptions {
-                    stop_loops: false,
-                    ..DecodeOptions::greedy(tokens)
-                };
-                decode_alike(&model, &prompts, options, batch, &[])
-            };
-            answer(2)?;
-            let start = Instant::now();
-            answer(1)?;
-            let prefill = start.elapsed().as_secs_f64();
-            let (start, busy) = (Instant::now(), processor_seconds());
-            answer(65)?;
-            let step = (start.elapsed().as_secs_f64() - prefill) / 64.0;
-            let busy = processor_seconds() - busy;
-            println!(
-                "{kind:?} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s, {busy:.2} s of processor time for both",
-                prefill * 1e3,
-                step * 1e3,
-                batch as f64 / step
-            );
+            println!("{}", cpu_capability());
+            for line in std::io::stdin().lock().lines() {
+                line?;
+                let (start, busy) = (Instant::now(), processor_seconds());
+                let answers = decode_alike(model.as_ref(), &prompts, options.clone(), batch, &[])?;
+                let (seconds, busy) = (start.elapsed().as_secs_f64(), processor_seconds() - busy);
+                let ids: Vec<String> = answers[0].ids.iter().map(i64::to_string).collect();
+                println!("{seconds} {busy} {}", ids.join(","));
+            }
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
         ),
     }
     Ok(())

@@ -16,7 +16,7 @@ pub struct ModelConfig {
     pub llm: PathBuf,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
-    /// `auto`, `f32` or `bf16`: what the frozen networks compute in.
+    /// `auto`, `f32`, `bf16` or `int8` (the language model's weights alone): what the frozen networks compute in.
     pub precision: PrecisionChoice,
     /// CPU threads of one tensor operation; 0 takes as many as there are cores.
     pub threads: usize,

@@ -29,7 +29,7 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// Which precision a person asks for: `auto`, `f32` or `bf16`.
+/// Which precision a person asks for: `auto`, `f32`, `bf16` or `int8`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PrecisionChoice {
@@ -40,6 +40,8 @@ pub enum PrecisionChoice {
     F32,
     /// bfloat16 weights and activations.
     Bf16,
+    /// The language model's weights in 8-bit integers, everything else as `auto`. For the CPU.
+    Int8,
 }
 
 /// Number format of frozen weights and activations.
@@ -49,6 +51,9 @@ pub enum Precision {
     F32,
     /// bfloat16.
     Bf16,
+    /// Weights of the language model in 8-bit integers; activations, and the other networks, in bf16 where the CPU multiplies it, else
+    /// in f32.
+    Int8,
 }
 
 /// Where a model computes, in which format, and why.
@@ -69,7 +74,7 @@ pub enum AccelError {
     #[error("device `{0}` is unknown; use `auto`, `cpu` or `cuda:N`")]
     UnknownDevice(String),
     /// Not a precision.
-    #[error("precision `{0}` is unknown; use `auto`, `f32` or `bf16`")]
+    #[error("precision `{0}` is unknown; use `auto`, `f32`, `bf16` or `int8`")]
     UnknownPrecision(String),
     /// A CUDA device that is not there.
     #[error("device `cuda:{asked}` is not available: {found}; use `auto` or `cpu`")]
@@ -121,6 +126,11 @@ impl Placement {
                 "f32 because this CPU has no avx512_bf16".to_owned(),
             ),
             (PrecisionChoice::Auto, _) => (Precision::Bf16, "bf16 because the device is a GPU".to_owned()),
+            (PrecisionChoice::Int8, Device::Cpu) => (Precision::Int8, "int8 as configured".to_owned()),
+            (PrecisionChoice::Int8, _) => (
+                Precision::Bf16,
+                "bf16, though int8 is configured: that is for the CPU".to_owned(),
+            ),
         };
         Ok(Self {
             device,
@@ -138,9 +148,13 @@ impl Placement {
         }
     }
 
-    /// The torch kind of weights and activations.
+    /// The torch kind of activations, and of weights that are not in 8-bit integers.
     pub fn kind(&self) -> Kind {
-        self.precision.kind()
+        match self.precision {
+            Precision::F32 => Kind::Float,
+            Precision::Int8 if !cpu_multiplies_bf16() => Kind::Float,
+            Precision::Bf16 | Precision::Int8 => Kind::BFloat16,
+        }
     }
 }
 
@@ -154,21 +168,12 @@ impl fmt::Display for Placement {
     }
 }
 
-impl Precision {
-    /// The torch kind.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -258,6 +263,7 @@ impl FromStr for PrecisionChoice {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
             _ => Err(AccelError::UnknownPrecision(text.to_owned())),
         }
     }
@@ -269,6 +275,7 @@ impl fmt::Display for PrecisionChoice {
             Self::Auto => "auto",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -311,7 +318,12 @@ mod tests {
             let text = serde_json::to_string(&choice).unwrap();
             assert_eq!(serde_json::from_str::<DeviceChoice>(&text).unwrap(), choice);
         }
-        for choice in [PrecisionChoice::Auto, PrecisionChoice::F32, PrecisionChoice::Bf16] {
+        for choice in [
+            PrecisionChoice::Auto,
+            PrecisionChoice::F32,
+            PrecisionChoice::Bf16,
+            PrecisionChoice::Int8,
+        ] {
             let text = serde_json::to_string(&choice).unwrap();
             assert_eq!(serde_json::from_str::<PrecisionChoice>(&text).unwrap(), choice);
         }

@@ -6,6 +6,7 @@ pub mod conv;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora;
+pub mod matrix;
 pub mod norm;
 pub mod optimizer;
 pub mod projections;

@@ -3,13 +3,14 @@
 use tch::Tensor;
 
 use super::lora::{LoraSet, LoraSite};
+use super::matrix::Matrix;
 use crate::weights::Loader;
 
 /// Frozen linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own name.
 #[derive(Debug)]
 pub struct Projections {
     /// `[sum of outputs, inputs]`.
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
     parts: Vec<LoraSite>,
 }
@@ -37,7 +38,7 @@ impl Projections {
                 .collect()
         };
         Self {
-            weight: loader.take_joined(&rows("weight"), Some(inputs)),
+            weight: Matrix::new(loader.take_joined(&rows("weight"), Some(inputs))),
             bias: bias.then(|| loader.take_joined(&rows("bias"), None)),
             parts,
         }
@@ -48,6 +49,11 @@ impl Projections {
         Self::load(loader, prefix, inputs, &[(name, outputs)], false)
     }
 
+    /// Rounds the weights to 8-bit integers; see [`Matrix::quantize`].
+    pub fn quantize(&mut self) {
+        self.weight.quantize();
+    }
+
     /// The projections by name: each can carry a low-rank adapter.
     pub fn sites(&self) -> &[LoraSite] {
         &self.parts
@@ -55,7 +61,7 @@ impl Projections {
 
     /// `[.., inputs]` → `[.., sum of outputs]`.
     pub fn forward(&self, input: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let output = input.linear(&self.weight, self.bias.as_ref());
+        let output = self.weight.multiply(input, self.bias.as_ref());
         let Some(lora) = lora else {
             return output;
         };

@@ -97,6 +97,13 @@ impl Layer {
         }
     }
 
+    /// Rounds the layer's matrices to 8-bit integers.
+    pub(super) fn quantize(&mut self) {
+        for projections in [&mut self.qkv, &mut self.output, &mut self.gate_up, &mut self.down] {
+            projections.quantize();
+        }
+    }
+
     /// The projections that can carry a low-rank adapter.
     pub(super) fn lora_sites(&self) -> impl Iterator<Item = &LoraSite> {
         [&self.qkv, &self.output, &self.gate_up, &self.down]

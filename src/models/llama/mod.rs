@@ -5,7 +5,7 @@
 //! | members | Llama, SmolLM2 (`model_type` `llama`); Qwen2, Qwen2.5 (`qwen2`: biases on queries, keys and values) |
 //! | source | transformers 5, `models/llama/modeling_llama.py`, `models/qwen2/modeling_qwen2.py` |
 //! | checkpoint | `model.embed_tokens`, `model.layers.{i}.{self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj, input_layernorm, post_attention_layernorm}`, `model.norm`, and `lm_head` where embeddings are not tied |
-//! | precision | f32 or bf16 for the matrices; rotary positions and the norms' variance always in f32; logits leave as f32 |
+//! | precision | f32, bf16 or 8-bit integers for the matrices; rotary positions and the norms' variance always in f32; logits leave as f32 |
 
 mod config;
 mod layers;
@@ -21,6 +21,7 @@ use super::traits::{check_lesson, check_rows};
 use super::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::matrix::Matrix;
 use crate::nn::rms_norm::RmsNorm;
 use crate::nn::rotary::Rotary;
 use crate::weights::Checkpoint;
@@ -33,8 +34,8 @@ pub struct Llama {
     embeddings: Tensor,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    /// `[V, H]`; shares storage with `embeddings` where they are tied.
-    head: Tensor,
+    /// `[V, H]`; shares storage with `embeddings` where they are tied, unless it is quantised.
+    head: Matrix,
     rotary: Rotary,
     kind: Kind,
     device: Device,
@@ -86,10 +87,19 @@ impl Llama {
             embeddings,
             layers,
             norm,
-            head,
+            head: Matrix::new(head),
             kind,
             device,
         })
+    }
+
+    /// Rounds all matrices but the embedding table to 8-bit integers: up to four times faster for one sequence, at about
+    /// 1 % of error in each product.
+    pub fn quantize(&mut self) {
+        for layer in &mut self.layers {
+            layer.quantize();
+        }
+        self.head.quantize();
     }
 
     /// The sizes and constants it was built from.
@@ -177,9 +187,8 @@ impl Llama {
 
     /// Output layer: `[.., H]` → f32 `[.., V]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden
-            .to_kind(self.kind)
-            .linear(&self.head, None::<&Tensor>)
+        self.head
+            .multiply(&hidden.to_kind(self.kind), None)
             .to_kind(Kind::Float)
     }
 

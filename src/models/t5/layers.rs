@@ -44,6 +44,16 @@ impl Attention {
         }
     }
 
+    /// Rounds the matrices to 8-bit integers; those of keys and values too where they are used in every step.
+    pub(super) fn quantize(&mut self, keys_in_steps: bool) {
+        self.query.quantize();
+        self.output.quantize();
+        if keys_in_steps {
+            self.key.quantize();
+            self.value.quantize();
+        }
+    }
+
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
         [&self.query, &self.key, &self.value, &self.output]
             .into_iter()
@@ -135,6 +145,16 @@ impl FeedForward {
             gated: (config.gated).then(|| Projections::one(loader, &at, "wi_1", width, inner)),
             output: Projections::one(loader, &at, "wo", inner, width),
             activation: config.activation,
+        }
+    }
+
+    /// Rounds the matrices to 8-bit integers.
+    pub(super) fn quantize(&mut self) {
+        for projections in [Some(&mut self.input), self.gated.as_mut(), Some(&mut self.output)]
+            .into_iter()
+            .flatten()
+        {
+            projections.quantize();
         }
     }
 

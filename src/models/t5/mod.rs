@@ -27,6 +27,7 @@ use super::traits::{check_lesson, check_rows};
 use super::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::matrix::Matrix;
 use crate::weights::{Checkpoint, Loader};
 
 /// Relative positions have no end; this bounds what a sequence may ask of memory.
@@ -48,8 +49,8 @@ struct Parts {
     embeddings: Tensor,
     encoder: Encoder,
     decoder: Decoder,
-    /// `[V, H]`; shares storage with `embeddings` where they are tied.
-    head: Tensor,
+    /// `[V, H]`; shares storage with `embeddings` where they are tied, unless it is quantised.
+    head: Matrix,
 }
 
 /// All hidden states of one prompt and one answer, numbered as transformers does: a stack's embedded input first, its
@@ -91,7 +92,7 @@ impl Parts {
             embeddings,
             encoder,
             decoder,
-            head,
+            head: Matrix::new(head),
         }
     }
 
@@ -237,9 +238,14 @@ impl T5 {
         } else {
             hidden.shallow_clone()
         };
-        scaled
-            .linear(&self.parts.head, None::<&Tensor>)
-            .to_kind(Kind::Float)
+        self.parts.head.multiply(&scaled, None).to_kind(Kind::Float)
+    }
+
+    /// Rounds what each step of the decoder multiplies with to 8-bit integers; the encoder, which reads many positions at once and gains
+    /// nothing by it, stays as it is.
+    pub fn quantize(&mut self) {
+        self.parts.decoder.quantize();
+        self.parts.head.quantize();
     }
 
     /// All hidden states of a prompt of ids and an answer that has been read so far (the start token first).

@@ -162,6 +162,15 @@ impl Decoder {
         self.positions.lay_out(config, false);
     }
 
+    /// Rounds what every step needs to 8-bit integers.
+    pub(super) fn quantize(&mut self) {
+        for block in &mut self.blocks {
+            block.attention.quantize(true);
+            block.cross.quantize(false);
+            block.feed_forward.quantize();
+        }
+    }
+
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
         (self.blocks.iter()).flat_map(|block| {
             (block.attention.sites())
