@@ -422,6 +422,7 @@ fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef
                 placement.device,
                 decoder.slots,
                 decoder.positions_max,
+                decoder.tokens_max,
             ))
         }),
         publisher: publisher.clone().recipient(),
@@ -440,7 +441,7 @@ fn encoder_args(
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            Ok(open_encoder(&model.encoder, Window::Clip, &placement)?)
+            open_encoder(&model.encoder, Window::Clip, &placement)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),

@@ -10,8 +10,10 @@ pub mod lora;
 pub mod norm;
 pub mod optimizer;
 pub mod packed;
+pub mod projections;
 pub mod random;
 pub mod relative_bias;
+pub mod rms_norm;
 pub mod rotary;
 
 pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};
