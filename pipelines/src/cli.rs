@@ -335,6 +335,18 @@ pub enum Adapters {
         #[arg(long)]
         json: bool,
     },
+    /// Write a version's low-rank updates of the language model as a folder that the `peft` library loads.
+    Export {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Version instead of the current one.
+        #[arg(long, value_name = "VERSION")]
+        adapter: Option<String>,
+        /// Folder to make.
+        #[arg(value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Which kind of float to write.
