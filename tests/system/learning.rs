@@ -137,6 +137,7 @@ async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learn
     client.request("before", "k", tone(0.5, 200.0), Vec::new()).await;
     let (before, _) = client.answer().await;
     let mut answers = vec![before];
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
 
     // The second cycle goes on from the first one's low-rank updates.
     for cycle in 1..=2 {
