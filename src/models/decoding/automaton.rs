@@ -312,14 +312,12 @@ impl Automaton {
 
     /// Where every answer begins.
     pub(super) fn start(&self) -> State {
-        self.from_nodes(&[0])
+        self.at(0)
     }
 
-    fn from_nodes(&self, nodes: &[u32]) -> State {
+    fn at(&self, node: u32) -> State {
         let mut state = State::new();
-        for node in nodes {
-            self.enter(*node, None, &mut state);
-        }
+        self.enter(node, None, &mut state);
         tidy(&mut state);
         state
     }
@@ -382,7 +380,7 @@ impl Automaton {
                 if alive[node] {
                     continue;
                 }
-                let state = self.from_nodes(&[u32::try_from(node).expect("so many nodes there are")]);
+                let state = self.at(u32::try_from(node).expect("so many nodes there are"));
                 let lives = self.accepts(&state) || leads(&state, &|state| self.any_alive(state, &alive));
                 alive[node] = lives;
             }
