@@ -5,18 +5,22 @@
 //! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]   a random LoRA set for peft, with the logits it gives
 //!                                                              (along the prompt; or of each token of an answer to it)
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
-//! cargo run --example llm -- speed DIR [f32|bf16] [BATCH]        tokens per second, greedy, 64 tokens each
+//! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8
 //! ```
+//!
+//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input
+//! the seconds of one greedy generation, by the clock and of processor time, and the first answer's ids.
 
 use std::collections::BTreeSet;
+use std::io::BufRead as _;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use speechverse::models::generate::{GenerateOptions, generate};
+use speechverse::models::decoding::{DecodeOptions, decode_alike};
 use speechverse::models::probe_llm;
 use speechverse::models::{LanguageModel, open_language_model};
-use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice};
+use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, configure_threads, cpu_capability};
 use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
 use tch::{Device, Tensor};
@@ -73,47 +77,36 @@ fn main() -> anyhow::Result<()> {
             let tokenizer = Tokenizer::open(folder)?;
             let prompt = ChatTemplate::open(folder)?.render(&[ChatMessage::new("user", *question)], true)?;
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
-            let options = GenerateOptions {
-                vocabulary: None,
+            let options = DecodeOptions {
                 stop_loops: false,
-                max_tokens: 64,
-                end_ids: end_of_answer_ids(folder)?,
-                slots: 1,
+                ..DecodeOptions::greedy(64)
             };
-            let answer = generate(model.as_ref(), &[prompt], &options, None)?.remove(0);
+            let answer =
+                decode_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
-        ["speed", folder, rest @ ..] => {
-            let precision: PrecisionChoice = rest.first().unwrap_or(&"f32").parse()?;
-            let batch: usize = rest.get(1).map_or(Ok(1), |batch| batch.parse())?;
-            tch::set_num_threads(2);
-            let model = open(folder, precision)?;
-            let ids: Vec<i64> = (0..100).map(|id| 1000 + id).collect();
-            let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
-            let options = |max_tokens| GenerateOptions {
-                vocabulary: None,
+        ["speed", folder, ids, batch, threads, tokens, precision] => {
+            configure_threads(threads.parse()?);
+            let model = open(folder, precision.parse()?)?;
+            let prompt = model.embed(&parse_ids(ids)?)?;
+            let batch: usize = batch.parse()?;
+            let prompts: Vec<Tensor> = (0..batch).map(|_| prompt.shallow_clone()).collect();
+            let options = DecodeOptions {
                 stop_loops: false,
-                max_tokens,
-                end_ids: vec![],
-                slots: batch,
+                ..DecodeOptions::greedy(tokens.parse()?)
             };
-            generate(model.as_ref(), &prompts, &options(2), None)?;
-            let start = Instant::now();
-            generate(model.as_ref(), &prompts, &options(1), None)?;
-            let prefill = start.elapsed().as_secs_f64();
-            let (start, busy) = (Instant::now(), processor_seconds());
-            generate(model.as_ref(), &prompts, &options(65), None)?;
-            let step = (start.elapsed().as_secs_f64() - prefill) / 64.0;
-            let busy = processor_seconds() - busy;
-            println!(
-                "{precision} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s, {busy:.2} s of processor time for both",
-                prefill * 1e3,
-                step * 1e3,
-                batch as f64 / step
-            );
+            println!("{}", cpu_capability());
+            for line in std::io::stdin().lock().lines() {
+                line?;
+                let (start, busy) = (Instant::now(), processor_seconds());
+                let answers = decode_alike(model.as_ref(), &prompts, options.clone(), batch, &[])?;
+                let (seconds, busy) = (start.elapsed().as_secs_f64(), processor_seconds() - busy);
+                let ids: Vec<String> = answers[0].ids.iter().map(i64::to_string).collect();
+                println!("{seconds} {busy} {}", ids.join(","));
+            }
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
         ),
     }
     Ok(())

@@ -180,8 +180,8 @@ impl Decoder {
         let question = Question {
             features: &message.features,
             instruction: &request.instruction,
-            labels: request.labels.as_deref(),
-            tokens_max: request.max_tokens.unwrap_or(self.args.config.tokens_max),
+            shape: request.shape.as_ref(),
+            tokens_max: request.max_tokens,
         };
         std::panic::catch_unwind(AssertUnwindSafe(|| {
             self.responder.prompt(&message.adapter, &question)
@@ -233,7 +233,8 @@ impl Decoder {
         let times = ticket.times;
         let label = decoded
             .label
-            .and_then(|index| request.labels.as_ref()?.get(index).cloned());
+            .and_then(|index| request.shape.as_ref()?.choice()?.get(index).cloned());
+        let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
@@ -244,7 +245,7 @@ impl Decoder {
             flags: flags(decoded, &text, self.args.config.low_confidence_below),
             text,
             label,
-            fields: BTreeMap::new(),
+            fields,
             adapter,
             score: decoded.score(),
             audio_seconds: ticket.audio_seconds,
@@ -263,6 +264,7 @@ impl Decoder {
     async fn reject(&mut self, ticket: Ticket, cause: &SpeechLlmError) {
         let reason = match cause {
             SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            SpeechLlmError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
         error!(error = %cause, request_id = %ticket.request.id, "cannot answer an utterance");

@@ -42,6 +42,15 @@ pub enum TextError {
         /// What it said.
         reason: String,
     },
+    /// A tokenizer whose tokens have no spelling of their own.
+    #[error(
+        "answers cannot be constrained with this tokenizer: it has {found}; supported are `ByteLevel`, `Metaspace`, and \
+         sequences of `Replace`, `ByteFallback`, `Fuse` and `Strip`"
+    )]
+    Spelling {
+        /// Its decoder.
+        found: String,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab} ids")]
     UnknownId {
@@ -110,6 +119,30 @@ pub enum TextError {
         name: String,
         /// The tasks there are, separated by commas.
         known: String,
+    },
+    /// Several tasks that cannot be asked at once.
+    #[error("tasks `{list}`: {reason}")]
+    TaskList {
+        /// The tasks asked for.
+        list: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
+    /// A place in a task's prompt cannot be filled.
+    #[error("task `{task}`: {reason}")]
+    Placeholder {
+        /// The task.
+        task: String,
+        /// Which placeholder, and what would fill it.
+        reason: String,
+    },
+    /// A label that a task's answers cannot be made of.
+    #[error("task `{task}`: {reason}")]
+    Label {
+        /// The task.
+        task: String,
+        /// Which label, and why.
+        reason: String,
     },
 }
 

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::generate::{GenerateOptions, generate};
+use crate::models::decoding::{DecodeOptions, decode_alike};
 use crate::models::probe_llm;
 use crate::nn::lora::LoraConfig;
 
@@ -147,16 +147,13 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
     for name in FIXTURES {
         let (model, expected) = (open(name), expected(name));
         let (_, prompts) = audio(&model, &expected.lengths);
-        let options = |slots| GenerateOptions {
-            vocabulary: None,
+        let options = DecodeOptions {
             stop_loops: false,
-            max_tokens: expected.greedy[0].len(),
-            end_ids: vec![],
-            slots,
+            ..DecodeOptions::greedy(expected.greedy[0].len())
         };
 
-        let alone = generate(&model, &prompts, &options(1), None).unwrap();
-        let beside = generate(&model, &prompts, &options(3), None).unwrap();
+        let alone = decode_alike(&model, &prompts, options, 1, &[]).unwrap();
+        let beside = decode_alike(&model, &prompts, options, 3, &[]).unwrap();
 
         for ((alone, beside), wanted) in alone.iter().zip(&beside).zip(&expected.greedy) {
             assert_eq!((&alone.ids, &beside.ids), (wanted, wanted), "{name}");
