@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::*;
+use crate::config::model::AdapterSettings;
+use crate::models::adapter::AdapterConfig;
 use crate::models::clips::SAMPLE_MAX;
-use crate::models::open_encoder;
 use crate::models::whisper::Window;
+use crate::models::{LanguageModelInfo, open_encoder};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.
@@ -290,6 +292,15 @@ fn frames_follow_the_arithmetic_of_the_convolutions() {
     let info = encoder.info();
     assert_eq!((info.layers, info.width), (3, 32));
     assert_eq!(info.frames_per_second, 50.0);
+    let llm = LanguageModelInfo {
+        width: 2048,
+        vocab: 32_128,
+        layers: 24,
+        max_positions: 512,
+    };
+    let adapter = AdapterConfig::new(&AdapterSettings::default(), &info, &llm).unwrap();
+    assert_eq!(adapter.positions(encoder.frames(16_000)), 13);
+    assert_eq!(adapter.positions(encoder.frames(480_000)), 375);
 }
 
 #[test]
