@@ -2,22 +2,24 @@
 //!
 //! ```text
 //! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3     outputs in f32, for comparison with a reference
-//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3         a random LoRA set for peft, with the logits it gives
+//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]   a random LoRA set for peft, with the logits it gives
+//!                                                              (along the prompt; or of each token of an answer to it)
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
 //! cargo run --example llm -- speed DIR [f32|bf16] [BATCH]        tokens per second, greedy, 64 tokens each
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use speechverse::models::LanguageModel;
 use speechverse::models::decoding::{DecodeOptions, decode_alike};
-use speechverse::models::llama::Llama;
 use speechverse::models::probe_llm;
+use speechverse::models::{LanguageModel, open_language_model};
+use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice};
 use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
@@ -36,32 +38,38 @@ fn main() -> anyhow::Result<()> {
             let outputs = probe_llm::llm(Path::new(folder), &ids, None)?;
             Tensor::write_safetensors(&outputs, out)?;
         }
-        ["lora", folder, out, ids] => {
+        ["lora", folder, out, ids, rest @ ..] => {
             let ids = parse_ids(ids)?;
-            let model = Llama::open(Path::new(folder), Device::Cpu, Kind::Float)?;
+            let model = open(folder, PrecisionChoice::F32)?;
+            let sites = model.lora_sites();
+            let names: BTreeSet<&str> = (sites.iter())
+                .filter_map(|site| site.path.rsplit('.').next())
+                .collect();
             let config = LoraConfig {
-                targets: ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]
-                    .map(str::to_owned)
-                    .to_vec(),
+                targets: names.into_iter().map(str::to_owned).collect(),
                 ..LoraConfig::default()
             };
-            let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu)?;
+            let lora = LoraSet::new(config, &sites, Device::Cpu)?;
             let _no_grad = tch::no_grad_guard();
             for mut tensor in lora.parameters().into_values() {
                 let _ = tensor.normal_(0.0, 0.05);
             }
             lora.save(Path::new(out), folder)?;
-            let embeds = model.embed(&ids)?.unsqueeze(0);
-            let hidden = model.hidden(&embeds, &[ids.len() as i64], Some(&lora))?;
-            let outputs = [
-                ("logits", model.logits(&hidden).get(0)),
-                ("ids", Tensor::from_slice(&ids)),
-            ];
+            let prompt = model.embed(&ids)?;
+            let answer = rest.first().map_or(Ok(Vec::new()), |answer| parse_ids(answer))?;
+            let logits = match answer.as_slice() {
+                [] => model.read(&prompt, Some(&lora))?,
+                answer => model.teach(&[prompt], &[answer], Some(&lora))?,
+            };
+            let mut outputs = vec![("logits", logits), ("ids", Tensor::from_slice(&ids))];
+            if !answer.is_empty() {
+                outputs.push(("answer", Tensor::from_slice(&answer)));
+            }
             Tensor::write_safetensors(&outputs, Path::new(out).join("logits.safetensors"))?;
         }
         ["chat", folder, question] => {
+            let model = open(folder, PrecisionChoice::F32)?;
             let folder = Path::new(folder);
-            let model = Llama::open(folder, Device::Cpu, Kind::Float)?;
             let tokenizer = Tokenizer::open(folder)?;
             let prompt = ChatTemplate::open(folder)?.render(&[ChatMessage::new("user", *question)], true)?;
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
@@ -69,18 +77,15 @@ fn main() -> anyhow::Result<()> {
                 stop_loops: false,
                 ..DecodeOptions::greedy(64)
             };
-            let answer = decode_alike(&model, &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
+            let answer =
+                decode_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
         ["speed", folder, rest @ ..] => {
-            let kind = match rest.first() {
-                None | Some(&"f32") => Kind::Float,
-                Some(&"bf16") => Kind::BFloat16,
-                Some(other) => bail!("`{other}` is neither f32 nor bf16"),
-            };
+            let precision: PrecisionChoice = rest.first().unwrap_or(&"f32").parse()?;
             let batch: usize = rest.get(1).map_or(Ok(1), |batch| batch.parse())?;
             tch::set_num_threads(2);
-            let model = Llama::open(Path::new(folder), Device::Cpu, kind)?;
+            let model = open(folder, precision)?;
             let ids: Vec<i64> = (0..100).map(|id| 1000 + id).collect();
             let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
             let answer = |tokens| {
@@ -88,7 +93,7 @@ fn main() -> anyhow::Result<()> {
                     stop_loops: false,
                     ..DecodeOptions::greedy(tokens)
                 };
-                decode_alike(&model, &prompts, options, batch, &[])
+                decode_alike(model.as_ref(), &prompts, options, batch, &[])
             };
             answer(2)?;
             let start = Instant::now();
@@ -99,17 +104,22 @@ fn main() -> anyhow::Result<()> {
             let step = (start.elapsed().as_secs_f64() - prefill) / 64.0;
             let busy = processor_seconds() - busy;
             println!(
-                "{kind:?} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s, {busy:.2} s of processor time for both",
+                "{precision} batch {batch}: prefill of 100 positions {:.1} ms, step {:.2} ms, {:.1} tokens/s, {busy:.2} s of processor time for both",
                 prefill * 1e3,
                 step * 1e3,
                 batch as f64 / step
             );
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR [f32|bf16] [BATCH]"
         ),
     }
     Ok(())
+}
+
+fn open(folder: &str, precision: PrecisionChoice) -> anyhow::Result<Box<dyn LanguageModel>> {
+    let placement = Placement::resolve(DeviceChoice::Cpu, precision)?;
+    Ok(open_language_model(Path::new(folder), &placement)?)
 }
 
 fn parse_ids(ids: &str) -> anyhow::Result<Vec<i64>> {

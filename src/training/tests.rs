@@ -63,8 +63,13 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with_llm(|models| models.llm.clone())
+    }
+
+    fn with_llm(choose: fn(&TinyModels) -> std::path::PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let models = TinyModels::write(folder.path(), 11);
+        let mut models = TinyModels::write(folder.path(), 11);
+        models.llm = choose(&models);
         let networks = Networks::load(&Self::model_config(&models)).unwrap();
         Self {
             folder,
@@ -280,6 +285,48 @@ fn a_checkpoint_of_another_run_is_refused() {
         error.contains("cannot resume") && error.contains("seed"),
         "{error}"
     );
+}
+
+#[test]
+fn an_encoder_decoder_goes_through_every_kind_of_stage_and_its_lora_folder_is_one_for_peft() {
+    let place = Place::with_llm(|models| models.t5.clone());
+    let digest = crate::registry::identify(&place.models.llm).unwrap();
+
+    let (outcome, events) = place.train(place.config("t5", all_kinds()));
+
+    assert_eq!((outcome.steps, outcome.skipped), (20, 0));
+    let losses: Vec<f64> = (events.iter())
+        .filter_map(|event| match event {
+            TrainEvent::Step { loss, .. } => Some(*loss),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        losses.len() == 20 && losses.iter().all(|loss| loss.is_finite()),
+        "{losses:?}"
+    );
+    let lora = outcome.lora.unwrap();
+    let config = std::fs::read_to_string(lora.join("adapter_config.json")).unwrap();
+    assert!(
+        config.contains("SEQ_2_SEQ_LM") && config.contains("\"q\""),
+        "{config}"
+    );
+    let llm = place.networks.speech_llm.llm();
+    let read = checkpoint::read_lora(&lora, llm, tch::Device::Cpu).unwrap();
+    // Two layers: self-attention of both stacks and cross-attention, queries and values.
+    assert_eq!(read.sites().len(), 12);
+    let moved = |(name, tensor): (String, Tensor)| {
+        name.contains("lora_B") && tensor.abs().max().double_value(&[]) > 0.0
+    };
+    assert_eq!(
+        read.parameters()
+            .into_iter()
+            .map(moved)
+            .filter(|moved| *moved)
+            .count(),
+        12
+    );
+    assert_eq!(crate::registry::identify(&place.models.llm).unwrap(), digest);
 }
 
 #[test]
