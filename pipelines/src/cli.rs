@@ -37,6 +37,9 @@ pub enum Command {
     /// Look into the adapter registry.
     #[command(subcommand)]
     Adapters(Adapters),
+    /// Look into the configured tasks: their prompts, labels, answers.
+    #[command(subcommand)]
+    Tasks(Tasks),
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
@@ -244,6 +247,59 @@ pub enum Adapters {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `speechverse tasks`.
+#[derive(Debug, Subcommand)]
+pub enum Tasks {
+    /// List the tasks.
+    List {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a task (or several: `asr,intent`) asks and how it is answered, its prompts filled in.
+    Show {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// What is given beside the task's name.
+        #[command(flatten)]
+        given: Given,
+        /// Show every prompt, trained and held out, not only the default one.
+        #[arg(long)]
+        prompts: bool,
+        /// Leave descriptions out of the list of labels.
+        #[arg(long)]
+        bare_labels: bool,
+        /// Names of tasks, commas between them.
+        #[arg(value_name = "TASK")]
+        task: String,
+    },
+}
+
+/// What is given to a task beside its name.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Given {
+    /// Allowed answer; repeat for each. The answer will be one of them.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Value for a place of the task's prompt; repeat for each.
+    #[arg(long = "field", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub fields: Vec<(String, String)>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("expected NAME=VALUE, such as target_language=German")?;
+    match name.trim() {
+        "" => Err("the name before `=` is empty".to_owned()),
+        name => Ok((name.to_owned(), value.to_owned())),
+    }
 }
 
 /// Which kind of float to write.
