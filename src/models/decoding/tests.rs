@@ -14,7 +14,9 @@ use crate::models::llama::Llama;
 
 /// Folder of a fixture.
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn tiny() -> Llama {
@@ -67,7 +69,9 @@ fn answers_of_every_kind_side_by_side_are_those_that_each_has_alone() {
     let model = tiny();
     let prompts = || -> Vec<Prompt> {
         let ids: [&[i64]; 4] = [&[5], &[7, 8, 9, 10, 11, 12], &[33, 44], &[90, 4, 60]];
-        let pairs = ids.iter().flat_map(|ids| every_kind().into_iter().map(move |options| (ids, options)));
+        let pairs = ids
+            .iter()
+            .flat_map(|ids| every_kind().into_iter().map(move |options| (ids, options)));
         pairs.map(|(ids, options)| prompt(&model, ids, options)).collect()
     };
     let ends = [3, 50];
@@ -75,7 +79,9 @@ fn answers_of_every_kind_side_by_side_are_those_that_each_has_alone() {
     let together = decode_all(&model, prompts(), 7, &ends, 96, &[]).unwrap();
 
     for (index, one) in prompts().into_iter().enumerate() {
-        let alone = decode_all(&model, vec![one], 1, &ends, 96, &[]).unwrap().remove(0);
+        let alone = decode_all(&model, vec![one], 1, &ends, 96, &[])
+            .unwrap()
+            .remove(0);
         assert_eq!(together[index].ids, alone.ids, "{index}");
         assert_eq!(together[index].ended, alone.ended, "{index}");
         assert!((together[index].score() - alone.score()).abs() < 1e-4, "{index}");
@@ -91,7 +97,9 @@ fn log_probabilities_are_those_of_the_full_distribution_whatever_the_strategy() 
             .remove(0);
         let mut ids = found.ids.clone();
         ids.extend(found.ended.then_some(3));
-        let scores = model.teach(&[model.embed(&[5, 6]).unwrap()], &[&ids], None).unwrap();
+        let scores = model
+            .teach(&[model.embed(&[5, 6]).unwrap()], &[&ids], None)
+            .unwrap();
         let log_probs = scores.log_softmax(-1, Kind::Double);
 
         assert_eq!(found.log_probs.len(), ids.len());
@@ -125,7 +133,14 @@ fn an_answer_is_cut_off_at_the_models_last_position_and_a_prompt_beyond_it_is_re
         assert!(!found[0].ended);
     }
     let ids = vec![5; 65];
-    let refused = decode_all(&model, vec![prompt(&model, &ids, DecodeOptions::greedy(1))], 1, &[], 96, &[]);
+    let refused = decode_all(
+        &model,
+        vec![prompt(&model, &ids, DecodeOptions::greedy(1))],
+        1,
+        &[],
+        96,
+        &[],
+    );
     assert!(matches!(refused, Err(ModelError::TooManyPositions { .. })));
 }
 
@@ -135,8 +150,14 @@ fn what_does_not_fit_the_slots_is_an_error_and_leaves_them_free() {
     let beams = every_kind()[2];
     let mut decoder = SlotDecoder::new(&model, 2, 8, 8, &[], 96);
 
-    assert!(decoder.join(&model, &[], vec![((), prompt(&model, &[5], beams))]).is_err());
-    let three = vec![5, 6, 7].into_iter().map(|id| ((), prompt(&model, &[id], DecodeOptions::greedy(3))));
+    assert!(
+        decoder
+            .join(&model, &[], vec![((), prompt(&model, &[5], beams))])
+            .is_err()
+    );
+    let three = vec![5, 6, 7]
+        .into_iter()
+        .map(|id| ((), prompt(&model, &[id], DecodeOptions::greedy(3))));
     assert!(decoder.join(&model, &[], three.collect()).is_err());
     let strange = Prompt {
         lora: Some(9),
@@ -160,7 +181,9 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
             let _no_grad = tch::no_grad_guard();
             for (number, (_, mut tensor)) in set.parameters().into_iter().enumerate() {
                 let count = tensor.numel() as i64;
-                let noise = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * (0.7 + f64::from(seed)) + number as f64).sin();
+                let noise = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * (0.7 + f64::from(seed))
+                    + number as f64)
+                    .sin();
                 tensor.copy_(&(noise.view(tensor.size().as_slice()) * 0.4));
             }
             set
@@ -173,13 +196,17 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
             lora,
             ..prompt(&model, &[5, 6, 7], options)
         };
-        keys.iter().flat_map(|lora| every_kind().into_iter().map(|options| with(*lora, options))).collect()
+        keys.iter()
+            .flat_map(|lora| every_kind().into_iter().map(|options| with(*lora, options)))
+            .collect()
     };
 
     let together = decode_all(&model, prompts(), 6, &[3], 96, &loras).unwrap();
 
     for (index, one) in prompts().into_iter().enumerate() {
-        let alone = decode_all(&model, vec![one], 1, &[3], 96, &loras).unwrap().remove(0);
+        let alone = decode_all(&model, vec![one], 1, &[3], 96, &loras)
+            .unwrap()
+            .remove(0);
         assert_eq!(together[index].ids, alone.ids, "{index}");
     }
     let greedy = |place: usize| &together[place * every_kind().len()].ids;

@@ -45,7 +45,9 @@ impl Babbler {
             history.iter().map(|id| id.to_bits().into()).collect()
         };
         let mut noise = SplitMix::new(&[&[self.seed], memory.as_slice()].concat());
-        let mut scores: Vec<f32> = (0..self.vocabulary).map(|_| (noise.normal() * 2.0) as f32).collect();
+        let mut scores: Vec<f32> = (0..self.vocabulary)
+            .map(|_| (noise.normal() * 2.0) as f32)
+            .collect();
         for (id, more) in &self.leanings {
             scores[*id as usize] += *more as f32;
         }
@@ -56,7 +58,10 @@ impl Babbler {
     }
 
     fn predict(&self, histories: &[Vec<f32>]) -> Tensor {
-        let rows: Vec<f32> = histories.iter().flat_map(|history| self.scores(history)).collect();
+        let rows: Vec<f32> = histories
+            .iter()
+            .flat_map(|history| self.scores(history))
+            .collect();
         Tensor::from_slice(&rows).view([-1, self.vocabulary])
     }
 }
@@ -108,7 +113,10 @@ impl LanguageModel for Babbler {
         slots: &[usize],
         _: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        assert!(lengths.iter().all(|length| *length == 1), "a babbler is told one token");
+        assert!(
+            lengths.iter().all(|length| *length == 1),
+            "a babbler is told one token"
+        );
         cache.begin(slots, lengths)?;
         let keys = embeds.unsqueeze(1); // [B, 1, P, 1]
         cache.store(0, slots, &keys, &keys);
@@ -129,7 +137,9 @@ impl LanguageModel for Babbler {
         cache.advance(&plan);
         let histories: Vec<Vec<f32>> = (0i64..)
             .zip(slots)
-            .map(|(row, slot)| Vec::try_from(keys.get(row).view([-1]).narrow(0, 0, cache.length(*slot))).unwrap())
+            .map(|(row, slot)| {
+                Vec::try_from(keys.get(row).view([-1]).narrow(0, 0, cache.length(*slot))).unwrap()
+            })
             .collect();
         Ok(self.predict(&histories))
     }

@@ -39,7 +39,11 @@ fn vocabulary(seed: u64, every_byte: bool) -> Arc<Spelling> {
 }
 
 fn spelt(spelling: &Spelling, ids: &[i64]) -> String {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| spelling.bytes(*id).unwrap()).copied().collect();
+    let bytes: Vec<u8> = ids
+        .iter()
+        .flat_map(|id| spelling.bytes(*id).unwrap())
+        .copied()
+        .collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -83,9 +87,17 @@ fn fits(pieces: &[AnswerPiece], text: &str) -> bool {
     }
 }
 
-fn several<'l>(labels: &'l [String], used: &mut Vec<&'l str>, text: &str, then: &dyn Fn(&str) -> bool) -> bool {
+fn several<'l>(
+    labels: &'l [String],
+    used: &mut Vec<&'l str>,
+    text: &str,
+    then: &dyn Fn(&str) -> bool,
+) -> bool {
     labels.iter().any(|label| {
-        let Some(text) = text.strip_prefix(label.as_str()).filter(|_| !used.contains(&label.as_str())) else {
+        let Some(text) = text
+            .strip_prefix(label.as_str())
+            .filter(|_| !used.contains(&label.as_str()))
+        else {
             return false;
         };
         used.push(label);
@@ -98,12 +110,17 @@ fn several<'l>(labels: &'l [String], used: &mut Vec<&'l str>, text: &str, then: 
 
 fn slots(labels: &[String], text: &str, then: &dyn Fn(&str) -> bool) -> bool {
     labels.iter().any(|label| {
-        let value = text.strip_prefix(label.as_str()).and_then(|text| text.strip_prefix(" = "));
+        let value = text
+            .strip_prefix(label.as_str())
+            .and_then(|text| text.strip_prefix(" = "));
         let Some((value, text)) = value.and_then(|text| text.split_once(';')) else {
             return false;
         };
         let good = !value.trim().is_empty() && !value.contains('|');
-        good && (then(text) || text.strip_prefix(' ').is_some_and(|text| slots(labels, text, then)))
+        good && (then(text)
+            || text
+                .strip_prefix(' ')
+                .is_some_and(|text| slots(labels, text, then)))
     })
 }
 
@@ -199,10 +216,20 @@ fn strategies() -> [Strategy; 4] {
         top_p: 0.95,
         seed: 3,
     };
-    [Strategy::Greedy, beam(3, 1.0), beam(5, 0.0), Strategy::Sample(sampling)]
+    [
+        Strategy::Greedy,
+        beam(3, 1.0),
+        beam(5, 0.0),
+        Strategy::Sample(sampling),
+    ]
 }
 
-fn answer(model: &Babbler, constraint: Option<&Arc<Constraint>>, strategy: Strategy, tokens_max: usize) -> Decoded {
+fn answer(
+    model: &Babbler,
+    constraint: Option<&Arc<Constraint>>,
+    strategy: Strategy,
+    tokens_max: usize,
+) -> Decoded {
     let prompt = Prompt {
         constraint: constraint.cloned(),
         ..prompt(
@@ -216,7 +243,9 @@ fn answer(model: &Babbler, constraint: Option<&Arc<Constraint>>, strategy: Strat
         )
     };
     let vocabulary = model.info().vocab;
-    decode_all(model, vec![prompt], 8, &[END], vocabulary, &[]).unwrap().remove(0)
+    decode_all(model, vec![prompt], 8, &[END], vocabulary, &[])
+        .unwrap()
+        .remove(0)
 }
 
 proptest! {
@@ -377,7 +406,10 @@ fn half_a_word_without_the_other_half_in_the_vocabulary_is_no_way_to_begin() {
     let constraint = compiled(&AnswerShape::one_of(["abcd"]), &spelling);
 
     // `a` and `abc` fit, but nothing leads on from them.
-    assert_eq!(*constraint.allowed(&constraint.begin()), Allowed::Only(vec![2, 6]));
+    assert_eq!(
+        *constraint.allowed(&constraint.begin()),
+        Allowed::Only(vec![2, 6])
+    );
 }
 
 #[test]

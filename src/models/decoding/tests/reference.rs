@@ -45,10 +45,17 @@ impl Case {
     }
 
     fn check(&self, found: &Decoded, place: &str) {
-        assert_eq!((&found.ids, found.ended), (&self.answer, self.ended), "{place}: {self:?}");
+        assert_eq!(
+            (&found.ids, found.ended),
+            (&self.answer, self.ended),
+            "{place}: {self:?}"
+        );
         if let Some(score) = self.score {
             let own = f64::from(found.beam_score.unwrap());
-            assert!((own - score).abs() <= 1e-4 * score.abs().max(1.0), "{place}: {own} for {score}");
+            assert!(
+                (own - score).abs() <= 1e-4 * score.abs().max(1.0),
+                "{place}: {own} for {score}"
+            );
         }
     }
 }
@@ -68,7 +75,10 @@ fn check(folder: &Path, cases: &[Case]) {
         by_ends.entry(&case.ends).or_default().push(case);
     }
     for (ends, cases) in by_ends {
-        let prompts = cases.iter().map(|case| prompt(model, &case.prompt, case.options())).collect();
+        let prompts = cases
+            .iter()
+            .map(|case| prompt(model, &case.prompt, case.options()))
+            .collect();
         let found = decode_all(model, prompts, 16, ends, model.info().vocab, &[]).unwrap();
         for (case, found) in cases.iter().zip(&found) {
             case.check(found, &format!("{name}, side by side"));
@@ -121,7 +131,10 @@ fn what_is_drawn_from_equals_transformers() {
         let found = Vec::<f64>::try_from(warped.softmax(0, Kind::Double)).unwrap();
         for (found, expected) in found.iter().zip(&case.probabilities) {
             assert_eq!(*found > 0.0, *expected > 0.0, "{number}: another set is kept");
-            assert!((found - expected).abs() < 1e-6, "{number}: {found} for {expected}");
+            assert!(
+                (found - expected).abs() < 1e-6,
+                "{number}: {found} for {expected}"
+            );
         }
     }
     assert!(cases.len() > 40);
