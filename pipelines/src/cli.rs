@@ -483,7 +483,7 @@ pub enum Probe {
         #[arg(long, value_enum, default_value = "padded")]
         window: WindowChoice,
     },
-    /// Logits of a language model: `logits` `[T, V]`.
+    /// Logits of a language model: `logits` `[T, V]`; hidden states; of an encoder–decoder `encoder` `[T, H]` too.
     Llm {
         /// Model folder.
         #[arg(long, value_name = "DIR")]
@@ -491,6 +491,9 @@ pub enum Probe {
         /// Token ids, separated by commas.
         #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
         ids: Vec<i64>,
+        /// What an encoder–decoder's decoder has read, the start token first; absent: the start token alone.
+        #[arg(long, value_name = "0,4,5", value_delimiter = ',')]
+        decoder_ids: Option<Vec<i64>>,
         /// Safetensors file to write.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,

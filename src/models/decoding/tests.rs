@@ -216,7 +216,7 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
 }
 
 #[test]
-fn a_beam_that_repeats_itself_is_given_up() {
+fn a_beam_search_among_repetitions_ends_and_keeps_one_of_them() {
     let model = babbler::Babbler::looping(20);
     let options = DecodeOptions {
         tokens_max: 40,
@@ -225,6 +225,7 @@ fn a_beam_that_repeats_itself_is_given_up() {
 
     let found = decode_alike(&model, &[model.embed(&[1]).unwrap()], options, 1, &[0]).unwrap();
 
-    assert!(found[0].looping || found[0].ended, "{found:?}");
-    assert!(found[0].ids.len() < 40);
+    assert!(found[0].looping && !found[0].ended, "{found:?}");
+    assert!(found[0].ids.len() < 12, "{found:?}");
+    assert_eq!(found[0].ids.len(), found[0].log_probs.len());
 }
