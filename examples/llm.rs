@@ -106,7 +106,7 @@ fn main() -> anyhow::Result<()> {
             }
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
         ),
     }
     Ok(())

@@ -172,10 +172,9 @@ pub fn evaluate(
                 })
                 .collect::<Result<_, TrainingError>>()?,
             None => {
-                let instructions: Vec<&str> = rows
-                    .iter()
-                    .map(|row| samples[*row].instructions[0].as_str())
-                    .collect();
+                let instructions: Vec<String> =
+                    rows.iter().map(|row| samples[*row].wordings.first()).collect();
+                let instructions: Vec<&str> = instructions.iter().map(String::as_str).collect();
                 let prompts = networks.speech_llm.prompts_around(
                     &adapted.positions,
                     &adapted.lengths,

@@ -173,9 +173,9 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
             stop_loops: false,
             ..DecodeOptions::greedy(8)
         };
-        let answers = |prompts: &[Tensor]| {
-            decode_alike(bench.llm.llm(), prompts, options, 2, bench.llm.end_ids()).unwrap()
-        };
+        let end_ids = bench.llm.end_ids();
+        let answers =
+            |prompts: &[Tensor]| decode_alike(bench.llm.llm(), prompts, options, 2, end_ids).unwrap();
         assert_eq!(answers(&batch)[1].ids, answers(&alone)[0].ids);
     }
 }
