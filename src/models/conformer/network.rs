@@ -1,0 +1,175 @@
+//! The network from normalised mel frames to encoder frames: subsampling, blocks, final LayerNorm.
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::{ConformerConfig, MELS_PER_FRAME};
+use super::layers::{Block, Norm, Shared, relative_positions};
+use super::variables::{Start, Variables};
+use crate::nn::attention::valid_positions;
+
+/// Stride of each of the two subsampling convolutions.
+const STRIDE: i64 = 2;
+
+/// The Conformer between front end and user; frozen or learning, by where its tensors came from.
+#[derive(Debug)]
+pub struct Conformer {
+    subsampling: Vec<Subsampling>,
+    blocks: Vec<Block>,
+    norm: Norm,
+    width: i64,
+}
+
+/// A convolution of stride 2 whose output is gated (GLU).
+#[derive(Debug)]
+struct Subsampling {
+    /// `[2·output, input, K]`.
+    weight: Tensor,
+    /// `[2·output]`.
+    bias: Tensor,
+}
+
+impl Subsampling {
+    fn declare(variables: &mut impl Variables, name: &str, input: i64, output: i64, taps: i64) -> Self {
+        let start = Start::Xavier {
+            fan_in: input * taps,
+            fan_out: 2 * output * taps,
+        };
+        Self {
+            weight: variables.take(&format!("{name}.weight"), &[2 * output, input, taps], start),
+            bias: variables.take(&format!("{name}.bias"), &[2 * output], Start::Zeros),
+        }
+    }
+
+    /// `[B, input, T]` → `[B, output, ceil(T / 2)]`.
+    fn forward(&self, input: &Tensor) -> Tensor {
+        let padding = self.weight.size()[2] / 2;
+        input
+            .conv1d(&self.weight, Some(&self.bias), STRIDE, padding, 1, 1)
+            .glu(1)
+    }
+}
+
+impl Conformer {
+    /// Declares every tensor: `subsampler.conv_layers.N.*`, `encoder.layers.N.*`, `encoder.layer_norm.*`.
+    pub(super) fn declare(variables: &mut impl Variables, config: &ConformerConfig) -> Self {
+        let (width, taps) = (config.hidden_size, config.subsampling_kernel_size);
+        let between = config.subsampling_channels / 2;
+        let mut subsampling = |index: i64, input, output| {
+            let name = format!("subsampler.conv_layers.{index}");
+            Subsampling::declare(variables, &name, input, output, taps)
+        };
+        let subsampling = vec![
+            subsampling(0, config.num_mel_bins, between),
+            subsampling(1, between, width),
+        ];
+        let blocks = (0..config.num_hidden_layers)
+            .map(|index| Block::declare(variables, &format!("encoder.layers.{index}"), config))
+            .collect();
+        let norm = Norm::declare(variables, "encoder.layer_norm", width);
+        Self {
+            subsampling,
+            blocks,
+            norm,
+            width,
+        }
+    }
+
+    /// Blocks `L`.
+    pub fn layers(&self) -> i64 {
+        self.blocks.len() as i64
+    }
+
+    /// Runs the network and shows each hidden state to `visit`: state 0 is the subsampled input, state `L` the output.
+    /// What lies beyond a row's end means nothing in these states.
+    ///
+    /// # Shapes
+    /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → `L + 1` states `[B, T, D]`; returned is how
+    /// many of the `T = ceil(F / 4)` frames each row has.
+    ///
+    /// # Errors
+    /// `visit`'s.
+    pub fn run<E>(
+        &self,
+        features: &Tensor,
+        lengths: &[i64],
+        dropout: f64,
+        mut visit: impl FnMut(i64, &Tensor) -> Result<(), E>,
+    ) -> Result<Vec<i64>, E> {
+        let device = features.device();
+        let mut states = zero_beyond(&features.transpose(1, 2), lengths); // [B, M, F]
+        let mut lengths = lengths.to_vec();
+        for convolution in &self.subsampling {
+            for length in &mut lengths {
+                *length = (*length + STRIDE - 1) / STRIDE;
+            }
+            // Zeros beyond a row's end are also what a convolution pads a clip with that stands alone.
+            states = zero_beyond(&convolution.forward(&states), &lengths);
+        }
+        let time = states.size()[2];
+        let kind = states.kind();
+        let valid = valid_positions(&lengths, time).map(|valid| valid.to_device(device)); // [B, T]
+        let shared = Shared {
+            hidden_keys: valid
+                .as_ref()
+                .map(|valid| valid.logical_not().unsqueeze(1).unsqueeze(1)),
+            valid: valid.map(|valid| valid.unsqueeze(-1).to_kind(kind)),
+            positions: relative_positions(time, self.width, device).to_kind(kind),
+            dropout,
+        };
+        let mut hidden = shared.drop(states.transpose(1, 2).contiguous()); // [B, T, D]
+        for (index, block) in self.blocks.iter().enumerate() {
+            visit(index as i64, &hidden)?;
+            hidden = block.forward(&hidden, &shared);
+        }
+        visit(self.layers(), &self.norm.forward(&hidden))?;
+        Ok(lengths)
+    }
+
+    /// The output alone, differentiable.
+    ///
+    /// # Shapes
+    /// As [`run`](Self::run): `[B, T, D]`.
+    pub fn forward(&self, features: &Tensor, lengths: &[i64], dropout: f64) -> Tensor {
+        let last = self.layers();
+        let mut output = None;
+        let visited: Result<_, std::convert::Infallible> =
+            self.run(features, lengths, dropout, |layer, state| {
+                if layer == last {
+                    output = Some(state.shallow_clone());
+                }
+                Ok(())
+            });
+        let _ = visited.map_err(|never| match never {});
+        output.expect("the last state is always visited")
+    }
+}
+
+/// Zeroes what lies beyond each row's end in `[B, C, T]`.
+fn zero_beyond(states: &Tensor, lengths: &[i64]) -> Tensor {
+    match valid_positions(lengths, states.size()[2]) {
+        Some(valid) => {
+            states
+                * valid
+                    .unsqueeze(1)
+                    .to_device(states.device())
+                    .to_kind(states.kind())
+        }
+        None => states.shallow_clone(),
+    }
+}
+
+/// Numbers that the network of a configuration holds, counted without making it.
+pub fn parameter_count(config: &ConformerConfig) -> i64 {
+    struct Counting(i64);
+    impl Variables for Counting {
+        fn take(&mut self, _name: &str, shape: &[i64], _start: Start) -> Tensor {
+            self.0 += shape.iter().product::<i64>();
+            Tensor::zeros([1], (Kind::Float, Device::Cpu))
+        }
+    }
+    let mut counting = Counting(0);
+    let _ = Conformer::declare(&mut counting, config);
+    counting.0
+}
+
+const _: () = assert!(STRIDE * STRIDE == MELS_PER_FRAME);
