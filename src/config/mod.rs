@@ -13,6 +13,7 @@ pub mod audio;
 pub mod broker;
 pub mod kafka;
 pub mod model;
+pub mod pretrain;
 pub mod serving;
 pub mod store;
 pub mod trainer;

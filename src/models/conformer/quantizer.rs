@@ -100,10 +100,43 @@ impl Quantizer {
         [(projections, &self.projections), (codebooks, &self.codebooks)]
     }
 
-    /// Labels of every complete stack of four frames.
+    /// Every complete stack of four frames, row after row.
+    ///
+    /// # Shapes
+    /// `features` f32 `[B, F, M]` → `[B · floor(F / 4), 4·M]`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn stack(&self, features: &Tensor) -> Result<Tensor, TchError> {
+        let (batch, frames, mels) = features.size3()?;
+        let stacks = frames / MELS_PER_FRAME;
+        features
+            .f_narrow(1, 0, stacks * MELS_PER_FRAME)?
+            .f_reshape([batch * stacks, MELS_PER_FRAME * mels])
+    }
+
+    /// Labels of stacked frames.
     ///
     /// The nearest unit vector to a unit vector is the one with the largest inner product, and that one stays the largest
     /// whatever the projection's length, so the length is never divided out.
+    ///
+    /// # Shapes
+    /// `stacked` f32 `[R, 4·M]` → i64 `[R, K]`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn labels(&self, stacked: &Tensor) -> Result<Tensor, TchError> {
+        let mut labels = Vec::new();
+        // One codebook at a time: all scores at once would be K times the memory.
+        for book in 0..self.projections.size()[0] {
+            let projected = stacked.f_matmul(&self.projections.f_get(book)?)?; // [R, C]
+            let scores = projected.f_matmul(&self.codebooks.f_get(book)?.f_transpose(0, 1)?)?; // [R, V]
+            labels.push(scores.f_argmax(1, false)?);
+        }
+        Tensor::f_stack(&labels, 1)
+    }
+
+    /// Labels of every complete stack of four frames of a batch.
     ///
     /// # Shapes
     /// `features` f32 `[B, F, M]` → i64 `[B, floor(F / 4), K]`.
@@ -111,19 +144,10 @@ impl Quantizer {
     /// # Errors
     /// libtorch's.
     pub fn codes(&self, features: &Tensor) -> Result<Tensor, TchError> {
-        let (batch, frames, mels) = features.size3()?;
-        let stacks = frames / MELS_PER_FRAME;
-        let stacked = features
-            .f_narrow(1, 0, stacks * MELS_PER_FRAME)?
-            .f_reshape([batch * stacks, MELS_PER_FRAME * mels])?; // [B·T, 4·M]
-        let mut codes = Vec::new();
-        // One codebook at a time: all scores at once would be K times the memory.
-        for book in 0..self.projections.size()[0] {
-            let projected = stacked.f_matmul(&self.projections.f_get(book)?)?; // [B·T, C]
-            let scores = projected.f_matmul(&self.codebooks.f_get(book)?.f_transpose(0, 1)?)?; // [B·T, V]
-            codes.push(scores.f_argmax(1, false)?);
-        }
-        Tensor::f_stack(&codes, 1)?.f_view([batch, stacks, codes.len() as i64])
+        let (batch, frames, _) = features.size3()?;
+        let books = self.projections.size()[0];
+        self.labels(&self.stack(features)?)?
+            .f_view([batch, frames / MELS_PER_FRAME, books])
     }
 }
 
