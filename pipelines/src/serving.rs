@@ -18,7 +18,7 @@ use speechverse::config::Settings;
 use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
-use speechverse::models::WhisperEncoder;
+use speechverse::models::open_encoder;
 use speechverse::models::responder::Responder;
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::whisper::Window;
@@ -440,11 +440,7 @@ fn encoder_args(
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            Ok(Box::new(WhisperEncoder::load(
-                &model.encoder,
-                Window::Clip,
-                &placement,
-            )?))
+            Ok(open_encoder(&model.encoder, Window::Clip, &placement)?)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),

@@ -15,12 +15,18 @@ pub mod probe;
 pub mod probe_llm;
 pub mod responder;
 pub mod speech_llm;
+pub mod wavlm;
 pub mod whisper;
 
+mod clips;
+mod config_file;
 mod error;
+mod open;
 mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
+pub use open::open_encoder;
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
+pub use wavlm::WavEncoder;
 pub use whisper::WhisperEncoder;

@@ -3,12 +3,15 @@
 pub mod accel;
 pub mod attention;
 pub mod conv;
+pub mod feed_forward;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod optimizer;
+pub mod packed;
 pub mod random;
+pub mod relative_bias;
 pub mod rotary;
 
 pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};

@@ -9,7 +9,7 @@ use speechverse::models::adapter::{AdapterSnapshot, SpeechAdapter};
 use speechverse::models::responder::{Question, Responder};
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::whisper::Window;
-use speechverse::models::{SpeechEncoder, WhisperEncoder};
+use speechverse::models::{SpeechEncoder, open_encoder};
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::flags;
@@ -58,7 +58,7 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
 /// The joined model in this process, one question at a time.
 pub(super) struct Respondent {
     settings: Settings,
-    encoder: WhisperEncoder,
+    encoder: Box<dyn SpeechEncoder>,
     responder: Responder<()>,
     adapter: AdapterSnapshot,
 }
@@ -69,7 +69,7 @@ impl Respondent {
         configure_threads(settings.model.threads);
         let identities = adapters::identities(settings)?;
         let (_, loaded) = adapters::open(settings, version, &identities)?;
-        let encoder = WhisperEncoder::load(&settings.model.encoder, Window::Clip, &placement)?;
+        let encoder = open_encoder(&settings.model.encoder, Window::Clip, &placement)?;
         let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
         let positions_max = settings.decoder.positions_max;
         Ok(Self {
