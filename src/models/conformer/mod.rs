@@ -27,7 +27,6 @@ mod variables;
 
 pub use config::{ConformerConfig, ConvNorm, MELS_PER_FRAME, MODEL_TYPE, Normalization};
 pub use encoder::ConformerEncoder;
-pub(crate) use encoder::{check_clips, samples_max};
 pub use front_end::{Features, FrontEnd, Statistics, StatisticsGatherer};
 pub use network::{Conformer, parameter_count};
 pub use pretraining::{Heads, Predicted, Pretraining};

@@ -5,7 +5,6 @@ use tch::{Device, Kind, Tensor};
 use super::config::{ConformerConfig, MELS_PER_FRAME};
 use super::layers::{Block, Norm, Shared, relative_positions};
 use super::variables::{Start, Variables};
-use crate::nn::attention::valid_positions;
 
 /// Stride of each of the two subsampling convolutions.
 const STRIDE: i64 = 2;
@@ -79,12 +78,12 @@ impl Conformer {
         self.blocks.len() as i64
     }
 
-    /// Runs the network and shows each hidden state to `visit`: state 0 is the subsampled input, state `L` the output.
-    /// What lies beyond a row's end means nothing in these states.
+    /// Runs the network and shows each hidden state to `visit`, with its number and every row's valid frames: state 0 is the
+    /// subsampled input, state `L` what the last block made. Returns the output, which is state `L` after the final norm, and
+    /// the valid frames. What lies beyond a row's end means nothing.
     ///
     /// # Shapes
-    /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → `L + 1` states `[B, T, D]`; returned is how
-    /// many of the `T = ceil(F / 4)` frames each row has.
+    /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → states and output `[B, T, D]`, `T = ceil(F / 4)`.
     ///
     /// # Errors
     /// `visit`'s.
@@ -93,8 +92,8 @@ impl Conformer {
         features: &Tensor,
         lengths: &[i64],
         dropout: f64,
-        mut visit: impl FnMut(i64, &Tensor) -> Result<(), E>,
-    ) -> Result<Vec<i64>, E> {
+        mut visit: impl FnMut(usize, &Tensor, &[i64]) -> Result<(), E>,
+    ) -> Result<(Tensor, Vec<i64>), E> {
         let device = features.device();
         let mut states = zero_beyond(&features.transpose(1, 2), lengths); // [B, M, F]
         let mut lengths = lengths.to_vec();
@@ -118,11 +117,11 @@ impl Conformer {
         };
         let mut hidden = shared.drop(states.transpose(1, 2).contiguous()); // [B, T, D]
         for (index, block) in self.blocks.iter().enumerate() {
-            visit(index as i64, &hidden)?;
+            visit(index, &hidden, &lengths)?;
             hidden = block.forward(&hidden, &shared);
         }
-        visit(self.layers(), &self.norm.forward(&hidden))?;
-        Ok(lengths)
+        visit(self.blocks.len(), &hidden, &lengths)?;
+        Ok((self.norm.forward(&hidden), lengths))
     }
 
     /// The output alone, differentiable.
@@ -130,18 +129,24 @@ impl Conformer {
     /// # Shapes
     /// As [`run`](Self::run): `[B, T, D]`.
     pub fn forward(&self, features: &Tensor, lengths: &[i64], dropout: f64) -> Tensor {
-        let last = self.layers();
-        let mut output = None;
-        let visited: Result<_, std::convert::Infallible> =
-            self.run(features, lengths, dropout, |layer, state| {
-                if layer == last {
-                    output = Some(state.shallow_clone());
-                }
-                Ok(())
-            });
-        let _ = visited.map_err(|never| match never {});
-        output.expect("the last state is always visited")
+        let run: Result<_, std::convert::Infallible> = self.run(features, lengths, dropout, |_, _, _| Ok(()));
+        match run {
+            Ok((output, _)) => output,
+            Err(never) => match never {},
+        }
     }
+}
+
+/// Which positions are valid: true at `[b, t]` where `t < lengths[b]`. `None` where all are.
+///
+/// # Shapes
+/// `B` lengths → bool `[B, T]` on the CPU.
+pub(super) fn valid_positions(lengths: &[i64], time: i64) -> Option<Tensor> {
+    if lengths.iter().all(|&length| length >= time) {
+        return None;
+    }
+    let positions = Tensor::arange(time, (Kind::Int64, Device::Cpu)).unsqueeze(0); // [1, T]
+    Some(positions.lt_tensor(&Tensor::from_slice(lengths).unsqueeze(1))) // [B, T]
 }
 
 /// Zeroes what lies beyond each row's end in `[B, C, T]`.

@@ -8,11 +8,13 @@ use std::path::Path;
 use tch::{Device, Kind, Reduction, TchError, Tensor, nn};
 
 use super::config::{ConformerConfig, ConvNorm, Normalization};
-use super::front_end::{FrontEnd, Statistics};
+use super::encoder::samples_max;
+use super::front_end::{Features, FrontEnd, Statistics};
 use super::network::Conformer;
 use super::quantizer::{Quantizer, QuantizerConfig};
 use super::variables::{Learning, Start, Variables};
 use crate::models::ModelError;
+use crate::models::clips::check_clips;
 use crate::weights::Checkpoint;
 
 const CONFIG: &str = "config.json";
@@ -156,14 +158,23 @@ impl Pretraining {
         named
     }
 
+    /// Longest clip, samples.
+    pub fn samples_max(&self) -> usize {
+        samples_max(&self.config)
+    }
+
+    /// Normalised mel frames of a batch, without gradients.
+    ///
+    /// # Errors
+    /// [`ModelError`] when a clip is empty, too long, or not finite, or when libtorch fails.
+    pub fn features(&self, clips: &[&[f32]]) -> Result<Features, ModelError> {
+        check_clips(clips, Some(self.samples_max()))?;
+        Ok(tch::no_grad(|| self.front_end.forward(clips))?)
+    }
+
     /// Its configuration.
     pub fn config(&self) -> &ConformerConfig {
         &self.config
-    }
-
-    /// Samples to normalised mel frames.
-    pub fn front_end(&self) -> &FrontEnd {
-        &self.front_end
     }
 
     /// The network.

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::masking::mask;
 use crate::config::pretrain::MaskConfig;
 use crate::models::ModelError;
-use crate::models::conformer::{Features, Predicted, Pretraining, check_clips, samples_max};
+use crate::models::conformer::{Features, Predicted, Pretraining};
 use crate::nn::random::SplitMix;
 
 /// A batch of clips as a riddle.
@@ -31,8 +31,7 @@ impl Riddle {
         random: &mut [SplitMix],
     ) -> Result<Option<Self>, ModelError> {
         let _no_grad = tch::no_grad_guard();
-        check_clips(clips, samples_max(network.config()))?;
-        let features = network.front_end().forward(clips)?;
+        let features = network.features(clips)?;
         let Some(masked) = mask(&features, config, random)? else {
             return Ok(None);
         };

@@ -439,7 +439,7 @@ impl Run {
             reason = "validated to be at most 1200 s"
         )]
         let declared_max = ((seconds_max + 1.0) * RATE_HZ) as usize;
-        let encoder_max = crate::models::conformer::samples_max(self.network.config());
+        let encoder_max = self.network.samples_max();
         BatchReader::start(BatchReaderArgs {
             examples: Arc::clone(&self.train),
             instructions: vec![nothing; self.train.len()],

@@ -7,8 +7,9 @@ use tch::{Device, Kind, Reduction, Tensor};
 use super::objective::Riddle;
 use super::*;
 use crate::config::pretrain::{MaskConfig, ModelShape, PretrainConfig, PretrainOptimizerConfig};
-use crate::models::SpeechEncoder;
 use crate::models::conformer::{ConformerEncoder, Normalization, Pretraining, QuantizerConfig};
+use crate::models::whisper::Window;
+use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{DeviceChoice, Placement};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
@@ -213,12 +214,12 @@ fn a_saved_network_comes_back_equal_and_opens_as_a_frozen_encoder() {
             .all(|((_, left), (_, right))| left.equal(right))
     );
     let clip = &clips()[0];
-    let features = network.front_end().forward(&[clip]).unwrap();
+    let features = network.features(&[clip]).unwrap();
     let learning = network
         .network()
         .forward(&features.values, &features.lengths, 0.0);
     let frozen = ConformerEncoder::load(folder.path(), &Placement::reference()).unwrap();
-    let last = frozen.hidden_states(&[clip]).unwrap().states.pop().unwrap();
+    let last = frozen.hidden_states(&[clip]).unwrap().last;
     assert!((learning - last).abs().max().double_value(&[]) < 1e-6);
     let fewer = QuantizerConfig {
         codes: 11,
@@ -394,12 +395,12 @@ fn global_statistics_bring_the_training_data_to_zero_mean_and_unit_variance() {
             ..
         }
     ));
-    ConformerEncoder::load(&outcome.encoder, &Placement::reference()).unwrap();
+    open_encoder(&outcome.encoder, Window::Clip, &Placement::reference()).unwrap();
     let network = Pretraining::load(&outcome.encoder, &labels(), Device::Cpu).unwrap();
     let clips = clips();
     let rows: Vec<Tensor> = clips
         .iter()
-        .map(|clip| network.front_end().forward(&[clip]).unwrap().values.get(0))
+        .map(|clip| network.features(&[clip]).unwrap().values.get(0))
         .collect();
     let all = Tensor::cat(&rows, 0);
     let mean = all.mean_dim([0].as_slice(), false, Kind::Float);

@@ -60,13 +60,17 @@ fn every_hidden_state_equals_the_library_s() {
     for folder in FOLDERS {
         let right = expected(&format!("{folder}/expected.safetensors"));
 
-        let HiddenStates { states, lengths } = open(folder).hidden_states(&[&spoken_clip()]).unwrap();
+        let HiddenStates {
+            states,
+            last,
+            lengths,
+        } = open(folder).hidden_states(&[&spoken_clip()]).unwrap();
 
         assert_eq!((states.len(), lengths[0]), (3, 42));
-        for (index, state) in states.iter().enumerate() {
-            let right = &right[&format!("hidden.{index}")];
-            let error = difference(&state.get(0), right) / largest(right);
-            assert!(error < TOLERANCE, "{folder} state {index}: {error}");
+        let names = ["hidden.0", "hidden.1", "hidden.2", "last"];
+        for (name, state) in names.into_iter().zip(states.iter().chain([&last])) {
+            let error = difference(&state.get(0), &right[name]) / largest(&right[name]);
+            assert!(error < TOLERANCE, "{folder} {name}: {error}");
         }
     }
 }
@@ -130,7 +134,11 @@ fn a_clip_alone_and_in_a_padded_batch_agree_on_every_state() {
                 (together.lengths[row], encoder.frames(clip.len())),
                 (length, length)
             );
-            for (layer, (one, many)) in alone.states.iter().zip(&together.states).enumerate() {
+            let states = |found: &HiddenStates| -> Vec<Tensor> {
+                let all = found.states.iter().chain([&found.last]);
+                all.map(Tensor::shallow_clone).collect()
+            };
+            for (layer, (one, many)) in states(&alone).iter().zip(states(&together)).enumerate() {
                 let many = many.get(row as i64);
                 let found = difference(&many.narrow(0, 0, length), &one.get(0)) / largest(one).max(1.0);
                 assert!(found < ALONE, "{folder}: clip {row}, state {layer}: {found}");
@@ -149,12 +157,15 @@ fn a_mixture_is_the_weighted_sum_of_the_states_row_by_row() {
 
     let encoded = encoder.encode(&[&long, &short], &mix).unwrap();
 
-    let HiddenStates { states, lengths } = encoder.hidden_states(&[&long, &short]).unwrap();
+    let HiddenStates {
+        states,
+        last,
+        lengths,
+    } = encoder.hidden_states(&[&long, &short]).unwrap();
     let weights = mix.view([2, 3, 1, 1]);
-    let sum = (0..3)
-        .map(|layer| &states[layer as usize] * weights.select(1, layer))
-        .reduce(|a, b| a + b)
-        .unwrap();
+    // The output, final norm applied, is what stands for state L.
+    let sum =
+        &states[0] * weights.select(1, 0) + &states[1] * weights.select(1, 1) + last * weights.select(1, 2);
     assert_eq!(encoded.lengths, lengths);
     assert!(difference(&encoded.features, &sum) < 1e-5);
     assert!(encoder.encode(&[&long], &mix).is_err());
@@ -169,7 +180,7 @@ fn bfloat16_stays_near_single_precision() {
     let half = ConformerEncoder::load(&fixture("conformer_layer"), &placement).unwrap();
     let clips: [&[f32]; 2] = [&spoken_clip(), &noise(9_000, 1)];
 
-    let last = |encoder: &ConformerEncoder| encoder.hidden_states(&clips).unwrap().states.pop().unwrap();
+    let last = |encoder: &ConformerEncoder| encoder.hidden_states(&clips).unwrap().last;
     let (found, right) = (last(&half).to_kind(Kind::Float), last(&open("conformer_layer")));
 
     let error = (&found - &right).norm().double_value(&[]) / right.norm().double_value(&[]);
