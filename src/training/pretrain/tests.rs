@@ -220,7 +220,8 @@ fn a_saved_network_comes_back_equal_and_opens_as_a_frozen_encoder() {
         .forward(&features.values, &features.lengths, 0.0);
     let frozen = ConformerEncoder::load(folder.path(), &Placement::reference()).unwrap();
     let last = frozen.hidden_states(&[clip]).unwrap().last;
-    assert!((learning - last).abs().max().double_value(&[]) < 1e-6);
+    // The frozen one multiplies matrices by other kernels.
+    assert!((learning - last).abs().max().double_value(&[]) < 1e-5);
     let fewer = QuantizerConfig {
         codes: 11,
         ..labels()
