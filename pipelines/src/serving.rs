@@ -440,7 +440,7 @@ fn encoder_args(
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            Ok(open_encoder(&model.encoder, Window::Clip, &placement)?)
+            open_encoder(&model.encoder, Window::Clip, &placement)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),

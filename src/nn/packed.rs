@@ -6,7 +6,34 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
+
+/// Rows of one pass through a network on the CPU. More are no faster there: matrix products are at their best speed by then,
+/// and their results no longer fit the cache.
+const ROWS_PER_PASS: i64 = 1024;
+
+/// Which sequences pass through a network together: all of them, or on the CPU a few neighbours at a time, so that memory
+/// does not grow with the batch.
+pub fn passes(lengths: &[i64], device: Device) -> Vec<Range<usize>> {
+    let rows_max = if device == Device::Cpu {
+        ROWS_PER_PASS
+    } else {
+        i64::MAX
+    };
+    let mut passes: Vec<Range<usize>> = Vec::new();
+    let mut rows = 0_i64;
+    for (index, &length) in lengths.iter().enumerate() {
+        match passes.last_mut() {
+            Some(pass) if rows + length <= rows_max => pass.end = index + 1,
+            _ => {
+                passes.push(index..index + 1);
+                rows = 0;
+            }
+        }
+        rows += length;
+    }
+    passes
+}
 
 /// Rows of each sequence.
 pub fn row_ranges(lengths: &[i64]) -> impl Iterator<Item = Range<i64>> + '_ {
@@ -62,7 +89,16 @@ pub fn unpack(packed: &Tensor, lengths: &[i64]) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
+
+    #[test]
+    fn a_pass_holds_as_many_neighbours_as_fit_and_always_one() {
+        let found = passes(&[500, 500, 100, 2000, 1, 1, 1023], Device::Cpu);
+
+        assert_eq!(found, [0..2, 2..3, 3..4, 4..6, 6..7]);
+        assert_eq!(passes(&[500; 9], Device::Cuda(0)), [0..9]);
+        assert!(passes(&[], Device::Cpu).is_empty());
+    }
 
     #[test]
     fn what_is_packed_and_unpacked_again_is_the_same_with_zeros_beyond_each_end() {

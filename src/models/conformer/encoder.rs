@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::{ConformerConfig, MELS_PER_FRAME};
 use super::front_end::FrontEnd;
 use super::network::Conformer;
 use crate::audio::log_mel::{FFT_SAMPLES, HOP_SAMPLES};
 use crate::audio::mel_frames::MelFrames;
-use crate::models::clips::{Mixture, check_clips};
+use crate::models::clips::{self, PackedEncoder};
 use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::accel::Placement;
 use crate::nn::packed::{pack, unpack};
@@ -50,13 +50,6 @@ impl ConformerEncoder {
             kind: placement.kind(),
         })
     }
-
-    /// Normalised mel frames of a batch, checked.
-    fn features(&self, clips: &[&[f32]]) -> Result<(Tensor, Vec<i64>), ModelError> {
-        check_clips(clips, Some(self.samples_max))?;
-        let features = self.front_end.forward(clips)?;
-        Ok((features.values.f_to_kind(self.kind)?, features.lengths))
-    }
 }
 
 /// Longest clip that a configuration takes, samples.
@@ -66,18 +59,54 @@ pub(super) fn samples_max(config: &ConformerConfig) -> usize {
     usize::try_from(mels).unwrap_or(0) * HOP_SAMPLES + FFT_SAMPLES - 1
 }
 
-/// Zeroes what lies beyond each row's end in `[B, T, D]`.
-fn zero_invalid(states: &Tensor, lengths: &[i64]) -> Tensor {
-    match super::network::valid_positions(lengths, states.size()[1]) {
-        Some(valid) => states * valid.unsqueeze(-1).to_device(states.device()),
-        None => states.shallow_clone(),
+impl PackedEncoder for ConformerEncoder {
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn depth(&self) -> usize {
+        self.network.layers()
+    }
+
+    fn samples_max(&self) -> Option<usize> {
+        Some(self.samples_max)
+    }
+
+    fn frames_of(&self, samples: usize) -> i64 {
+        ConformerConfig::frames(MelFrames::count(samples) as i64)
+    }
+
+    fn embed(&self, clips: &[&[f32]], lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let features = self.front_end.forward(clips)?;
+        let values = features.values.f_to_kind(self.kind)?;
+        let (hidden, _) = self.network.embed(&values, &features.lengths);
+        Ok(pack(&hidden, lengths))
+    }
+
+    /// Blocks work on padded rows, because the same code learns on them.
+    fn run(
+        &self,
+        hidden: Tensor,
+        lengths: &[i64],
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+    ) -> Result<[Tensor; 2], ModelError> {
+        let ends = self
+            .network
+            .run(unpack(&hidden, lengths), lengths, 0.0, |index, state| {
+                visit(index, &pack(state, lengths))
+            })?;
+        Ok(ends.map(|end| pack(&end, lengths)))
     }
 }
 
 impl SpeechEncoder for ConformerEncoder {
     fn info(&self) -> EncoderInfo {
         EncoderInfo {
-            layers: self.network.layers(),
+            layers: self.network.layers() as i64,
             width: self.width,
             frames_per_second: FRAMES_PER_SECOND,
             max_samples: Some(self.samples_max),
@@ -86,46 +115,15 @@ impl SpeechEncoder for ConformerEncoder {
 
     /// `ceil(mel frames / 4)`, where mel frames are the 25 ms windows that fit into the clip at every 10 ms.
     fn frames(&self, samples: usize) -> i64 {
-        ConformerConfig::frames(MelFrames::count(samples) as i64)
+        self.frames_of(samples)
     }
 
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let (features, mel_lengths) = self.features(clips)?;
-        let mut states = Vec::new();
-        let (last, lengths) = self
-            .network
-            .run(&features, &mel_lengths, 0.0, |_, state, lengths| {
-                states.push(zero_invalid(state, lengths));
-                Ok::<_, ModelError>(())
-            })?;
-        Ok(HiddenStates {
-            states,
-            last: zero_invalid(&last, &lengths),
-            lengths,
-        })
+        clips::hidden_states(self, clips)
     }
 
     fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let layers = usize::try_from(self.network.layers()).unwrap_or(0);
-        let mut mixture = Mixture::new(mix, clips.len(), layers, self.device)?;
-        let (features, mel_lengths) = self.features(clips)?;
-        let (last, lengths) = self
-            .network
-            .run(&features, &mel_lengths, 0.0, |index, state, lengths| {
-                if index == layers {
-                    return Ok(());
-                }
-                mixture.add(index, &pack(state, lengths), lengths)
-            })?;
-        let last = pack(&last, &lengths); // [R, D]
-        mixture.add(layers, &last, &lengths)?;
-        let mixed = mixture.finish(&last)?.f_to_kind(self.kind)?;
-        Ok(Encoded {
-            features: unpack(&mixed, &lengths),
-            lengths,
-        })
+        clips::encode(self, clips, mix)
     }
 }
 

@@ -74,27 +74,15 @@ impl Conformer {
     }
 
     /// Blocks `L`.
-    pub fn layers(&self) -> i64 {
-        self.blocks.len() as i64
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
     }
 
-    /// Runs the network and shows each hidden state to `visit`, with its number and every row's valid frames: state 0 is the
-    /// subsampled input, state `L` what the last block made. Returns the output, which is state `L` after the final norm, and
-    /// the valid frames. What lies beyond a row's end means nothing.
+    /// Everything before the first block: hidden state 0, zero beyond a row's end, and the valid frames of each row.
     ///
     /// # Shapes
-    /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → states and output `[B, T, D]`, `T = ceil(F / 4)`.
-    ///
-    /// # Errors
-    /// `visit`'s.
-    pub fn run<E>(
-        &self,
-        features: &Tensor,
-        lengths: &[i64],
-        dropout: f64,
-        mut visit: impl FnMut(usize, &Tensor, &[i64]) -> Result<(), E>,
-    ) -> Result<(Tensor, Vec<i64>), E> {
-        let device = features.device();
+    /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → `[B, T, D]`, `T = ceil(F / 4)`.
+    pub fn embed(&self, features: &Tensor, lengths: &[i64]) -> (Tensor, Vec<i64>) {
         let mut states = zero_beyond(&features.transpose(1, 2), lengths); // [B, M, F]
         let mut lengths = lengths.to_vec();
         for convolution in &self.subsampling {
@@ -104,9 +92,26 @@ impl Conformer {
             // Zeros beyond a row's end are also what a convolution pads a clip with that stands alone.
             states = zero_beyond(&convolution.forward(&states), &lengths);
         }
-        let time = states.size()[2];
-        let kind = states.kind();
-        let valid = valid_positions(&lengths, time).map(|valid| valid.to_device(device)); // [B, T]
+        (states.transpose(1, 2).contiguous(), lengths)
+    }
+
+    /// Runs the blocks and shows each one's input, hidden states 0 to L−1, to `visit`. Returns hidden state L and the output,
+    /// which is the same after the final norm. What lies beyond a row's end means nothing in either.
+    ///
+    /// # Shapes
+    /// `hidden` `[B, T, D]`, of which row `b` has `lengths[b]` frames → twice `[B, T, D]`.
+    ///
+    /// # Errors
+    /// `visit`'s.
+    pub fn run<E>(
+        &self,
+        hidden: Tensor,
+        lengths: &[i64],
+        dropout: f64,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<(), E>,
+    ) -> Result<[Tensor; 2], E> {
+        let (device, kind, time) = (hidden.device(), hidden.kind(), hidden.size()[1]);
+        let valid = valid_positions(lengths, time).map(|valid| valid.to_device(device)); // [B, T]
         let shared = Shared {
             hidden_keys: valid
                 .as_ref()
@@ -115,23 +120,21 @@ impl Conformer {
             positions: relative_positions(time, self.width, device).to_kind(kind),
             dropout,
         };
-        let mut hidden = shared.drop(states.transpose(1, 2).contiguous()); // [B, T, D]
+        let mut hidden = shared.drop(hidden);
         for (index, block) in self.blocks.iter().enumerate() {
-            visit(index, &hidden, &lengths)?;
+            visit(index, &hidden)?;
             hidden = block.forward(&hidden, &shared);
         }
-        visit(self.blocks.len(), &hidden, &lengths)?;
-        Ok((self.norm.forward(&hidden), lengths))
+        let output = self.norm.forward(&hidden);
+        Ok([hidden, output])
     }
 
-    /// The output alone, differentiable.
-    ///
-    /// # Shapes
-    /// As [`run`](Self::run): `[B, T, D]`.
+    /// From features to the output, differentiable; shapes as in [`embed`](Self::embed) and [`run`](Self::run).
     pub fn forward(&self, features: &Tensor, lengths: &[i64], dropout: f64) -> Tensor {
-        let run: Result<_, std::convert::Infallible> = self.run(features, lengths, dropout, |_, _, _| Ok(()));
+        let (hidden, lengths) = self.embed(features, lengths);
+        let run: Result<_, std::convert::Infallible> = self.run(hidden, &lengths, dropout, |_, _| Ok(()));
         match run {
-            Ok((output, _)) => output,
+            Ok([_, output]) => output,
             Err(never) => match never {},
         }
     }
@@ -141,7 +144,7 @@ impl Conformer {
 ///
 /// # Shapes
 /// `B` lengths → bool `[B, T]` on the CPU.
-pub(super) fn valid_positions(lengths: &[i64], time: i64) -> Option<Tensor> {
+fn valid_positions(lengths: &[i64], time: i64) -> Option<Tensor> {
     if lengths.iter().all(|&length| length >= time) {
         return None;
     }

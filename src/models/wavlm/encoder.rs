@@ -11,14 +11,14 @@ use super::config::position_weight_names;
 use super::front_end::FrontEnd;
 use super::{WavConfig, WaveformConfig};
 use crate::audio::SAMPLE_RATE_HZ;
-use crate::models::clips::{Mixture, check_clips};
+use crate::models::clips::{self, PackedEncoder};
 use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::accel::Placement;
 use crate::nn::attention::SelfAttention;
 use crate::nn::conv::FrameConv;
 use crate::nn::feed_forward::FeedForward;
 use crate::nn::norm::LayerNorm;
-use crate::nn::packed::{join, unpack};
+use crate::nn::packed::join;
 use crate::nn::relative_bias::RelativeBias;
 use crate::weights::{Checkpoint, Loader};
 
@@ -149,38 +149,53 @@ impl WavEncoder {
             device: loader.device(),
         }
     }
+}
 
-    /// Checks the clips and runs everything before the first layer: hidden state 0, packed, and the clips' lengths.
-    fn embed(&self, clips: &[&[f32]]) -> Result<(Tensor, Vec<i64>), ModelError> {
-        check_clips(clips, None)?;
-        let lengths = clips.iter().map(|clip| self.frames(clip.len())).collect();
+impl PackedEncoder for WavEncoder {
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn samples_max(&self) -> Option<usize> {
+        None
+    }
+
+    fn frames_of(&self, samples: usize) -> i64 {
+        self.front_end.frames(samples) as i64
+    }
+
+    fn embed(&self, clips: &[&[f32]], _: &[i64]) -> Result<Tensor, ModelError> {
         let embedded: Vec<Tensor> = clips
             .iter()
             .map(|clip| {
                 let frames = self.front_end.forward(clip)?; // [T, D]
-                let time = frames.size()[0];
                 // An even number of taps makes one frame too many.
-                let positions = self.positions.forward(&frames).narrow(0, 0, time).gelu("none");
-                Ok(frames + positions)
+                let positions = self.positions.forward(&frames).narrow(0, 0, frames.size()[0]);
+                Ok(positions.gelu("none") + frames)
             })
             .collect::<Result<_, ModelError>>()?;
         let hidden = join(&embedded); // [R, D]
-        let hidden = if self.pre_norm {
+        Ok(if self.pre_norm {
             hidden
         } else {
             self.norm.forward(&hidden)
-        };
-        Ok((hidden, lengths))
+        })
     }
 
-    /// Runs the layers and shows each one's input, hidden states 0 to L−1, to `visit`. Returns what the last layer puts out,
-    /// hidden state L, and the encoder's output, which differ in pre-norm models.
     fn run(
         &self,
         mut hidden: Tensor,
         lengths: &[i64],
-        mut visit: impl FnMut(usize, &Tensor) -> Result<(), TchError>,
-    ) -> Result<(Tensor, Tensor), ModelError> {
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+    ) -> Result<[Tensor; 2], ModelError> {
         let longest = lengths.iter().copied().max().unwrap_or(1);
         let bias = self
             .distances
@@ -189,7 +204,7 @@ impl WavEncoder {
         for (index, layer) in self.layers.iter().enumerate() {
             visit(index, &hidden)?;
             hidden = if self.pre_norm {
-                layer.forward_pre_norm(hidden, lengths, bias.as_ref())
+                layer.forward_pre_norm(&hidden, lengths, bias.as_ref())
             } else {
                 layer.forward_post_norm(&hidden, lengths, bias.as_ref())
             };
@@ -199,7 +214,7 @@ impl WavEncoder {
         } else {
             hidden.shallow_clone()
         };
-        Ok((hidden, last))
+        Ok([hidden, last])
     }
 }
 
@@ -259,20 +274,22 @@ impl Layer {
 
     /// `[R, D]` → `[R, D]`, each norm after its sum.
     fn forward_post_norm(&self, input: &Tensor, lengths: &[i64], bias: Option<&RelativeBias>) -> Tensor {
-        let attended = self.attention.forward(input, lengths, bias) + input;
+        let mut attended = self.attention.forward(input, lengths, bias);
+        attended += input;
         let hidden = self.attention_norm.forward(&attended);
-        let fed = self.feed.forward(&hidden) + hidden;
+        let mut fed = self.feed.forward(&hidden);
+        fed += &hidden;
         self.feed_norm.forward(&fed)
     }
 
     /// `[R, D]` → `[R, D]`, each norm before its part; the residual stream itself is never normalised.
-    fn forward_pre_norm(&self, input: Tensor, lengths: &[i64], bias: Option<&RelativeBias>) -> Tensor {
-        let attended = self
-            .attention
-            .forward(&self.attention_norm.forward(&input), lengths, bias);
-        let hidden = attended + input;
-        let fed = self.feed.forward(&self.feed_norm.forward(&hidden));
-        fed + hidden
+    fn forward_pre_norm(&self, input: &Tensor, lengths: &[i64], bias: Option<&RelativeBias>) -> Tensor {
+        let normed = self.attention_norm.forward(input);
+        let mut hidden = self.attention.forward(&normed, lengths, bias);
+        hidden += input;
+        let mut fed = self.feed.forward(&self.feed_norm.forward(&hidden));
+        fed += &hidden;
+        fed
     }
 }
 
@@ -288,37 +305,15 @@ impl SpeechEncoder for WavEncoder {
 
     /// `(samples − 400) / 320 + 1` with the published convolutions, and one for anything shorter.
     fn frames(&self, samples: usize) -> i64 {
-        self.front_end.frames(samples) as i64
+        self.frames_of(samples)
     }
 
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let (hidden, lengths) = self.embed(clips)?;
-        let mut states = Vec::with_capacity(self.layers.len() + 1);
-        let (raw, last) = self.run(hidden, &lengths, |_, state| {
-            states.push(unpack(state, &lengths));
-            Ok(())
-        })?;
-        states.push(unpack(&raw, &lengths));
-        Ok(HiddenStates {
-            states,
-            last: unpack(&last, &lengths),
-            lengths,
-        })
+        clips::hidden_states(self, clips)
     }
 
     fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut mixture = Mixture::new(mix, clips.len(), self.layers.len(), self.device)?;
-        let (hidden, lengths) = self.embed(clips)?;
-        let (_, last) = self.run(hidden, &lengths, |index, state| {
-            mixture.add(index, state, &lengths)
-        })?;
-        mixture.add(self.layers.len(), &last, &lengths)?;
-        Ok(Encoded {
-            features: unpack(&mixture.finish(&last)?.f_to_kind(self.kind)?, &lengths),
-            lengths,
-        })
+        clips::encode(self, clips, mix)
     }
 }
 

@@ -9,14 +9,14 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{WhisperConfig, Window};
 use crate::audio::log_mel::{HOP_SAMPLES, LogMel, LogMelConfig};
-use crate::models::clips::{Mixture, check_clips};
+use crate::models::clips::{self, PackedEncoder};
 use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::accel::Placement;
 use crate::nn::attention::SelfAttention;
 use crate::nn::conv::Conv1d;
 use crate::nn::feed_forward::FeedForward;
 use crate::nn::norm::LayerNorm;
-use crate::nn::packed::{pack, unpack};
+use crate::nn::packed::pack;
 use crate::weights::{Checkpoint, Loader};
 
 /// Mel frames that become one encoder frame.
@@ -104,11 +104,33 @@ impl WhisperEncoder {
             kind,
         }
     }
+}
 
-    /// Checks the clips and runs everything before the first layer: hidden state 0, packed, and the clips' lengths.
-    fn embed(&self, clips: &[&[f32]]) -> Result<(Tensor, Vec<i64>), ModelError> {
-        check_clips(clips, Some(self.front_end.window_samples()))?;
-        let lengths: Vec<i64> = clips.iter().map(|clip| self.frames(clip.len())).collect();
+impl PackedEncoder for WhisperEncoder {
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn samples_max(&self) -> Option<usize> {
+        Some(self.front_end.window_samples())
+    }
+
+    fn frames_of(&self, samples: usize) -> i64 {
+        match self.window {
+            Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
+            Window::Clip => samples.div_ceil(FRAME_SAMPLES) as i64,
+        }
+    }
+
+    fn embed(&self, clips: &[&[f32]], lengths: &[i64]) -> Result<Tensor, ModelError> {
         let mel_frames: Vec<usize> = lengths
             .iter()
             .map(|&length| length as usize * MELS_PER_FRAME)
@@ -123,21 +145,21 @@ impl WhisperEncoder {
             .gelu("none"); // [B, D, T]
         let time = convolved.size()[2];
         let hidden = convolved.transpose(1, 2).contiguous() + self.positions.narrow(0, 0, time); // [B, T, D]
-        Ok((pack(&hidden, &lengths), lengths)) // [R, D]
+        Ok(pack(&hidden, lengths)) // [R, D]
     }
 
-    /// Runs the layers and shows each one's input, hidden states 0 to L−1, to `visit`. Returns the last, final norm applied.
     fn run(
         &self,
         mut hidden: Tensor,
         lengths: &[i64],
-        mut visit: impl FnMut(usize, &Tensor) -> Result<(), TchError>,
-    ) -> Result<Tensor, ModelError> {
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+    ) -> Result<[Tensor; 2], ModelError> {
         for (index, layer) in self.layers.iter().enumerate() {
             visit(index, &hidden)?;
-            hidden = layer.forward(hidden, lengths);
+            hidden = layer.forward(&hidden, lengths);
         }
-        Ok(self.norm.forward(&hidden))
+        let last = self.norm.forward(&hidden);
+        Ok([last.shallow_clone(), last])
     }
 }
 
@@ -165,13 +187,13 @@ impl Layer {
     }
 
     /// `[R, D]` → `[R, D]`.
-    fn forward(&self, input: Tensor, lengths: &[i64]) -> Tensor {
-        let attended = self
-            .attention
-            .forward(&self.attention_norm.forward(&input), lengths, None);
-        let hidden = attended + input;
-        let fed = self.feed.forward(&self.feed_norm.forward(&hidden));
-        fed + hidden
+    fn forward(&self, input: &Tensor, lengths: &[i64]) -> Tensor {
+        let normed = self.attention_norm.forward(input);
+        let mut hidden = self.attention.forward(&normed, lengths, None);
+        hidden += input;
+        let mut fed = self.feed.forward(&self.feed_norm.forward(&hidden));
+        fed += &hidden;
+        fed
     }
 }
 
@@ -187,41 +209,15 @@ impl SpeechEncoder for WhisperEncoder {
 
     /// The whole window's where it is padded; `ceil(samples / 320)` where it is cut to the clip.
     fn frames(&self, samples: usize) -> i64 {
-        match self.window {
-            Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
-            Window::Clip => samples.div_ceil(FRAME_SAMPLES) as i64,
-        }
+        self.frames_of(samples)
     }
 
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let (hidden, lengths) = self.embed(clips)?;
-        let mut states = Vec::with_capacity(self.layers.len() + 1);
-        let last = self.run(hidden, &lengths, |_, state| {
-            states.push(unpack(state, &lengths));
-            Ok(())
-        })?;
-        let last = unpack(&last, &lengths);
-        states.push(last.shallow_clone());
-        Ok(HiddenStates {
-            states,
-            last,
-            lengths,
-        })
+        clips::hidden_states(self, clips)
     }
 
     fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut mixture = Mixture::new(mix, clips.len(), self.layers.len(), self.device)?;
-        let (hidden, lengths) = self.embed(clips)?;
-        let last = self.run(hidden, &lengths, |index, state| {
-            mixture.add(index, state, &lengths)
-        })?;
-        mixture.add(self.layers.len(), &last, &lengths)?;
-        Ok(Encoded {
-            features: unpack(&mixture.finish(&last)?.f_to_kind(self.kind)?, &lengths),
-            lengths,
-        })
+        clips::encode(self, clips, mix)
     }
 }
 
