@@ -35,6 +35,8 @@ pub enum Command {
     Retrain(Retrain),
     /// Run a curriculum from manifests, offline.
     Train(Train),
+    /// Pre-train a BEST-RQ speech encoder on recordings without labels.
+    Pretrain(Pretrain),
     /// Answer every recording of a manifest and report the word error rate.
     Eval(Eval),
     /// Look into the adapter registry.
@@ -311,6 +313,17 @@ pub struct Retrain {
 #[derive(Args, Debug)]
 pub struct Train {
     /// Training settings (TOML): models, manifests, curriculum.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go on from the run's latest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `speechverse pretrain`.
+#[derive(Args, Debug)]
+pub struct Pretrain {
+    /// Pre-training settings (TOML): encoder, labels, masks, manifests, optimiser.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Go on from the run's latest checkpoint.

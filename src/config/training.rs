@@ -173,6 +173,24 @@ impl Default for AugmentConfig {
     }
 }
 
+impl AugmentConfig {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        for (name, value, low, high) in [
+            ("gain", self.gain, 0.0, 1.0),
+            ("speed", self.speed, 0.0, 1.0),
+            ("noise", self.noise, 0.0, 1.0),
+            ("telephone", self.telephone, 0.0, 1.0),
+            ("gain_db_max", self.gain_db_max, 0.0, 40.0),
+            ("speed_change_max", self.speed_change_max, 0.0, 0.5),
+            ("noise_db_min", self.noise_db_min, -20.0, 100.0),
+            ("noise_db_max", self.noise_db_max, self.noise_db_min, 100.0),
+        ] {
+            within(&format!("`augment.{name}`"), value, low, high)?;
+        }
+        Ok(())
+    }
+}
+
 /// The `[validation]` table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -268,6 +286,8 @@ pub enum Decay {
     Linear,
     /// Falls along half a cosine to `final_rate_fraction`.
     Cosine,
+    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and never ends.
+    Transformer,
 }
 
 /// One `[[stage]]` of the curriculum.
@@ -507,28 +527,7 @@ impl TrainingConfig {
             1.0,
             1000.0,
         )?;
-        for (name, value) in [
-            ("gain", self.augment.gain),
-            ("speed", self.augment.speed),
-            ("noise", self.augment.noise),
-            ("telephone", self.augment.telephone),
-        ] {
-            within(&format!("`augment.{name}`"), value, 0.0, 1.0)?;
-        }
-        within("`augment.gain_db_max`", self.augment.gain_db_max, 0.0, 40.0)?;
-        within(
-            "`augment.speed_change_max`",
-            self.augment.speed_change_max,
-            0.0,
-            0.5,
-        )?;
-        within("`augment.noise_db_min`", self.augment.noise_db_min, -20.0, 100.0)?;
-        within(
-            "`augment.noise_db_max`",
-            self.augment.noise_db_max,
-            self.augment.noise_db_min,
-            100.0,
-        )?;
+        self.augment.validate()?;
         within(
             "`validation.every_steps`",
             self.validation.every_steps as f64,
@@ -568,7 +567,7 @@ impl TrainingConfig {
     }
 }
 
-fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+pub(super) fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
     if value.is_finite() && (low..=high).contains(&value) {
         Ok(())
     } else {

@@ -13,7 +13,7 @@ pub(super) const SAMPLE_MAX: f32 = 1e9;
 ///
 /// # Errors
 /// [`ModelError`] that says which clip, and why.
-fn check_clips(clips: &[&[f32]], samples_max: Option<usize>) -> Result<(), ModelError> {
+pub(super) fn check_clips(clips: &[&[f32]], samples_max: Option<usize>) -> Result<(), ModelError> {
     if clips.is_empty() {
         return Err(ModelError::EmptyBatch);
     }

@@ -7,6 +7,7 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod conformer;
 pub mod decoding;
 pub mod llama;
 pub mod probe;

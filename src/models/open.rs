@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config_file::{read_json, refuse};
+use super::conformer::{self, ConformerEncoder};
 use super::whisper::Window;
 use super::{ModelError, SpeechEncoder, WavEncoder, WhisperEncoder};
 use crate::nn::accel::Placement;
@@ -29,11 +30,12 @@ pub fn open_encoder(
     match kind.model_type.as_str() {
         "whisper" => Ok(Box::new(WhisperEncoder::load(dir, window, placement)?)),
         "wavlm" | "hubert" | "wav2vec2" => Ok(Box::new(WavEncoder::load(dir, placement)?)),
+        conformer::MODEL_TYPE => Ok(Box::new(ConformerEncoder::load(dir, placement)?)),
         other => refuse(
             &path,
             "model_type",
             format!("{other:?}"),
-            "the speech encoders \"whisper\", \"wavlm\", \"hubert\" and \"wav2vec2\"",
+            "the speech encoders \"whisper\", \"wavlm\", \"hubert\", \"wav2vec2\" and \"speechverse-bestrq\"",
         ),
     }
 }

@@ -23,7 +23,7 @@ const TASK_BYTES_MAX: usize = 256;
 /// Longest declared clip, seconds.
 const SECONDS_MAX: f64 = 24.0 * 3600.0;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Line {
     audio_filepath: String,
     duration: f64,
@@ -60,6 +60,27 @@ impl From<LineLabel> for TaskLabel {
     }
 }
 
+/// A recording without a label.
+#[derive(Deserialize)]
+struct AudioLine {
+    audio_filepath: String,
+    duration: f64,
+    split: Option<String>,
+}
+
+impl From<AudioLine> for Line {
+    fn from(line: AudioLine) -> Self {
+        Self {
+            audio_filepath: line.audio_filepath,
+            duration: line.duration,
+            task: Some("audio".to_owned()),
+            target: Some(String::new()),
+            split: line.split,
+            ..Self::default()
+        }
+    }
+}
+
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 ///
 /// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
@@ -69,6 +90,19 @@ impl From<LineLabel> for TaskLabel {
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
 pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
+    read_lines(path, split, true)
+}
+
+/// Reads a manifest of recordings without labels: only `audio_filepath`, `duration` and `split` matter, the rest is not
+/// looked at. The examples have an empty target and the task `audio`.
+///
+/// # Errors
+/// As [`read_manifest`].
+pub fn read_audio_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
+    read_lines(path, split, false)
+}
+
+fn read_lines(path: &Path, split: Option<&str>, labelled: bool) -> Result<Vec<Example>, TrainingError> {
     let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path
@@ -102,18 +136,24 @@ pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, T
         if text.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
+        let line: Line = if labelled {
+            serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?
+        } else {
+            let line: AudioLine =
+                serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
+            line.into()
+        };
         if let (Some(wanted), Some(found)) = (split, &line.split)
             && wanted != found
         {
             continue;
         }
-        examples.push(example(line, folder, format!("{name}:{at}")).map_err(wrong)?);
+        examples.push(example(line, folder, format!("{name}:{at}"), labelled).map_err(wrong)?);
     }
     Ok(examples)
 }
 
-fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
+fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Example, String> {
     if line.audio_filepath.is_empty() || line.audio_filepath.contains('\0') {
         return Err("`audio_filepath` is empty or holds a NUL".into());
     }
@@ -152,7 +192,7 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
         target.ok_or_else(|| format!("`targets` has none for task `{task}`"))?
     };
     let blank = |target: &String| target.trim().is_empty();
-    if targets.values().any(blank) || (targets.is_empty() && blank(&target)) {
+    if labelled && (targets.values().any(blank) || (targets.is_empty() && blank(&target))) {
         return Err("the target is empty".into());
     }
     let instruction = line
@@ -294,6 +334,28 @@ mod tests {
 
         assert_eq!(read(text, Some("test")).unwrap().len(), 2);
         assert_eq!(read(text, None).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_recording_without_a_label_is_enough_where_labels_do_not_matter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audio.jsonl");
+        let text = "{\"audio_filepath\": \"a.wav\", \"duration\": 2, \"text\": 7, \"source\": \"x\"}\n{\"audio_filepath\": \"b.wav\", \"duration\": 0}\n";
+        std::fs::write(&path, text).unwrap();
+
+        let error = read_audio_manifest(&path, None).unwrap_err().to_string();
+        assert!(
+            error.contains("line 2") && error.contains("`duration`"),
+            "{error}"
+        );
+        std::fs::write(&path, text.lines().next().unwrap()).unwrap();
+        let examples = read_audio_manifest(&path, None).unwrap();
+
+        assert_eq!(
+            (examples.len(), examples[0].seconds, examples[0].target.as_str()),
+            (1, 2.0, "")
+        );
+        assert!(read_manifest(&path, None).is_err());
     }
 
     #[test]

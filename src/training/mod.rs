@@ -15,6 +15,7 @@
 //! | [`engine`] | the run |
 //! | [`evaluate`] | greedy answers and word error rates |
 //! | [`events`], [`log`] | what a run tells, and its memory on disk |
+//! | [`pretrain`] | BEST-RQ pre-training of a speech encoder, with a run of its own |
 //! | [`control`] | pause and stop between steps |
 
 pub mod augment;
@@ -31,6 +32,7 @@ pub mod log;
 pub mod manifest;
 pub mod networks;
 pub mod prepare;
+pub mod pretrain;
 mod run;
 pub mod schedule;
 pub mod stage;

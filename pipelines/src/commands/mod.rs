@@ -6,6 +6,7 @@ mod clients;
 mod doctor;
 mod eval;
 mod models;
+mod pretrain;
 mod probe;
 mod serve;
 mod tasks;
@@ -54,6 +55,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Label(args) => clients::label(&args),
         Command::Retrain(args) => clients::retrain(&args),
         Command::Train(args) => train::train(&args),
+        Command::Pretrain(args) => pretrain::pretrain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
         Command::Tasks(command) => tasks::tasks(command),
