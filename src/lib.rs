@@ -7,6 +7,7 @@ pub mod kafka;
 pub mod models;
 pub mod nn;
 pub mod registry;
+pub mod scoring;
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testsuite"))]

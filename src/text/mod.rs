@@ -1,4 +1,4 @@
-//! Text around the model: tokenizer, chat template, prompts, tasks, normalisation and word error rate.
+//! Text around the model: tokenizer, chat template, prompts, tasks and normalisation.
 //!
 //! | file | one thought |
 //! |---|---|
@@ -7,7 +7,6 @@
 //! | [`PromptLayout`] | the chat layout split around the audio: `[prefix][audio][suffix]`, then the answer |
 //! | [`TaskTable`] | what the program is asked to do: default instructions, training prompts, labels |
 //! | [`normalize`] | what two spellings of one sentence have in common |
-//! | [`wer`] | word error rate over a corpus |
 
 mod chat_template;
 mod error;
@@ -19,7 +18,6 @@ mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
 mod tokenizer;
-pub mod wer;
 
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;

@@ -11,8 +11,8 @@ use super::ctc::CtcTable;
 use super::networks::Networks;
 use super::prepare::Sample;
 use crate::models::speech_llm::Learned;
+use crate::scoring::{EditErrors, word_errors};
 use crate::text::normalize::plain;
-use crate::text::wer::{WordErrors, word_errors};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,9 +66,9 @@ pub struct Evaluation {
     /// Every recording, in the order given.
     pub rows: Vec<EvaluatedRow>,
     /// Word errors of all.
-    pub errors: WordErrors,
+    pub errors: EditErrors,
     /// Word errors by group (`domain`, or the task where there is none).
-    pub by_domain: BTreeMap<String, WordErrors>,
+    pub by_domain: BTreeMap<String, EditErrors>,
     /// Recordings that could not be read: which and why. They are not in any sum.
     pub unreadable: Vec<String>,
     /// Audio evaluated, seconds.
@@ -209,7 +209,7 @@ pub fn evaluate(
                 score,
                 finished,
                 errors: errors.errors(),
-                words: errors.words,
+                words: errors.length,
             };
             on_row(&row);
             evaluation.audio_seconds += seconds;

@@ -484,9 +484,9 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
         assert_eq!(ids, ["clip-0", "clip-1", "clip-2", "clip-4"]);
         assert_eq!(found.unreadable.len(), 1);
         assert!(found.unreadable[0].contains("clip-3"));
-        assert_eq!(found.errors.words, 4);
+        assert_eq!(found.errors.length, 4);
         assert_eq!(
-            (found.by_domain["even"].words, found.by_domain["odd"].words),
+            (found.by_domain["even"].length, found.by_domain["odd"].length),
             (3, 1)
         );
         assert!(
