@@ -108,6 +108,30 @@ pub enum TextError {
         /// The tasks there are, separated by commas.
         known: String,
     },
+    /// Several tasks that cannot be asked at once.
+    #[error("tasks `{list}`: {reason}")]
+    TaskList {
+        /// The tasks asked for.
+        list: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
+    /// A place in a task's prompt cannot be filled.
+    #[error("task `{task}`: {reason}")]
+    Placeholder {
+        /// The task.
+        task: String,
+        /// Which placeholder, and what would fill it.
+        reason: String,
+    },
+    /// A label that a task's answers cannot be made of.
+    #[error("task `{task}`: {reason}")]
+    Label {
+        /// The task.
+        task: String,
+        /// Which label, and why.
+        reason: String,
+    },
 }
 
 /// Reads a whole file, but no more than `limit` bytes of it.

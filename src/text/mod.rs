@@ -6,21 +6,27 @@
 //! | [`ChatTemplate`] | the model's own Jinja template, rendered as the transformers library does |
 //! | [`PromptLayout`] | the chat layout split around the audio: `[prefix][audio][suffix]`, then the answer |
 //! | [`TaskTable`] | what the program is asked to do: default instructions, training prompts, labels |
+//! | [`answer`] | how answers are written, read back, and constrained |
+//! | [`JointLayout`] | several tasks in one prompt and one answer |
 //! | [`normalize`] | what two spellings of one sentence have in common |
 
+pub mod answer;
 mod chat_template;
 mod error;
 #[cfg(test)]
 mod golden_tests;
+pub mod joint;
 pub mod normalize;
 mod prompt;
-mod tasks;
+pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
 mod tokenizer;
 
+pub use answer::{AnswerFormat, AnswerPiece, AnswerShape, ParsedAnswer};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
+pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use tasks::{Task, TaskLabel, TaskMetric, TaskTable};
+pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};
