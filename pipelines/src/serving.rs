@@ -422,6 +422,7 @@ fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef
                 placement.device,
                 decoder.slots,
                 decoder.positions_max,
+                decoder.tokens_max,
             ))
         }),
         publisher: publisher.clone().recipient(),

@@ -109,27 +109,27 @@ struct Slot<K> {
 pub struct SlotDecoder<K> {
     cache: KvCache,
     slots: Vec<Option<Slot<K>>>,
-    capacity: i64,
     end_ids: Vec<i64>,
     vocabulary: i64,
 }
 
 impl<K> SlotDecoder<K> {
-    /// A decoder with `slots` places of `capacity` positions each (prompt and answer together).
+    /// A decoder with `slots` places, each with room for a prompt of `prompt_positions` and an answer of `answer_positions`;
+    /// where the model keeps both in one room, one may be longer where the other is shorter.
     ///
     /// `end_ids` are the tokens that end an answer; ids from `vocabulary` on are never chosen, because a model's table
     /// may be larger than its tokenizer's vocabulary.
     pub fn new(
         model: &dyn LanguageModel,
         slots: usize,
-        capacity: usize,
+        prompt_positions: usize,
+        answer_positions: usize,
         end_ids: &[i64],
         vocabulary: i64,
     ) -> Self {
         Self {
-            cache: model.new_cache(slots as i64, capacity as i64),
+            cache: model.new_cache(slots as i64, prompt_positions as i64, answer_positions as i64),
             slots: (0..slots).map(|_| None).collect(),
-            capacity: capacity as i64,
             end_ids: end_ids.to_vec(),
             vocabulary,
         }
@@ -150,14 +150,8 @@ impl<K> SlotDecoder<K> {
     /// # Errors
     /// [`ModelError::TooManyPositions`] with the positions wanted and available.
     pub fn check(&self, prompt: &Prompt) -> Result<(), ModelError> {
-        let wanted = prompt.embeds.size()[0] + prompt.tokens_max as i64;
-        if wanted > self.capacity {
-            return Err(ModelError::TooManyPositions {
-                positions: wanted,
-                positions_max: self.capacity,
-            });
-        }
-        Ok(())
+        self.cache
+            .check_room(prompt.embeds.size()[0], prompt.tokens_max as i64)
     }
 
     /// Lets answers join: runs their prompts in one pass per adapter and picks each first token.

@@ -84,9 +84,8 @@ pub fn generate(
     }
     let _no_grad = tch::no_grad_guard();
     let slots = options.slots.clamp(1, prompts.len());
-    // The last token of an answer is not fed back.
-    let capacity = longest.saturating_add(options.max_tokens as i64 - 1);
-    let mut cache = model.new_cache(slots as i64, capacity);
+    let answer_positions = i64::try_from(options.max_tokens).unwrap_or(i64::MAX);
+    let mut cache = model.new_cache(slots as i64, longest, answer_positions);
     let mut free: VecDeque<usize> = (0..slots).collect();
     let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
     // Rows of the running batch: slot, prompt, and the token to feed next.

@@ -38,10 +38,26 @@ pub struct Responder<K> {
 }
 
 impl<K> Responder<K> {
-    /// A responder with `slots` places of `positions_max` positions each.
-    pub fn new(model: SpeechLlm, device: Device, slots: usize, positions_max: usize) -> Self {
+    /// A responder with `slots` places of `positions_max` positions each, `answer_positions` of them for the answer;
+    /// how strictly the two are told apart is the language model's affair, see [`LanguageModel::new_cache`].
+    ///
+    /// [`LanguageModel::new_cache`]: super::LanguageModel::new_cache
+    pub fn new(
+        model: SpeechLlm,
+        device: Device,
+        slots: usize,
+        positions_max: usize,
+        answer_positions: usize,
+    ) -> Self {
         let vocabulary = model.tokenizer().vocab_size();
-        let decoder = SlotDecoder::new(model.llm(), slots, positions_max, model.end_ids(), vocabulary);
+        let decoder = SlotDecoder::new(
+            model.llm(),
+            slots,
+            positions_max.saturating_sub(answer_positions),
+            answer_positions,
+            model.end_ids(),
+            vocabulary,
+        );
         Self {
             model,
             device,

@@ -71,11 +71,11 @@ impl Respondent {
         let (_, loaded) = adapters::open(settings, version, &identities)?;
         let encoder = WhisperEncoder::load(&settings.model.encoder, Window::Clip, &placement)?;
         let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
-        let positions_max = settings.decoder.positions_max;
+        let (positions_max, tokens_max) = (settings.decoder.positions_max, settings.decoder.tokens_max);
         Ok(Self {
             settings: settings.clone(),
             encoder,
-            responder: Responder::new(llm, placement.device, 1, positions_max),
+            responder: Responder::new(llm, placement.device, 1, positions_max, tokens_max),
             adapter: loaded.adapter,
         })
     }
@@ -159,9 +159,7 @@ impl Respondent {
         let prompt = model
             .prompts(&adapter, &features.unsqueeze(0), &frames, &[instruction])?
             .swap_remove(0); // [L, H]
-        let length = prompt.size()[0];
-        let hidden = model.llm().hidden(&prompt.unsqueeze(0), &[length], None)?;
-        let logits = model.llm().logits(&hidden).get(0);
+        let logits = model.llm().read(&prompt, None)?;
         let question = Question {
             features: &features,
             instruction,

@@ -212,7 +212,7 @@ fn stepping_equals_the_whole_forward_pass_from_any_split() {
             let whole = model.hidden(&embeds, &[17], lora).unwrap();
             let logits = model.logits(&whole).get(0);
             for split in [1, 6, 16] {
-                let mut cache = model.new_cache(1, 17);
+                let mut cache = model.new_cache(1, 14, 3);
                 let prompt = embeds.narrow(1, 0, split);
                 let mut found = model.prefill(&prompt, &[split], &mut cache, &[0], lora).unwrap();
                 for (position, id) in ids.iter().enumerate().skip(split as usize) {
@@ -238,7 +238,7 @@ fn slots_join_and_leave_and_the_others_do_not_notice() {
         let error = relative_error(&found.get(row), &reference.get(position));
         assert!(error < 1e-5, "row {row} at {position}: {error:e}");
     };
-    let mut cache = model.new_cache(4, 17);
+    let mut cache = model.new_cache(4, 14, 3);
     let join = |cache: &mut KvCache, rows: &[&[i64]], slots: &[usize]| {
         let (embeds, lengths) = padded(&model, rows);
         model.prefill(&embeds, &lengths, cache, slots, None).unwrap()
@@ -276,7 +276,7 @@ fn slots_join_and_leave_and_the_others_do_not_notice() {
 fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
     let model = open("llama_tiny");
     let ids = expected("llama_tiny").ids;
-    let mut cache = model.new_cache(2, 17);
+    let mut cache = model.new_cache(2, 14, 3);
     let poison = Tensor::full([1, 12, 32], f64::NAN, (Kind::Float, Device::Cpu));
     let bad = model.prefill(&poison, &[12], &mut cache, &[0], None).unwrap();
     assert!(bad.isnan().any().int64_value(&[]) == 1);
@@ -305,7 +305,7 @@ fn a_fresh_lora_set_changes_not_one_bit() {
         assert_eq!(fresh.sites().len(), 14);
         let embeds = model.embed(&ids).unwrap().unsqueeze(0);
         let run = |lora: Option<&LoraSet>| {
-            let mut cache = model.new_cache(1, 20);
+            let mut cache = model.new_cache(1, 17, 3);
             let whole = model.logits(&model.hidden(&embeds, &[17], lora).unwrap());
             let first = model.prefill(&embeds, &[17], &mut cache, &[0], lora).unwrap();
             let second = model.step(&[5], &mut cache, &[0], lora).unwrap();
@@ -438,7 +438,7 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
         let served = lora.snapshot(Kind::BFloat16, Device::Cpu).unwrap();
         let ids = expected(name).ids;
         let run = |model: &Llama, lora: &LoraSet| {
-            let mut cache = model.new_cache(1, 20);
+            let mut cache = model.new_cache(1, 17, 3);
             let embeds = model.embed(&ids).unwrap().unsqueeze(0);
             let first = model
                 .prefill(&embeds, &[17], &mut cache, &[0], Some(lora))
@@ -461,7 +461,7 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
 #[test]
 fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
     let model = open("llama_tiny");
-    let mut cache = model.new_cache(2, 6);
+    let mut cache = model.new_cache(2, 3, 3);
     let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
     let prompt = model.embed(&[4, 5, 6]).unwrap().unsqueeze(0);
 

@@ -204,47 +204,9 @@ impl SpeechLlm {
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<TargetLoss, ModelError> {
-        if prompts.len() != answers.len()
-            || prompts.is_empty()
-            || answers.iter().any(|answer| answer.is_empty())
-        {
-            return Err(ModelError::Shape {
-                what: "a batch of prompts and answers",
-                expected: "as many answers as prompts, none empty".into(),
-                found: [prompts.len(), answers.len()]
-                    .map(|count| i64::try_from(count).unwrap_or(i64::MAX))
-                    .to_vec(),
-            });
-        }
-        let mut rows = Vec::with_capacity(prompts.len());
-        let mut lengths = Vec::with_capacity(prompts.len());
-        for (prompt, answer) in prompts.iter().zip(answers) {
-            // The last token is only predicted, never fed.
-            let fed = &answer[..answer.len() - 1];
-            rows.push(if fed.is_empty() {
-                prompt.shallow_clone()
-            } else {
-                Tensor::f_cat(&[prompt, &self.llm.embed(fed)?], 0)?
-            });
-            lengths.push(rows[rows.len() - 1].size()[0]);
-        }
-        let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
-        let size = embeds.size();
-        let hidden = self.llm.hidden(&embeds, &lengths, lora)?; // [B, P, H]
-
-        let mut at = Vec::new();
-        let mut wanted = Vec::new();
-        for (row, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
-            // The position before each answer token predicts it.
-            let first = i64::try_from(row).unwrap_or(i64::MAX) * size[1] + prompt.size()[0] - 1;
-            at.extend((first..).take(answer.len()));
-            wanted.extend_from_slice(answer);
-        }
-        let device = embeds.device();
-        let at = Tensor::f_from_slice(&at)?.f_to_device(device)?;
-        let wanted = Tensor::f_from_slice(&wanted)?.f_to_device(device)?;
-        let predicting = hidden.f_reshape([-1, size[2]])?.f_index_select(0, &at)?; // [N, H]
-        let scores = self.llm.logits(&predicting).f_log_softmax(-1, Kind::Float)?; // [N, V]
+        let scores = self.llm.teach(prompts, answers, lora)?; // [N, V]
+        let wanted = Tensor::f_from_slice(&answers.concat())?.f_to_device(scores.device())?;
+        let scores = scores.f_log_softmax(-1, Kind::Float)?;
         let chosen = scores.f_gather(1, &wanted.f_unsqueeze(1)?, false)?; // [N, 1]
         Ok(TargetLoss {
             loss: -chosen.f_mean(Kind::Float)?,

@@ -90,12 +90,11 @@ fn the_loss_is_the_mean_negative_log_likelihood_of_answer_tokens() {
         let whole = Tensor::cat(
             &[prompt.shallow_clone(), bench.llm.llm().embed(answer).unwrap()],
             0,
-        )
-        .unsqueeze(0);
-        let hidden = bench.llm.llm().hidden(&whole, &[whole.size()[1]], None).unwrap();
-        let scores = bench.llm.llm().logits(&hidden).log_softmax(-1, Kind::Double);
+        );
+        let read = bench.llm.llm().read(&whole, None).unwrap();
+        let scores = read.log_softmax(-1, Kind::Double);
         for (at, id) in answer.iter().enumerate() {
-            sum -= scores.double_value(&[0, prompt.size()[0] - 1 + i64::try_from(at).unwrap(), *id]);
+            sum -= scores.double_value(&[prompt.size()[0] - 1 + i64::try_from(at).unwrap(), *id]);
             count += 1;
         }
     }
