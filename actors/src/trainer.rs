@@ -20,6 +20,7 @@ use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::text::Filling;
 use speechverse::training::evaluate::{EvaluateOptions, evaluate};
 use speechverse::training::prepare::{Prepared, prepare};
 use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
@@ -311,5 +312,7 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         domain: None,
+        text: None,
+        given: Filling::default(),
     })
 }

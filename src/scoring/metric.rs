@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::bleu::{self, BleuCounts};
 use super::chrf::{self, ChrfCounts};
 use super::classes::class_of;
-use super::slots::{Entity, label_counts, slu_counts, total};
+use super::slots::{label_counts, slu_counts, total};
 use super::tally::{Formula, Tally};
 use super::{character_errors, overlap, word_errors};
+use crate::text::TaskMetric;
+use crate::text::answer::{AnswerFormat, ParsedAnswer, Slot};
 use crate::text::normalize::{EnglishNormalizer, plain};
 
 /// A score of answers against references. All are reported on the scale 0 to 100.
@@ -51,6 +53,23 @@ pub enum Metric {
 pub type Pair<'a> = (&'a str, &'a str);
 
 impl Metric {
+    /// The metrics of a task: its own first, then what else is worth knowing of the same answers.
+    pub fn of_task(metric: TaskMetric) -> &'static [Self] {
+        match metric {
+            TaskMetric::Wer => &[Self::Wer, Self::WerPlain, Self::Cer],
+            TaskMetric::Cer => &[Self::Cer, Self::WerPlain],
+            TaskMetric::Bleu => &[Self::Bleu, Self::BleuLowercase, Self::Chrf],
+            TaskMetric::Chrf => &[Self::Chrf, Self::Bleu],
+            TaskMetric::Accuracy => &[Self::Accuracy, Self::MacroF1],
+            TaskMetric::Uar => &[Self::Uar, Self::Accuracy, Self::MacroF1],
+            TaskMetric::MacroF1 => &[Self::MacroF1, Self::Accuracy],
+            TaskMetric::KeywordF1 => &[Self::KeywordF1],
+            TaskMetric::TokenF1 => &[Self::TokenF1],
+            TaskMetric::SluF1 => &[Self::SluF1, Self::SdF1],
+            TaskMetric::SdF1 => &[Self::SdF1, Self::SluF1],
+        }
+    }
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -113,8 +132,8 @@ impl Metric {
         }
     }
 
-    /// What each of these answers adds to the score; `entities` reads the slots of an answer.
-    pub fn tally(self, pairs: &[Pair<'_>], entities: &dyn Fn(&str) -> Vec<Entity>) -> Tally {
+    /// What each of these answers adds to the score.
+    pub fn tally(self, pairs: &[Pair<'_>]) -> Tally {
         let mut tally = Tally::new(self.formula(pairs));
         let classes = self.classes(pairs);
         for (reference, hypothesis) in pairs {
@@ -154,7 +173,7 @@ impl Metric {
                 Self::KeywordF1 => tally.push([(0, overlap::keyword_f1(reference, hypothesis)), (1, 1.0)]),
                 Self::TokenF1 => tally.push([(0, overlap::token_f1(reference, hypothesis)), (1, 1.0)]),
                 Self::SluF1 | Self::SdF1 => {
-                    let (wanted, answered) = (entities(reference), entities(hypothesis));
+                    let (wanted, answered) = (slots_of(reference), slots_of(hypothesis));
                     let table = if self == Self::SluF1 {
                         slu_counts(&wanted, &answered)
                     } else {
@@ -204,6 +223,14 @@ impl Metric {
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.title())
+    }
+}
+
+/// The slots of an answer; what is malformed in it is left out.
+pub fn slots_of(text: &str) -> Vec<Slot> {
+    match AnswerFormat::Slots.parse(text) {
+        ParsedAnswer::Slots(slots) => slots,
+        _ => Vec::new(),
     }
 }
 

@@ -25,7 +25,6 @@ pub mod tally;
 
 pub use errors::{EditErrors, character_errors, corpus_errors, word_errors};
 pub use metric::{Metric, Pair};
-pub use slots::Entity;
 pub use tally::{Comparison, Interval, Tally};
 
 #[cfg(test)]

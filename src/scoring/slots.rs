@@ -1,7 +1,7 @@
 //! Slot filling: SLURP's SLU-F1, and F1 of the slot labels alone (SD-F1).
 //!
 //! Definition of SLU-F1 (Bastianelli et al. 2020, SpeechVerse §9.1). An utterance's entities are (type, filler), both in
-//! lower case, the filler's words joined by one space. Per utterance, twice, once with word distance (word error rate of
+//! lower case, the filler's words joined by one space, as [`crate::text::AnswerFormat::parse`] reads them. Per utterance, twice, once with word distance (word error rate of
 //! the answered filler against the wanted one, may exceed 1) and once with character distance (edit distance over the
 //! longer length): each answered entity, in order, whose type is among the wanted ones left takes the nearest of that
 //! type (the first of equally near ones), with distance d: hits + 1, wrongly answered + d, missed + d for the type. An
@@ -17,29 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use super::errors::{character_errors, word_errors};
-
-/// A slot and its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entity {
-    /// Which slot.
-    pub label: String,
-    /// What fills it.
-    pub filler: String,
-}
-
-impl Entity {
-    /// An entity in the form in which it is compared: lower case, single spaces.
-    pub fn new(label: &str, filler: &str) -> Self {
-        let clean = |text: &str| {
-            let lower = text.to_lowercase();
-            lower.split_whitespace().collect::<Vec<_>>().join(" ")
-        };
-        Self {
-            label: clean(label),
-            filler: clean(filler),
-        }
-    }
-}
+use crate::text::answer::Slot;
 
 /// Hits, wrong answers and misses; fractions of entities under a distance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -99,14 +77,14 @@ pub fn add_table(sum: &mut SlotTable, table: &SlotTable) {
 }
 
 /// One utterance's counts under word distance.
-pub fn word_run(wanted: &[Entity], answered: &[Entity]) -> SlotTable {
+pub fn word_run(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
     run(wanted, answered, |wanted, answered| {
         word_errors(wanted, answered).rate()
     })
 }
 
 /// One utterance's counts under character distance.
-pub fn character_run(wanted: &[Entity], answered: &[Entity]) -> SlotTable {
+pub fn character_run(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
     run(wanted, answered, |wanted, answered| {
         let longer = wanted.chars().count().max(answered.chars().count());
         character_errors(wanted, answered).errors() as f64 / longer.max(1) as f64
@@ -114,27 +92,27 @@ pub fn character_run(wanted: &[Entity], answered: &[Entity]) -> SlotTable {
 }
 
 /// One utterance's counts for SLU-F1: both runs together.
-pub fn slu_counts(wanted: &[Entity], answered: &[Entity]) -> SlotTable {
+pub fn slu_counts(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
     let mut table = word_run(wanted, answered);
     add_table(&mut table, &character_run(wanted, answered));
     table
 }
 
 /// One utterance's counts for SD-F1: labels only.
-pub fn label_counts(wanted: &[Entity], answered: &[Entity]) -> SlotTable {
+pub fn label_counts(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
     run(wanted, answered, |_, _| 0.0)
 }
 
-fn run(wanted: &[Entity], answered: &[Entity], distance: impl Fn(&str, &str) -> f64) -> SlotTable {
+fn run(wanted: &[Slot], answered: &[Slot], distance: impl Fn(&str, &str) -> f64) -> SlotTable {
     let mut table = SlotTable::new();
-    let mut left: Vec<&Entity> = wanted.iter().collect();
+    let mut left: Vec<&Slot> = wanted.iter().collect();
     for entity in answered {
-        let counts = table.entry(entity.label.clone()).or_default();
+        let counts = table.entry(entity.name.clone()).or_default();
         let nearest = left
             .iter()
             .enumerate()
-            .filter(|(_, candidate)| candidate.label == entity.label)
-            .map(|(at, candidate)| (at, distance(&candidate.filler, &entity.filler)))
+            .filter(|(_, candidate)| candidate.name == entity.name)
+            .map(|(at, candidate)| (at, distance(&candidate.value, &entity.value)))
             .min_by(|left, right| left.1.total_cmp(&right.1));
         match nearest {
             Some((at, distance)) => {
@@ -147,7 +125,7 @@ fn run(wanted: &[Entity], answered: &[Entity], distance: impl Fn(&str, &str) -> 
         }
     }
     for entity in left {
-        table.entry(entity.label.clone()).or_default().missed += 1.0;
+        table.entry(entity.name.clone()).or_default().missed += 1.0;
     }
     table
 }
@@ -156,16 +134,19 @@ fn run(wanted: &[Entity], answered: &[Entity], distance: impl Fn(&str, &str) -> 
 mod tests {
     use super::*;
 
-    fn entities(list: &[(&str, &str)]) -> Vec<Entity> {
+    fn entities(list: &[(&str, &str)]) -> Vec<Slot> {
         list.iter()
-            .map(|(label, filler)| Entity::new(label, filler))
+            .map(|(name, value)| Slot {
+                name: (*name).into(),
+                value: (*value).into(),
+            })
             .collect()
     }
 
     #[test]
     fn an_answer_takes_the_nearest_entity_of_its_type() {
         let wanted = entities(&[("time", "five pm"), ("time", "six am"), ("date", "today")]);
-        let answered = entities(&[("Time", "six  AM"), ("person", "bob")]);
+        let answered = entities(&[("time", "six am"), ("person", "bob")]);
 
         let words = total(&word_run(&wanted, &answered));
         let labels = total(&label_counts(&wanted, &answered));

@@ -10,6 +10,7 @@ use super::bleu::{corpus_bleu, tokenize_13a};
 use super::chrf::corpus_chrf;
 use super::slots::{SlotTable, add_table, label_counts, slu_counts, total};
 use super::*;
+use crate::text::answer::Slot;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -71,7 +72,7 @@ fn pairs(owned: &[(String, String)]) -> Vec<Pair<'_>> {
 }
 
 fn score(metric: Metric, pairs: &[Pair<'_>]) -> Option<f64> {
-    metric.tally(pairs, &|_| Vec::new()).score()
+    metric.tally(pairs).score()
 }
 
 #[track_caller]
@@ -169,11 +170,12 @@ fn keyword_and_token_f1_equal_their_definitions() {
 
 #[test]
 fn slot_scores_equal_their_definitions_type_by_type() {
-    let entities = |slots: &Slots| -> Vec<Entity> {
-        slots
-            .iter()
-            .map(|(label, filler)| Entity::new(label, filler))
-            .collect()
+    let entities = |slots: &Slots| -> Vec<Slot> {
+        let slot = |(name, value): &(String, String)| Slot {
+            name: name.clone(),
+            value: value.clone(),
+        };
+        slots.iter().map(slot).collect()
     };
     assert!(GOLDEN.slots.len() >= 200);
     for case in &GOLDEN.slots {
@@ -216,18 +218,10 @@ const ALL: [Metric; 13] = [
     Metric::SdF1,
 ];
 
-/// `a=1; b=2` as entities, enough for these tests.
-fn entities(text: &str) -> Vec<Entity> {
-    text.split(';')
-        .filter_map(|part| part.split_once('='))
-        .map(|(label, filler)| Entity::new(label, filler))
-        .collect()
-}
-
 #[test]
 fn a_score_of_no_utterances_is_absent() {
     for metric in ALL {
-        let tally = metric.tally(&[], &entities);
+        let tally = metric.tally(&[]);
 
         assert_eq!((tally.score(), tally.interval(10, 1)), (None, None), "{metric}");
         assert!(tally.compare(&tally, 10, 1).is_none());
@@ -238,7 +232,7 @@ fn a_score_of_no_utterances_is_absent() {
 fn empty_references_and_answers_have_scores_that_are_numbers() {
     for metric in ALL {
         for pairs in [[("", "")], [("", "a = b; c")], [("a = b; c", "")]] {
-            let tally = metric.tally(&pairs, &entities);
+            let tally = metric.tally(&pairs);
             if let Some(score) = tally.score() {
                 assert!(score.is_finite(), "{metric}: {pairs:?}");
             } else {
@@ -256,7 +250,7 @@ fn an_interval_is_as_wide_as_the_binomial_one_and_the_same_each_time() {
     let pairs: Vec<Pair<'_>> = (0..400)
         .map(|at| ("yes", if at % 4 == 0 { "no" } else { "yes" }))
         .collect();
-    let tally = Metric::Accuracy.tally(&pairs, &entities);
+    let tally = Metric::Accuracy.tally(&pairs);
 
     let interval = tally.interval(1000, 7).unwrap();
 
@@ -280,7 +274,7 @@ fn a_comparison_of_paired_answers_sees_what_single_intervals_do_not() {
             .map(String::as_str)
             .zip(answers.iter().map(String::as_str))
             .collect();
-        Metric::WerPlain.tally(&pairs, &entities)
+        Metric::WerPlain.tally(&pairs)
     };
     let (first, second) = (tally(&first), tally(&second));
 
@@ -301,7 +295,7 @@ proptest! {
     ) {
         let pairs = pairs(&owned);
         for metric in ALL {
-            let tally = metric.tally(&pairs, &entities);
+            let tally = metric.tally(&pairs);
             prop_assert_eq!(tally.len(), pairs.len());
             if let (Some(score), Some(interval)) = (tally.score(), tally.interval(20, seed)) {
                 prop_assert!(score.is_finite() && score >= 0.0);

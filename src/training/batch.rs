@@ -236,6 +236,8 @@ mod tests {
             instruction: None,
             target: "x".into(),
             domain: None,
+            text: None,
+            given: crate::text::Filling::default(),
         };
         Arc::new((0..count).map(one).collect())
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::audio::{AudioLimits, decode};
+use crate::text::Filling;
 
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
@@ -88,6 +89,10 @@ pub struct Example {
     pub target: String,
     /// Group for reports (`domain` in manifests).
     pub domain: Option<String>,
+    /// What was said, where that is known and not what is asked for (`text` in manifests).
+    pub text: Option<String>,
+    /// What it gives to its task's prompts: labels, languages, keyword …
+    pub given: Filling,
 }
 
 /// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions and targets, in order.

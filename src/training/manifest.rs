@@ -2,6 +2,7 @@
 //!
 //! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other tools.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
+use crate::text::Filling;
 
 /// Longest line, bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
@@ -16,6 +18,8 @@ const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
 const LINES_MAX: usize = 20_000_000;
 /// Longest declared clip, seconds.
 const SECONDS_MAX: f64 = 24.0 * 3600.0;
+/// Most allowed answers of one line.
+const LABELS_MAX: usize = 4096;
 
 #[derive(Deserialize)]
 struct Line {
@@ -27,11 +31,15 @@ struct Line {
     target: Option<String>,
     domain: Option<String>,
     split: Option<String>,
+    labels: Option<Vec<String>>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
 }
 
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 ///
-/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named.
+/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `labels` are the allowed
+/// answers; every other key with a text (`target_lang`, `keyword` …) can fill a place of that name in a task's prompts.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
@@ -92,7 +100,7 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
     }
     let target = line
         .target
-        .or(line.text)
+        .or_else(|| line.text.clone())
         .ok_or("has neither `target` nor `text`")?;
     if target.trim().is_empty() {
         return Err("the target is empty".into());
@@ -100,6 +108,27 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
     let task = line.task.unwrap_or_else(|| "asr".to_owned());
     if task.is_empty() || task.len() > 64 {
         return Err(format!("`task` has {} bytes, expected 1 to 64", task.len()));
+    }
+    let fields = line
+        .others
+        .into_iter()
+        .filter_map(|(key, value)| match value {
+            serde_json::Value::String(text) => Some((key, text)),
+            _ => None,
+        })
+        .collect();
+    let mut given = Filling {
+        fields,
+        ..Filling::default()
+    };
+    if let Some(labels) = line.labels {
+        if labels.len() > LABELS_MAX || labels.iter().any(|label| label.trim().is_empty()) {
+            return Err(format!(
+                "`labels` has {} entries, expected at most {LABELS_MAX}, none empty",
+                labels.len()
+            ));
+        }
+        given = given.with_labels(&labels);
     }
     Ok(Example {
         id,
@@ -111,6 +140,8 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
             .filter(|instruction| !instruction.trim().is_empty()),
         target,
         domain: line.domain,
+        text: line.text,
+        given,
     })
 }
 
@@ -153,6 +184,27 @@ mod tests {
     }
 
     #[test]
+    fn a_line_gives_labels_and_values_to_its_prompts() {
+        let text = br#"{"audio_filepath": "a", "duration": 1, "text": "guten tag", "target": "hello", "task": "translation",
+            "target_lang": "en", "speed": 1.1, "labels": ["a", "b"]}"#;
+
+        let examples = read(
+            &text
+                .iter()
+                .copied()
+                .filter(|byte| *byte != b'\n')
+                .collect::<Vec<_>>(),
+            None,
+        )
+        .unwrap();
+
+        assert_eq!(examples[0].text.as_deref(), Some("guten tag"));
+        assert_eq!(examples[0].given.fields.len(), 1);
+        assert_eq!(examples[0].given.fields["target_lang"], "en");
+        assert_eq!(examples[0].given.labels.as_ref().map(Vec::len), Some(2));
+    }
+
+    #[test]
     fn a_split_keeps_the_lines_that_name_it_or_none() {
         let text = br#"{"audio_filepath": "a", "duration": 1, "text": "x", "split": "train"}
 {"audio_filepath": "b", "duration": 1, "text": "x", "split": "test"}
@@ -173,6 +225,10 @@ mod tests {
             (r#"{"audio_filepath": "a", "duration": 1}"#, "neither"),
             (r#"{"audio_filepath": "a", "duration": 1, "text": " "}"#, "empty"),
             (r#"{"duration": 1, "text": "x"}"#, "audio_filepath"),
+            (
+                r#"{"audio_filepath": "a", "duration": 1, "text": "x", "labels": [" "]}"#,
+                "`labels`",
+            ),
             (
                 r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#,
                 "audio_filepath",

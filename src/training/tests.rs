@@ -18,6 +18,7 @@ use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
 use crate::testing::TinyModels;
+use crate::text::Filling;
 
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
@@ -38,6 +39,8 @@ fn example(at: usize) -> Example {
         instruction: None,
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
+        text: None,
+        given: Filling::default(),
     }
 }
 
