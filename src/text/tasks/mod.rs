@@ -6,6 +6,8 @@
 
 mod table;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -305,7 +307,7 @@ fn check_labels(format: AnswerFormat, labels: &[TaskLabel]) -> Result<(), String
     let mut names = BTreeSet::new();
     for TaskLabel { name, .. } in labels {
         if name.trim().is_empty() || !names.insert(name.trim().to_lowercase()) {
-            return Err(format!("label `{name}` is empty or there twice"));
+            return Err(format!("label `{}` is empty or there twice", name.escape_debug()));
         }
         if name.contains(|c: char| separators.contains(c) || c.is_control()) {
             return Err(format!(

@@ -105,7 +105,7 @@ impl TaskTable {
     /// [`TextError::UnknownTask`] with the names there are.
     pub fn get(&self, name: &str) -> Result<&Task, TextError> {
         self.tasks.get(name).ok_or_else(|| TextError::UnknownTask {
-            name: name.chars().take(100).collect(),
+            name: shown(name),
             known: self.names().collect::<Vec<_>>().join(", "),
         })
     }
@@ -116,7 +116,7 @@ impl TaskTable {
     /// [`TextError::UnknownTask`]; [`TextError::TaskList`] for a task that is named twice, or too many of them.
     pub fn list(&self, names: &str) -> Result<Vec<&Task>, TextError> {
         let wrong = |reason: String| TextError::TaskList {
-            list: names.chars().take(100).collect(),
+            list: shown(names),
             reason,
         };
         let mut tasks = Vec::new();
@@ -136,27 +136,33 @@ impl TaskTable {
         Ok(tasks)
     }
 
-    /// What a request that names `names` (one task, or several: `asr,intent`) asks for by default.
+    /// What a request that names `names` (one task, or several: `asr,intent`) asks for. `own` is its instruction
+    /// instead of the tasks' default ones, word for word.
     ///
     /// # Errors
     /// As [`TaskTable::list`], [`Task::fill`] and [`JointLayout::new`].
-    pub fn ask(&self, names: &str, filling: &Filling) -> Result<Asked, TextError> {
+    pub fn ask(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
         let tasks = self.list(names)?;
+        let shares = share_out(&tasks, filling)?;
+        let instructions = || -> Result<Vec<String>, TextError> {
+            (tasks.iter().zip(&shares))
+                .map(|(task, filling)| task.fill(&task.instruction, filling))
+                .collect()
+        };
         if let [task] = tasks.as_slice() {
             return Ok(Asked {
-                instruction: task.fill(&task.instruction, filling)?,
+                instruction: own
+                    .map_or_else(|| task.fill(&task.instruction, filling), |own| Ok(own.to_owned()))?,
                 shape: task.shape(filling)?,
                 joint: None,
             });
         }
         let layout = JointLayout::new(&tasks, filling)?;
-        let instructions: Vec<String> = tasks
-            .iter()
-            .zip(share_out(&tasks, filling)?)
-            .map(|(task, filling)| task.fill(&task.instruction, &filling))
-            .collect::<Result<_, _>>()?;
         Ok(Asked {
-            instruction: layout.instruction(&instructions, 0),
+            instruction: match own {
+                Some(own) => own.to_owned(),
+                None => layout.instruction(&instructions()?, 0),
+            },
             shape: layout.shape(),
             joint: Some(Arc::new(layout)),
         })
@@ -181,4 +187,9 @@ impl TaskTable {
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
+}
+
+/// The first characters of a stranger's words, safe to print.
+fn shown(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_debug).collect()
 }

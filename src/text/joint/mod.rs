@@ -253,3 +253,6 @@ fn split(text: &str) -> Vec<String> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests;
