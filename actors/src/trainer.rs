@@ -20,7 +20,6 @@ use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
-use speechverse::text::Filling;
 use speechverse::training::evaluate::{EvaluateOptions, evaluate};
 use speechverse::training::prepare::{Prepared, prepare};
 use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
@@ -313,6 +312,6 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         target: stored.sample.target,
         domain: None,
         text: None,
-        given: Filling::default(),
+        filling: Arc::default(),
     })
 }

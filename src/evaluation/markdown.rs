@@ -12,17 +12,16 @@ pub fn markdown(report: &Report) -> String {
     let _ = writeln!(
         out,
         "Scores are on the scale 0 to 100, ↓ where less is better. In brackets: the middle {:.0} % of {} bootstrap \
-         resamples of the utterances. Beside it the difference to the table's first row on the same utterances, bold \
-         where its interval leaves out zero.\n",
+         resamples of the utterances. Beside it the difference to the table's first system on the same utterances, with a \
+         star where its interval leaves out zero.\n",
         100.0 * bootstrap.level,
         bootstrap.resamples
     );
     for study in report.studies() {
         let _ = writeln!(out, "## {}\n", study.title());
         table(&mut out, &wide(report, study));
+        table(&mut out, &long(report, study));
     }
-    out.push_str("## All scores\n\n");
-    table(&mut out, &long(report));
     let mut parts = vec![row(["table", "system", "task", "set", "part", "count", "score"])];
     for score in report.scores.iter().filter(|score| score.main) {
         for (name, part) in score.domains.iter().chain(&score.classes) {
@@ -126,10 +125,9 @@ pub fn wide(report: &Report, study: Study) -> Vec<Vec<String>> {
     rows
 }
 
-/// Every score as a row.
-pub fn long(report: &Report) -> Vec<Vec<String>> {
+/// Every score of a study as a row.
+pub fn long(report: &Report, study: Study) -> Vec<Vec<String>> {
     let mut rows = vec![row([
-        "table",
         "task",
         "set",
         "system",
@@ -138,9 +136,8 @@ pub fn long(report: &Report) -> Vec<Vec<String>> {
         "score",
         "difference",
     ])];
-    for score in &report.scores {
+    for score in report.scores.iter().filter(|score| score.study == study) {
         rows.push(row([
-            score.study.name(),
             &score.task,
             &score.set,
             &score.system,
@@ -168,12 +165,14 @@ pub fn with_interval(score: &Score) -> String {
 
 fn difference(score: &Score) -> String {
     score.against_first.map_or_else(String::new, |against| {
-        let text = format!("{:+.1} (p {:.3})", against.difference, against.p);
-        if against.interval.low > 0.0 || against.interval.high < 0.0 {
-            format!("**{text}**")
+        let sure = against.interval.low > 0.0 || against.interval.high < 0.0;
+        // No finer than the resamples allow.
+        let p = if against.p < 0.01 {
+            "p < 0.01".to_owned()
         } else {
-            text
-        }
+            format!("p {:.2}", against.p)
+        };
+        format!("{:+.1} ({p}){}", against.difference, if sure { " *" } else { "" })
     })
 }
 

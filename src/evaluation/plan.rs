@@ -364,7 +364,7 @@ fn question(
     tasks: &TaskTable,
 ) -> Result<(Ask, Option<Arc<JointLayout>>), No> {
     let task = tasks.get(&example.task)?;
-    let mut filling = example.given.clone();
+    let mut filling = (*example.filling).clone();
     filling.bare_labels = !system.descriptions;
     if system.study == Study::Constraint
         && (!task.answer.format.takes_labels() || task.labels_in(&filling)?.is_empty())

@@ -306,11 +306,14 @@ fn columns<'r>(plan: &'r Plan<'_>, answered: &'r Answered) -> Vec<Vec<(&'r str, 
     for row in &answered.rows {
         let column = (row.study, task_title(row), row.set.as_str());
         let cell = (column.0, column.1.clone(), column.2, row.system.as_str());
-        cells.entry(cell).or_default().push(row);
-        order.push(column);
+        let rows = cells.entry(cell).or_default();
+        rows.push(row);
+        if rows.len() == 1 && !order.contains(&column) {
+            order.push(column);
+        }
     }
-    order.sort_unstable();
-    order.dedup();
+    // Tables in their order; columns as tasks and manifests come.
+    order.sort_by_key(|(study, _, _)| *study);
     order
         .into_iter()
         .map(|(study, task, set)| {

@@ -167,7 +167,7 @@ pub fn run(
             set: recording.set.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
-            language: example.given.fields.get("target_lang").cloned(),
+            language: example.filling.fields.get("target_lang").cloned(),
             domain: example.domain.clone(),
             instruction: ask.instruction.clone(),
             reference: example.target.clone(),

@@ -237,7 +237,7 @@ mod tests {
             target: "x".into(),
             domain: None,
             text: None,
-            given: crate::text::Filling::default(),
+            filling: Arc::default(),
         };
         Arc::new((0..count).map(one).collect())
     }

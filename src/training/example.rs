@@ -92,7 +92,7 @@ pub struct Example {
     /// What was said, where that is known and not what is asked for (`text` in manifests).
     pub text: Option<String>,
     /// What it gives to its task's prompts: labels, languages, keyword …
-    pub given: Filling,
+    pub filling: Arc<Filling>,
 }
 
 /// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions and targets, in order.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -117,7 +118,7 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
             _ => None,
         })
         .collect();
-    let mut given = Filling {
+    let mut filling = Filling {
         fields,
         ..Filling::default()
     };
@@ -128,7 +129,7 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
                 labels.len()
             ));
         }
-        given = given.with_labels(&labels);
+        filling = filling.with_labels(&labels);
     }
     Ok(Example {
         id,
@@ -141,7 +142,7 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
         target,
         domain: line.domain,
         text: line.text,
-        given,
+        filling: Arc::new(filling),
     })
 }
 
@@ -199,9 +200,9 @@ mod tests {
         .unwrap();
 
         assert_eq!(examples[0].text.as_deref(), Some("guten tag"));
-        assert_eq!(examples[0].given.fields.len(), 1);
-        assert_eq!(examples[0].given.fields["target_lang"], "en");
-        assert_eq!(examples[0].given.labels.as_ref().map(Vec::len), Some(2));
+        assert_eq!(examples[0].filling.fields.len(), 1);
+        assert_eq!(examples[0].filling.fields["target_lang"], "en");
+        assert_eq!(examples[0].filling.labels.as_ref().map(Vec::len), Some(2));
     }
 
     #[test]

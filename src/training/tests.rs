@@ -18,7 +18,6 @@ use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
 use crate::testing::TinyModels;
-use crate::text::Filling;
 
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
@@ -40,7 +39,7 @@ fn example(at: usize) -> Example {
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
         text: None,
-        given: Filling::default(),
+        filling: Arc::default(),
     }
 }
 

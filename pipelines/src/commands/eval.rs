@@ -75,7 +75,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
             output::line(serde_json::to_string(score).context("scores are always JSON")?);
         }
     } else {
-        output::table(&markdown::long(&report), &[4]);
+        for study in report.studies() {
+            output::line(format!("{}:", study.title()));
+            output::table(&markdown::long(&report, study), &[3]);
+            output::line("");
+        }
         output::line(format!(
             "adapter {}, {}, scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
             loaded.manifest.version, networks.placement, report.audio_seconds, report.seconds
