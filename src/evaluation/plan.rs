@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::tasks::{LABELS, TASK_SEPARATOR};
 use crate::text::{AnswerShape, JointLayout, Task, TaskTable, TextError};
 use crate::training::evaluate::Ask;
 use crate::training::{Example, TrainingError, read_manifest};
@@ -199,11 +200,15 @@ pub struct Set {
 
 impl Set {
     /// Reads manifests; each has its file's name in tables, numbered where two have the same. `limit` keeps the first rows
-    /// of each.
+    /// of each. A row with answers to several tasks becomes one recording for each of them.
     ///
     /// # Errors
     /// As [`read_manifest`].
-    pub fn read(paths: &[PathBuf], limit: Option<usize>) -> Result<Vec<Self>, TrainingError> {
+    pub fn read(
+        paths: &[PathBuf],
+        limit: Option<usize>,
+        tasks: &TaskTable,
+    ) -> Result<Vec<Self>, TrainingError> {
         let mut sets: Vec<Self> = Vec::with_capacity(paths.len());
         for path in paths {
             let mut examples = read_manifest(path, None)?;
@@ -220,11 +225,49 @@ impl Set {
                 .find(|name| !taken(name));
             sets.push(Self {
                 name: name.unwrap_or(stem),
-                examples,
+                examples: examples
+                    .into_iter()
+                    .flat_map(|example| apart(example, tasks))
+                    .collect(),
             });
         }
         Ok(sets)
     }
+}
+
+/// A row's examples: one for each of its targets. Several tasks answered in one text are taken apart by their layout.
+fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
+    let mut targets = std::mem::take(&mut example.targets);
+    if targets.is_empty() && example.task.contains(TASK_SEPARATOR) {
+        let layout = tasks
+            .list(&example.task)
+            .and_then(|list| JointLayout::new(&list, &example.filling));
+        if let Ok(layout) = layout {
+            targets = layout.by_task(&example.target);
+        }
+    }
+    if targets.is_empty() {
+        return vec![example];
+    }
+    let text = example.text.take().or_else(|| targets.get(ASR).cloned());
+    let one = |(name, target): (String, String)| {
+        let mut filling = (*example.filling).clone();
+        if tasks
+            .get(&name)
+            .is_ok_and(|task| !task.answer.format.takes_labels())
+        {
+            filling.labels = None;
+        }
+        Example {
+            task: name,
+            target,
+            text: text.clone(),
+            instruction: None,
+            filling: Arc::new(filling),
+            ..example.clone()
+        }
+    };
+    targets.into_iter().map(one).collect()
 }
 
 /// An answer that a system wants about a recording.
@@ -411,6 +454,6 @@ fn question(
 
 /// The first wording used in training that lists the labels, else the default one.
 fn wording_with_labels(task: &Task) -> &str {
-    let lists = |wording: &&str| wording.contains(&format!("{{{}}}", crate::text::tasks::LABELS));
+    let lists = |wording: &&str| wording.contains(&format!("{{{}}}", LABELS));
     task.training_prompts().find(lists).unwrap_or(&task.instruction)
 }

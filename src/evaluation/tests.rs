@@ -24,6 +24,7 @@ fn example(at: usize, task: &str, target: &str) -> Example {
         domain: None,
         text: None,
         filling: Arc::default(),
+        targets: std::collections::BTreeMap::new(),
     }
 }
 
@@ -265,4 +266,36 @@ fn a_report_is_written_as_json_that_reads_back_as_markdown_and_as_pictures() {
     assert!(
         picture.contains("<svg") && picture.contains("without") && picture.contains("100.0 [100.0, 100.0]")
     );
+}
+
+#[test]
+fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let rows = r#"{"audio_filepath": "a", "duration": 1, "targets": {"asr": "turn on the radio", "intent": "x"}, "labels": ["x", "y"]}
+{"audio_filepath": "a", "duration": 1, "task": "asr,keywords", "target": "ASR: the radio | KWE: radio |"}
+{"audio_filepath": "a", "duration": 1, "text": "hello"}
+"#;
+    std::fs::write(&path, rows).unwrap();
+
+    let sets = Set::read(&[path.clone(), path], Some(3), &tasks()).unwrap();
+
+    assert_eq!((sets[0].name.as_str(), sets[1].name.as_str()), ("rows", "rows 2"));
+    let found: Vec<(&str, &str)> = sets[0]
+        .examples
+        .iter()
+        .map(|example| (example.task.as_str(), example.target.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("asr", "turn on the radio"),
+            ("intent", "x"),
+            ("asr", "the radio"),
+            ("keywords", "radio"),
+            ("asr", "hello")
+        ]
+    );
+    assert_eq!(sets[0].examples[1].text.as_deref(), Some("turn on the radio"));
+    assert!(sets[0].examples[0].filling.labels.is_none() && sets[0].examples[1].filling.labels.is_some());
 }

@@ -354,7 +354,7 @@ pub fn evaluate(
     let start = Instant::now();
     let recordings: Vec<(&Example, Vec<Ask>)> = samples
         .iter()
-        .map(|sample| (&sample.example, vec![Ask::free(sample.instructions[0].clone())]))
+        .map(|sample| (&sample.example, vec![Ask::free(sample.wordings.first())]))
         .collect();
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();

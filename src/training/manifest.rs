@@ -11,16 +11,17 @@ use serde::Deserialize;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
-use crate::text::Filling;
+use crate::text::tasks::TASK_SEPARATOR;
+use crate::text::{Filling, TaskLabel};
 
 /// Longest line, bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
 /// Most lines of one manifest.
 const LINES_MAX: usize = 20_000_000;
+/// Longest list of task names, bytes.
+const TASK_BYTES_MAX: usize = 256;
 /// Longest declared clip, seconds.
 const SECONDS_MAX: f64 = 24.0 * 3600.0;
-/// Most allowed answers of one line.
-const LABELS_MAX: usize = 4096;
 
 #[derive(Deserialize)]
 struct Line {
@@ -32,15 +33,38 @@ struct Line {
     target: Option<String>,
     domain: Option<String>,
     split: Option<String>,
-    labels: Option<Vec<String>>,
-    #[serde(flatten)]
-    others: BTreeMap<String, serde_json::Value>,
+    targets: Option<BTreeMap<String, String>>,
+    labels: Option<Vec<LineLabel>>,
+    fields: Option<BTreeMap<String, String>>,
+    source_lang: Option<String>,
+    target_lang: Option<String>,
+    keyword: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum LineLabel {
+    Name(String),
+    Described(TaskLabel),
+}
+
+impl From<LineLabel> for TaskLabel {
+    fn from(label: LineLabel) -> Self {
+        match label {
+            LineLabel::Name(name) => Self {
+                name,
+                description: String::new(),
+            },
+            LineLabel::Described(label) => label,
+        }
+    }
 }
 
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 ///
-/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `labels` are the allowed
-/// answers; every other key with a text (`target_lang`, `keyword` …) can fill a place of that name in a task's prompts.
+/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
+/// task) stands for several examples, or for the tasks that `task` names. `labels` (names, or objects with `name` and
+/// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
@@ -99,50 +123,67 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
             line.duration
         ));
     }
-    let target = line
-        .target
-        .or_else(|| line.text.clone())
-        .ok_or("has neither `target` nor `text`")?;
-    if target.trim().is_empty() {
+    let task = line.task.unwrap_or_else(|| match &line.targets {
+        Some(_) => String::new(),
+        None => "asr".to_owned(),
+    });
+    if (task.is_empty() && line.targets.is_none()) || task.len() > TASK_BYTES_MAX {
+        return Err(format!(
+            "`task` has {} bytes, expected 1 to {TASK_BYTES_MAX}",
+            task.len()
+        ));
+    }
+    let mut targets = line.targets.unwrap_or_default();
+    let target = if targets.is_empty() {
+        (line.target)
+            .or_else(|| line.text.clone())
+            .ok_or("has neither `target`, `targets` nor `text`")?
+    } else if line.target.is_some() {
+        return Err("has `target` and `targets`, expected one of them".into());
+    } else if task.contains(TASK_SEPARATOR) || task.is_empty() {
+        String::new()
+    } else {
+        let target = targets.remove(&task);
+        targets.clear();
+        target.ok_or_else(|| format!("`targets` has none for task `{task}`"))?
+    };
+    let blank = |target: &String| target.trim().is_empty();
+    if targets.values().any(blank) || (targets.is_empty() && blank(&target)) {
         return Err("the target is empty".into());
     }
-    let task = line.task.unwrap_or_else(|| "asr".to_owned());
-    if task.is_empty() || task.len() > 64 {
-        return Err(format!("`task` has {} bytes, expected 1 to 64", task.len()));
+    let instruction = line
+        .instruction
+        .filter(|instruction| !instruction.trim().is_empty());
+    if task.is_empty() && instruction.is_some() {
+        return Err(
+            "has `targets` for several tasks and one `instruction`: name the `task` that it is for".into(),
+        );
     }
-    let fields = line
-        .others
-        .into_iter()
-        .filter_map(|(key, value)| match value {
-            serde_json::Value::String(text) => Some((key, text)),
-            _ => None,
-        })
-        .collect();
-    let mut filling = Filling {
-        fields,
-        ..Filling::default()
-    };
-    if let Some(labels) = line.labels {
-        if labels.len() > LABELS_MAX || labels.iter().any(|label| label.trim().is_empty()) {
-            return Err(format!(
-                "`labels` has {} entries, expected at most {LABELS_MAX}, none empty",
-                labels.len()
-            ));
+    let mut fields = line.fields.unwrap_or_default();
+    for (name, value) in [
+        ("source_lang", line.source_lang),
+        ("target_lang", line.target_lang),
+        ("keyword", line.keyword),
+    ] {
+        if let Some(value) = value {
+            fields.entry(name.to_owned()).or_insert(value);
         }
-        filling = filling.with_labels(&labels);
     }
     Ok(Example {
         id,
         audio: AudioSource::File(folder.join(line.audio_filepath)),
         seconds: line.duration,
         task,
-        instruction: line
-            .instruction
-            .filter(|instruction| !instruction.trim().is_empty()),
+        instruction,
         target,
+        targets,
+        filling: Arc::new(Filling {
+            fields,
+            labels: (line.labels).map(|labels| labels.into_iter().map(TaskLabel::from).collect()),
+            bare_labels: false,
+        }),
         domain: line.domain,
         text: line.text,
-        filling: Arc::new(filling),
     })
 }
 
@@ -185,24 +226,61 @@ mod tests {
     }
 
     #[test]
-    fn a_line_gives_labels_and_values_to_its_prompts() {
-        let text = br#"{"audio_filepath": "a", "duration": 1, "text": "guten tag", "target": "hello", "task": "translation",
-            "target_lang": "en", "speed": 1.1, "labels": ["a", "b"]}"#;
+    fn a_line_brings_what_fills_its_tasks_prompts() {
+        let text = br#"{"audio_filepath": "a", "duration": 1, "task": "keyword_search", "target": "yes", "keyword": "radio", "fields": {"keyword": "kept", "x": "y"}}
+{"audio_filepath": "a", "duration": 1, "task": "translation", "target": "hallo", "target_lang": "de", "labels": ["b", {"name": "c", "description": "d"}]}"#;
 
-        let examples = read(
-            &text
+        let examples = read(text, None).unwrap();
+
+        let fields = |at: usize| -> Vec<(&str, &str)> {
+            let fields = &examples[at].filling.fields;
+            fields
                 .iter()
-                .copied()
-                .filter(|byte| *byte != b'\n')
-                .collect::<Vec<_>>(),
-            None,
-        )
-        .unwrap();
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect()
+        };
+        assert_eq!(fields(0), [("keyword", "kept"), ("x", "y")]);
+        assert_eq!(fields(1), [("target_lang", "de")]);
+        let labels = examples[1].filling.labels.as_ref().unwrap();
+        assert_eq!(
+            (
+                labels[0].name.as_str(),
+                labels[1].name.as_str(),
+                labels[1].description.as_str()
+            ),
+            ("b", "c", "d")
+        );
+        assert_eq!(examples[0].filling.labels, None);
+    }
 
-        assert_eq!(examples[0].text.as_deref(), Some("guten tag"));
-        assert_eq!(examples[0].filling.fields.len(), 1);
-        assert_eq!(examples[0].filling.fields["target_lang"], "en");
-        assert_eq!(examples[0].filling.labels.as_ref().map(Vec::len), Some(2));
+    #[test]
+    fn a_line_may_carry_several_targets_or_name_the_tasks_it_is_for() {
+        let line = |task: &str| {
+            format!(
+                "{{\"audio_filepath\": \"a\", \"duration\": 1, {task}\"targets\": {{\"asr\": \"x\", \"intent\": \"i\"}}}}"
+            )
+        };
+        let one = |task: &str| read(line(task).as_bytes(), None).unwrap().remove(0);
+
+        let (all, joint, single) = (
+            one(""),
+            one(r#""task": "asr,intent", "#),
+            one(r#""task": "intent", "#),
+        );
+
+        assert_eq!(
+            (all.task.as_str(), all.target.as_str(), all.targets.len()),
+            ("", "", 2)
+        );
+        assert_eq!((joint.task.as_str(), joint.targets.len()), ("asr,intent", 2));
+        assert_eq!((single.target.as_str(), single.targets.len()), ("i", 0));
+        for bad in [
+            r#""task": "emotion", "#,
+            r#""target": "x", "#,
+            r#""instruction": "x", "#,
+        ] {
+            assert!(read(line(bad).as_bytes(), None).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -226,10 +304,6 @@ mod tests {
             (r#"{"audio_filepath": "a", "duration": 1}"#, "neither"),
             (r#"{"audio_filepath": "a", "duration": 1, "text": " "}"#, "empty"),
             (r#"{"duration": 1, "text": "x"}"#, "audio_filepath"),
-            (
-                r#"{"audio_filepath": "a", "duration": 1, "text": "x", "labels": [" "]}"#,
-                "`labels`",
-            ),
             (
                 r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#,
                 "audio_filepath",

@@ -36,10 +36,11 @@ fn example(at: usize) -> Example {
         audio: AudioSource::Samples(samples.into()),
         task: "asr".into(),
         instruction: None,
+        targets: Default::default(),
+        filling: Default::default(),
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
         text: None,
-        filling: Arc::default(),
     }
 }
 
@@ -445,6 +446,92 @@ fn samples_that_do_not_fit_are_left_out_and_counted() {
     assert_eq!(prepared.left_out.values().sum::<usize>(), 5);
     assert_eq!(prepared.left_out.len(), 4);
     assert!(error.contains("unheard") && error.contains("clip-4"), "{error}");
+}
+
+#[test]
+fn targets_are_taught_in_the_spelling_of_their_tasks() {
+    let place = Place::new();
+    let mut config = place.config("spelling", vec![stage(StageKind::Multitask, 1)]);
+    config.tasks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks"));
+    config.data.target_tokens_max = 1_000;
+    let row = |task: &str, target: &str, targets: &[(&str, &str)]| Example {
+        task: task.into(),
+        target: target.into(),
+        targets: targets
+            .iter()
+            .map(|(name, target)| ((*name).into(), (*target).into()))
+            .collect(),
+        ..example(0)
+    };
+    let spelled = |list: Vec<Example>| {
+        let prepared = prepare(list, &config, &place.networks.speech_llm).unwrap();
+        let targets = prepared.samples.into_iter().map(|sample| sample.example.target);
+        (targets.collect::<Vec<_>>(), prepared.left_out)
+    };
+
+    let (targets, left_out) = spelled(vec![
+        row("asr", "Turn on, the Radio!", &[]),
+        row("intent", " Play_Radio", &[]),
+        row("slots", "TIME=now", &[]),
+        row("keywords", "Radio,radio, News", &[]),
+        row(
+            "asr,intent",
+            "",
+            &[("asr", "Turn it on | off."), ("intent", "play_radio")],
+        ),
+        row("asr,keywords", "ASR: Yes. | KWE: Yes, |", &[]),
+    ]);
+    let (_, refused) = spelled(vec![
+        row("intent", "dance", &[]),
+        row("slots", "colour = red;", &[]),
+        row("asr,intent", "", &[("asr", "a")]),
+        row("asr,intent", "", &[("asr", "a"), ("intent", "dance")]),
+    ]);
+
+    assert_eq!(
+        targets,
+        [
+            "turn on the radio",
+            "play_radio",
+            "time = now;",
+            "radio, news",
+            "ASR: turn it on off | Intent: play_radio |",
+            "ASR: yes | KWE: yes |",
+        ]
+    );
+    assert!(left_out.is_empty(), "{left_out:?}");
+    assert_eq!(refused["an answer that is not among the labels"], 3);
+    assert_eq!(refused["no target for one of its tasks"], 1);
+}
+
+#[test]
+fn a_multitask_stage_trains_on_tasks_from_files_and_on_compound_examples() {
+    let place = Place::new();
+    let mut config = place.config("tasks", vec![stage(StageKind::Multitask, 4)]);
+    config.tasks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks"));
+    config.data.compound_share = 1.0;
+    config.data.target_tokens_max = 1_000;
+    let mut args = place.args(config);
+    for example in &mut args.train {
+        example.task.clear();
+        example.targets = [("asr", example.target.as_str()), ("emotion", "sad")]
+            .map(|(name, target)| (name.to_owned(), target.to_owned()))
+            .into();
+        example.target.clear();
+    }
+    let mut started = None;
+
+    let outcome = Engine::new(args)
+        .unwrap()
+        .run(&mut |event| {
+            if let TrainEvent::StageStarted { samples, .. } = event {
+                started = Some(*samples);
+            }
+        })
+        .unwrap();
+
+    assert_eq!(started, Some(3 * 8));
+    assert_eq!((outcome.steps, outcome.skipped), (4, 0));
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{adapters, output};
 pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
     let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
-    let sets = Set::read(&args.manifests, args.limit).context("nothing was evaluated")?;
+    let sets = Set::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
     if sets.iter().all(|set| set.examples.is_empty()) {
         return Err(anyhow::anyhow!("the manifests have no rows: nothing was evaluated").into());
     }

@@ -78,8 +78,7 @@ impl Engine<'_> {
             if rows.is_empty() {
                 continue;
             }
-            let instructions: Vec<String> =
-                rows.iter().map(|sample| sample.instructions[0].clone()).collect();
+            let instructions: Vec<String> = rows.iter().map(|sample| sample.wordings.first()).collect();
             if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
