@@ -31,25 +31,6 @@ pub fn open(
     version: Option<&str>,
     identities: &(ModelIdentity, ModelIdentity),
 ) -> anyhow::Result<(Registry, LoadedVersion)> {
-    let (registry, loaded) = open_any(settings, version, identities)?;
-    if loaded.lora.is_some() {
-        bail!(
-            "version `{}` has low-rank updates of the language model, which serving does not apply yet: serve another one",
-            loaded.manifest.version
-        );
-    }
-    Ok((registry, loaded))
-}
-
-/// As [`open`], also for versions that serving cannot use.
-///
-/// # Errors
-/// When there is no version, or it is damaged, or it was trained for other networks.
-pub fn open_any(
-    settings: &Settings,
-    version: Option<&str>,
-    identities: &(ModelIdentity, ModelIdentity),
-) -> anyhow::Result<(Registry, LoadedVersion)> {
     let adapters = &settings.adapters;
     let registry = Registry::open(&adapters.dir)
         .with_context(|| format!("adapter registry `{}`", adapters.dir.display()))?;

@@ -71,7 +71,7 @@ impl Place {
 
     fn eval(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_speechverse"))
-            .args(["eval", "--tokens-max", "6", "--config"])
+            .args(["eval", "--max-tokens", "24", "--config"])
             .arg(self.0.path().join("tiny.toml"))
             .args(args)
             .current_dir(self.0.path())
@@ -197,7 +197,11 @@ fn every_task_is_scored_by_its_metric_and_every_table_is_reported() {
             .unwrap()
     };
     let held = "descriptions yes, constrained yes";
-    assert!(["a", "b"].contains(&of("emotion", held)["hypothesis"].as_str().unwrap()));
+    let chosen = of("emotion", held);
+    assert!(
+        ["a", "b"].contains(&chosen["hypothesis"].as_str().unwrap()),
+        "{chosen}"
+    );
     let heard = of("asr", llm);
     assert_eq!(heard["reference"], "turn on the radio");
     assert!(of("intent", baselines[0])["transcript"].is_string());

@@ -18,6 +18,7 @@ mod golden_tests;
 pub mod joint;
 pub mod normalize;
 mod prompt;
+mod spelling;
 pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
@@ -28,5 +29,6 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
+pub use spelling::Spelling;
 pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};

@@ -2,7 +2,7 @@
 //!
 //! Each recording is read and encoded once, however many questions are asked about it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,20 +15,20 @@ use super::ctc::CtcTable;
 use super::example::Example;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::models::decoding::{LabelTrie, LoraTable, Prompt, SlotDecoder};
-use crate::models::speech_llm::{Learned, SpeechLlm};
+use crate::models::decoding::{Constraint, DecodeOptions, Prompt};
+use crate::models::speech_llm::{Learned, SpeechLlm, SpeechLlmError};
 use crate::nn::lora::LoraSet;
 use crate::scoring::{EditErrors, word_errors};
 use crate::text::AnswerShape;
 use crate::text::normalize::plain;
 
 /// How to evaluate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EvaluateOptions {
     /// Recordings of a batch, and answers written side by side.
     pub batch_rows: usize,
-    /// Longest answer in tokens.
-    pub new_tokens_max: usize,
+    /// How answers are generated.
+    pub decoding: DecodeOptions,
     /// Reads the CTC head instead of asking the language model.
     pub by_ctc: bool,
 }
@@ -37,7 +37,7 @@ impl Default for EvaluateOptions {
     fn default() -> Self {
         Self {
             batch_rows: 16,
-            new_tokens_max: 64,
+            decoding: DecodeOptions::greedy(64),
             by_ctc: false,
         }
     }
@@ -112,6 +112,7 @@ pub fn answer_recordings(
     order.sort_by(|a, b| recordings[*a].0.seconds.total_cmp(&recordings[*b].0.seconds));
     let longest = networks.encoder.info().max_samples.unwrap_or(usize::MAX);
     let mut heard = Heard::default();
+    let mut shapes = Shapes::new();
     for chunk in order.chunks(options.batch_rows.max(1)) {
         control.wait();
         if control.is_stopped() {
@@ -171,7 +172,7 @@ pub fn answer_recordings(
                 asks.push(ask);
             }
         }
-        let replies = decode(llm, &prompts, &asks, options, learned.lora.as_ref())?;
+        let replies = decode(llm, &mut shapes, prompts, &asks, options, learned.lora.as_ref())?;
         for ((at, ask), reply) in keys.into_iter().zip(replies) {
             on_reply(at, ask, reply);
         }
@@ -191,6 +192,7 @@ pub fn answer_texts(
 ) -> Result<Vec<Result<Reply, String>>, TrainingError> {
     let _guard = tch::no_grad_guard();
     let mut replies = Vec::with_capacity(texts.len());
+    let mut shapes = Shapes::new();
     for chunk in texts.chunks(options.batch_rows.max(1)) {
         control.wait();
         if control.is_stopped() {
@@ -207,91 +209,85 @@ pub fn answer_texts(
             )?);
         }
         let asks: Vec<&Ask> = chunk.iter().map(|(_, ask)| ask).collect();
-        replies.append(&mut decode(llm, &prompts, &asks, options, None)?);
+        replies.append(&mut decode(llm, &mut shapes, prompts, &asks, options, None)?);
     }
     Ok(replies)
 }
 
-/// Answers prompts side by side. A prompt that the model has no room for gets a reason instead of an answer.
+/// Most shapes kept compiled; a manifest rarely has more lists of labels than that.
+const SHAPES_MAX: usize = 64;
+
+/// Constraints by shape: recordings of a task share one.
+type Shapes = Vec<(AnswerShape, Option<Arc<Constraint>>)>;
+
+fn constraint(
+    llm: &SpeechLlm,
+    shapes: &mut Shapes,
+    shape: &AnswerShape,
+) -> Result<Option<Arc<Constraint>>, SpeechLlmError> {
+    if let Some((_, known)) = shapes.iter().find(|(known, _)| known == shape) {
+        return Ok(known.clone());
+    }
+    let made = llm.constraint(shape)?;
+    if shapes.len() >= SHAPES_MAX {
+        shapes.remove(0);
+    }
+    shapes.push((shape.clone(), made.clone()));
+    Ok(made)
+}
+
+/// Answers prompts side by side. A prompt that the model has no room for, or whose answer cannot be held to its shape,
+/// gets a reason instead of an answer.
 fn decode(
     llm: &SpeechLlm,
-    prompts: &[Tensor],
+    shapes: &mut Shapes,
+    prompts: Vec<Tensor>,
     asks: &[&Ask],
     options: &EvaluateOptions,
     lora: Option<&LoraSet>,
 ) -> Result<Vec<Result<Reply, String>>, TrainingError> {
+    const KEY: u64 = 0;
+    let loras: Vec<(u64, &LoraSet)> = lora.map(|set| (KEY, set)).into_iter().collect();
     let room = llm.llm().info().max_positions;
-    let tokens_max = options.new_tokens_max.max(1);
-    let wanted = |prompt: &Tensor| prompt.size()[0] + i64::try_from(tokens_max).unwrap_or(i64::MAX / 2);
-    let mut replies: Vec<Result<Reply, String>> = prompts
-        .iter()
-        .map(|prompt| {
-            Err(format!(
-                "prompt and answer take {} positions, the language model has {room}",
-                wanted(prompt)
-            ))
-        })
-        .collect();
-    let fitting = || (0..prompts.len()).filter(|at| wanted(&prompts[*at]) <= room);
-
-    let free: Vec<usize> = fitting()
-        .filter(|at| asks[*at].shape.choice().is_none())
-        .collect();
-    let embeds: Vec<Tensor> = free.iter().map(|at| prompts[*at].shallow_clone()).collect();
-    let answers = llm.greedy(&embeds, tokens_max, options.batch_rows.max(1), lora)?;
-    for (at, answer) in free.into_iter().zip(answers) {
-        replies[at] = Ok(Reply {
-            score: answer.generated.score(),
-            finished: answer.generated.finished,
-            text: answer.text,
+    let tokens = i64::try_from(options.decoding.tokens_max).unwrap_or(i64::MAX);
+    let (mut fitting, mut refused) = (Vec::new(), Vec::new());
+    for (ask, embeds) in asks.iter().zip(prompts) {
+        let positions = embeds.size()[0].saturating_add(tokens);
+        let held = constraint(llm, shapes, &ask.shape);
+        refused.push(match (&held, positions > room) {
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(_), true) => Some(format!(
+                "prompt and answer take {positions} positions, the language model has {room}"
+            )),
+            (Ok(_), false) => None,
         });
+        if let (Ok(constraint), true) = (held, positions <= room) {
+            fitting.push(Prompt {
+                embeds,
+                options: options.decoding,
+                constraint,
+                lora: lora.map(|_| KEY),
+            });
+        }
     }
-
-    let chosen: Vec<usize> = fitting()
-        .filter(|at| asks[*at].shape.choice().is_some())
-        .collect();
-    if !chosen.is_empty() && lora.is_some() {
-        return Err(TrainingError::Settings {
-            problem: "constrained decoding does not apply low-rank updates yet".into(),
-        });
-    }
-    let mut waiting: VecDeque<(usize, Prompt)> = VecDeque::new();
-    for at in chosen {
-        let labels: Result<Vec<_>, _> = asks[at]
-            .shape
-            .choice()
-            .unwrap_or_default()
-            .iter()
-            .map(|label| llm.tokenizer().encode_plain(label))
-            .collect();
-        let prompt = Prompt {
-            embeds: prompts[at].shallow_clone(),
-            tokens_max,
-            labels: Some(Arc::new(LabelTrie::new(&labels?))),
-            lora: None,
-        };
-        waiting.push_back((at, prompt));
-    }
-    let longest = waiting.iter().map(|(_, prompt)| prompt.embeds.size()[0]).max();
-    if let Some(longest) = longest {
-        let slots = options.batch_rows.clamp(1, waiting.len());
-        let longest = usize::try_from(longest).unwrap_or(0);
-        let vocabulary = llm.tokenizer().vocab_size();
-        let mut decoder = SlotDecoder::new(llm.llm(), slots, longest, tokens_max, llm.end_ids(), vocabulary);
-        let none = LoraTable::new();
-        while !waiting.is_empty() || decoder.used() > 0 {
-            let free = decoder.free().min(waiting.len());
-            let mut finished = decoder.step(llm.llm(), &none)?;
-            finished.append(&mut decoder.join(llm.llm(), &none, waiting.drain(..free).collect())?);
-            for (at, decoded) in finished {
-                replies[at] = Ok(Reply {
-                    text: llm.tokenizer().decode(&decoded.ids)?.trim().to_owned(),
+    let mut answers = llm
+        .decode(fitting, options.batch_rows.max(1), &loras)?
+        .into_iter();
+    let mut replies = Vec::with_capacity(refused.len());
+    for reason in refused {
+        replies.push(match reason {
+            Some(reason) => Err(reason),
+            None => {
+                let answer = answers.next().expect("one answer for each prompt that fits");
+                let decoded = answer.decoded;
+                Ok(Reply {
+                    text: answer.text,
                     #[expect(clippy::cast_possible_truncation, reason = "a log-probability")]
                     score: (!decoded.ids.is_empty()).then(|| decoded.score() as f32),
                     finished: decoded.ended,
-                });
+                })
             }
-        }
+        });
     }
     Ok(replies)
 }

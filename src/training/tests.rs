@@ -13,6 +13,7 @@ use crate::config::model::{AdapterSettings, LayerMix, ModelConfig};
 use crate::config::training::{Decay, StageConfig, StageKind, TrainingConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
+use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
@@ -551,7 +552,7 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
     for by_ctc in [false, true] {
         let options = EvaluateOptions {
             batch_rows: 2,
-            new_tokens_max: 4,
+            decoding: DecodeOptions::greedy(4),
             by_ctc,
         };
         let found = evaluate(

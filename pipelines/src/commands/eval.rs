@@ -8,13 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::evaluation::report::{DataSet, Facts};
 use speechverse::evaluation::{Choices, Plan, PromptChoice, Report, Set, markdown, run};
-use speechverse::models::adapter::SpeechAdapter;
 use speechverse::models::speech_llm::Learned;
 use speechverse::nn::accel::{cpu_capability, threads};
 use speechverse::registry::VersionManifest;
 use speechverse::text::TaskTable;
 use speechverse::training::evaluate::EvaluateOptions;
-use speechverse::training::{Control, Networks, checkpoint};
+use speechverse::training::{Control, Networks};
 
 use super::Failure;
 use crate::cli::{Eval, PromptSet};
@@ -23,26 +22,19 @@ use crate::{adapters, output};
 pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
     let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
+    let decoding = args.decoding.options(&settings).map_err(Failure::Usage)?;
     let sets = Set::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
     if sets.iter().all(|set| set.examples.is_empty()) {
         return Err(anyhow::anyhow!("the manifests have no rows: nothing was evaluated").into());
     }
     let identities = adapters::identities(&settings)?;
-    let (_, loaded) = adapters::open_any(&settings, args.adapter.as_deref(), &identities)?;
+    let (_, loaded) = adapters::open(&settings, args.adapter.as_deref(), &identities)?;
     let networks = Networks::load(&settings.model).context("cannot load the networks")?;
     let device = networks.placement.device;
-    let learned = Learned {
-        adapter: SpeechAdapter::from_snapshot(&loaded.adapter, device, false)
-            .context("cannot use the adapter")?,
-        lora: loaded
-            .lora
-            .as_deref()
-            .map(|folder| checkpoint::read_lora(folder, networks.speech_llm.llm(), device))
-            .transpose()
-            .context("cannot use the adapter's low-rank updates")?,
-    };
+    let learned = Learned::frozen(&loaded.adapter, networks.speech_llm.llm(), device)
+        .context("cannot use the adapter")?;
     let options = EvaluateOptions {
-        new_tokens_max: args.tokens_max.into(),
+        decoding,
         by_ctc: args.by_ctc,
         ..EvaluateOptions::default()
     };
@@ -148,6 +140,11 @@ fn facts(
         .zip(&args.manifests)
         .map(|(set, path)| DataSet::new(set, path))
         .collect();
+    let decoding = if args.by_ctc {
+        "CTC head, best path".to_owned()
+    } else {
+        format!("{:?}", options.decoding.strategy)
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (encoder, llm) = (&networks.encoder_identity, &networks.llm_identity);
     Ok(Facts {
@@ -175,17 +172,9 @@ fn facts(
             ),
         ]),
         settings: pairs(&[
-            (
-                "decoding",
-                if args.by_ctc {
-                    "CTC head, best path"
-                } else {
-                    "greedy"
-                }
-                .to_owned(),
-            ),
+            ("decoding", decoding),
             ("constrained", args.constrained.to_string()),
-            ("answer tokens at most", options.new_tokens_max.to_string()),
+            ("answer tokens at most", options.decoding.tokens_max.to_string()),
             ("batch", options.batch_rows.to_string()),
             (
                 "rows of each manifest",

@@ -3,11 +3,19 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::generate::{GenerateOptions, generate};
+use crate::models::decoding::{DecodeOptions, decode_alike};
 use crate::models::probe_llm;
 use crate::nn::lora::LoraConfig;
 
 const FIXTURES: [&str; 3] = ["llama_tiny", "llama_qwen2", "llama_bias"];
+
+/// Greedy, and loops are let run.
+fn unguarded(tokens_max: usize) -> DecodeOptions {
+    DecodeOptions {
+        stop_loops: false,
+        ..DecodeOptions::greedy(tokens_max)
+    }
+}
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -106,13 +114,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
     for name in FIXTURES {
         let model = open(name);
         let expected = expected(name);
-        let options = |slots| GenerateOptions {
-            vocabulary: None,
-            stop_loops: false,
-            max_tokens: expected.greedy.len(),
-            end_ids: vec![],
-            slots,
-        };
+        let options = unguarded(expected.greedy.len());
         let prompt = |ids: &[i64]| model.embed(ids).unwrap();
         let prompts = [
             prompt(&expected.prompt),
@@ -122,14 +124,14 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
             prompt(&expected.ids[..1]),
         ];
 
-        let alone = generate(&model, &prompts[..1], &options(1), None).unwrap();
-        let beside = generate(&model, &prompts, &options(2), None).unwrap();
+        let alone = decode_alike(&model, &prompts[..1], options, 1, &[]).unwrap();
+        let beside = decode_alike(&model, &prompts, options, 2, &[]).unwrap();
 
         assert_eq!(alone[0].ids, expected.greedy, "{name}");
-        assert!(!alone[0].finished);
+        assert!(!alone[0].ended);
         for same in [&beside[0], &beside[3]] {
             assert_eq!(same.ids, expected.greedy);
-            for (found, alone) in same.log_probabilities.iter().zip(&alone[0].log_probabilities) {
+            for (found, alone) in same.log_probs.iter().zip(&alone[0].log_probs) {
                 assert!((found - alone).abs() < 1e-4);
             }
         }
@@ -142,33 +144,21 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
     let expected = expected("llama_tiny");
     let end = expected.greedy[4];
     let first = expected.greedy.iter().position(|id| *id == end).unwrap();
-    let options = GenerateOptions {
-        vocabulary: None,
-        stop_loops: false,
-        max_tokens: 12,
-        end_ids: vec![end],
-        slots: 4,
-    };
+    let prompt = model.embed(&expected.prompt).unwrap();
 
-    let answers = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None).unwrap();
+    let answers = decode_alike(&model, &[prompt], unguarded(12), 4, &[end]).unwrap();
 
     assert_eq!(answers[0].ids, expected.greedy[..first]);
-    assert_eq!(answers[0].log_probabilities.len(), first);
-    assert!(answers[0].finished);
+    assert_eq!(answers[0].log_probs.len(), first + 1);
+    assert!(answers[0].ended);
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_whole_forward_pass() {
+fn log_probs_are_those_of_the_whole_forward_pass() {
     let model = open("llama_tiny");
     let expected = expected("llama_tiny");
-    let options = GenerateOptions {
-        vocabulary: None,
-        stop_loops: false,
-        max_tokens: 12,
-        end_ids: vec![],
-        slots: 1,
-    };
-    let answer = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None)
+    let prompt = model.embed(&expected.prompt).unwrap();
+    let answer = decode_alike(&model, &[prompt], unguarded(12), 1, &[])
         .unwrap()
         .remove(0);
     let all = [expected.prompt.as_slice(), answer.ids.as_slice()].concat();
@@ -176,10 +166,10 @@ fn log_probabilities_are_those_of_the_whole_forward_pass() {
     let states = model.hidden_states(&all).unwrap();
     let scores = model.logits(states.last().unwrap()).log_softmax(-1, Kind::Float);
 
-    for (index, (id, found)) in answer.ids.iter().zip(&answer.log_probabilities).enumerate() {
+    for (index, (id, found)) in answer.ids.iter().zip(&answer.log_probs).enumerate() {
         let at = (expected.prompt.len() + index - 1) as i64;
         let reference = scores.double_value(&[at, *id]);
-        assert!((f64::from(*found) - reference).abs() < 1e-4);
+        assert!((found - reference).abs() < 1e-4);
     }
 }
 
@@ -574,16 +564,10 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
             }
         }
         let (end, answer) = golden.answer.split_last().unwrap();
-        let options = GenerateOptions {
-            vocabulary: None,
-            stop_loops: false,
-            max_tokens: 16,
-            end_ids: vec![*end],
-            slots: 1,
-        };
-        let found = generate(&model, &[model.embed(ids).unwrap()], &options, None).unwrap();
+        let prompt = model.embed(ids).unwrap();
+        let found = decode_alike(&model, &[prompt], unguarded(16), 1, &[*end]).unwrap();
         assert_eq!(
-            (found[0].ids.as_slice(), found[0].finished),
+            (found[0].ids.as_slice(), found[0].ended),
             (answer, true),
             "{name}"
         );
