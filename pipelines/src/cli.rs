@@ -310,8 +310,12 @@ pub struct Eval {
     #[command(flatten)]
     pub settings: OptionalSettings,
     /// Manifests (JSON lines) with the right answers: `audio_filepath`, `duration`, `text`, `task`, `target`, `labels` …
-    #[arg(long = "manifest", required = true, value_name = "FILE")]
+    #[arg(long = "manifest", required_unless_present = "rows", value_name = "FILE")]
     pub manifests: Vec<PathBuf>,
+    /// Answers that are there already, to be scored too: the `rows.jsonl` of other reports (other adapters), or JSON lines of
+    /// other programs with `reference`, `hypothesis`, and best also `task`, `set` and `id`.
+    #[arg(long, value_name = "FILE")]
+    pub rows: Vec<PathBuf>,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,

@@ -307,6 +307,28 @@ fn a_manifest_that_is_none_is_exit_code_one_with_file_and_line() {
             words(&output)
         );
     }
-    let output = place.eval(&["--manifest", "x", "--by-ctc", "--cascade"]);
-    assert_eq!(output.status.code(), Some(2));
+    for wrong in [
+        &["--manifest", "x", "--by-ctc", "--cascade"][..],
+        &["--report", "out"],
+    ] {
+        assert_eq!(place.eval(wrong).status.code(), Some(2));
+    }
+}
+
+#[test]
+fn answers_of_other_programs_are_scored_without_networks() {
+    let place = Place::new();
+    let row = r#"{"task": "translation", "set": "s", "reference": "der hund läuft im park", "hypothesis": "der hund läuft im park"}"#;
+    let theirs = place.manifest("theirs.jsonl", &[row, row]);
+    std::fs::remove_dir_all(place.0.path().join("adapters")).unwrap();
+
+    let output = place.eval(&["--rows", &theirs, "--report", "out"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", words(&output));
+    let score = &place.json("out/report.json")["scores"][0];
+    assert_eq!(
+        (score["system"].as_str(), score["metric"].as_str()),
+        (Some("theirs"), Some("bleu"))
+    );
+    assert!((score["score"].as_f64().unwrap() - 100.0).abs() < 1e-9);
 }

@@ -18,7 +18,7 @@ pub mod run;
 
 pub use plan::{Choices, Plan, PromptChoice, Set, Source, Study, System};
 pub use report::{Facts, Report};
-pub use run::{Answered, Row, run};
+pub use run::{Answered, Row, read_rows, run};
 
 #[cfg(test)]
 mod tests;

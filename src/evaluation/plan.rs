@@ -15,10 +15,11 @@ use crate::training::{Example, TrainingError, read_manifest};
 pub const ASR: &str = "asr";
 
 /// A table of the report.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Study {
     /// Systems against each other (the paper's tables 2 and 3).
+    #[default]
     Systems,
     /// Wordings that were trained on against new ones (table 5).
     Prompts,
@@ -218,13 +219,9 @@ impl Set {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let taken = |name: &String| sets.iter().any(|set| set.name == *name);
-            let numbered = (2..).map(|number| format!("{stem} {number}"));
-            let name = std::iter::once(stem.clone())
-                .chain(numbered)
-                .find(|name| !taken(name));
+            let name = untaken(stem, &|name| sets.iter().any(|set| set.name == name));
             sets.push(Self {
-                name: name.unwrap_or(stem),
+                name,
                 examples: examples
                     .into_iter()
                     .flat_map(|example| apart(example, tasks))
@@ -233,6 +230,15 @@ impl Set {
         }
         Ok(sets)
     }
+}
+
+/// A name that is not taken: numbered where it is.
+pub(super) fn untaken(name: String, taken: &dyn Fn(&str) -> bool) -> String {
+    let numbered = (2..).map(|number| format!("{name} {number}"));
+    std::iter::once(name.clone())
+        .chain(numbered)
+        .find(|name| !taken(name))
+        .expect("numbers do not end")
 }
 
 /// A row's examples: one for each of its targets. Several tasks answered in one text are taken apart by their layout.
@@ -319,7 +325,7 @@ pub struct Plan<'s> {
     /// What each system wants.
     pub wanted: Vec<Wanted>,
     /// Why a system leaves recordings out, and how many: not a fault.
-    pub left_out: BTreeMap<(usize, String), usize>,
+    left_out: BTreeMap<(usize, String), usize>,
     /// Rows that cannot be asked at all, which and why: a fault of the manifest or the tasks.
     pub problems: Vec<String>,
 }
@@ -339,6 +345,21 @@ impl From<TextError> for No {
 }
 
 impl<'s> Plan<'s> {
+    /// What systems leave out, for people.
+    pub fn left_out(&self) -> Vec<String> {
+        self.left_out
+            .iter()
+            .map(|((system, reason), count)| {
+                let system = &self.systems[*system];
+                format!(
+                    "{} / {}: {count} rows, {reason}",
+                    system.study.title(),
+                    system.name
+                )
+            })
+            .collect()
+    }
+
     /// Plans every question about every recording of the sets.
     pub fn new(sets: &'s [Set], tasks: &TaskTable, choices: &Choices) -> Self {
         let named = sets

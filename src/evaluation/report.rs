@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::markdown::markdown;
-use super::plan::{Plan, Set, Study};
+use super::plan::{Set, Study};
 use super::plot::draw;
 use super::run::{Answered, Row};
 use crate::registry::sha256_file;
@@ -155,8 +155,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Scores all answers.
-    pub fn new(plan: &Plan<'_>, answered: &Answered, tasks: &TaskTable, facts: Facts) -> Self {
+    /// Scores all answers. `left_out`: what was not asked, and why.
+    pub fn new(answered: &Answered, left_out: Vec<String>, tasks: &TaskTable, facts: Facts) -> Self {
         let mut report = Self {
             schema: SCHEMA.to_owned(),
             facts,
@@ -167,23 +167,12 @@ impl Report {
                 seed: SEED,
             },
             scores: Vec::new(),
-            left_out: plan
-                .left_out
-                .iter()
-                .map(|((system, reason), count)| {
-                    let system = &plan.systems[*system];
-                    format!(
-                        "{} / {}: {count} rows, {reason}",
-                        system.study.title(),
-                        system.name
-                    )
-                })
-                .collect(),
+            left_out,
             problems: answered.problems.clone(),
             audio_seconds: answered.audio_seconds,
             seconds: answered.seconds,
         };
-        for cells in columns(plan, answered) {
+        for cells in columns(answered) {
             report.column(&cells, tasks);
         }
         for score in &report.scores {
@@ -201,12 +190,13 @@ impl Report {
     }
 
     /// Scores one column of a table: the same task and set for each system.
-    fn column(&mut self, cells: &[(&str, Vec<&Row>)], tasks: &TaskTable) {
+    fn column(&mut self, cells: &Column<'_>, tasks: &TaskTable) {
         let Some(first) = cells.first().and_then(|(_, rows)| rows.first()) else {
             return;
         };
-        let Ok(task) = tasks.get(&first.task) else {
-            return;
+        let task = match tasks.get(&first.task) {
+            Ok(task) => task,
+            Err(error) => return self.problems.push(format!("{}: {error}", first.set)),
         };
         let mut metrics = Metric::of_task(task.metric).to_vec();
         let english = first
@@ -299,35 +289,27 @@ fn task_title(row: &Row) -> String {
     }
 }
 
-/// The rows by table and column, and within a column by system, in the order of the plan.
-fn columns<'r>(plan: &'r Plan<'_>, answered: &'r Answered) -> Vec<Vec<(&'r str, Vec<&'r Row>)>> {
-    let mut order: Vec<(Study, String, &str)> = Vec::new();
-    let mut cells: BTreeMap<(Study, String, &str, &str), Vec<&Row>> = BTreeMap::new();
+/// One column of a table: the rows of each system.
+type Column<'r> = Vec<(&'r str, Vec<&'r Row>)>;
+
+/// The rows by table and column, and within a column by system; all in the order in which they come.
+fn columns(answered: &Answered) -> Vec<Column<'_>> {
+    let mut places: BTreeMap<(Study, String, &str), usize> = BTreeMap::new();
+    let mut columns: Vec<(Study, Column<'_>)> = Vec::new();
     for row in &answered.rows {
-        let column = (row.study, task_title(row), row.set.as_str());
-        let cell = (column.0, column.1.clone(), column.2, row.system.as_str());
-        let rows = cells.entry(cell).or_default();
-        rows.push(row);
-        if rows.len() == 1 && !order.contains(&column) {
-            order.push(column);
+        let key = (row.study, task_title(row), row.set.as_str());
+        let place = *places.entry(key).or_insert_with(|| {
+            columns.push((row.study, Vec::new()));
+            columns.len() - 1
+        });
+        let column = &mut columns[place].1;
+        match column.iter_mut().find(|(system, _)| *system == row.system) {
+            Some((_, rows)) => rows.push(row),
+            None => column.push((&row.system, vec![row])),
         }
     }
-    // Tables in their order; columns as tasks and manifests come.
-    order.sort_by_key(|(study, _, _)| *study);
-    order
-        .into_iter()
-        .map(|(study, task, set)| {
-            plan.systems
-                .iter()
-                .filter(|system| system.study == study)
-                .filter_map(|system| {
-                    let name = system.name.as_str();
-                    let rows = cells.remove(&(study, task.clone(), set, name))?;
-                    Some((name, rows))
-                })
-                .collect()
-        })
-        .collect()
+    columns.sort_by_key(|(study, _)| *study);
+    columns.into_iter().map(|(_, column)| column).collect()
 }
 
 fn pairs<'r>(rows: &[&'r Row]) -> Vec<Pair<'r>> {

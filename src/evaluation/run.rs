@@ -1,30 +1,39 @@
 //! The questions of a plan, answered.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ASR, Plan, Source, Study};
+use super::plan::{ASR, Plan, Source, Study, untaken};
 use crate::models::speech_llm::Learned;
 use crate::training::evaluate::{Ask, EvaluateOptions, Reply, answer_recordings, answer_texts};
+use crate::training::manifest::json_lines;
 use crate::training::{Control, Example, Networks, TrainingError};
 
-/// One answer beside its reference: a line of `rows.jsonl`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and `hypothesis` only.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Row {
     /// The table.
+    #[serde(default)]
     pub study: Study,
     /// The system that answered.
+    #[serde(default)]
     pub system: String,
     /// The manifest.
+    #[serde(default)]
     pub set: String,
     /// Which recording: file and line.
+    #[serde(default)]
     pub id: String,
     /// Its task.
+    #[serde(default = "asr")]
     pub task: String,
     /// The language of the answer, where the manifest names one.
     pub language: Option<String>,
     /// Its group.
     pub domain: Option<String>,
     /// What was asked.
+    #[serde(default)]
     pub instruction: String,
     /// What was wanted.
     pub reference: String,
@@ -37,7 +46,51 @@ pub struct Row {
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
     /// Whether the answer ended by itself.
+    #[serde(default = "yes")]
     pub finished: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn asr() -> String {
+    ASR.to_owned()
+}
+
+/// Reads answers: the `rows.jsonl` of another report, or of another program. Their systems are named after the file (a
+/// `rows.jsonl` after its folder), so that they stand beside others; sets and ids that are not named are the file's.
+///
+/// # Errors
+/// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`].
+pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for path in paths {
+        let named_by = if path.file_name().is_some_and(|name| name == "rows.jsonl") {
+            path.parent().and_then(Path::file_name)
+        } else {
+            path.file_stem()
+        };
+        let name = named_by.map_or_else(|| "rows".into(), |name| name.to_string_lossy().into_owned());
+        let name = untaken(name, &|name| names.iter().any(|known| known == name));
+        json_lines(path, &mut |line, mut row: Row| {
+            row.system = match row.system.as_str() {
+                "" => name.clone(),
+                system => format!("{name}: {system}"),
+            };
+            if row.set.is_empty() {
+                row.set.push_str("rows");
+            }
+            if row.id.is_empty() {
+                row.id = line.to_string();
+            }
+            rows.push(row);
+            Ok(())
+        })?;
+        names.push(name);
+    }
+    Ok(rows)
 }
 
 /// All answers.

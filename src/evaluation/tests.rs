@@ -150,8 +150,7 @@ fn a_row_that_cannot_be_asked_is_a_problem_and_the_others_are_asked() {
 }
 
 /// Answers of two systems to an intent task and of one to transcription.
-fn answered() -> (Vec<Set>, Answered) {
-    let mut examples = Vec::new();
+fn answered() -> Answered {
     let mut rows = Vec::new();
     for at in 0..40 {
         let (task, target) = if at % 2 == 0 {
@@ -159,7 +158,6 @@ fn answered() -> (Vec<Set>, Answered) {
         } else {
             ("asr", "the cat sat down")
         };
-        examples.push(example(at, task, target));
         let systems: &[(Study, &str)] = match task {
             "intent" => &[(Study::Joint, "without"), (Study::Joint, "with")],
             _ => &[(Study::Systems, "speech LLM")],
@@ -188,25 +186,19 @@ fn answered() -> (Vec<Set>, Answered) {
             });
         }
     }
-    let answered = Answered {
+    Answered {
         rows,
         problems: vec!["m.jsonl:99: is gone | away\nforever".into()],
         audio_seconds: 4.0,
         seconds: 1.0,
-    };
-    (set(examples), answered)
+    }
 }
 
 #[test]
 fn rows_become_scores_with_intervals_comparisons_and_parts() {
-    let (sets, answered) = answered();
-    let choices = Choices {
-        joint: true,
-        ..Choices::default()
-    };
-    let plan = Plan::new(&sets, &tasks(), &choices);
+    let answered = answered();
 
-    let report = Report::new(&plan, &answered, &tasks(), Facts::default());
+    let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
 
     let find = |system: &str, metric| {
         report
@@ -233,13 +225,8 @@ fn rows_become_scores_with_intervals_comparisons_and_parts() {
 
 #[test]
 fn a_report_is_written_as_json_that_reads_back_as_markdown_and_as_pictures() {
-    let (sets, answered) = answered();
-    let choices = Choices {
-        joint: true,
-        ..Choices::default()
-    };
-    let plan = Plan::new(&sets, &tasks(), &choices);
-    let report = Report::new(&plan, &answered, &tasks(), Facts::default());
+    let answered = answered();
+    let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
     let folder = tempfile::tempdir().unwrap();
 
     let files = report
@@ -298,4 +285,39 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
     );
     assert_eq!(sets[0].examples[1].text.as_deref(), Some("turn on the radio"));
     assert!(sets[0].examples[0].filling.labels.is_none() && sets[0].examples[1].filling.labels.is_some());
+}
+
+#[test]
+fn answers_of_other_programs_stand_beside_ours_and_are_compared_on_the_same_utterances() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = folder.path().join("ours/rows.jsonl");
+    let theirs = folder.path().join("theirs.jsonl");
+    std::fs::create_dir(folder.path().join("ours")).unwrap();
+    let row = |answer: &str| {
+        format!("{{\"reference\": \"hallo welt\", \"hypothesis\": \"{answer}\", \"task\": \"asr\"}}\n")
+    };
+    std::fs::write(&ours, row("hallo welt") + &row("hallo")).unwrap();
+    std::fs::write(&theirs, row("hallo") + "\n" + &row("")).unwrap();
+    let mut rows = read_rows(&[ours, theirs.clone()]).unwrap();
+    // The empty line counts.
+    rows[3].id = "2".into();
+    let mut stray = rows[0].clone();
+    stray.task = "unheard_of".into();
+    rows.push(stray);
+    let answered = Answered {
+        rows,
+        ..Answered::default()
+    };
+
+    let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
+
+    let wer: Vec<&super::report::Score> = report.scores.iter().filter(|score| score.main).collect();
+    assert_eq!((wer[0].system.as_str(), wer[0].score), ("ours", Some(25.0)));
+    assert_eq!((wer[1].system.as_str(), wer[1].score), ("theirs", Some(75.0)));
+    assert_eq!(wer[1].against_first.unwrap().difference, 50.0);
+    assert_eq!(report.problems.len(), 1);
+    assert!(report.problems[0].contains("unheard_of"));
+
+    std::fs::write(&theirs, "{\"reference\": 1}").unwrap();
+    assert!(read_rows(&[theirs]).unwrap_err().to_string().contains("line 1"));
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
@@ -69,13 +70,31 @@ impl From<LineLabel> for TaskLabel {
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
 pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-    let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path
         .file_name()
         .map_or_else(|| "manifest".into(), |name| name.to_string_lossy().into_owned());
-    let mut reader = BufReader::new(file);
     let mut examples = Vec::new();
+    json_lines(path, &mut |at, line: Line| {
+        let other_split = matches!((split, &line.split), (Some(wanted), Some(found)) if wanted != found);
+        if !other_split {
+            examples.push(example(line, folder, format!("{name}:{at}"))?);
+        }
+        Ok(())
+    })?;
+    Ok(examples)
+}
+
+/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
+///
+/// # Errors
+/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it; [`TrainingError::Io`].
+pub(crate) fn json_lines<T: DeserializeOwned>(
+    path: &Path,
+    take: &mut dyn FnMut(usize, T) -> Result<(), String>,
+) -> Result<(), TrainingError> {
+    let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
+    let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();
     for at in 1.. {
         bytes.clear();
@@ -102,15 +121,10 @@ pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, T
         if text.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
-        if let (Some(wanted), Some(found)) = (split, &line.split)
-            && wanted != found
-        {
-            continue;
-        }
-        examples.push(example(line, folder, format!("{name}:{at}")).map_err(wrong)?);
+        let line = serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
+        take(at, line).map_err(wrong)?;
     }
-    Ok(examples)
+    Ok(())
 }
 
 fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {

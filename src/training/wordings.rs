@@ -329,6 +329,7 @@ mod tests {
                 .collect(),
             filling: Arc::default(),
             domain: None,
+            text: None,
         }
     }
 

@@ -7,10 +7,10 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::evaluation::report::{DataSet, Facts};
-use speechverse::evaluation::{Choices, Plan, PromptChoice, Report, Set, markdown, run};
+use speechverse::evaluation::{Answered, Choices, Plan, PromptChoice, Report, Set, markdown, read_rows, run};
+use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::speech_llm::Learned;
 use speechverse::nn::accel::{cpu_capability, threads};
-use speechverse::registry::VersionManifest;
 use speechverse::text::TaskTable;
 use speechverse::training::evaluate::EvaluateOptions;
 use speechverse::training::{Control, Networks};
@@ -24,38 +24,18 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
     let decoding = args.decoding.options(&settings).map_err(Failure::Usage)?;
     let sets = Set::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
-    if sets.iter().all(|set| set.examples.is_empty()) {
-        return Err(anyhow::anyhow!("the manifests have no rows: nothing was evaluated").into());
+    let others = read_rows(&args.rows).context("nothing was evaluated")?;
+    if others.is_empty() && sets.iter().all(|set| set.examples.is_empty()) {
+        return Err(anyhow::anyhow!("the files have no rows: nothing was evaluated").into());
     }
-    let identities = adapters::identities(&settings)?;
-    let (_, loaded) = adapters::open(&settings, args.adapter.as_deref(), &identities)?;
-    let networks = Networks::load(&settings.model).context("cannot load the networks")?;
-    let device = networks.placement.device;
-    let learned = Learned::frozen(&loaded.adapter, networks.speech_llm.llm(), device)
-        .context("cannot use the adapter")?;
-    let options = EvaluateOptions {
-        decoding,
-        by_ctc: args.by_ctc,
-        ..EvaluateOptions::default()
-    };
     let plan = Plan::new(&sets, &tasks, &choices(args));
-    let bar = progress();
-    let answered = run(
-        &plan,
-        &networks,
-        &learned,
-        &options,
-        &Control::new(),
-        &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        },
-    )
-    .context("the evaluation failed")?;
-    bar.finish_and_clear();
-
-    let facts = facts(args, &sets, &networks, &loaded.manifest, &options)?;
-    let report = Report::new(&plan, &answered, &tasks, facts);
+    let mut facts = facts(args, &sets)?;
+    let mut answered = Answered::default();
+    if !sets.is_empty() {
+        answered = answer(args, &settings, &plan, decoding, &mut facts)?;
+    }
+    answered.rows.extend(others);
+    let report = Report::new(&answered, plan.left_out(), &tasks, facts);
     for problem in &report.problems {
         tracing::error!("{problem}");
     }
@@ -72,9 +52,15 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
             output::table(&markdown::long(&report, study), &[3]);
             output::line("");
         }
+        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
+        for name in ["adapter", "networks compute"] {
+            if let Some(value) = about(name) {
+                output::line(format!("{name}: {value}"));
+            }
+        }
         output::line(format!(
-            "adapter {}, {}, scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
-            loaded.manifest.version, networks.placement, report.audio_seconds, report.seconds
+            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
+            report.audio_seconds, report.seconds
         ));
         for left_out in &report.left_out {
             output::line(format!("left out: {left_out}"));
@@ -109,6 +95,75 @@ fn choices(args: &Eval) -> Choices {
     }
 }
 
+/// Loads the networks and answers everything that the plan asks; notes in `facts` with what.
+fn answer(
+    args: &Eval,
+    settings: &Settings,
+    plan: &Plan<'_>,
+    decoding: DecodeOptions,
+    facts: &mut Facts,
+) -> anyhow::Result<Answered> {
+    let identities = adapters::identities(settings)?;
+    let (_, loaded) = adapters::open(settings, args.adapter.as_deref(), &identities)?;
+    let networks = Networks::load(&settings.model).context("cannot load the networks")?;
+    let learned = Learned::frozen(
+        &loaded.adapter,
+        networks.speech_llm.llm(),
+        networks.placement.device,
+    )
+    .context("cannot use the adapter")?;
+    let options = EvaluateOptions {
+        decoding,
+        by_ctc: args.by_ctc,
+        ..EvaluateOptions::default()
+    };
+    let bar = progress();
+    let answered = run(
+        plan,
+        &networks,
+        &learned,
+        &options,
+        &Control::new(),
+        &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        },
+    )
+    .context("the evaluation failed")?;
+    bar.finish_and_clear();
+
+    let (encoder, llm, adapter) = (
+        &networks.encoder_identity,
+        &networks.llm_identity,
+        &loaded.manifest,
+    );
+    facts.models.extend(named([
+        ("encoder", format!("{} sha256 {}", encoder.name, encoder.digest)),
+        ("language model", format!("{} sha256 {}", llm.name, llm.digest)),
+        ("adapter", adapter.version.clone()),
+        ("adapter created", adapter.created.clone()),
+        (
+            "adapter trained on",
+            format!("data sha256 {}", adapter.data_digest),
+        ),
+    ]));
+    facts.machine.extend(named([
+        ("networks compute", networks.placement.to_string()),
+        ("threads of one operation", threads().to_string()),
+    ]));
+    let how = match args.by_ctc {
+        true => "CTC head, best path".to_owned(),
+        false => format!("{:?}", decoding.strategy),
+    };
+    facts.settings.extend(named([
+        ("decoding", how),
+        ("constrained", args.constrained.to_string()),
+        ("answer tokens at most", decoding.tokens_max.to_string()),
+        ("batch", options.batch_rows.to_string()),
+    ]));
+    Ok(answered)
+}
+
 /// How far the answers are, on a terminal.
 fn progress() -> ProgressBar {
     let bar = if std::io::stderr().is_terminal() {
@@ -121,69 +176,42 @@ fn progress() -> ProgressBar {
     bar
 }
 
-/// The report's circumstances.
-fn facts(
-    args: &Eval,
-    sets: &[Set],
-    networks: &Networks,
-    adapter: &VersionManifest,
-    options: &EvaluateOptions,
-) -> anyhow::Result<Facts> {
-    let pairs = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()))
-            .collect()
-    };
+/// The report's circumstances, as far as they do not depend on networks.
+fn facts(args: &Eval, sets: &[Set]) -> anyhow::Result<Facts> {
     let data: Result<Vec<DataSet>, _> = sets
         .iter()
         .zip(&args.manifests)
         .map(|(set, path)| DataSet::new(set, path))
         .collect();
-    let decoding = if args.by_ctc {
-        "CTC head, best path".to_owned()
-    } else {
-        format!("{:?}", options.decoding.strategy)
-    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (encoder, llm) = (&networks.encoder_identity, &networks.llm_identity);
+    let limit = args
+        .limit
+        .map_or("all".to_owned(), |limit| format!("the first {limit}"));
+    let mut settings = named([("rows of each manifest", limit)]);
+    let others: Vec<String> = args.rows.iter().map(|path| path.display().to_string()).collect();
+    if !others.is_empty() {
+        settings.extend(named([("answers read from", others.join(", "))]));
+    }
     Ok(Facts {
         created: jiff::Timestamp::now().to_string(),
         program: format!("speechverse {}", env!("CARGO_PKG_VERSION")),
-        machine: pairs(&[
+        machine: named([
             ("processor", processor()),
             ("vector instructions", cpu_capability()),
             ("cores", cores.to_string()),
-            ("threads of one operation", threads().to_string()),
-            ("networks compute", networks.placement.to_string()),
             (
                 "system",
                 format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             ),
         ]),
-        models: pairs(&[
-            ("encoder", format!("{} sha256 {}", encoder.name, encoder.digest)),
-            ("language model", format!("{} sha256 {}", llm.name, llm.digest)),
-            ("adapter", adapter.version.clone()),
-            ("adapter created", adapter.created.clone()),
-            (
-                "adapter trained on",
-                format!("data sha256 {}", adapter.data_digest),
-            ),
-        ]),
-        settings: pairs(&[
-            ("decoding", decoding),
-            ("constrained", args.constrained.to_string()),
-            ("answer tokens at most", options.decoding.tokens_max.to_string()),
-            ("batch", options.batch_rows.to_string()),
-            (
-                "rows of each manifest",
-                args.limit
-                    .map_or("all".to_owned(), |limit| format!("the first {limit}")),
-            ),
-        ]),
+        models: BTreeMap::new(),
+        settings,
         data: data?,
     })
+}
+
+fn named<const N: usize>(pairs: [(&str, String); N]) -> BTreeMap<String, String> {
+    pairs.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// What the processor calls itself.
