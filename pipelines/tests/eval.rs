@@ -31,7 +31,7 @@ impl Place {
         };
         let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm).unwrap();
         let adapter = SpeechAdapter::new(config, 0.3, 1, tch::Device::Cpu).unwrap();
-        let registry = Registry::open(&folder.join("adapters")).unwrap();
+        let registry = Registry::open(folder.join("adapters")).unwrap();
         let draft = Draft {
             parent: None,
             encoder: identify(&models.encoder).unwrap(),

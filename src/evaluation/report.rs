@@ -338,11 +338,6 @@ fn domains(metric: Metric, rows: &[&Row]) -> BTreeMap<String, Part> {
         .collect()
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a whole number of wanted slots"
-)]
 fn classes(metric: Metric, pairs: &[Pair<'_>]) -> BTreeMap<String, Part> {
     match metric {
         Metric::Accuracy | Metric::Uar | Metric::MacroF1 => by_class(pairs.iter().copied())

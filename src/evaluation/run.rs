@@ -151,23 +151,34 @@ pub fn run(
         })
         .collect();
     let problem = |recording: usize, reason: &str| format!("{}: {reason}", recordings[recording].0.id);
-    let heard = answer_recordings(
-        networks,
-        learned,
-        &recordings,
-        options,
-        control,
-        &mut |at, ask, reply| {
-            match reply {
-                Ok(reply) => replies[at][about_audio[at][ask]] = Some(reply),
-                Err(reason) => answered.problems.push(problem(at, &reason)),
-            }
-            done += 1;
-            on_progress(done, total);
-        },
-    )?;
-    for (at, reason) in &heard.unreadable {
-        answered.problems.push(problem(*at, reason));
+    // Set by set, so that a set's batches, and with them its answers in bf16, do not depend on the other sets.
+    let mut first = 0;
+    for set in plan
+        .recordings
+        .chunk_by(|one, next| one.set.name == next.set.name)
+    {
+        let of_set = &recordings[first..first + set.len()];
+        let heard = answer_recordings(
+            networks,
+            learned,
+            of_set,
+            options,
+            control,
+            &mut |at, ask, reply| {
+                let at = first + at;
+                match reply {
+                    Ok(reply) => replies[at][about_audio[at][ask]] = Some(reply),
+                    Err(reason) => answered.problems.push(problem(at, &reason)),
+                }
+                done += 1;
+                on_progress(done, total);
+            },
+        )?;
+        for (at, reason) in &heard.unreadable {
+            answered.problems.push(problem(first + at, reason));
+        }
+        answered.audio_seconds += heard.audio_seconds;
+        first += set.len();
     }
 
     let mut keys = Vec::new();
@@ -238,7 +249,6 @@ pub fn run(
         }
         answered.rows.push(row);
     }
-    answered.audio_seconds = heard.audio_seconds;
     answered.seconds = start.elapsed().as_secs_f64();
     Ok(answered)
 }

@@ -161,20 +161,25 @@ pub fn answer_recordings(
             }
             continue;
         }
-        let (mut keys, mut asks, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, at) in rows.iter().enumerate() {
-            #[expect(clippy::cast_possible_wrap, reason = "a row of a batch")]
-            let positions = adapted.positions.f_narrow(0, row as i64, 1)?; // [1, P, H]
-            for (number, ask) in recordings[*at].1.iter().enumerate() {
+        // Question by question, so that what else is asked does not change a batch: in bf16 that shows in the answers.
+        let questions = rows.iter().map(|at| recordings[*at].1.len()).max().unwrap_or(0);
+        for number in 0..questions {
+            let (mut asked, mut asks, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
+            for (row, at) in rows.iter().enumerate() {
+                let Some(ask) = recordings[*at].1.get(number) else {
+                    continue;
+                };
+                #[expect(clippy::cast_possible_wrap, reason = "a row of a batch")]
+                let positions = adapted.positions.f_narrow(0, row as i64, 1)?; // [1, P, H]
                 let length = &adapted.lengths[row..=row];
                 prompts.append(&mut llm.prompts_around(&positions, length, &[&ask.instruction])?);
-                keys.push((*at, number));
+                asked.push(*at);
                 asks.push(ask);
             }
-        }
-        let replies = decode(llm, &mut shapes, prompts, &asks, options, learned.lora.as_ref())?;
-        for ((at, ask), reply) in keys.into_iter().zip(replies) {
-            on_reply(at, ask, reply);
+            let replies = decode(llm, &mut shapes, prompts, &asks, options, learned.lora.as_ref())?;
+            for (at, reply) in asked.into_iter().zip(replies) {
+                on_reply(at, number, reply);
+            }
         }
     }
     Ok(heard)
