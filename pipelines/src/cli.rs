@@ -40,6 +40,9 @@ pub enum Command {
     /// Look into the adapter registry.
     #[command(subcommand)]
     Adapters(Adapters),
+    /// Look into the configured tasks: their prompts, labels, answers.
+    #[command(subcommand)]
+    Tasks(Tasks),
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
@@ -96,12 +99,18 @@ pub struct Ask {
     /// Where models and adapter are named.
     #[command(flatten)]
     pub settings: OptionalSettings,
-    /// What to do with the audio.
+    /// What to do with the audio; the task's or the service's default when absent.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Allowed answer; repeat for each. The answer will be one of them.
-    #[arg(long = "label", value_name = "TEXT")]
-    pub labels: Vec<String>,
+    /// Name of a configured task, or of several: `asr,intent`.
+    #[arg(long, value_name = "NAME")]
+    pub task: Option<String>,
+    /// What is given beside instruction and task.
+    #[command(flatten)]
+    pub given: Given,
+    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
+    pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
@@ -210,12 +219,15 @@ pub struct Publish {
     /// What to do with the audio; the service's default when absent.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Name of a configured task.
+    /// Name of a configured task, or of several: `asr,intent`.
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
-    /// Allowed answer; repeat for each.
-    #[arg(long = "label", value_name = "TEXT")]
-    pub labels: Vec<String>,
+    /// What is given beside instruction and task.
+    #[command(flatten)]
+    pub given: Given,
+    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
+    pub constrain: Option<bool>,
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,
@@ -270,9 +282,12 @@ pub struct Label {
     /// The instruction that the target answers.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Name of a configured task.
+    /// Name of a configured task, or of several: `asr,intent`.
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// What is given to the task's default prompt.
+    #[command(flatten)]
+    pub given: Given,
     /// The right answer.
     #[arg(long, value_name = "TEXT")]
     pub target: String,
@@ -377,6 +392,67 @@ pub enum Adapters {
     },
 }
 
+/// `speechverse tasks`.
+#[derive(Debug, Subcommand)]
+pub enum Tasks {
+    /// List the tasks.
+    List {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a task (or several: `asr,intent`) asks and how it is answered, its prompts filled in.
+    Show {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// What is given beside the task's name.
+        #[command(flatten)]
+        given: Given,
+        /// Show every prompt, trained and held out, not only the default one.
+        #[arg(long)]
+        prompts: bool,
+        /// Leave descriptions out of the list of labels.
+        #[arg(long)]
+        bare_labels: bool,
+        /// Names of tasks, commas between them.
+        #[arg(value_name = "TASK")]
+        task: String,
+    },
+}
+
+/// What is given to a task beside its name.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Given {
+    /// Label, an allowed answer; repeat for each.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Value for a place of the task's prompt; repeat for each.
+    #[arg(long = "field", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub fields: Vec<(String, String)>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("expected NAME=VALUE, such as target_language=German")?;
+    match name.trim() {
+        "" => Err("the name before `=` is empty".to_owned()),
+        name => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
+        _ => Err("expected `yes` or `no`".to_owned()),
+    }
+}
+
 /// Which kind of float to write.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum FloatKind {
@@ -447,7 +523,7 @@ pub enum Probe {
         #[arg(long, value_enum, default_value = "padded")]
         window: WindowChoice,
     },
-    /// Logits of a language model: `logits` `[T, V]`.
+    /// Logits of a language model: `logits` `[T, V]`; hidden states; of an encoder–decoder `encoder` `[T, H]` too.
     Llm {
         /// Model folder.
         #[arg(long, value_name = "DIR")]
@@ -455,6 +531,9 @@ pub enum Probe {
         /// Token ids, separated by commas.
         #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
         ids: Vec<i64>,
+        /// What an encoder–decoder's decoder has read, the start token first; absent: the start token alone.
+        #[arg(long, value_name = "0,4,5", value_delimiter = ',')]
+        decoder_ids: Option<Vec<i64>>,
         /// Safetensors file to write.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,

@@ -78,6 +78,9 @@ pub enum TextError {
         /// The model folder.
         folder: PathBuf,
     },
+    /// A system message for a model that has no place for one.
+    #[error("this model has no chat template and no place for a system message; leave `model.system` out")]
+    NoSystem,
     /// The chat template failed, or refused the conversation.
     #[error("the chat template failed: {reason}")]
     Template {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`Tokenizer`] | strings to ids and back, piece by piece; a user's words never become control tokens |
 //! | [`ChatTemplate`] | the model's own Jinja template, rendered as the transformers library does |
-//! | [`PromptLayout`] | the chat layout split around the audio: `[prefix][audio][suffix]`, then the answer |
+//! | [`PromptLayout`] | the model's layout split around the audio: `[prefix][audio][suffix]`, then the answer |
 //! | [`TaskTable`] | what the program is asked to do: default instructions, training prompts, labels |
 //! | [`answer`] | how answers are written, read back, and constrained |
 //! | [`JointLayout`] | several tasks in one prompt and one answer |

@@ -137,17 +137,21 @@ fn example(line: Line, folder: &Path, id: String) -> Result<Example, String> {
             line.duration
         ));
     }
-    let task = line.task.unwrap_or_else(|| match &line.targets {
-        Some(_) => String::new(),
-        None => "asr".to_owned(),
-    });
-    if (task.is_empty() && line.targets.is_none()) || task.len() > TASK_BYTES_MAX {
+    let mut targets = line.targets.unwrap_or_default();
+    if line
+        .task
+        .as_ref()
+        .is_some_and(|task| task.trim().is_empty() || task.len() > TASK_BYTES_MAX)
+    {
         return Err(format!(
-            "`task` has {} bytes, expected 1 to {TASK_BYTES_MAX}",
-            task.len()
+            "`task` is blank or longer than {TASK_BYTES_MAX} bytes: leave it out, or name one"
         ));
     }
-    let mut targets = line.targets.unwrap_or_default();
+    // Empty: as many examples as there are targets.
+    let task = line.task.unwrap_or_else(|| match targets.is_empty() {
+        true => "asr".to_owned(),
+        false => String::new(),
+    });
     let target = if targets.is_empty() {
         (line.target)
             .or_else(|| line.text.clone())
@@ -317,6 +321,18 @@ mod tests {
             ),
             (r#"{"audio_filepath": "a", "duration": 1}"#, "neither"),
             (r#"{"audio_filepath": "a", "duration": 1, "text": " "}"#, "empty"),
+            (
+                r#"{"audio_filepath": "a", "duration": 1, "text": "x", "task": " "}"#,
+                "`task`",
+            ),
+            (
+                r#"{"audio_filepath": "a", "duration": 1, "targets": {"asr": " "}}"#,
+                "empty",
+            ),
+            (
+                r#"{"audio_filepath": "a", "duration": 1, "targets": {}}"#,
+                "neither",
+            ),
             (r#"{"duration": 1, "text": "x"}"#, "audio_filepath"),
             (
                 r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#,

@@ -134,6 +134,20 @@ impl TasksAtHand {
         Ok(Self { table, tasks })
     }
 
+    /// See [`expand`], with share and seed of the settings.
+    pub(super) fn expand(
+        &self,
+        examples: Vec<Example>,
+        config: &TrainingConfig,
+    ) -> Result<Vec<Example>, TrainingError> {
+        expand(
+            examples,
+            self.table.as_ref(),
+            config.data.compound_share,
+            config.seed,
+        )
+    }
+
     /// The task files' entry of a single task.
     pub(super) fn file_of(&self, name: &str) -> Option<&Task> {
         self.tasks.get(name)?.task.as_deref()
@@ -203,57 +217,58 @@ impl TasksAtHand {
             filled_by,
         })
     }
+}
 
-    /// Turns rows that carry several targets into examples: one for each target, and for the share
-    /// `data.compound_share` of them, drawn by seed and id, a compound one of the transcript and another target
-    /// (of two targets where there is no transcript).
-    ///
-    /// # Errors
-    /// [`TrainingError::Settings`] when labels are given and several of the targets are made of labels.
-    pub(super) fn expand(
-        &self,
-        examples: Vec<Example>,
-        config: &TrainingConfig,
-    ) -> Result<Vec<Example>, TrainingError> {
-        let mut expanded = Vec::with_capacity(examples.len());
-        for example in examples {
-            if example.targets.is_empty() || !example.task.is_empty() {
-                expanded.push(example);
-                continue;
-            }
-            let takes_labels = |name: &str| {
-                self.file_of(name)
-                    .is_none_or(|task| task.answer.format.takes_labels())
-            };
-            let takers = example.targets.keys().filter(|name| takes_labels(name)).count();
-            if example.filling.labels.is_some() && takers != 1 {
-                return Err(TrainingError::Settings {
-                    problem: format!(
-                        "sample `{}` gives `labels`, and {takers} of its `targets` take labels, expected 1",
-                        example.id
-                    ),
-                });
-            }
-            for (name, target) in &example.targets {
-                let mut single = Example {
-                    id: format!("{}/{name}", example.id),
-                    task: name.clone(),
-                    target: target.clone(),
-                    targets: BTreeMap::new(),
-                    ..example.clone()
-                };
-                if single.filling.labels.is_some() && !takes_labels(name) {
-                    Arc::make_mut(&mut single.filling).labels = None;
-                }
-                expanded.push(single);
-            }
-            let mut random = SplitMix::new(&[config.seed, hash(&example.id)]);
-            if example.targets.len() > 1 && random.chance(config.data.compound_share) {
-                expanded.push(compound(example, &mut random, &takes_labels));
-            }
+/// Turns rows that carry several targets into examples: one for each target, and for the share `compound_share` of
+/// them, drawn by seed and id, a compound one of the transcript and another target (of two targets where there is no
+/// transcript). Other examples pass as they are.
+///
+/// # Errors
+/// [`TrainingError::Settings`] when a row gives labels and not exactly one of its targets is made of labels.
+pub fn expand(
+    examples: Vec<Example>,
+    tasks: Option<&TaskTable>,
+    compound_share: f64,
+    seed: u64,
+) -> Result<Vec<Example>, TrainingError> {
+    let takes_labels = |name: &str| {
+        let task = tasks.and_then(|tasks| tasks.get(name).ok());
+        task.is_none_or(|task| task.answer.format.takes_labels())
+    };
+    let mut expanded = Vec::with_capacity(examples.len());
+    for example in examples {
+        if example.targets.is_empty() || !example.task.is_empty() {
+            expanded.push(example);
+            continue;
         }
-        Ok(expanded)
+        let takers = example.targets.keys().filter(|name| takes_labels(name)).count();
+        if example.filling.labels.is_some() && takers != 1 {
+            return Err(TrainingError::Settings {
+                problem: format!(
+                    "sample `{}` gives `labels`, and {takers} of its `targets` take labels, expected 1",
+                    example.id
+                ),
+            });
+        }
+        for (name, target) in &example.targets {
+            let mut single = Example {
+                id: format!("{}/{name}", example.id),
+                task: name.clone(),
+                target: target.clone(),
+                targets: BTreeMap::new(),
+                ..example.clone()
+            };
+            if single.filling.labels.is_some() && !takes_labels(name) {
+                Arc::make_mut(&mut single.filling).labels = None;
+            }
+            expanded.push(single);
+        }
+        let mut random = SplitMix::new(&[seed, hash(&example.id)]);
+        if example.targets.len() > 1 && random.chance(compound_share) {
+            expanded.push(compound(example, &mut random, &takes_labels));
+        }
     }
+    Ok(expanded)
 }
 
 /// Two of an example's targets: the transcript first, where there is one.

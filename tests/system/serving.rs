@@ -219,3 +219,71 @@ async fn what_was_answered_before_a_stop_is_not_answered_again_after_the_start()
     assert!(client.is_quiet(Duration::from_millis(500)).await);
     sandbox.end(pipeline).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_tasks_are_answered_in_one_text_with_an_entry_for_each() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let ask = |task: &'static str, more: &[(&str, &'static str)]| {
+        let mut headers = vec![header("ce_task", task)];
+        headers.extend(more.iter().map(|(name, value)| header(name, *value)));
+        headers
+    };
+
+    for (id, headers) in [
+        (
+            "held",
+            ask(
+                "emotion,accent",
+                &[("ce_constrain", "yes"), ("ce_maxtokens", "64")],
+            ),
+        ),
+        ("free", ask("asr,keywords", &[])),
+        (
+            "one",
+            ask(
+                "keyword_search",
+                &[
+                    ("ce_fields", r#"{"keyword":"radio"}"#),
+                    ("ce_constrain", "yes"),
+                    ("ce_maxtokens", "32"),
+                ],
+            ),
+        ),
+    ] {
+        client.request(id, "k", tone(0.5, 300.0), headers).await;
+    }
+    let answers = client.answers(3).await;
+
+    let held = &answers["held"];
+    let tasks: Vec<&str> = held.fields.keys().map(String::as_str).collect();
+    assert_eq!(tasks, ["accent", "emotion"]);
+    assert!(
+        ["neutral", "happy", "sad", "angry"].contains(&held.fields["emotion"].as_str()),
+        "{}",
+        held.text
+    );
+    assert!(
+        ["canadian", "indian", "australian", "british", "american"].contains(&held.fields["accent"].as_str()),
+        "{}",
+        held.text
+    );
+    assert_eq!(held.task.as_deref(), Some("emotion,accent"));
+    assert!(held.instruction.contains("=== Task: Accent ==="));
+    // The tiny model writes no headings by itself: the entries are there and empty.
+    let free: Vec<(&str, &str)> = answers["free"]
+        .fields
+        .iter()
+        .map(|(task, value)| (task.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(free, [("asr", ""), ("keywords", "")]);
+    let one = &answers["one"];
+    assert!(one.instruction.contains("\"radio\""), "{}", one.instruction);
+    assert!(
+        ["yes", "no"].contains(&one.label.as_deref().unwrap_or("nothing")),
+        "{one:?}"
+    );
+    assert!(one.fields.is_empty());
+    sandbox.end(pipeline).await;
+}

@@ -8,6 +8,7 @@ mod eval;
 mod models;
 mod probe;
 mod serve;
+mod tasks;
 mod train;
 
 use speechverse::config::serving::LogConfig;
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Train(args) => train::train(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
+        Command::Tasks(command) => tasks::tasks(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
         Command::CheckConfig(args) => doctor::check_config(&args),

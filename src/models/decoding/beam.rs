@@ -40,14 +40,12 @@ pub(super) struct Candidate {
 pub(super) struct BeamSearch {
     settings: BeamSettings,
     tokens_max: usize,
-    /// Ends hypotheses that repeat themselves.
+    /// Whether a hypothesis that repeats itself is complete.
     stop_loops: bool,
     /// Under way, best first.
     live: Vec<Hypothesis>,
     /// Complete, best first, at most `width`.
     complete: Vec<Hypothesis>,
-    /// The best that was given up because it repeated itself.
-    given_up: Option<Hypothesis>,
 }
 
 impl BeamSearch {
@@ -61,16 +59,8 @@ impl BeamSearch {
             settings,
             tokens_max,
             stop_loops,
-            live: vec![Hypothesis {
-                ids: Vec::new(),
-                log_probs: Vec::new(),
-                score: 0.0,
-                ended: false,
-                looping: false,
-                progress,
-            }],
+            live: vec![Hypothesis::new(progress)],
             complete: Vec::new(),
-            given_up: None,
         }
     }
 
@@ -119,14 +109,15 @@ impl BeamSearch {
                     hypothesis.progress = advance_constraint(progress, candidate.id);
                 }
             }
-            if ended || last {
+            let extra = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops && !ended);
+            if ended || last || extra.is_some() {
                 hypothesis.score /= self.penalty(length);
+                if let Some(extra) = extra {
+                    hypothesis.looping = true;
+                    hypothesis.ids.truncate(hypothesis.ids.len() - extra);
+                    hypothesis.log_probs.truncate(hypothesis.ids.len());
+                }
                 self.complete.push(hypothesis);
-            } else if let Some(extra) = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops) {
-                hypothesis.looping = true;
-                hypothesis.ids.truncate(hypothesis.ids.len() - extra);
-                hypothesis.log_probs.truncate(hypothesis.ids.len());
-                self.given_up.get_or_insert(hypothesis);
             } else {
                 live.push(hypothesis);
                 sources.push(candidate.source);
@@ -167,24 +158,35 @@ impl BeamSearch {
         best.score / self.penalty(at_best) <= worst
     }
 
-    /// The best answer. A constrained one that is complete comes before any that was cut off.
-    pub(super) fn finish(self) -> Hypothesis {
-        let constrained = |found: &Hypothesis| found.progress.is_some();
-        let whole = (self.complete.iter()).position(|found| found.ended && constrained(found));
-        let mut rest = self.complete.into_iter();
-        let best = match whole {
-            Some(place) => rest.nth(place),
-            None => rest.next(),
+    /// The best answer. One that ended by itself comes before a constrained one that was cut off, and before one that
+    /// repeated itself, whose score means little.
+    pub(super) fn finish(mut self) -> Hypothesis {
+        let doubtful = |found: &Hypothesis| found.looping || (found.progress.is_some() && !found.ended);
+        let ended = self.complete.iter().position(|found| found.ended);
+        let best = match ended {
+            Some(place) if doubtful(&self.complete[0]) => place,
+            _ => 0,
         };
-        best.or(self.given_up)
-            .or_else(|| self.live.into_iter().next())
-            .unwrap_or_else(|| Hypothesis {
-                ids: Vec::new(),
-                log_probs: Vec::new(),
-                score: f32::NEG_INFINITY,
-                ended: false,
-                looping: false,
-                progress: None,
-            })
+        if self.complete.is_empty() {
+            self.complete.append(&mut self.live);
+        }
+        if self.complete.is_empty() {
+            return Hypothesis::new(None);
+        }
+        self.complete.swap_remove(best)
+    }
+}
+
+impl Hypothesis {
+    /// An answer without tokens.
+    fn new(progress: Option<Progress>) -> Self {
+        Self {
+            ids: Vec::new(),
+            log_probs: Vec::new(),
+            score: 0.0,
+            ended: false,
+            looping: false,
+            progress,
+        }
     }
 }
