@@ -322,5 +322,6 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         targets: BTreeMap::new(),
         filling: Arc::default(),
         domain: None,
+        text: None,
     })
 }

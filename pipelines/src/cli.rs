@@ -37,7 +37,7 @@ pub enum Command {
     Train(Train),
     /// Pre-train a BEST-RQ speech encoder on recordings without labels.
     Pretrain(Pretrain),
-    /// Answer every recording of a manifest and report the word error rate.
+    /// Answer every recording of a manifest and score the answers, task by task, with intervals.
     Eval(Eval),
     /// Look into the adapter registry.
     #[command(subcommand)]
@@ -337,18 +337,58 @@ pub struct Eval {
     /// Where models and adapter are named.
     #[command(flatten)]
     pub settings: OptionalSettings,
-    /// Manifests (JSON lines) with the right answers.
-    #[arg(long = "manifest", required = true, value_name = "FILE")]
+    /// Manifests (JSON lines) with the right answers: `audio_filepath`, `duration`, `text`, `task`, `target`, `labels` …
+    #[arg(long = "manifest", required_unless_present = "rows", value_name = "FILE")]
     pub manifests: Vec<PathBuf>,
+    /// Answers that are there already, to be scored too: the `rows.jsonl` of other reports (other adapters), or JSON lines of
+    /// other programs with `reference`, `hypothesis`, and best also `task`, `set` and `id`.
+    #[arg(long, value_name = "FILE")]
+    pub rows: Vec<PathBuf>,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
-    /// Read the adapter's CTC head instead of asking the language model.
+    /// Write `report.json`, `report.md`, `rows.jsonl` and plots to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Hold answers to the task's labels, where it has some, as requests with labels do.
     #[arg(long)]
+    pub constrained: bool,
+    /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's `text`, in place
+    /// of the audio.
+    #[arg(long)]
+    pub cascade: bool,
+    /// Compare wordings: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub prompts: Option<PromptSet>,
+    /// Compare prompts with and without label descriptions, each free and constrained.
+    #[arg(long)]
+    pub grid: bool,
+    /// Compare answers with and without the transcript before them (joint decoding).
+    #[arg(long)]
+    pub joint: bool,
+    /// Read the adapter's CTC head instead of asking the language model: transcripts only.
+    #[arg(long, conflicts_with_all = ["constrained", "cascade", "prompts", "grid", "joint"])]
     pub by_ctc: bool,
-    /// Print one JSON object a recording, then one for each manifest.
+    /// Only the first N rows of each manifest.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub decoding: Decoding,
+    /// Print one JSON object for each answer, then one for each score.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which wordings `speechverse eval --prompts` compares.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PromptSet {
+    /// The wording trained on.
+    Seen,
+    /// Those kept out of training.
+    HeldOut,
+    /// All of them.
+    All,
 }
 
 /// `speechverse adapters`.

@@ -20,6 +20,7 @@ mod publish;
 use std::path::{Path, PathBuf};
 
 pub use identity::{ModelIdentity, identify};
+pub(crate) use manifest::sha256_file;
 pub use manifest::{FileDigest, VersionManifest};
 pub use publish::Draft;
 

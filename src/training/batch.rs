@@ -238,6 +238,7 @@ mod tests {
             filling: Default::default(),
             target: "x".into(),
             domain: None,
+            text: None,
         };
         Arc::new((0..count).map(one).collect())
     }

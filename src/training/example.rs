@@ -94,6 +94,8 @@ pub struct Example {
     pub filling: Arc<Filling>,
     /// Group for reports (`domain` in manifests).
     pub domain: Option<String>,
+    /// What was said, as in the manifest's `text`; the answer of other tasks is `target`.
+    pub text: Option<String>,
 }
 
 /// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills prompts, in

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
@@ -90,7 +91,7 @@ impl From<AudioLine> for Line {
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
 pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-    read_lines(path, split, true)
+    read_lines::<Line>(path, split, true)
 }
 
 /// Reads a manifest of recordings without labels: only `audio_filepath`, `duration` and `split` matter, the rest is not
@@ -99,17 +100,40 @@ pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, T
 /// # Errors
 /// As [`read_manifest`].
 pub fn read_audio_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-    read_lines(path, split, false)
+    read_lines::<AudioLine>(path, split, false)
 }
 
-fn read_lines(path: &Path, split: Option<&str>, labelled: bool) -> Result<Vec<Example>, TrainingError> {
-    let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
+fn read_lines<L: DeserializeOwned + Into<Line>>(
+    path: &Path,
+    split: Option<&str>,
+    labelled: bool,
+) -> Result<Vec<Example>, TrainingError> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path
         .file_name()
         .map_or_else(|| "manifest".into(), |name| name.to_string_lossy().into_owned());
-    let mut reader = BufReader::new(file);
     let mut examples = Vec::new();
+    json_lines(path, &mut |at, line: L| {
+        let line: Line = line.into();
+        let other_split = matches!((split, &line.split), (Some(wanted), Some(found)) if wanted != found);
+        if !other_split {
+            examples.push(example(line, folder, format!("{name}:{at}"), labelled)?);
+        }
+        Ok(())
+    })?;
+    Ok(examples)
+}
+
+/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
+///
+/// # Errors
+/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it; [`TrainingError::Io`].
+pub(crate) fn json_lines<T: DeserializeOwned>(
+    path: &Path,
+    take: &mut dyn FnMut(usize, T) -> Result<(), String>,
+) -> Result<(), TrainingError> {
+    let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
+    let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();
     for at in 1.. {
         bytes.clear();
@@ -136,21 +160,10 @@ fn read_lines(path: &Path, split: Option<&str>, labelled: bool) -> Result<Vec<Ex
         if text.trim().is_empty() {
             continue;
         }
-        let line: Line = if labelled {
-            serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?
-        } else {
-            let line: AudioLine =
-                serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
-            line.into()
-        };
-        if let (Some(wanted), Some(found)) = (split, &line.split)
-            && wanted != found
-        {
-            continue;
-        }
-        examples.push(example(line, folder, format!("{name}:{at}"), labelled).map_err(wrong)?);
+        let line = serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
+        take(at, line).map_err(wrong)?;
     }
-    Ok(examples)
+    Ok(())
 }
 
 fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Example, String> {
@@ -180,7 +193,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     });
     let target = if targets.is_empty() {
         (line.target)
-            .or(line.text)
+            .or_else(|| line.text.clone())
             .ok_or("has neither `target`, `targets` nor `text`")?
     } else if line.target.is_some() {
         return Err("has `target` and `targets`, expected one of them".into());
@@ -227,6 +240,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
             bare_labels: false,
         }),
         domain: line.domain,
+        text: line.text,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::config::model::{AdapterSettings, LayerMix, ModelConfig};
 use crate::config::training::{Decay, StageConfig, StageKind, TrainingConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
+use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
@@ -40,6 +41,7 @@ fn example(at: usize) -> Example {
         filling: Default::default(),
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
+        text: None,
     }
 }
 
@@ -597,7 +599,7 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
     for by_ctc in [false, true] {
         let options = EvaluateOptions {
             batch_rows: 2,
-            new_tokens_max: 4,
+            decoding: DecodeOptions::greedy(4),
             by_ctc,
         };
         let found = evaluate(
@@ -614,9 +616,9 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
         assert_eq!(ids, ["clip-0", "clip-1", "clip-2", "clip-4"]);
         assert_eq!(found.unreadable.len(), 1);
         assert!(found.unreadable[0].contains("clip-3"));
-        assert_eq!(found.errors.words, 4);
+        assert_eq!(found.errors.length, 4);
         assert_eq!(
-            (found.by_domain["even"].words, found.by_domain["odd"].words),
+            (found.by_domain["even"].length, found.by_domain["odd"].length),
             (3, 1)
         );
         assert!(

@@ -344,6 +344,7 @@ mod tests {
                 .collect(),
             filling: Arc::default(),
             domain: None,
+            text: None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Engine;
 use crate::config::training::{StageConfig, StageKind};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
+use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
@@ -102,7 +103,7 @@ impl Engine<'_> {
         if !transcribed.is_empty() {
             let options = EvaluateOptions {
                 batch_rows: rows_max,
-                new_tokens_max: self.config.validation.new_tokens_max,
+                decoding: DecodeOptions::greedy(self.config.validation.new_tokens_max),
                 by_ctc: stage.kind == StageKind::CtcAlign,
             };
             let found = evaluate(
