@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use speechverse::models::LanguageModel;
-use speechverse::models::generate::{GenerateOptions, generate};
+use speechverse::models::decoding::{DecodeOptions, decode_alike};
 use speechverse::models::llama::Llama;
 use speechverse::models::probe_llm;
 use speechverse::nn::lora::{LoraConfig, LoraSet};
@@ -65,14 +65,11 @@ fn main() -> anyhow::Result<()> {
             let tokenizer = Tokenizer::open(folder)?;
             let prompt = ChatTemplate::open(folder)?.render(&[ChatMessage::new("user", *question)], true)?;
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
-            let options = GenerateOptions {
-                vocabulary: None,
+            let options = DecodeOptions {
                 stop_loops: false,
-                max_tokens: 64,
-                end_ids: end_of_answer_ids(folder)?,
-                slots: 1,
+                ..DecodeOptions::greedy(64)
             };
-            let answer = generate(&model, &[prompt], &options, None)?.remove(0);
+            let answer = decode_alike(&model, &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
         ["speed", folder, rest @ ..] => {
@@ -86,19 +83,19 @@ fn main() -> anyhow::Result<()> {
             let model = Llama::open(Path::new(folder), Device::Cpu, kind)?;
             let ids: Vec<i64> = (0..100).map(|id| 1000 + id).collect();
             let prompts: Vec<Tensor> = (0..batch).map(|_| model.embed(&ids)).collect::<Result<_, _>>()?;
-            let options = |max_tokens| GenerateOptions {
-                vocabulary: None,
-                stop_loops: false,
-                max_tokens,
-                end_ids: vec![],
-                slots: batch,
+            let answer = |tokens| {
+                let options = DecodeOptions {
+                    stop_loops: false,
+                    ..DecodeOptions::greedy(tokens)
+                };
+                decode_alike(&model, &prompts, options, batch, &[])
             };
-            generate(&model, &prompts, &options(2), None)?;
+            answer(2)?;
             let start = Instant::now();
-            generate(&model, &prompts, &options(1), None)?;
+            answer(1)?;
             let prefill = start.elapsed().as_secs_f64();
             let (start, busy) = (Instant::now(), processor_seconds());
-            generate(&model, &prompts, &options(65), None)?;
+            answer(65)?;
             let step = (start.elapsed().as_secs_f64() - prefill) / 64.0;
             let busy = processor_seconds() - busy;
             println!(

@@ -17,6 +17,7 @@ use speechverse::models::decoding::{Decoded, Prompt};
 use speechverse::models::responder::{Question, Responder};
 use speechverse::models::speech_llm::SpeechLlmError;
 use speechverse::telemetry::metrics;
+use speechverse::text::AnswerShape;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
@@ -177,11 +178,12 @@ impl Decoder {
 
     fn prompt(&mut self, message: &DecodeUtterance) -> Result<Prompt, SpeechLlmError> {
         let request = &message.ticket.request;
+        let shape = request.labels.as_ref().map(AnswerShape::one_of);
         let question = Question {
             features: &message.features,
             instruction: &request.instruction,
-            labels: request.labels.as_deref(),
-            tokens_max: request.max_tokens.unwrap_or(self.args.config.tokens_max),
+            shape: shape.as_ref(),
+            tokens_max: request.max_tokens,
         };
         std::panic::catch_unwind(AssertUnwindSafe(|| {
             self.responder.prompt(&message.adapter, &question)
@@ -263,6 +265,7 @@ impl Decoder {
     async fn reject(&mut self, ticket: Ticket, cause: &SpeechLlmError) {
         let reason = match cause {
             SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            SpeechLlmError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
         error!(error = %cause, request_id = %ticket.request.id, "cannot answer an utterance");

@@ -15,7 +15,7 @@ use kameo::prelude::*;
 use speechverse::config::model::ModelConfig;
 use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
 use speechverse::config::training::TrainingConfig;
-use speechverse::models::adapter::{AdapterSnapshot, SpeechAdapter};
+use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
@@ -163,6 +163,17 @@ impl Trainer {
             },
         );
         let config = self.settings(run)?;
+        let start_lora = match parent.lora() {
+            None => None,
+            Some(_) if !config.stages.iter().any(|stage| stage.kind.has_lora()) => {
+                let curriculum = self.args.config.curriculum.display();
+                return Ok(Outcome::failed(format!(
+                    "`{}` has low-rank updates of the language model, which no stage of `{curriculum}` would keep",
+                    parent.version()
+                )));
+            }
+            Some(_) => Some(self.args.registry.folder(parent.version())?.join("lora")),
+        };
         let networks = Networks::load(&config.model)?;
         let examples = |refs: &[SampleRef]| -> anyhow::Result<Vec<Example>> {
             refs.iter().map(|sample| example(&snapshot, sample)).collect()
@@ -176,7 +187,7 @@ impl Trainer {
             networks: &networks,
             train,
             valid: held_out,
-            start_from: Some((parent.clone(), None)),
+            start_from: Some((parent.clone(), start_lora)),
             resume: false,
             control: self.args.control.clone(),
         })?;
@@ -249,10 +260,8 @@ impl Trainer {
         adapter: &AdapterSnapshot,
         judged: &Prepared,
     ) -> anyhow::Result<f64> {
-        let learned = Learned {
-            adapter: SpeechAdapter::from_snapshot(adapter, networks.placement.device, false)?,
-            lora: None,
-        };
+        let device = networks.placement.device;
+        let learned = Learned::frozen(adapter, networks.speech_llm.llm(), device)?;
         let options = EvaluateOptions::default();
         let result = evaluate(
             networks,

@@ -43,12 +43,6 @@ pub fn open(
         None => registry.load_current()?,
     };
     loaded.check_models(&identities.0, &identities.1)?;
-    if loaded.lora.is_some() {
-        bail!(
-            "version `{}` has low-rank updates of the language model, which serving does not apply yet: serve another one",
-            loaded.manifest.version
-        );
-    }
     Ok((registry, loaded))
 }
 

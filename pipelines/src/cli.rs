@@ -4,6 +4,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use speechverse::config::Settings;
+use speechverse::config::decoding::StrategyName;
+use speechverse::models::decoding::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
 /// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
@@ -102,12 +105,100 @@ pub struct Ask {
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub decoding: Decoding,
     /// Print one JSON object a line, with the fields of a result record.
     #[arg(long)]
     pub json: bool,
     /// Audio files (WAV, FLAC, Ogg Vorbis, MP3); `-` reads standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+}
+
+/// How answers are generated, instead of the settings' `[decoding]` table.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Decoding")]
+pub struct Decoding {
+    /// Beam search with so many beams; 1 for greedy.
+    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    pub beams: Option<usize>,
+    /// Beam search: scores are divided by length to this power.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub length_penalty: Option<f64>,
+    /// Beam search: `false`, `true` or `never`.
+    #[arg(long, value_name = "WHEN")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// Sampling at this temperature.
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f64>,
+    /// Sampling from so many of the likeliest tokens; 0 for all.
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Sampling from the likeliest tokens that make up this share.
+    #[arg(long, value_name = "X")]
+    pub top_p: Option<f64>,
+    /// Sampling with this seed.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Most answer tokens.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Above 1 makes tokens that the answer holds already less likely.
+    #[arg(long, value_name = "X")]
+    pub repetition_penalty: Option<f64>,
+    /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
+    #[arg(long, value_name = "N")]
+    pub no_repeat_ngram_size: Option<usize>,
+    /// Let an answer go on that repeats itself.
+    #[arg(long)]
+    pub let_loops_run: bool,
+}
+
+impl Decoding {
+    /// The settings with what the command line says instead.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    pub fn options(&self, settings: &Settings) -> anyhow::Result<DecodeOptions> {
+        let mut config = settings.decoding.clone();
+        let sampled =
+            self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
+        match self.beams {
+            Some(0) => anyhow::bail!("`--beams` is 0, expected at least 1"),
+            Some(1) => config.strategy = StrategyName::Greedy,
+            Some(beams) => {
+                config.strategy = StrategyName::Beam;
+                config.beams = beams;
+            }
+            None if sampled => config.strategy = StrategyName::Sample,
+            None => {}
+        }
+        let beam_only = self.length_penalty.is_some() || self.early_stopping.is_some();
+        if beam_only && config.strategy != StrategyName::Beam {
+            anyhow::bail!(
+                "`--length-penalty` and `--early-stopping` belong to a beam search: give `--beams` too"
+            );
+        }
+        config.length_penalty = self.length_penalty.unwrap_or(config.length_penalty);
+        config.early_stopping = self.early_stopping.unwrap_or(config.early_stopping);
+        config.temperature = self.temperature.unwrap_or(config.temperature);
+        config.top_k = self.top_k.unwrap_or(config.top_k);
+        config.top_p = self.top_p.unwrap_or(config.top_p);
+        config.seed = self.seed.unwrap_or(config.seed);
+        config.repetition_penalty = self.repetition_penalty.unwrap_or(config.repetition_penalty);
+        config.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(config.no_repeat_ngram_size);
+        config.stop_loops &= !self.let_loops_run;
+        let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
+        options.validate()?;
+        let positions_max = settings.decoder.positions_max;
+        anyhow::ensure!(
+            options.tokens_max <= positions_max / 2,
+            "`--max-tokens` is {}, at most half of `decoder.positions_max` = {positions_max} is allowed",
+            options.tokens_max
+        );
+        Ok(options)
+    }
 }
 
 /// `speechverse publish`.

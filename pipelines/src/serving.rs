@@ -19,7 +19,7 @@ use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::WhisperEncoder;
-use speechverse::models::responder::Responder;
+use speechverse::models::responder::{Responder, ResponderSizes};
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability};
@@ -406,23 +406,23 @@ async fn released(store: Arc<SampleStore>, limit: Duration) {
 }
 
 fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef<Publisher>) -> DecoderArgs {
-    let (model, decoder, placement) = (
+    let (model, config, placement) = (
         settings.model.clone(),
         settings.decoder.clone(),
         placement.clone(),
     );
-    let config = decoder.clone();
+    let options = settings.decoding.options(config.tokens_max);
+    let sizes = ResponderSizes {
+        slots: config.slots,
+        positions_max: config.positions_max,
+        answer_positions: config.tokens_max,
+    };
     DecoderArgs {
         config,
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;
-            Ok(Responder::new(
-                llm,
-                placement.device,
-                decoder.slots,
-                decoder.positions_max,
-            ))
+            Ok(Responder::new(llm, placement.device, &sizes, options))
         }),
         publisher: publisher.clone().recipient(),
         dead_letters: publisher.clone().recipient(),

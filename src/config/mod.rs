@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod audio;
 pub mod broker;
+pub mod decoding;
 pub mod kafka;
 pub mod model;
 pub mod serving;
@@ -20,6 +21,7 @@ pub mod training;
 
 use audio::AudioConfig;
 use broker::BrokerConfig;
+use decoding::DecodingConfig;
 use kafka::KafkaConfig;
 use model::ModelConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
@@ -47,6 +49,8 @@ pub struct Settings {
     pub encoder: EncoderConfig,
     /// Generation of answers.
     pub decoder: DecoderConfig,
+    /// How the next token is chosen.
+    pub decoding: DecodingConfig,
     /// Where adapter versions live.
     pub adapters: AdaptersConfig,
     /// Labelled samples kept for training.
@@ -180,6 +184,7 @@ impl Settings {
             .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
         self.encoder.validate()?;
         self.decoder.validate()?;
+        self.decoding.validate(self.decoder.slots)?;
         self.adapters.validate()?;
         self.store.validate()?;
         self.trainer.validate()?;

@@ -81,6 +81,28 @@ pub enum ModelError {
         /// How many there are.
         positions_max: i64,
     },
+    /// Allowed answers that generation cannot be held to.
+    #[error("answers cannot be constrained as asked: {reason}")]
+    Constraint {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// Decoding options that make no sense.
+    #[error("decoding option `{option}` is {found}, expected {expected}")]
+    Decoding {
+        /// Which option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// An answer is pinned to low-rank parts that are not there.
+    #[error("low-rank parts {key} of an answer are not loaded")]
+    NoLora {
+        /// Key that its prompt names.
+        key: u64,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocabulary}")]
     TokenOutOfRange {

@@ -8,7 +8,6 @@
 
 pub mod adapter;
 pub mod decoding;
-pub mod generate;
 pub mod llama;
 pub mod probe;
 pub mod probe_llm;

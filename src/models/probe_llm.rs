@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
+use super::ModelError;
 use super::llama::Llama;
-use super::{LanguageModel, ModelError};
 
 /// Runs the model of a folder on `ids` in f32 on the CPU and names its outputs.
 ///

@@ -103,20 +103,35 @@ pub trait LanguageModel: Send {
     /// The frozen embedding table `[V, H]`, sharing storage.
     fn embedding_table(&self) -> Tensor;
 
-    /// Final hidden states, without a cache, differentiable.
+    /// What is predicted for every token of the answers, each given what is before it; without a cache, differentiable
+    /// in the prompts and in `lora`.
+    ///
+    /// A decoder-only model reads the answer behind its prompt. An encoder–decoder encodes the prompt, and its decoder
+    /// reads the answer shifted right, behind the start token.
     ///
     /// # Shapes
-    /// `embeds` `[B, P, H]`, right-padded to the longest of `lengths` → `[B, P, H]`, final norm applied.
+    /// `prompts`: `[P_i, H]` each; `answers`: `L_i` ids each → scores f32 `[Σ L_i, V]`, one row per answer token, in order.
     ///
     /// # Errors
-    /// [`ModelError`] when shapes disagree or a length exceeds the model's positions.
-    fn hidden(&self, embeds: &Tensor, lengths: &[i64], lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
+    /// [`ModelError`] when there is not one non-empty answer per prompt, shapes disagree, an id does not exist, or a
+    /// sequence exceeds the model's positions.
+    fn teach(
+        &self,
+        prompts: &[Tensor],
+        answers: &[&[i64]],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError>;
 
-    /// Output layer: `[.., H]` → `[.., V]`.
-    fn logits(&self, hidden: &Tensor) -> Tensor;
+    /// What is predicted while a prompt is read, for looking inside: `[P, H]` → f32 `[P, V]` of a decoder-only model
+    /// (after every position), `[1, V]` of an encoder–decoder (the answer's first token).
+    ///
+    /// # Errors
+    /// As [`teach`](Self::teach).
+    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
 
-    /// An empty cache of `slots` sequences with room for `capacity` positions each.
-    fn new_cache(&self, slots: i64, capacity: i64) -> KvCache;
+    /// An empty cache of `slots` sequences, each with room for a prompt of `prompt_positions` and an answer of
+    /// `answer_positions` tokens. A decoder-only model has one room for the sum of both.
+    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache;
 
     /// Fills `slots` of the cache with new sequences and predicts what follows each.
     ///
@@ -145,4 +160,39 @@ pub trait LanguageModel: Send {
         slots: &[usize],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError>;
+}
+
+/// One row of something per sequence.
+pub(super) fn check_rows(what: &'static str, found: usize, rows: i64) -> Result<(), ModelError> {
+    if found as i64 == rows {
+        return Ok(());
+    }
+    Err(ModelError::Shape {
+        what,
+        expected: format!("[{rows}]"),
+        found: vec![found as i64],
+    })
+}
+
+/// One answer per prompt, none of them empty, and prompts of `width`.
+pub(super) fn check_lesson(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
+    let paired = !prompts.is_empty() && prompts.len() == answers.len();
+    if !paired || answers.iter().any(|answer| answer.is_empty()) {
+        return Err(ModelError::Shape {
+            what: "a batch of prompts and answers",
+            expected: "as many answers as prompts, none empty".into(),
+            found: vec![prompts.len() as i64, answers.len() as i64],
+        });
+    }
+    for prompt in prompts {
+        let size = prompt.size();
+        if !matches!(size.as_slice(), [positions, found] if *positions > 0 && *found == width) {
+            return Err(ModelError::Shape {
+                what: "a prompt",
+                expected: format!("[P, {width}]"),
+                found: size,
+            });
+        }
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 //! Keys and values of past positions, per layer and slot, in memory set aside beforehand.
 //!
 //! A slot is one sequence's place. Slots fill, grow and empty independently, so sequences join and leave a
-//! running batch. On the CPU keys and values stay f32 whatever the model computes in: attention of a single
-//! query is several times slower there in bf16.
+//! running batch. A decoder-only model keeps prompt and answer in one room; an encoder–decoder has a second room, for
+//! what its cross-attention reads: the prompt's keys and values, written once. On the CPU keys and values stay f32
+//! whatever the model computes in: attention of a single query is several times slower there in bf16.
 
 use tch::{Device, Kind, Tensor};
 
@@ -19,6 +20,9 @@ pub struct KvCacheShape {
     pub heads: i64,
     /// Positions of each slot.
     pub capacity: i64,
+    /// Encoder–decoders: positions of each slot's prompt, in a room of its own. Absent: the prompt stands before the
+    /// answer in the one room.
+    pub prompt_capacity: Option<i64>,
     /// Width of one head.
     pub head_dim: i64,
 }
@@ -26,12 +30,25 @@ pub struct KvCacheShape {
 /// Keys and values of past positions.
 #[derive(Debug)]
 pub struct KvCache {
+    /// Where steps append.
+    own: Room,
+    /// Encoder–decoders: what cross-attention reads.
+    prompt: Option<Room>,
+    /// How many sequences have begun.
+    begun: u64,
+}
+
+/// One place for each slot, in every layer.
+#[derive(Debug)]
+struct Room {
     /// Keys and values of each layer, both `[slots, N_kv, capacity, head_dim]`.
     layers: Vec<(Tensor, Tensor)>,
     /// Positions that each slot holds.
     lengths: Vec<i64>,
     /// Positions that each slot has ever held since they were last zero.
     written: Vec<i64>,
+    /// Which sequence each slot holds: slots of the same number hold the same prompt.
+    sequence: Vec<u64>,
     capacity: i64,
 }
 
@@ -44,110 +61,86 @@ pub struct StepPlan {
     position_index: Tensor,
     /// First slot, where the slots are neighbours in order: then nothing is copied.
     run: Option<i64>,
-    /// Longest sequence, the new position included.
+    /// What the step sees of the slots' own positions, the new one included.
+    own: View,
+    /// Encoder–decoders: what it sees of the prompts.
+    prompt: Option<View>,
+}
+
+/// The part of a room that a step looks at.
+#[derive(Debug)]
+struct View {
+    /// Longest sequence.
     longest: i64,
     /// `[B, 1, 1, longest]`, true where a row may look; none where all may look everywhere.
     mask: Option<Tensor>,
 }
 
-impl KvCache {
-    /// An empty cache in `kind` on `device`.
-    pub fn new(shape: KvCacheShape, kind: Kind, device: Device) -> Self {
-        let size = [shape.slots, shape.heads, shape.capacity, shape.head_dim];
+impl View {
+    fn new(lengths: &[i64], device: Device) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mask = lengths.iter().any(|length| *length < longest).then(|| {
+            let lengths = Tensor::from_slice(lengths).to_device(device).unsqueeze(1);
+            Tensor::arange(longest, (Kind::Int64, device))
+                .less_tensor(&lengths) // [B, longest]
+                .view([-1, 1, 1, longest])
+        });
+        Self { longest, mask }
+    }
+}
+
+impl Room {
+    fn new(shape: KvCacheShape, capacity: i64, kind: Kind, device: Device) -> Self {
+        let size = [shape.slots, shape.heads, capacity, shape.head_dim];
         let zeros = || Tensor::zeros(size, (kind, device));
         let slots = usize::try_from(shape.slots).unwrap_or(0);
         Self {
             layers: (0..shape.layers).map(|_| (zeros(), zeros())).collect(),
             lengths: vec![0; slots],
             written: vec![0; slots],
-            capacity: shape.capacity,
+            sequence: vec![0; slots],
+            capacity,
         }
     }
 
-    /// How many sequences have room.
-    pub fn slots(&self) -> usize {
-        self.lengths.len()
+    fn device(&self) -> Device {
+        self.layers.first().map_or(Device::Cpu, |(keys, _)| keys.device())
     }
 
-    /// Positions of each slot.
-    pub fn capacity(&self) -> i64 {
-        self.capacity
-    }
-
-    /// Positions that `slot` holds; 0 for a slot that does not exist.
-    pub fn length(&self, slot: usize) -> i64 {
-        self.lengths.get(slot).copied().unwrap_or(0)
-    }
-
-    /// Positions that a slot can still take.
-    pub fn room(&self, slot: usize) -> i64 {
-        self.capacity - self.length(slot)
-    }
-
-    /// Forgets a slot's sequence; the others do not notice.
-    pub fn clear(&mut self, slot: usize) {
-        if let Some(length) = self.lengths.get_mut(slot) {
-            *length = 0;
-        }
-    }
-
-    /// Memory of keys and values, bytes.
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         let one = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
         (self.layers.iter())
             .map(|(keys, values)| one(keys) + one(values))
             .sum()
     }
 
-    /// Slots must exist and be named once; `each` is how many positions each must be able to hold.
-    fn check(&self, slots: &[usize], needs: impl Fn(usize, usize) -> i64) -> Result<(), ModelError> {
-        for (row, slot) in slots.iter().enumerate() {
-            if *slot >= self.slots() || slots[..row].contains(slot) {
-                return Err(ModelError::Shape {
-                    what: "the list of cache slots",
-                    expected: format!("different slots below {}", self.slots()),
-                    found: slots.iter().map(|slot| *slot as i64).collect(),
-                });
-            }
-            let positions = needs(row, *slot);
-            if positions > self.capacity {
-                return Err(ModelError::TooManyPositions {
-                    positions,
-                    positions_max: self.capacity,
-                });
-            }
+    fn check(&self, positions: i64) -> Result<(), ModelError> {
+        if positions > self.capacity {
+            return Err(ModelError::TooManyPositions {
+                positions,
+                positions_max: self.capacity,
+            });
         }
         Ok(())
     }
 
-    /// Makes slots ready for new sequences of `lengths` positions: whatever was there is forgotten.
-    ///
-    /// # Errors
-    /// [`ModelError::Shape`] for a slot that does not exist or is named twice, [`ModelError::TooManyPositions`]
-    /// for a sequence that does not fit; nothing has changed then.
-    pub fn begin(&mut self, slots: &[usize], lengths: &[i64]) -> Result<(), ModelError> {
-        self.check(slots, |row, _| lengths[row])?;
-        for (slot, length) in slots.iter().zip(lengths) {
-            // What a former sequence left behind is masked, but a value that is not finite would pass the mask.
-            let stale = self.written[*slot] - length;
-            if stale > 0 {
-                for (keys, values) in &self.layers {
-                    for side in [keys, values] {
-                        let _ = side.get(*slot as i64).narrow(1, *length, stale).zero_();
-                    }
+    /// A slot now holds the first `length` positions of a sequence; what is behind them is zero.
+    fn begin(&mut self, slot: usize, length: i64, sequence: u64) {
+        // What a former sequence left behind is masked, but a value that is not finite would pass the mask.
+        let stale = self.written[slot] - length;
+        if stale > 0 {
+            for (keys, values) in &self.layers {
+                for side in [keys, values] {
+                    let _ = side.get(slot as i64).narrow(1, length, stale).zero_();
                 }
             }
-            self.lengths[*slot] = *length;
-            self.written[*slot] = *length;
         }
-        Ok(())
+        self.lengths[slot] = length;
+        self.written[slot] = length;
+        self.sequence[slot] = sequence;
     }
 
-    /// Stores a whole prompt of one layer, after [`KvCache::begin`].
-    ///
-    /// # Shapes
-    /// `keys`, `values` `[B, N_kv, P, head_dim]`; of row `b` the first positions are kept, as many as `slots[b]` holds.
-    pub fn store(&mut self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
+    fn store(&self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
         let (own_keys, own_values) = &self.layers[layer];
         for (row, slot) in slots.iter().enumerate() {
             let length = self.lengths[*slot];
@@ -159,32 +152,209 @@ impl KvCache {
         }
     }
 
+    /// The positions of `plan`'s slots that `view` shows, `[B, N_kv, longest, head_dim]` each.
+    fn seen(&self, layer: usize, plan: &StepPlan, view: &View) -> (Tensor, Tensor) {
+        let (keys, values) = &self.layers[layer];
+        let rows = plan.slots.len() as i64;
+        let seen = |own: &Tensor| match plan.run {
+            Some(first) => own.narrow(0, first, rows).narrow(2, 0, view.longest),
+            None => own.narrow(2, 0, view.longest).index_select(0, &plan.slot_index),
+        };
+        (seen(keys), seen(values))
+    }
+
+    /// Slot `to` takes over what slot `from` held before, for all `(to, from)` at once.
+    fn take_over(&mut self, pairs: &[(usize, usize)]) {
+        let Some(longest) = pairs.iter().map(|(_, from)| self.lengths[*from]).max() else {
+            return;
+        };
+        let device = self.device();
+        let index = |side: fn(&(usize, usize)) -> usize| {
+            let slots: Vec<i64> = pairs.iter().map(|pair| side(pair) as i64).collect();
+            Tensor::from_slice(&slots).to_device(device)
+        };
+        let (to, from) = (index(|pair| pair.0), index(|pair| pair.1));
+        for (keys, values) in &self.layers {
+            for side in [keys, values] {
+                let mut held = side.narrow(2, 0, longest); // [slots, N_kv, longest, head_dim]
+                let _ = held.index_copy_(0, &to, &held.index_select(0, &from));
+            }
+        }
+        let new: Vec<(usize, i64, u64)> = (pairs.iter())
+            .map(|(to, from)| (*to, self.lengths[*from], self.sequence[*from]))
+            .collect();
+        for (slot, length, sequence) in new {
+            self.written[slot] = self.written[slot].max(longest);
+            self.begin(slot, length, sequence);
+        }
+    }
+}
+
+impl KvCache {
+    /// An empty cache in `kind` on `device`.
+    pub fn new(shape: KvCacheShape, kind: Kind, device: Device) -> Self {
+        Self {
+            own: Room::new(shape, shape.capacity, kind, device),
+            prompt: (shape.prompt_capacity).map(|capacity| Room::new(shape, capacity, kind, device)),
+            begun: 0,
+        }
+    }
+
+    /// How many sequences have room.
+    pub fn slots(&self) -> usize {
+        self.own.lengths.len()
+    }
+
+    /// Positions of each slot; an encoder–decoder's prompt is not among them.
+    pub fn capacity(&self) -> i64 {
+        self.own.capacity
+    }
+
+    /// Positions that `slot` holds, an encoder–decoder's prompt not counted; 0 for a slot that does not exist.
+    pub fn length(&self, slot: usize) -> i64 {
+        self.own.lengths.get(slot).copied().unwrap_or(0)
+    }
+
+    /// Positions that a slot can still take.
+    pub fn room(&self, slot: usize) -> i64 {
+        self.own.capacity - self.length(slot)
+    }
+
+    /// Whether a prompt of so many positions and an answer of so many tokens fit an empty slot.
+    ///
+    /// # Errors
+    /// [`ModelError::TooManyPositions`] with what is wanted and what there is.
+    pub fn check_room(&self, prompt_positions: i64, answer_positions: i64) -> Result<(), ModelError> {
+        match &self.prompt {
+            None => self.own.check(prompt_positions.saturating_add(answer_positions)),
+            Some(prompt) => {
+                prompt.check(prompt_positions)?;
+                self.own.check(answer_positions)
+            }
+        }
+    }
+
+    /// Forgets a slot's sequence; the others do not notice.
+    pub fn clear(&mut self, slot: usize) {
+        for room in [Some(&mut self.own), self.prompt.as_mut()].into_iter().flatten() {
+            if let Some(length) = room.lengths.get_mut(slot) {
+                *length = 0;
+            }
+        }
+    }
+
+    /// Memory of keys and values, bytes.
+    pub fn bytes(&self) -> usize {
+        self.own.bytes() + self.prompt.as_ref().map_or(0, Room::bytes)
+    }
+
+    /// Slots must exist and, where they are written, be named once.
+    fn check_slots(&self, slots: &[usize], once: bool) -> Result<(), ModelError> {
+        for (row, slot) in slots.iter().enumerate() {
+            if *slot >= self.slots() || (once && slots[..row].contains(slot)) {
+                return Err(ModelError::Shape {
+                    what: "the list of cache slots",
+                    expected: format!("different slots below {}", self.slots()),
+                    found: slots.iter().map(|slot| *slot as i64).collect(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes slots ready for new sequences, whose prompts have `lengths` positions: whatever was there is forgotten.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a slot that does not exist or is named twice, [`ModelError::TooManyPositions`]
+    /// for a prompt that does not fit; nothing has changed then.
+    pub fn begin(&mut self, slots: &[usize], lengths: &[i64]) -> Result<(), ModelError> {
+        self.check_slots(slots, true)?;
+        for length in lengths {
+            self.prompt.as_ref().unwrap_or(&self.own).check(*length)?;
+        }
+        for (slot, length) in slots.iter().zip(lengths) {
+            self.begun += 1;
+            match &mut self.prompt {
+                None => self.own.begin(*slot, *length, self.begun),
+                Some(prompt) => {
+                    prompt.begin(*slot, *length, self.begun);
+                    self.own.begin(*slot, 0, self.begun);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a whole prompt of one layer, after [`KvCache::begin`].
+    ///
+    /// # Shapes
+    /// `keys`, `values` `[B, N_kv, P, head_dim]`; of row `b` the first positions are kept, as many as `slots[b]` has.
+    pub fn store(&mut self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
+        let room = self.prompt.as_ref().unwrap_or(&self.own);
+        room.store(layer, slots, keys, values);
+    }
+
+    /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam search).
+    ///
+    /// A source may be named several times. A prompt that is there already, because both slots' sequences began as
+    /// one, is not copied again.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a slot that does not exist, for a target that is named twice, and when there is not
+    /// one source per target; nothing has changed then.
+    pub fn reorder(&mut self, slots: &[usize], sources: &[usize]) -> Result<(), ModelError> {
+        self.check_slots(slots, true)?;
+        self.check_slots(sources, false)?;
+        if slots.len() != sources.len() {
+            return Err(ModelError::Shape {
+                what: "the list of source slots",
+                expected: format!("[{}]", slots.len()),
+                found: vec![sources.len() as i64],
+            });
+        }
+        let moves: Vec<(usize, usize)> = (slots.iter().copied())
+            .zip(sources.iter().copied())
+            .filter(|(to, from)| to != from)
+            .collect();
+        if let Some(prompt) = &mut self.prompt {
+            let others: Vec<(usize, usize)> = (moves.iter().copied())
+                .filter(|(to, from)| {
+                    prompt.sequence[*to] != prompt.sequence[*from]
+                        || prompt.lengths[*to] != prompt.lengths[*from]
+                })
+                .collect();
+            prompt.take_over(&others);
+        }
+        self.own.take_over(&moves);
+        Ok(())
+    }
+
     /// Plans a step that appends one position to each of `slots`; nothing changes until [`KvCache::advance`].
     ///
     /// # Errors
     /// [`ModelError::Shape`] for a slot that does not exist or is named twice; [`ModelError::TooManyPositions`]
     /// for one that is full.
     pub fn plan_step(&self, slots: &[usize]) -> Result<StepPlan, ModelError> {
-        self.check(slots, |_, slot| self.lengths[slot] + 1)?;
-        let positions: Vec<i64> = slots.iter().map(|slot| self.lengths[*slot]).collect();
-        let longest = positions.iter().copied().max().unwrap_or(0) + 1;
+        self.check_slots(slots, true)?;
+        let positions: Vec<i64> = slots.iter().map(|slot| self.own.lengths[*slot]).collect();
+        let lengths: Vec<i64> = positions.iter().map(|position| position + 1).collect();
+        for length in &lengths {
+            self.own.check(*length)?;
+        }
         let index: Vec<i64> = slots.iter().map(|slot| *slot as i64).collect();
         let neighbours = index.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        let device = self.layers.first().map_or(Device::Cpu, |(keys, _)| keys.device());
-        let position_index = Tensor::from_slice(&positions).to_device(device);
-        let same_length = positions.iter().all(|position| position + 1 == longest);
-        let mask = (!same_length).then(|| {
-            Tensor::arange(longest, (Kind::Int64, device))
-                .less_equal_tensor(&position_index.unsqueeze(1)) // [B, longest]
-                .view([-1, 1, 1, longest])
+        let device = self.own.device();
+        let prompt = self.prompt.as_ref().map(|prompt| {
+            let lengths: Vec<i64> = slots.iter().map(|slot| prompt.lengths[*slot]).collect();
+            View::new(&lengths, device)
         });
         Ok(StepPlan {
             slots: slots.to_vec(),
             slot_index: Tensor::from_slice(&index).to_device(device),
-            position_index,
+            position_index: Tensor::from_slice(&positions).to_device(device),
             run: index.first().copied().filter(|_| neighbours),
-            longest,
-            mask,
+            own: View::new(&lengths, device),
+            prompt,
         })
     }
 
@@ -199,25 +369,27 @@ impl KvCache {
         keys: &Tensor,
         values: &Tensor,
     ) -> (Tensor, Tensor) {
-        let (own_keys, own_values) = &mut self.layers[layer];
+        let (own_keys, own_values) = &mut self.own.layers[layer];
         let place = [Some(&plan.slot_index), None, Some(&plan.position_index)];
         let kind = own_keys.kind();
-        for (own, new) in [(&mut *own_keys, keys), (&mut *own_values, values)] {
+        for (own, new) in [(own_keys, keys), (own_values, values)] {
             let _ = own.index_put_(&place, &new.squeeze_dim(2).to_kind(kind), false);
         }
-        let rows = plan.slots.len() as i64;
-        let seen = |own: &Tensor| match plan.run {
-            Some(first) => own.narrow(0, first, rows).narrow(2, 0, plan.longest),
-            None => own.narrow(2, 0, plan.longest).index_select(0, &plan.slot_index),
-        };
-        (seen(own_keys), seen(own_values))
+        self.own.seen(layer, plan, &plan.own)
+    }
+
+    /// Encoder–decoders: one layer's keys and values of the prompts, `[B, N_kv, longest, head_dim]` each; none where
+    /// the prompt has no room of its own.
+    pub fn prompt(&self, layer: usize, plan: &StepPlan) -> Option<(Tensor, Tensor)> {
+        let (room, view) = (self.prompt.as_ref()?, plan.prompt.as_ref()?);
+        Some(room.seen(layer, plan, view))
     }
 
     /// Counts the positions that a finished step has appended.
     pub fn advance(&mut self, plan: &StepPlan) {
         for slot in &plan.slots {
-            self.lengths[*slot] += 1;
-            self.written[*slot] = self.written[*slot].max(self.lengths[*slot]);
+            self.own.lengths[*slot] += 1;
+            self.own.written[*slot] = self.own.written[*slot].max(self.own.lengths[*slot]);
         }
     }
 }
@@ -228,8 +400,22 @@ impl StepPlan {
         &self.position_index
     }
 
+    /// Positions of the longest sequence, the new one included.
+    pub fn longest(&self) -> i64 {
+        self.own.longest
+    }
+
     /// Which past positions each row may look at, `[B, 1, 1, longest]`; none where all may look everywhere.
     pub fn mask(&self) -> Option<&Tensor> {
-        self.mask.as_ref()
+        self.own.mask.as_ref()
+    }
+
+    /// Which positions of its prompt each row may look at, `[B, 1, 1, longest prompt]`; none where all may look
+    /// everywhere.
+    pub fn prompt_mask(&self) -> Option<&Tensor> {
+        self.prompt.as_ref()?.mask.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::weights::{Checkpoint, WeightsError};
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What peft puts before the base model's own names.
 const NAME_PREFIX: &str = "base_model.model";
 /// A configuration file is a few kilobytes; this bounds what is read.
@@ -135,6 +135,28 @@ impl LoraConfig {
             return Err(setting("targets", "empty".to_owned(), "at least one projection"));
         }
         Ok(())
+    }
+
+    /// Reads the configuration of a folder that `peft` or [`LoraSet::save`] wrote.
+    ///
+    /// # Errors
+    /// As [`LoraSet::open`].
+    pub fn open(folder: &Path) -> Result<Self, LoraError> {
+        let path = folder.join(CONFIG_FILE);
+        let io = |source| LoraError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        };
+        let bytes = std::fs::metadata(&path).map_err(io)?.len();
+        if bytes > CONFIG_BYTES_MAX {
+            return Err(LoraError::Config {
+                path,
+                reason: format!("it has {bytes} bytes, at most {CONFIG_BYTES_MAX} are read"),
+            });
+        }
+        let text = std::fs::read_to_string(&path).map_err(io)?;
+        parse_peft(&text, &path)
     }
 
     fn selects(&self, path: &str) -> bool {
@@ -332,21 +354,7 @@ impl LoraSet {
     /// [`LoraError::Unsupported`] when the configuration asks for another method (DoRA, rank-stabilised scaling,
     /// trained biases …); [`LoraError::Weights`] with every tensor that does not fit.
     pub fn open(folder: &Path, sites: &[LoraSite], device: Device) -> Result<Self, LoraError> {
-        let path = folder.join(CONFIG_FILE);
-        let io = |source| LoraError::Io {
-            action: "read",
-            path: path.clone(),
-            source,
-        };
-        let bytes = std::fs::metadata(&path).map_err(io)?.len();
-        if bytes > CONFIG_BYTES_MAX {
-            return Err(LoraError::Config {
-                path,
-                reason: format!("it has {bytes} bytes, at most {CONFIG_BYTES_MAX} are read"),
-            });
-        }
-        let text = std::fs::read_to_string(&path).map_err(io)?;
-        let config = parse_peft(&text, &path)?;
+        let config = LoraConfig::open(folder)?;
         let mut set = Self::new(config, sites, device)?;
 
         let checkpoint = Checkpoint::open_file(folder.join(WEIGHTS_FILE))?;

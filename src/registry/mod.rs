@@ -24,7 +24,7 @@ pub use manifest::{FileDigest, VersionManifest};
 pub use publish::Draft;
 
 use crate::models::ModelError;
-use crate::models::adapter::AdapterSnapshot;
+use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use manifest::{MANIFEST, read_manifest};
 use publish::{sync_dir, temporary_name, write_synced};
 
@@ -135,7 +135,7 @@ pub struct OtherModel {
 pub struct LoadedVersion {
     /// What its manifest says.
     pub manifest: VersionManifest,
-    /// Its adapter.
+    /// Its adapter, with its LoRA.
     pub adapter: AdapterSnapshot,
     /// Folder with its LoRA in `peft`'s layout, when it has one.
     pub lora: Option<PathBuf>,
@@ -246,12 +246,13 @@ impl Registry {
         let folder = self.folder(version)?;
         let manifest = read_manifest(&folder, version)?;
         manifest.verify(&folder)?;
-        let adapter = AdapterSnapshot::read(version, &folder.join(ADAPTER))?;
         let lora = manifest
             .files
             .keys()
             .any(|name| name.starts_with("lora/"))
             .then(|| folder.join(LORA));
+        let numbers = lora.as_deref().map(LoraSnapshot::read).transpose()?;
+        let adapter = AdapterSnapshot::read(version, &folder.join(ADAPTER))?.with_lora(numbers);
         Ok(LoadedVersion {
             manifest,
             adapter,

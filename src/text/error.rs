@@ -42,6 +42,15 @@ pub enum TextError {
         /// What it said.
         reason: String,
     },
+    /// A tokenizer whose tokens have no spelling of their own.
+    #[error(
+        "answers cannot be constrained with this tokenizer: it has {found}; supported are `ByteLevel`, `Metaspace`, and \
+         sequences of `Replace`, `ByteFallback`, `Fuse` and `Strip`"
+    )]
+    Spelling {
+        /// Its decoder.
+        found: String,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab} ids")]
     UnknownId {

@@ -9,20 +9,24 @@
 //! | [`normalize`] | what two spellings of one sentence have in common |
 //! | [`wer`] | word error rate over a corpus |
 
+pub mod answer;
 mod chat_template;
 mod error;
 #[cfg(test)]
 mod golden_tests;
 pub mod normalize;
 mod prompt;
+mod spelling;
 mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
 mod tokenizer;
 pub mod wer;
 
+pub use answer::{AnswerPiece, AnswerShape};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
+pub use spelling::Spelling;
 pub use tasks::{Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};

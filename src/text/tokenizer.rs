@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use super::TextError;
 use super::error::read_bounded;
+use super::spelling::Spelling;
 
 /// Larger than any published `tokenizer.json`; a bound on what is read into memory.
 const TOKENIZER_BYTES_MAX: u64 = 128 << 20; // 128 MiB
@@ -22,6 +24,8 @@ pub struct Tokenizer {
     /// Added tokens that are not mere white space, by id.
     control: HashMap<u32, String>,
     vocab: i64,
+    /// Made when it is first asked for.
+    spelling: OnceLock<Arc<Spelling>>,
 }
 
 impl Tokenizer {
@@ -81,6 +85,7 @@ impl Tokenizer {
             plain,
             control,
             vocab,
+            spelling: OnceLock::new(),
         })
     }
 
@@ -97,6 +102,18 @@ impl Tokenizer {
     /// Whether an id is a control token (an added token that is more than white space).
     pub fn is_control(&self, id: i64) -> bool {
         u32::try_from(id).is_ok_and(|id| self.control.contains_key(&id))
+    }
+
+    /// What each token spells, for constrained decoding; made once.
+    ///
+    /// # Errors
+    /// [`TextError::Spelling`] when the tokenizer's decoder does not go token by token.
+    pub fn spelling(&self) -> Result<Arc<Spelling>, TextError> {
+        if let Some(known) = self.spelling.get() {
+            return Ok(Arc::clone(known));
+        }
+        let made = Spelling::of(&self.layout, self.vocab, |id| self.is_control(id))?;
+        Ok(Arc::clone(self.spelling.get_or_init(|| Arc::new(made))))
     }
 
     /// Encodes layout text: control tokens written in it become control tokens. Adds none of its own.

@@ -7,8 +7,8 @@ use tch::{Device, Tensor};
 
 use super::TrainingError;
 use crate::models::LanguageModel;
-use crate::models::adapter::AdapterSnapshot;
 use crate::models::adapter::plain::{PlainFile, PlainTensor};
+use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::AdamW;
@@ -146,10 +146,11 @@ pub fn save_learned(
 ) -> Result<AdapterSnapshot, TrainingError> {
     let snapshot = learned.adapter.snapshot(version)?;
     snapshot.write(&folder.join(ADAPTER))?;
-    if let Some(lora) = &learned.lora {
-        save_lora(lora, &folder.join(LORA))?;
-    }
-    Ok(snapshot)
+    let Some(lora) = &learned.lora else {
+        return Ok(snapshot);
+    };
+    save_lora(lora, &folder.join(LORA))?;
+    Ok(snapshot.with_lora(Some(LoraSnapshot::of(lora)?)))
 }
 
 fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
@@ -164,11 +165,10 @@ fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
 /// [`TrainingError::Model`] when it is damaged.
 pub fn read_adapter(path: &Path, version: &str) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
     if path.is_dir() {
-        let lora = path.join(LORA);
-        Ok((
-            AdapterSnapshot::read(version, &path.join(ADAPTER))?,
-            lora.is_dir().then_some(lora),
-        ))
+        let lora = Some(path.join(LORA)).filter(|lora| lora.is_dir());
+        let numbers = lora.as_deref().map(LoraSnapshot::read).transpose()?;
+        let snapshot = AdapterSnapshot::read(version, &path.join(ADAPTER))?;
+        Ok((snapshot.with_lora(numbers), lora))
     } else {
         Ok((AdapterSnapshot::read(version, path)?, None))
     }

@@ -306,7 +306,9 @@ impl<'a> Engine<'a> {
         let networks = self.networks;
         let run = self.config.clone();
         let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes)?;
-        if let Some(folder) = self.start_lora.take() {
+        if stage.kind.has_lora()
+            && let Some(folder) = self.start_lora.take()
+        {
             work.restore_lora(&mut self.learned, &folder)?;
         }
         let mut optimizer = work.optimizer(&self.learned)?;

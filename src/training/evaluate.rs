@@ -190,7 +190,11 @@ pub fn evaluate(
                         learned.lora.as_ref(),
                     )?
                     .into_iter()
-                    .map(|answer| (answer.text, answer.generated.score(), answer.generated.finished))
+                    .map(|answer| {
+                        let decoded = answer.decoded;
+                        let score = (!decoded.log_probs.is_empty()).then(|| decoded.score() as f32);
+                        (answer.text, score, decoded.ended)
+                    })
                     .collect()
             }
         };

@@ -141,13 +141,8 @@ fn a_curriculum_runs_through_every_kind_of_stage_and_tells_what_it_does() {
     let table = place.networks.speech_llm.llm().embedding_table().copy();
     let digest = crate::registry::identify(&place.models.llm).unwrap();
     let fixed = |networks: &Networks| {
-        let embeds = networks
-            .speech_llm
-            .llm()
-            .embed(&[1, 2, 3, 4])
-            .unwrap()
-            .unsqueeze(0);
-        networks.speech_llm.llm().hidden(&embeds, &[4], None).unwrap()
+        let llm = networks.speech_llm.llm();
+        llm.read(&llm.embed(&[1, 2, 3, 4]).unwrap(), None).unwrap()
     };
     let before = fixed(&place.networks);
 

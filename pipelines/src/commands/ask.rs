@@ -5,12 +5,14 @@ use std::time::Instant;
 use anyhow::Context;
 use speechverse::audio::decode;
 use speechverse::config::Settings;
-use speechverse::models::adapter::{AdapterSnapshot, SpeechAdapter};
-use speechverse::models::responder::{Question, Responder};
-use speechverse::models::speech_llm::SpeechLlm;
+use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::decoding::DecodeOptions;
+use speechverse::models::responder::{Question, Responder, ResponderSizes};
+use speechverse::models::speech_llm::{Learned, SpeechLlm};
 use speechverse::models::whisper::Window;
 use speechverse::models::{SpeechEncoder, WhisperEncoder};
 use speechverse::nn::accel::{Placement, configure_threads};
+use speechverse::text::AnswerShape;
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::flags;
 use speechverse_actors::encoder::windows;
@@ -30,7 +32,8 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
     if instruction.trim().is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!("`--instruction` is empty")));
     }
-    let mut respondent = Respondent::open(&settings, args.adapter.as_deref())?;
+    let options = args.decoding.options(&settings).map_err(Failure::Usage)?;
+    let mut respondent = Respondent::open(&settings, args.adapter.as_deref(), options)?;
     let mut failed = 0;
     for file in &args.files {
         let name = file.display().to_string();
@@ -64,18 +67,26 @@ pub(super) struct Respondent {
 }
 
 impl Respondent {
-    pub(super) fn open(settings: &Settings, version: Option<&str>) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        settings: &Settings,
+        version: Option<&str>,
+        options: DecodeOptions,
+    ) -> anyhow::Result<Self> {
         let placement = Placement::resolve(settings.model.device, settings.model.precision)?;
         configure_threads(settings.model.threads);
         let identities = adapters::identities(settings)?;
         let (_, loaded) = adapters::open(settings, version, &identities)?;
         let encoder = WhisperEncoder::load(&settings.model.encoder, Window::Clip, &placement)?;
         let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
-        let positions_max = settings.decoder.positions_max;
+        let sizes = ResponderSizes {
+            slots: options.slots(),
+            positions_max: settings.decoder.positions_max,
+            answer_positions: options.tokens_max,
+        };
         Ok(Self {
             settings: settings.clone(),
             encoder,
-            responder: Responder::new(llm, placement.device, 1, positions_max),
+            responder: Responder::new(llm, placement.device, &sizes, options),
             adapter: loaded.adapter,
         })
     }
@@ -103,11 +114,12 @@ impl Respondent {
         let decoded_audio = Instant::now();
         let features = self.features(&waveform.samples)?;
         let encoded = Instant::now();
+        let shape = labels.map(|labels| AnswerShape::one_of(labels.iter().cloned()));
         let question = Question {
             features: &features,
             instruction,
-            labels,
-            tokens_max: self.settings.decoder.tokens_max,
+            shape: shape.as_ref(),
+            tokens_max: None,
         };
         let prompt = self.responder.prompt(&self.adapter, &question)?;
         let mut finished = self.responder.join(vec![((), prompt)])?;
@@ -152,21 +164,19 @@ impl Respondent {
     ) -> anyhow::Result<(Vec<(String, Tensor)>, String)> {
         let _no_grad = tch::no_grad_guard();
         let features = self.features(samples)?;
-        let adapter = SpeechAdapter::from_snapshot(&self.adapter, tch::Device::Cpu, false)?;
         let frames = [features.size()[0]];
-        let adapted = adapter.forward(&features.unsqueeze(0), &frames)?;
         let model = self.responder.model();
+        let learned = Learned::frozen(&self.adapter, model.llm(), tch::Device::Cpu)?;
+        let adapted = learned.adapter.forward(&features.unsqueeze(0), &frames)?;
         let prompt = model
-            .prompts(&adapter, &features.unsqueeze(0), &frames, &[instruction])?
+            .prompts(&learned.adapter, &features.unsqueeze(0), &frames, &[instruction])?
             .swap_remove(0); // [L, H]
-        let length = prompt.size()[0];
-        let hidden = model.llm().hidden(&prompt.unsqueeze(0), &[length], None)?;
-        let logits = model.llm().logits(&hidden).get(0);
+        let logits = model.llm().read(&prompt, learned.lora.as_ref())?;
         let question = Question {
             features: &features,
             instruction,
-            labels: None,
-            tokens_max: self.settings.decoder.tokens_max,
+            shape: None,
+            tokens_max: None,
         };
         let prompt = self.responder.prompt(&self.adapter, &question)?;
         let mut finished = self.responder.join(vec![((), prompt)])?;

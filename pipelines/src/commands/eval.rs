@@ -6,7 +6,6 @@ use anyhow::Context;
 use serde_json::json;
 use speechverse::config::Settings;
 use speechverse::config::training::TrainingConfig;
-use speechverse::models::adapter::SpeechAdapter;
 use speechverse::models::speech_llm::Learned;
 use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
 use speechverse::training::prepare::prepare;
@@ -21,11 +20,9 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let identities = adapters::identities(&settings)?;
     let (_, loaded) = adapters::open(&settings, args.adapter.as_deref(), &identities)?;
     let networks = Networks::load(&settings.model).context("cannot load the networks")?;
-    let learned = Learned {
-        adapter: SpeechAdapter::from_snapshot(&loaded.adapter, networks.placement.device, false)
-            .context("cannot use the adapter")?,
-        lora: None,
-    };
+    let device = networks.placement.device;
+    let learned = Learned::frozen(&loaded.adapter, networks.speech_llm.llm(), device)
+        .context("cannot use the adapter")?;
     let version = loaded.adapter.version();
     let mut rows = vec![
         ["manifest", "clips", "words", "WER %", "audio s", "seconds"]

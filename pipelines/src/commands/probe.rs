@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::config::Settings;
+use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::whisper::Window;
 use speechverse::models::{probe, probe_llm};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
@@ -47,7 +48,11 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
             settings.model.device = DeviceChoice::Cpu;
             settings.model.precision = PrecisionChoice::F32;
             let samples = read_audio(&audio)?;
-            let mut respondent = Respondent::open(&settings, None)?;
+            let mut respondent = Respondent::open(
+                &settings,
+                None,
+                DecodeOptions::greedy(settings.decoder.tokens_max),
+            )?;
             let (tensors, text) = respondent
                 .probe(&samples, &instruction)
                 .context("cannot probe the joined model")?;

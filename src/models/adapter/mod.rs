@@ -13,6 +13,7 @@
 
 mod config;
 mod ctc_head;
+mod lora_snapshot;
 pub mod plain;
 mod snapshot;
 
@@ -23,6 +24,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 pub use config::AdapterConfig;
 pub use ctc_head::CtcHead;
+pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
 use crate::config::model::LayerMix;

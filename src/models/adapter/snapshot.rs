@@ -9,13 +9,13 @@ use crate::models::ModelError;
 use crate::weights::{Mismatch, WeightsError};
 
 use super::plain::{PlainFile, PlainTensor};
-use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE};
+use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE, LoraSnapshot};
 
 /// Key of the adapter's configuration in the file's metadata.
 const CONFIG_KEY: &str = "speechverse.adapter";
 const FORMAT_KEY: &str = "format";
 
-/// An immutable adapter version: configuration and numbers, no tensors.
+/// An immutable adapter version: configuration and numbers, its LoRA among them, no tensors.
 ///
 /// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be pinned to it. A
 /// device thread that needs the downsampler makes its own tensors once per version with
@@ -31,6 +31,7 @@ struct Content {
     config: AdapterConfig,
     tensors: BTreeMap<String, PlainTensor>,
     mix: Vec<f32>,
+    lora: Option<LoraSnapshot>,
 }
 
 impl AdapterSnapshot {
@@ -50,8 +51,32 @@ impl AdapterSnapshot {
         let mix = mix_of(&config, tensors.get("mix.weight").and_then(PlainTensor::floats));
         Ok(Self {
             version: version.into(),
-            content: Arc::new(Content { config, tensors, mix }),
+            content: Arc::new(Content {
+                config,
+                tensors,
+                mix,
+                lora: None,
+            }),
         })
+    }
+
+    /// The same version with low-rank updates of the language model.
+    pub fn with_lora(&self, lora: Option<LoraSnapshot>) -> Self {
+        let content = Content {
+            config: self.content.config.clone(),
+            tensors: self.content.tensors.clone(),
+            mix: self.content.mix.clone(),
+            lora,
+        };
+        Self {
+            version: Arc::clone(&self.version),
+            content: Arc::new(content),
+        }
+    }
+
+    /// Its low-rank updates of the language model, when it has any.
+    pub fn lora(&self) -> Option<&LoraSnapshot> {
+        self.content.lora.as_ref()
     }
 
     /// Reads an adapter file.

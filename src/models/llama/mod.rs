@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 pub use config::{LlamaConfig, Variant};
 use layers::{Layer, RmsNorm};
 
+use super::traits::{check_lesson, check_rows};
 use super::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::lora::{LoraSet, LoraSite};
@@ -155,6 +156,32 @@ impl Llama {
         hidden
     }
 
+    /// Final hidden states, without a cache, differentiable.
+    ///
+    /// # Shapes
+    /// `embeds` `[B, P, H]`, right-padded to the longest of `lengths` → `[B, P, H]`, final norm applied.
+    ///
+    /// # Errors
+    /// [`ModelError`] when shapes disagree or a length exceeds the model's positions.
+    pub fn hidden(
+        &self,
+        embeds: &Tensor,
+        lengths: &[i64],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        self.check_batch(embeds, lengths)?;
+        let hidden = self.run_whole(embeds, lora, None, |_| ());
+        Ok(self.norm.forward(&hidden))
+    }
+
+    /// Output layer: `[.., H]` → f32 `[.., V]`.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        hidden
+            .to_kind(self.kind)
+            .linear(&self.head, None::<&Tensor>)
+            .to_kind(Kind::Float)
+    }
+
     /// All hidden states of one sequence of ids, numbered as `hidden_states` of the transformers library: the
     /// embeddings, the output of every layer but the last, and last the final state with its norm.
     ///
@@ -204,25 +231,54 @@ impl LanguageModel for Llama {
         self.embeddings.shallow_clone()
     }
 
-    fn hidden(&self, embeds: &Tensor, lengths: &[i64], lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.check_batch(embeds, lengths)?;
-        let hidden = self.run_whole(embeds, lora, None, |_| ());
-        Ok(self.norm.forward(&hidden))
+    fn teach(
+        &self,
+        prompts: &[Tensor],
+        answers: &[&[i64]],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        check_lesson(prompts, answers, self.config.hidden_size)?;
+        let mut rows = Vec::with_capacity(prompts.len());
+        let mut lengths = Vec::with_capacity(prompts.len());
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            // The last token is only predicted, never fed.
+            let fed = &answer[..answer.len() - 1];
+            rows.push(if fed.is_empty() {
+                prompt.shallow_clone()
+            } else {
+                Tensor::f_cat(&[prompt, &self.embed(fed)?], 0)?
+            });
+            lengths.push(rows[rows.len() - 1].size()[0]);
+        }
+        let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
+        let hidden = self.hidden(&embeds, &lengths, lora)?; // [B, P, H]
+
+        let positions = hidden.size()[1];
+        let mut at = Vec::new();
+        for (row, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+            // The position before each answer token predicts it.
+            let first = row as i64 * positions + prompt.size()[0] - 1;
+            at.extend((first..).take(answer.len()));
+        }
+        let at = Tensor::f_from_slice(&at)?.f_to_device(self.device)?;
+        let predicting = hidden.f_flatten(0, 1)?.f_index_select(0, &at)?; // [N, H]
+        Ok(self.logits(&predicting))
     }
 
-    fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden
-            .to_kind(self.kind)
-            .linear(&self.head, None::<&Tensor>)
-            .to_kind(Kind::Float)
+    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+        let length = prompt.size().first().copied().unwrap_or(0);
+        let hidden = self.hidden(&prompt.f_unsqueeze(0)?, &[length], lora)?;
+        Ok(self.logits(&hidden).get(0))
     }
 
-    fn new_cache(&self, slots: i64, capacity: i64) -> KvCache {
+    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
+        let capacity = prompt_positions.saturating_add(answer_positions);
         let shape = KvCacheShape {
             layers: self.config.layers,
             slots: slots.max(1),
             heads: self.config.key_value_heads,
             capacity: capacity.clamp(1, self.config.max_positions),
+            prompt_capacity: None,
             head_dim: self.config.head_dim,
         };
         let kind = match self.device {
@@ -277,17 +333,6 @@ impl LanguageModel for Llama {
         cache.advance(&plan);
         Ok(self.logits(&self.norm.forward(&hidden.squeeze_dim(1))))
     }
-}
-
-fn check_rows(what: &'static str, found: usize, rows: i64) -> Result<(), ModelError> {
-    if found as i64 == rows {
-        return Ok(());
-    }
-    Err(ModelError::Shape {
-        what,
-        expected: format!("[{rows}]"),
-        found: vec![found as i64],
-    })
 }
 
 #[cfg(test)]

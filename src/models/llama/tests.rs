@@ -3,11 +3,19 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::generate::{GenerateOptions, generate};
+use crate::models::decoding::{DecodeOptions, decode_alike};
 use crate::models::probe_llm;
 use crate::nn::lora::LoraConfig;
 
 const FIXTURES: [&str; 3] = ["llama_tiny", "llama_qwen2", "llama_bias"];
+
+/// Greedy, and loops are let run.
+fn unguarded(tokens_max: usize) -> DecodeOptions {
+    DecodeOptions {
+        stop_loops: false,
+        ..DecodeOptions::greedy(tokens_max)
+    }
+}
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -106,13 +114,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
     for name in FIXTURES {
         let model = open(name);
         let expected = expected(name);
-        let options = |slots| GenerateOptions {
-            vocabulary: None,
-            stop_loops: false,
-            max_tokens: expected.greedy.len(),
-            end_ids: vec![],
-            slots,
-        };
+        let options = unguarded(expected.greedy.len());
         let prompt = |ids: &[i64]| model.embed(ids).unwrap();
         let prompts = [
             prompt(&expected.prompt),
@@ -122,14 +124,14 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
             prompt(&expected.ids[..1]),
         ];
 
-        let alone = generate(&model, &prompts[..1], &options(1), None).unwrap();
-        let beside = generate(&model, &prompts, &options(2), None).unwrap();
+        let alone = decode_alike(&model, &prompts[..1], options, 1, &[]).unwrap();
+        let beside = decode_alike(&model, &prompts, options, 2, &[]).unwrap();
 
         assert_eq!(alone[0].ids, expected.greedy, "{name}");
-        assert!(!alone[0].finished);
+        assert!(!alone[0].ended);
         for same in [&beside[0], &beside[3]] {
             assert_eq!(same.ids, expected.greedy);
-            for (found, alone) in same.log_probabilities.iter().zip(&alone[0].log_probabilities) {
+            for (found, alone) in same.log_probs.iter().zip(&alone[0].log_probs) {
                 assert!((found - alone).abs() < 1e-4);
             }
         }
@@ -142,33 +144,21 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
     let expected = expected("llama_tiny");
     let end = expected.greedy[4];
     let first = expected.greedy.iter().position(|id| *id == end).unwrap();
-    let options = GenerateOptions {
-        vocabulary: None,
-        stop_loops: false,
-        max_tokens: 12,
-        end_ids: vec![end],
-        slots: 4,
-    };
+    let prompt = model.embed(&expected.prompt).unwrap();
 
-    let answers = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None).unwrap();
+    let answers = decode_alike(&model, &[prompt], unguarded(12), 4, &[end]).unwrap();
 
     assert_eq!(answers[0].ids, expected.greedy[..first]);
-    assert_eq!(answers[0].log_probabilities.len(), first);
-    assert!(answers[0].finished);
+    assert_eq!(answers[0].log_probs.len(), first + 1);
+    assert!(answers[0].ended);
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_whole_forward_pass() {
+fn log_probs_are_those_of_the_whole_forward_pass() {
     let model = open("llama_tiny");
     let expected = expected("llama_tiny");
-    let options = GenerateOptions {
-        vocabulary: None,
-        stop_loops: false,
-        max_tokens: 12,
-        end_ids: vec![],
-        slots: 1,
-    };
-    let answer = generate(&model, &[model.embed(&expected.prompt).unwrap()], &options, None)
+    let prompt = model.embed(&expected.prompt).unwrap();
+    let answer = decode_alike(&model, &[prompt], unguarded(12), 1, &[])
         .unwrap()
         .remove(0);
     let all = [expected.prompt.as_slice(), answer.ids.as_slice()].concat();
@@ -176,10 +166,10 @@ fn log_probabilities_are_those_of_the_whole_forward_pass() {
     let states = model.hidden_states(&all).unwrap();
     let scores = model.logits(states.last().unwrap()).log_softmax(-1, Kind::Float);
 
-    for (index, (id, found)) in answer.ids.iter().zip(&answer.log_probabilities).enumerate() {
+    for (index, (id, found)) in answer.ids.iter().zip(&answer.log_probs).enumerate() {
         let at = (expected.prompt.len() + index - 1) as i64;
         let reference = scores.double_value(&[at, *id]);
-        assert!((f64::from(*found) - reference).abs() < 1e-4);
+        assert!((found - reference).abs() < 1e-4);
     }
 }
 
@@ -212,7 +202,7 @@ fn stepping_equals_the_whole_forward_pass_from_any_split() {
             let whole = model.hidden(&embeds, &[17], lora).unwrap();
             let logits = model.logits(&whole).get(0);
             for split in [1, 6, 16] {
-                let mut cache = model.new_cache(1, 17);
+                let mut cache = model.new_cache(1, 14, 3);
                 let prompt = embeds.narrow(1, 0, split);
                 let mut found = model.prefill(&prompt, &[split], &mut cache, &[0], lora).unwrap();
                 for (position, id) in ids.iter().enumerate().skip(split as usize) {
@@ -238,7 +228,7 @@ fn slots_join_and_leave_and_the_others_do_not_notice() {
         let error = relative_error(&found.get(row), &reference.get(position));
         assert!(error < 1e-5, "row {row} at {position}: {error:e}");
     };
-    let mut cache = model.new_cache(4, 17);
+    let mut cache = model.new_cache(4, 14, 3);
     let join = |cache: &mut KvCache, rows: &[&[i64]], slots: &[usize]| {
         let (embeds, lengths) = padded(&model, rows);
         model.prefill(&embeds, &lengths, cache, slots, None).unwrap()
@@ -276,7 +266,7 @@ fn slots_join_and_leave_and_the_others_do_not_notice() {
 fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
     let model = open("llama_tiny");
     let ids = expected("llama_tiny").ids;
-    let mut cache = model.new_cache(2, 17);
+    let mut cache = model.new_cache(2, 14, 3);
     let poison = Tensor::full([1, 12, 32], f64::NAN, (Kind::Float, Device::Cpu));
     let bad = model.prefill(&poison, &[12], &mut cache, &[0], None).unwrap();
     assert!(bad.isnan().any().int64_value(&[]) == 1);
@@ -305,7 +295,7 @@ fn a_fresh_lora_set_changes_not_one_bit() {
         assert_eq!(fresh.sites().len(), 14);
         let embeds = model.embed(&ids).unwrap().unsqueeze(0);
         let run = |lora: Option<&LoraSet>| {
-            let mut cache = model.new_cache(1, 20);
+            let mut cache = model.new_cache(1, 17, 3);
             let whole = model.logits(&model.hidden(&embeds, &[17], lora).unwrap());
             let first = model.prefill(&embeds, &[17], &mut cache, &[0], lora).unwrap();
             let second = model.step(&[5], &mut cache, &[0], lora).unwrap();
@@ -438,7 +428,7 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
         let served = lora.snapshot(Kind::BFloat16, Device::Cpu).unwrap();
         let ids = expected(name).ids;
         let run = |model: &Llama, lora: &LoraSet| {
-            let mut cache = model.new_cache(1, 20);
+            let mut cache = model.new_cache(1, 17, 3);
             let embeds = model.embed(&ids).unwrap().unsqueeze(0);
             let first = model
                 .prefill(&embeds, &[17], &mut cache, &[0], Some(lora))
@@ -461,7 +451,7 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
 #[test]
 fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
     let model = open("llama_tiny");
-    let mut cache = model.new_cache(2, 6);
+    let mut cache = model.new_cache(2, 3, 3);
     let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
     let prompt = model.embed(&[4, 5, 6]).unwrap().unsqueeze(0);
 
@@ -574,16 +564,10 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
             }
         }
         let (end, answer) = golden.answer.split_last().unwrap();
-        let options = GenerateOptions {
-            vocabulary: None,
-            stop_loops: false,
-            max_tokens: 16,
-            end_ids: vec![*end],
-            slots: 1,
-        };
-        let found = generate(&model, &[model.embed(ids).unwrap()], &options, None).unwrap();
+        let prompt = model.embed(ids).unwrap();
+        let found = decode_alike(&model, &[prompt], unguarded(16), 1, &[*end]).unwrap();
         assert_eq!(
-            (found[0].ids.as_slice(), found[0].finished),
+            (found[0].ids.as_slice(), found[0].ended),
             (answer, true),
             "{name}"
         );

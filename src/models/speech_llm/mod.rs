@@ -7,16 +7,17 @@
 //! the audio comes first inside the user's turn, the instruction after it.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::adapter::SpeechAdapter;
-use super::generate::{GenerateOptions, Generated, generate};
+use super::adapter::{AdapterSnapshot, SpeechAdapter};
+use super::decoding::{Constraint, DecodeOptions, Decoded, Loras, Prompt, decode_all};
 use super::llama::Llama;
 use super::{LanguageModel, ModelError};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
-use crate::text::{PromptLayout, TextError, Tokenizer, end_of_answer_ids};
+use crate::text::{AnswerPiece, AnswerShape, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
 
 /// What can go wrong around a speech LLM: its network, or its text.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,27 @@ pub struct Learned {
     pub lora: Option<LoraSet>,
 }
 
+impl Learned {
+    /// An adapter version as tensors on `device`, frozen, for answers by `llm`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when its low-rank updates do not fit the language model.
+    pub fn frozen(
+        snapshot: &AdapterSnapshot,
+        llm: &dyn LanguageModel,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let kind = llm.embedding_table().kind();
+        let lora = snapshot.lora();
+        Ok(Self {
+            adapter: SpeechAdapter::from_snapshot(snapshot, device, false)?,
+            lora: lora
+                .map(|lora| lora.to_set(&llm.lora_sites(), kind, device))
+                .transpose()?,
+        })
+    }
+}
+
 /// The frozen part: a language model with its tokenizer and prompt layout. Belongs to one thread at a time.
 pub struct SpeechLlm {
     llm: Box<dyn LanguageModel>,
@@ -58,7 +80,7 @@ pub struct SpokenAnswer {
     /// The text, special tokens left out, white space around it trimmed.
     pub text: String,
     /// Tokens, their log-probabilities, and whether it ended by itself.
-    pub generated: Generated,
+    pub decoded: Decoded,
 }
 
 /// A batch's loss.
@@ -204,47 +226,9 @@ impl SpeechLlm {
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<TargetLoss, ModelError> {
-        if prompts.len() != answers.len()
-            || prompts.is_empty()
-            || answers.iter().any(|answer| answer.is_empty())
-        {
-            return Err(ModelError::Shape {
-                what: "a batch of prompts and answers",
-                expected: "as many answers as prompts, none empty".into(),
-                found: [prompts.len(), answers.len()]
-                    .map(|count| i64::try_from(count).unwrap_or(i64::MAX))
-                    .to_vec(),
-            });
-        }
-        let mut rows = Vec::with_capacity(prompts.len());
-        let mut lengths = Vec::with_capacity(prompts.len());
-        for (prompt, answer) in prompts.iter().zip(answers) {
-            // The last token is only predicted, never fed.
-            let fed = &answer[..answer.len() - 1];
-            rows.push(if fed.is_empty() {
-                prompt.shallow_clone()
-            } else {
-                Tensor::f_cat(&[prompt, &self.llm.embed(fed)?], 0)?
-            });
-            lengths.push(rows[rows.len() - 1].size()[0]);
-        }
-        let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
-        let size = embeds.size();
-        let hidden = self.llm.hidden(&embeds, &lengths, lora)?; // [B, P, H]
-
-        let mut at = Vec::new();
-        let mut wanted = Vec::new();
-        for (row, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
-            // The position before each answer token predicts it.
-            let first = i64::try_from(row).unwrap_or(i64::MAX) * size[1] + prompt.size()[0] - 1;
-            at.extend((first..).take(answer.len()));
-            wanted.extend_from_slice(answer);
-        }
-        let device = embeds.device();
-        let at = Tensor::f_from_slice(&at)?.f_to_device(device)?;
-        let wanted = Tensor::f_from_slice(&wanted)?.f_to_device(device)?;
-        let predicting = hidden.f_reshape([-1, size[2]])?.f_index_select(0, &at)?; // [N, H]
-        let scores = self.llm.logits(&predicting).f_log_softmax(-1, Kind::Float)?; // [N, V]
+        let scores = self.llm.teach(prompts, answers, lora)?; // [N, V]
+        let wanted = Tensor::f_from_slice(&answers.concat())?.f_to_device(scores.device())?;
+        let scores = scores.f_log_softmax(-1, Kind::Float)?;
         let chosen = scores.f_gather(1, &wanted.f_unsqueeze(1)?, false)?; // [N, 1]
         Ok(TargetLoss {
             loss: -chosen.f_mean(Kind::Float)?,
@@ -252,10 +236,73 @@ impl SpeechLlm {
         })
     }
 
+    /// What holds an answer to a shape; none where every text fits it.
+    ///
+    /// Listed texts are taken as the tokenizer writes them: some rewrite characters, or squeeze white space.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when the tokenizer cannot say what its tokens spell, or cannot spell a listed text.
+    pub fn constraint(&self, shape: &AnswerShape) -> Result<Option<Arc<Constraint>>, SpeechLlmError> {
+        if shape.is_free() {
+            return Ok(None);
+        }
+        let rewritten = |texts: &Arc<[String]>| -> Result<Arc<[String]>, TextError> {
+            texts.iter().map(|text| self.rewritten(text)).collect()
+        };
+        let mut pieces = Vec::with_capacity(shape.pieces.len());
+        for piece in &shape.pieces {
+            pieces.push(match piece {
+                AnswerPiece::Choice(texts) => AnswerPiece::Choice(rewritten(texts)?),
+                AnswerPiece::Choices(texts) => AnswerPiece::Choices(rewritten(texts)?),
+                AnswerPiece::Slots(texts) => AnswerPiece::Slots(rewritten(texts)?),
+                other => other.clone(),
+            });
+        }
+        let shape = AnswerShape { pieces };
+        let spelling = self.tokenizer.spelling()?;
+        Ok(Some(Arc::new(Constraint::new(&shape, spelling, &self.end_ids)?)))
+    }
+
+    /// A text as it comes back from its tokens, where they hold all of it.
+    fn rewritten(&self, text: &str) -> Result<String, TextError> {
+        let ids = self.tokenizer.encode_plain(text)?;
+        let back = self.tokenizer.decode(&ids)?.trim().to_owned();
+        let whole = !back.is_empty()
+            && self.tokenizer.encode_plain(&back)? == self.tokenizer.encode_plain(text.trim())?;
+        Ok(if whole { back } else { text.to_owned() })
+    }
+
+    /// Answers prompts, each in its own way. `slots`: most sequences in the batch at the same time.
+    ///
+    /// # Errors
+    /// [`SpeechLlmError`] when shapes disagree, options make no sense, or a prompt is too long.
+    pub fn decode(
+        &self,
+        prompts: Vec<Prompt>,
+        slots: usize,
+        loras: Loras<'_>,
+    ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
+        let vocabulary = self.tokenizer.vocab_size();
+        decode_all(
+            self.llm.as_ref(),
+            prompts,
+            slots,
+            &self.end_ids,
+            vocabulary,
+            loras,
+        )?
+        .into_iter()
+        .map(|decoded| {
+            let text = self.text(&decoded)?;
+            Ok(SpokenAnswer { text, decoded })
+        })
+        .collect()
+    }
+
     /// Greedy answers. `slots`: most prompts in the batch at the same time.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when shapes disagree or a prompt is too long.
+    /// As [`decode`](Self::decode).
     pub fn greedy(
         &self,
         prompts: &[Tensor],
@@ -263,20 +310,25 @@ impl SpeechLlm {
         slots: usize,
         lora: Option<&LoraSet>,
     ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
-        let options = GenerateOptions {
-            max_tokens: tokens_max,
-            end_ids: self.end_ids.clone(),
-            slots,
-            vocabulary: Some(self.tokenizer.vocab_size()),
-            stop_loops: true,
-        };
-        generate(self.llm.as_ref(), prompts, &options, lora)?
-            .into_iter()
-            .map(|generated| {
-                let text = self.tokenizer.decode(&generated.ids)?.trim().to_owned();
-                Ok(SpokenAnswer { text, generated })
+        const KEY: u64 = 0;
+        let loras: Vec<(u64, &LoraSet)> = lora.map(|set| (KEY, set)).into_iter().collect();
+        let prompts = (prompts.iter())
+            .map(|embeds| Prompt {
+                embeds: embeds.shallow_clone(),
+                options: DecodeOptions::greedy(tokens_max),
+                constraint: None,
+                lora: lora.map(|_| KEY),
             })
-            .collect()
+            .collect();
+        self.decode(prompts, slots, &loras)
+    }
+
+    /// The text of an answer, without control tokens and white space around it.
+    ///
+    /// # Errors
+    /// [`TextError`] when the tokenizer refuses the ids.
+    pub fn text(&self, decoded: &Decoded) -> Result<String, TextError> {
+        Ok(self.tokenizer.decode(&decoded.ids)?.trim().to_owned())
     }
 }
 

@@ -1,9 +1,8 @@
-use tch::Device;
-
 use super::*;
 use crate::config::model::AdapterSettings;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, embedding_rms};
+use crate::models::decoding::decode_alike;
 use crate::nn::lora::LoraConfig;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::testing::TinyModels;
@@ -90,12 +89,11 @@ fn the_loss_is_the_mean_negative_log_likelihood_of_answer_tokens() {
         let whole = Tensor::cat(
             &[prompt.shallow_clone(), bench.llm.llm().embed(answer).unwrap()],
             0,
-        )
-        .unsqueeze(0);
-        let hidden = bench.llm.llm().hidden(&whole, &[whole.size()[1]], None).unwrap();
-        let scores = bench.llm.llm().logits(&hidden).log_softmax(-1, Kind::Double);
+        );
+        let read = bench.llm.llm().read(&whole, None).unwrap();
+        let scores = read.log_softmax(-1, Kind::Double);
         for (at, id) in answer.iter().enumerate() {
-            sum -= scores.double_value(&[0, prompt.size()[0] - 1 + i64::try_from(at).unwrap(), *id]);
+            sum -= scores.double_value(&[prompt.size()[0] - 1 + i64::try_from(at).unwrap(), *id]);
             count += 1;
         }
     }
@@ -145,14 +143,12 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
         .loss
         .double_value(&[]);
     assert!((two - (one + first) / 2.0).abs() < 1e-5);
-    let options = GenerateOptions {
-        vocabulary: None,
+    let options = DecodeOptions {
         stop_loops: false,
-        max_tokens: 8,
-        end_ids: bench.llm.end_ids().to_vec(),
-        slots: 2,
+        ..DecodeOptions::greedy(8)
     };
-    let answers = |prompts: &[Tensor]| generate(bench.llm.llm(), prompts, &options, None).unwrap();
+    let answers =
+        |prompts: &[Tensor]| decode_alike(bench.llm.llm(), prompts, options, 2, bench.llm.end_ids()).unwrap();
     assert_eq!(answers(&batch)[1].ids, answers(&alone)[0].ids);
 }
 

@@ -1,0 +1,216 @@
+//! The `[decoding]` table: how the next token of an answer is chosen.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use crate::models::ModelError;
+use crate::models::decoding::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StrategyName {
+    /// The likeliest one.
+    #[default]
+    Greedy,
+    /// Beam search.
+    Beam,
+    /// Drawn by chance.
+    Sample,
+}
+
+/// The `[decoding]` table. What belongs to another strategy than the chosen one is not used.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct DecodingConfig {
+    /// `greedy`, `beam` or `sample`.
+    pub strategy: StrategyName,
+    /// `beam`: answers that grow side by side; each takes a slot.
+    pub beams: usize,
+    /// `beam`: scores are divided by length to this power; above 0 favours long answers, below 0 short ones.
+    pub length_penalty: f64,
+    /// `beam`: `false`, `true` or `"never"`, as in the transformers library.
+    pub early_stopping: EarlyStopping,
+    /// `sample`: above 1 flattens the distribution, below 1 sharpens it.
+    pub temperature: f64,
+    /// `sample`: draws from so many of the likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// `sample`: draws from the likeliest tokens that make up this share.
+    pub top_p: f64,
+    /// `sample`: the same seed gives the same answer to the same question.
+    pub seed: u64,
+    /// Ends an answer that repeats itself, flags it `looping`, and keeps one of the repeats.
+    pub stop_loops: bool,
+    /// Above 1 makes tokens that the answer holds already less likely; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
+    pub no_repeat_ngram_size: usize,
+}
+
+impl Default for DecodingConfig {
+    fn default() -> Self {
+        Self {
+            strategy: StrategyName::Greedy,
+            beams: 4,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::No,
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 1.0,
+            seed: 0,
+            stop_loops: true,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+        }
+    }
+}
+
+impl DecodingConfig {
+    /// The settings as decoding takes them.
+    pub fn options(&self, tokens_max: usize) -> DecodeOptions {
+        self.options_of(self.strategy, tokens_max)
+    }
+
+    fn options_of(&self, strategy: StrategyName, tokens_max: usize) -> DecodeOptions {
+        let strategy = match strategy {
+            StrategyName::Greedy => Strategy::Greedy,
+            StrategyName::Beam => Strategy::Beam(BeamSettings {
+                width: self.beams,
+                length_penalty: self.length_penalty,
+                early_stopping: self.early_stopping,
+            }),
+            StrategyName::Sample => Strategy::Sample(Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed: self.seed,
+            }),
+        };
+        DecodeOptions {
+            strategy,
+            tokens_max,
+            stop_loops: self.stop_loops,
+            repetition_penalty: self.repetition_penalty,
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+        }
+    }
+
+    /// Checks every key, those of the other strategies too, and that a beam search fits `slots`.
+    pub(super) fn validate(&self, slots: usize) -> Result<(), ConfigError> {
+        // TOML has signed integers only: a larger seed could not be shown.
+        ConfigError::range("decoding.seed", self.seed, 0, u64::MAX >> 1)?;
+        for strategy in [StrategyName::Greedy, StrategyName::Beam, StrategyName::Sample] {
+            let checked = self.options_of(strategy, 1).validate();
+            if let Err(ModelError::Decoding {
+                option,
+                found,
+                expected,
+            }) = checked
+            {
+                let key = format!("decoding.{option}");
+                return Err(ConfigError::invalid(key, format!("{found} is not {expected}")));
+            }
+        }
+        if self.strategy == StrategyName::Beam && self.beams > slots {
+            let message = format!(
+                "{} beams need as many slots, `decoder.slots` is {slots}",
+                self.beams
+            );
+            return Err(ConfigError::invalid("decoding.beams", message));
+        }
+        Ok(())
+    }
+}
+
+/// `false`, `true` or `"never"`.
+#[derive(Deserialize, Serialize)]
+#[serde(untagged)]
+enum Written {
+    Flag(bool),
+    Word(String),
+}
+
+impl<'de> Deserialize<'de> for EarlyStopping {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = match Written::deserialize(deserializer)? {
+            Written::Flag(flag) => flag.to_string(),
+            Written::Word(word) => word,
+        };
+        words.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for EarlyStopping {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::No => Written::Flag(false),
+            Self::Yes => Written::Flag(true),
+            Self::Never => Written::Word("never".to_owned()),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl std::str::FromStr for EarlyStopping {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "false" => Ok(Self::No),
+            "true" => Ok(Self::Yes),
+            "never" => Ok(Self::Never),
+            other => Err(format!(
+                "`{}` is neither false, true nor never",
+                other.escape_debug()
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Settings;
+    use crate::models::decoding::{EarlyStopping, Strategy};
+
+    #[test]
+    fn early_stopping_is_written_as_in_transformers_and_reads_back() {
+        for (written, expected) in [
+            ("false", EarlyStopping::No),
+            ("true", EarlyStopping::Yes),
+            ("\"never\"", EarlyStopping::Never),
+        ] {
+            let text = format!("[decoding]\nstrategy = \"beam\"\nearly_stopping = {written}\n");
+            let settings = Settings::parse(&text, []).unwrap();
+            settings.validate().unwrap();
+
+            let again = Settings::parse(&settings.to_toml(), []).unwrap();
+
+            assert_eq!(settings.decoding.early_stopping, expected);
+            assert_eq!(again.decoding, settings.decoding);
+            let Strategy::Beam(beam) = settings.decoding.options(8).strategy else {
+                panic!("asked for beams");
+            };
+            assert_eq!(beam.early_stopping, expected);
+        }
+        assert!(Settings::parse("[decoding]\nearly_stopping = \"soon\"\n", []).is_err());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_key() {
+        for (text, key) in [
+            ("beams = 1", "decoding.beams"),
+            ("beams = 65", "decoding.beams"),
+            ("temperature = 0.0", "decoding.temperature"),
+            ("temperature = nan", "decoding.temperature"),
+            ("top_p = 1.1", "decoding.top_p"),
+            ("top_p = 0.0", "decoding.top_p"),
+            ("length_penalty = inf", "decoding.length_penalty"),
+            ("repetition_penalty = -1.0", "decoding.repetition_penalty"),
+            ("strategy = \"beam\"\nbeams = 9", "decoding.beams"),
+        ] {
+            let settings = Settings::parse(&format!("[decoding]\n{text}\n"), []).unwrap();
+            let error = settings.validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Beam search for one prompt: the arithmetic, apart from networks and caches.
+//!
+//! Equal, token for token, to transformers 5 (`GenerationMixin._beam_search`): of the `2 · width` likeliest continuations
+//! (more, where several tokens end an answer) those among the first `width` that end are complete, with their score
+//! divided by length to the power of `length_penalty`; the best `width` of the others go on. Scores are f32 as there.
+
+use super::constraint::Progress;
+use super::repetition::repeated_tail;
+use super::{BeamSettings, EarlyStopping};
+
+/// Answers under way or complete.
+#[derive(Clone, Debug)]
+pub(super) struct Hypothesis {
+    /// Its tokens, the one that ended it left out.
+    pub(super) ids: Vec<i64>,
+    /// Natural-log probability of each chosen token, the end token's included.
+    pub(super) log_probs: Vec<f64>,
+    /// Under way: sum of scores. Complete: with the length penalty.
+    pub(super) score: f32,
+    pub(super) ended: bool,
+    pub(super) looping: bool,
+    /// Where it is in its constraint, if it has one.
+    pub(super) progress: Option<Progress>,
+}
+
+/// A possible continuation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// Which of the hypotheses under way it continues.
+    pub(super) source: usize,
+    pub(super) id: i64,
+    /// Sum of scores with the new token.
+    pub(super) score: f32,
+    /// Natural-log probability of the new token under the full distribution.
+    pub(super) log_prob: f64,
+}
+
+/// A beam search under way.
+#[derive(Debug)]
+pub(super) struct BeamSearch {
+    settings: BeamSettings,
+    tokens_max: usize,
+    /// Ends hypotheses that repeat themselves.
+    stop_loops: bool,
+    /// Under way, best first.
+    live: Vec<Hypothesis>,
+    /// Complete, best first, at most `width`.
+    complete: Vec<Hypothesis>,
+    /// The best that was given up because it repeated itself.
+    given_up: Option<Hypothesis>,
+}
+
+impl BeamSearch {
+    pub(super) fn new(
+        settings: BeamSettings,
+        tokens_max: usize,
+        stop_loops: bool,
+        progress: Option<Progress>,
+    ) -> Self {
+        Self {
+            settings,
+            tokens_max,
+            stop_loops,
+            live: vec![Hypothesis {
+                ids: Vec::new(),
+                log_probs: Vec::new(),
+                score: 0.0,
+                ended: false,
+                looping: false,
+                progress,
+            }],
+            complete: Vec::new(),
+            given_up: None,
+        }
+    }
+
+    /// Hypotheses under way, best first.
+    pub(super) fn live(&self) -> &[Hypothesis] {
+        &self.live
+    }
+
+    /// How many continuations [`advance`](Self::advance) wants to see.
+    pub(super) fn candidates(&self, end_ids: usize) -> usize {
+        self.settings.width * (1 + end_ids).max(2)
+    }
+
+    /// Takes the best continuations of all hypotheses, best first, and returns, for each hypothesis that goes on, which
+    /// one it continues; none when the search is over.
+    ///
+    /// `advance_constraint` tells where a constrained hypothesis is after one more token.
+    pub(super) fn advance(
+        &mut self,
+        candidates: &[Candidate],
+        end_ids: &[i64],
+        advance_constraint: impl Fn(&Progress, i64) -> Option<Progress>,
+    ) -> Option<Vec<usize>> {
+        let width = self.settings.width;
+        let length = self.live.first()?.log_probs.len() + 1;
+        let last = length >= self.tokens_max;
+        let mut live = Vec::with_capacity(width);
+        let mut sources = Vec::with_capacity(width);
+        for (rank, candidate) in candidates.iter().enumerate() {
+            let ended = end_ids.contains(&candidate.id);
+            let full = if ended || last {
+                rank >= width
+            } else {
+                live.len() >= width
+            };
+            if full {
+                continue;
+            }
+            let mut hypothesis = self.live[candidate.source].clone();
+            hypothesis.log_probs.push(candidate.log_prob);
+            hypothesis.score = candidate.score;
+            hypothesis.ended = ended;
+            if !ended {
+                hypothesis.ids.push(candidate.id);
+                if let Some(progress) = &hypothesis.progress {
+                    hypothesis.progress = advance_constraint(progress, candidate.id);
+                }
+            }
+            if ended || last {
+                hypothesis.score /= self.penalty(length);
+                self.complete.push(hypothesis);
+            } else if let Some(extra) = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops) {
+                hypothesis.looping = true;
+                hypothesis.ids.truncate(hypothesis.ids.len() - extra);
+                hypothesis.log_probs.truncate(hypothesis.ids.len());
+                self.given_up.get_or_insert(hypothesis);
+            } else {
+                live.push(hypothesis);
+                sources.push(candidate.source);
+            }
+        }
+        // Stable: of equals, the earlier one stays before.
+        self.complete
+            .sort_by(|left, right| right.score.total_cmp(&left.score));
+        self.complete.truncate(width);
+        self.live = live;
+        (!self.is_over(length)).then_some(sources)
+    }
+
+    /// Length to the power of the penalty, as a divisor.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "scores are f32 in the original"
+    )]
+    fn penalty(&self, length: usize) -> f32 {
+        (length as f64).powf(self.settings.length_penalty) as f32
+    }
+
+    /// Whether nothing can change the best answer any more, as far as the settings care.
+    fn is_over(&self, length: usize) -> bool {
+        let Some(best) = self.live.first() else {
+            return true;
+        };
+        if self.complete.len() < self.settings.width {
+            return false;
+        }
+        let worst = self.complete[self.complete.len() - 1].score;
+        let at_best = match self.settings.early_stopping {
+            EarlyStopping::Yes => return true,
+            EarlyStopping::Never if self.settings.length_penalty > 0.0 => self.tokens_max,
+            EarlyStopping::Never | EarlyStopping::No => length,
+        };
+        best.score / self.penalty(at_best) <= worst
+    }
+
+    /// The best answer. A constrained one that is complete comes before any that was cut off.
+    pub(super) fn finish(self) -> Hypothesis {
+        let constrained = |found: &Hypothesis| found.progress.is_some();
+        let whole = (self.complete.iter()).position(|found| found.ended && constrained(found));
+        let mut rest = self.complete.into_iter();
+        let best = match whole {
+            Some(place) => rest.nth(place),
+            None => rest.next(),
+        };
+        best.or(self.given_up)
+            .or_else(|| self.live.into_iter().next())
+            .unwrap_or_else(|| Hypothesis {
+                ids: Vec::new(),
+                log_probs: Vec::new(),
+                score: f32::NEG_INFINITY,
+                ended: false,
+                looping: false,
+                progress: None,
+            })
+    }
+}

@@ -1,0 +1,146 @@
+use super::*;
+
+const KIND: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn cache(slots: i64, prompt_capacity: Option<i64>) -> KvCache {
+    let shape = KvCacheShape {
+        layers: 2,
+        slots,
+        heads: 1,
+        capacity: 8,
+        prompt_capacity,
+        head_dim: 1,
+    };
+    KvCache::new(shape, Kind::Float, Device::Cpu)
+}
+
+/// Keys `first, first + 1, …`, `[1, 1, length, 1]`.
+fn counted(first: f64, length: i64) -> Tensor {
+    (Tensor::arange(length, KIND) + first).view([1, 1, length, 1])
+}
+
+fn begin(cache: &mut KvCache, slot: usize, first: f64, length: i64) {
+    cache.begin(&[slot], &[length]).unwrap();
+    for layer in 0..2 {
+        let keys = counted(first + layer as f64 * 100.0, length);
+        cache.store(layer, &[slot], &keys, &-&keys);
+    }
+}
+
+fn step(cache: &mut KvCache, slots: &[usize], keys: &[f32]) -> Vec<Vec<f32>> {
+    let plan = cache.plan_step(slots).unwrap();
+    let new = Tensor::from_slice(keys).view([-1, 1, 1, 1]);
+    let mut seen = Vec::new();
+    for layer in 0..2 {
+        let (keys, values) = cache.append(layer, &plan, &(&new + layer as f64 * 100.0), &-&new);
+        if layer == 1 {
+            assert_eq!(keys.size(), values.size());
+            for row in 0..slots.len() as i64 {
+                let length = cache.length(slots[row as usize]) + 1;
+                let own = keys.get(row).narrow(1, 0, length) - 100.0;
+                seen.push(Vec::<f32>::try_from(own.reshape([-1])).unwrap());
+            }
+        }
+    }
+    cache.advance(&plan);
+    seen
+}
+
+fn prompts(cache: &KvCache, slots: &[usize]) -> Vec<Vec<f32>> {
+    let plan = cache.plan_step(slots).unwrap();
+    let (keys, _) = cache.prompt(1, &plan).unwrap();
+    let valid = plan.prompt_mask().map(|mask| mask.view([slots.len() as i64, -1]));
+    (0..slots.len() as i64)
+        .map(|row| {
+            let own = keys.get(row).reshape([-1]) - 100.0;
+            let own = match &valid {
+                Some(valid) => own.masked_select(&valid.get(row)),
+                None => own,
+            };
+            Vec::<f32>::try_from(own).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn slots_swap_and_copy_their_sequences_at_once() {
+    let mut cache = cache(4, None);
+    begin(&mut cache, 0, 10.0, 2);
+    begin(&mut cache, 1, 20.0, 3);
+    begin(&mut cache, 3, 40.0, 1);
+
+    cache.reorder(&[0, 1, 2, 3], &[1, 0, 0, 3]).unwrap();
+
+    assert_eq!([0, 1, 2, 3].map(|slot| cache.length(slot)), [3, 2, 2, 1]);
+    assert_eq!(
+        step(&mut cache, &[0, 1, 2, 3], &[1.0, 2.0, 3.0, 4.0]),
+        [
+            vec![20.0, 21.0, 22.0, 1.0],
+            vec![10.0, 11.0, 2.0],
+            vec![10.0, 11.0, 3.0],
+            vec![40.0, 4.0]
+        ]
+    );
+}
+
+#[test]
+fn a_prompt_goes_with_its_sequence() {
+    let mut cache = cache(3, Some(4));
+    begin(&mut cache, 0, 10.0, 4);
+    begin(&mut cache, 1, 20.0, 2);
+    assert_eq!((cache.length(0), cache.room(0)), (0, 8));
+    let _ = step(&mut cache, &[0, 1], &[1.0, 2.0]);
+
+    cache.reorder(&[2, 0, 1], &[0, 1, 0]).unwrap();
+    // The second time both slots have the prompt already.
+    cache.reorder(&[1], &[2]).unwrap();
+
+    assert_eq!(
+        prompts(&cache, &[0, 2]),
+        [vec![20.0, 21.0], vec![10.0, 11.0, 12.0, 13.0]]
+    );
+    assert_eq!(
+        step(&mut cache, &[1, 0, 2], &[5.0, 6.0, 7.0]),
+        [vec![1.0, 5.0], vec![2.0, 6.0], vec![1.0, 7.0]]
+    );
+}
+
+#[test]
+fn what_was_not_finite_does_not_outlive_a_reorder() {
+    let mut cache = cache(2, None);
+    begin(&mut cache, 0, f64::NAN, 6);
+    begin(&mut cache, 1, 20.0, 2);
+
+    cache.reorder(&[0], &[1]).unwrap();
+
+    let plan = cache.plan_step(&[0]).unwrap();
+    let _ = cache.append(0, &plan, &counted(0.0, 1), &counted(0.0, 1));
+    let everything: f64 = cache.own.layers[0].0.get(0).sum(Kind::Float).double_value(&[]);
+    assert_eq!(everything, 41.0);
+}
+
+#[test]
+fn room_is_counted_together_or_apart() {
+    assert!(cache(1, None).check_room(5, 3).is_ok());
+    assert!(cache(1, None).check_room(6, 3).is_err());
+    assert!(cache(1, Some(4)).check_room(4, 8).is_ok());
+    assert!(cache(1, Some(4)).check_room(5, 1).is_err());
+    assert!(cache(1, Some(4)).check_room(1, 9).is_err());
+    assert!(cache(1, Some(4)).begin(&[0], &[5]).is_err());
+}
+
+#[test]
+fn a_reorder_that_makes_no_sense_is_an_error() {
+    let mut cache = cache(2, None);
+    for (slots, sources) in [
+        (&[0usize, 0][..], &[0usize, 1][..]),
+        (&[2], &[0]),
+        (&[0], &[2]),
+        (&[0], &[]),
+    ] {
+        assert!(matches!(
+            cache.reorder(slots, sources),
+            Err(ModelError::Shape { .. })
+        ));
+    }
+}
