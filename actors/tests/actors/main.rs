@@ -1,0 +1,8 @@
+//! One actor at a time, driven through its mailbox: probes stand in for its neighbours, and each stage is made to fail
+//! on purpose.
+
+mod decoder;
+mod encoder;
+mod messages;
+mod publisher;
+mod support;
