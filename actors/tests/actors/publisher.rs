@@ -112,7 +112,7 @@ async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everythi
     })
     .await;
 
-    let taken = fill(&desk.publisher, |number| desk.answer(number.min(5), "yes".into())).await;
+    let (taken, refused) = fill(&desk.publisher, |number| desk.answer(number.min(5), "yes".into())).await;
     tokio::time::sleep(Duration::from_secs(1)).await; // several sends time out
 
     // Two are on their way, one waits for its turn, one is in the mailbox.
@@ -120,12 +120,8 @@ async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everythi
     assert_eq!(desk.requests.ledger.unfinished(), 6);
 
     let other = Kafka::start_at(address).await;
-    for number in taken..6 {
-        desk.publisher
-            .tell(desk.answer(number, "yes".into()))
-            .await
-            .unwrap();
-    }
+    desk.publisher.tell(refused).await.unwrap();
+    desk.publisher.tell(desk.answer(5, "yes".into())).await.unwrap();
     desk.requests.idle().await;
     let mut ids: Vec<String> = other
         .read(&other.config.topics.results, 6)

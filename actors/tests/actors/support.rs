@@ -1,10 +1,11 @@
 //! What every module here needs: probes behind recipients, records with tickets, a broker with a source.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kameo::error::Infallible;
+use kameo::error::{Infallible, SendError};
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
 use speechverse::broker::EmbeddedBroker;
@@ -15,6 +16,8 @@ use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::{Budget, Ledger, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
+use speechverse::registry::{Draft, ModelIdentity};
+use speechverse::store::{Sample, SampleSource};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Receipt, Record};
@@ -85,22 +88,29 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Tells messages until the mailbox has refused one for a while; returns how many it took.
-pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> usize
+/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that it refused.
+pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> (usize, M)
 where
     A: Actor + Message<M>,
     M: Send + 'static,
 {
     const ENOUGH: usize = 50;
     const LONG: Duration = Duration::from_secs(1);
-    let (mut taken, mut refused) = (0, Instant::now());
+    let (mut taken, mut refused, mut offer) = (0, Instant::now(), make(0));
     while taken < ENOUGH && refused.elapsed() < LONG {
-        match actor.tell(make(taken)).try_send() {
-            Ok(()) => (taken, refused) = (taken + 1, Instant::now()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        offer = match actor.tell(offer).try_send() {
+            Ok(()) => {
+                (taken, refused) = (taken + 1, Instant::now());
+                make(taken)
+            }
+            Err(SendError::MailboxFull(offer)) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                offer
+            }
+            Err(error) => panic!("{error}"),
         }
     }
-    taken
+    (taken, offer)
 }
 
 /// Whether an actor has taken every message out of its mailbox.
@@ -315,4 +325,52 @@ impl Feed {
 pub(crate) fn text_of(record: &Record, name: &str) -> String {
     let bytes = Headers::new(&record.headers).bytes(name).unwrap_or_default();
     String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Sound of one value, as `audio/L16`.
+pub(crate) fn pcm(samples: usize, value: f32) -> Bytes {
+    let sample = ((value * 32_767.0) as i16).to_be_bytes();
+    Bytes::from(sample.repeat(samples))
+}
+
+/// Labelled sample `number`: half a second of its own.
+pub(crate) fn sample(number: usize) -> Sample {
+    let pitch = 0.05 + 0.01 * number as f32;
+    Sample {
+        audio: (0..8_000)
+            .map(|index| (index as f32 * pitch).sin() * 0.3)
+            .collect(),
+        instruction: "Transcribe the speech.".to_owned(),
+        target: format!("sentence number {number}"),
+        task: "asr".to_owned(),
+        source: SampleSource {
+            topic: "speechverse.labels".to_owned(),
+            partition: 0,
+            offset: number as i64,
+        },
+        request_id: format!("sample-{number}"),
+        received_ms: 0,
+        may_train: true,
+    }
+}
+
+/// A version to publish.
+pub(crate) fn draft(
+    parent: Option<&str>,
+    encoder: ModelIdentity,
+    llm: ModelIdentity,
+    adapter: AdapterSnapshot,
+) -> Draft {
+    Draft {
+        parent: parent.map(str::to_owned),
+        encoder,
+        llm,
+        curriculum: serde_json::Value::Null,
+        data_digest: String::new(),
+        metrics: BTreeMap::new(),
+        settings: serde_json::Value::Null,
+        adapter,
+        lora: None,
+        extra: Vec::new(),
+    }
 }
