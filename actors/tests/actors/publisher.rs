@@ -97,13 +97,15 @@ impl Desk {
     }
 }
 
+/// An address of this machine where nobody listens yet.
+fn nobody_listens() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everything_is_sent() {
-    // Nobody listens there until the test says so.
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = nobody_listens();
     let desk = Desk::new(6, 2, |sink| {
         sink.bootstrap = address.to_string();
         sink.send_timeout_ms = 300; // so that the publisher has to repeat
@@ -246,4 +248,19 @@ async fn a_graceful_stop_waits_for_the_sends_that_are_on_their_way() {
     stop(&desk.publisher).await;
 
     assert_eq!(desk.requests.ledger.unfinished(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_does_not_take_before_a_stop_is_not_released() {
+    let desk = Desk::new(1, 8, |sink| {
+        sink.bootstrap = nobody_listens().to_string();
+        sink.send_timeout_ms = 300;
+    })
+    .await;
+
+    desk.publisher.tell(desk.answer(0, "yes".into())).await.unwrap();
+    stop(&desk.publisher).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // the last try has failed by now
+
+    assert_eq!(desk.requests.ledger.unfinished(), 1);
 }
