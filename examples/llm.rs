@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
                         .with_context(|| format!("`{id}` is no token id"))
                 })
                 .collect::<Result<_, _>>()?;
-            let outputs = probe_llm::llm(Path::new(folder), &ids)?;
+            let outputs = probe_llm::llm(Path::new(folder), &ids, None)?;
             Tensor::write_safetensors(&outputs, out)?;
         }
         ["lora", folder, out, ids] => {

@@ -17,7 +17,6 @@ use speechverse::models::decoding::{Decoded, Prompt};
 use speechverse::models::responder::{Question, Responder};
 use speechverse::models::speech_llm::SpeechLlmError;
 use speechverse::telemetry::metrics;
-use speechverse::text::AnswerShape;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
@@ -178,11 +177,10 @@ impl Decoder {
 
     fn prompt(&mut self, message: &DecodeUtterance) -> Result<Prompt, SpeechLlmError> {
         let request = &message.ticket.request;
-        let shape = request.labels.as_ref().map(AnswerShape::one_of);
         let question = Question {
             features: &message.features,
             instruction: &request.instruction,
-            shape: shape.as_ref(),
+            shape: request.shape.as_ref(),
             tokens_max: request.max_tokens,
         };
         std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -235,7 +233,8 @@ impl Decoder {
         let times = ticket.times;
         let label = decoded
             .label
-            .and_then(|index| request.labels.as_ref()?.get(index).cloned());
+            .and_then(|index| request.shape.as_ref()?.choice()?.get(index).cloned());
+        let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
@@ -246,7 +245,7 @@ impl Decoder {
             flags: flags(decoded, &text, self.args.config.low_confidence_below),
             text,
             label,
-            fields: BTreeMap::new(),
+            fields,
             adapter,
             score: decoded.score(),
             audio_seconds: ticket.audio_seconds,

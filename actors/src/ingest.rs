@@ -13,7 +13,7 @@ use kameo::prelude::*;
 use speechverse::audio::{AudioError, AudioLimits, Waveform, decode};
 use speechverse::kafka::{Budget, Ledger, SourceEvent};
 use speechverse::telemetry::metrics;
-use speechverse::text::TaskTable;
+use speechverse::text::{Asked, Filling, TaskTable, TextError};
 use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
@@ -38,16 +38,12 @@ pub struct TaskInstructions {
 }
 
 impl Instructions for TaskInstructions {
-    fn of_task(&self, task: &str) -> Option<String> {
-        self.tasks.get(task).ok().map(|task| task.instruction.clone())
+    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+        self.tasks.ask(names, filling, own)
     }
 
     fn default_instruction(&self) -> String {
         self.default.clone()
-    }
-
-    fn tasks(&self) -> Vec<String> {
-        self.tasks.names().map(str::to_owned).collect()
     }
 }
 

@@ -202,6 +202,7 @@ fn join(parts: &[Bytes]) -> Bytes {
 mod tests {
     use std::sync::Arc;
 
+    use speechverse::text::{Asked, Filling, TaskTable, TextError};
     use speechverse::wire::Receipt;
     use speechverse::wire::request::{Instructions, RequestLimits};
 
@@ -210,14 +211,11 @@ mod tests {
     struct Words;
 
     impl Instructions for Words {
-        fn of_task(&self, _: &str) -> Option<String> {
-            None
+        fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+            TaskTable::default().ask(names, filling, own)
         }
         fn default_instruction(&self) -> String {
             "Transcribe the speech.".into()
-        }
-        fn tasks(&self) -> Vec<String> {
-            Vec::new()
         }
     }
 

@@ -335,6 +335,18 @@ pub enum Adapters {
         #[arg(long)]
         json: bool,
     },
+    /// Write a version's low-rank updates of the language model as a folder that the `peft` library loads.
+    Export {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Version instead of the current one.
+        #[arg(long, value_name = "VERSION")]
+        adapter: Option<String>,
+        /// Folder to make.
+        #[arg(value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Which kind of float to write.
@@ -407,7 +419,7 @@ pub enum Probe {
         #[arg(long, value_enum, default_value = "padded")]
         window: WindowChoice,
     },
-    /// Logits of a language model: `logits` `[T, V]`.
+    /// Logits of a language model: `logits` `[T, V]`; hidden states; of an encoder–decoder `encoder` `[T, H]` too.
     Llm {
         /// Model folder.
         #[arg(long, value_name = "DIR")]
@@ -415,6 +427,9 @@ pub enum Probe {
         /// Token ids, separated by commas.
         #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
         ids: Vec<i64>,
+        /// What an encoder–decoder's decoder has read, the start token first; absent: the start token alone.
+        #[arg(long, value_name = "0,4,5", value_delimiter = ',')]
+        decoder_ids: Option<Vec<i64>>,
         /// Safetensors file to write.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,

@@ -40,6 +40,16 @@ pub enum ModelError {
         /// What is supported.
         expected: String,
     },
+    /// A number format in which a network cannot compute.
+    #[error("{model} cannot run in {found}: {reason}")]
+    Precision {
+        /// The network.
+        model: &'static str,
+        /// The format.
+        found: &'static str,
+        /// Why, and what to use.
+        reason: &'static str,
+    },
     /// A clip without samples.
     #[error("clip {index} of the batch has no samples")]
     EmptyClip {

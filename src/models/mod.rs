@@ -13,12 +13,16 @@ pub mod probe;
 pub mod probe_llm;
 pub mod responder;
 pub mod speech_llm;
+pub mod t5;
 pub mod whisper;
 
+mod config_file;
 mod error;
+mod open_llm;
 mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
+pub use open_llm::open_language_model;
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
 pub use whisper::WhisperEncoder;

@@ -205,6 +205,11 @@ impl KvCache {
         self.own.lengths.len()
     }
 
+    /// The kind that keys and values are kept in.
+    pub fn kind(&self) -> Kind {
+        (self.own.layers.first()).map_or(Kind::Float, |(keys, _)| keys.kind())
+    }
+
     /// Positions of each slot; an encoder–decoder's prompt is not among them.
     pub fn capacity(&self) -> i64 {
         self.own.capacity

@@ -100,7 +100,8 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Share of inputs set to zero while training, 0 to below 1.
     pub dropout: f64,
-    /// Projections by their last name (`q_proj`) or by the end of their path (`layers.0.self_attn.q_proj`).
+    /// Projections by their last name (`q_proj`) or by the end of their path (`layers.0.self_attn.q_proj`). Empty: the
+    /// queries and values of every attention, cross-attention included, by whatever names the model gives them.
     pub targets: Vec<String>,
 }
 
@@ -110,10 +111,13 @@ impl Default for LoraConfig {
             rank: 8,
             alpha: 16.0,
             dropout: 0.0,
-            targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+            targets: Vec::new(),
         }
     }
 }
+
+/// Queries and values, as the networks here spell them.
+const QUERIES_AND_VALUES: [&str; 4] = ["q_proj", "v_proj", "q", "v"];
 
 impl LoraConfig {
     /// Checks the rules that the types cannot hold.
@@ -130,9 +134,6 @@ impl LoraConfig {
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(setting("dropout", self.dropout.to_string(), "0 to below 1"));
-        }
-        if self.targets.is_empty() {
-            return Err(setting("targets", "empty".to_owned(), "at least one projection"));
         }
         Ok(())
     }
@@ -157,6 +158,47 @@ impl LoraConfig {
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
         parse_peft(&text, &path)
+    }
+
+    /// The same with its targets spelt out for a model that has `sites`.
+    ///
+    /// # Errors
+    /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches nothing.
+    pub fn resolve(mut self, sites: &[LoraSite]) -> Result<Self, LoraError> {
+        self.validate()?;
+        let matches = |target: &str| sites.iter().any(|site| ends_with_name(&site.path, target));
+        let unknown = |target: &str| {
+            let known: BTreeSet<&str> = (sites.iter())
+                .filter_map(|site| site.path.rsplit('.').next())
+                .collect();
+            LoraError::Target {
+                target: target.to_owned(),
+                known: known.into_iter().collect::<Vec<_>>().join(", "),
+            }
+        };
+        if let Some(target) = self.targets.iter().find(|target| !matches(target)) {
+            return Err(unknown(target));
+        }
+        if self.targets.is_empty() {
+            let found = QUERIES_AND_VALUES.into_iter().filter(|target| matches(target));
+            self.targets = found.map(str::to_owned).collect();
+            if self.targets.is_empty() {
+                return Err(unknown("queries and values"));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Numbers that a set on these sites would learn.
+    ///
+    /// # Errors
+    /// As [`LoraConfig::resolve`].
+    pub fn parameter_count(&self, sites: &[LoraSite]) -> Result<i64, LoraError> {
+        let resolved = self.clone().resolve(sites)?;
+        let selected = sites.iter().filter(|site| resolved.selects(&site.path));
+        Ok(selected
+            .map(|site| self.rank * (site.inputs + site.outputs))
+            .sum())
     }
 
     fn selects(&self, path: &str) -> bool {
@@ -196,18 +238,7 @@ impl LoraSet {
     /// # Errors
     /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches nothing.
     pub fn new(config: LoraConfig, sites: &[LoraSite], device: Device) -> Result<Self, LoraError> {
-        config.validate()?;
-        for target in &config.targets {
-            if !sites.iter().any(|site| ends_with_name(&site.path, target)) {
-                let known: BTreeSet<&str> = (sites.iter())
-                    .filter_map(|site| site.path.rsplit('.').next())
-                    .collect();
-                return Err(LoraError::Target {
-                    target: target.clone(),
-                    known: known.into_iter().collect::<Vec<_>>().join(", "),
-                });
-            }
-        }
+        let config = config.resolve(sites)?;
         let sites: Vec<LoraSite> = (sites.iter())
             .filter(|site| config.selects(&site.path))
             .cloned()
@@ -306,6 +337,15 @@ impl LoraSet {
         }
     }
 
+    /// Which of peft's wrappers fits the base model: one with a decoder that is fed by an encoder, or not.
+    fn task_type(&self) -> &'static str {
+        let inside = |stack: &str| self.sites.iter().any(|site| site.path.starts_with(stack));
+        match inside("encoder.") || inside("decoder.") {
+            true => "SEQ_2_SEQ_LM",
+            false => "CAUSAL_LM",
+        }
+    }
+
     /// Writes a folder that `peft` loads. `base_model` is the base's name or path, for the reader's information.
     ///
     /// # Errors
@@ -321,7 +361,7 @@ impl LoraSet {
         };
         std::fs::create_dir_all(folder).map_err(io(folder))?;
         let config_path = folder.join(CONFIG_FILE);
-        let text = serde_json::to_string_pretty(&PeftConfig::new(&self.config, base_model))
+        let text = serde_json::to_string_pretty(&PeftConfig::new(&self.config, self.task_type(), base_model))
             .map_err(|error| io(&config_path)(error.into()))?;
         std::fs::write(&config_path, text + "\n").map_err(io(&config_path))?;
 
@@ -393,10 +433,10 @@ struct PeftConfig<'a> {
 }
 
 impl<'a> PeftConfig<'a> {
-    fn new(config: &'a LoraConfig, base_model: &'a str) -> Self {
+    fn new(config: &'a LoraConfig, task_type: &'static str, base_model: &'a str) -> Self {
         Self {
             peft_type: "LORA",
-            task_type: "CAUSAL_LM",
+            task_type,
             base_model_name_or_path: base_model,
             r: config.rank,
             lora_alpha: config.alpha,
@@ -649,10 +689,6 @@ mod tests {
             make(&|it| it.dropout = 1.0),
             Err(LoraError::Setting { key: "dropout", .. })
         ));
-        assert!(matches!(
-            make(&|it| it.targets.clear()),
-            Err(LoraError::Setting { key: "targets", .. })
-        ));
         let error = make(&|it| it.targets = vec!["proj".to_owned()])
             .unwrap_err()
             .to_string();
@@ -660,6 +696,39 @@ mod tests {
             error.contains("`proj`") && error.contains("k_proj, q_proj"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn without_targets_queries_and_values_are_meant_by_the_models_own_names() {
+        let site = |path: &str| LoraSite {
+            path: path.to_owned(),
+            inputs: 6,
+            outputs: 4,
+        };
+        let set = LoraSet::new(config(&[]), &sites(), Device::Cpu).unwrap();
+        assert_eq!(set.config().targets, ["q_proj"]);
+        assert_eq!(set.sites().len(), 2);
+        assert_eq!(config(&[]).parameter_count(&sites()).unwrap(), 2 * 2 * (6 + 4));
+
+        let names = [
+            "SelfAttention.q",
+            "SelfAttention.k",
+            "EncDecAttention.v",
+            "EncDecAttention.o",
+        ];
+        let t5 = names.map(|name| site(&format!("decoder.block.0.layer.0.{name}")));
+        let set = LoraSet::new(config(&[]), &t5, Device::Cpu).unwrap();
+        assert_eq!(set.config().targets, ["q", "v"]);
+        assert_eq!(set.sites().len(), 2);
+        let folder = tempfile::tempdir().unwrap();
+        set.save(folder.path(), "base").unwrap();
+        let written = std::fs::read_to_string(folder.path().join(CONFIG_FILE)).unwrap();
+        assert!(written.contains("SEQ_2_SEQ_LM"), "{written}");
+
+        assert!(matches!(
+            LoraSet::new(config(&[]), &[site("decoder.wo")], Device::Cpu),
+            Err(LoraError::Target { .. })
+        ));
     }
 
     #[test]

@@ -8,7 +8,9 @@ pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod optimizer;
+pub mod projections;
 pub mod random;
+pub mod rms_norm;
 pub mod rotary;
 
 pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};

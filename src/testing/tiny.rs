@@ -16,17 +16,19 @@ pub const LLM_WIDTH: usize = 48;
 /// Vocabulary of the tiny language model: 256 bytes, three control tokens, padding.
 pub const VOCABULARY: usize = 264;
 
-/// Folders of the two tiny networks.
+/// Folders of the tiny networks.
 #[derive(Clone, Debug)]
 pub struct TinyModels {
     /// A Whisper encoder: 2 layers, width 32, 80 mel bins, 1500 positions.
     pub encoder: PathBuf,
     /// A Llama with grouped heads, tied embeddings and a byte tokenizer.
     pub llm: PathBuf,
+    /// A T5 1.1 with heads of its own width, an untied head and the same tokenizer.
+    pub t5: PathBuf,
 }
 
 impl TinyModels {
-    /// Writes both below `dir`, the same for the same seed.
+    /// Writes them below `dir`, the same for the same seed.
     ///
     /// # Panics
     /// When a file cannot be written: tests have nothing better to do.
@@ -34,9 +36,11 @@ impl TinyModels {
         let models = Self {
             encoder: dir.join("tiny-whisper"),
             llm: dir.join("tiny-llama"),
+            t5: dir.join("tiny-t5"),
         };
         write_whisper(&models.encoder, seed);
         write_llama(&models.llm, seed ^ 0x9e37_79b9);
+        write_t5(&models.t5, seed ^ 0x7f4a_7c15);
         models
     }
 }
@@ -217,4 +221,57 @@ fn write_llama(dir: &Path, seed: u64) {
                 {{ '<|im_start|>assistant\n' }}{% endif %}",
         }),
     );
+}
+
+fn write_t5(dir: &Path, seed: u64) {
+    const LAYERS: usize = 2;
+    const HEADS: usize = 4;
+    const BUCKETS: usize = 32;
+    let width = LLM_WIDTH;
+    let inner = HEADS * 16;
+    std::fs::create_dir_all(dir).expect("the folder can be made");
+    let mut checkpoint = Checkpoint::new(seed);
+    checkpoint.random("shared.weight", &[VOCABULARY, width], 0.5);
+    checkpoint.random("lm_head.weight", &[VOCABULARY, width], 0.5);
+    for (stack, attentions) in [
+        ("encoder", &["SelfAttention"][..]),
+        ("decoder", &["SelfAttention", "EncDecAttention"]),
+    ] {
+        let at = |name: &str| format!("{stack}.{name}");
+        checkpoint.constant(&at("final_layer_norm.weight"), &[width], 1.0);
+        let bias = at("block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        checkpoint.random(&bias, &[BUCKETS, HEADS], 0.5);
+        for block in 0..LAYERS {
+            for (layer, attention) in attentions.iter().enumerate() {
+                let at = |name: &str| format!("{stack}.block.{block}.layer.{layer}.{name}");
+                checkpoint.constant(&at("layer_norm.weight"), &[width], 1.0);
+                for name in ["q", "k", "v"] {
+                    checkpoint.linear(&at(&format!("{attention}.{name}")), inner, width, false);
+                }
+                checkpoint.linear(&at(&format!("{attention}.o")), width, inner, false);
+            }
+            let at = |name: &str| format!("{stack}.block.{block}.layer.{}.{name}", attentions.len());
+            checkpoint.constant(&at("layer_norm.weight"), &[width], 1.0);
+            for name in ["wi_0", "wi_1"] {
+                checkpoint.linear(&at(&format!("DenseReluDense.{name}")), 2 * width, width, false);
+            }
+            checkpoint.linear(&at("DenseReluDense.wo"), width, 2 * width, false);
+        }
+    }
+    checkpoint.write(dir);
+    write_json(
+        dir.join("config.json"),
+        &json!({
+            "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": width, "d_kv": 16,
+            "d_ff": 2 * width, "num_layers": LAYERS, "num_heads": HEADS, "vocab_size": VOCABULARY,
+            "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": BUCKETS,
+            "layer_norm_epsilon": 1e-6, "tie_word_embeddings": false, "is_encoder_decoder": true,
+            "decoder_start_token_id": 256, "pad_token_id": 256, "eos_token_id": 257,
+        }),
+    );
+    std::fs::write(
+        dir.join("tokenizer.json"),
+        crate::text::tiny::byte_tokenizer_json(),
+    )
+    .expect("the folder can be written");
 }

@@ -78,6 +78,9 @@ pub enum TextError {
         /// The model folder.
         folder: PathBuf,
     },
+    /// A system message for a model that has no place for one.
+    #[error("this model has no chat template and no place for a system message; leave `model.system` out")]
+    NoSystem,
     /// The chat template failed, or refused the conversation.
     #[error("the chat template failed: {reason}")]
     Template {
@@ -116,6 +119,30 @@ pub enum TextError {
         name: String,
         /// The tasks there are, separated by commas.
         known: String,
+    },
+    /// Several tasks that cannot be asked at once.
+    #[error("tasks `{list}`: {reason}")]
+    TaskList {
+        /// The tasks asked for.
+        list: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
+    /// A place in a task's prompt cannot be filled.
+    #[error("task `{task}`: {reason}")]
+    Placeholder {
+        /// The task.
+        task: String,
+        /// Which placeholder, and what would fill it.
+        reason: String,
+    },
+    /// A label that a task's answers cannot be made of.
+    #[error("task `{task}`: {reason}")]
+    Label {
+        /// The task.
+        task: String,
+        /// Which label, and why.
+        reason: String,
     },
 }
 

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`Tokenizer`] | strings to ids and back, piece by piece; a user's words never become control tokens |
 //! | [`ChatTemplate`] | the model's own Jinja template, rendered as the transformers library does |
-//! | [`PromptLayout`] | the chat layout split around the audio: `[prefix][audio][suffix]`, then the answer |
+//! | [`PromptLayout`] | the model's layout split around the audio: `[prefix][audio][suffix]`, then the answer |
 //! | [`TaskTable`] | what the program is asked to do: default instructions, training prompts, labels |
+//! | [`answer`] | how answers are written, read back, and constrained |
+//! | [`JointLayout`] | several tasks in one prompt and one answer |
 //! | [`normalize`] | what two spellings of one sentence have in common |
 //! | [`wer`] | word error rate over a corpus |
 
@@ -14,19 +16,21 @@ mod chat_template;
 mod error;
 #[cfg(test)]
 mod golden_tests;
+pub mod joint;
 pub mod normalize;
 mod prompt;
 mod spelling;
-mod tasks;
+pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
 mod tokenizer;
 pub mod wer;
 
-pub use answer::{AnswerPiece, AnswerShape};
+pub use answer::{AnswerFormat, AnswerPiece, AnswerShape, ParsedAnswer};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
+pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
 pub use spelling::Spelling;
-pub use tasks::{Task, TaskLabel, TaskMetric, TaskTable};
+pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
 pub use tokenizer::{TokenStream, Tokenizer};

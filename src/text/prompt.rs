@@ -1,9 +1,10 @@
-//! `PromptLayout`: an LLM's chat layout split around the audio.
+//! `PromptLayout`: an LLM's layout split around the audio.
 //!
-//! The sequence is `[prefix ids][audio positions][suffix ids]`, then the answer. The template is rendered once,
+//! The sequence is `[prefix ids][audio positions][suffix ids]`, then the answer. A chat template is rendered once,
 //! with a mark where the user's message goes; what stands before the mark is the prefix, what stands after it
-//! ends the suffix. The instruction is encoded apart from the layout, as plain text, so nothing that a user
-//! writes can be taken for the mark or for a control token.
+//! ends the suffix. Encoder–decoders have no template: their encoder reads `[audio positions][instruction][end]`. The
+//! instruction is encoded apart from the layout, as plain text, so nothing that a user writes can be taken for the
+//! mark or for a control token.
 
 use std::path::Path;
 
@@ -13,8 +14,10 @@ use super::{ChatMessage, ChatTemplate, TextError, Tokenizer};
 /// Stands for the user's message while the template is rendered. Users' words are never rendered, so they
 /// cannot collide with it.
 const MARK: &str = "\u{e000}speechverse audio\u{e001}";
-/// Between the audio and the instruction, both in the user's turn.
-const AUDIO_SEPARATOR: &str = "\n";
+/// Between the audio and the instruction, both in the user's turn of a chat.
+const CHAT_SEPARATOR: &str = "\n";
+/// Larger than any published configuration of a model.
+const CONFIG_BYTES_MAX: u64 = 16 << 20; // 16 MiB
 
 /// The token ids around the audio.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +40,12 @@ impl PromptIds {
     }
 }
 
-/// A chat layout ready to take audio and an instruction.
+/// A layout ready to take audio and an instruction.
 #[derive(Clone, Debug)]
 pub struct PromptLayout {
     prefix: Vec<i64>,
+    /// Stands between the audio and the instruction, and is encoded with it.
+    separator: &'static str,
     tail: Vec<i64>,
     /// The template strips white space around the user's message; so must we.
     trims: bool,
@@ -75,17 +80,36 @@ impl PromptLayout {
         let padded = render(&format!("{MARK} \n "))?;
         Ok(Self {
             prefix: tokenizer.encode(before)?,
+            separator: CHAT_SEPARATOR,
             tail: tokenizer.encode(after)?,
             trims: padded == rendered,
         })
     }
 
-    /// Reads the template of a model folder and splits it, see [`PromptLayout::new`].
+    /// The layout of an encoder–decoder: audio, instruction, then the token `end`, and nothing before them.
+    pub fn plain(end: i64) -> Self {
+        Self {
+            prefix: Vec::new(),
+            separator: "",
+            tail: vec![end],
+            trims: false,
+        }
+    }
+
+    /// The layout of a model folder: plain for an encoder–decoder (by its `config.json`), else that of its chat template,
+    /// see [`PromptLayout::new`].
     ///
     /// # Errors
-    /// As [`ChatTemplate::open`] and [`PromptLayout::new`].
+    /// As [`ChatTemplate::open`], [`PromptLayout::new`] and [`end_of_answer_ids`]; [`TextError::NoSystem`] when a system
+    /// message is given to a model that has no place for one.
     pub fn open(folder: &Path, tokenizer: &Tokenizer, system: Option<&str>) -> Result<Self, TextError> {
-        Self::new(tokenizer, &ChatTemplate::open(folder)?, system)
+        if !is_encoder_decoder(folder)? {
+            return Self::new(tokenizer, &ChatTemplate::open(folder)?, system);
+        }
+        if system.is_some_and(|system| !system.is_empty()) {
+            return Err(TextError::NoSystem);
+        }
+        Ok(Self::plain(end_of_answer_ids(folder)?[0]))
     }
 
     /// The ids around the audio for one instruction.
@@ -98,7 +122,7 @@ impl PromptLayout {
         } else {
             instruction
         };
-        let mut suffix = tokenizer.encode_plain(&format!("{AUDIO_SEPARATOR}{instruction}"))?;
+        let mut suffix = tokenizer.encode_plain(&format!("{}{instruction}", self.separator))?;
         suffix.extend_from_slice(&self.tail);
         Ok(PromptIds {
             prefix: self.prefix.clone(),
@@ -113,20 +137,16 @@ impl PromptLayout {
 /// # Errors
 /// [`TextError::NoEos`] when neither names one; [`TextError::Malformed`] when one of them cannot be understood.
 pub fn end_of_answer_ids(folder: &Path) -> Result<Vec<i64>, TextError> {
-    const CONFIG_BYTES_MAX: u64 = 16 << 20; // 16 MiB
     for name in ["generation_config.json", "config.json"] {
         let path = folder.join(name);
-        if !path.exists() {
+        let Some(config) = read_config(&path)? else {
             continue;
-        }
+        };
         let malformed = |reason: String| TextError::Malformed {
             path: path.clone(),
             expected: "a model configuration",
             reason,
         };
-        let text = read_text(&path, CONFIG_BYTES_MAX)?;
-        let config: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         let ids: Vec<&serde_json::Value> = match config.get("eos_token_id") {
             None | Some(serde_json::Value::Null) => continue,
             Some(serde_json::Value::Array(ids)) => ids.iter().collect(),
@@ -149,6 +169,30 @@ pub fn end_of_answer_ids(folder: &Path) -> Result<Vec<i64>, TextError> {
     Err(TextError::NoEos {
         folder: folder.to_path_buf(),
     })
+}
+
+/// Whether a folder's `config.json` describes an encoder–decoder.
+fn is_encoder_decoder(folder: &Path) -> Result<bool, TextError> {
+    let config = read_config(&folder.join("config.json"))?.unwrap_or_default();
+    let says = |key: &str| config.get(key).cloned().unwrap_or_default();
+    // T5's own default, which early files leave out.
+    Ok(says("is_encoder_decoder")
+        .as_bool()
+        .unwrap_or(says("model_type") == "t5"))
+}
+
+/// A model's configuration file, where there is one.
+fn read_config(path: &Path) -> Result<Option<serde_json::Value>, TextError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_text(path, CONFIG_BYTES_MAX)?;
+    let config = serde_json::from_str(&text).map_err(|error| TextError::Malformed {
+        path: path.to_path_buf(),
+        expected: "a model configuration",
+        reason: error.to_string(),
+    })?;
+    Ok(Some(config))
 }
 
 #[cfg(test)]
@@ -252,6 +296,28 @@ mod tests {
             end_of_answer_ids(folder.path()),
             Err(TextError::NoEos { .. })
         ));
+    }
+
+    #[test]
+    fn an_encoder_decoder_reads_audio_instruction_and_end_and_has_no_system_message() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |text: &str| std::fs::write(folder.path().join("config.json"), text).unwrap();
+        let tokenizer = tokenizer();
+        write(r#"{"model_type": "t5", "eos_token_id": 257}"#);
+
+        let layout = PromptLayout::open(folder.path(), &tokenizer, Some("")).unwrap();
+
+        let ids = layout.render(&tokenizer, "Hi. ").unwrap();
+        assert!(ids.prefix.is_empty());
+        assert_eq!(tokenizer.decode_verbatim(&ids.suffix).unwrap(), "Hi. <|im_end|>");
+        let system = PromptLayout::open(folder.path(), &tokenizer, Some("Be brief."));
+        assert!(matches!(system, Err(TextError::NoSystem)));
+        write(r#"{"model_type": "t5", "is_encoder_decoder": false, "eos_token_id": 257}"#);
+        let chat = PromptLayout::open(folder.path(), &tokenizer, None);
+        assert!(matches!(chat, Err(TextError::NoTemplate { .. })));
+        write("[");
+        let broken = PromptLayout::open(folder.path(), &tokenizer, None);
+        assert!(matches!(broken, Err(TextError::Malformed { .. })));
     }
 
     proptest! {

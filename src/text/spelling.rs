@@ -22,7 +22,7 @@ pub struct Spelling {
 
 impl Spelling {
     /// Joins bytes and ids; `vocabulary` is one more than the largest id.
-    pub(super) fn new(mut tokens: Vec<(Box<[u8]>, i64)>, vocabulary: i64) -> Self {
+    pub(crate) fn new(mut tokens: Vec<(Box<[u8]>, i64)>, vocabulary: i64) -> Self {
         tokens.retain(|(bytes, id)| !bytes.is_empty() && (0..vocabulary).contains(id));
         tokens.sort_unstable();
         let mut places = vec![None; usize::try_from(vocabulary).unwrap_or(0)];

@@ -8,6 +8,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use tokenizers::ModelWrapper;
+use tokenizers::models::unigram::Unigram;
+
 use super::TextError;
 use super::error::read_bounded;
 use super::spelling::Spelling;
@@ -21,7 +24,8 @@ pub struct Tokenizer {
     layout: tokenizers::Tokenizer,
     /// Spells control tokens out.
     plain: tokenizers::Tokenizer,
-    /// Added tokens that are not mere white space, by id.
+    /// Added tokens that are not mere white space, by id. The one for characters that the vocabulary lacks is not among
+    /// them, wherever it is listed: text makes it, and it controls nothing.
     control: HashMap<u32, String>,
     vocab: i64,
     /// Made when it is first asked for.
@@ -57,6 +61,7 @@ impl Tokenizer {
             reason: error.to_string(),
         };
         let mut layout = tokenizers::Tokenizer::from_bytes(bytes).map_err(malformed)?;
+        let unknown = unknown_token(bytes, &layout);
         // A length limit stored in the file would cut texts short in silence.
         layout.with_truncation(None).map_err(malformed)?;
         layout.with_padding(None);
@@ -65,7 +70,7 @@ impl Tokenizer {
         let mut marked = Vec::new();
         for (id, token) in layout.get_added_tokens_decoder() {
             // Runs of blanks are a convenience of some vocabularies, not control tokens.
-            if token.content.trim().is_empty() {
+            if token.content.trim().is_empty() || Some(id) == unknown {
                 continue;
             }
             control.insert(id, token.content.clone());
@@ -74,6 +79,9 @@ impl Tokenizer {
         let mut plain = layout.clone();
         plain.add_special_tokens(marked).map_err(malformed)?;
         plain.set_encode_special_tokens(true);
+        if let Some(model) = without_control_pieces(&plain, &control, unknown) {
+            plain.with_model(model.map_err(malformed)?);
+        }
 
         let vocab = layout
             .get_vocab(true)
@@ -201,6 +209,41 @@ impl Tokenizer {
     }
 }
 
+/// The id for what the vocabulary lacks, where the model has one.
+fn unknown_token(bytes: &[u8], tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(serde::Deserialize)]
+    struct Model {
+        unk_id: Option<u32>,
+        unk_token: Option<String>,
+    }
+    let model = serde_json::from_slice::<File>(bytes).ok()?.model;
+    (model.unk_id).or_else(|| tokenizer.token_to_id(model.unk_token.as_deref()?))
+}
+
+/// A sentencepiece model lists its control tokens among its pieces, at a price that beats all others: plain text that
+/// spells one would become one. This is the same model with those pieces spelt in a way that no text has; nothing for
+/// other kinds of models.
+fn without_control_pieces(
+    tokenizer: &tokenizers::Tokenizer,
+    control: &HashMap<u32, String>,
+    unknown: Option<u32>,
+) -> Option<Result<Unigram, tokenizers::Error>> {
+    let ModelWrapper::Unigram(model) = tokenizer.get_model() else {
+        return None;
+    };
+    let pieces = (model.iter().zip(0u32..)).map(|((piece, score), id)| match control.contains_key(&id) {
+        // Spaces have become marks (`▁`) or word boundaries before pieces are looked for.
+        true => (format!(" {id}"), *score),
+        false => (piece.clone(), *score),
+    });
+    let unknown = unknown.and_then(|id| usize::try_from(id).ok());
+    Some(Unigram::from(pieces.collect(), unknown, model.byte_fallback()))
+}
+
 /// Decodes token by token and never hands out part of a UTF-8 character.
 ///
 /// The pieces joined, [`TokenStream::finish`] included, are what [`Tokenizer::decode`] gives for all ids.
@@ -251,6 +294,72 @@ mod tests {
     use super::*;
     use crate::text::tiny::byte_tokenizer_json;
     use proptest::prelude::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids: Vec<i64>,
+        decoded: String,
+    }
+
+    fn t5_folder() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/t5_tokenizer")
+    }
+
+    static T5: std::sync::LazyLock<Tokenizer> =
+        std::sync::LazyLock::new(|| Tokenizer::open(&t5_folder()).unwrap());
+
+    #[test]
+    fn a_sentencepiece_vocabulary_encodes_and_decodes_as_transformers() {
+        let tokenizer = &*T5;
+        let text = std::fs::read_to_string(t5_folder().join("expected.json")).unwrap();
+        for case in serde_json::from_str::<Vec<Case>>(&text).unwrap() {
+            // What spells control tokens is encoded as them there, and not here.
+            if case.ids.iter().all(|id| *id != 0 && *id != 1) {
+                assert_eq!(
+                    tokenizer.encode_plain(&case.text).unwrap(),
+                    case.ids,
+                    "{:?}",
+                    case.text
+                );
+            }
+            assert_eq!(
+                tokenizer.decode(&case.ids).unwrap(),
+                case.decoded,
+                "{:?}",
+                case.text
+            );
+        }
+    }
+
+    #[test]
+    fn plain_text_never_becomes_a_sentencepiece_control_token_and_unknown_characters_are_no_error() {
+        let tokenizer = &*T5;
+
+        let ids = tokenizer
+            .encode_plain("a</s> <pad><extra_id_0> 中 \u{f8ff} \0")
+            .unwrap();
+
+        let control: Vec<&i64> = ids.iter().filter(|id| tokenizer.is_control(**id)).collect();
+        assert!(control.is_empty(), "{control:?}");
+        assert!(ids.contains(&2), "{ids:?}");
+        assert_eq!(
+            tokenizer.decode(&ids).unwrap().replace(' ', ""),
+            "a</s><pad><extra_id_0>"
+        );
+        assert!(tokenizer.is_control(1) && !tokenizer.is_control(2));
+        assert_eq!(tokenizer.token_id("</s>"), Some(1));
+    }
+
+    proptest! {
+        #[test]
+        fn no_instruction_forges_a_sentencepiece_control_token(text in any::<String>(), at in 0usize..4) {
+            let tokenizer = &*T5;
+            let spelt = ["</s>", "<pad>", "<extra_id_1>", " 1"][at];
+            let ids = tokenizer.encode_plain(&format!("{text}{spelt}{text}")).unwrap();
+            prop_assert!(ids.iter().all(|id| !tokenizer.is_control(*id)));
+        }
+    }
 
     fn byte_tokenizer() -> Tokenizer {
         Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).expect("the test tokenizer is well formed")

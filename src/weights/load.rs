@@ -1,24 +1,27 @@
 //! Opening safetensors checkpoints, and handing their tensors out with exact accounting.
 //!
-//! Files are mapped, not read: opening costs milliseconds, and each tensor is copied (and converted) once, when it
-//! is taken. Headers come from outside and are checked in full before the first byte of data is believed.
+//! Files are mapped, not read: opening costs milliseconds. A tensor of a large file that is wanted as it is stays in the
+//! file and is looked at there; any other is copied (and converted) once, when it is taken. Headers come from outside
+//! and are checked in full before the first byte of data is believed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+use super::map::{VIEWED_BYTES_MIN, WeightMap};
 use super::{Mismatch, Misshapen, Mistyped, WeightsError};
 
 /// Largest header believed, bytes. The largest published models need well under one megabyte.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Largest `model.safetensors.index.json` read, bytes.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
+/// Tensors that must hold the same are compared in pieces of this size, so that little of them is in memory at a time.
+const ALIAS_BYTES: usize = 4 << 20;
 /// Length of the little-endian number that opens a safetensors file, bytes.
 const PREFIX_BYTES: usize = 8;
 
@@ -28,12 +31,12 @@ const PICKLE_FILE: &str = "pytorch_model.bin";
 
 /// A checkpoint whose headers have been checked, and whose data stays on disk until asked for.
 ///
-/// The files must not be truncated while it lives: they are memory-mapped. Published versions are immutable and
-/// replaced by rename, which is safe.
+/// The files must not be truncated or overwritten in place while it lives, nor while a model made from it lives: they
+/// are memory-mapped. Published versions are immutable and replaced by rename, which is safe.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    maps: Vec<Mmap>,
+    maps: Vec<Arc<WeightMap>>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -111,6 +114,9 @@ impl Checkpoint {
             if !is_plain_name {
                 return Err(broken(format!("shard name {file:?} is not a plain file name")));
             }
+            if !dir.join(file).is_file() {
+                return Err(broken(format!("shard `{file}` is not in the folder")));
+            }
             let (map, shard) = open_map(&dir.join(file), maps.len())?;
             maps.push(map);
             for (name, entry) in shard {
@@ -134,6 +140,15 @@ impl Checkpoint {
             maps,
             entries,
         })
+    }
+
+    /// A checkpoint without tensors: a load from it finds nothing, and tells what a model declares.
+    pub fn nothing() -> Self {
+        Self {
+            path: PathBuf::from("nothing"),
+            maps: Vec::new(),
+            entries: BTreeMap::new(),
+        }
     }
 
     /// The folder or file this checkpoint was opened from.
@@ -166,7 +181,8 @@ impl Checkpoint {
             checkpoint: self,
             device,
             kind,
-            taken: BTreeSet::new(),
+            views_from: VIEWED_BYTES_MIN,
+            taken: BTreeMap::new(),
             ignored: Vec::new(),
             mismatch: Mismatch {
                 checkpoint: self.path.clone(),
@@ -186,13 +202,16 @@ pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: Device,
     kind: Kind,
-    taken: BTreeSet<String>,
+    /// Files from this size on are looked at, not copied.
+    views_from: usize,
+    /// What was taken, and in which shape.
+    taken: BTreeMap<String, Vec<i64>>,
     ignored: Vec<String>,
     mismatch: Mismatch,
     torch: Option<(String, tch::TchError)>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     /// The tensor `name`, which the model declares with `shape`, on the loader's device in its float kind.
     ///
     /// A placeholder of zeros comes back on failure; [`finish`](Self::finish) then fails and the model is dropped.
@@ -202,13 +221,65 @@ impl Loader<'_> {
 
     /// As [`take`](Self::take), in a kind of its own (a norm kept in f32 beside bf16 matrices).
     pub fn take_as(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
-        if !self.taken.insert(name.to_owned()) {
+        let Some((entry, source_kind)) = self.find(name, shape) else {
+            return placeholder(shape, kind);
+        };
+        let map = &self.checkpoint.maps[entry.map];
+        let as_it_is = source_kind == kind && self.device == Device::Cpu;
+        if as_it_is
+            && map.bytes().len() >= self.views_from
+            && let Some(view) = map.view(&entry.range, shape, kind)
+        {
+            return view;
+        }
+        let copy = tch::no_grad(|| map.copy(&entry.range, shape, source_kind, (kind, self.device)));
+        copy.unwrap_or_else(|error| {
+            self.torch.get_or_insert((name.to_owned(), error));
+            placeholder(shape, kind)
+        })
+    }
+
+    /// Several matrices of the same input one below the other, `[rows, columns]` each → `[sum of rows, columns]`; or
+    /// several vectors, where `columns` is absent. Joined as they are read: no part is in memory twice.
+    pub fn take_joined(&mut self, parts: &[(String, i64)], columns: Option<i64>) -> Tensor {
+        let shape = |rows: i64| [Some(rows), columns].into_iter().flatten().collect::<Vec<i64>>();
+        if let [(name, rows)] = parts {
+            return self.take(name, &shape(*rows));
+        }
+        let rows: i64 = parts.iter().map(|(_, rows)| *rows).sum();
+        let found: Vec<Option<(&Entry, Kind)>> = (parts.iter())
+            .map(|(name, rows)| self.find(name, &shape(*rows)))
+            .collect();
+        // A shape that no file confirms may be absurd, and gets no memory.
+        let Some(found) = found.into_iter().collect::<Option<Vec<_>>>() else {
+            return placeholder(&shape(rows), self.kind);
+        };
+        let join = || {
+            let joined = Tensor::f_empty(shape(rows), (self.kind, self.device))?;
+            let mut first = 0;
+            for ((_, rows), (entry, source_kind)) in parts.iter().zip(found) {
+                let map = &self.checkpoint.maps[entry.map];
+                let part = map.copy(&entry.range, &shape(*rows), source_kind, (self.kind, self.device))?;
+                joined.f_narrow(0, first, *rows)?.f_copy_(&part)?;
+                first += rows;
+            }
+            Ok(joined)
+        };
+        tch::no_grad(join).unwrap_or_else(|error| {
+            self.torch.get_or_insert((parts[0].0.clone(), error));
+            placeholder(&shape(rows), self.kind)
+        })
+    }
+
+    /// Counts a tensor as taken and finds it; what is wrong with it is noted.
+    fn find(&mut self, name: &str, shape: &[i64]) -> Option<(&'a Entry, Kind)> {
+        if self.taken.insert(name.to_owned(), shape.to_vec()).is_some() {
             self.mismatch.taken_twice.push(name.to_owned());
         }
         let checkpoint = self.checkpoint;
         let Some(entry) = checkpoint.entries.get(name) else {
             self.mismatch.missing.push(name.to_owned());
-            return placeholder(shape, kind);
+            return None;
         };
         let same_shape = entry.shape.len() == shape.len()
             && entry
@@ -230,19 +301,51 @@ impl Loader<'_> {
                 found: format!("{:?}", entry.dtype),
             });
         }
-        let (true, Some(source_kind)) = (same_shape, source_kind) else {
-            return placeholder(shape, kind);
+        source_kind.filter(|_| same_shape).map(|kind| (entry, kind))
+    }
+
+    /// Declares that `name`, where it is there, is another name of the tensor `of`: it must hold the same.
+    pub fn alias(&mut self, name: &str, of: &str) {
+        let checkpoint = self.checkpoint;
+        let Some(entry) = checkpoint.entries.get(name) else {
+            return;
         };
-        let bytes = &checkpoint.maps[entry.map][entry.range.clone()];
-        let tensor = tch::no_grad(|| {
-            Tensor::f_from_data_size(bytes, shape, source_kind)?
-                .f_to_kind(kind)?
-                .f_to_device(self.device)
+        self.ignored.push(name.to_owned());
+        let bytes =
+            |entry: &'a Entry| checkpoint.maps[entry.map].bytes()[entry.range.clone()].chunks(ALIAS_BYTES);
+        let same = (checkpoint.entries.get(of)).is_some_and(|other| {
+            let alike = (entry.dtype, &entry.shape) == (other.dtype, &other.shape);
+            let release = |entry: &Entry, at: usize| {
+                let start = entry.range.start + at * ALIAS_BYTES;
+                let end = entry.range.end.min(start + ALIAS_BYTES);
+                checkpoint.maps[entry.map].release(&(start..end));
+            };
+            alike
+                && bytes(entry)
+                    .zip(bytes(other))
+                    .enumerate()
+                    .all(|(at, (one, two))| {
+                        let same = one == two;
+                        release(entry, at);
+                        release(other, at);
+                        same
+                    })
         });
-        tensor.unwrap_or_else(|error| {
-            self.torch.get_or_insert((name.to_owned(), error));
-            placeholder(shape, kind)
-        })
+        if !same {
+            self.mismatch.unequal.push((name.to_owned(), of.to_owned()));
+        }
+    }
+
+    /// What has been taken so far: names and declared shapes.
+    pub fn declared(&self) -> &BTreeMap<String, Vec<i64>> {
+        &self.taken
+    }
+
+    /// Looks at files from this size on, and copies smaller ones.
+    #[cfg(test)]
+    fn views_from(mut self, bytes: usize) -> Self {
+        self.views_from = bytes;
+        self
     }
 
     /// Whether the checkpoint holds this tensor, for parts that are optional.
@@ -275,7 +378,7 @@ impl Loader<'_> {
             .checkpoint
             .entries
             .keys()
-            .filter(|name| !self.taken.contains(*name))
+            .filter(|name| !self.taken.contains_key(*name))
             .filter(|name| !self.ignored.iter().any(|prefix| name.starts_with(prefix)))
             .cloned();
         self.mismatch.unexpected.extend(unexpected);
@@ -307,20 +410,16 @@ fn float_kind(dtype: Dtype) -> Option<Kind> {
 }
 
 /// Maps one safetensors file and reads where its tensors lie.
-fn open_map(path: &Path, map: usize) -> Result<(Mmap, Vec<(String, Entry)>), WeightsError> {
-    let io = |source| WeightsError::Io {
+fn open_map(path: &Path, map: usize) -> Result<(Arc<WeightMap>, Vec<(String, Entry)>), WeightsError> {
+    let file = WeightMap::open(path).map_err(|source| WeightsError::Io {
         path: path.to_path_buf(),
         source,
-    };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the mapping is private and read-only, and nobody truncates published weights in place (the
-    // documented condition on `Checkpoint`); its bytes are only ever copied out.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let entries = parse_header(&bytes, map).map_err(|reason| WeightsError::Header {
+    })?;
+    let entries = parse_header(file.bytes(), map).map_err(|reason| WeightsError::Header {
         path: path.to_path_buf(),
         reason,
     })?;
-    Ok((bytes, entries))
+    Ok((file, entries))
 }
 
 /// Reads the header of a safetensors file that is wholly in `bytes`; trusts nothing it says.

@@ -7,6 +7,7 @@
 
 pub mod import;
 mod load;
+mod map;
 
 pub use load::{Checkpoint, Loader, TensorSummary};
 
@@ -80,6 +81,8 @@ pub struct Mismatch {
     pub misshapen: Vec<Misshapen>,
     /// Declared as floating point, stored as something else.
     pub mistyped: Vec<Mistyped>,
+    /// Two names that must hold the same tensor, and do not.
+    pub unequal: Vec<(String, String)>,
     /// Declared more than once: a mistake in the model's own code.
     pub taken_twice: Vec<String>,
 }
@@ -111,6 +114,7 @@ impl Mismatch {
             && self.unexpected.is_empty()
             && self.misshapen.is_empty()
             && self.mistyped.is_empty()
+            && self.unequal.is_empty()
             && self.taken_twice.is_empty()
     }
 }
@@ -140,6 +144,12 @@ impl fmt::Display for Mismatch {
                 it.name, it.found
             )
         })?;
+        list(
+            f,
+            "different from what they must equal",
+            &self.unequal,
+            |(name, of)| format!("`{name}` from `{of}`"),
+        )?;
         list(f, "declared twice by the model's code", &self.taken_twice, quote)
     }
 }

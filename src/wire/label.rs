@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::Headers;
-use super::request::{Instructions, RequestLimits, id, instruction, name, open};
+use super::request::{Instructions, RequestLimits, asked, id, labels, name, open};
 
 /// What a record of the label topic teaches.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,9 +81,11 @@ impl Label {
             )),
             (false, _) => {
                 let task = name(headers, "ce_task", limits)?;
+                let labels = labels(headers, limits)?;
+                let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
                 Ok(Self::Sample(LabelledAudio {
                     id: id(headers, record, limits)?,
-                    instruction: instruction(headers, task.as_deref(), limits, instructions)?,
+                    instruction: asked.instruction,
                     task,
                     target,
                     may_train: headers.flag("ce_train")?.unwrap_or(true),

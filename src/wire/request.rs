@@ -3,6 +3,9 @@
 //! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and structured
 //! mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
+use crate::text::{AnswerShape, Asked, Filling, JointLayout, TextError};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -29,6 +33,10 @@ pub struct RequestLimits {
     pub labels_max: usize,
     /// Longest list of allowed answers, bytes of JSON.
     pub labels_bytes_max: usize,
+    /// Most values for the places of a task's prompt.
+    pub fields_max: usize,
+    /// Longest object of such values, bytes of JSON.
+    pub fields_bytes_max: usize,
     /// Most answer tokens that a request may ask for.
     pub tokens_max: usize,
     /// Largest structured CloudEvent, bytes; its audio takes a third more room there than by itself.
@@ -42,6 +50,8 @@ impl Default for RequestLimits {
             name_bytes_max: 256,
             labels_max: 1_000,
             labels_bytes_max: 64 * 1024,
+            fields_max: 64,
+            fields_bytes_max: 8 * 1024,
             tokens_max: 1_024,
             envelope_bytes_max: 48 * 1024 * 1024,
         }
@@ -50,12 +60,13 @@ impl Default for RequestLimits {
 
 /// Finds the instruction of a request.
 pub trait Instructions {
-    /// Default instruction of a task; `None` when no such task is configured.
-    fn of_task(&self, task: &str) -> Option<String>;
+    /// What one task, or several (`asr,intent`), ask for; `own` is the request's instruction instead of theirs.
+    ///
+    /// # Errors
+    /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer with.
+    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError>;
     /// For a request that names neither instruction nor task.
     fn default_instruction(&self) -> String;
-    /// Names of the configured tasks, for messages.
-    fn tasks(&self) -> Vec<String>;
 }
 
 /// A place in a chunked stream.
@@ -76,12 +87,16 @@ pub struct Request {
     pub session: Option<String>,
     /// Present for a chunk of a stream.
     pub chunk: Option<Chunk>,
-    /// Name of a configured task.
+    /// Name of a configured task, or of several: `asr,intent`.
     pub task: Option<String>,
     /// What to do with the audio.
     pub instruction: String,
-    /// Allowed answers.
+    /// Allowed answers, as the request lists them.
     pub labels: Option<Vec<String>>,
+    /// What the answer is held to; absent: free text.
+    pub shape: Option<AnswerShape>,
+    /// How the answers of several tasks are laid out.
+    pub joint: Option<Arc<JointLayout>>,
     /// Most answer tokens.
     pub max_tokens: Option<usize>,
     /// Not worth answering after this time.
@@ -147,8 +162,10 @@ pub(crate) fn open(record: &Record, limits: &RequestLimits) -> Result<Envelope, 
             serde_json::Value::Bool(_) | serde_json::Value::Number(_) if name != "data_base64" => {
                 value.to_string()
             }
-            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array is too natural to refuse.
+            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array and `fields` as an object
+            // are too natural to refuse.
             serde_json::Value::Array(_) if name == "labels" => value.to_string(),
+            serde_json::Value::Object(_) if name == "fields" => value.to_string(),
             _ => {
                 return Err(wrong(format!(
                     "structured CloudEvent: `{name}` is neither text, number nor flag"
@@ -223,7 +240,9 @@ impl Request {
         }
         let id = id(headers, record, limits)?;
         let task = name("ce_task")?;
-        let instruction = instruction(headers, task.as_deref(), limits, instructions)?;
+        let labels = labels(headers, limits)?;
+        let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
+        let held = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
         let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
         if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
             return Err(invalid(
@@ -237,8 +256,10 @@ impl Request {
             session,
             chunk,
             task,
-            instruction,
-            labels: labels(headers, limits)?,
+            instruction: asked.instruction,
+            labels,
+            shape: Some(asked.shape).filter(|shape| held && !shape.is_free()),
+            joint: asked.joint,
             max_tokens,
             deadline: headers.parsed("ce_deadline", "a time such as 2026-01-31T12:00:00Z (RFC 3339)")?,
             partials: headers.flag("ce_partials")?.unwrap_or(false),
@@ -269,31 +290,63 @@ pub(crate) fn id(headers: Headers<'_>, record: &Record, limits: &RequestLimits) 
     Ok(name(headers, "ce_id", limits)?.unwrap_or_else(place))
 }
 
-/// What to do with the audio: the header's words, else the task's, else the configured default.
-pub(crate) fn instruction(
+/// What to do with the audio, and what the answer may look like: the header's words, else the task's, else the
+/// configured default.
+pub(crate) fn asked(
     headers: Headers<'_>,
     task: Option<&str>,
+    labels: Option<&[String]>,
     limits: &RequestLimits,
     instructions: &dyn Instructions,
-) -> Result<String, Rejection> {
-    let of_task = match task {
-        None => None,
-        Some(task) => Some(instructions.of_task(task).ok_or_else(|| {
-            let known = instructions.tasks().join("`, `");
-            let message = format!("`ce_task` is `{}`, configured are `{known}`", task.escape_debug());
-            Rejection::new(Reason::UnknownTask, Stage::Ingest, message)
-        })?),
-    };
-    match headers.text("ce_instruction", limits.instruction_bytes_max)? {
+) -> Result<Asked, Rejection> {
+    let own = match headers.text("ce_instruction", limits.instruction_bytes_max)? {
         Some(text) if text.trim().is_empty() => {
-            Err(invalid("ce_instruction", text, "words, or no such header"))
+            return Err(invalid("ce_instruction", text, "words, or no such header"));
         }
-        Some(text) => Ok(text.to_owned()),
-        None => Ok(of_task.unwrap_or_else(|| instructions.default_instruction())),
-    }
+        own => own,
+    };
+    let filling = Filling {
+        fields: fields(headers, limits)?,
+        ..Filling::default()
+    };
+    let Some(task) = task else {
+        return Ok(Asked {
+            instruction: own.map_or_else(|| instructions.default_instruction(), str::to_owned),
+            shape: labels.map_or_else(AnswerShape::free, |labels| AnswerShape::one_of(labels)),
+            joint: None,
+        });
+    };
+    let filling = match labels {
+        Some(labels) => filling.with_labels(labels),
+        None => filling,
+    };
+    instructions.of_task(task, &filling, own).map_err(|error| {
+        let (reason, header) = match &error {
+            TextError::UnknownTask { .. } => (Reason::UnknownTask, "ce_task"),
+            TextError::Label { .. } => (Reason::InvalidLabels, "ce_labels"),
+            TextError::Placeholder { .. } => (Reason::InvalidHeader, "ce_fields"),
+            _ => (Reason::InvalidHeader, "ce_task"),
+        };
+        Rejection::new(reason, Stage::Ingest, format!("`{header}`: {error}"))
+    })
 }
 
-fn labels(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Vec<String>>, Rejection> {
+/// Values for the places of a task's prompt: `ce_fields`, a JSON object of strings.
+fn fields(headers: Headers<'_>, limits: &RequestLimits) -> Result<BTreeMap<String, String>, Rejection> {
+    let Some(text) = headers.text("ce_fields", limits.fields_bytes_max)? else {
+        return Ok(BTreeMap::new());
+    };
+    let wrong = || invalid("ce_fields", text, "a JSON object whose values are strings");
+    let fields: BTreeMap<String, String> = serde_json::from_str(text).map_err(|_| wrong())?;
+    if fields.len() > limits.fields_max {
+        let expected = format!("at most {} values", limits.fields_max);
+        return Err(invalid("ce_fields", text, &expected));
+    }
+    Ok(fields)
+}
+
+/// Allowed answers: `ce_labels`, a JSON array of strings.
+pub(crate) fn labels(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Vec<String>>, Rejection> {
     let wrong = |message: String| Rejection::new(Reason::InvalidLabels, Stage::Ingest, message);
     let Some(text) = headers.text("ce_labels", limits.labels_bytes_max)? else {
         return Ok(None);

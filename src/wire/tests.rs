@@ -1,6 +1,7 @@
 //! What the topics carry, held to the contract: golden messages, every bad header, and hostile records.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -15,22 +16,23 @@ use super::label::Label;
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Receipt, Record};
+use crate::text::{AnswerShape, Asked, Filling, TaskTable, TextError};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 struct Configured;
 
 impl Instructions for Configured {
-    fn of_task(&self, task: &str) -> Option<String> {
-        (task == "asr").then(|| "Transcribe the speech.".to_owned())
+    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+        static SHIPPED: LazyLock<TaskTable> = LazyLock::new(|| {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
+            TaskTable::load(&folder).unwrap()
+        });
+        SHIPPED.ask(names, filling, own)
     }
 
     fn default_instruction(&self) -> String {
         "Listen.".to_owned()
-    }
-
-    fn tasks(&self) -> Vec<String> {
-        vec!["asr".to_owned()]
     }
 }
 
@@ -89,6 +91,8 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
             task: None,
             instruction: "Listen.".to_owned(),
             labels: None,
+            shape: None,
+            joint: None,
             max_tokens: None,
             deadline: None,
             partials: false,
@@ -137,6 +141,8 @@ fn every_header_of_the_contract_is_read() {
             task: Some("asr".to_owned()),
             instruction: "Schreibe auf, was gesagt wird: äöü.".to_owned(),
             labels: Some(vec!["yes".to_owned(), "no".to_owned()]),
+            shape: Some(AnswerShape::one_of(["yes", "no"])),
+            joint: None,
             max_tokens: Some(12),
             deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
             partials: true,
@@ -179,6 +185,59 @@ fn a_structured_event_says_the_same_as_a_binary_one() {
 }
 
 #[test]
+fn the_places_of_a_tasks_prompt_are_filled_from_the_request() {
+    let german = request(
+        b"a",
+        &[
+            ("ce_task", b"translation"),
+            ("ce_fields", br#"{"target_lang":"de"}"#),
+        ],
+    )
+    .unwrap();
+    let event =
+        br#"{"specversion":"1.0","id":"r","source":"/me","task":"keyword_search","data_base64":"AAEC",
+        "fields":{"keyword":"radio"}}"#;
+    let structured = request(event, &[("content-type", b"application/cloudevents+json")]).unwrap();
+
+    assert_eq!(german.instruction, "Translate the speech into German.");
+    assert_eq!((german.shape, german.joint), (None, None));
+    assert_eq!(
+        structured.instruction,
+        "Is the word \"radio\" used in the audio? Answer yes or no."
+    );
+}
+
+#[test]
+fn several_tasks_are_one_request_with_a_layout() {
+    let headers: &[(&str, &[u8])] = &[
+        ("ce_task", b"asr,intent"),
+        ("ce_labels", br#"["play_radio","other"]"#),
+    ];
+
+    let held = request(b"a", headers).unwrap();
+    let free = request(b"a", &[headers, &[("ce_constrain", b"no")]].concat()).unwrap();
+
+    assert_eq!(held.task.as_deref(), Some("asr,intent"));
+    assert!(held.instruction.contains("=== Task: Intent ===") && held.instruction.contains("- other;"));
+    let joint = held.joint.unwrap();
+    assert_eq!(held.shape, Some(joint.shape()));
+    assert_eq!(joint.by_task("ASR: a | Intent: other |")["intent"], "other");
+    assert_eq!((free.shape, free.joint), (None, Some(joint)));
+}
+
+#[test]
+fn an_answer_is_held_to_the_tasks_own_labels_when_that_is_asked() {
+    let shape = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().shape;
+
+    assert_eq!(shape(&[("ce_task", b"speaker_count")]), None);
+    assert_eq!(
+        shape(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
+        Some(AnswerShape::one_of(["one", "two"]))
+    );
+    assert_eq!(shape(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
+}
+
+#[test]
 fn a_task_brings_its_instruction_and_the_request_may_bring_another() {
     let of_task = request(b"a", &[("ce_task", b"asr")]).unwrap();
     let own = request(b"a", &[("ce_task", b"asr"), ("ce_instruction", b"Whistle.")]).unwrap();
@@ -211,12 +270,24 @@ fn every_bad_header_has_its_reason() {
     let long = vec![b'x'; 1_000_000];
     let many = serde_json::to_vec(&(0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()).unwrap();
     let structured = ("content-type", &b"application/cloudevents+json"[..]);
-    let cases: [Case<'_>; 31] = [
+    let cases: [Case<'_>; 39] = [
         (Reason::HeaderTooLarge, b"a", &[("ce_instruction", &long)]),
         (Reason::InvalidHeader, b"a", &[("ce_instruction", b"\xff\xfe")]),
         (Reason::InvalidHeader, b"a", &[("ce_instruction", b" ")]),
         (Reason::UnknownTask, b"a", &[("ce_task", b"juggle")]),
         (Reason::InvalidHeader, b"a", &[("ce_task", b"\xff")]),
+        (Reason::UnknownTask, b"a", &[("ce_task", b"asr,juggle")]),
+        (Reason::UnknownTask, b"a", &[("ce_task", b"asr,")]),
+        (Reason::InvalidHeader, b"a", &[("ce_task", b"asr,asr")]),
+        (Reason::InvalidHeader, b"a", &[("ce_task", b"translation")]),
+        (Reason::InvalidHeader, b"a", &[("ce_fields", b"German")]),
+        (Reason::InvalidHeader, b"a", &[("ce_fields", br#"{"a":1}"#)]),
+        (Reason::InvalidHeader, b"a", &[("ce_constrain", b"perhaps")]),
+        (
+            Reason::InvalidLabels,
+            b"a",
+            &[("ce_task", b"slots"), ("ce_labels", br#"["a;b"]"#)],
+        ),
         (Reason::HeaderTooLarge, b"a", &[("ce_id", &long)]),
         (Reason::InvalidHeader, b"a", &[("ce_id", b"")]),
         (Reason::InvalidHeader, b"a", &[("ce_id", b"\xc3\x28")]),
@@ -697,7 +768,7 @@ proptest! {
     #[test]
     fn hostile_records_never_panic_and_can_always_become_dead_letters(
         names in prop::collection::vec((prop::sample::select(vec![
-            "content-type", "ce_id", "ce_type", "ce_instruction", "ce_task", "ce_labels", "ce_maxtokens",
+            "content-type", "ce_id", "ce_type", "ce_instruction", "ce_task", "ce_labels", "ce_fields", "ce_constrain", "ce_maxtokens",
             "ce_deadline", "ce_partials", "ce_session", "ce_sequence", "ce_final", "ce_train", "traceparent",
             "tracestate", "ce_target", "ce_subject",
         ]), prop::option::of(prop_oneof![

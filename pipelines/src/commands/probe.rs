@@ -34,8 +34,14 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
                 &out,
             )
         }
-        Probe::Llm { model, ids, out } => write(
-            &probe_llm::llm(&model, &ids).context("cannot probe the language model")?,
+        Probe::Llm {
+            model,
+            ids,
+            decoder_ids,
+            out,
+        } => write(
+            &probe_llm::llm(&model, &ids, decoder_ids.as_deref())
+                .context("cannot probe the language model")?,
             &out,
         ),
         Probe::SpeechLlm {

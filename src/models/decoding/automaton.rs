@@ -12,9 +12,9 @@ use crate::models::ModelError;
 use crate::text::answer::NONE;
 use crate::text::{AnswerPiece, AnswerShape};
 
-/// White space that may stand before and after an answer; readers trim it. Free answers begin so now and then, and a bound
-/// keeps a model from writing nothing else.
-const BLANKS_MAX: usize = 8;
+/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a blank or an
+/// empty line now and then, and a bound keeps a model from writing nothing else.
+const BLANKS_MAX: usize = 2;
 /// Bytes of all allowed texts together.
 const BYTES_MAX: usize = 1 << 20;
 const NOWHERE: u32 = u32::MAX;

@@ -40,14 +40,12 @@ pub(super) struct Candidate {
 pub(super) struct BeamSearch {
     settings: BeamSettings,
     tokens_max: usize,
-    /// Ends hypotheses that repeat themselves.
+    /// Whether a hypothesis that repeats itself is complete.
     stop_loops: bool,
     /// Under way, best first.
     live: Vec<Hypothesis>,
     /// Complete, best first, at most `width`.
     complete: Vec<Hypothesis>,
-    /// The best that was given up because it repeated itself.
-    given_up: Option<Hypothesis>,
 }
 
 impl BeamSearch {
@@ -61,16 +59,8 @@ impl BeamSearch {
             settings,
             tokens_max,
             stop_loops,
-            live: vec![Hypothesis {
-                ids: Vec::new(),
-                log_probs: Vec::new(),
-                score: 0.0,
-                ended: false,
-                looping: false,
-                progress,
-            }],
+            live: vec![Hypothesis::new(progress)],
             complete: Vec::new(),
-            given_up: None,
         }
     }
 
@@ -101,10 +91,12 @@ impl BeamSearch {
         let mut sources = Vec::with_capacity(width);
         for (rank, candidate) in candidates.iter().enumerate() {
             let ended = end_ids.contains(&candidate.id);
-            let full = if ended || last {
-                rank >= width
-            } else {
-                live.len() >= width
+            // What is cut off is no allowed answer, so a constrained search takes what it can get in the end.
+            let constrained = self.live[candidate.source].progress.is_some();
+            let full = match (ended, last) {
+                (true, true) if constrained => false,
+                (true, _) | (_, true) => rank >= width,
+                (false, false) => live.len() >= width,
             };
             if full {
                 continue;
@@ -119,22 +111,25 @@ impl BeamSearch {
                     hypothesis.progress = advance_constraint(progress, candidate.id);
                 }
             }
-            if ended || last {
+            let extra = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops && !ended);
+            if ended || last || extra.is_some() {
                 hypothesis.score /= self.penalty(length);
+                if let Some(extra) = extra {
+                    hypothesis.looping = true;
+                    hypothesis.ids.truncate(hypothesis.ids.len() - extra);
+                    hypothesis.log_probs.truncate(hypothesis.ids.len());
+                }
                 self.complete.push(hypothesis);
-            } else if let Some(extra) = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops) {
-                hypothesis.looping = true;
-                hypothesis.ids.truncate(hypothesis.ids.len() - extra);
-                hypothesis.log_probs.truncate(hypothesis.ids.len());
-                self.given_up.get_or_insert(hypothesis);
             } else {
                 live.push(hypothesis);
                 sources.push(candidate.source);
             }
         }
         // Stable: of equals, the earlier one stays before.
-        self.complete
-            .sort_by(|left, right| right.score.total_cmp(&left.score));
+        self.complete.sort_by(|left, right| {
+            let doubts = left.is_doubtful().cmp(&right.is_doubtful());
+            doubts.then(right.score.total_cmp(&left.score))
+        });
         self.complete.truncate(width);
         self.live = live;
         (!self.is_over(length)).then_some(sources)
@@ -167,24 +162,30 @@ impl BeamSearch {
         best.score / self.penalty(at_best) <= worst
     }
 
-    /// The best answer. A constrained one that is complete comes before any that was cut off.
-    pub(super) fn finish(self) -> Hypothesis {
-        let constrained = |found: &Hypothesis| found.progress.is_some();
-        let whole = (self.complete.iter()).position(|found| found.ended && constrained(found));
-        let mut rest = self.complete.into_iter();
-        let best = match whole {
-            Some(place) => rest.nth(place),
-            None => rest.next(),
-        };
-        best.or(self.given_up)
-            .or_else(|| self.live.into_iter().next())
-            .unwrap_or_else(|| Hypothesis {
-                ids: Vec::new(),
-                log_probs: Vec::new(),
-                score: f32::NEG_INFINITY,
-                ended: false,
-                looping: false,
-                progress: None,
-            })
+    /// The best answer.
+    pub(super) fn finish(mut self) -> Hypothesis {
+        self.complete.append(&mut self.live);
+        let best = self.complete.into_iter().next();
+        best.unwrap_or_else(|| Hypothesis::new(None))
+    }
+}
+
+impl Hypothesis {
+    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little, or it
+    /// is constrained and was cut off.
+    fn is_doubtful(&self) -> bool {
+        self.looping || (self.progress.is_some() && !self.ended)
+    }
+
+    /// An answer without tokens.
+    fn new(progress: Option<Progress>) -> Self {
+        Self {
+            ids: Vec::new(),
+            log_probs: Vec::new(),
+            score: 0.0,
+            ended: false,
+            looping: false,
+            progress,
+        }
     }
 }

@@ -1,1 +1,231 @@
+//! Beam search and sampling against transformers; constrained answers of random models over random vocabularies; answers
+//! beside others.
 
+mod babbler;
+mod constrained;
+mod reference;
+
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor};
+
+use super::*;
+use crate::models::llama::Llama;
+
+/// Folder of a fixture.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn tiny() -> Llama {
+    Llama::open(&fixture("llama_tiny"), Device::Cpu, Kind::Float).unwrap()
+}
+
+fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Prompt {
+    Prompt {
+        embeds: model.embed(ids).unwrap(),
+        options,
+        constraint: None,
+        lora: None,
+    }
+}
+
+fn every_kind() -> Vec<DecodeOptions> {
+    let strategies = [
+        Strategy::Greedy,
+        Strategy::Beam(BeamSettings {
+            width: 3,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::No,
+        }),
+        Strategy::Sample(Sampling {
+            temperature: 1.3,
+            top_k: 20,
+            top_p: 0.9,
+            seed: 5,
+        }),
+    ];
+    let mut all = Vec::new();
+    for strategy in strategies {
+        let plain = DecodeOptions {
+            strategy,
+            ..DecodeOptions::greedy(9)
+        };
+        all.push(plain);
+        all.push(DecodeOptions {
+            repetition_penalty: 1.5,
+            no_repeat_ngram_size: 2,
+            tokens_max: 4,
+            ..plain
+        });
+    }
+    all
+}
+
+#[test]
+fn answers_of_every_kind_side_by_side_are_those_that_each_has_alone() {
+    let model = tiny();
+    let prompts = || -> Vec<Prompt> {
+        let ids: [&[i64]; 4] = [&[5], &[7, 8, 9, 10, 11, 12], &[33, 44], &[90, 4, 60]];
+        let pairs = ids
+            .iter()
+            .flat_map(|ids| every_kind().into_iter().map(move |options| (ids, options)));
+        pairs.map(|(ids, options)| prompt(&model, ids, options)).collect()
+    };
+    let ends = [3, 50];
+
+    let together = decode_all(&model, prompts(), 7, &ends, 96, &[]).unwrap();
+
+    for (index, one) in prompts().into_iter().enumerate() {
+        let alone = decode_all(&model, vec![one], 1, &ends, 96, &[])
+            .unwrap()
+            .remove(0);
+        assert_eq!(together[index].ids, alone.ids, "{index}");
+        assert_eq!(together[index].ended, alone.ended, "{index}");
+        assert!((together[index].score() - alone.score()).abs() < 1e-4, "{index}");
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_full_distribution_whatever_the_strategy() {
+    let model = tiny();
+    for options in every_kind() {
+        let found = decode_all(&model, vec![prompt(&model, &[5, 6], options)], 1, &[3], 96, &[])
+            .unwrap()
+            .remove(0);
+        let mut ids = found.ids.clone();
+        ids.extend(found.ended.then_some(3));
+        let scores = model
+            .teach(&[model.embed(&[5, 6]).unwrap()], &[&ids], None)
+            .unwrap();
+        let log_probs = scores.log_softmax(-1, Kind::Double);
+
+        assert_eq!(found.log_probs.len(), ids.len());
+        for (at, (id, log_prob)) in ids.iter().zip(&found.log_probs).enumerate() {
+            let expected = log_probs.double_value(&[at as i64, *id]);
+            assert!((log_prob - expected).abs() < 1e-3, "{options:?} {at}");
+        }
+    }
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_never_chosen() {
+    let model = tiny();
+    for options in every_kind() {
+        let answers = decode_all(&model, vec![prompt(&model, &[5], options)], 1, &[], 12, &[]).unwrap();
+        assert!(answers[0].ids.iter().all(|id| *id < 12), "{options:?}");
+    }
+}
+
+#[test]
+fn an_answer_is_cut_off_at_the_models_last_position_and_a_prompt_beyond_it_is_refused() {
+    let model = tiny(); // 64 positions
+    let ids: Vec<i64> = (0..60).collect();
+    for options in every_kind() {
+        let options = DecodeOptions {
+            tokens_max: 50,
+            ..options
+        };
+        let found = decode_all(&model, vec![prompt(&model, &ids, options)], 1, &[], 96, &[]).unwrap();
+        assert_eq!(found[0].ids.len(), 5, "{options:?}");
+        assert!(!found[0].ended);
+    }
+    let ids = vec![5; 65];
+    let refused = decode_all(
+        &model,
+        vec![prompt(&model, &ids, DecodeOptions::greedy(1))],
+        1,
+        &[],
+        96,
+        &[],
+    );
+    assert!(matches!(refused, Err(ModelError::TooManyPositions { .. })));
+}
+
+#[test]
+fn what_does_not_fit_the_slots_is_an_error_and_leaves_them_free() {
+    let model = tiny();
+    let beams = every_kind()[2];
+    let mut decoder = SlotDecoder::new(&model, 2, 8, 8, &[], 96);
+
+    assert!(
+        decoder
+            .join(&model, &[], vec![((), prompt(&model, &[5], beams))])
+            .is_err()
+    );
+    let three = vec![5, 6, 7]
+        .into_iter()
+        .map(|id| ((), prompt(&model, &[id], DecodeOptions::greedy(3))));
+    assert!(decoder.join(&model, &[], three.collect()).is_err());
+    let strange = Prompt {
+        lora: Some(9),
+        ..prompt(&model, &[5], DecodeOptions::greedy(3))
+    };
+    let refused = decoder.join(&model, &[], vec![((), strange)]);
+    assert!(matches!(refused, Err(ModelError::NoLora { key: 9 })));
+    let zero = prompt(&model, &[5], DecodeOptions::greedy(0));
+    assert!(decoder.join(&model, &[], vec![((), zero)]).is_err());
+
+    assert_eq!((decoder.free(), decoder.used()), (2, 0));
+}
+
+#[test]
+fn adapters_side_by_side_answer_as_each_does_alone() {
+    use crate::nn::lora::{LoraConfig, LoraSet};
+    let model = tiny();
+    let sets: Vec<LoraSet> = (0..2)
+        .map(|seed| {
+            let set = LoraSet::new(LoraConfig::default(), &model.lora_sites(), Device::Cpu).unwrap();
+            let _no_grad = tch::no_grad_guard();
+            for (number, (_, mut tensor)) in set.parameters().into_iter().enumerate() {
+                let count = tensor.numel() as i64;
+                let noise = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * (0.7 + f64::from(seed))
+                    + number as f64)
+                    .sin();
+                tensor.copy_(&(noise.view(tensor.size().as_slice()) * 0.4));
+            }
+            set
+        })
+        .collect();
+    let loras = [(4, &sets[0]), (7, &sets[1])];
+    let prompts = || -> Vec<Prompt> {
+        let keys = [None, Some(4), Some(7), Some(4), None];
+        let with = |lora, options| Prompt {
+            lora,
+            ..prompt(&model, &[5, 6, 7], options)
+        };
+        keys.iter()
+            .flat_map(|lora| every_kind().into_iter().map(|options| with(*lora, options)))
+            .collect()
+    };
+
+    let together = decode_all(&model, prompts(), 6, &[3], 96, &loras).unwrap();
+
+    for (index, one) in prompts().into_iter().enumerate() {
+        let alone = decode_all(&model, vec![one], 1, &[3], 96, &loras)
+            .unwrap()
+            .remove(0);
+        assert_eq!(together[index].ids, alone.ids, "{index}");
+    }
+    let greedy = |place: usize| &together[place * every_kind().len()].ids;
+    assert_ne!(greedy(0), greedy(1));
+    assert_ne!(greedy(1), greedy(2));
+    assert_eq!(greedy(0), greedy(4));
+}
+
+#[test]
+fn a_beam_search_among_repetitions_ends_and_keeps_one_of_them() {
+    let model = babbler::Babbler::looping(20);
+    let options = DecodeOptions {
+        tokens_max: 40,
+        ..every_kind()[2]
+    };
+
+    let found = decode_alike(&model, &[model.embed(&[1]).unwrap()], options, 1, &[0]).unwrap();
+
+    assert!(found[0].looping && !found[0].ended, "{found:?}");
+    assert!(found[0].ids.len() < 12, "{found:?}");
+    assert_eq!(found[0].ids.len(), found[0].log_probs.len());
+}

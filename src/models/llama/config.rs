@@ -9,9 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::models::ModelError;
-
-/// A configuration file is a few hundred bytes; this bounds what is read.
-const CONFIG_BYTES_MAX: u64 = 16 << 20; // 16 MiB
+use crate::models::config_file::{self, unsupported};
 
 /// Which member of the family: they differ in their biases only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,20 +88,7 @@ impl LlamaConfig {
     /// [`ModelError::File`] when it is missing, broken or its sizes do not fit each other;
     /// [`ModelError::Unsupported`] when it asks for mathematics that is not done here.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let path = folder.join("config.json");
-        let file_error = |reason: String| ModelError::File {
-            path: path.clone(),
-            reason,
-        };
-        let bytes = std::fs::metadata(&path)
-            .map_err(|error| file_error(error.to_string()))?
-            .len();
-        if bytes > CONFIG_BYTES_MAX {
-            return Err(file_error(format!(
-                "it has {bytes} bytes, at most {CONFIG_BYTES_MAX} are read"
-            )));
-        }
-        let text = std::fs::read_to_string(&path).map_err(|error| file_error(error.to_string()))?;
+        let (text, path) = config_file::read(folder)?;
         Self::parse(&text, &path)
     }
 
@@ -199,15 +184,6 @@ impl LlamaConfig {
     }
 }
 
-fn unsupported(path: &Path, key: &'static str, found: impl ToString, expected: &str) -> ModelError {
-    ModelError::Unsupported {
-        path: path.to_path_buf(),
-        key,
-        found: found.to_string(),
-        expected: expected.to_owned(),
-    }
-}
-
 /// Refuses by name whatever would change the numbers and is not done here.
 fn refuse_unsupported(raw: &Raw, path: &Path) -> Result<(), ModelError> {
     if let Some(activation) = raw.hidden_act.as_deref()
@@ -238,11 +214,7 @@ fn refuse_unsupported(raw: &Raw, path: &Path) -> Result<(), ModelError> {
     {
         return Err(unsupported(path, "pretraining_tp", slices, "1"));
     }
-    if let Some(quantisation) = raw.quantization_config.as_ref().filter(|it| !it.is_null()) {
-        let expected = "unquantised weights (F32, F16 or BF16)";
-        return Err(unsupported(path, "quantization_config", quantisation, expected));
-    }
-    Ok(())
+    config_file::refuse_quantised(raw.quantization_config.as_ref(), path)
 }
 
 /// The rotary base, from `rope_parameters` (transformers 5) or `rope_theta` beside `rope_scaling` (before).

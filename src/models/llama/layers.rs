@@ -4,102 +4,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::LlamaConfig;
 use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::projections::Projections;
+use crate::nn::rms_norm::RmsNorm;
 use crate::nn::rotary::Rotation;
 use crate::weights::Loader;
-
-/// `x / rms(x) · weight`, the variance in f32.
-#[derive(Debug)]
-pub(super) struct RmsNorm {
-    weight: Tensor,
-    epsilon: f64,
-}
-
-impl RmsNorm {
-    pub(super) fn load(loader: &mut Loader<'_>, name: &str, config: &LlamaConfig) -> Self {
-        Self {
-            weight: loader.take(&format!("{name}.weight"), &[config.hidden_size]),
-            epsilon: config.norm_epsilon,
-        }
-    }
-
-    /// `[.., H]` → `[.., H]`.
-    pub(super) fn forward(&self, hidden: &Tensor) -> Tensor {
-        // libtorch raises half precisions to f32 inside.
-        hidden.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
-    }
-}
-
-/// Linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own name.
-#[derive(Debug)]
-struct Projections {
-    /// `[sum of outputs, inputs]`.
-    weight: Tensor,
-    bias: Option<Tensor>,
-    parts: Vec<LoraSite>,
-}
-
-impl Projections {
-    fn load(loader: &mut Loader<'_>, prefix: &str, inputs: i64, parts: &[(&str, i64)], bias: bool) -> Self {
-        let parts: Vec<LoraSite> = parts
-            .iter()
-            .map(|(name, outputs)| LoraSite {
-                path: format!("{prefix}.{name}"),
-                inputs,
-                outputs: *outputs,
-            })
-            .collect();
-        // The loader's placeholders for what it did not find are expanded views: joining them would allocate
-        // whatever a lying `config.json` declares. The load is going to fail, so any of them will do.
-        let join = |tensors: Vec<Tensor>| {
-            if tensors.len() > 1 && tensors.iter().all(Tensor::is_contiguous) {
-                Tensor::cat(&tensors, 0)
-            } else {
-                tensors[0].shallow_clone()
-            }
-        };
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        for part in &parts {
-            weights.push(loader.take(&format!("{}.weight", part.path), &[part.outputs, inputs]));
-            if bias {
-                biases.push(loader.take(&format!("{}.bias", part.path), &[part.outputs]));
-            }
-        }
-        Self {
-            weight: join(weights),
-            bias: bias.then(|| join(biases)),
-            parts,
-        }
-    }
-
-    /// `[.., inputs]` → `[.., sum of outputs]`.
-    fn forward(&self, input: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let output = input.linear(&self.weight, self.bias.as_ref());
-        let Some(lora) = lora else {
-            return output;
-        };
-        let deltas: Vec<Option<Tensor>> = (self.parts.iter())
-            .map(|part| lora.delta(&part.path, input))
-            .collect();
-        if deltas.iter().all(Option::is_none) {
-            return output;
-        }
-        if let [Some(delta)] = deltas.as_slice() {
-            return output + delta;
-        }
-        let mut first = 0;
-        let mut columns = Vec::new();
-        for (part, delta) in self.parts.iter().zip(deltas) {
-            let column = output.narrow(-1, first, part.outputs);
-            columns.push(match delta {
-                Some(delta) => column + delta,
-                None => column,
-            });
-            first += part.outputs;
-        }
-        Tensor::cat(&columns, -1)
-    }
-}
 
 /// One layer.
 #[derive(Debug)]
@@ -135,7 +43,12 @@ impl Layer {
         // Written by old versions of transformers; follows from `rope_theta`.
         loader.ignore(&format!("{attention}.rotary_emb.inv_freq"));
         Self {
-            attention_norm: RmsNorm::load(loader, &format!("{prefix}.input_layernorm"), config),
+            attention_norm: RmsNorm::load(
+                loader,
+                &format!("{prefix}.input_layernorm"),
+                width,
+                config.norm_epsilon,
+            ),
             qkv: Projections::load(
                 loader,
                 &attention,
@@ -154,7 +67,12 @@ impl Layer {
                 &[("o_proj", width)],
                 config.output_bias,
             ),
-            feed_forward_norm: RmsNorm::load(loader, &format!("{prefix}.post_attention_layernorm"), config),
+            feed_forward_norm: RmsNorm::load(
+                loader,
+                &format!("{prefix}.post_attention_layernorm"),
+                width,
+                config.norm_epsilon,
+            ),
             gate_up: Projections::load(
                 loader,
                 &feed_forward,
@@ -183,7 +101,7 @@ impl Layer {
     pub(super) fn lora_sites(&self) -> impl Iterator<Item = &LoraSite> {
         [&self.qkv, &self.output, &self.gate_up, &self.down]
             .into_iter()
-            .flat_map(|projections| &projections.parts)
+            .flat_map(|projections| projections.sites())
     }
 
     /// The layer up to its attention: `[B, P, H]` → heads.

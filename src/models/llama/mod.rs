@@ -15,12 +15,13 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 pub use config::{LlamaConfig, Variant};
-use layers::{Layer, RmsNorm};
+use layers::Layer;
 
 use super::traits::{check_lesson, check_rows};
 use super::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::rms_norm::RmsNorm;
 use crate::nn::rotary::Rotary;
 use crate::weights::Checkpoint;
 
@@ -70,7 +71,7 @@ impl Llama {
         for index in 0..config.layers {
             layers.push(Layer::load(&mut loader, index, &config));
         }
-        let norm = RmsNorm::load(&mut loader, "model.norm", &config);
+        let norm = RmsNorm::load(&mut loader, "model.norm", config.hidden_size, config.norm_epsilon);
         let head = if config.tied {
             // Some checkpoints store the shared matrix under both names.
             loader.ignore("lm_head.weight");

@@ -98,7 +98,7 @@ fn every_hidden_state_and_the_logits_equal_transformers() {
         let checkpoint = Checkpoint::open_file(folder(name).join("expected.safetensors")).unwrap();
         let mut reference = checkpoint.loader(Device::Cpu, Kind::Float);
 
-        let outputs = probe_llm::llm(&folder(name), &expected(name).ids).unwrap();
+        let outputs = probe_llm::llm(&folder(name), &expected(name).ids, None).unwrap();
 
         assert_eq!(outputs.len(), 4);
         for (output, found) in outputs {

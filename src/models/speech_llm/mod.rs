@@ -3,8 +3,9 @@
 //! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part ([`Learned`]: adapter and optional
 //! LoRA), because one language model serves several adapter versions at once.
 //!
-//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2; for a decoder-only model
-//! the audio comes first inside the user's turn, the instruction after it.
+//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2. An encoder–decoder reads
+//! `[audio positions][instruction]` with its encoder, as the paper's does; for a decoder-only model the audio comes first inside the user's
+//! turn, the instruction after it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::adapter::{AdapterSnapshot, SpeechAdapter};
 use super::decoding::{Constraint, DecodeOptions, Decoded, Loras, Prompt, decode_all};
-use super::llama::Llama;
-use super::{LanguageModel, ModelError};
+use super::{LanguageModel, ModelError, open_language_model};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
 use crate::text::{AnswerPiece, AnswerShape, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
@@ -122,20 +122,15 @@ impl SpeechLlm {
         })
     }
 
-    /// Opens a model folder. `system` replaces the template's own system message.
+    /// Opens a model folder. `system` replaces the template's own system message; a model without chat template has none.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when a file is missing or does not fit.
     pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, SpeechLlmError> {
-        let llm = Llama::open(folder, placement.device, placement.kind())?;
+        let llm = open_language_model(folder, placement)?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;
-        Ok(Self::new(
-            Box::new(llm),
-            tokenizer,
-            layout,
-            end_of_answer_ids(folder)?,
-        )?)
+        Ok(Self::new(llm, tokenizer, layout, end_of_answer_ids(folder)?)?)
     }
 
     /// The language model.

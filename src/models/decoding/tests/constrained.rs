@@ -1,0 +1,425 @@
+//! Constrained answers: random shapes, random vocabularies, random models.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::{
+    Just, ProptestConfig, any, prop, prop_assert, prop_assert_eq, prop_assume, prop_oneof, proptest,
+};
+use proptest::strategy::Strategy as Strategy_;
+
+use super::babbler::Babbler;
+use super::*;
+use crate::nn::random::SplitMix;
+use crate::text::answer::NONE;
+use crate::text::{AnswerPiece, AnswerShape, Spelling};
+
+/// The token that ends an answer.
+const END: i64 = 0;
+/// A control token that is of no use here.
+const CONTROL: i64 = 1;
+
+/// A vocabulary over few letters, so that much is a prefix of much: single characters (or all bytes) and random pieces.
+fn vocabulary(seed: u64, every_byte: bool) -> Arc<Spelling> {
+    const LETTERS: &[char] = &['a', 'b', ' ', ',', ';', '=', '|', 'n', 'o', 'e', 'é'];
+    let mut dice = SplitMix::new(&[seed, 17]);
+    let mut pieces: BTreeSet<Vec<u8>> = BTreeSet::new();
+    if every_byte {
+        pieces.extend((0..=255u8).map(|byte| vec![byte]));
+    } else {
+        pieces.extend(LETTERS.iter().map(|letter| letter.to_string().into_bytes()));
+    }
+    for _ in 0..60 {
+        let length = 2 + dice.below(4);
+        let piece: String = (0..length).map(|_| LETTERS[dice.below(LETTERS.len())]).collect();
+        pieces.insert(piece.into_bytes());
+    }
+    for piece in [" = ", "; ", ", ", "none", " |", " | b", "\n", "\n\n"] {
+        pieces.insert(piece.as_bytes().to_vec());
+    }
+    let tokens: Vec<(Box<[u8]>, i64)> = pieces.into_iter().map(Vec::into_boxed_slice).zip(2..).collect();
+    let count = tokens.len() as i64 + 2;
+    Arc::new(Spelling::new(tokens, count))
+}
+
+fn spelt(spelling: &Spelling, ids: &[i64]) -> String {
+    let bytes: Vec<u8> = ids
+        .iter()
+        .flat_map(|id| spelling.bytes(*id).unwrap())
+        .copied()
+        .collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A way to write a text, by chance.
+fn spell(spelling: &Spelling, text: &str, dice: &mut SplitMix) -> Vec<i64> {
+    let mut ids = Vec::new();
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let begins: Vec<&(Box<[u8]>, i64)> = (spelling.tokens().iter())
+            .filter(|(bytes, _)| rest.starts_with(bytes))
+            // Half a character may be where nothing goes on.
+            .filter(|(bytes, _)| spelling.spells_every_byte() || std::str::from_utf8(bytes).is_ok())
+            .collect();
+        let (bytes, id) = begins[dice.below(begins.len())];
+        ids.push(*id);
+        rest = &rest[bytes.len()..];
+    }
+    ids
+}
+
+/// Whether a text fits, said in another way than the automaton does.
+fn fits(pieces: &[AnswerPiece], text: &str) -> bool {
+    let Some((piece, rest)) = pieces.split_first() else {
+        return text.is_empty();
+    };
+    let after = |start: &str| text.strip_prefix(start).is_some_and(|text| fits(rest, text));
+    match piece {
+        AnswerPiece::Literal(literal) => after(literal),
+        AnswerPiece::Free { stop } => {
+            let places = (0..=text.len()).filter(|place| text.is_char_boundary(*place));
+            places.into_iter().any(|place| {
+                let (free, text) = text.split_at(place);
+                !stop.is_some_and(|stop| free.contains(stop)) && fits(rest, text)
+            })
+        }
+        AnswerPiece::Choice(labels) => labels.iter().any(|label| after(label)),
+        AnswerPiece::Choices(labels) => {
+            after(NONE) || several(labels, &mut Vec::new(), text, &|text| fits(rest, text))
+        }
+        AnswerPiece::Slots(labels) => after(NONE) || slots(labels, text, &|text| fits(rest, text)),
+    }
+}
+
+fn several<'l>(
+    labels: &'l [String],
+    used: &mut Vec<&'l str>,
+    text: &str,
+    then: &dyn Fn(&str) -> bool,
+) -> bool {
+    labels.iter().any(|label| {
+        let Some(text) = text
+            .strip_prefix(label.as_str())
+            .filter(|_| !used.contains(&label.as_str()))
+        else {
+            return false;
+        };
+        used.push(label);
+        let more = |text: &str, used: &mut Vec<&'l str>| several(labels, used, text, then);
+        let good = then(text) || text.strip_prefix(", ").is_some_and(|text| more(text, used));
+        used.pop();
+        good
+    })
+}
+
+fn slots(labels: &[String], text: &str, then: &dyn Fn(&str) -> bool) -> bool {
+    labels.iter().any(|label| {
+        let value = text
+            .strip_prefix(label.as_str())
+            .and_then(|text| text.strip_prefix(" = "));
+        let Some((value, text)) = value.and_then(|text| text.split_once(';')) else {
+            return false;
+        };
+        let good = !value.trim().is_empty() && !value.contains('|');
+        good && (then(text)
+            || text
+                .strip_prefix(' ')
+                .is_some_and(|text| slots(labels, text, then)))
+    })
+}
+
+/// A text that fits, by chance.
+fn example(pieces: &[AnswerPiece], dice: &mut SplitMix) -> String {
+    let mut text = String::new();
+    for piece in pieces {
+        match piece {
+            AnswerPiece::Literal(literal) => text += literal,
+            AnswerPiece::Free { .. } => text += ["", "a", "bon a", "é;n=o"][dice.below(4)],
+            AnswerPiece::Choice(labels) => text += &labels[dice.below(labels.len())],
+            AnswerPiece::Choices(labels) | AnswerPiece::Slots(labels) => {
+                let mut order: Vec<&String> = labels.iter().collect();
+                dice.shuffle(&mut order);
+                order.truncate(dice.below(labels.len() + 1));
+                let is_slots = matches!(piece, AnswerPiece::Slots(_));
+                let parts: Vec<String> = (order.iter())
+                    .map(|label| match is_slots {
+                        true => format!("{label} = {};", ["a", "no é", " b "][dice.below(3)]),
+                        false => (*label).clone(),
+                    })
+                    .collect();
+                match (parts.is_empty(), is_slots) {
+                    (true, _) => text += NONE,
+                    (false, true) => text += &parts.join(" "),
+                    (false, false) => text += &parts.join(", "),
+                }
+            }
+        }
+    }
+    text
+}
+
+fn label() -> impl Strategy_<Value = String> {
+    "[abnoe][abnoe, é]{0,4}[abnoe]|[abno]|none|a|a, b|ab|no|é"
+}
+
+fn labels() -> impl Strategy_<Value = Arc<[String]>> {
+    prop::collection::btree_set(label(), 1..6).prop_map(|labels| labels.into_iter().collect())
+}
+
+fn piece() -> impl Strategy_<Value = AnswerPiece> {
+    prop_oneof![
+        labels().prop_map(AnswerPiece::Choice),
+        labels().prop_map(AnswerPiece::Choices),
+        labels().prop_map(AnswerPiece::Slots),
+        Just(AnswerPiece::Free { stop: Some('|') }),
+    ]
+}
+
+/// One part, or several between literals as in joint decoding.
+fn shape() -> impl Strategy_<Value = AnswerShape> {
+    let joint = prop::collection::vec(piece(), 2..4).prop_map(|parts| {
+        let mut pieces = vec![AnswerPiece::Literal("a: ".replace(':', "b").into())];
+        for part in parts {
+            pieces.push(part);
+            pieces.push(AnswerPiece::Literal(" | bob ".into()));
+        }
+        pieces.pop();
+        pieces.push(AnswerPiece::Literal(" |".into()));
+        AnswerShape { pieces }
+    });
+    let alone = piece().prop_filter("free text alone is no constraint", |piece| {
+        !matches!(piece, AnswerPiece::Free { .. })
+    });
+    prop_oneof![3 => alone.prop_map(AnswerShape::of), 2 => joint]
+}
+
+fn compiled(shape: &AnswerShape, spelling: &Arc<Spelling>) -> Arc<Constraint> {
+    Arc::new(Constraint::new(shape, Arc::clone(spelling), &[END]).unwrap())
+}
+
+fn allows(allowed: &Allowed, id: i64) -> bool {
+    match allowed {
+        Allowed::Only(ids) => ids.contains(&id),
+        Allowed::AllBut(ids) => !ids.contains(&id),
+    }
+}
+
+fn strategies() -> [Strategy; 4] {
+    let beam = |width, length_penalty| {
+        Strategy::Beam(BeamSettings {
+            width,
+            length_penalty,
+            early_stopping: EarlyStopping::No,
+        })
+    };
+    let sampling = Sampling {
+        temperature: 1.5,
+        top_k: 0,
+        top_p: 0.95,
+        seed: 3,
+    };
+    [
+        Strategy::Greedy,
+        beam(3, 1.0),
+        beam(5, 0.0),
+        Strategy::Sample(sampling),
+    ]
+}
+
+fn answer(
+    model: &Babbler,
+    constraint: Option<&Arc<Constraint>>,
+    strategy: Strategy,
+    tokens_max: usize,
+) -> Decoded {
+    let prompt = Prompt {
+        constraint: constraint.cloned(),
+        ..prompt(
+            model,
+            &[5],
+            DecodeOptions {
+                strategy,
+                stop_loops: false,
+                ..DecodeOptions::greedy(tokens_max)
+            },
+        )
+    };
+    let vocabulary = model.info().vocab;
+    decode_all(model, vec![prompt], 8, &[END], vocabulary, &[])
+        .unwrap()
+        .remove(0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whoever_follows_allowed_tokens_writes_what_fits_and_is_never_stuck(
+        shape in shape(), seed in any::<u64>(), every_byte in any::<bool>()
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let constraint = compiled(&shape, &spelling);
+        let mut dice = SplitMix::new(&[seed]);
+        let (mut progress, mut ids) = (constraint.begin(), Vec::new());
+        loop {
+            let allowed = constraint.allowed(&progress);
+            let all: Vec<i64> = (0..spelling.vocabulary()).filter(|id| allows(&allowed, *id)).collect();
+            prop_assert!(!all.is_empty(), "stuck after {:?}", spelt(&spelling, &ids));
+            prop_assert!(!all.contains(&CONTROL));
+            for id in (0..spelling.vocabulary()).filter(|_| ids.len() < 4) {
+                prop_assert_eq!(all.contains(&id), constraint.advance(&progress, id).is_some());
+            }
+            let ends = all.contains(&END);
+            if ends {
+                let text = spelt(&spelling, &ids);
+                prop_assert!(fits(&shape.pieces, text.trim()), "{:?} is no {:?}", text, shape);
+            }
+            // Bytes that begin a character only now and then, or the text gets broken.
+            let whole = |id: &i64| spelling.bytes(*id).is_some_and(|bytes| bytes.is_ascii());
+            let likely: Vec<i64> = all.iter().copied().filter(whole).collect();
+            let pool = if likely.is_empty() || dice.chance(0.05) && !every_byte { &all } else { &likely };
+            let id = pool[dice.below(pool.len())];
+            if ends && (dice.chance(0.5) || ids.len() > 60) || id == END {
+                break;
+            }
+            if ids.len() > 400 {
+                // Free text may go on for ever.
+                break;
+            }
+            progress = constraint.advance(&progress, id).unwrap();
+            ids.push(id);
+        }
+    }
+
+    #[test]
+    fn what_fits_is_allowed_however_it_is_tokenised(
+        shape in shape(), seed in any::<u64>(), every_byte in any::<bool>(), blanks in 0usize..3
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let constraint = compiled(&shape, &spelling);
+        let mut dice = SplitMix::new(&[seed, 5]);
+        let text = example(&shape.pieces, &mut dice);
+        prop_assert!(fits(&shape.pieces, &text), "{:?}", text);
+        let around = [("", ""), (" ", "\n"), ("\n\n", " ")][blanks];
+        let text = format!("{}{}{}", around.0, text, around.1);
+        let mut progress = constraint.begin();
+        for id in spell(&spelling, &text, &mut dice) {
+            let next = constraint.advance(&progress, id);
+            prop_assert!(next.is_some(), "{:?} in {:?} for {:?}", spelling.bytes(id), text, shape);
+            progress = next.unwrap();
+        }
+        prop_assert!(constraint.may_end(&progress));
+    }
+
+    #[test]
+    fn a_free_greedy_answer_that_fits_comes_out_the_same_when_constrained(
+        shape in shape(), seed in any::<u64>(), every_byte in any::<bool>()
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let constraint = compiled(&shape, &spelling);
+        let mut dice = SplitMix::new(&[seed, 6]);
+        let text = example(&shape.pieces, &mut dice);
+        let mut model = Babbler::new(spelling.vocabulary(), seed);
+        model.script = spell(&spelling, &text, &mut dice);
+        model.script.push(END);
+
+        let free = answer(&model, None, Strategy::Greedy, 200);
+        let held = answer(&model, Some(&constraint), Strategy::Greedy, 200);
+
+        prop_assert_eq!(spelt(&spelling, &free.ids), text);
+        prop_assert_eq!(&free.ids, &held.ids);
+        prop_assert_eq!(free.log_probs, held.log_probs);
+        prop_assert!(held.ended);
+    }
+
+    #[test]
+    fn whatever_a_model_likes_a_choice_is_one_of_the_labels_and_known_as_such(
+        labels in labels(), seed in any::<u64>(), every_byte in any::<bool>()
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let shape = AnswerShape::one_of(labels.iter().cloned());
+        let constraint = compiled(&shape, &spelling);
+        let mut model = Babbler::new(spelling.vocabulary(), seed);
+        // It would rather write control tokens than anything else.
+        model.leanings = vec![(CONTROL, 30.0)];
+        for strategy in strategies() {
+            let found = answer(&model, Some(&constraint), strategy, 60);
+            let text = spelt(&spelling, &found.ids);
+            prop_assert!(found.ended, "{:?} {:?}", strategy, text);
+            prop_assert_eq!(found.label.map(|label| labels[label].as_str()), Some(text.trim()));
+            prop_assert!(found.log_probs.iter().all(|log_prob| log_prob.is_finite() && *log_prob <= 0.0));
+        }
+    }
+
+    #[test]
+    fn a_free_greedy_answer_of_any_model_is_chosen_again_from_a_list_that_holds_it(
+        labels in labels(), seed in any::<u64>()
+    ) {
+        let spelling = vocabulary(seed, false);
+        let mut model = Babbler::new(spelling.vocabulary(), seed);
+        model.leanings = vec![(END, 4.0), (CONTROL, -30.0)];
+        let free = answer(&model, None, Strategy::Greedy, 40);
+        let text = spelt(&spelling, &free.ids).trim().to_owned();
+        prop_assume!(free.ended && !text.is_empty());
+        let all: Vec<String> = labels.iter().cloned().chain([text.clone()]).collect();
+        let constraint = compiled(&AnswerShape::one_of(all.iter().cloned()), &spelling);
+
+        let held = answer(&model, Some(&constraint), Strategy::Greedy, 40);
+
+        prop_assert_eq!(&held.ids, &free.ids);
+        prop_assert_eq!(held.label.map(|label| all[label].as_str()), Some(text.as_str()));
+    }
+
+    #[test]
+    fn several_labels_come_each_at_most_once_by_greedy_and_by_beams(
+        labels in labels(), seed in any::<u64>(), every_byte in any::<bool>()
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let shape = AnswerShape::of(AnswerPiece::Choices(Arc::clone(&labels)));
+        let constraint = compiled(&shape, &spelling);
+        let model = Babbler::new(spelling.vocabulary(), seed);
+        for strategy in strategies() {
+            let found = answer(&model, Some(&constraint), strategy, 150);
+            let text = spelt(&spelling, &found.ids);
+            prop_assert!(found.ended, "{:?} {:?}", strategy, text);
+            prop_assert!(fits(&shape.pieces, text.trim()), "{:?} is no {:?}", text, shape);
+        }
+    }
+}
+
+#[test]
+fn a_text_that_the_vocabulary_cannot_spell_is_refused_by_name() {
+    let spelling = vocabulary(1, false);
+
+    let refused = Constraint::new(&AnswerShape::one_of(["ab", "xyz"]), Arc::clone(&spelling), &[END]);
+
+    assert!(refused.unwrap_err().to_string().contains("xyz"));
+    for shape in [AnswerShape { pieces: vec![] }, AnswerShape::one_of([" "])] {
+        assert!(Constraint::new(&shape, Arc::clone(&spelling), &[END]).is_err());
+    }
+}
+
+#[test]
+fn half_a_word_without_the_other_half_in_the_vocabulary_is_no_way_to_begin() {
+    let tokens = [&b"ab"[..], b"a", b"cd", b"abc", b"abcd"];
+    let tokens = tokens.iter().map(|bytes| (*bytes).into()).zip(2..).collect();
+    let spelling = Arc::new(Spelling::new(tokens, 7));
+
+    let constraint = compiled(&AnswerShape::one_of(["abcd"]), &spelling);
+
+    // `a` and `abc` fit, but nothing leads on from them.
+    assert_eq!(
+        *constraint.allowed(&constraint.begin()),
+        Allowed::Only(vec![2, 6])
+    );
+}
+
+#[test]
+fn an_answer_cut_off_by_its_most_tokens_is_no_label() {
+    let spelling = vocabulary(4, true);
+    let constraint = compiled(&AnswerShape::one_of(["nonono anonon"]), &spelling);
+    let model = Babbler::new(spelling.vocabulary(), 9);
+
+    let found = answer(&model, Some(&constraint), Strategy::Greedy, 1);
+
+    assert_eq!((found.ended, found.label), (false, None));
+}

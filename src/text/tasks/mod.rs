@@ -1,0 +1,326 @@
+//! Tasks: what the program is asked to do, one TOML file each (`configs/tasks/*.toml`).
+//!
+//! A task gives a request that only names it its default instruction, gives training many wordings of the same
+//! wish, keeps some wordings back to see whether the model follows words it was not trained on, and says how its
+//! answers are written and scored. How to add one: `docs/TASKS.md`.
+
+mod table;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::TextError;
+use super::answer::{AnswerFormat, AnswerShape};
+
+pub use table::{Asked, TaskTable};
+pub use template::{Filling, LABEL_NAMES, LABELS};
+
+/// Between the names of tasks that are asked at once (joint decoding): `asr,intent`.
+pub const TASK_SEPARATOR: char = ',';
+
+/// How answers of a task are scored.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TaskMetric {
+    /// Word error rate over the corpus; lower is better.
+    Wer,
+    /// Character error rate over the corpus; lower is better.
+    Cer,
+    /// Corpus BLEU as sacreBLEU computes it; higher is better.
+    Bleu,
+    /// Corpus chrF as sacreBLEU computes it; higher is better.
+    Chrf,
+    /// Share of answers equal to the target; higher is better.
+    Accuracy,
+    /// Unweighted average recall: the mean of the recalls of the classes; higher is better.
+    Uar,
+    /// Mean of the F1 of the classes; higher is better.
+    MacroF1,
+    /// F1 of the set of keywords, mean over utterances; higher is better.
+    KeywordF1,
+    /// SLURP's SLU-F1 of slots and their values; higher is better.
+    SluF1,
+    /// F1 of the slots' labels, values ignored; higher is better.
+    SdF1,
+    /// F1 of the words of a short free answer; higher is better.
+    TokenF1,
+}
+
+/// One allowed answer of a task.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct TaskLabel {
+    /// The answer, as the model shall write it.
+    pub name: String,
+    /// What it means, in words that can go into an instruction.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// The `[answer]` table of a task.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskAnswer {
+    /// How answers are written.
+    pub format: AnswerFormat,
+    /// Heading of this answer among others (joint decoding): `Intent` gives `ASR: … | Intent: … |`. Empty: the
+    /// task's name.
+    pub heading: String,
+}
+
+/// A `[fields.NAME]` table of a task: a place in its prompts, written `{NAME}`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct TaskField {
+    /// What goes there, for people.
+    pub description: String,
+    /// A value to show the prompts with.
+    pub example: String,
+    /// Another key under which requests and manifest rows may give the value.
+    #[serde(default)]
+    pub key: String,
+    /// Values written out: `de = "German"`. A value that is not here goes in as it is.
+    #[serde(default)]
+    pub names: BTreeMap<String, String>,
+}
+
+/// One task.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Name, as in the `ce_task` header; also the file's name.
+    pub name: String,
+    /// What the task is, for people.
+    pub description: String,
+    /// Instruction used when a request only names the task; the first of the wordings used in training.
+    pub instruction: String,
+    /// Further wordings used in training.
+    #[serde(default)]
+    pub prompts: Vec<String>,
+    /// Wordings kept out of training.
+    #[serde(default)]
+    pub held_out_prompts: Vec<String>,
+    /// How answers are scored.
+    pub metric: TaskMetric,
+    /// How answers are written.
+    #[serde(default)]
+    pub answer: TaskAnswer,
+    /// Places in the prompts besides `{labels}` and `{label_names}`.
+    #[serde(default)]
+    pub fields: BTreeMap<String, TaskField>,
+    /// Allowed answers; empty for free text.
+    #[serde(default)]
+    pub labels: Vec<TaskLabel>,
+}
+
+impl Task {
+    /// The heading of this task's answer among others.
+    pub fn heading(&self) -> &str {
+        match self.answer.heading.as_str() {
+            "" => &self.name,
+            heading => heading,
+        }
+    }
+
+    /// The wordings used in training, the default instruction first, each once.
+    pub fn training_prompts(&self) -> impl Iterator<Item = &str> {
+        let others = self
+            .prompts
+            .iter()
+            .filter(|wording| **wording != self.instruction);
+        std::iter::once(self.instruction.as_str()).chain(others.map(String::as_str))
+    }
+
+    /// The labels in force: the filling's, described by the task where it knows them, else the task's own.
+    ///
+    /// # Errors
+    /// [`TextError::Label`] for a label that would break the answer's layout.
+    pub fn labels_in<'t>(&'t self, filling: &'t Filling) -> Result<Vec<TaskLabel>, TextError> {
+        let Some(given) = &filling.labels else {
+            return Ok(self.labels.clone());
+        };
+        check_labels(self.answer.format, given).map_err(|reason| TextError::Label {
+            task: self.name.clone(),
+            reason,
+        })?;
+        let described = |label: &TaskLabel| match self.labels.iter().find(|known| known.name == label.name) {
+            Some(known) if label.description.is_empty() => known.clone(),
+            _ => label.clone(),
+        };
+        Ok(given.iter().map(described).collect())
+    }
+
+    /// Fills the places of one of this task's wordings.
+    ///
+    /// # Errors
+    /// [`TextError::Placeholder`] when a place has no value; [`TextError::Label`] as [`Task::labels_in`].
+    pub fn fill(&self, wording: &str, filling: &Filling) -> Result<String, TextError> {
+        let labels = self.labels_in(filling)?;
+        let value = |name: &str| match name {
+            LABELS | LABEL_NAMES if labels.is_empty() => Err(format!(
+                "`{{{name}}}`: the task lists no labels and none are given"
+            )),
+            LABELS => Ok(template::bullets(&labels, filling.bare_labels)),
+            LABEL_NAMES => Ok(template::in_one_line(&labels)),
+            name => self.value_of(name, filling),
+        };
+        template::fill(wording, &value).map_err(|reason| TextError::Placeholder {
+            task: self.name.clone(),
+            reason,
+        })
+    }
+
+    fn value_of(&self, name: &str, filling: &Filling) -> Result<String, String> {
+        let field =
+            (self.fields.get(name)).ok_or_else(|| format!("`{{{name}}}` is not among its `[fields]`"))?;
+        let found = filling
+            .fields
+            .get(name)
+            .or_else(|| filling.fields.get(&field.key));
+        let value = found
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| {
+                let other = match field.key.as_str() {
+                    "" => String::new(),
+                    key => format!(" or `{key}`"),
+                };
+                format!(
+                    "`{{{name}}}` has no value: give field `{name}`{other} ({})",
+                    field.description
+                )
+            })?;
+        Ok(field.names.get(value).map_or(value, String::as_str).to_owned())
+    }
+
+    /// What an answer may look like when it is held to the labels in force. Labels that are given to a task of
+    /// free text are the only answers to choose from.
+    ///
+    /// # Errors
+    /// [`TextError::Label`] as [`Task::labels_in`].
+    pub fn shape(&self, filling: &Filling) -> Result<AnswerShape, TextError> {
+        let names = self.labels_in(filling)?.into_iter().map(|label| label.name);
+        if filling.labels.is_some() && !self.answer.format.takes_labels() {
+            return Ok(AnswerShape::one_of(names));
+        }
+        Ok(self.answer.format.shape(&names.collect::<Vec<_>>()))
+    }
+
+    /// Every field at its example: for showing and checking prompts.
+    pub fn example_filling(&self) -> Filling {
+        let example = |(name, field): (&String, &TaskField)| (name.clone(), field.example.clone());
+        Filling {
+            fields: self.fields.iter().map(example).collect(),
+            ..Filling::default()
+        }
+    }
+
+    /// Checks what the file format cannot: names, repeats, places, wordings both trained on and held out.
+    fn validate(&self) -> Result<(), String> {
+        let good_name = !self.name.is_empty()
+            && self.name.len() <= 64
+            && (self.name.bytes())
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
+        if !good_name {
+            return Err(format!(
+                "name `{}` must be 1 to 64 of the characters a-z, 0-9, `_` and `-`",
+                self.name
+            ));
+        }
+        let heading = self.heading();
+        let good_heading = heading.len() <= 64
+            && heading.trim() == heading
+            && (heading.chars()).all(|c| c.is_alphanumeric() || " _-".contains(c));
+        if !good_heading {
+            return Err(format!(
+                "`answer.heading` is `{heading}`, expected at most 64 bytes of letters, digits, `_`, `-` and spaces between them"
+            ));
+        }
+        self.validate_wordings()?;
+        check_labels(self.answer.format, &self.labels)?;
+        for (name, field) in &self.fields {
+            if !template::is_field_name(name) || [LABELS, LABEL_NAMES].contains(&name.as_str()) {
+                return Err(format!(
+                    "`[fields.{name}]`: the name must be of a-z, 0-9 and `_`, and neither `{LABELS}` nor `{LABEL_NAMES}`"
+                ));
+            }
+            if field.example.trim().is_empty() || field.description.trim().is_empty() {
+                return Err(format!(
+                    "`[fields.{name}]` has an empty `description` or `example`"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_wordings(&self) -> Result<(), String> {
+        if self.held_out_prompts.contains(&self.instruction) {
+            return Err(format!(
+                "the default instruction `{}` is held out; it is used in training",
+                self.instruction
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        let default = std::slice::from_ref(&self.instruction);
+        for (list, wordings) in [
+            ("instruction", default),
+            ("prompts", &self.prompts),
+            ("held_out_prompts", &self.held_out_prompts),
+        ] {
+            for wording in wordings {
+                if wording.trim().is_empty() {
+                    return Err(format!("`{list}` is empty or holds an empty wording"));
+                }
+                if list != "instruction" && !seen.insert(wording) {
+                    return Err(format!(
+                        "`{wording}` in `{list}` is there twice; held-out wordings must not be trained on"
+                    ));
+                }
+                for place in template::places(wording).map_err(|reason| format!("`{list}`: {reason}"))? {
+                    let known = [LABELS, LABEL_NAMES].contains(&place) || self.fields.contains_key(place);
+                    if !known {
+                        let declared: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+                        return Err(format!(
+                            "`{list}`: unknown placeholder `{{{place}}}` in `{wording}`; known are `{LABELS}`, `{LABEL_NAMES}` and the task's `[fields]`: {}",
+                            declared.join(", ")
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether answers made of these labels can be read back.
+fn check_labels(format: AnswerFormat, labels: &[TaskLabel]) -> Result<(), String> {
+    let separators = match format {
+        AnswerFormat::Labels => ",",
+        AnswerFormat::Slots => "=;",
+        AnswerFormat::Text | AnswerFormat::Label | AnswerFormat::Keywords => "",
+    };
+    let mut names = BTreeSet::new();
+    for TaskLabel { name, .. } in labels {
+        if name.trim().is_empty() || !names.insert(name.trim().to_lowercase()) {
+            return Err(format!("label `{}` is empty or there twice", name.escape_debug()));
+        }
+        if name.contains(|c: char| separators.contains(c) || c.is_control()) {
+            return Err(format!(
+                "label `{}` holds a control character, or one of the separators `{separators}` of format `{}`",
+                name.escape_debug(),
+                format.as_str()
+            ));
+        }
+        if format == AnswerFormat::Labels && name.trim().eq_ignore_ascii_case(super::answer::NONE) {
+            return Err(format!(
+                "label `{name}` would read as no label at all; call it otherwise"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,401 @@
+//! The shipped tasks, and what a task file may say.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::*;
+use crate::text::answer::ParsedAnswer;
+
+const GOOD: &str = "name = 'x'\ndescription = 'd'\ninstruction = 'Do it.'\nmetric = 'wer'\n";
+
+fn load(text: &str) -> Result<TaskTable, TextError> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.toml"), text).unwrap();
+    std::fs::write(folder.path().join("notes.md"), "not a task").unwrap();
+    TaskTable::load(folder.path())
+}
+
+fn shipped() -> TaskTable {
+    TaskTable::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks")).unwrap()
+}
+
+fn fields(pairs: &[(&str, &str)]) -> Filling {
+    Filling {
+        fields: pairs
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect(),
+        ..Filling::default()
+    }
+}
+
+#[test]
+fn the_papers_tasks_are_shipped_with_its_metrics_and_answer_formats() {
+    use AnswerFormat::{Keywords, Label, Slots, Text};
+    use TaskMetric::{Accuracy, Bleu, KeywordF1, SluF1, TokenF1, Uar, Wer};
+    let table = shipped();
+
+    let found: Vec<_> = table
+        .iter()
+        .map(|task| (task.name.as_str(), task.answer.format, task.metric))
+        .collect();
+
+    assert_eq!(
+        found,
+        [
+            ("accent", Label, Uar),
+            ("asr", Text, Wer),
+            ("domain", Label, Accuracy),
+            ("emotion", Label, Uar),
+            ("instruct", Text, TokenF1),
+            ("intent", Label, Accuracy),
+            ("keyword_search", Label, Accuracy),
+            ("keywords", Keywords, KeywordF1),
+            ("question", Text, TokenF1),
+            ("sentiment", Label, Uar),
+            ("slots", Slots, SluF1),
+            ("speaker_count", Label, Uar),
+            ("speech_detection", Label, Uar),
+            ("translation", Text, Bleu),
+        ]
+    );
+    assert_eq!(table.get("asr").unwrap().instruction, "Transcribe the speech.");
+}
+
+#[test]
+fn every_shipped_task_has_fifteen_wordings_and_two_held_out_all_different() {
+    let mut all = BTreeSet::new();
+    for task in shipped().iter() {
+        let training: Vec<&str> = task.training_prompts().collect();
+
+        assert!(training.len() >= 15, "{}: {}", task.name, training.len());
+        assert!(task.held_out_prompts.len() >= 2, "{}", task.name);
+        for wording in training
+            .into_iter()
+            .chain(task.held_out_prompts.iter().map(String::as_str))
+        {
+            let words: Vec<String> = wording
+                .split(|c: char| !c.is_alphanumeric())
+                .filter(|word| !word.is_empty())
+                .map(str::to_lowercase)
+                .collect();
+            assert!(all.insert(words.join(" ")), "{}: `{wording}` twice", task.name);
+        }
+    }
+}
+
+#[test]
+fn every_shipped_wording_can_be_filled_and_shows_what_to_choose_from() {
+    for task in shipped().iter() {
+        let filling = task.example_filling();
+        for wording in task
+            .training_prompts()
+            .chain(task.held_out_prompts.iter().map(String::as_str))
+        {
+            let instruction = task.fill(wording, &filling).unwrap();
+
+            assert!(!instruction.contains(['{', '}']), "{}: {instruction}", task.name);
+            for label in &task.labels {
+                assert!(
+                    instruction.to_lowercase().contains(&label.name),
+                    "{}: `{instruction}` without {}",
+                    task.name,
+                    label.name
+                );
+            }
+            for field in task.fields.values() {
+                assert!(
+                    instruction.contains(&field.example),
+                    "{}: {instruction}",
+                    task.name
+                );
+            }
+        }
+        for label in &task.labels {
+            assert!(!label.description.is_empty(), "{}: {}", task.name, label.name);
+        }
+    }
+}
+
+#[test]
+fn held_out_wordings_are_clearly_other_words_than_those_trained_on() {
+    let words = |wording: &str| -> BTreeSet<String> {
+        let split = wording.split(|c: char| !c.is_alphanumeric() && c != '_');
+        split
+            .filter(|word| word.len() > 3)
+            .map(str::to_lowercase)
+            .collect()
+    };
+    for task in shipped().iter() {
+        for held_out in &task.held_out_prompts {
+            let held_out_words = words(held_out);
+            for trained in task.training_prompts() {
+                let both = words(trained).intersection(&held_out_words).count();
+                assert!(
+                    2 * both <= held_out_words.len(),
+                    "{}: `{held_out}` is close to `{trained}`",
+                    task.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_papers_answers_to_turn_on_the_radio_now_are_read_by_their_tasks() {
+    let table = shipped();
+    for (name, answer) in [
+        ("intent", "play_radio"),
+        ("keyword_search", "yes"),
+        ("emotion", "neutral"),
+        ("sentiment", "neutral"),
+        ("accent", "American"),
+        ("speaker_count", "one"),
+        ("speech_detection", "speech"),
+    ] {
+        let task = table.get(name).unwrap();
+        let ParsedAnswer::Label(label) = task.answer.format.parse(answer) else {
+            panic!("{name}");
+        };
+        assert!(task.labels.iter().any(|known| known.name == label), "{name}");
+    }
+    let slots = table.get("slots").unwrap().answer.format.parse("time = now;");
+    assert_eq!(slots.labels(), ["time"]);
+    let words = table.get("keywords").unwrap().answer.format.parse("radio");
+    assert_eq!(words, ParsedAnswer::Keywords(vec!["radio".into()]));
+}
+
+#[test]
+fn the_known_members_of_the_papers_lists_are_there() {
+    let table = shipped();
+    let names = |task: &str| -> Vec<String> {
+        let labels = &table.get(task).unwrap().labels;
+        labels.iter().map(|label| label.name.clone()).collect()
+    };
+
+    assert_eq!(names("slots"), ["date", "place_name", "person", "time"]);
+    for intent in ["datetime_query", "qa_definition", "calendar_remove", "play_radio"] {
+        assert!(names("intent").contains(&intent.to_owned()), "{intent}");
+    }
+    assert_eq!(names("accent").len(), 5);
+    assert_eq!(names("emotion"), ["neutral", "happy", "sad", "angry"]);
+}
+
+#[test]
+fn a_language_code_is_written_out_and_a_language_that_was_never_trained_goes_in_as_it_is() {
+    let table = shipped();
+    let ask = |pairs: &[(&str, &str)]| {
+        table
+            .ask("translation", &fields(pairs), None)
+            .unwrap()
+            .instruction
+    };
+
+    assert_eq!(
+        ask(&[("target_lang", "ro")]),
+        "Translate the speech into Romanian."
+    );
+    assert_eq!(
+        ask(&[("target_language", "Welsh")]),
+        "Translate the speech into Welsh."
+    );
+}
+
+#[test]
+fn a_place_without_a_value_is_an_error_that_names_task_and_place() {
+    let error = shipped()
+        .ask("translation", &Filling::default(), None)
+        .unwrap_err()
+        .to_string();
+
+    assert!(
+        error.contains("`translation`") && error.contains("`{target_language}`"),
+        "{error}"
+    );
+    assert!(error.contains("`target_lang`"), "{error}");
+}
+
+#[test]
+fn what_is_filled_in_is_never_a_place_itself() {
+    let asked = shipped()
+        .ask(
+            "keyword_search",
+            &fields(&[("keyword", "{labels} {keyword}")]),
+            None,
+        )
+        .unwrap();
+
+    assert!(
+        asked.instruction.contains("\"{labels} {keyword}\""),
+        "{}",
+        asked.instruction
+    );
+}
+
+#[test]
+fn given_labels_replace_the_tasks_own_and_keep_its_descriptions() {
+    let table = shipped();
+    let labels = ["play_radio".to_owned(), "order_pizza".to_owned()];
+    let mut filling = Filling::default().with_labels(&labels);
+
+    let asked = table.ask("intent", &filling, None).unwrap();
+    filling.bare_labels = true;
+    let bare = table.ask("intent", &filling, None).unwrap();
+
+    assert!(
+        asked.instruction.contains("- play_radio: wants to listen"),
+        "{}",
+        asked.instruction
+    );
+    assert!(
+        asked.instruction.contains("- order_pizza;"),
+        "{}",
+        asked.instruction
+    );
+    assert!(
+        !asked.instruction.contains("calendar_remove"),
+        "{}",
+        asked.instruction
+    );
+    assert!(
+        bare.instruction.contains("- play_radio;\n- order_pizza;"),
+        "{}",
+        bare.instruction
+    );
+    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+}
+
+#[test]
+fn labels_given_to_a_task_of_free_text_are_the_answers_to_choose_from() {
+    let labels = ["on".to_owned(), "off".to_owned()];
+
+    let asked = shipped()
+        .ask("asr", &Filling::default().with_labels(&labels), None)
+        .unwrap();
+
+    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+    assert_eq!(asked.instruction, "Transcribe the speech.");
+}
+
+#[test]
+fn labels_that_would_break_the_answers_layout_are_refused() {
+    let table = shipped();
+    for bad in [&["a=b"][..], &["a;"], &["a", "A"], &[" "], &["a\nb"]] {
+        let labels: Vec<String> = bad.iter().map(|label| (*label).to_owned()).collect();
+        let error = table
+            .ask("slots", &Filling::default().with_labels(&labels), None)
+            .unwrap_err();
+        assert!(matches!(error, TextError::Label { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_task_is_added_by_adding_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
+    for entry in std::fs::read_dir(shipped_folder).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    // The example of docs/TASKS.md.
+    let page = include_str!("../../../docs/TASKS.md");
+    let (_, rest) = page
+        .split_once("```toml\n")
+        .expect("the page has an example file");
+    let (file, _) = rest.split_once("```").expect("the example ends");
+    std::fs::write(folder.path().join("urgency.toml"), file).unwrap();
+
+    let table = TaskTable::load(folder.path()).unwrap();
+    let task = table.get("urgency").unwrap();
+    let asked = table
+        .ask("asr,urgency", &fields(&[("listener", "a nurse")]), None)
+        .unwrap();
+
+    for wording in task
+        .training_prompts()
+        .chain(task.held_out_prompts.iter().map(String::as_str))
+    {
+        task.fill(wording, &task.example_filling()).unwrap();
+    }
+    assert!(asked.instruction.contains("a nurse"), "{}", asked.instruction);
+    let read = asked.joint.unwrap().by_task("ASR: help | Urgency: urgent |");
+    assert_eq!(read["urgency"], "urgent");
+}
+
+#[test]
+fn a_misspelt_key_is_an_error_that_names_the_file_and_the_key() {
+    let error = load(&format!("{GOOD}promts = ['a']\n")).unwrap_err().to_string();
+
+    assert!(error.contains("x.toml") && error.contains("promts"), "{error}");
+}
+
+#[test]
+fn an_unknown_placeholder_is_an_error_that_names_the_file_and_the_placeholder() {
+    let error = load(&format!(
+        "{GOOD}prompts = ['Say {{it}} in {{language}}.']\n[fields.it]\ndescription = 'd'\nexample = 'e'\n"
+    ))
+    .unwrap_err()
+    .to_string();
+
+    assert!(
+        error.contains("x.toml") && error.contains("`{language}`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_task_that_does_not_hold_together_is_refused() {
+    assert!(load(GOOD).is_ok());
+    for bad in [
+        GOOD.replace("'x'", "'y'"),
+        GOOD.replace("'x'", "'X x'"),
+        GOOD.replace("'Do it.'", "' '"),
+        GOOD.replace("'wer'", "'werr'"),
+        GOOD.replace("Do it", "Do {it}"),
+        format!("{GOOD}prompts = ['a', 'a']\n"),
+        format!("{GOOD}prompts = ['a']\nheld_out_prompts = ['a']\n"),
+        format!("{GOOD}held_out_prompts = ['Do it.']\n"),
+        format!("{GOOD}held_out_prompts = ['Do {{ it.']\n"),
+        format!("{GOOD}[answer]\nformat = 'yes'\n"),
+        format!("{GOOD}[answer]\nheading = 'a: b'\n"),
+        format!("{GOOD}[fields.labels]\ndescription = 'd'\nexample = 'e'\n"),
+        format!("{GOOD}[fields.a]\ndescription = 'd'\nexample = ''\n"),
+        format!("{GOOD}[[labels]]\nname = 'l'\n[[labels]]\nname = 'l'\n"),
+        format!("{GOOD}[[labels]]\nname = 'l'\nmeaning = 'm'\n"),
+        format!("{GOOD}[answer]\nformat = 'slots'\n[[labels]]\nname = 'a;b'\n"),
+        format!("{GOOD}[answer]\nformat = 'labels'\n[[labels]]\nname = 'none'\n"),
+    ] {
+        assert!(matches!(load(&bad), Err(TextError::Task { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn two_tasks_with_one_heading_are_refused() {
+    let task = |name: &str| Task {
+        name: name.into(),
+        ..toml::from_str(&format!("{GOOD}[answer]\nheading = 'H'\n")).unwrap()
+    };
+
+    let error = TaskTable::from_tasks([task("a"), task("b")])
+        .unwrap_err()
+        .to_string();
+
+    assert!(error.contains("heading") && error.contains("`a`"), "{error}");
+}
+
+#[test]
+fn an_unknown_task_is_an_error_that_lists_the_known_ones() {
+    let table = load(GOOD).unwrap();
+    for names in ["asr", "x,asr", "x,", ""] {
+        let error = table.list(names).unwrap_err();
+        assert!(matches!(error, TextError::UnknownTask { .. }), "{error}");
+        assert!(error.to_string().ends_with("known tasks: x"), "{error}");
+    }
+}
+
+#[test]
+fn a_task_named_twice_is_refused() {
+    let error = load(GOOD).unwrap().list("x, x").unwrap_err().to_string();
+
+    assert!(error.contains("`x` is there twice"), "{error}");
+}
