@@ -170,7 +170,7 @@ async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
             .await;
     }
     let letter = next(&desk.letters).await;
-    desk.stored(1).await; // the same sound and words, but for the instruction
+    desk.stored(2).await;
     until("all are looked at", || desk.labels.ledger.unfinished() == 1).await;
 
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);

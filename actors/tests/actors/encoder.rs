@@ -65,8 +65,7 @@ impl SpeechEncoder for Network {
         for (row, clip) in clips.iter().enumerate() {
             let mixed = (mix.get(row as i64) * &places).sum(Kind::Float).double_value(&[]);
             let mut valid = features.get(row as i64).narrow(0, 0, lengths[row]);
-            let _ =
-                valid.copy_(&Tensor::from_slice(&[clip[0], mixed as f32]).expand([lengths[row], 2], false));
+            valid.copy_(&Tensor::from_slice(&[clip[0], mixed as f32]).expand([lengths[row], 2], false));
         }
         Ok(Encoded { features, lengths })
     }
