@@ -389,11 +389,12 @@ where
         .await
 }
 
-/// Stops a stage and waits for its end.
+/// Stops a stage and waits for its end, what it still does in `on_stop` included.
 async fn ended<A: Actor>(stage: &ActorRef<A>) {
     // An error says that it has ended before.
     let _ = stage.stop_gracefully().await;
-    stage.wait_for_shutdown().await;
+    // Not `wait_for_shutdown`, which returns when the mailbox is closed: `on_stop` runs after that.
+    stage.wait_for_shutdown_with_result(|_| ()).await;
 }
 
 /// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
