@@ -2,27 +2,28 @@
 //!
 //! ```text
 //! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3     outputs in f32, for comparison with a reference
-//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3         a random LoRA set for peft, with the logits it gives
+//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]   a random LoRA set for peft, with the logits it gives
+//!                                                              (along the prompt; or of each token of an answer to it)
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
 //! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8
 //! ```
 //!
-//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input the seconds of one
-//! greedy generation, by the clock and of processor time, and the first answer's ids.
+//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input
+//! the seconds of one greedy generation, by the clock and of processor time, and the first answer's ids.
 
+use std::collections::BTreeSet;
 use std::io::BufRead as _;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use speechverse::models::decoding::{DecodeOptions, decode_alike};
-use speechverse::models::llama::Llama;
 use speechverse::models::probe_llm;
 use speechverse::models::{LanguageModel, open_language_model};
-use speechverse::nn::accel::{DeviceChoice, Placement, configure_threads, cpu_capability};
+use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, configure_threads, cpu_capability};
 use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
@@ -41,32 +42,38 @@ fn main() -> anyhow::Result<()> {
             let outputs = probe_llm::llm(Path::new(folder), &ids, None)?;
             Tensor::write_safetensors(&outputs, out)?;
         }
-        ["lora", folder, out, ids] => {
+        ["lora", folder, out, ids, rest @ ..] => {
             let ids = parse_ids(ids)?;
-            let model = Llama::open(Path::new(folder), Device::Cpu, Kind::Float)?;
+            let model = open(folder, PrecisionChoice::F32)?;
+            let sites = model.lora_sites();
+            let names: BTreeSet<&str> = (sites.iter())
+                .filter_map(|site| site.path.rsplit('.').next())
+                .collect();
             let config = LoraConfig {
-                targets: ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]
-                    .map(str::to_owned)
-                    .to_vec(),
+                targets: names.into_iter().map(str::to_owned).collect(),
                 ..LoraConfig::default()
             };
-            let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu)?;
+            let lora = LoraSet::new(config, &sites, Device::Cpu)?;
             let _no_grad = tch::no_grad_guard();
             for mut tensor in lora.parameters().into_values() {
                 let _ = tensor.normal_(0.0, 0.05);
             }
             lora.save(Path::new(out), folder)?;
-            let embeds = model.embed(&ids)?.unsqueeze(0);
-            let hidden = model.hidden(&embeds, &[ids.len() as i64], Some(&lora))?;
-            let outputs = [
-                ("logits", model.logits(&hidden).get(0)),
-                ("ids", Tensor::from_slice(&ids)),
-            ];
+            let prompt = model.embed(&ids)?;
+            let answer = rest.first().map_or(Ok(Vec::new()), |answer| parse_ids(answer))?;
+            let logits = match answer.as_slice() {
+                [] => model.read(&prompt, Some(&lora))?,
+                answer => model.teach(&[prompt], &[answer], Some(&lora))?,
+            };
+            let mut outputs = vec![("logits", logits), ("ids", Tensor::from_slice(&ids))];
+            if !answer.is_empty() {
+                outputs.push(("answer", Tensor::from_slice(&answer)));
+            }
             Tensor::write_safetensors(&outputs, Path::new(out).join("logits.safetensors"))?;
         }
         ["chat", folder, question] => {
+            let model = open(folder, PrecisionChoice::F32)?;
             let folder = Path::new(folder);
-            let model = Llama::open(folder, Device::Cpu, Kind::Float)?;
             let tokenizer = Tokenizer::open(folder)?;
             let prompt = ChatTemplate::open(folder)?.render(&[ChatMessage::new("user", *question)], true)?;
             let prompt = model.embed(&tokenizer.encode(&prompt)?)?;
@@ -74,13 +81,13 @@ fn main() -> anyhow::Result<()> {
                 stop_loops: false,
                 ..DecodeOptions::greedy(64)
             };
-            let answer = decode_alike(&model, &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
+            let answer =
+                decode_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
         ["speed", folder, ids, batch, threads, tokens, precision] => {
             configure_threads(threads.parse()?);
-            let placement = Placement::resolve(DeviceChoice::Cpu, precision.parse()?)?;
-            let model = open_language_model(Path::new(folder), &placement)?;
+            let model = open(folder, precision.parse()?)?;
             let prompt = model.embed(&parse_ids(ids)?)?;
             let batch: usize = batch.parse()?;
             let prompts: Vec<Tensor> = (0..batch).map(|_| prompt.shallow_clone()).collect();
@@ -92,17 +99,22 @@ fn main() -> anyhow::Result<()> {
             for line in std::io::stdin().lock().lines() {
                 line?;
                 let (start, busy) = (Instant::now(), processor_seconds());
-                let answers = decode_alike(model.as_ref(), &prompts, options.clone(), batch, &[])?;
+                let answers = decode_alike(model.as_ref(), &prompts, options, batch, &[])?;
                 let (seconds, busy) = (start.elapsed().as_secs_f64(), processor_seconds() - busy);
                 let ids: Vec<String> = answers[0].ids.iter().map(i64::to_string).collect();
                 println!("{seconds} {busy} {}", ids.join(","));
             }
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
         ),
     }
     Ok(())
+}
+
+fn open(folder: &str, precision: PrecisionChoice) -> anyhow::Result<Box<dyn LanguageModel>> {
+    let placement = Placement::resolve(DeviceChoice::Cpu, precision)?;
+    Ok(open_language_model(Path::new(folder), &placement)?)
 }
 
 fn parse_ids(ids: &str) -> anyhow::Result<Vec<i64>> {

@@ -3,10 +3,12 @@
 pub mod audio;
 pub mod broker;
 pub mod config;
+pub mod evaluation;
 pub mod kafka;
 pub mod models;
 pub mod nn;
 pub mod registry;
+pub mod scoring;
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testsuite"))]

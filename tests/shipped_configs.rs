@@ -55,9 +55,25 @@ fn curricula_are_valid() {
 }
 
 #[test]
-fn tasks_are_valid_and_transcription_has_its_prompts() {
+fn tasks_are_valid_and_have_their_prompts() {
     let tasks = TaskTable::load(&configs().join("tasks")).unwrap();
 
-    let asr = tasks.get("asr").unwrap();
-    assert!(asr.prompts.len() >= 15 && asr.held_out_prompts.len() >= 2);
+    for task in tasks.iter() {
+        assert!(
+            task.training_prompts().count() >= 15 && task.held_out_prompts.len() >= 2,
+            "{}",
+            task.name
+        );
+    }
+    assert!(tasks.len() >= 14);
+}
+
+#[test]
+fn curricula_name_task_folders_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let paper = TrainingConfig::load(&configs().join("curriculum/paper.toml")).unwrap();
+
+    let tasks = TaskTable::load(&root.join(paper.tasks_dir.expect("the paper's curriculum asks every task")));
+
+    assert!(tasks.unwrap().get("slots").is_ok());
 }

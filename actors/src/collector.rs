@@ -20,6 +20,7 @@ use speechverse::wire::request::RequestLimits;
 use speechverse::wire::{Receipt, Record};
 use tracing::{debug, error, info};
 
+use crate::inbox::{Arrival, Inbox};
 use crate::ingest::{TaskInstructions, reason_of};
 use crate::messages::{PublishDeadLetter, UtteranceAdmitted};
 
@@ -50,8 +51,8 @@ pub struct CollectorArgs {
 /// The collecting stage.
 pub struct SampleCollector {
     args: CollectorArgs,
+    inbox: Inbox,
     remembered: Remembered,
-    ended: bool,
 }
 
 impl Actor for SampleCollector {
@@ -61,9 +62,9 @@ impl Actor for SampleCollector {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let remembered = Remembered::new(args.remembered_bytes_max);
         let collector = Self {
+            inbox: Inbox::new("labels", args.events.clone(), None),
             args,
             remembered,
-            ended: false,
         };
         collector.count();
         Ok(collector)
@@ -75,20 +76,13 @@ impl Actor for SampleCollector {
         _: WeakActorRef<Self>,
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
-        while !self.ended {
-            let event = tokio::select! {
-                biased;
-                signal = mailbox.recv() => return Ok(signal),
-                event = self.args.events.recv_async() => event,
-            };
-            match event {
-                Ok(SourceEvent::Record(record)) => self.keep(record).await,
-                Ok(SourceEvent::Failed(error)) => error!(%error, "the source of labels has ended"),
-                Ok(SourceEvent::Assigned { .. } | SourceEvent::Revoked(_)) => {}
-                Err(flume::RecvError::Disconnected) => self.ended = true,
+        loop {
+            match self.inbox.next(mailbox).await {
+                Arrival::Signal(signal) => return Ok(signal),
+                Arrival::Record(record) => self.keep(record).await,
+                Arrival::Revoked(_) | Arrival::Tick => {}
             }
         }
-        Ok(mailbox.recv().await)
     }
 }
 

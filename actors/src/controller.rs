@@ -12,7 +12,7 @@ use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::trainer::TrainerConfig;
 use speechverse::kafka::{Ledger, SourceEvent};
-use speechverse::registry::{ModelIdentity, Registry, RegistryError};
+use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryError};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::wire::Record;
@@ -21,6 +21,7 @@ use speechverse::wire::event::{Event, Happening};
 use tracing::{error, info};
 
 use crate::current::CurrentAdapter;
+use crate::inbox::{Arrival, Inbox};
 use crate::messages::{PublishDeadLetter, PublishEvent, StartCycle};
 
 /// How often the schedule is looked at.
@@ -56,9 +57,9 @@ pub struct ControllerArgs {
 /// The ordering stage.
 pub struct Controller {
     args: ControllerArgs,
+    inbox: Inbox,
     samples_at_last_cycle: usize,
     last_cycle: Instant,
-    ended: bool,
 }
 
 impl Actor for Controller {
@@ -69,8 +70,8 @@ impl Actor for Controller {
         Ok(Self {
             samples_at_last_cycle: args.store.len(),
             last_cycle: Instant::now(),
+            inbox: Inbox::new("orders", args.events.clone(), Some(LOOK_AT_SCHEDULE)),
             args,
-            ended: false,
         })
     }
 
@@ -80,22 +81,14 @@ impl Actor for Controller {
         _: WeakActorRef<Self>,
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
-        while !self.ended {
-            let event = tokio::select! {
-                biased;
-                signal = mailbox.recv() => return Ok(signal),
-                event = self.args.events.recv_async() => Some(event),
-                () = tokio::time::sleep(LOOK_AT_SCHEDULE) => None,
-            };
-            match event {
-                None => self.follow_schedule().await,
-                Some(Ok(SourceEvent::Record(record))) => self.obey(record).await,
-                Some(Ok(SourceEvent::Failed(error))) => error!(%error, "the source of orders has ended"),
-                Some(Ok(SourceEvent::Assigned { .. } | SourceEvent::Revoked(_))) => {}
-                Some(Err(flume::RecvError::Disconnected)) => self.ended = true,
+        loop {
+            match self.inbox.next(mailbox).await {
+                Arrival::Signal(signal) => return Ok(signal),
+                Arrival::Record(record) => self.obey(record).await,
+                Arrival::Tick => self.follow_schedule().await,
+                Arrival::Revoked(_) => {}
             }
         }
-        Ok(mailbox.recv().await)
     }
 }
 
@@ -126,16 +119,15 @@ impl Controller {
                     self.refuse(&run, "retrain", reason).await;
                 }
             }
-            Command::Promote { version } => self.serve(&version, "promote").await,
-            Command::Rollback { version } => {
-                let target = match version {
-                    Some(version) => Ok(version),
-                    None => self.args.registry.rollback(),
-                };
-                match target {
-                    Ok(version) => self.serve(&version, "rollback").await,
-                    Err(error) => self.refuse(default_id, "rollback", error.to_string()).await,
-                }
+            Command::Promote { version } => self.serve(self.named(&version), &version, "promote").await,
+            Command::Rollback {
+                version: Some(version),
+            } => {
+                self.serve(self.named(&version), &version, "rollback").await;
+            }
+            Command::Rollback { version: None } => {
+                let before = self.args.registry.rollback(|loaded| self.fits(loaded));
+                self.serve(before, default_id, "rollback").await;
             }
             Command::Pause => {
                 self.args.control.pause();
@@ -208,24 +200,30 @@ impl Controller {
         }
     }
 
-    /// Loads a version, checks that it fits, makes it the registry's current one and pins new utterances to it.
-    async fn serve(&self, version: &str, command: &str) {
-        let loaded = self.args.registry.load(version).and_then(|loaded| {
-            loaded.check_models(&self.args.identities.0, &self.args.identities.1)?;
-            self.args.registry.promote(version)?;
-            Ok::<_, RegistryError>(loaded)
-        });
-        match loaded {
+    /// Makes a version that fits the registry's current one.
+    fn named(&self, version: &str) -> Result<LoadedVersion, RegistryError> {
+        let loaded = self.args.registry.load(version)?;
+        self.fits(&loaded)?;
+        self.args.registry.promote(version)?;
+        Ok(loaded)
+    }
+
+    fn fits(&self, loaded: &LoadedVersion) -> Result<(), RegistryError> {
+        let (encoder, llm) = &*self.args.identities;
+        loaded.check_models(encoder, llm)
+    }
+
+    /// Pins new utterances to the version that the registry calls current now, or says why it does not.
+    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, id: &str, command: &str) {
+        match current {
             Ok(loaded) => {
-                let before = self.args.current.swap(loaded.adapter);
-                let what = Happening::AdapterSwapped {
-                    from: before.version().to_owned(),
-                    to: version.to_owned(),
-                    reason: command.to_owned(),
-                };
-                self.tell(version, what).await;
+                let to = loaded.adapter.version().to_owned();
+                let from = self.args.current.swap(loaded.adapter).version().to_owned();
+                let reason = command.to_owned();
+                self.tell(&to.clone(), Happening::AdapterSwapped { from, to, reason })
+                    .await;
             }
-            Err(error) => self.refuse(version, command, error.to_string()).await,
+            Err(error) => self.refuse(id, command, error.to_string()).await,
         }
     }
 

@@ -21,6 +21,7 @@ use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use tracing::{debug, error, warn};
 
 use crate::current::CurrentAdapter;
+use crate::inbox::{Arrival, Inbox};
 use crate::messages::{EncodeUtterance, LostAndFound, PublishDeadLetter, Ticket, UtteranceAdmitted};
 use crate::streams::{Assembled, Streams};
 
@@ -76,8 +77,8 @@ pub struct IngestArgs {
 /// The first stage.
 pub struct AudioIngest {
     args: IngestArgs,
+    inbox: Inbox,
     streams: Streams,
-    ended: bool,
 }
 
 impl Actor for AudioIngest {
@@ -87,9 +88,9 @@ impl Actor for AudioIngest {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let streams = Streams::new(args.audio.value_bytes_max);
         Ok(Self {
+            inbox: Inbox::new("requests", args.events.clone(), Some(LOOK_AT_STREAMS)),
             args,
             streams,
-            ended: false,
         })
     }
 
@@ -99,21 +100,16 @@ impl Actor for AudioIngest {
         _: WeakActorRef<Self>,
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
-        while !self.ended {
-            let event = tokio::select! {
-                biased;
-                signal = mailbox.recv() => return Ok(signal),
-                event = self.args.events.recv_async() => Some(event),
-                () = tokio::time::sleep(LOOK_AT_STREAMS), if !self.streams.is_empty() => None,
-            };
+        loop {
+            let arrival = self.inbox.next(mailbox).await;
             self.give_up_old_streams().await;
-            match event {
-                None => {}
-                Some(Ok(event)) => self.take(event).await,
-                Some(Err(flume::RecvError::Disconnected)) => self.ended = true,
+            match arrival {
+                Arrival::Signal(signal) => return Ok(signal),
+                Arrival::Record(record) => self.admit(record).await,
+                Arrival::Revoked(revocation) => self.streams.forget(&revocation.partitions),
+                Arrival::Tick => {}
             }
         }
-        Ok(mailbox.recv().await)
     }
 
     async fn on_panic(
@@ -127,19 +123,16 @@ impl Actor for AudioIngest {
     }
 }
 
-impl AudioIngest {
-    async fn take(&mut self, event: SourceEvent) {
-        match event {
-            SourceEvent::Record(record) => self.admit(record).await,
-            SourceEvent::Assigned { partitions, epoch } => debug!(?partitions, epoch, "partitions assigned"),
-            SourceEvent::Revoked(revocation) => {
-                debug!(partitions = ?revocation.partitions, lost = revocation.lost, "partitions revoked");
-                self.streams.forget(&revocation.partitions);
-            }
-            SourceEvent::Failed(error) => error!(%error, "the source of requests has ended"),
+/// The chunks of unfinished streams have no tickets yet.
+impl Drop for AudioIngest {
+    fn drop(&mut self) {
+        for record in self.streams.take_all() {
+            self.args.lost.take(record, Stage::Ingest);
         }
     }
+}
 
+impl AudioIngest {
     async fn admit(&mut self, record: Record) {
         metrics::request_received();
         let request = match Request::parse(&record, &self.args.limits, &self.args.instructions) {

@@ -18,6 +18,7 @@ pub mod controller;
 pub mod current;
 pub mod decoder;
 pub mod encoder;
+mod inbox;
 pub mod ingest;
 pub mod messages;
 pub mod publisher;

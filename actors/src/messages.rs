@@ -62,6 +62,22 @@ impl LostAndFound {
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
+
+    /// Takes a record that was never admitted from a stage that cannot go on with it.
+    pub fn take(&self, record: Record, stage: Stage) {
+        self.send(LostTicket {
+            record,
+            audio_seconds: 0.0,
+            stage,
+            earlier: Vec::new(),
+        });
+    }
+
+    fn send(&self, lost: LostTicket) {
+        if !self.closing.load(Ordering::Acquire) {
+            let _ = self.sender.send(lost); // without a publisher there is nobody left to tell
+        }
+    }
 }
 
 /// What stays with an utterance from admission to its outcome: its record, its request, its clock.
@@ -172,16 +188,12 @@ impl std::ops::DerefMut for Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
-        if self.home.closing.load(Ordering::Acquire) {
-            return;
-        }
-        let lost = LostTicket {
+        self.home.send(LostTicket {
             record: inner.record,
             audio_seconds: inner.audio_seconds,
             stage: inner.stage,
             earlier: inner.earlier,
-        };
-        let _ = self.home.sender.send(lost);
+        });
     }
 }
 

@@ -30,6 +30,15 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Header of a record whose value the broker refuses: how many bytes it had.
 pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
+/// Header of a record that the broker refuses even so: how many headers were left out.
+pub const HEADERS_OMITTED_HEADER: &str = "speechverse_headers_omitted";
+/// Header of a record that the broker refuses even so: how many bytes its key had.
+pub const KEY_OMITTED_HEADER: &str = "speechverse_key_omitted";
+
+/// Headers that we add ourselves, at most; a dead letter's stand behind those of its record.
+const OWN_HEADERS_MAX: usize = 16;
+/// Longest header that we add ourselves, name and value together.
+const OWN_HEADER_BYTES_MAX: usize = 2_048;
 
 /// Everything a [`Publisher`] needs to start, and to start again.
 #[derive(Clone)]
@@ -205,13 +214,10 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
             Ok(_) => return true,
             Err(error) if error.is_about_the_record() => {
                 // It will never fit. The name of what happened still does.
-                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent without its value");
-                if outgoing.value.is_none() {
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
+                if !shorten(&mut outgoing) {
                     return false;
                 }
-                let bytes = outgoing.value.take().map_or(0, |value| value.len());
-                let omitted = Some(bytes::Bytes::from(bytes.to_string()));
-                outgoing.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
             }
             Err(error) => {
                 if stopping.load(Ordering::Acquire) {
@@ -224,6 +230,33 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
             }
         }
     }
+}
+
+/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to take.
+fn shorten(outgoing: &mut OutgoingRecord) -> bool {
+    let count = |name: &str, number: usize| (name.to_owned(), Some(bytes::Bytes::from(number.to_string())));
+    let headers = &mut outgoing.headers;
+    if let Some(value) = outgoing.value.take() {
+        headers.push(count(VALUE_OMITTED_HEADER, value.len()));
+        return true;
+    }
+    let before = headers.len();
+    if before > OWN_HEADERS_MAX {
+        headers.drain(..=before - OWN_HEADERS_MAX); // ours come last; one place is for the note below
+    }
+    headers.retain(|(name, value)| {
+        name.len() + value.as_ref().map_or(0, |value| value.len()) <= OWN_HEADER_BYTES_MAX
+    });
+    let gone = before - headers.len();
+    if gone > 0 {
+        headers.push(count(HEADERS_OMITTED_HEADER, gone));
+        return true;
+    }
+    let Some(key) = outgoing.key.take() else {
+        return false;
+    };
+    headers.push(count(KEY_OMITTED_HEADER, key.len()));
+    true
 }
 
 /// A record's own receipt and those of the chunks before it.

@@ -167,6 +167,14 @@ impl Streams {
             .collect()
     }
 
+    /// Every record of every unfinished stream, taken out.
+    pub fn take_all(&mut self) -> Vec<Record> {
+        self.streams
+            .drain()
+            .flat_map(|(_, stream)| stream.records)
+            .collect()
+    }
+
     /// Drops streams of partitions that were taken away; whoever gets them reads the chunks again.
     pub fn forget(&mut self, partitions: &[TopicPartition]) {
         self.streams.retain(|_, stream| {

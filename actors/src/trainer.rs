@@ -319,6 +319,9 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         task: stored.sample.task,
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
+        targets: BTreeMap::new(),
+        filling: Arc::default(),
         domain: None,
+        text: None,
     })
 }

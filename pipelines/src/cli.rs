@@ -35,11 +35,16 @@ pub enum Command {
     Retrain(Retrain),
     /// Run a curriculum from manifests, offline.
     Train(Train),
-    /// Answer every recording of a manifest and report the word error rate.
+    /// Pre-train a BEST-RQ speech encoder on recordings without labels.
+    Pretrain(Pretrain),
+    /// Answer every recording of a manifest and score the answers, task by task, with intervals.
     Eval(Eval),
     /// Look into the adapter registry.
     #[command(subcommand)]
     Adapters(Adapters),
+    /// Look into the configured tasks: their prompts, labels, answers.
+    #[command(subcommand)]
+    Tasks(Tasks),
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
@@ -96,12 +101,18 @@ pub struct Ask {
     /// Where models and adapter are named.
     #[command(flatten)]
     pub settings: OptionalSettings,
-    /// What to do with the audio.
+    /// What to do with the audio; the task's or the service's default when absent.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Allowed answer; repeat for each. The answer will be one of them.
-    #[arg(long = "label", value_name = "TEXT")]
-    pub labels: Vec<String>,
+    /// Name of a configured task, or of several: `asr,intent`.
+    #[arg(long, value_name = "NAME")]
+    pub task: Option<String>,
+    /// What is given beside instruction and task.
+    #[command(flatten)]
+    pub given: Given,
+    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
+    pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
@@ -210,12 +221,15 @@ pub struct Publish {
     /// What to do with the audio; the service's default when absent.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Name of a configured task.
+    /// Name of a configured task, or of several: `asr,intent`.
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
-    /// Allowed answer; repeat for each.
-    #[arg(long = "label", value_name = "TEXT")]
-    pub labels: Vec<String>,
+    /// What is given beside instruction and task.
+    #[command(flatten)]
+    pub given: Given,
+    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
+    pub constrain: Option<bool>,
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,
@@ -270,9 +284,12 @@ pub struct Label {
     /// The instruction that the target answers.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// Name of a configured task.
+    /// Name of a configured task, or of several: `asr,intent`.
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// What is given to the task's default prompt.
+    #[command(flatten)]
+    pub given: Given,
     /// The right answer.
     #[arg(long, value_name = "TEXT")]
     pub target: String,
@@ -303,24 +320,75 @@ pub struct Train {
     pub resume: bool,
 }
 
+/// `speechverse pretrain`.
+#[derive(Args, Debug)]
+pub struct Pretrain {
+    /// Pre-training settings (TOML): encoder, labels, masks, manifests, optimiser.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go on from the run's latest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+}
+
 /// `speechverse eval`.
 #[derive(Args, Debug)]
 pub struct Eval {
     /// Where models and adapter are named.
     #[command(flatten)]
     pub settings: OptionalSettings,
-    /// Manifests (JSON lines) with the right answers.
-    #[arg(long = "manifest", required = true, value_name = "FILE")]
+    /// Manifests (JSON lines) with the right answers: `audio_filepath`, `duration`, `text`, `task`, `target`, `labels` …
+    #[arg(long = "manifest", required_unless_present = "rows", value_name = "FILE")]
     pub manifests: Vec<PathBuf>,
+    /// Answers that are there already, to be scored too: the `rows.jsonl` of other reports (other adapters), or JSON lines of
+    /// other programs with `reference`, `hypothesis`, and best also `task`, `set` and `id`.
+    #[arg(long, value_name = "FILE")]
+    pub rows: Vec<PathBuf>,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
-    /// Read the adapter's CTC head instead of asking the language model.
+    /// Write `report.json`, `report.md`, `rows.jsonl` and plots to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Hold answers to the task's labels, where it has some, as requests with labels do.
     #[arg(long)]
+    pub constrained: bool,
+    /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's `text`, in place
+    /// of the audio.
+    #[arg(long)]
+    pub cascade: bool,
+    /// Compare wordings: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub prompts: Option<PromptSet>,
+    /// Compare prompts with and without label descriptions, each free and constrained.
+    #[arg(long)]
+    pub grid: bool,
+    /// Compare answers with and without the transcript before them (joint decoding).
+    #[arg(long)]
+    pub joint: bool,
+    /// Read the adapter's CTC head instead of asking the language model: transcripts only.
+    #[arg(long, conflicts_with_all = ["constrained", "cascade", "prompts", "grid", "joint"])]
     pub by_ctc: bool,
-    /// Print one JSON object a recording, then one for each manifest.
+    /// Only the first N rows of each manifest.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub decoding: Decoding,
+    /// Print one JSON object for each answer, then one for each score.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which wordings `speechverse eval --prompts` compares.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PromptSet {
+    /// The wording trained on.
+    Seen,
+    /// Those kept out of training.
+    HeldOut,
+    /// All of them.
+    All,
 }
 
 /// `speechverse adapters`.
@@ -335,6 +403,79 @@ pub enum Adapters {
         #[arg(long)]
         json: bool,
     },
+    /// Write a version's low-rank updates of the language model as a folder that the `peft` library loads.
+    Export {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Version instead of the current one.
+        #[arg(long, value_name = "VERSION")]
+        adapter: Option<String>,
+        /// Folder to make.
+        #[arg(value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+/// `speechverse tasks`.
+#[derive(Debug, Subcommand)]
+pub enum Tasks {
+    /// List the tasks.
+    List {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a task (or several: `asr,intent`) asks and how it is answered, its prompts filled in.
+    Show {
+        /// Where the folder of task files is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// What is given beside the task's name.
+        #[command(flatten)]
+        given: Given,
+        /// Show every prompt, trained and held out, not only the default one.
+        #[arg(long)]
+        prompts: bool,
+        /// Leave descriptions out of the list of labels.
+        #[arg(long)]
+        bare_labels: bool,
+        /// Names of tasks, commas between them.
+        #[arg(value_name = "TASK")]
+        task: String,
+    },
+}
+
+/// What is given to a task beside its name.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Given {
+    /// Label, an allowed answer; repeat for each.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Value for a place of the task's prompt; repeat for each.
+    #[arg(long = "field", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub fields: Vec<(String, String)>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("expected NAME=VALUE, such as target_language=German")?;
+    match name.trim() {
+        "" => Err("the name before `=` is empty".to_owned()),
+        name => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
+        _ => Err("expected `yes` or `no`".to_owned()),
+    }
 }
 
 /// Which kind of float to write.

@@ -18,7 +18,7 @@ use speechverse::config::Settings;
 use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
-use speechverse::models::WhisperEncoder;
+use speechverse::models::open_encoder;
 use speechverse::models::responder::{Responder, ResponderSizes};
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::whisper::Window;
@@ -389,11 +389,12 @@ where
         .await
 }
 
-/// Stops a stage and waits for its end.
+/// Stops a stage and waits for its end, what it still does in `on_stop` included.
 async fn ended<A: Actor>(stage: &ActorRef<A>) {
     // An error says that it has ended before.
     let _ = stage.stop_gracefully().await;
-    stage.wait_for_shutdown().await;
+    // Not `wait_for_shutdown`, which returns when the mailbox is closed: `on_stop` runs after that.
+    stage.wait_for_shutdown_with_result(|_| ()).await;
 }
 
 /// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
@@ -440,11 +441,7 @@ fn encoder_args(
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            Ok(Box::new(WhisperEncoder::load(
-                &model.encoder,
-                Window::Clip,
-                &placement,
-            )?))
+            open_encoder(&model.encoder, Window::Clip, &placement)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),

@@ -27,6 +27,7 @@ fn every_command_has_help() {
         "train",
         "eval",
         "adapters",
+        "tasks",
         "models",
         "probe",
         "check-config",
@@ -100,4 +101,64 @@ fn a_broker_that_is_not_there_is_exit_code_one_with_its_address() {
 
     assert_eq!(output.status.code(), Some(1));
     assert!(words(&output).contains("127.0.0.1:1"), "{}", words(&output));
+}
+
+#[test]
+fn tasks_are_listed_and_shown_with_their_prompts_filled() {
+    let text = |args: &[&str]| {
+        let output = speechverse(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", words(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    let list = text(&["tasks", "list"]);
+    let json = text(&["tasks", "list", "--json"]);
+    let romanian = text(&[
+        "tasks",
+        "show",
+        "translation",
+        "--field",
+        "target_lang=ro",
+        "--prompts",
+    ]);
+    let joint = text(&[
+        "tasks",
+        "show",
+        "asr,intent",
+        "--label",
+        "play_radio",
+        "--label",
+        "other",
+    ]);
+
+    assert_eq!(list.lines().count(), 2 + json.lines().count());
+    for line in json.lines() {
+        assert!(line.starts_with("{\"name\":"), "{line}");
+    }
+    assert!(romanian.contains("Translate the speech into Romanian."));
+    assert!(romanian.contains("translation, held out, 2") && !romanian.contains('{'));
+    assert!(joint.contains("- play_radio: wants to listen to a radio station"));
+    assert!(joint.contains("ASR: … | Intent: <play_radio/other> |"));
+}
+
+#[test]
+fn a_task_that_is_not_there_or_lacks_a_value_is_exit_code_two_and_named() {
+    for (args, word) in [
+        (&["tasks", "show", "juggle"][..], "juggle"),
+        (&["ask", "--task", "asr,juggle", "x.wav"], "juggle"),
+        (&["ask", "--task", "translation", "x.wav"], "target_language"),
+        (
+            &["ask", "--task", "keyword_search", "--field", "radio", "x.wav"],
+            "NAME=VALUE",
+        ),
+        (
+            &["ask", "--task", "asr,keywords", "--label", "a", "x.wav"],
+            "labels are given",
+        ),
+    ] {
+        let output = speechverse(args);
+
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", words(&output));
+        assert!(words(&output).contains(word), "{args:?}: {}", words(&output));
+    }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the broker suite on the embedded broker and on a real Apache Kafka, which it starts and stops.
+# Runs the broker suite and the suite of our Kafka clients on the embedded broker and on a real Apache Kafka, which it starts and stops.
 #
 #   scripts/kafka/suite.sh [PORT] [-- CARGO TEST ARGUMENTS]
 #
@@ -18,4 +18,4 @@ if address=$("$here/start.sh" "$port" | head -1) && [ -n "$address" ]; then
 else
     echo "SKIPPED: Apache Kafka could not be started; its checks are skipped by name" >&2
 fi
-cargo test -p speechverse --features kafka-broker-tests --test broker -- "$@"
+cargo test -p speechverse --test broker --test kafka -- "$@"

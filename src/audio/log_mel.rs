@@ -18,11 +18,11 @@ pub const HOP_SAMPLES: usize = 160;
 /// Samples under one analysis window: 25 ms.
 pub const FFT_SAMPLES: usize = 400;
 /// Frequency bins of one spectrum.
-const BINS: usize = FFT_SAMPLES / 2 + 1; // 201
+pub(super) const BINS: usize = FFT_SAMPLES / 2 + 1; // 201
 /// Samples before a frame's centre that its window covers.
 const HALF_SAMPLES: usize = FFT_SAMPLES / 2; // 200
 /// Power below which a bin counts as silent.
-const POWER_MIN: f64 = 1e-10;
+pub(super) const POWER_MIN: f64 = 1e-10;
 /// Decades below the loudest bin at which everything is cut off.
 const DECADES: f64 = 8.0;
 /// Largest `preprocessor_config.json` read, bytes (old ones carry a filter bank of 200 kB).
@@ -310,7 +310,7 @@ impl LogMel {
 }
 
 /// The Slaney mel filter bank: `M` triangles over 201 frequency bins, each of unit area, row by row.
-fn mel_filters(mels: usize) -> Vec<f32> {
+pub(super) fn mel_filters(mels: usize) -> Vec<f32> {
     let nyquist = SAMPLE_RATE_HZ as f64 / 2.0;
     let mel_max = mel_of_hertz(nyquist);
     // Corner frequencies: triangle m rises from corner m to m + 1 and falls to m + 2.

@@ -23,6 +23,7 @@ mod content_type;
 mod error;
 mod flac;
 pub mod log_mel;
+pub mod mel_frames;
 mod mp3;
 mod ogg;
 mod pcm;

@@ -14,6 +14,7 @@ pub mod broker;
 pub mod decoding;
 pub mod kafka;
 pub mod model;
+pub mod pretrain;
 pub mod serving;
 pub mod store;
 pub mod trainer;

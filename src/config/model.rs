@@ -56,8 +56,10 @@ pub enum LayerMix {
 pub struct AdapterSettings {
     /// Form of the layer mix.
     pub mix: LayerMix,
-    /// Stride of each convolution block; their product is the reduction in time (50 Hz by `[2, 2]` gives 12.5 Hz).
-    pub strides: Vec<i64>,
+    /// Stride of each convolution block; their product is the reduction in time. Absent: two blocks that bring the
+    /// encoder's rate to 12.5 Hz, `[2, 2]` for 50 frames a second and `[2, 1]` for 25.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strides: Option<Vec<i64>>,
     /// Width of the convolutions in frames; odd, so that padding is symmetric.
     pub kernel: i64,
 }
@@ -66,7 +68,7 @@ impl Default for AdapterSettings {
     fn default() -> Self {
         Self {
             mix: LayerMix::Paper,
-            strides: vec![2, 2],
+            strides: None,
             kernel: 3,
         }
     }
@@ -78,14 +80,16 @@ impl AdapterSettings {
     /// # Errors
     /// A sentence that names the key.
     pub fn validate(&self) -> Result<(), String> {
-        if self.strides.is_empty() || self.strides.len() > 8 {
-            return Err(format!(
-                "`adapter.strides` has {} entries, expected 1 to 8",
-                self.strides.len()
-            ));
-        }
-        if let Some(stride) = self.strides.iter().find(|stride| !(1..=8).contains(*stride)) {
-            return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
+        if let Some(strides) = &self.strides {
+            if strides.is_empty() || strides.len() > 8 {
+                return Err(format!(
+                    "`adapter.strides` has {} entries, expected 1 to 8",
+                    strides.len()
+                ));
+            }
+            if let Some(stride) = strides.iter().find(|stride| !(1..=8).contains(*stride)) {
+                return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
+            }
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
             return Err(format!(

@@ -32,7 +32,8 @@ impl Default for EncoderConfig {
 pub struct DecoderConfig {
     /// Answers generated side by side; utterances join and leave between steps.
     pub slots: usize,
-    /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together.
+    /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder keeps
+    /// `tokens_max` of them for the answer, and answers no request for more.
     pub positions_max: usize,
     /// Answer tokens, when the request does not say; an answer that reaches it is flagged `truncated`.
     pub tokens_max: usize,

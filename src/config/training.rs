@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::model::{AdapterSettings, ModelConfig};
 use crate::nn::lora::LoraConfig;
+use crate::text::tasks::TASK_SEPARATOR;
 
 /// A setting is wrong, or its file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +66,10 @@ pub struct TrainingConfig {
     pub validation: ValidationConfig,
     /// When to save, what to publish.
     pub checkpoint: CheckpointConfig,
-    /// Instructions per task; one is drawn uniformly for each sample without an instruction of its own.
+    /// Folder of task files (`*.toml`): their prompts, answer formats and labels. Absent: only `prompts` are known.
+    pub tasks_dir: Option<PathBuf>,
+    /// Instructions per task, instead of those of its file; one is drawn uniformly for each sample without an
+    /// instruction of its own. Without both, `asr` has one.
     pub prompts: BTreeMap<String, Vec<String>>,
     /// The curriculum, in order.
     #[serde(rename = "stage")]
@@ -87,7 +91,8 @@ impl Default for TrainingConfig {
             augment: AugmentConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
-            prompts: BTreeMap::from([("asr".to_owned(), vec!["Transcribe the speech.".to_owned()])]),
+            tasks_dir: None,
+            prompts: BTreeMap::new(),
             stages: Vec::new(),
         }
     }
@@ -109,6 +114,9 @@ pub struct DataConfig {
     pub target_tokens_max: usize,
     /// Targets are brought to lower case without punctuation, as in the paper.
     pub plain_targets: bool,
+    /// Share of the rows with several `targets` that also make a compound example (joint decoding), beside one
+    /// example for each target.
+    pub compound_share: f64,
     /// Batches decoded ahead of the training step.
     pub prefetch_batches: usize,
 }
@@ -122,6 +130,7 @@ impl Default for DataConfig {
             seconds_min: 0.2,
             target_tokens_max: 200,
             plain_targets: true,
+            compound_share: 0.0,
             prefetch_batches: 3,
         }
     }
@@ -161,6 +170,24 @@ impl Default for AugmentConfig {
             noise_db_max: 30.0,
             telephone: 0.0,
         }
+    }
+}
+
+impl AugmentConfig {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        for (name, value, low, high) in [
+            ("gain", self.gain, 0.0, 1.0),
+            ("speed", self.speed, 0.0, 1.0),
+            ("noise", self.noise, 0.0, 1.0),
+            ("telephone", self.telephone, 0.0, 1.0),
+            ("gain_db_max", self.gain_db_max, 0.0, 40.0),
+            ("speed_change_max", self.speed_change_max, 0.0, 0.5),
+            ("noise_db_min", self.noise_db_min, -20.0, 100.0),
+            ("noise_db_max", self.noise_db_max, self.noise_db_min, 100.0),
+        ] {
+            within(&format!("`augment.{name}`"), value, low, high)?;
+        }
+        Ok(())
     }
 }
 
@@ -259,6 +286,8 @@ pub enum Decay {
     Linear,
     /// Falls along half a cosine to `final_rate_fraction`.
     Cosine,
+    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and never ends.
+    Transformer,
 }
 
 /// One `[[stage]]` of the curriculum.
@@ -390,10 +419,13 @@ impl StageConfig {
         true
     }
 
-    /// Whether samples of `task` belong to this stage.
+    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks do.
     pub fn takes(&self, task: &str) -> bool {
         match (&self.tasks, self.kind) {
-            (Some(tasks), _) => tasks.iter().any(|taken| taken == task),
+            (Some(tasks), _) => {
+                let taken = |name: &str| tasks.iter().any(|taken| taken == name);
+                taken(task) || task.split(TASK_SEPARATOR).all(taken)
+            }
             (None, StageKind::Multitask) => true,
             (None, _) => task == "asr",
         }
@@ -488,34 +520,14 @@ impl TrainingConfig {
             1.0,
             100_000.0,
         )?;
+        within("`data.compound_share`", self.data.compound_share, 0.0, 1.0)?;
         within(
             "`data.prefetch_batches`",
             self.data.prefetch_batches as f64,
             1.0,
             1000.0,
         )?;
-        for (name, value) in [
-            ("gain", self.augment.gain),
-            ("speed", self.augment.speed),
-            ("noise", self.augment.noise),
-            ("telephone", self.augment.telephone),
-        ] {
-            within(&format!("`augment.{name}`"), value, 0.0, 1.0)?;
-        }
-        within("`augment.gain_db_max`", self.augment.gain_db_max, 0.0, 40.0)?;
-        within(
-            "`augment.speed_change_max`",
-            self.augment.speed_change_max,
-            0.0,
-            0.5,
-        )?;
-        within("`augment.noise_db_min`", self.augment.noise_db_min, -20.0, 100.0)?;
-        within(
-            "`augment.noise_db_max`",
-            self.augment.noise_db_max,
-            self.augment.noise_db_min,
-            100.0,
-        )?;
+        self.augment.validate()?;
         within(
             "`validation.every_steps`",
             self.validation.every_steps as f64,
@@ -555,7 +567,7 @@ impl TrainingConfig {
     }
 }
 
-fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+pub(super) fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
     if value.is_finite() && (low..=high).contains(&value) {
         Ok(())
     } else {
@@ -620,5 +632,6 @@ mod tests {
 
         assert!(asr.takes("asr") && !asr.takes("intent"));
         assert!(multitask.takes("asr") && multitask.takes("intent"));
+        assert!(multitask.takes("asr,intent") && !asr.takes("asr,intent"));
     }
 }

@@ -1,8 +1,9 @@
-//! What reading `config.json` has in common for all networks.
+//! What reading the settings of a model folder has in common for all networks.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::ModelError;
@@ -13,11 +14,26 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20; // 16 MiB
 /// The text of a model folder's `config.json`, and the file's path for errors.
 pub(super) fn read(folder: &Path) -> Result<(String, PathBuf), ModelError> {
     let path = folder.join("config.json");
+    Ok((read_text(&path)?, path))
+}
+
+/// A settings file as `T`.
+///
+/// # Errors
+/// [`ModelError::File`] when it is missing, too large, or not what `T` expects.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    serde_json::from_str(&read_text(path)?).map_err(|error| ModelError::File {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })
+}
+
+fn read_text(path: &Path) -> Result<String, ModelError> {
     let file_error = |reason: String| ModelError::File {
-        path: path.clone(),
+        path: path.to_path_buf(),
         reason,
     };
-    let bytes = std::fs::metadata(&path)
+    let bytes = std::fs::metadata(path)
         .map_err(|error| file_error(error.to_string()))?
         .len();
     if bytes > CONFIG_BYTES_MAX {
@@ -25,8 +41,7 @@ pub(super) fn read(folder: &Path) -> Result<(String, PathBuf), ModelError> {
             "it has {bytes} bytes, at most {CONFIG_BYTES_MAX} are read"
         )));
     }
-    let text = std::fs::read_to_string(&path).map_err(|error| file_error(error.to_string()))?;
-    Ok((text, path))
+    std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))
 }
 
 /// `model_type` of a model folder, and the path of the file that says so.
@@ -35,14 +50,22 @@ pub(super) fn model_type(folder: &Path) -> Result<(String, PathBuf), ModelError>
     struct Raw {
         model_type: String,
     }
-    let (text, path) = read(folder)?;
-    match serde_json::from_str::<Raw>(&text) {
-        Ok(raw) => Ok((raw.model_type, path)),
-        Err(error) => Err(ModelError::File {
-            path,
-            reason: error.to_string(),
-        }),
-    }
+    let path = folder.join("config.json");
+    let raw: Raw = read_json(&path)?;
+    Ok((raw.model_type, path))
+}
+
+/// Refuses a key that asks for what is not done.
+///
+/// # Errors
+/// [`ModelError::Unsupported`], always.
+pub(super) fn refuse<T>(
+    path: &Path,
+    key: &'static str,
+    found: impl ToString,
+    expected: &str,
+) -> Result<T, ModelError> {
+    Err(unsupported(path, key, found, expected))
 }
 
 /// The error for a key that asks for what is not done.

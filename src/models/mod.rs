@@ -7,6 +7,7 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
+pub mod conformer;
 pub mod decoding;
 pub mod llama;
 pub mod probe;
@@ -14,15 +15,20 @@ pub mod probe_llm;
 pub mod responder;
 pub mod speech_llm;
 pub mod t5;
+pub mod wavlm;
 pub mod whisper;
 
+mod clips;
 mod config_file;
 mod error;
+mod open;
 mod open_llm;
 mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
+pub use open::open_encoder;
 pub use open_llm::open_language_model;
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
+pub use wavlm::WavEncoder;
 pub use whisper::WhisperEncoder;

@@ -222,3 +222,6 @@ impl<K> Responder<K> {
         Ok(self.model.text(decoded)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

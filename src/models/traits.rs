@@ -6,11 +6,17 @@ use super::ModelError;
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::{LoraSet, LoraSite};
 
-/// All hidden states of a batch, as `output_hidden_states` of the transformers library numbers them.
+/// All hidden states of a batch, as the transformers library (version 5) numbers and defines them.
+///
+/// What lies beyond a row's length is zero.
 #[derive(Debug)]
 pub struct HiddenStates {
-    /// `L + 1` tensors `[B, T, D]`: the embedded input first, the encoder's output (final norm applied) last.
+    /// `hidden_states`: `L + 1` tensors `[B, T, D]`, the embedded input first. The final norm of a pre-norm network is
+    /// applied to the last one in Whisper, and is not in the wav2vec 2.0 family.
     pub states: Vec<Tensor>,
+    /// `last_hidden_state` `[B, T, D]`: the encoder's output, final norm applied. This is `h(L)` wherever features are
+    /// made of states, in [`SpeechEncoder::encode`] and in the adapter's mix.
+    pub last: Tensor,
     /// Valid frames of each row.
     pub lengths: Vec<i64>,
 }
@@ -54,7 +60,7 @@ pub trait SpeechEncoder: Send {
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError>;
 
     /// The mixture `Σ_l mix[b, l] · h_l` of each clip's hidden states, accumulated layer by layer, so that the
-    /// stack is never kept.
+    /// stack is never kept. `h_L` is the encoder's output, final norm applied.
     ///
     /// # Shapes
     /// `mix` `[B, L+1]` float → features `[B, T, D]`.

@@ -2,12 +2,13 @@
 
 use tch::Tensor;
 
+use super::matrix::Matrix;
 use crate::weights::Loader;
 
 /// A frozen matrix with an optional bias.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
 }
 
@@ -16,19 +17,19 @@ impl Linear {
     pub fn load(loader: &mut Loader<'_>, name: &str, input: i64, output: i64) -> Self {
         let weight = loader.take(&format!("{name}.weight"), &[output, input]);
         let bias = loader.take(&format!("{name}.bias"), &[output]);
-        Self {
-            weight,
-            bias: Some(bias),
-        }
+        Self::new(weight, Some(bias))
     }
 
     /// From tensors at hand: `weight` `[output, input]`, `bias` `[output]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self {
+            weight: Matrix::new(weight),
+            bias,
+        }
     }
 
     /// `[.., input]` → `[.., output]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        input.linear(&self.weight, self.bias.as_ref())
+        self.weight.multiply(input, self.bias.as_ref())
     }
 }

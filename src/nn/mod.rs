@@ -3,14 +3,17 @@
 pub mod accel;
 pub mod attention;
 pub mod conv;
+pub mod feed_forward;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora;
 pub mod matrix;
 pub mod norm;
 pub mod optimizer;
+pub mod packed;
 pub mod projections;
 pub mod random;
+pub mod relative_bias;
 pub mod rms_norm;
 pub mod rotary;
 

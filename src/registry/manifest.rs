@@ -138,7 +138,7 @@ pub(super) fn read_manifest(folder: &Path, version: &str) -> Result<VersionManif
 }
 
 /// Hex sha256 of a file.
-pub(super) fn sha256_file(path: &Path) -> std::io::Result<String> {
+pub(crate) fn sha256_file(path: &Path) -> std::io::Result<String> {
     let mut file = std::fs::File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -20,6 +20,7 @@ mod publish;
 use std::path::{Path, PathBuf};
 
 pub use identity::{ModelIdentity, identify};
+pub(crate) use manifest::sha256_file;
 pub use manifest::{FileDigest, VersionManifest};
 pub use publish::Draft;
 
@@ -294,11 +295,15 @@ impl Registry {
         self.point(&pointers)
     }
 
-    /// Goes back to the version that was current before; returns its name. Going back twice goes back two versions.
+    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back twice goes
+    /// back two versions.
     ///
     /// # Errors
-    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], and as for [`load`](Self::load).
-    pub fn rollback(&self) -> Result<String, RegistryError> {
+    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], those of `fits`, and as for [`load`](Self::load).
+    pub fn rollback(
+        &self,
+        fits: impl FnOnce(&LoadedVersion) -> Result<(), RegistryError>,
+    ) -> Result<LoadedVersion, RegistryError> {
         let pointers = self.pointers()?;
         match pointers.as_slice() {
             [] => Err(RegistryError::NoCurrent {
@@ -309,9 +314,10 @@ impl Registry {
                 root: self.root.clone(),
             }),
             [_, before @ ..] => {
-                self.load(&before[0])?;
+                let loaded = self.load(&before[0])?;
+                fits(&loaded)?;
                 self.point(before)?;
-                Ok(before[0].clone())
+                Ok(loaded)
             }
         }
     }

@@ -116,7 +116,7 @@ fn promoting_and_rolling_back_walk_the_same_path() {
         Err(RegistryError::NoCurrent { .. })
     ));
     assert!(matches!(
-        registry.rollback(),
+        registry.rollback(|_| Ok(())),
         Err(RegistryError::NoCurrent { .. })
     ));
 
@@ -125,10 +125,10 @@ fn promoting_and_rolling_back_walk_the_same_path() {
     }
 
     assert_eq!(registry.load_current().unwrap().manifest.version, "v-0003");
-    assert_eq!(registry.rollback().unwrap(), "v-0002");
-    assert_eq!(registry.rollback().unwrap(), "v-0001");
+    assert_eq!(registry.rollback(|_| Ok(())).unwrap().adapter.version(), "v-0002");
+    assert_eq!(registry.rollback(|_| Ok(())).unwrap().adapter.version(), "v-0001");
     assert!(matches!(
-        registry.rollback(),
+        registry.rollback(|_| Ok(())),
         Err(RegistryError::NoPredecessor { .. })
     ));
     assert_eq!(registry.current().unwrap().as_deref(), Some("v-0001"));

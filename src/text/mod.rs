@@ -1,4 +1,4 @@
-//! Text around the model: tokenizer, chat template, prompts, tasks, normalisation and word error rate.
+//! Text around the model: tokenizer, chat template, prompts, tasks and normalisation.
 //!
 //! | file | one thought |
 //! |---|---|
@@ -9,7 +9,6 @@
 //! | [`answer`] | how answers are written, read back, and constrained |
 //! | [`JointLayout`] | several tasks in one prompt and one answer |
 //! | [`normalize`] | what two spellings of one sentence have in common |
-//! | [`wer`] | word error rate over a corpus |
 
 pub mod answer;
 mod chat_template;
@@ -24,7 +23,6 @@ pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
 mod tokenizer;
-pub mod wer;
 
 pub use answer::{AnswerFormat, AnswerPiece, AnswerShape, ParsedAnswer};
 pub use chat_template::{ChatMessage, ChatTemplate};

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use super::TrainingError;
 use super::augment::augment;
 use super::example::Example;
+use super::wordings::Wordings;
 use crate::config::training::{AugmentConfig, StageConfig};
 use crate::nn::random::SplitMix;
 
@@ -81,8 +82,8 @@ pub struct LoadedBatch {
 pub struct BatchReaderArgs {
     /// The stage's examples.
     pub examples: Arc<Vec<Example>>,
-    /// Instructions of each example, one of which is drawn; one list per example, never empty.
-    pub instructions: Vec<Arc<[String]>>,
+    /// The ways in which each example can be asked, one of which is drawn.
+    pub wordings: Vec<Wordings>,
     /// How often each example is seen per epoch.
     pub weights: Vec<f64>,
     /// Row and length limits.
@@ -127,8 +128,7 @@ impl BatchReaderArgs {
             // The position is among the seeds because a weight above 1 brings a sample twice per epoch.
             let seeds = [self.seed, self.stage, epoch, row as u64, position as u64];
             let mut random = SplitMix::new(&seeds);
-            let choices = &self.instructions[row];
-            let instruction = choices[random.below(choices.len())].clone();
+            let instruction = self.wordings[row].draw(&mut random);
             match example.audio.load() {
                 Ok(samples) if self.samples_max.is_some_and(|max| samples.len() > max) => {
                     batch.unreadable.push(format!(
@@ -234,18 +234,21 @@ mod tests {
             seconds: 0.1 * (1 + at % 7) as f64,
             task: "asr".into(),
             instruction: None,
+            targets: Default::default(),
+            filling: Default::default(),
             target: "x".into(),
             domain: None,
+            text: None,
         };
         Arc::new((0..count).map(one).collect())
     }
 
     fn args(examples: Arc<Vec<Example>>) -> BatchReaderArgs {
         let count = examples.len();
-        let choices: Arc<[String]> = vec!["a".to_owned(), "b".to_owned()].into();
+        let choices = Wordings::verbatim(vec!["a".to_owned(), "b".to_owned()].into());
         BatchReaderArgs {
             examples,
-            instructions: vec![choices; count],
+            wordings: vec![choices; count],
             weights: vec![1.0; count],
             rows_max: 4,
             seconds_max: 2.0,

@@ -71,23 +71,46 @@ pub fn save(
     optimizer: &AdamW,
     state: &RunState,
 ) -> Result<(), TrainingError> {
+    save_with(folder, optimizer, state, |new| {
+        save_learned(new, learned, "checkpoint").map(|_| ())
+    })
+}
+
+/// As [`save`], with weights that `write_weights` puts into the folder it is given.
+pub(super) fn save_with(
+    folder: &Path,
+    optimizer: &AdamW,
+    state: &RunState,
+    write_weights: impl FnOnce(&Path) -> Result<(), TrainingError>,
+) -> Result<(), TrainingError> {
+    replace(folder, |new| {
+        write_weights(new)?;
+        let mut moments = PlainFile::default();
+        for (name, tensor) in optimizer.state() {
+            moments.tensors.insert(name, PlainTensor::from_tensor(&tensor)?);
+        }
+        moments.write(&new.join(OPTIMIZER))?;
+        let path = new.join(STATE);
+        let json = serde_json::to_vec_pretty(state).expect("numbers and strings only");
+        std::fs::write(&path, json).map_err(TrainingError::io("write", &path))?;
+        std::fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(TrainingError::io("sync", &path))
+    })
+}
+
+/// Puts a folder that `write` fills in the place of `folder`, whole or not at all.
+pub(super) fn replace(
+    folder: &Path,
+    write: impl FnOnce(&Path) -> Result<(), TrainingError>,
+) -> Result<(), TrainingError> {
     let (new, old) = (sibling(folder, "new"), sibling(folder, "old"));
     remove(&new)?;
     std::fs::create_dir_all(&new).map_err(TrainingError::io("make", &new))?;
-    save_learned(&new, learned, "checkpoint")?;
-    let mut moments = PlainFile::default();
-    for (name, tensor) in optimizer.state() {
-        moments.tensors.insert(name, PlainTensor::from_tensor(&tensor)?);
-    }
-    moments.write(&new.join(OPTIMIZER))?;
-    let path = new.join(STATE);
-    let json = serde_json::to_vec_pretty(state).expect("numbers and strings only");
-    std::fs::write(&path, json).map_err(TrainingError::io("write", &path))?;
-    for path in [&path, &new] {
-        std::fs::File::open(path)
-            .and_then(|file| file.sync_all())
-            .map_err(TrainingError::io("sync", path))?;
-    }
+    write(&new)?;
+    std::fs::File::open(&new)
+        .and_then(|file| file.sync_all())
+        .map_err(TrainingError::io("sync", &new))?;
     remove(&old)?;
     if folder.exists() {
         std::fs::rename(folder, &old).map_err(TrainingError::io("replace", folder))?;

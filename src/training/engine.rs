@@ -512,10 +512,7 @@ impl<'a> Engine<'a> {
         BatchReader::start(
             BatchReaderArgs {
                 examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
-                instructions: samples
-                    .iter()
-                    .map(|sample| Arc::clone(&sample.instructions))
-                    .collect(),
+                wordings: samples.iter().map(|sample| sample.wordings.clone()).collect(),
                 weights: samples.iter().map(weight).collect(),
                 rows_max: 0,
                 seconds_max: 0.0,
@@ -574,6 +571,7 @@ fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) 
         "lora": config.lora,
         "data": data_digest,
         "plain_targets": config.data.plain_targets,
+        "compound_share": config.data.compound_share,
         "encoder": networks.encoder_identity,
         "llm": networks.llm_identity,
         "system": config.model.system,

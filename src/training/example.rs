@@ -1,5 +1,6 @@
 //! `Example`: one labelled recording, wherever it comes from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::audio::{AudioLimits, decode};
+use crate::text::Filling;
 
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
@@ -80,29 +82,45 @@ pub struct Example {
     pub audio: AudioSource,
     /// Length in seconds, as declared; batches are planned with it.
     pub seconds: f64,
-    /// Task name, `asr` unless declared.
+    /// Task name, `asr` unless declared; several (`asr,intent`) for a compound example; empty where `targets` says.
     pub task: String,
     /// Its own instruction; absent: one of the task's is drawn.
     pub instruction: Option<String>,
-    /// The answer to learn.
+    /// The answer to learn; empty where `targets` holds it.
     pub target: String,
+    /// Answers by task, where a row carries several.
+    pub targets: BTreeMap<String, String>,
+    /// What fills the places of the task's prompts.
+    pub filling: Arc<Filling>,
     /// Group for reports (`domain` in manifests).
     pub domain: Option<String>,
+    /// What was said, as in the manifest's `text`; the answer of other tasks is `target`.
+    pub text: Option<String>,
 }
 
-/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions and targets, in order.
+/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills prompts, in
+/// order.
 pub fn digest(examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     for example in examples {
-        for part in [
-            example.id.as_str(),
-            &format!("{:.3}", example.seconds),
-            &example.task,
-            example.instruction.as_deref().unwrap_or(""),
-            &example.target,
-        ] {
+        let mut take = |part: &str| {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
+        };
+        take(&example.id);
+        take(&format!("{:.3}", example.seconds));
+        take(&example.task);
+        take(example.instruction.as_deref().unwrap_or(""));
+        take(&example.target);
+        for (kind, pairs) in [("targets", &example.targets), ("fields", &example.filling.fields)] {
+            for (name, value) in pairs {
+                [kind, name, value].into_iter().for_each(&mut take);
+            }
+        }
+        for label in example.filling.labels.iter().flatten() {
+            ["label", &label.name, &label.description]
+                .into_iter()
+                .for_each(&mut take);
         }
     }
     hex(&hash.finalize())

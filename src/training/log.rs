@@ -39,7 +39,7 @@ impl EventLog {
     ///
     /// # Errors
     /// [`TrainingError::Io`].
-    pub fn write(&mut self, event: &TrainEvent) -> Result<(), TrainingError> {
+    pub fn write(&mut self, event: &impl serde::Serialize) -> Result<(), TrainingError> {
         let mut line = serde_json::to_vec(event).expect("events hold numbers and strings only");
         line.push(b'\n');
         self.file
@@ -96,32 +96,60 @@ pub fn plot_losses(log: &Path, svg: &Path) -> Result<(), TrainingError> {
             _ => {}
         }
     }
-    draw(svg, &train, &valid, &errors, &starts).map_err(|error| TrainingError::Plot {
-        path: svg.to_owned(),
-        reason: error.to_string(),
-    })
+    let curves = Curves {
+        caption: "Training: loss (left), word error rate in % (right)",
+        right_name: "word error rate",
+        train,
+        valid,
+        right: errors,
+        starts,
+        level: None,
+    };
+    curves.draw(svg)
 }
 
-type Points = [(f64, f64)];
+/// What a picture of a run shows; places are optimiser steps.
+pub(super) struct Curves {
+    pub(super) caption: &'static str,
+    /// What the right axis counts, in per cent.
+    pub(super) right_name: &'static str,
+    pub(super) train: Vec<(f64, f64)>,
+    pub(super) valid: Vec<(f64, f64)>,
+    pub(super) right: Vec<(f64, f64)>,
+    /// Where parts of the run begin.
+    pub(super) starts: Vec<(f64, String)>,
+    /// A loss to compare with, and its name.
+    pub(super) level: Option<(f64, &'static str)>,
+}
 
-fn draw(
-    svg: &Path,
-    train: &Points,
-    valid: &Points,
-    errors: &Points,
-    starts: &[(f64, String)],
-) -> Result<(), Box<dyn std::error::Error>> {
+impl Curves {
+    pub(super) fn draw(&self, svg: &Path) -> Result<(), TrainingError> {
+        draw(svg, self).map_err(|error| TrainingError::Plot {
+            path: svg.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+}
+
+fn draw(svg: &Path, curves: &Curves) -> Result<(), Box<dyn std::error::Error>> {
+    let Curves {
+        caption,
+        right_name,
+        train,
+        valid,
+        right: errors,
+        starts,
+        level,
+    } = curves;
     let all = || train.iter().chain(valid);
     let right = all().chain(errors).map(|point| point.0).fold(1.0, f64::max);
-    let top = all().map(|point| point.1).fold(0.1, f64::max) * 1.05;
+    let lowest = level.map_or(0.1, |(at, _)| at.max(0.1));
+    let top = all().map(|point| point.1).fold(lowest, f64::max) * 1.05;
     let root = SVGBackend::new(svg, (900, 480)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
-        .caption(
-            "Training: loss (left), word error rate in % (right)",
-            ("sans-serif", 18),
-        )
+        .caption(*caption, ("sans-serif", 18))
         .x_label_area_size(36)
         .y_label_area_size(46)
         .right_y_label_area_size(46)
@@ -135,7 +163,7 @@ fn draw(
         .draw()?;
     chart
         .configure_secondary_axes()
-        .y_desc("word error rate, %")
+        .y_desc(format!("{right_name}, %"))
         .draw()?;
     for (at, kind) in starts {
         chart.draw_series(LineSeries::new([(*at, 0.0), (*at, top)], BLACK.mix(0.4)))?;
@@ -155,8 +183,14 @@ fn draw(
         .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], RED));
     chart
         .draw_secondary_series(LineSeries::new(errors.iter().copied(), GREEN.stroke_width(2)))?
-        .label("word error rate")
+        .label(*right_name)
         .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], GREEN));
+    if let Some((at, name)) = level {
+        chart
+            .draw_series(LineSeries::new([(0.0, *at), (right, *at)], BLACK.mix(0.6)))?
+            .label(*name)
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK));
+    }
     chart
         .configure_series_labels()
         .border_style(BLACK)
@@ -167,7 +201,7 @@ fn draw(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
-fn as_f64(count: u64) -> f64 {
+pub(super) fn as_f64(count: u64) -> f64 {
     count as f64
 }
 

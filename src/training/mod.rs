@@ -5,6 +5,7 @@
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
+//! | [`wordings`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
 //! | [`augment`] | cheap random changes to audio |
 //! | [`ctc`] | alignment against the language model's own embedding table |
@@ -14,6 +15,7 @@
 //! | [`engine`] | the run |
 //! | [`evaluate`] | greedy answers and word error rates |
 //! | [`events`], [`log`] | what a run tells, and its memory on disk |
+//! | [`pretrain`] | BEST-RQ pre-training of a speech encoder, with a run of its own |
 //! | [`control`] | pause and stop between steps |
 
 pub mod augment;
@@ -30,9 +32,11 @@ pub mod log;
 pub mod manifest;
 pub mod networks;
 pub mod prepare;
+pub mod pretrain;
 mod run;
 pub mod schedule;
 pub mod stage;
+pub mod wordings;
 
 pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};

@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::TrainingError;
 use crate::config::model::ModelConfig;
-use crate::models::SpeechEncoder;
 use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
-use crate::models::whisper::{WhisperEncoder, Window};
+use crate::models::whisper::Window;
+use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{Placement, configure_threads};
 use crate::registry::{ModelIdentity, identify};
 
@@ -42,10 +42,10 @@ impl Networks {
     pub fn load(config: &ModelConfig) -> Result<Self, TrainingError> {
         let placement = Placement::resolve(config.device, config.precision)?;
         configure_threads(config.threads);
-        let encoder = WhisperEncoder::load(&config.encoder, Window::Clip, &placement)?;
+        let encoder = open_encoder(&config.encoder, Window::Clip, &placement)?;
         let speech_llm = SpeechLlm::open(&config.llm, config.system.as_deref(), &placement)?;
         Ok(Self {
-            encoder: Box::new(encoder),
+            encoder,
             speech_llm,
             encoder_identity: identify(&config.encoder)?,
             llm_identity: identify(&config.llm)?,

@@ -1,13 +1,14 @@
 //! From labelled recordings to samples: targets in their final spelling, as tokens; what does not fit is left out and counted.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::TrainingError;
 use super::ctc::ctc_ids;
 use super::example::Example;
+use super::wordings::{TasksAtHand, Wordings};
 use crate::config::training::TrainingConfig;
 use crate::models::speech_llm::SpeechLlm;
+use crate::text::{AnswerFormat, JointLayout};
 
 /// A sample ready for both losses.
 #[derive(Clone, Debug)]
@@ -18,8 +19,8 @@ pub struct Sample {
     pub answer: Vec<i64>,
     /// Tokens for CTC.
     pub ctc: Vec<i64>,
-    /// Instructions to draw from, never empty.
-    pub instructions: Arc<[String]>,
+    /// The ways in which it can be asked.
+    pub wordings: Wordings,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -49,19 +50,16 @@ pub fn plain_target(text: &str) -> String {
 /// Prepares recordings for training or validation.
 ///
 /// # Errors
-/// [`TrainingError::Settings`] when a task has neither prompts in the settings nor an instruction of its own; [`TrainingError::Text`].
+/// [`TrainingError::Settings`] when a task has no instructions, or a row lacks what its task's prompts need;
+/// [`TrainingError::Text`] for task files that do not load.
 pub fn prepare(
     examples: Vec<Example>,
     config: &TrainingConfig,
     llm: &SpeechLlm,
 ) -> Result<Prepared, TrainingError> {
-    let prompts: BTreeMap<&str, Arc<[String]>> = config
-        .prompts
-        .iter()
-        .map(|(task, prompts)| (task.as_str(), prompts.clone().into()))
-        .collect();
+    let tasks = TasksAtHand::load(config)?;
     let mut prepared = Prepared::default();
-    for mut example in examples {
+    for mut example in tasks.expand(examples, config)? {
         let mut leave_out = |reason| *prepared.left_out.entry(reason).or_insert(0) += 1;
         if example.seconds > config.data.seconds_max {
             leave_out("longer than data.seconds_max");
@@ -71,12 +69,13 @@ pub fn prepare(
             leave_out("shorter than data.seconds_min");
             continue;
         }
-        if config.data.plain_targets && example.task == "asr" {
-            example.target = plain_target(&example.target);
-        }
-        if example.target.is_empty() {
-            leave_out("empty target");
-            continue;
+        let layout = tasks.layout_of(&example)?;
+        match final_spelling(&example, layout.as_ref(), &tasks, config) {
+            Ok(target) => example.target = target,
+            Err(reason) => {
+                leave_out(reason);
+                continue;
+            }
         }
         let answer = llm.answer_ids(&example.target)?;
         if answer.len() > config.data.target_tokens_max {
@@ -84,26 +83,62 @@ pub fn prepare(
             continue;
         }
         let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
-        let instructions = match (&example.instruction, prompts.get(example.task.as_str())) {
-            (Some(own), _) => vec![own.clone()].into(),
-            (None, Some(prompts)) => Arc::clone(prompts),
-            (None, None) => {
-                return Err(TrainingError::Settings {
-                    problem: format!(
-                        "sample `{}` has task `{}`, for which `[prompts]` has no instructions",
-                        example.id, example.task
-                    ),
-                });
-            }
-        };
+        let wordings = tasks.wordings_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
-            instructions,
+            wordings,
         });
     }
     Ok(prepared)
+}
+
+/// The answer as it is taught, or why there is none.
+fn final_spelling(
+    example: &Example,
+    layout: Option<&JointLayout>,
+    tasks: &TasksAtHand,
+    config: &TrainingConfig,
+) -> Result<String, &'static str> {
+    let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
+        let target = match config.data.plain_targets && task == "asr" {
+            true => plain_target(target),
+            false => format.canonical(target, labels),
+        };
+        if target.is_empty() {
+            return Err("empty target");
+        }
+        let answered = format.parse(&target);
+        let listed = |label: &&str| labels.iter().any(|known| known.to_lowercase() == **label);
+        match labels.is_empty() || answered.labels().iter().all(listed) {
+            true => Ok(target),
+            false => Err("an answer that is not among the labels"),
+        }
+    };
+    let Some(layout) = layout else {
+        let Some(task) = tasks.file_of(&example.task) else {
+            return spell(&example.task, AnswerFormat::Text, &[], &example.target);
+        };
+        let labels: Vec<String> = (example.filling.labels.as_ref().unwrap_or(&task.labels).iter())
+            .map(|label| label.name.clone())
+            .collect();
+        let labels = if task.answer.format.takes_labels() {
+            labels
+        } else {
+            Vec::new()
+        };
+        return spell(&task.name, task.answer.format, &labels, &example.target);
+    };
+    let read = layout.read(&example.target);
+    let values: Result<Vec<String>, _> = (layout.fields().iter().zip(read))
+        .map(|(field, read)| {
+            let given = example.targets.get(&field.task).cloned().or(read);
+            let target = given.ok_or("no target for one of its tasks")?;
+            spell(&field.task, field.format, &field.labels, &target)
+        })
+        .collect();
+    Ok(layout.write(&values?))
 }
 
 #[cfg(test)]

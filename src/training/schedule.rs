@@ -1,23 +1,50 @@
-//! Learning rate over a stage: linear warm-up, then constant, linear or cosine.
+//! Learning rate over a stage: linear warm-up, then constant, linear, cosine, or the original transformer schedule.
 
 use crate::config::training::{Decay, StageConfig};
 
-/// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the stage is done by steps or by time.
+/// Shape of the learning rate over a run or a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// What follows.
+    pub decay: Decay,
+    /// Where linear and cosine decay end, as a fraction of the full rate.
+    pub final_rate_fraction: f64,
+}
+
+impl Schedule {
+    /// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the whole is done by steps or by
+    /// time.
+    pub fn factor(&self, step: u64, progress: f64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
+        let (step, warmup_steps) = ((step + 1) as f64, self.warmup_steps as f64);
+        let warmup = if self.warmup_steps == 0 {
+            1.0
+        } else {
+            (step / warmup_steps).min(1.0)
+        };
+        let progress = progress.clamp(0.0, 1.0);
+        let last = self.final_rate_fraction;
+        let decay = match self.decay {
+            Decay::Constant => 1.0,
+            Decay::Linear => 1.0 - (1.0 - last) * progress,
+            Decay::Cosine => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            // `D^-0.5 · min(step^-0.5, step · warmup^-1.5)` of "Attention is all you need", scaled to a peak of 1.
+            Decay::Transformer => (warmup_steps.max(1.0) / step).sqrt().min(1.0),
+        };
+        warmup * decay
+    }
+}
+
+/// Factor on the learning rate of a stage, see [`Schedule::factor`].
 pub fn rate_factor(stage: &StageConfig, step: u64, progress: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
-    let warmup = if stage.warmup_steps == 0 {
-        1.0
-    } else {
-        ((step + 1) as f64 / stage.warmup_steps as f64).min(1.0)
+    let schedule = Schedule {
+        warmup_steps: stage.warmup_steps,
+        decay: stage.decay,
+        final_rate_fraction: stage.final_rate_fraction,
     };
-    let progress = progress.clamp(0.0, 1.0);
-    let last = stage.final_rate_fraction;
-    let decay = match stage.decay {
-        Decay::Constant => 1.0,
-        Decay::Linear => 1.0 - (1.0 - last) * progress,
-        Decay::Cosine => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-    };
-    warmup * decay
+    schedule.factor(step, progress)
 }
 
 /// How much of a stage is done: the larger share of its steps and of its time; 0 when it has neither limit.
@@ -67,6 +94,24 @@ mod tests {
             assert!((rate_factor(&stage, 100, 1.0) - 0.1).abs() < 1e-12);
             assert!((rate_factor(&stage, 100, 7.0) - 0.1).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn the_transformer_schedule_rises_to_its_peak_and_falls_with_the_root_of_the_steps() {
+        let schedule = Schedule {
+            warmup_steps: 50_000,
+            decay: Decay::Transformer,
+            final_rate_fraction: 0.0,
+        };
+        // The paper's formula with the width that puts its peak at 1.
+        let formula = |step: f64| 50_000f64.sqrt() * (step.powf(-0.5)).min(step * 50_000f64.powf(-1.5));
+        for step in [1u64, 2, 25_000, 49_999, 50_000, 50_001, 200_000, 500_000] {
+            let found = schedule.factor(step - 1, 0.3);
+
+            assert!((found - formula(step as f64)).abs() < 1e-12, "{step}: {found}");
+        }
+        assert!((schedule.factor(49_999, 0.0) - 1.0).abs() < 1e-12);
+        assert!((schedule.factor(199_999, 1.0) - 0.5).abs() < 1e-12);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::config::model::{AdapterSettings, LayerMix, ModelConfig};
 use crate::config::training::{Decay, StageConfig, StageKind, TrainingConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
+use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
@@ -36,8 +37,11 @@ fn example(at: usize) -> Example {
         audio: AudioSource::Samples(samples.into()),
         task: "asr".into(),
         instruction: None,
+        targets: Default::default(),
+        filling: Default::default(),
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
+        text: None,
     }
 }
 
@@ -63,8 +67,13 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with_llm(|models| models.llm.clone())
+    }
+
+    fn with_llm(choose: fn(&TinyModels) -> std::path::PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let models = TinyModels::write(folder.path(), 11);
+        let mut models = TinyModels::write(folder.path(), 11);
+        models.llm = choose(&models);
         let networks = Networks::load(&Self::model_config(&models)).unwrap();
         Self {
             folder,
@@ -283,6 +292,48 @@ fn a_checkpoint_of_another_run_is_refused() {
 }
 
 #[test]
+fn an_encoder_decoder_goes_through_every_kind_of_stage_and_its_lora_folder_is_one_for_peft() {
+    let place = Place::with_llm(|models| models.t5.clone());
+    let digest = crate::registry::identify(&place.models.llm).unwrap();
+
+    let (outcome, events) = place.train(place.config("t5", all_kinds()));
+
+    assert_eq!((outcome.steps, outcome.skipped), (20, 0));
+    let losses: Vec<f64> = (events.iter())
+        .filter_map(|event| match event {
+            TrainEvent::Step { loss, .. } => Some(*loss),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        losses.len() == 20 && losses.iter().all(|loss| loss.is_finite()),
+        "{losses:?}"
+    );
+    let lora = outcome.lora.unwrap();
+    let config = std::fs::read_to_string(lora.join("adapter_config.json")).unwrap();
+    assert!(
+        config.contains("SEQ_2_SEQ_LM") && config.contains("\"q\""),
+        "{config}"
+    );
+    let llm = place.networks.speech_llm.llm();
+    let read = checkpoint::read_lora(&lora, llm, tch::Device::Cpu).unwrap();
+    // Two layers: self-attention of both stacks and cross-attention, queries and values.
+    assert_eq!(read.sites().len(), 12);
+    let moved = |(name, tensor): (String, Tensor)| {
+        name.contains("lora_B") && tensor.abs().max().double_value(&[]) > 0.0
+    };
+    assert_eq!(
+        read.parameters()
+            .into_iter()
+            .map(moved)
+            .filter(|moved| *moved)
+            .count(),
+        12
+    );
+    assert_eq!(crate::registry::identify(&place.models.llm).unwrap(), digest);
+}
+
+#[test]
 fn losses_fall_and_the_best_validation_is_what_is_kept() {
     let place = Place::new();
     let mut config = place.config("learns", vec![stage(StageKind::CtcAlign, 60)]);
@@ -446,6 +497,92 @@ fn samples_that_do_not_fit_are_left_out_and_counted() {
 }
 
 #[test]
+fn targets_are_taught_in_the_spelling_of_their_tasks() {
+    let place = Place::new();
+    let mut config = place.config("spelling", vec![stage(StageKind::Multitask, 1)]);
+    config.tasks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks"));
+    config.data.target_tokens_max = 1_000;
+    let row = |task: &str, target: &str, targets: &[(&str, &str)]| Example {
+        task: task.into(),
+        target: target.into(),
+        targets: targets
+            .iter()
+            .map(|(name, target)| ((*name).into(), (*target).into()))
+            .collect(),
+        ..example(0)
+    };
+    let spelled = |list: Vec<Example>| {
+        let prepared = prepare(list, &config, &place.networks.speech_llm).unwrap();
+        let targets = prepared.samples.into_iter().map(|sample| sample.example.target);
+        (targets.collect::<Vec<_>>(), prepared.left_out)
+    };
+
+    let (targets, left_out) = spelled(vec![
+        row("asr", "Turn on, the Radio!", &[]),
+        row("intent", " Play_Radio", &[]),
+        row("slots", "TIME=now", &[]),
+        row("keywords", "Radio,radio, News", &[]),
+        row(
+            "asr,intent",
+            "",
+            &[("asr", "Turn it on | off."), ("intent", "play_radio")],
+        ),
+        row("asr,keywords", "ASR: Yes. | KWE: Yes, |", &[]),
+    ]);
+    let (_, refused) = spelled(vec![
+        row("intent", "dance", &[]),
+        row("slots", "colour = red;", &[]),
+        row("asr,intent", "", &[("asr", "a")]),
+        row("asr,intent", "", &[("asr", "a"), ("intent", "dance")]),
+    ]);
+
+    assert_eq!(
+        targets,
+        [
+            "turn on the radio",
+            "play_radio",
+            "time = now;",
+            "radio, news",
+            "ASR: turn it on off | Intent: play_radio |",
+            "ASR: yes | KWE: yes |",
+        ]
+    );
+    assert!(left_out.is_empty(), "{left_out:?}");
+    assert_eq!(refused["an answer that is not among the labels"], 3);
+    assert_eq!(refused["no target for one of its tasks"], 1);
+}
+
+#[test]
+fn a_multitask_stage_trains_on_tasks_from_files_and_on_compound_examples() {
+    let place = Place::new();
+    let mut config = place.config("tasks", vec![stage(StageKind::Multitask, 4)]);
+    config.tasks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks"));
+    config.data.compound_share = 1.0;
+    config.data.target_tokens_max = 1_000;
+    let mut args = place.args(config);
+    for example in &mut args.train {
+        example.task.clear();
+        example.targets = [("asr", example.target.as_str()), ("emotion", "sad")]
+            .map(|(name, target)| (name.to_owned(), target.to_owned()))
+            .into();
+        example.target.clear();
+    }
+    let mut started = None;
+
+    let outcome = Engine::new(args)
+        .unwrap()
+        .run(&mut |event| {
+            if let TrainEvent::StageStarted { samples, .. } = event {
+                started = Some(*samples);
+            }
+        })
+        .unwrap();
+
+    assert_eq!(started, Some(3 * 8));
+    assert_eq!((outcome.steps, outcome.skipped), (4, 0));
+}
+
+#[test]
 fn evaluation_keeps_the_order_and_sums_by_group() {
     let place = Place::new();
     let config = place.config("evaluates", vec![stage(StageKind::CtcAlign, 2)]);
@@ -462,7 +599,7 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
     for by_ctc in [false, true] {
         let options = EvaluateOptions {
             batch_rows: 2,
-            new_tokens_max: 4,
+            decoding: DecodeOptions::greedy(4),
             by_ctc,
         };
         let found = evaluate(
@@ -479,9 +616,9 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
         assert_eq!(ids, ["clip-0", "clip-1", "clip-2", "clip-4"]);
         assert_eq!(found.unreadable.len(), 1);
         assert!(found.unreadable[0].contains("clip-3"));
-        assert_eq!(found.errors.words, 4);
+        assert_eq!(found.errors.length, 4);
         assert_eq!(
-            (found.by_domain["even"].words, found.by_domain["odd"].words),
+            (found.by_domain["even"].length, found.by_domain["odd"].length),
             (3, 1)
         );
         assert!(

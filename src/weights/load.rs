@@ -50,6 +50,9 @@ struct Entry {
     range: std::ops::Range<usize>,
 }
 
+/// What a header lists.
+type NamedEntries = Vec<(String, Entry)>;
+
 /// One tensor of a checkpoint, described and not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSummary {
@@ -410,7 +413,7 @@ fn float_kind(dtype: Dtype) -> Option<Kind> {
 }
 
 /// Maps one safetensors file and reads where its tensors lie.
-fn open_map(path: &Path, map: usize) -> Result<(Arc<WeightMap>, Vec<(String, Entry)>), WeightsError> {
+fn open_map(path: &Path, map: usize) -> Result<(Arc<WeightMap>, NamedEntries), WeightsError> {
     let file = WeightMap::open(path).map_err(|source| WeightsError::Io {
         path: path.to_path_buf(),
         source,
@@ -423,7 +426,7 @@ fn open_map(path: &Path, map: usize) -> Result<(Arc<WeightMap>, Vec<(String, Ent
 }
 
 /// Reads the header of a safetensors file that is wholly in `bytes`; trusts nothing it says.
-fn parse_header(bytes: &[u8], map: usize) -> Result<Vec<(String, Entry)>, String> {
+fn parse_header(bytes: &[u8], map: usize) -> Result<NamedEntries, String> {
     let prefix: [u8; PREFIX_BYTES] = bytes
         .get(..PREFIX_BYTES)
         .and_then(|prefix| prefix.try_into().ok())

@@ -256,9 +256,9 @@ impl Request {
             session,
             chunk,
             task,
+            shape: asked.held(held),
             instruction: asked.instruction,
             labels,
-            shape: Some(asked.shape).filter(|shape| held && !shape.is_free()),
             joint: asked.joint,
             max_tokens,
             deadline: headers.parsed("ce_deadline", "a time such as 2026-01-31T12:00:00Z (RFC 3339)")?,
@@ -310,11 +310,8 @@ pub(crate) fn asked(
         ..Filling::default()
     };
     let Some(task) = task else {
-        return Ok(Asked {
-            instruction: own.map_or_else(|| instructions.default_instruction(), str::to_owned),
-            shape: labels.map_or_else(AnswerShape::free, |labels| AnswerShape::one_of(labels)),
-            joint: None,
-        });
+        let instruction = own.map_or_else(|| instructions.default_instruction(), str::to_owned);
+        return Ok(Asked::plainly(instruction, labels));
     };
     let filling = match labels {
         Some(labels) => filling.with_labels(labels),

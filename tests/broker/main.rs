@@ -1,4 +1,4 @@
-//! What a Kafka client sees, on the embedded broker and, with feature `kafka-broker-tests`, on a real Apache Kafka.
+//! What a Kafka client sees, on the embedded broker and, where one is named, on a real Apache Kafka.
 //!
 //! Each check is written once against a bootstrap address. `scripts/kafka/suite.sh` starts an Apache Kafka, runs both
 //! halves and stops it again; `SPEECHVERSE_KAFKA=host:port` names one that is running already.

@@ -28,10 +28,6 @@ pub(crate) const STEP: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     Embedded,
-    #[cfg_attr(
-        not(feature = "kafka-broker-tests"),
-        expect(dead_code, reason = "needs the feature")
-    )]
     ApacheKafka,
 }
 
@@ -68,7 +64,6 @@ impl Target {
     }
 
     /// The Apache Kafka that `SPEECHVERSE_KAFKA` names, if it answers.
-    #[cfg(feature = "kafka-broker-tests")]
     pub(crate) fn apache_kafka() -> Result<Self, String> {
         static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
         let found = FOUND.get_or_init(|| {
@@ -327,7 +322,6 @@ macro_rules! suite {
             )*
         }
 
-        #[cfg(feature = "kafka-broker-tests")]
         mod apache_kafka {
             use super::support::{Target, run, skip};
 

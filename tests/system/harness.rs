@@ -59,6 +59,11 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) async fn new() -> Self {
+        Self::with_llm(|models| models.llm.clone()).await
+    }
+
+    /// As [`new`](Self::new), with another of the tiny language models.
+    pub(crate) async fn with_llm(choose: fn(&TinyModels) -> std::path::PathBuf) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
             speechverse::telemetry::logs::init(Default::default(), "info");
         }
@@ -72,8 +77,8 @@ impl Sandbox {
         };
         let broker = EmbeddedBroker::start(broker_config).await.unwrap();
         let mut settings = Settings::default();
+        settings.model.llm = choose(&models);
         settings.model.encoder = models.encoder;
-        settings.model.llm = models.llm;
         settings.model.precision = "f32".parse().unwrap();
         settings.model.threads = 1;
         settings.service.tasks_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");

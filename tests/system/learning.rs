@@ -119,3 +119,66 @@ async fn an_order_for_a_version_that_does_not_exist_is_refused_by_an_event() {
     assert!(reason.contains("tiny-0099"), "{reason}");
     sandbox.end(pipeline).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learned_on_and_served_again() {
+    let mut sandbox = Sandbox::new().await;
+    // So coarse that answers change; every candidate is good enough.
+    std::fs::write(
+        &sandbox.settings.trainer.curriculum,
+        "[lora]\nrank = 2\n[validation]\nevery_steps = 100\n[[stage]]\nkind = \"lora_warmup\"\nsteps_max = 4\nbatch_rows = 4\n\
+         learning_rate = 0.02\nlora_rate_factor = 1.0\n",
+    )
+    .unwrap();
+    sandbox.settings.trainer.wer_regression_max = 1.0;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    label_some(&client, 22).await;
+    client.request("before", "k", tone(0.5, 200.0), Vec::new()).await;
+    let (before, _) = client.answer().await;
+    let mut answers = vec![before];
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+
+    // The second cycle goes on from the first one's low-rank updates.
+    for cycle in 1..=2 {
+        client.order("{\"command\": \"retrain\"}").await;
+        let finished = client
+            .event(|what| matches!(what, Happening::CycleFinished { .. }))
+            .await;
+        let Happening::CycleFinished { verdict, version, .. } = &finished.what else {
+            unreachable!("asked for above")
+        };
+        assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);
+        let version = version.clone().expect("a promoted candidate has a version");
+        let folder = sandbox.settings.adapters.dir.join(&version).join("lora");
+        assert!(folder.join("adapter_model.safetensors").is_file());
+        client
+            .request(&format!("after-{cycle}"), "k", tone(0.5, 200.0), Vec::new())
+            .await;
+        let (answer, _) = client.answer().await;
+        assert_eq!(answer.adapter, version);
+        answers.push(answer);
+    }
+    // An older version and the newest one, asked in one breath.
+    client.order("{\"command\": \"rollback\"}").await;
+    client
+        .event(|what| matches!(what, Happening::AdapterSwapped { reason, .. } if reason == "rollback"))
+        .await;
+    client.request("back", "k", tone(0.5, 200.0), Vec::new()).await;
+    let (back, _) = client.answer().await;
+
+    assert_ne!(answers[0].text, answers[1].text);
+    assert_eq!(
+        (&back.adapter, &back.text),
+        (&answers[1].adapter, &answers[1].text)
+    );
+    pipeline.stop().await.unwrap();
+    let again = sandbox.start().await;
+    client.request("again", "k", tone(0.5, 200.0), Vec::new()).await;
+    let (again_answer, _) = client.answer().await;
+    assert_eq!(
+        (&again_answer.adapter, &again_answer.text),
+        (&back.adapter, &back.text)
+    );
+    sandbox.end(again).await;
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use speechverse::wire::answer::{AnswerKind, Flag};
+use speechverse::wire::event::{Happening, Verdict};
 use speechverse::wire::headers::Headers;
 
 use crate::harness::{FIXTURES, Sandbox, header, tone};
@@ -217,5 +218,137 @@ async fn what_was_answered_before_a_stop_is_not_answered_again_after_the_start()
 
     assert_eq!(answer.request_id, "while-down");
     assert!(client.is_quiet(Duration::from_millis(500)).await);
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_encoder_decoder_serves_and_learns_like_any_other_language_model() {
+    let sandbox = Sandbox::with_llm(|models| models.t5.clone()).await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+
+    for number in 0..6 {
+        let audio = tone(0.4 + 0.3 * f64::from(number), 150.0);
+        client
+            .request(
+                &format!("free-{number}"),
+                "k",
+                audio,
+                vec![header("ce_task", "asr")],
+            )
+            .await;
+    }
+    let labels = vec![
+        header("ce_instruction", "Yes or no?"),
+        header("ce_labels", "[\"yes\", \"no\"]"),
+    ];
+    client.request("constrained", "k", tone(0.5, 220.0), labels).await;
+    let answers = client.answers(7).await;
+
+    for (id, answer) in &answers {
+        assert_eq!(
+            (answer.kind, answer.adapter.as_str()),
+            (AnswerKind::Final, "tiny-0001"),
+            "{id}"
+        );
+        assert!(answer.tokens <= 8 && answer.score <= 0.0);
+    }
+    let label = answers["constrained"].label.clone();
+    assert!(matches!(label.as_deref(), Some("yes" | "no")), "{label:?}");
+    // The same clip gives the same answer, whatever is answered beside it.
+    client
+        .request("again", "k", tone(0.4, 150.0), vec![header("ce_task", "asr")])
+        .await;
+    assert_eq!(client.answer().await.0.text, answers["free-0"].text);
+
+    for number in 0..22 {
+        let audio = tone(0.6 + 0.05 * f64::from(number), 120.0 + 15.0 * f64::from(number));
+        let target = format!("sentence number {number}");
+        client
+            .label(
+                Some(audio),
+                vec![header("ce_task", "asr"), header("ce_target", target)],
+            )
+            .await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client
+        .order("{\"command\": \"retrain\", \"id\": \"run-1\"}")
+        .await;
+    let finished = client
+        .event(|what| matches!(what, Happening::CycleFinished { .. }))
+        .await;
+    let Happening::CycleFinished { verdict, .. } = &finished.what else {
+        unreachable!("asked for above")
+    };
+    assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);
+    sandbox.end(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_tasks_are_answered_in_one_text_with_an_entry_for_each() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let ask = |task: &'static str, more: &[(&str, &'static str)]| {
+        let mut headers = vec![header("ce_task", task)];
+        headers.extend(more.iter().map(|(name, value)| header(name, *value)));
+        headers
+    };
+
+    for (id, headers) in [
+        (
+            "held",
+            ask(
+                "emotion,accent",
+                &[("ce_constrain", "yes"), ("ce_maxtokens", "64")],
+            ),
+        ),
+        ("free", ask("asr,keywords", &[])),
+        (
+            "one",
+            ask(
+                "keyword_search",
+                &[
+                    ("ce_fields", r#"{"keyword":"radio"}"#),
+                    ("ce_constrain", "yes"),
+                    ("ce_maxtokens", "32"),
+                ],
+            ),
+        ),
+    ] {
+        client.request(id, "k", tone(0.5, 300.0), headers).await;
+    }
+    let answers = client.answers(3).await;
+
+    let held = &answers["held"];
+    let tasks: Vec<&str> = held.fields.keys().map(String::as_str).collect();
+    assert_eq!(tasks, ["accent", "emotion"]);
+    assert!(
+        ["neutral", "happy", "sad", "angry"].contains(&held.fields["emotion"].as_str()),
+        "{}",
+        held.text
+    );
+    assert!(
+        ["canadian", "indian", "australian", "british", "american"].contains(&held.fields["accent"].as_str()),
+        "{}",
+        held.text
+    );
+    assert_eq!(held.task.as_deref(), Some("emotion,accent"));
+    assert!(held.instruction.contains("=== Task: Accent ==="));
+    // The tiny model writes no headings by itself: the entries are there and empty.
+    let free: Vec<(&str, &str)> = answers["free"]
+        .fields
+        .iter()
+        .map(|(task, value)| (task.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(free, [("asr", ""), ("keywords", "")]);
+    let one = &answers["one"];
+    assert!(one.instruction.contains("\"radio\""), "{}", one.instruction);
+    assert!(
+        ["yes", "no"].contains(&one.label.as_deref().unwrap_or("nothing")),
+        "{one:?}"
+    );
+    assert!(one.fields.is_empty());
     sandbox.end(pipeline).await;
 }

@@ -10,9 +10,9 @@ use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::responder::{Question, Responder, ResponderSizes};
 use speechverse::models::speech_llm::{Learned, SpeechLlm};
 use speechverse::models::whisper::Window;
-use speechverse::models::{SpeechEncoder, WhisperEncoder};
+use speechverse::models::{SpeechEncoder, open_encoder};
 use speechverse::nn::accel::{Placement, configure_threads};
-use speechverse::text::AnswerShape;
+use speechverse::text::{AnswerShape, Asked, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::flags;
 use speechverse_actors::encoder::windows;
@@ -24,21 +24,14 @@ use crate::{adapters, output};
 
 pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
-    let labels = (!args.labels.is_empty()).then(|| args.labels.clone());
-    let instruction = args
-        .instruction
-        .clone()
-        .unwrap_or_else(|| settings.service.default_instruction.clone());
-    if instruction.trim().is_empty() {
-        return Err(Failure::Usage(anyhow::anyhow!("`--instruction` is empty")));
-    }
+    let question = Order::of(args, &settings)?;
     let options = args.decoding.options(&settings).map_err(Failure::Usage)?;
     let mut respondent = Respondent::open(&settings, args.adapter.as_deref(), options)?;
     let mut failed = 0;
     for file in &args.files {
         let name = file.display().to_string();
         let answer = super::read_input(file)
-            .and_then(|bytes| respondent.answer(&name, &bytes, &instruction, labels.as_deref()))
+            .and_then(|bytes| respondent.answer(&name, &bytes, &question))
             .with_context(|| name.clone());
         match answer {
             Ok(answer) if args.json => {
@@ -58,10 +51,42 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
     }
 }
 
+/// What is asked about every file.
+struct Order {
+    task: Option<String>,
+    asked: Asked,
+    /// What the answer is held to.
+    shape: Option<AnswerShape>,
+}
+
+impl Order {
+    fn of(args: &Ask, settings: &Settings) -> Result<Self, Failure> {
+        let own = args.instruction.as_deref();
+        if own.is_some_and(|own| own.trim().is_empty()) {
+            return Err(Failure::Usage(anyhow::anyhow!("`--instruction` is empty")));
+        }
+        let labels = (!args.given.labels.is_empty()).then_some(args.given.labels.as_slice());
+        let asked = match &args.task {
+            Some(task) => TaskTable::load(&settings.service.tasks_dir)
+                .and_then(|tasks| tasks.ask(task, &args.given.filling(), own))
+                .map_err(Failure::usage)?,
+            None => Asked::plainly(
+                own.unwrap_or(&settings.service.default_instruction).to_owned(),
+                labels,
+            ),
+        };
+        Ok(Self {
+            task: args.task.clone(),
+            shape: asked.held(args.constrain.unwrap_or(labels.is_some())),
+            asked,
+        })
+    }
+}
+
 /// The joined model in this process, one question at a time.
 pub(super) struct Respondent {
     settings: Settings,
-    encoder: WhisperEncoder,
+    encoder: Box<dyn SpeechEncoder>,
     responder: Responder<()>,
     adapter: AdapterSnapshot,
 }
@@ -76,7 +101,7 @@ impl Respondent {
         configure_threads(settings.model.threads);
         let identities = adapters::identities(settings)?;
         let (_, loaded) = adapters::open(settings, version, &identities)?;
-        let encoder = WhisperEncoder::load(&settings.model.encoder, Window::Clip, &placement)?;
+        let encoder = open_encoder(&settings.model.encoder, Window::Clip, &placement)?;
         let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
         let sizes = ResponderSizes {
             slots: options.slots(),
@@ -101,24 +126,17 @@ impl Respondent {
         Ok(Tensor::f_cat(&parts, 0)?)
     }
 
-    fn answer(
-        &mut self,
-        name: &str,
-        bytes: &[u8],
-        instruction: &str,
-        labels: Option<&[String]>,
-    ) -> anyhow::Result<Answer> {
+    fn answer(&mut self, name: &str, bytes: &[u8], order: &Order) -> anyhow::Result<Answer> {
         let started = Instant::now();
         let lap = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         let waveform = decode(bytes, None, &self.settings.audio.limits())?;
         let decoded_audio = Instant::now();
         let features = self.features(&waveform.samples)?;
         let encoded = Instant::now();
-        let shape = labels.map(|labels| AnswerShape::one_of(labels.iter().cloned()));
         let question = Question {
             features: &features,
-            instruction,
-            shape: shape.as_ref(),
+            instruction: &order.asked.instruction,
+            shape: order.shape.as_ref(),
             tokens_max: None,
         };
         let prompt = self.responder.prompt(&self.adapter, &question)?;
@@ -134,12 +152,12 @@ impl Respondent {
             request_id: name.to_owned(),
             session: None,
             kind: AnswerKind::Final,
-            task: None,
-            instruction: instruction.to_owned(),
+            task: order.task.clone(),
+            instruction: order.asked.instruction.clone(),
+            fields: order.asked.fields(&text),
             flags: flags(&decoded, &text, self.settings.decoder.low_confidence_below),
             text,
-            label: decoded.label.and_then(|index| labels?.get(index).cloned()),
-            fields: std::collections::BTreeMap::new(),
+            label: (decoded.label).and_then(|index| order.shape.as_ref()?.choice()?.get(index).cloned()),
             adapter: self.adapter.version().to_owned(),
             score: decoded.score(),
             audio_seconds: waveform.seconds(),

@@ -1,6 +1,6 @@
 //! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over its topics.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use serde::Deserialize;
 use speechverse::config::Settings;
 use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
+use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
-use speechverse::text::wer::corpus_errors;
 use speechverse::wire::answer::Answer;
 use speechverse::wire::control::Command;
 use speechverse::wire::dead_letter::REASON_HEADER;
@@ -24,7 +24,7 @@ use speechverse::wire::request::{CHUNK_TYPE, REQUEST_TYPE};
 use speechverse::wire::{OutgoingRecord, Record};
 
 use super::{Failure, runtime};
-use crate::cli::{Broker, Label, Publish, Results, Retrain};
+use crate::cli::{Broker, Given, Label, Publish, Results, Retrain};
 use crate::output::{self, clipped};
 
 /// Longest wait for a broker that should be there.
@@ -43,6 +43,23 @@ fn kafka(broker: &Broker) -> Result<KafkaConfig, Failure> {
 
 fn header(name: &str, value: impl Into<String>) -> (String, Option<Bytes>) {
     (name.to_owned(), Some(Bytes::from(value.into())))
+}
+
+/// Labels and fields as headers.
+fn given(given: &Given) -> anyhow::Result<Vec<(String, Option<Bytes>)>> {
+    let mut headers = Vec::new();
+    if !given.labels.is_empty() {
+        let labels = serde_json::to_string(&given.labels).context("labels are always JSON")?;
+        headers.push(header("ce_labels", labels));
+    }
+    if !given.fields.is_empty() {
+        let fields: BTreeMap<&str, &str> = (given.fields.iter())
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let fields = serde_json::to_string(&fields).context("fields are always JSON")?;
+        headers.push(header("ce_fields", fields));
+    }
+    Ok(headers)
 }
 
 /// An id that no other request has: time, process and number.
@@ -145,10 +162,8 @@ async fn publish_files(
                 .map(|text| header("ce_instruction", text.as_str())),
         );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
-        if !args.labels.is_empty() {
-            let labels = serde_json::to_string(&args.labels).context("labels are always JSON")?;
-            headers.push(header("ce_labels", labels));
-        }
+        headers.extend(given(&args.given)?);
+        headers.extend((args.constrain).map(|held| header("ce_constrain", if held { "yes" } else { "no" })));
         let at = Instant::now();
         if args.stream {
             stream(&sink, config, &id, &audio, &headers).await?;
@@ -488,6 +503,7 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
                 .map(|text| header("ce_instruction", text.as_str())),
         );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
+        headers.extend(given(&args.given)?);
         let value = match (&args.file, &args.request) {
             (Some(file), _) => Some(Bytes::from(super::read_input(file)?)),
             (None, Some(request)) => {

@@ -1,109 +1,226 @@
-//! `speechverse eval`: word error rate over manifests. In its first form: transcription only.
+//! `speechverse eval`: manifests in, scores of the answers out.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
 
 use anyhow::Context;
-use serde_json::json;
+use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
-use speechverse::config::training::TrainingConfig;
+use speechverse::evaluation::report::{DataSet, Facts};
+use speechverse::evaluation::{Answered, Choices, Plan, PromptChoice, Report, Set, markdown, read_rows, run};
+use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::speech_llm::Learned;
-use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
-use speechverse::training::prepare::prepare;
-use speechverse::training::{Control, Networks, read_manifest};
+use speechverse::nn::accel::{cpu_capability, threads};
+use speechverse::text::TaskTable;
+use speechverse::training::evaluate::EvaluateOptions;
+use speechverse::training::{Control, Networks};
 
 use super::Failure;
-use crate::cli::Eval;
+use crate::cli::{Eval, PromptSet};
 use crate::{adapters, output};
 
 pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
-    let identities = adapters::identities(&settings)?;
-    let (_, loaded) = adapters::open(&settings, args.adapter.as_deref(), &identities)?;
-    let networks = Networks::load(&settings.model).context("cannot load the networks")?;
-    let device = networks.placement.device;
-    let learned = Learned::frozen(&loaded.adapter, networks.speech_llm.llm(), device)
-        .context("cannot use the adapter")?;
-    let version = loaded.adapter.version();
-    let mut rows = vec![
-        ["manifest", "clips", "words", "WER %", "audio s", "seconds"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    let mut unreadable = 0;
-    for path in &args.manifests {
-        let result = one(path, args, &networks, &learned).with_context(|| path.display().to_string())?;
-        for reason in &result.unreadable {
-            tracing::error!("{reason}");
-        }
-        unreadable += result.unreadable.len();
-        let name = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if args.json {
-            let words = result.rows.iter().map(|row| row.words).sum::<u64>();
-            output::line(
-                json!({
-                    "manifest": name, "adapter": version, "clips": result.rows.len(), "words": words,
-                    "wer": result.wer(), "audio_seconds": result.audio_seconds, "seconds": result.seconds,
-                    "unreadable": result.unreadable.len(), "by_ctc": args.by_ctc,
-                })
-                .to_string(),
-            );
-        }
-        rows.push(vec![
-            name,
-            result.rows.len().to_string(),
-            result.rows.iter().map(|row| row.words).sum::<u64>().to_string(),
-            format!("{:.1}", 100.0 * result.wer()),
-            format!("{:.0}", result.audio_seconds),
-            format!("{:.0}", result.seconds),
-        ]);
+    let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
+    let decoding = args.decoding.options(&settings).map_err(Failure::Usage)?;
+    let sets = Set::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
+    let others = read_rows(&args.rows).context("nothing was evaluated")?;
+    if others.is_empty() && sets.iter().all(|set| set.examples.is_empty()) {
+        return Err(anyhow::anyhow!("the files have no rows: nothing was evaluated").into());
     }
-    if !args.json {
-        output::table(&rows, &[1, 2, 3, 4, 5]);
-        let how = if args.by_ctc { "CTC head" } else { "language model" };
+    let plan = Plan::new(&sets, &tasks, &choices(args));
+    let mut facts = facts(args, &sets)?;
+    let mut answered = Answered::default();
+    if !sets.is_empty() {
+        answered = answer(args, &settings, &plan, decoding, &mut facts)?;
+    }
+    answered.rows.extend(others);
+    let report = Report::new(&answered, plan.left_out(), &tasks, facts);
+    for problem in &report.problems {
+        tracing::error!("{problem}");
+    }
+    if args.json {
+        for row in &answered.rows {
+            output::line(serde_json::to_string(row).context("rows are always JSON")?);
+        }
+        for score in &report.scores {
+            output::line(serde_json::to_string(score).context("scores are always JSON")?);
+        }
+    } else {
+        for study in report.studies() {
+            output::line(format!("{}:", study.title()));
+            output::table(&markdown::long(&report, study), &[3]);
+            output::line("");
+        }
+        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
+        for name in ["adapter", "networks compute"] {
+            if let Some(value) = about(name) {
+                output::line(format!("{name}: {value}"));
+            }
+        }
         output::line(format!(
-            "adapter {version}, {how}, {}, case and punctuation not counted",
-            networks.placement
+            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
+            report.audio_seconds, report.seconds
         ));
-    }
-    match unreadable {
-        0 => Ok(()),
-        unreadable => {
-            Err(anyhow::anyhow!("{unreadable} recordings could not be read and are in no figure").into())
+        for left_out in &report.left_out {
+            output::line(format!("left out: {left_out}"));
         }
+    }
+    if let Some(folder) = &args.report {
+        let files = report
+            .write(&answered.rows, folder)
+            .context("the report could not be written")?;
+        tracing::info!(folder = %folder.display(), files = files.len(), "the report is written");
+    }
+    match report.problems.len() {
+        0 => Ok(()),
+        problems => Err(anyhow::anyhow!(
+            "{problems} recordings or questions could not be evaluated, see above; they are in no score"
+        )
+        .into()),
     }
 }
 
-fn one(path: &Path, args: &Eval, networks: &Networks, learned: &Learned) -> anyhow::Result<Evaluation> {
-    let examples = read_manifest(path, None)?;
-    let count = examples.len();
-    let mut config = TrainingConfig::default();
-    // Everything is evaluated: limits are for training.
-    config.data.seconds_max = f64::from(u32::MAX);
-    config.data.seconds_min = 0.0;
-    config.data.target_tokens_max = usize::MAX;
-    let prepared = prepare(examples, &config, &networks.speech_llm)?;
-    if prepared.samples.len() < count {
-        tracing::warn!(left_out = ?prepared.left_out, "some recordings are not evaluated");
+fn choices(args: &Eval) -> Choices {
+    Choices {
+        constrained: args.constrained,
+        cascade: args.cascade,
+        prompts: args.prompts.map(|set| match set {
+            PromptSet::Seen => PromptChoice::Seen,
+            PromptSet::HeldOut => PromptChoice::HeldOut,
+            PromptSet::All => PromptChoice::All,
+        }),
+        grid: args.grid,
+        joint: args.joint,
     }
+}
+
+/// Loads the networks and answers everything that the plan asks; notes in `facts` with what.
+fn answer(
+    args: &Eval,
+    settings: &Settings,
+    plan: &Plan<'_>,
+    decoding: DecodeOptions,
+    facts: &mut Facts,
+) -> anyhow::Result<Answered> {
+    let identities = adapters::identities(settings)?;
+    let (_, loaded) = adapters::open(settings, args.adapter.as_deref(), &identities)?;
+    let networks = Networks::load(&settings.model).context("cannot load the networks")?;
+    let learned = Learned::frozen(
+        &loaded.adapter,
+        networks.speech_llm.llm(),
+        networks.placement.device,
+    )
+    .context("cannot use the adapter")?;
     let options = EvaluateOptions {
+        decoding,
         by_ctc: args.by_ctc,
         ..EvaluateOptions::default()
     };
-    let show = |row: &_| {
-        if args.json {
-            output::line(serde_json::to_string(row).unwrap_or_default());
-        }
-    };
-    Ok(evaluate(
-        networks,
-        learned,
-        &prepared.samples,
+    let bar = progress();
+    let answered = run(
+        plan,
+        &networks,
+        &learned,
         &options,
         &Control::new(),
-        &mut { show },
-    )?)
+        &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        },
+    )
+    .context("the evaluation failed")?;
+    bar.finish_and_clear();
+
+    let (encoder, llm, adapter) = (
+        &networks.encoder_identity,
+        &networks.llm_identity,
+        &loaded.manifest,
+    );
+    facts.models.extend(named([
+        ("encoder", format!("{} sha256 {}", encoder.name, encoder.digest)),
+        ("language model", format!("{} sha256 {}", llm.name, llm.digest)),
+        ("adapter", adapter.version.clone()),
+        ("adapter created", adapter.created.clone()),
+        (
+            "adapter trained on",
+            format!("data sha256 {}", adapter.data_digest),
+        ),
+    ]));
+    facts.machine.extend(named([
+        ("networks compute", networks.placement.to_string()),
+        ("threads of one operation", threads().to_string()),
+    ]));
+    let how = match args.by_ctc {
+        true => "CTC head, best path".to_owned(),
+        false => format!("{:?}", decoding.strategy),
+    };
+    facts.settings.extend(named([
+        ("decoding", how),
+        ("constrained", args.constrained.to_string()),
+        ("answer tokens at most", decoding.tokens_max.to_string()),
+        ("batch", options.batch_rows.to_string()),
+    ]));
+    Ok(answered)
+}
+
+/// How far the answers are, on a terminal.
+fn progress() -> ProgressBar {
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::no_length()
+    } else {
+        ProgressBar::hidden()
+    };
+    let template = "{elapsed_precise} {wide_bar} {pos}/{len} answers";
+    bar.set_style(ProgressStyle::with_template(template).expect("a constant template"));
+    bar
+}
+
+/// The report's circumstances, as far as they do not depend on networks.
+fn facts(args: &Eval, sets: &[Set]) -> anyhow::Result<Facts> {
+    let data: Result<Vec<DataSet>, _> = sets
+        .iter()
+        .zip(&args.manifests)
+        .map(|(set, path)| DataSet::new(set, path))
+        .collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let limit = args
+        .limit
+        .map_or("all".to_owned(), |limit| format!("the first {limit}"));
+    let mut settings = named([("rows of each manifest", limit)]);
+    let others: Vec<String> = args.rows.iter().map(|path| path.display().to_string()).collect();
+    if !others.is_empty() {
+        settings.extend(named([("answers read from", others.join(", "))]));
+    }
+    Ok(Facts {
+        created: jiff::Timestamp::now().to_string(),
+        program: format!("speechverse {}", env!("CARGO_PKG_VERSION")),
+        machine: named([
+            ("processor", processor()),
+            ("vector instructions", cpu_capability()),
+            ("cores", cores.to_string()),
+            (
+                "system",
+                format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            ),
+        ]),
+        models: BTreeMap::new(),
+        settings,
+        data: data?,
+    })
+}
+
+fn named<const N: usize>(pairs: [(&str, String); N]) -> BTreeMap<String, String> {
+    pairs.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// What the processor calls itself.
+fn processor() -> String {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        })
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }

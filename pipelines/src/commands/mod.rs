@@ -6,8 +6,10 @@ mod clients;
 mod doctor;
 mod eval;
 mod models;
+mod pretrain;
 mod probe;
 mod serve;
+mod tasks;
 mod train;
 
 use speechverse::config::serving::LogConfig;
@@ -53,8 +55,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Label(args) => clients::label(&args),
         Command::Retrain(args) => clients::retrain(&args),
         Command::Train(args) => train::train(&args),
+        Command::Pretrain(args) => pretrain::pretrain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
+        Command::Tasks(command) => tasks::tasks(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
         Command::CheckConfig(args) => doctor::check_config(&args),

@@ -41,7 +41,7 @@ pub(super) fn train(args: &Train) -> Result<(), Failure> {
 }
 
 /// The first SIGINT or SIGTERM ends the run after the present step, with a checkpoint; the second at once.
-fn stop_on_signal(control: &Control) -> Result<(), Failure> {
+pub(super) fn stop_on_signal(control: &Control) -> Result<(), Failure> {
     let control = control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -63,13 +63,13 @@ fn stop_on_signal(control: &Control) -> Result<(), Failure> {
 }
 
 /// A progress bar on a terminal, a line now and then otherwise.
-struct View {
-    bar: ProgressBar,
+pub(super) struct View {
+    pub(super) bar: ProgressBar,
     terminal: bool,
 }
 
 impl View {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = if terminal {
             ProgressBar::no_length()
@@ -83,7 +83,6 @@ impl View {
     }
 
     fn show(&self, event: &TrainEvent) {
-        const LINE_EVERY_STEPS: u64 = 20;
         match event {
             TrainEvent::Step {
                 kind,
@@ -98,16 +97,25 @@ impl View {
                     "{kind} step {step}  loss {loss:.3}  rate {rate:.1e}  {audio_seconds_per_second:.0}x real time  {:.2} s/step",
                     seconds / *step as f64
                 );
-                if self.terminal {
-                    self.bar.set_message(text);
-                } else if *step <= 3 || step % LINE_EVERY_STEPS == 0 {
-                    tracing::info!("{text}");
-                }
+                self.step(*step, text);
             }
-            other => {
-                let json = serde_json::to_string(other).unwrap_or_else(|error| error.to_string());
-                self.bar.suspend(|| tracing::info!("{json}"));
-            }
+            other => self.note(other),
         }
+    }
+
+    /// A step's line.
+    pub(super) fn step(&self, step: u64, text: String) {
+        const LINE_EVERY_STEPS: u64 = 20;
+        if self.terminal {
+            self.bar.set_message(text);
+        } else if step <= 3 || step.is_multiple_of(LINE_EVERY_STEPS) {
+            tracing::info!("{text}");
+        }
+    }
+
+    /// An event worth a line of its own.
+    pub(super) fn note(&self, event: &impl serde::Serialize) {
+        let json = serde_json::to_string(event).unwrap_or_else(|error| error.to_string());
+        self.bar.suspend(|| tracing::info!("{json}"));
     }
 }

@@ -9,6 +9,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
@@ -139,17 +140,31 @@ impl SourceContext {
         );
     }
 
-    /// Commits `positions` and waits for the broker.
-    pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) {
+    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out anew and
+    /// takes no offsets until it has; ask again, polling in between.
+    ///
+    /// A member that has joined the next generation, and does not know its number yet, commits under the old one:
+    /// librdkafka lets it, and the broker refuses (librdkafka issue 4059).
+    pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
         if positions.is_empty() || self.abandoned.load(Ordering::Relaxed) {
-            return;
+            return true;
         }
         match consumer.commit(&list(positions), CommitMode::Sync) {
             Ok(()) => {
                 self.ledger.committed(positions);
                 debug!(partitions = positions.len(), "committed");
+                true
             }
-            Err(error) => warn!(%error, "failed to commit finished offsets; their records will be repeated"),
+            Err(ClientError::ConsumerCommit(
+                error @ (RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress),
+            )) => {
+                debug!(%error, "the group takes no offsets while it shares its partitions out");
+                false
+            }
+            Err(error) => {
+                warn!(%error, "failed to commit finished offsets; their records will be repeated");
+                true
+            }
         }
     }
 
@@ -174,8 +189,8 @@ impl SourceContext {
         }
         let unfinished = self.ledger.unfinished_of(&partitions);
         let positions = self.ledger.revoke(&partitions);
-        if !lost {
-            self.commit_now(consumer, &positions);
+        if !lost && !self.commit_now(consumer, &positions) {
+            warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
         locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
         locked(&self.status.lag).retain(|lag| !partitions.contains(&lag.partition));

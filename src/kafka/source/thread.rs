@@ -25,6 +25,8 @@ const POLL: Duration = Duration::from_millis(50);
 const POLL_PAUSED: Duration = Duration::from_millis(5);
 /// Longest that going back to unfinished records may take.
 const SEEK_MAX: Duration = Duration::from_secs(5);
+/// Least time that a last commit may take, while the group is sharing out its partitions.
+const COMMIT_RETRY_MAX: Duration = Duration::from_secs(5);
 /// The same complaint is logged once in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -227,10 +229,20 @@ impl Reading {
                 break;
             }
         }
+        let deadline = deadline.max(Instant::now() + COMMIT_RETRY_MAX);
+        while !self
+            .context()
+            .commit_now(&self.consumer, &self.context().ledger.positions())
+            && Instant::now() < deadline
+        {
+            if let Err(reason) = self.turn() {
+                error!(reason, "the consumer failed before it could commit");
+                break;
+            }
+        }
         let context = self.context();
         context.closing.store(true, Ordering::Relaxed);
         let unfinished = context.ledger.unfinished();
-        context.commit_now(&self.consumer, &context.ledger.positions());
         self.leave();
         if let Some(done) = done {
             let _ = done.send(Closed { unfinished }); // who asked may have gone

@@ -26,12 +26,14 @@ pub struct AdapterConfig {
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
 const WIDTH_MAX: i64 = 65_536;
 const LAYERS_MAX: i64 = 1024;
+/// Positions of the language model for each second of sound: the paper's.
+const POSITIONS_PER_SECOND: f64 = 12.5;
 
 impl AdapterConfig {
-    /// The adapter between two networks.
+    /// The adapter between two networks. Strides that are not set follow from the encoder's rate.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] when a setting or a size is out of range.
+    /// [`ModelError::Shape`] when a setting or a size is out of range, or no two strides bring the encoder's rate to 12.5 Hz.
     pub fn new(
         settings: &AdapterSettings,
         encoder: &EncoderInfo,
@@ -42,7 +44,10 @@ impl AdapterConfig {
             encoder_layers: encoder.layers,
             llm_width: llm.width,
             mix: settings.mix,
-            strides: settings.strides.clone(),
+            strides: match &settings.strides {
+                Some(strides) => strides.clone(),
+                None => strides_for(encoder)?,
+            },
             kernel: settings.kernel,
         };
         config.validate()?;
@@ -56,7 +61,7 @@ impl AdapterConfig {
     pub fn validate(&self) -> Result<(), ModelError> {
         let settings = AdapterSettings {
             mix: self.mix,
-            strides: self.strides.clone(),
+            strides: Some(self.strides.clone()),
             kernel: self.kernel,
         };
         settings.validate().map_err(|problem| ModelError::Shape {
@@ -117,6 +122,20 @@ impl AdapterConfig {
     }
 }
 
+/// The paper's two blocks: 4 in time for a 50 Hz encoder, 2 for one of 25 Hz.
+fn strides_for(encoder: &EncoderInfo) -> Result<Vec<i64>, ModelError> {
+    let rate = encoder.frames_per_second;
+    [[2, 2], [2, 1]]
+        .into_iter()
+        .find(|[first, second]| rate == POSITIONS_PER_SECOND * (first * second) as f64)
+        .map(Vec::from)
+        .ok_or_else(|| ModelError::Shape {
+            what: "the encoder's frame rate, hertz",
+            expected: "50 or 25, or `adapter.strides` in the settings".to_owned(),
+            found: vec![rate as i64],
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +171,35 @@ mod tests {
         assert_eq!(paper().positions(1499), 375);
         assert_eq!(paper().positions(0), 0);
         assert_eq!(paper().positions(1), 1);
+    }
+
+    #[test]
+    fn strides_follow_the_encoders_rate_unless_they_are_set() {
+        let made = |frames_per_second, strides| {
+            let encoder = EncoderInfo {
+                layers: 24,
+                width: 768,
+                frames_per_second,
+                max_samples: None,
+            };
+            let llm = LanguageModelInfo {
+                width: 2048,
+                vocab: 10,
+                layers: 1,
+                max_positions: 10,
+            };
+            let settings = AdapterSettings {
+                strides,
+                ..AdapterSettings::default()
+            };
+            AdapterConfig::new(&settings, &encoder, &llm).map(|config| config.strides)
+        };
+
+        assert_eq!(made(50.0, None).unwrap(), [2, 2]);
+        assert_eq!(made(25.0, None).unwrap(), [2, 1]);
+        assert_eq!(made(50.0, Some(vec![4])).unwrap(), [4]);
+        let error = made(33.3, None).unwrap_err().to_string();
+        assert!(error.contains("`adapter.strides`"), "{error}");
     }
 
     #[test]

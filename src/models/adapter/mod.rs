@@ -257,7 +257,8 @@ impl SpeechAdapter {
         }
     }
 
-    /// Mixes all states into features, differentiable in the mix scalars.
+    /// Mixes all states into features, differentiable in the mix scalars. In place L stands the encoder's output, final
+    /// norm applied.
     ///
     /// # Shapes
     /// `L + 1` states `[B, T, D]` → `[B, T, D]` f32.
@@ -277,14 +278,15 @@ impl SpeechAdapter {
             });
         }
         if self.config.mix == LayerMix::Last {
-            return Ok(states[states.len() - 1].f_to_kind(Kind::Float)?);
+            return Ok(hidden.last.f_to_kind(Kind::Float)?);
         }
         // The paper's form leaves state 0 out; multiplying it by zero would only cost time.
         let first = usize::from(self.config.mix == LayerMix::Paper);
         let weights = self
             .mix_weights()
             .narrow(0, first as i64, (expected - first) as i64); // [K]
-        let stack = Tensor::f_stack(&states[first..], 0)?.f_to_kind(Kind::Float)?; // [K, B, T, D]
+        let mixed: Vec<&Tensor> = states[first..expected - 1].iter().chain([&hidden.last]).collect();
+        let stack = Tensor::f_stack(&mixed, 0)?.f_to_kind(Kind::Float)?; // [K, B, T, D]
         let flat = stack.f_view([(expected - first) as i64, -1])?; // [K, B·T·D]
         let mixed = weights.f_unsqueeze(0)?.f_matmul(&flat)?; // [1, B·T·D]
         Ok(mixed.f_view(shape.as_slice())?)

@@ -17,7 +17,7 @@ fn adapter(mix: LayerMix) -> SpeechAdapter {
 }
 
 fn states(rows: i64, frames: i64) -> HiddenStates {
-    let states = (0..4)
+    let mut states: Vec<Tensor> = (0..4)
         .map(|layer| {
             Tensor::arange(rows * frames * 6, (Kind::Float, Device::Cpu))
                 .sin()
@@ -26,8 +26,12 @@ fn states(rows: i64, frames: i64) -> HiddenStates {
                 + layer
         })
         .collect();
+    // As in a pre-norm encoder: state L is not the output.
+    let last = states[3].shallow_clone();
+    states[3] = &last * 100.0;
     HiddenStates {
         states,
+        last,
         lengths: vec![frames; usize::try_from(rows).unwrap()],
     }
 }
@@ -42,7 +46,7 @@ fn at_the_start_the_paper_form_is_the_mean_of_layers_one_to_l() {
 
     let mixed = adapter(LayerMix::Paper).mix(&hidden).unwrap();
 
-    let mean = (&hidden.states[1] + &hidden.states[2] + &hidden.states[3]) / 3.0;
+    let mean = (&hidden.states[1] + &hidden.states[2] + &hidden.last) / 3.0;
     assert!(largest(&(mixed - mean)) < 1e-5);
 }
 
@@ -52,7 +56,7 @@ fn at_the_start_the_softmax_form_is_the_mean_of_all_states() {
 
     let mixed = adapter(LayerMix::Softmax).mix(&hidden).unwrap();
 
-    let mean = (&hidden.states[0] + &hidden.states[1] + &hidden.states[2] + &hidden.states[3]) / 4.0;
+    let mean = (&hidden.states[0] + &hidden.states[1] + &hidden.states[2] + &hidden.last) / 4.0;
     assert!(largest(&(mixed - mean)) < 1e-5);
 }
 
@@ -60,7 +64,7 @@ fn at_the_start_the_softmax_form_is_the_mean_of_all_states() {
 fn the_last_layer_form_is_the_last_layer_and_learns_nothing_about_layers() {
     let (hidden, adapter) = (states(2, 5), adapter(LayerMix::Last));
 
-    assert_eq!(adapter.mix(&hidden).unwrap(), hidden.states[3]);
+    assert_eq!(adapter.mix(&hidden).unwrap(), hidden.last);
     assert!(!adapter.variables().contains_key("mix.weight"));
 }
 
@@ -77,9 +81,9 @@ fn mixing_states_equals_weighting_them_by_the_published_weights() {
 
         let tensor: Vec<f32> = Vec::try_from(adapter.mix_weights()).unwrap();
         let snapshot = adapter.snapshot("v").unwrap();
-        let sum = hidden
-            .states
+        let sum = hidden.states[..3]
             .iter()
+            .chain([&hidden.last])
             .zip(snapshot.mix_weights())
             .fold(mixed.zeros_like(), |sum, (h, w)| sum + h * f64::from(*w));
         assert!(largest(&(mixed - sum)) < 1e-5, "{mix:?}");
@@ -226,7 +230,8 @@ fn wrong_shapes_are_errors_at_the_door() {
     assert!(
         adapter
             .mix(&HiddenStates {
-                states: vec![features],
+                states: vec![features.shallow_clone()],
+                last: features,
                 lengths: vec![5, 5]
             })
             .is_err()

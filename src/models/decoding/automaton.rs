@@ -12,9 +12,9 @@ use crate::models::ModelError;
 use crate::text::answer::NONE;
 use crate::text::{AnswerPiece, AnswerShape};
 
-/// White space that may stand before and after an answer; readers trim it. Free answers begin so now and then, and a bound
-/// keeps a model from writing nothing else.
-const BLANKS_MAX: usize = 8;
+/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a blank or an
+/// empty line now and then, and a bound keeps a model from writing nothing else.
+const BLANKS_MAX: usize = 2;
 /// Bytes of all allowed texts together.
 const BYTES_MAX: usize = 1 << 20;
 const NOWHERE: u32 = u32::MAX;
@@ -312,14 +312,12 @@ impl Automaton {
 
     /// Where every answer begins.
     pub(super) fn start(&self) -> State {
-        self.from_nodes(&[0])
+        self.at(0)
     }
 
-    fn from_nodes(&self, nodes: &[u32]) -> State {
+    fn at(&self, node: u32) -> State {
         let mut state = State::new();
-        for node in nodes {
-            self.enter(*node, None, &mut state);
-        }
+        self.enter(node, None, &mut state);
         tidy(&mut state);
         state
     }
@@ -382,7 +380,7 @@ impl Automaton {
                 if alive[node] {
                     continue;
                 }
-                let state = self.from_nodes(&[u32::try_from(node).expect("so many nodes there are")]);
+                let state = self.at(u32::try_from(node).expect("so many nodes there are"));
                 let lives = self.accepts(&state) || leads(&state, &|state| self.any_alive(state, &alive));
                 alive[node] = lives;
             }

@@ -91,10 +91,12 @@ impl BeamSearch {
         let mut sources = Vec::with_capacity(width);
         for (rank, candidate) in candidates.iter().enumerate() {
             let ended = end_ids.contains(&candidate.id);
-            let full = if ended || last {
-                rank >= width
-            } else {
-                live.len() >= width
+            // What is cut off is no allowed answer, so a constrained search takes what it can get in the end.
+            let constrained = self.live[candidate.source].progress.is_some();
+            let full = match (ended, last) {
+                (true, true) if constrained => false,
+                (true, _) | (_, true) => rank >= width,
+                (false, false) => live.len() >= width,
             };
             if full {
                 continue;
@@ -124,8 +126,10 @@ impl BeamSearch {
             }
         }
         // Stable: of equals, the earlier one stays before.
-        self.complete
-            .sort_by(|left, right| right.score.total_cmp(&left.score));
+        self.complete.sort_by(|left, right| {
+            let doubts = left.is_doubtful().cmp(&right.is_doubtful());
+            doubts.then(right.score.total_cmp(&left.score))
+        });
         self.complete.truncate(width);
         self.live = live;
         (!self.is_over(length)).then_some(sources)
@@ -158,26 +162,21 @@ impl BeamSearch {
         best.score / self.penalty(at_best) <= worst
     }
 
-    /// The best answer. One that ended by itself comes before a constrained one that was cut off, and before one that
-    /// repeated itself, whose score means little.
+    /// The best answer.
     pub(super) fn finish(mut self) -> Hypothesis {
-        let doubtful = |found: &Hypothesis| found.looping || (found.progress.is_some() && !found.ended);
-        let ended = self.complete.iter().position(|found| found.ended);
-        let best = match ended {
-            Some(place) if doubtful(&self.complete[0]) => place,
-            _ => 0,
-        };
-        if self.complete.is_empty() {
-            self.complete.append(&mut self.live);
-        }
-        if self.complete.is_empty() {
-            return Hypothesis::new(None);
-        }
-        self.complete.swap_remove(best)
+        self.complete.append(&mut self.live);
+        let best = self.complete.into_iter().next();
+        best.unwrap_or_else(|| Hypothesis::new(None))
     }
 }
 
 impl Hypothesis {
+    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little, or it
+    /// is constrained and was cut off.
+    fn is_doubtful(&self) -> bool {
+        self.looping || (self.progress.is_some() && !self.ended)
+    }
+
     /// An answer without tokens.
     fn new(progress: Option<Progress>) -> Self {
         Self {

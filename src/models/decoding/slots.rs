@@ -67,10 +67,7 @@ impl<K> Answer<K> {
     /// Whether it is the likeliest token that counts, and nothing else.
     fn is_plain(&self) -> bool {
         let options = &self.prompt.options;
-        options.strategy == Strategy::Greedy
-            && self.prompt.constraint.is_none()
-            && options.no_repeat_ngram_size == 0
-            && options.repetition_penalty == 1.0
+        options.strategy == Strategy::Greedy && self.prompt.constraint.is_none() && !bends(options)
     }
 }
 
@@ -459,6 +456,11 @@ impl<K> Answer<K> {
     }
 }
 
+/// Whether options change a free answer's scores.
+fn bends(options: &DecodeOptions) -> bool {
+    options.repetition_penalty != 1.0 || options.no_repeat_ngram_size > 0
+}
+
 /// Whether an answer is watched for loops: a listed text may repeat itself by nature.
 fn guards(options: &DecodeOptions, constraint: Option<&Constraint>) -> bool {
     options.stop_loops && constraint.is_none_or(Constraint::has_free_text)
@@ -531,13 +533,25 @@ fn continuations(
     wanted: usize,
 ) -> Result<Vec<Candidate>, ModelError> {
     let log_probs = scores.f_log_softmax(-1, Kind::Float)?; // [beams, V]
-    let mut sums = Vec::with_capacity(beams.live().len());
-    for (row, found) in (0..).zip(beams.live()) {
-        let held = found.progress.as_ref().zip(constraint);
-        let possible = restrict(&log_probs.f_get(row)?, vocabulary, options, held, &found.ids)?;
-        sums.push(possible + f64::from(found.score));
-    }
-    let sums = Tensor::f_cat(&sums, 0)?; // [beams · vocabulary]
+    let so_far: Vec<f32> = beams.live().iter().map(|found| found.score).collect();
+    let so_far = Tensor::f_from_slice(&so_far)?.f_to_device(scores.device())?;
+    let possible = if constraint.is_none() && !bends(options) {
+        log_probs.f_narrow(1, 0, vocabulary)?
+    } else {
+        let mut rows = Vec::with_capacity(beams.live().len());
+        for (row, found) in (0..).zip(beams.live()) {
+            let held = found.progress.as_ref().zip(constraint);
+            rows.push(restrict(
+                &log_probs.f_get(row)?,
+                vocabulary,
+                options,
+                held,
+                &found.ids,
+            )?);
+        }
+        Tensor::f_stack(&rows, 0)?
+    };
+    let sums = (possible + so_far.f_unsqueeze(1)?).f_view([-1])?; // [beams · vocabulary]
     let count = i64::try_from(wanted).unwrap_or(i64::MAX).min(sums.size()[0]);
     let (best, order) = sums.f_topk(count, 0, true, true)?;
     let (row, id) = (

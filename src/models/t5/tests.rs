@@ -517,7 +517,7 @@ fn flan_t5_xl_has_the_papers_parameters_and_its_lora_the_papers_trainable_ones()
     let trainable = |width: i64, mix, strides: &[i64], rank| {
         let settings = AdapterSettings {
             mix,
-            strides: strides.to_vec(),
+            strides: Some(strides.to_vec()),
             kernel: 3,
         };
         let encoder = EncoderInfo {

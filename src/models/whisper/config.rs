@@ -7,10 +7,8 @@ use serde_json::Value;
 
 use crate::audio::log_mel::LogMelConfig;
 use crate::models::ModelError;
+use crate::models::config_file::read_json;
 use crate::models::whisper::FRAME_SAMPLES;
-
-/// Largest `config.json` read, bytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// The keys that decide the encoder's shapes and mathematics. Other keys pass unread.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -50,20 +48,7 @@ impl WhisperConfig {
     /// # Errors
     /// [`ModelError::File`] when it cannot be read, [`ModelError::Unsupported`] for a key out of bounds.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let unusable = |reason: String| ModelError::File {
-            path: path.to_path_buf(),
-            reason,
-        };
-        let size = std::fs::metadata(path)
-            .map_err(|error| unusable(error.to_string()))?
-            .len();
-        if size > CONFIG_BYTES_MAX {
-            return Err(unusable(format!(
-                "it has {size} bytes, at most {CONFIG_BYTES_MAX} are read"
-            )));
-        }
-        let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let config: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let config: Self = read_json(path)?;
         config.check(path)?;
         Ok(config)
     }

@@ -9,12 +9,14 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{WhisperConfig, Window};
 use crate::audio::log_mel::{HOP_SAMPLES, LogMel, LogMelConfig};
+use crate::models::clips::{self, PackedEncoder};
 use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::accel::Placement;
-use crate::nn::attention::{SelfAttention, valid_positions};
+use crate::nn::attention::SelfAttention;
 use crate::nn::conv::Conv1d;
-use crate::nn::linear::Linear;
+use crate::nn::feed_forward::FeedForward;
 use crate::nn::norm::LayerNorm;
+use crate::nn::packed::pack;
 use crate::weights::{Checkpoint, Loader};
 
 /// Mel frames that become one encoder frame.
@@ -23,8 +25,6 @@ const MELS_PER_FRAME: usize = 2;
 pub const FRAME_SAMPLES: usize = HOP_SAMPLES * MELS_PER_FRAME; // 320
 const FRAMES_PER_SECOND: f64 = 50.0;
 const NORM_EPS: f64 = 1e-5;
-/// Beyond this a sample is no audio, and its power no f32.
-const SAMPLE_MAX: f32 = 1e9;
 
 /// Whisper's encoder, frozen.
 #[derive(Debug)]
@@ -48,18 +48,7 @@ struct Layer {
     attention_norm: LayerNorm,
     attention: SelfAttention,
     feed_norm: LayerNorm,
-    widen: Linear,
-    narrow: Linear,
-}
-
-/// A batch on its way through the layers.
-struct Batch {
-    /// `[B, T, D]`.
-    hidden: Tensor,
-    /// Valid frames of each row.
-    lengths: Vec<i64>,
-    /// bool `[B, T]`, where some rows are shorter than others.
-    valid: Option<Tensor>,
+    feed: FeedForward,
 }
 
 impl WhisperEncoder {
@@ -115,11 +104,33 @@ impl WhisperEncoder {
             kind,
         }
     }
+}
 
-    /// Checks the clips and runs everything before the first layer: hidden state 0.
-    fn embed(&self, clips: &[&[f32]]) -> Result<Batch, ModelError> {
-        self.check(clips)?;
-        let lengths: Vec<i64> = clips.iter().map(|clip| self.frames(clip.len())).collect();
+impl PackedEncoder for WhisperEncoder {
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn samples_max(&self) -> Option<usize> {
+        Some(self.front_end.window_samples())
+    }
+
+    fn frames_of(&self, samples: usize) -> i64 {
+        match self.window {
+            Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
+            Window::Clip => samples.div_ceil(FRAME_SAMPLES) as i64,
+        }
+    }
+
+    fn embed(&self, clips: &[&[f32]], lengths: &[i64]) -> Result<Tensor, ModelError> {
         let mel_frames: Vec<usize> = lengths
             .iter()
             .map(|&length| length as usize * MELS_PER_FRAME)
@@ -133,61 +144,22 @@ impl WhisperEncoder {
             .forward(&self.conv1.forward(&mel.f_to_kind(self.kind)?).gelu("none"))
             .gelu("none"); // [B, D, T]
         let time = convolved.size()[2];
-        let hidden = convolved.transpose(1, 2) + self.positions.narrow(0, 0, time); // [B, T, D]
-        let valid = valid_positions(&lengths, time).map(|valid| valid.to_device(self.device));
-        Ok(Batch {
-            hidden: hidden.contiguous(),
-            lengths,
-            valid,
-        })
+        let hidden = convolved.transpose(1, 2).contiguous() + self.positions.narrow(0, 0, time); // [B, T, D]
+        Ok(pack(&hidden, lengths)) // [R, D]
     }
 
-    fn check(&self, clips: &[&[f32]]) -> Result<(), ModelError> {
-        if clips.is_empty() {
-            return Err(ModelError::EmptyBatch);
-        }
-        let samples_max = self.front_end.window_samples();
-        for (index, clip) in clips.iter().enumerate() {
-            if clip.is_empty() {
-                return Err(ModelError::EmptyClip { index });
-            }
-            if clip.len() > samples_max {
-                return Err(ModelError::ClipTooLong {
-                    index,
-                    samples: clip.len(),
-                    samples_max,
-                });
-            }
-            let is_audio = |value: &f32| value.abs() <= SAMPLE_MAX; // false for NaN
-            if let Some(at) = clip.iter().position(|value| !is_audio(value)) {
-                return Err(ModelError::BadSample {
-                    index,
-                    at,
-                    value: clip[at],
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs the layers and shows each hidden state, numbered as in [`HiddenStates`], to `visit`.
     fn run(
         &self,
-        batch: Batch,
-        mut visit: impl FnMut(i64, &Tensor) -> Result<(), TchError>,
-    ) -> Result<Vec<i64>, ModelError> {
-        let Batch {
-            mut hidden,
-            lengths,
-            valid,
-        } = batch;
-        let keys = valid.as_ref().map(|valid| valid.unsqueeze(1).unsqueeze(1)); // [B, 1, 1, T]
+        mut hidden: Tensor,
+        lengths: &[i64],
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+    ) -> Result<[Tensor; 2], ModelError> {
         for (index, layer) in self.layers.iter().enumerate() {
-            visit(index as i64, &hidden)?;
-            hidden = layer.forward(&hidden, keys.as_ref());
+            visit(index, &hidden)?;
+            hidden = layer.forward(&hidden, lengths);
         }
-        visit(self.layers.len() as i64, &self.norm.forward(&hidden))?;
-        Ok(lengths)
+        let last = self.norm.forward(&hidden);
+        Ok([last.shallow_clone(), last])
     }
 }
 
@@ -201,28 +173,27 @@ impl Layer {
                 &format!("{name}.self_attn"),
                 width,
                 config.encoder_attention_heads,
+                false,
             ),
             feed_norm: LayerNorm::load(loader, &format!("{name}.final_layer_norm"), width, NORM_EPS),
-            widen: Linear::load(loader, &format!("{name}.fc1"), width, inner),
-            narrow: Linear::load(loader, &format!("{name}.fc2"), inner, width),
+            feed: FeedForward::load(
+                loader,
+                &format!("{name}.fc1"),
+                &format!("{name}.fc2"),
+                width,
+                inner,
+            ),
         }
     }
 
-    /// `[B, T, D]` → `[B, T, D]`.
-    fn forward(&self, input: &Tensor, keys: Option<&Tensor>) -> Tensor {
-        let hidden = input + self.attention.forward(&self.attention_norm.forward(input), keys);
-        let fed = self
-            .narrow
-            .forward(&self.widen.forward(&self.feed_norm.forward(&hidden)).gelu("none"));
-        hidden + fed
-    }
-}
-
-/// Zeroes what lies beyond each row's end.
-fn zero_invalid(states: Tensor, valid: Option<&Tensor>) -> Tensor {
-    match valid {
-        Some(valid) => states * valid.unsqueeze(-1), // [B, T, D] · [B, T, 1]
-        None => states,
+    /// `[R, D]` → `[R, D]`.
+    fn forward(&self, input: &Tensor, lengths: &[i64]) -> Tensor {
+        let normed = self.attention_norm.forward(input);
+        let mut hidden = self.attention.forward(&normed, lengths, None);
+        hidden += input;
+        let mut fed = self.feed.forward(&self.feed_norm.forward(&hidden));
+        fed += &hidden;
+        fed
     }
 }
 
@@ -238,48 +209,15 @@ impl SpeechEncoder for WhisperEncoder {
 
     /// The whole window's where it is padded; `ceil(samples / 320)` where it is cut to the clip.
     fn frames(&self, samples: usize) -> i64 {
-        match self.window {
-            Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
-            Window::Clip => samples.div_ceil(FRAME_SAMPLES) as i64,
-        }
+        self.frames_of(samples)
     }
 
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let batch = self.embed(clips)?;
-        let valid = batch.valid.as_ref().map(Tensor::shallow_clone);
-        let mut states = Vec::with_capacity(self.layers.len() + 1);
-        let lengths = self.run(batch, |_, state| {
-            states.push(zero_invalid(state.shallow_clone(), valid.as_ref()));
-            Ok(())
-        })?;
-        Ok(HiddenStates { states, lengths })
+        clips::hidden_states(self, clips)
     }
 
     fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        let _no_grad = tch::no_grad_guard();
-        let expected = [clips.len() as i64, self.layers.len() as i64 + 1];
-        if mix.size() != expected {
-            return Err(ModelError::Shape {
-                what: "the layer mix",
-                expected: format!("{expected:?}"),
-                found: mix.size(),
-            });
-        }
-        let mix =
-            mix.f_to_device(self.device)?
-                .f_to_kind(Kind::Float)?
-                .f_view([expected[0], expected[1], 1, 1])?;
-        let batch = self.embed(clips)?;
-        let valid = batch.valid.as_ref().map(Tensor::shallow_clone);
-        let mut sum = batch.hidden.f_zeros_like()?.f_to_kind(Kind::Float)?; // [B, T, D], f32 whatever the kind
-        let lengths = self.run(batch, |layer, state| {
-            let weight = mix.f_select(1, layer)?; // [B, 1, 1]
-            sum.f_addcmul_(&state.f_to_kind(Kind::Float)?, &weight)
-                .map(|_| ())
-        })?;
-        let features = zero_invalid(sum, valid.as_ref()).f_to_kind(self.kind)?;
-        Ok(Encoded { features, lengths })
+        clips::encode(self, clips, mix)
     }
 }
 

@@ -136,6 +136,29 @@ impl Task {
         std::iter::once(self.instruction.as_str()).chain(others.map(String::as_str))
     }
 
+    /// A template with every place of these wordings once, nothing else: what fills it fills them all.
+    ///
+    /// # Errors
+    /// [`TextError::Placeholder`] for a wording that is no template, or names a place that the task does not have.
+    pub fn every_place<'w>(&self, wordings: impl IntoIterator<Item = &'w str>) -> Result<String, TextError> {
+        let wrong = |reason| TextError::Placeholder {
+            task: self.name.clone(),
+            reason,
+        };
+        let mut places = BTreeSet::new();
+        for wording in wordings {
+            places.extend(template::places(wording).map_err(wrong)?);
+        }
+        if let Some(unknown) = places.iter().find(|place| !self.has_place(place)) {
+            return Err(wrong(format!("`{{{unknown}}}` is not among its `[fields]`")));
+        }
+        Ok(places.iter().map(|place| format!("{{{place}}}")).collect())
+    }
+
+    fn has_place(&self, name: &str) -> bool {
+        [LABELS, LABEL_NAMES].contains(&name) || self.fields.contains_key(name)
+    }
+
     /// The labels in force: the filling's, described by the task where it knows them, else the task's own.
     ///
     /// # Errors
@@ -282,8 +305,7 @@ impl Task {
                     ));
                 }
                 for place in template::places(wording).map_err(|reason| format!("`{list}`: {reason}"))? {
-                    let known = [LABELS, LABEL_NAMES].contains(&place) || self.fields.contains_key(place);
-                    if !known {
+                    if !self.has_place(place) {
                         let declared: Vec<&str> = self.fields.keys().map(String::as_str).collect();
                         return Err(format!(
                             "`{list}`: unknown placeholder `{{{place}}}` in `{wording}`; known are `{LABELS}`, `{LABEL_NAMES}` and the task's `[fields]`: {}",

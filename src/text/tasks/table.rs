@@ -32,6 +32,27 @@ pub struct Asked {
     pub joint: Option<Arc<JointLayout>>,
 }
 
+impl Asked {
+    /// An instruction without a task; `labels` are the answers to choose from.
+    pub fn plainly(instruction: String, labels: Option<&[String]>) -> Self {
+        Self {
+            instruction,
+            shape: labels.map_or_else(AnswerShape::free, AnswerShape::one_of),
+            joint: None,
+        }
+    }
+
+    /// What the answer is held to; absent: free text.
+    pub fn held(&self, held: bool) -> Option<AnswerShape> {
+        Some(self.shape.clone()).filter(|shape| held && !shape.is_free())
+    }
+
+    /// An answer's values by task, where several tasks were asked; empty otherwise.
+    pub fn fields(&self, text: &str) -> BTreeMap<String, String> {
+        (self.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(text))
+    }
+}
+
 impl TaskTable {
     /// Reads every `*.toml` of a folder.
     ///

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::text::answer::ParsedAnswer;
 
@@ -113,6 +115,21 @@ fn every_shipped_wording_can_be_filled_and_shows_what_to_choose_from() {
         }
         for label in &task.labels {
             assert!(!label.description.is_empty(), "{}: {}", task.name, label.name);
+        }
+    }
+}
+
+#[test]
+fn training_prompts_of_intents_and_slots_describe_every_label() {
+    let table = shipped();
+    for name in ["intent", "slots"] {
+        let task = table.get(name).unwrap();
+        for wording in task.training_prompts() {
+            let instruction = task.fill(wording, &Filling::default()).unwrap();
+            for TaskLabel { name, description } in &task.labels {
+                let line = format!("- {name}: {description};");
+                assert!(instruction.lines().any(|found| found == line), "{instruction}");
+            }
         }
     }
 }
@@ -398,4 +415,13 @@ fn a_task_named_twice_is_refused() {
     let error = load(GOOD).unwrap().list("x, x").unwrap_err().to_string();
 
     assert!(error.contains("`x` is there twice"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_task_file_makes_the_reader_panic(
+        more in "(prompts|labels|answer|fields|\\[|\\]|=|'|\\{[a-z]{0,3}\\}?|\\}|\n|format|heading|a|,| ){0,30}"
+    ) {
+        let _ = load(&format!("{GOOD}{more}"));
+    }
 }

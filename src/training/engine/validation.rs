@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Engine;
 use crate::config::training::{StageConfig, StageKind};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
+use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
@@ -78,8 +79,7 @@ impl Engine<'_> {
             if rows.is_empty() {
                 continue;
             }
-            let instructions: Vec<String> =
-                rows.iter().map(|sample| sample.instructions[0].clone()).collect();
+            let instructions: Vec<String> = rows.iter().map(|sample| sample.wordings.first()).collect();
             if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
@@ -103,7 +103,7 @@ impl Engine<'_> {
         if !transcribed.is_empty() {
             let options = EvaluateOptions {
                 batch_rows: rows_max,
-                new_tokens_max: self.config.validation.new_tokens_max,
+                decoding: DecodeOptions::greedy(self.config.validation.new_tokens_max),
                 by_ctc: stage.kind == StageKind::CtcAlign,
             };
             let found = evaluate(

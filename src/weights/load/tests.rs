@@ -202,6 +202,204 @@ fn an_index_that_lies_is_refused() {
 }
 
 #[test]
+fn a_shard_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("one.safetensors"),
+        &[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))],
+    );
+    let index = r#"{"weight_map":{"a":"one.safetensors","b":"two.safetensors"}}"#;
+    std::fs::write(dir.path().join(INDEX_FILE), index).unwrap();
+
+    let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
+
+    assert!(
+        message.contains("`two.safetensors` is not in the folder"),
+        "{message}"
+    );
+}
+
+#[test]
+fn all_differences_of_a_sharded_checkpoint_are_reported_together() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("one.safetensors"),
+        &[
+            ("a", Dtype::F32, &[1], f32_bytes(&[1.0])),
+            // In no index: what a shard holds counts all the same.
+            ("stowaway", Dtype::F32, &[1], f32_bytes(&[1.0])),
+        ],
+    );
+    write(
+        &dir.path().join("two.safetensors"),
+        &[
+            ("b", Dtype::I64, &[1], vec![0; 8]),
+            ("c", Dtype::F32, &[2], f32_bytes(&[1.0, 2.0])),
+        ],
+    );
+    let index = r#"{"weight_map":{"a":"one.safetensors","b":"two.safetensors","c":"two.safetensors"}}"#;
+    std::fs::write(dir.path().join(INDEX_FILE), index).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+
+    let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
+    let joined = loader.take_joined(&[("a".into(), 1), ("b".into(), 1), ("d".into(), 1 << 40)], None);
+    let _ = loader.take("c", &[3]);
+    let message = loader.finish().unwrap_err().to_string();
+
+    assert_eq!(joined.size(), [(1 << 40) + 2]);
+    for part in [
+        "1 missing from the checkpoint: `d`",
+        "1 unexpected in the checkpoint: `stowaway`",
+        "1 misshapen: `c`",
+        "1 mistyped: `b`",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn a_large_file_is_looked_at_where_the_kind_is_the_wanted_one_and_stays_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let values: Vec<f32> = (0..300_000).map(|at| at as f32).collect();
+    write(
+        &path,
+        &[
+            ("a", Dtype::F32, &[3, 100_000], f32_bytes(&values)),
+            ("b", Dtype::F32, &[2], f32_bytes(&[5.0, 6.0])),
+        ],
+    );
+    let on_disk = std::fs::read(&path).unwrap();
+    let take = |from: usize, kind: Kind| {
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let mut loader = checkpoint.loader(Device::Cpu, kind).views_from(from);
+        let tensors = (loader.take("a", &[3, 100_000]), loader.take("b", &[2]));
+        loader.finish().unwrap();
+        tensors
+    };
+
+    let (viewed, _) = take(0, Kind::Float);
+    let (again, _) = take(0, Kind::Float);
+    let (copied, _) = take(usize::MAX, Kind::Float);
+    let (converted, _) = take(0, Kind::Double);
+
+    // Two loads look at the same memory; a copy and a conversion have their own.
+    assert_eq!(viewed.data_ptr(), again.data_ptr());
+    assert_ne!(viewed.data_ptr(), copied.data_ptr());
+    for tensor in [&viewed, &copied, &converted] {
+        assert_eq!(tensor.double_value(&[2, 99_999]), 299_999.0);
+        assert_eq!(tensor.sum(Kind::Double).double_value(&[]), 299_999.0 * 150_000.0);
+    }
+    // The checkpoint is gone, the tensor is not; and whoever writes into it does not write into the file.
+    let _ = viewed.get(0).g_add_scalar_(1.0);
+    assert_eq!(again.double_value(&[0, 0]), 1.0);
+    assert_eq!(std::fs::read(&path).unwrap(), on_disk);
+}
+
+#[test]
+fn a_file_that_was_replaced_is_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let take = || {
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let mut loader = checkpoint.loader(Device::Cpu, Kind::Float).views_from(0);
+        loader.take("a", &[1])
+    };
+    let put = |value: f32| {
+        let fresh = dir.path().join("fresh");
+        write(&fresh, &[("a", Dtype::F32, &[1], f32_bytes(&[value]))]);
+        std::fs::rename(fresh, dir.path().join("model.safetensors")).unwrap();
+    };
+
+    put(1.0);
+    let before = take();
+    put(2.0);
+    let after = take();
+
+    assert_eq!((before.double_value(&[0]), after.double_value(&[0])), (1.0, 2.0));
+}
+
+#[test]
+fn numbers_that_are_not_aligned_are_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.to_owned();
+    // An odd length puts the data at an odd place.
+    while header.len().is_multiple_of(2) {
+        header.push(' ');
+    }
+    std::fs::write(
+        dir.path().join("model.safetensors"),
+        raw_file(&header, &f32_bytes(&[1.5, -2.0])),
+    )
+    .unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+
+    for from in [0, usize::MAX] {
+        let mut loader = checkpoint.loader(Device::Cpu, Kind::Float).views_from(from);
+        let tensor = loader.take("a", &[2]);
+        loader.finish().unwrap();
+        assert_eq!(Vec::<f32>::try_from(tensor).unwrap(), [1.5, -2.0]);
+    }
+}
+
+#[test]
+fn joined_matrices_are_those_of_the_files_one_below_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("model.safetensors"),
+        &[
+            ("a", Dtype::F32, &[1, 2], f32_bytes(&[1.0, 2.0])),
+            (
+                "b",
+                Dtype::F64,
+                &[2, 2],
+                [3.0f64, 4.0, 5.0, 6.0]
+                    .iter()
+                    .flat_map(|v| v.to_le_bytes())
+                    .collect(),
+            ),
+        ],
+    );
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+
+    let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
+    let joined = loader.take_joined(&[("a".into(), 1), ("b".into(), 2)], Some(2));
+    loader.finish().unwrap();
+
+    assert_eq!(joined.size(), [3, 2]);
+    assert_eq!(
+        Vec::<f32>::try_from(joined.view([-1])).unwrap(),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
+}
+
+#[test]
+fn another_name_of_a_tensor_must_hold_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("model.safetensors"),
+        &[
+            ("a", Dtype::F32, &[2], f32_bytes(&[1.0, 2.0])),
+            ("same", Dtype::F32, &[2], f32_bytes(&[1.0, 2.0])),
+            ("other", Dtype::F32, &[2], f32_bytes(&[1.0, 2.5])),
+            ("shaped", Dtype::F32, &[2, 1], f32_bytes(&[1.0, 2.0])),
+        ],
+    );
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+
+    let mut loader = checkpoint.loader(Device::Cpu, Kind::Float);
+    let _ = loader.take("a", &[2]);
+    for name in ["same", "other", "shaped", "absent"] {
+        loader.alias(name, "a");
+    }
+    let message = loader.finish().unwrap_err().to_string();
+
+    assert!(
+        message.contains("2 different from what they must equal: `other` from `a`, `shaped` from `a`"),
+        "{message}"
+    );
+}
+
+#[test]
 fn an_empty_folder_says_what_was_expected() {
     let dir = tempfile::tempdir().unwrap();
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();

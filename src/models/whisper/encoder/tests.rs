@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::*;
+use crate::models::clips::SAMPLE_MAX;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.

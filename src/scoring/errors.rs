@@ -1,57 +1,70 @@
-//! Word error rate: how many words must be substituted, deleted or inserted to turn what was said into what
-//! was recognised, over how many words were said.
+//! Word and character error rates: how many units must be substituted, deleted or inserted to turn what was said into
+//! what was recognised, over how many units were said.
 //!
-//! Words are what white space separates; bring both sides into one form first, see [`super::normalize`].
-//! Where several shortest alignments exist, the split into substitutions, deletions and insertions is that of
-//! the `jiwer` library (checked against its output, `tests/fixtures/llama_wer.json`); the rate never depends on it.
+//! Definition (SpeechVerse §9 leaves it open): Levenshtein distance with unit costs, summed over the corpus before the
+//! division, so that every word (character) weighs the same. Words are what white space separates; characters are
+//! Unicode scalar values, white space at both ends left out, white space between words counted. Bring both sides into
+//! one form first, see [`crate::text::normalize`]. Where several shortest alignments exist, the split into
+//! substitutions, deletions and insertions is that of the `jiwer` library; the rate never depends on it.
+//!
+//! Nothing said: the rate is 0 when nothing was recognised, else the number of units recognised, as in `jiwer`.
 
 use std::ops::AddAssign;
 
+use super::{is_space, words};
+
 /// Counted errors of one sentence or of a corpus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WordErrors {
-    /// Words recognised as another word.
+pub struct EditErrors {
+    /// Units recognised as another unit.
     pub substitutions: u64,
-    /// Words that were said and not recognised.
+    /// Units that were said and not recognised.
     pub deletions: u64,
-    /// Words that were recognised and not said.
+    /// Units that were recognised and not said.
     pub insertions: u64,
-    /// Words that were said.
-    pub words: u64,
+    /// Units that were said.
+    pub length: u64,
 }
 
-impl WordErrors {
+impl EditErrors {
     /// All errors together.
     pub fn errors(&self) -> u64 {
         self.substitutions + self.deletions + self.insertions
     }
 
-    /// Errors per word said, 0 to infinity. Where nothing was said, 0 when nothing was recognised, else the
-    /// number of words recognised.
+    /// Errors per unit said, 0 to infinity. Where nothing was said, 0 when nothing was recognised, else the
+    /// number of units recognised.
     pub fn rate(&self) -> f64 {
-        self.errors() as f64 / self.words.max(1) as f64
+        self.errors() as f64 / self.length.max(1) as f64
     }
 }
 
-impl AddAssign for WordErrors {
+impl AddAssign for EditErrors {
     fn add_assign(&mut self, other: Self) {
         self.substitutions += other.substitutions;
         self.deletions += other.deletions;
         self.insertions += other.insertions;
-        self.words += other.words;
+        self.length += other.length;
     }
 }
 
-/// Counts the errors of one sentence. Takes time in proportion to the product of both lengths.
-pub fn word_errors(reference: &str, hypothesis: &str) -> WordErrors {
-    let reference: Vec<&str> = reference.split_whitespace().collect();
-    let hypothesis: Vec<&str> = hypothesis.split_whitespace().collect();
+/// Counts the word errors of one sentence. Takes time in proportion to the product of both lengths.
+pub fn word_errors(reference: &str, hypothesis: &str) -> EditErrors {
+    let reference: Vec<&str> = words(reference).collect();
+    let hypothesis: Vec<&str> = words(hypothesis).collect();
     align(&reference, &hypothesis)
 }
 
-/// Counts the errors of a corpus of (reference, hypothesis) pairs; its rate weighs every word the same.
-pub fn corpus_errors<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> WordErrors {
-    let mut total = WordErrors::default();
+/// Counts the character errors of one sentence, white space at both ends left out.
+pub fn character_errors(reference: &str, hypothesis: &str) -> EditErrors {
+    let reference: Vec<char> = reference.trim_matches(is_space).chars().collect();
+    let hypothesis: Vec<char> = hypothesis.trim_matches(is_space).chars().collect();
+    align(&reference, &hypothesis)
+}
+
+/// Counts the word errors of a corpus of (reference, hypothesis) pairs; its rate weighs every word the same.
+pub fn corpus_errors<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> EditErrors {
+    let mut total = EditErrors::default();
     for (reference, hypothesis) in pairs {
         total += word_errors(reference, hypothesis);
     }
@@ -62,12 +75,12 @@ pub fn corpus_errors<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
 #[derive(Clone, Copy, Default)]
 struct Cell {
     distance: u64,
-    errors: WordErrors,
+    errors: EditErrors,
 }
 
-fn align(reference: &[&str], hypothesis: &[&str]) -> WordErrors {
-    let words = reference.len() as u64;
-    let alike = |pair: &(&&str, &&str)| pair.0 == pair.1;
+fn align<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> EditErrors {
+    let length = reference.len() as u64;
+    let alike = |pair: &(&T, &T)| pair.0 == pair.1;
     let prefix = reference.iter().zip(hypothesis).take_while(alike).count();
     let (reference, hypothesis) = (&reference[prefix..], &hypothesis[prefix..]);
     let suffix = (reference.iter().rev())
@@ -81,9 +94,9 @@ fn align(reference: &[&str], hypothesis: &[&str]) -> WordErrors {
     // into a cell is decided by its neighbours' distances alone.
     let mut above: Vec<Cell> = Vec::with_capacity(reference.len() + 1);
     for column in 0..=reference.len() as u64 {
-        let errors = WordErrors {
+        let errors = EditErrors {
             deletions: column,
-            ..WordErrors::default()
+            ..EditErrors::default()
         };
         above.push(Cell {
             distance: column,
@@ -118,7 +131,7 @@ fn align(reference: &[&str], hypothesis: &[&str]) -> WordErrors {
         above = row;
     }
     let mut errors = above.last().copied().unwrap_or_default().errors;
-    errors.words = words;
+    errors.length = length;
     errors
 }
 
@@ -178,7 +191,7 @@ mod tests {
         fn counts_are_consistent(a in "[ab ]{0,20}", b in "[ab ]{0,20}") {
             let errors = word_errors(&a, &b);
             let (n, m) = (a.split_whitespace().count() as u64, b.split_whitespace().count() as u64);
-            prop_assert_eq!(errors.words, n);
+            prop_assert_eq!(errors.length, n);
             prop_assert_eq!(n + errors.insertions, m + errors.deletions);
             prop_assert!(errors.errors() <= n.max(m));
             prop_assert_eq!(word_errors(&b, &a).errors(), errors.errors());

@@ -1,0 +1,84 @@
+//! `Inbox`: what an actor behind a source waits for: its mailbox, the source's channel, a clock.
+
+use std::time::Duration;
+
+use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::prelude::*;
+use speechverse::kafka::{Revocation, SourceEvent};
+use speechverse::wire::Record;
+use tokio::time::{Interval, MissedTickBehavior};
+use tracing::{debug, error};
+
+/// What came first.
+pub(crate) enum Arrival<A: Actor> {
+    /// Of the mailbox; none when it is closed.
+    Signal(Option<Signal<A>>),
+    /// Of the source.
+    Record(Record),
+    /// Partitions of the source are being taken away.
+    Revoked(Revocation),
+    /// The clock.
+    Tick,
+}
+
+/// A source's channel beside the mailbox, for [`Actor::next`]. Messages go first, then records, then the clock.
+pub(crate) struct Inbox {
+    /// What the source brings, for the log.
+    name: &'static str,
+    events: flume::Receiver<SourceEvent>,
+    clock: Option<Interval>,
+    ended: bool,
+}
+
+impl Inbox {
+    /// Takes events from a source of `name`, and looks up every `tick`, if there is one.
+    pub(crate) fn new(
+        name: &'static str,
+        events: flume::Receiver<SourceEvent>,
+        tick: Option<Duration>,
+    ) -> Self {
+        let clock = tick.map(|tick| {
+            let mut clock = tokio::time::interval(tick);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            clock
+        });
+        Self {
+            name,
+            events,
+            clock,
+            ended: false,
+        }
+    }
+
+    /// Waits for the next arrival. When the source has ended, only the mailbox is left.
+    pub(crate) async fn next<A: Actor>(&mut self, mailbox: &mut MailboxReceiver<A>) -> Arrival<A> {
+        while !self.ended {
+            let tick = async {
+                match &mut self.clock {
+                    Some(clock) => clock.tick().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                signal = mailbox.recv() => return Arrival::Signal(signal),
+                event = self.events.recv_async() => event,
+                _ = tick => return Arrival::Tick,
+            };
+            match event {
+                Ok(SourceEvent::Record(record)) => return Arrival::Record(record),
+                Ok(SourceEvent::Revoked(revocation)) => {
+                    let (partitions, lost) = (&revocation.partitions, revocation.lost);
+                    debug!(source = self.name, ?partitions, lost, "partitions revoked");
+                    return Arrival::Revoked(revocation);
+                }
+                Ok(SourceEvent::Assigned { partitions, epoch }) => {
+                    debug!(source = self.name, ?partitions, epoch, "partitions assigned");
+                }
+                Ok(SourceEvent::Failed(error)) => error!(%error, source = self.name, "a source has ended"),
+                Err(flume::RecvError::Disconnected) => self.ended = true,
+            }
+        }
+        Arrival::Signal(mailbox.recv().await)
+    }
+}

@@ -1,0 +1,259 @@
+//! `SampleCollector`: what becomes of labels, corrections, repeats, and of what the store refuses.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kameo::prelude::*;
+use speechverse::audio::AudioLimits;
+use speechverse::config::store::StoreConfig;
+use speechverse::store::{SampleStore, Split};
+use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::request::{Request, RequestLimits};
+use speechverse_actors::collector::{CollectorArgs, SampleCollector};
+use speechverse_actors::messages::{PublishDeadLetter, UtteranceAdmitted};
+
+use crate::support::{
+    Feed, Kafka, PATIENCE, header, instructions, is_silent, next, pcm, probe, record, start_in_thread,
+    took_all, until,
+};
+
+struct Desk {
+    collector: ActorRef<SampleCollector>,
+    store: Arc<SampleStore>,
+    letters: flume::Receiver<PublishDeadLetter>,
+    kafka: Kafka,
+    labels: Feed,
+    _dir: tempfile::TempDir,
+}
+
+impl Desk {
+    /// A collector that remembers `remembered` samples of sound.
+    async fn new(remembered: usize, settings: impl FnOnce(&mut StoreConfig)) -> Self {
+        let kafka = Kafka::start().await;
+        let labels = kafka.feed(&kafka.config.topics.labels);
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = StoreConfig {
+            dir: dir.path().join("samples"),
+            ..StoreConfig::default()
+        };
+        settings(&mut config);
+        let store = Arc::new(SampleStore::open(&config).unwrap());
+        let (publisher, letters) = probe();
+        let args = CollectorArgs {
+            events: labels.events.clone(),
+            ledger: labels.ledger.clone(),
+            store: Arc::clone(&store),
+            audio: AudioLimits::default(),
+            limits: RequestLimits::default(),
+            instructions: instructions(),
+            remembered_bytes_max: remembered * size_of::<f32>(),
+            publisher,
+        };
+        Self {
+            collector: start_in_thread(args, 64).await,
+            store,
+            letters,
+            kafka,
+            labels,
+            _dir: dir,
+        }
+    }
+
+    async fn label(&self, audio: Option<Bytes>, headers: &[(&str, &str)]) {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| header(name, value.as_bytes().to_vec()))
+            .chain([header("content-type", "audio/L16;rate=16000;channels=1")])
+            .collect();
+        self.kafka
+            .write(&self.kafka.config.topics.labels, audio, headers)
+            .await;
+    }
+
+    /// Tells the collector of request `number`, with `samples` samples of sound.
+    async fn admitted(&self, number: usize, samples: usize, task: Option<&str>) {
+        let record = record(number);
+        let mut request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
+        request.task = task.map(str::to_owned);
+        request.instruction = format!("instruction {number}");
+        let fact = UtteranceAdmitted {
+            request,
+            receipt: record.receipt,
+            samples: Arc::from(vec![0.25; samples]),
+        };
+        self.collector.tell(fact).await.unwrap();
+    }
+
+    async fn stored(&self, count: usize) {
+        until("the samples are stored", || self.store.len() >= count).await;
+        assert_eq!(self.store.len(), count);
+    }
+
+    /// Every sample in the store: instruction, target, task, samples of sound.
+    fn samples(&self) -> Vec<(String, String, String, usize)> {
+        let snapshot = self.store.snapshot();
+        let mut samples: Vec<_> = [Split::Train, Split::HeldOut]
+            .into_iter()
+            .flat_map(|split| {
+                snapshot
+                    .samples(split)
+                    .map(|stored| stored.unwrap().sample)
+                    .collect::<Vec<_>>()
+            })
+            .map(|sample| (sample.instruction, sample.target, sample.task, sample.audio.len()))
+            .collect();
+        samples.sort();
+        samples
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_that_comes_twice_is_stored_once_and_released_twice() {
+    let desk = Desk::new(0, |_| {}).await;
+
+    for _ in 0..2 {
+        desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello"), ("ce_id", "same")])
+            .await;
+    }
+    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    desk.stored(2).await;
+
+    desk.labels.idle().await;
+    assert_eq!(desk.store.len(), 2);
+    assert!(is_silent(&desk.letters).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_its_request() {
+    let desk = Desk::new(10_000, |_| {}).await;
+    desk.admitted(1, 700, Some("translate")).await;
+    desk.admitted(2, 900, None).await;
+    until("it has heard of both", || took_all(&desk.collector)).await;
+
+    desk.label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
+        .await;
+    desk.label(None, &[("ce_subject", "request-2"), ("ce_target", "hello")])
+        .await;
+    desk.stored(2).await;
+
+    desk.labels.idle().await;
+    let sample = |number: usize, target: &str, task: &str, length| {
+        (
+            format!("instruction {number}"),
+            target.to_owned(),
+            task.to_owned(),
+            length,
+        )
+    };
+    assert_eq!(
+        desk.samples(),
+        [
+            sample(1, "guten Tag", "translate", 700),
+            sample(2, "hello", "asr", 900)
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
+    let desk = Desk::new(2_000, |_| {}).await;
+    for number in 0..3 {
+        desk.admitted(number, 900, None).await; // two of them fit
+    }
+    // A request that is read again counts once.
+    desk.admitted(2, 900, None).await;
+    until("it has heard of all", || took_all(&desk.collector)).await;
+
+    for number in 0..3 {
+        let subject = format!("request-{number}");
+        desk.label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
+            .await;
+    }
+    let letter = next(&desk.letters).await;
+    desk.stored(2).await;
+    until("all are looked at", || desk.labels.ledger.unfinished() == 1).await;
+
+    assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
+    assert!(
+        letter.rejection.message.contains("request-0"),
+        "{}",
+        letter.rejection.message
+    );
+    assert!(is_silent(&desk.letters).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_kept_becomes_a_dead_letter_that_the_collector_does_not_release_itself() {
+    let desk = Desk::new(0, |store| {
+        store.tasks_max = 1;
+        store.audio_seconds_max = 1.0;
+    })
+    .await;
+
+    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
+    desk.stored(1).await;
+    let too_long = pcm(17_000, 0.25);
+    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "")]).await;
+    desk.label(Some(too_long), &[("ce_target", "hello")]).await;
+    desk.label(Some(Bytes::from_static(b"x")), &[("ce_target", "hello")])
+        .await;
+    let mut reasons = Vec::new();
+    for _ in 0..3 {
+        let letter = next(&desk.letters).await;
+        assert_eq!(letter.rejection.stage, Stage::Collect);
+        reasons.push(letter.rejection.reason);
+    }
+
+    assert_eq!(
+        reasons,
+        [
+            Reason::InvalidSample,
+            Reason::StoreRefused,
+            Reason::TruncatedAudio
+        ]
+    );
+    // Their offsets wait until the publisher has the broker's word for it.
+    assert_eq!(desk.labels.ledger.unfinished(), 3);
+    desk.label(Some(pcm(800, 0.75)), &[("ce_target", "hello")]).await;
+    desk.stored(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sample_that_may_not_be_trained_on_is_kept_out_of_what_the_trainer_sees() {
+    let desk = Desk::new(0, |_| {}).await;
+
+    desk.label(
+        Some(pcm(800, 0.25)),
+        &[("ce_target", "secret"), ("ce_train", "no")],
+    )
+    .await;
+    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    until("both are looked at", || {
+        let counts = desk.store.counts();
+        counts
+            .iter()
+            .map(|count| count.samples + count.withheld)
+            .sum::<usize>()
+            == 2
+    })
+    .await;
+
+    desk.labels.idle().await;
+    let targets: Vec<String> = desk.samples().into_iter().map(|sample| sample.1).collect();
+    assert_eq!(targets, ["hello"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_dies_and_comes_back_goes_on_with_the_next_label() {
+    let desk = Desk::new(0, |_| {}).await;
+    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
+    desk.stored(1).await;
+
+    desk.collector.kill();
+    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    desk.stored(2).await;
+
+    tokio::time::timeout(PATIENCE, desk.labels.ledger.idle())
+        .await
+        .unwrap();
+}

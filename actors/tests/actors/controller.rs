@@ -1,0 +1,290 @@
+//! `Controller`: orders, and cycles by the schedule.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kameo::prelude::*;
+use speechverse::config::model::LayerMix;
+use speechverse::config::store::StoreConfig;
+use speechverse::config::trainer::TrainerConfig;
+use speechverse::registry::{ModelIdentity, Registry};
+use speechverse::store::SampleStore;
+use speechverse::training::Control;
+use speechverse::wire::dead_letter::Reason;
+use speechverse::wire::event::{Event, Happening};
+use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::current::CurrentAdapter;
+use speechverse_actors::messages::{PublishDeadLetter, PublishEvent, StartCycle};
+
+use crate::support::{
+    A_WHILE, Feed, Kafka, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread, until,
+};
+
+fn identity(name: &str) -> ModelIdentity {
+    ModelIdentity {
+        name: name.to_owned(),
+        digest: format!("sha256:{name}"),
+    }
+}
+
+struct Desk {
+    _controller: ActorRef<Controller>,
+    cycles: flume::Receiver<StartCycle>,
+    events: flume::Receiver<PublishEvent>,
+    letters: flume::Receiver<PublishDeadLetter>,
+    training: Control,
+    current: CurrentAdapter,
+    registry: Registry,
+    store: Arc<SampleStore>,
+    kafka: Kafka,
+    orders: Feed,
+    _dir: tempfile::TempDir,
+}
+
+impl Desk {
+    /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
+    async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path().join("adapters")).unwrap();
+        let version = |parent: Option<&str>, llm: &str| {
+            let adapter = adapter("draft", LayerMix::Paper, 4, 6);
+            registry
+                .publish(
+                    "tiny",
+                    &draft(parent, identity("encoder"), identity(llm), adapter),
+                )
+                .unwrap()
+                .version
+        };
+        assert_eq!(version(None, "llm"), "tiny-0001");
+        assert_eq!(version(Some("tiny-0001"), "llm"), "tiny-0002");
+        assert_eq!(version(Some("tiny-0002"), "another"), "tiny-0003");
+        for version in ["tiny-0003", "tiny-0001", "tiny-0002"] {
+            registry.promote(version).unwrap();
+        }
+        let store = Arc::new(open_store(dir.path()));
+        let kafka = Kafka::start().await;
+        let orders = kafka.feed(&kafka.config.topics.control);
+        let (trainer, cycles) = busy_probe();
+        let (publisher, events) = probe();
+        let (dead_letters, letters) = probe();
+        let mut config = TrainerConfig {
+            samples_min: 1,
+            ..TrainerConfig::default()
+        };
+        settings(&mut config);
+        let training = Control::new();
+        let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
+        let args = ControllerArgs {
+            events: orders.events.clone(),
+            ledger: orders.ledger.clone(),
+            config,
+            registry: registry.clone(),
+            identities: Arc::new((identity("encoder"), identity("llm"))),
+            current: current.clone(),
+            store: Arc::clone(&store),
+            control: training.clone(),
+            trainer,
+            publisher,
+            dead_letters,
+        };
+        Self {
+            _controller: start_in_thread(args, 4).await,
+            cycles,
+            events,
+            letters,
+            training,
+            current,
+            registry,
+            store,
+            kafka,
+            orders,
+            _dir: dir,
+        }
+    }
+
+    async fn order(&self, json: &'static str) {
+        let value = Some(Bytes::from_static(json.as_bytes()));
+        self.kafka
+            .write(&self.kafka.config.topics.control, value, Vec::new())
+            .await;
+    }
+
+    async fn event(&self) -> Event {
+        next(&self.events).await.event
+    }
+
+    /// The next event, which has to be a refusal: id, command, reason.
+    async fn refusal(&self) -> (String, String, String) {
+        let event = self.event().await;
+        let Happening::CommandRefused { command, reason } = event.what else {
+            panic!("not a refusal: {event:?}")
+        };
+        (event.id, command, reason)
+    }
+}
+
+fn open_store(dir: &Path) -> SampleStore {
+    SampleStore::open(&StoreConfig {
+        dir: dir.join("samples"),
+        ..StoreConfig::default()
+    })
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
+    let desk = Desk::new(|_| {}).await;
+
+    for order in [
+        r#"{"command": "retrain", "id": "run-1"}"#,
+        r#"{"command": "retrain", "id": "run-2"}"#,
+    ] {
+        desk.order(order).await;
+        desk.orders.idle().await;
+        tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
+    }
+    desk.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
+    let (id, command, reason) = desk.refusal().await;
+
+    assert_eq!((id.as_str(), command.as_str()), ("run-3", "retrain"));
+    assert!(reason.contains("is running"), "{reason}");
+    let runs = [next(&desk.cycles).await, next(&desk.cycles).await].map(|cycle| (cycle.run, cycle.trigger));
+    assert_eq!(
+        runs,
+        [("run-1".into(), "order".into()), ("run-2".into(), "order".into())]
+    );
+    desk.orders.idle().await; // refused or obeyed, the order is finished
+    desk.order(r#"{"command": "retrain"}"#).await;
+    assert_eq!(next(&desk.cycles).await.run, "run-speechverse.control-0-3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pause_and_resume_reach_the_training_and_are_told() {
+    let desk = Desk::new(|_| {}).await;
+    let obeyed = |event: Event| match event.what {
+        Happening::CommandObeyed { command } => command,
+        other => panic!("{other:?}"),
+    };
+
+    desk.order(r#"{"command": "pause"}"#).await;
+    assert_eq!(obeyed(desk.event().await), "pause");
+    assert!(desk.training.is_paused());
+
+    desk.order(r#"{"command": "resume"}"#).await;
+    assert_eq!(obeyed(desk.event().await), "resume");
+    assert!(!desk.training.is_paused());
+    desk.orders.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
+    let desk = Desk::new(|_| {}).await;
+    let swapped = |event: Event| match event.what {
+        Happening::AdapterSwapped { from, to, reason } => (from, to, reason),
+        other => panic!("{other:?}"),
+    };
+    let words = |from: &str, to: &str, reason: &str| (from.to_owned(), to.to_owned(), reason.to_owned());
+
+    desk.order(r#"{"command": "rollback"}"#).await;
+    assert_eq!(
+        swapped(desk.event().await),
+        words("tiny-0002", "tiny-0001", "rollback")
+    );
+    assert_eq!(desk.current.get().version(), "tiny-0001");
+    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+
+    desk.order(r#"{"command": "promote", "version": "tiny-0002"}"#)
+        .await;
+    assert_eq!(
+        swapped(desk.event().await),
+        words("tiny-0001", "tiny-0002", "promote")
+    );
+    assert_eq!(desk.current.get().version(), "tiny-0002");
+    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_for_other_networks_is_refused_and_nothing_changes() {
+    let desk = Desk::new(|_| {}).await;
+
+    desk.order(r#"{"command": "promote", "version": "tiny-0003"}"#)
+        .await;
+    let (id, command, reason) = desk.refusal().await;
+
+    assert_eq!((id.as_str(), command.as_str()), ("tiny-0003", "promote"));
+    assert!(reason.contains("another"), "{reason}");
+    assert_eq!(desk.current.get().version(), "tiny-0002");
+    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    desk.orders.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_stays_where_it_was() {
+    let desk = Desk::new(|_| {}).await;
+    desk.order(r#"{"command": "rollback"}"#).await;
+    desk.event().await;
+    assert_eq!(desk.current.get().version(), "tiny-0001");
+
+    desk.order(r#"{"command": "rollback"}"#).await;
+    let (_, command, reason) = desk.refusal().await;
+
+    assert_eq!(command, "rollback");
+    assert!(reason.contains("another"), "{reason}");
+    assert_eq!(desk.current.get().version(), "tiny-0001");
+    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
+    let desk = Desk::new(|_| {}).await;
+
+    desk.order(r#"{"command": "retrian"}"#).await;
+    desk.order(r#"{"command": "pause"}"#).await;
+    let letter = next(&desk.letters).await;
+    desk.event().await;
+    until("the order is released", || desk.orders.ledger.unfinished() == 1).await;
+
+    assert_eq!(letter.rejection.reason, Reason::InvalidCommand);
+    assert!(desk.training.is_paused());
+    assert!(is_silent(&desk.letters).await);
+    assert_eq!(
+        desk.orders.ledger.unfinished(),
+        1,
+        "the dead letter's offset is the publisher's to release"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_that_this_process_cannot_obey_are_refused_with_the_reason() {
+    let desk = Desk::new(|trainer| trainer.enabled = false).await;
+
+    desk.order(r#"{"command": "retrain"}"#).await;
+    assert!(desk.refusal().await.2.contains("trainer.enabled"));
+
+    let desk = Desk::new(|_| {}).await;
+    desk.order(r#"{"command": "retrain", "id": "../elsewhere"}"#)
+        .await;
+    assert!(desk.refusal().await.2.contains("../elsewhere"));
+    assert!(desk.cycles.try_recv().is_err());
+    desk.orders.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enough_new_samples_start_a_cycle_once() {
+    let desk = Desk::new(|trainer| trainer.new_samples_trigger = 3).await;
+
+    for number in 0..2 {
+        desk.store.put(&sample(number)).unwrap();
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await; // longer than between two looks
+    assert!(desk.cycles.try_recv().is_err());
+    desk.store.put(&sample(2)).unwrap();
+    let cycle = next(&desk.cycles).await;
+
+    assert_eq!(cycle.trigger, "3 new samples");
+    assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert!(is_silent(&desk.cycles).await);
+}

@@ -1,0 +1,450 @@
+//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use bytes::Bytes;
+use kameo::prelude::*;
+use speechverse::config::model::LayerMix;
+use speechverse::config::serving::DecoderConfig;
+use speechverse::models::decoding::DecodeOptions;
+use speechverse::models::llama::Llama;
+use speechverse::models::responder::{Responder, ResponderSizes};
+use speechverse::models::speech_llm::SpeechLlm;
+use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
+use speechverse::nn::kv_cache::KvCache;
+use speechverse::nn::lora::LoraSet;
+use speechverse::testing::{LLM_WIDTH, TinyModels};
+use speechverse::text::{PromptLayout, Tokenizer, end_of_answer_ids};
+use speechverse::wire::answer::Flag;
+use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse_actors::decoder::{Decoder, DecoderArgs};
+use speechverse_actors::messages::{
+    DecodeUtterance, LostAndFound, LostTicket, PublishAnswer, PublishDeadLetter,
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{
+    adapter, busy_probe, fill, header, is_silent, next, probe, record, start_in_thread, stop, ticket,
+    took_all, until,
+};
+
+/// Width of the features in these tests.
+const WIDTH: usize = 6;
+/// Positions of a slot.
+const POSITIONS: usize = 512;
+
+/// What the language model is to do.
+#[derive(Clone, Default)]
+struct Mood(Arc<AtomicU8>);
+
+impl Mood {
+    const WELL: u8 = 0;
+    const PREFILL_FAILS: u8 = 1;
+    const STEP_FAILS: u8 = 2;
+    const STEP_PANICS: u8 = 3;
+
+    fn set(&self, mood: u8) {
+        self.0.store(mood, Ordering::SeqCst);
+    }
+
+    fn is(&self, mood: u8) -> bool {
+        self.0.load(Ordering::SeqCst) == mood
+    }
+}
+
+fn failure() -> ModelError {
+    ModelError::EmptyBatch // any error will do
+}
+
+/// A tiny Llama with moods.
+struct Moody {
+    llm: Llama,
+    mood: Mood,
+}
+
+impl LanguageModel for Moody {
+    fn info(&self) -> LanguageModelInfo {
+        self.llm.info()
+    }
+
+    fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
+        self.llm.embed(ids)
+    }
+
+    fn embedding_table(&self) -> Tensor {
+        self.llm.embedding_table()
+    }
+
+    fn teach(
+        &self,
+        prompts: &[Tensor],
+        answers: &[&[i64]],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        self.llm.teach(prompts, answers, lora)
+    }
+
+    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+        self.llm.read(prompt, lora)
+    }
+
+    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
+        self.llm.new_cache(slots, prompt_positions, answer_positions)
+    }
+
+    fn prefill(
+        &self,
+        embeds: &Tensor,
+        lengths: &[i64],
+        cache: &mut KvCache,
+        slots: &[usize],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        if self.mood.is(Mood::PREFILL_FAILS) {
+            return Err(failure());
+        }
+        self.llm.prefill(embeds, lengths, cache, slots, lora)
+    }
+
+    fn step(
+        &self,
+        ids: &[i64],
+        cache: &mut KvCache,
+        slots: &[usize],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        if self.mood.is(Mood::STEP_FAILS) {
+            return Err(failure());
+        }
+        assert!(!self.mood.is(Mood::STEP_PANICS), "on purpose");
+        self.llm.step(ids, cache, slots, lora)
+    }
+}
+
+struct Desk {
+    decoder: ActorRef<Decoder>,
+    answers: flume::Receiver<PublishAnswer>,
+    letters: flume::Receiver<PublishDeadLetter>,
+    mood: Mood,
+    lost: LostAndFound,
+    found: flume::Receiver<LostTicket>,
+    _models: tempfile::TempDir,
+}
+
+impl Desk {
+    async fn new(slots: usize) -> Self {
+        let next_stage = probe();
+        Self::before(next_stage, slots, 8).await
+    }
+
+    async fn before(
+        (publisher, answers): (Recipient<PublishAnswer>, flume::Receiver<PublishAnswer>),
+        slots: usize,
+        mailbox: usize,
+    ) -> Self {
+        let models = tempfile::tempdir().unwrap();
+        let folder = TinyModels::write(models.path(), 7).llm;
+        let (dead_letters, letters) = probe();
+        let mood = Mood::default();
+        let config = DecoderConfig {
+            slots,
+            positions_max: POSITIONS,
+            tokens_max: 64,
+            ..DecoderConfig::default()
+        };
+        let sizes = ResponderSizes {
+            slots,
+            positions_max: POSITIONS,
+            answer_positions: 64,
+        };
+        let moods = mood.clone();
+        let args = DecoderArgs {
+            config,
+            build: Arc::new(move || {
+                let llm = Moody {
+                    llm: Llama::open(&folder, Device::Cpu, Kind::Float)?,
+                    mood: moods.clone(),
+                };
+                let tokenizer = Tokenizer::open(&folder)?;
+                let layout = PromptLayout::open(&folder, &tokenizer, None)?;
+                let ends = end_of_answer_ids(&folder)?;
+                let model = SpeechLlm::new(Box::new(llm), tokenizer, layout, ends)?;
+                Ok(Responder::new(
+                    model,
+                    Device::Cpu,
+                    &sizes,
+                    DecodeOptions::greedy(64),
+                ))
+            }),
+            publisher,
+            dead_letters,
+        };
+        let (lost, found) = LostAndFound::new();
+        Self {
+            decoder: start_in_thread(args, mailbox).await,
+            answers,
+            letters,
+            mood,
+            lost,
+            found,
+            _models: models,
+        }
+    }
+
+    /// Utterance `number`, pinned to `version`; its features depend on `sound`.
+    fn utterance(&self, number: usize, version: &str, sound: f64) -> DecodeUtterance {
+        self.asked(number, version, sound, Vec::new())
+    }
+
+    fn asked(
+        &self,
+        number: usize,
+        version: &str,
+        sound: f64,
+        headers: Vec<(String, Option<Bytes>)>,
+    ) -> DecodeUtterance {
+        let frames = Tensor::arange(20, (Kind::Float, Device::Cpu)).unsqueeze(1);
+        let channels = Tensor::arange(WIDTH as i64, (Kind::Float, Device::Cpu)).unsqueeze(0) + 1.0;
+        let mut record = record(number);
+        record.headers.extend(headers);
+        let mut ticket = ticket(record, &self.lost);
+        ticket.queue_for(Stage::Decode);
+        DecodeUtterance {
+            features: (frames * channels * sound).sin(),
+            adapter: adapter(version, LayerMix::Paper, WIDTH, LLM_WIDTH),
+            ticket,
+        }
+    }
+
+    /// An utterance whose answer is about a hundred tokens: every allowed one is that long.
+    fn long(&self, number: usize) -> DecodeUtterance {
+        let labels = serde_json::json!(["x".repeat(100), "y".repeat(100)]).to_string();
+        let headers = vec![header("ce_labels", labels), header("ce_maxtokens", "200")];
+        self.asked(number, "one", 0.3, headers)
+    }
+
+    async fn tell(&self, utterance: DecodeUtterance) {
+        self.decoder.tell(utterance).await.unwrap();
+    }
+
+    /// The next answer: number, version, text.
+    async fn answer(&self) -> (i64, String, String) {
+        let PublishAnswer { answer, ticket } = next(&self.answers).await;
+        (ticket.settle().record.receipt.offset, answer.adapter, answer.text)
+    }
+
+    /// That the decoder still answers.
+    async fn is_well(&self) {
+        self.mood.set(Mood::WELL);
+        self.tell(self.utterance(99, "one", 0.3)).await;
+        assert_eq!(self.answer().await.0, 99);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_computed_and_named_by_the_version_that_its_utterance_is_pinned_to() {
+    let desk = Desk::new(4).await;
+    let mut alone = Vec::new();
+    for version in ["one", "two"] {
+        desk.tell(desk.utterance(0, version, 0.3)).await;
+        alone.push(desk.answer().await.2);
+    }
+    assert_ne!(
+        alone[0], alone[1],
+        "the two versions must answer differently for this test to tell"
+    );
+
+    // Pinned before, after, and again before a swap; all four under way at once.
+    for (number, version) in ["one", "two", "one", "two"].into_iter().enumerate() {
+        desk.tell(desk.utterance(number, version, 0.3)).await;
+    }
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(desk.answer().await);
+    }
+
+    answers.sort();
+    for (number, (found, version, text)) in answers.into_iter().enumerate() {
+        let which = number % 2;
+        assert_eq!(found, number as i64);
+        assert_eq!(version, ["one", "two"][which]);
+        assert_eq!(text, alone[which]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_versions_than_are_kept_ready_are_all_answered_as_if_alone() {
+    let desk = Desk::new(2).await;
+    let versions: Vec<String> = (0..6).map(|number| format!("version-{number}")).collect();
+
+    let mut rounds = Vec::new();
+    for _ in 0..2 {
+        let mut texts = Vec::new();
+        for (number, version) in versions.iter().enumerate() {
+            desk.tell(desk.utterance(number, version, 0.3)).await;
+            let (_, named, text) = desk.answer().await;
+            assert_eq!(named, *version);
+            texts.push(text);
+        }
+        rounds.push(texts);
+    }
+
+    assert_eq!(rounds[0], rounds[1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_answer_joins_while_a_long_one_is_under_way_and_is_there_first() {
+    let desk = Desk::new(2).await;
+
+    desk.tell(desk.long(0)).await;
+    until("the long one is under way", || took_all(&desk.decoder)).await;
+    desk.tell(desk.asked(1, "one", 0.3, vec![header("ce_maxtokens", "1")]))
+        .await;
+
+    let first = next(&desk.answers).await;
+    assert_eq!(first.answer.request_id, "request-1");
+    assert_eq!(
+        first.answer.flags.contains(&Flag::Truncated),
+        first.answer.tokens == 1
+    );
+    let second = next(&desk.answers).await;
+    assert_eq!(second.answer.request_id, "request-0");
+    assert_eq!(second.answer.text.len(), 100);
+    assert_eq!(second.answer.label, Some(second.answer.text.clone()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are_answered() {
+    let desk = Desk::new(4).await;
+    let mut wrong = desk.utterance(1, "one", 0.3);
+    wrong.features = Tensor::zeros([20, 3], (Kind::Float, Device::Cpu));
+    let mut endless = desk.utterance(2, "one", 0.3);
+    endless.features = Tensor::zeros([20_000, WIDTH as i64], (Kind::Float, Device::Cpu));
+
+    desk.tell(desk.utterance(0, "one", 0.3)).await;
+    desk.tell(wrong).await;
+    desk.tell(endless).await;
+    desk.tell(desk.utterance(3, "one", 0.3)).await;
+    let letters = [next(&desk.letters).await, next(&desk.letters).await];
+
+    assert_eq!(letters[0].record.receipt, record(1).receipt);
+    assert_eq!(letters[0].rejection.reason, Reason::InternalError);
+    assert_eq!(letters[1].record.receipt, record(2).receipt);
+    assert_eq!(letters[1].rejection.reason, Reason::AudioTooLong);
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.rejection.stage == Stage::Decode)
+    );
+    let mut answered = [desk.answer().await.0, desk.answer().await.0];
+    answered.sort_unstable();
+    assert_eq!(answered, [0, 3]);
+    assert!(is_silent(&desk.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_cannot_begin_are_handed_back_and_the_decoder_goes_on() {
+    let desk = Desk::new(4).await;
+    desk.mood.set(Mood::PREFILL_FAILS);
+
+    desk.tell(desk.utterance(0, "one", 0.3)).await;
+    let back = next(&desk.found).await;
+
+    assert_eq!(back.record.receipt, record(0).receipt);
+    assert_eq!(back.stage, Stage::Decode);
+    desk.is_well().await;
+    assert!(
+        desk.letters.is_empty() && desk.found.is_empty(),
+        "it has one outcome"
+    );
+}
+
+/// The model breaks while two answers are under way: both become dead letters, and their slots are free again.
+async fn two_answers_under_way_when_the_model(mood: u8) {
+    let desk = Desk::new(2).await;
+    desk.tell(desk.long(0)).await;
+    desk.tell(desk.long(1)).await;
+    until("both are under way", || took_all(&desk.decoder)).await;
+
+    desk.mood.set(mood);
+    let mut given_up = [next(&desk.letters).await, next(&desk.letters).await].map(|letter| {
+        (
+            letter.record.receipt.offset,
+            letter.rejection.reason,
+            letter.rejection.stage,
+        )
+    });
+
+    given_up.sort_by_key(|(offset, ..)| *offset);
+    let internal = |number| (number, Reason::InternalError, Stage::Decode);
+    assert_eq!(given_up, [internal(0), internal(1)]);
+    for _ in 0..3 {
+        desk.is_well().await; // more often than there are slots
+    }
+    assert!(is_silent(&desk.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_fails_gives_its_answers_up_as_dead_letters_and_the_next_are_answered() {
+    two_answers_under_way_when_the_model(Mood::STEP_FAILS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_panics_gives_its_answers_up_as_dead_letters_and_the_next_are_answered() {
+    two_answers_under_way_when_the_model(Mood::STEP_PANICS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses_nothing() {
+    let desk = Desk::before(busy_probe(), 2, 1).await;
+
+    let (taken, refused) = fill(&desk.decoder, |number| desk.utterance(number, "one", 0.3)).await;
+
+    // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more is in its
+    // other slot or about to join, and one is in its mailbox.
+    assert!((4..=6).contains(&taken), "{taken}");
+    refused.ticket.settle();
+    let mut answered = Vec::new();
+    for _ in 0..taken {
+        answered.push(desk.answer().await.0);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, (0..taken as i64).collect::<Vec<_>>());
+    assert!(is_silent(&desk.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_finishes_the_answers_that_have_begun() {
+    let desk = Desk::new(2).await;
+    desk.tell(desk.long(0)).await;
+    until("it has begun", || took_all(&desk.decoder)).await;
+
+    stop(&desk.decoder).await;
+
+    assert_eq!(desk.answer().await.0, 0);
+    assert!(desk.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_decoder_held_when_it_died_is_handed_back_and_its_successor_answers() {
+    let desk = Desk::before(busy_probe(), 2, 4).await;
+    for number in 0..3 {
+        desk.tell(desk.utterance(number, "one", 0.3)).await;
+    }
+    // Two answers are with the publisher; the decoder waits with the third until it dies.
+    until("it has taken all", || took_all(&desk.decoder)).await;
+    tokio::time::sleep(crate::support::A_WHILE).await;
+
+    desk.decoder.kill();
+    let back = next(&desk.found).await;
+    desk.tell(desk.utterance(3, "one", 0.3)).await;
+    let mut outcomes = vec![back.record.receipt.offset];
+    for _ in 0..3 {
+        outcomes.push(desk.answer().await.0);
+    }
+
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, [0, 1, 2, 3], "each has exactly one outcome");
+    assert!(is_silent(&desk.found).await);
+}

@@ -1,0 +1,309 @@
+//! `Encoder`: batches, failures, back-pressure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kameo::prelude::*;
+use speechverse::config::model::LayerMix;
+use speechverse::config::serving::EncoderConfig;
+use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse_actors::encoder::{Encoder, EncoderArgs};
+use speechverse_actors::messages::{
+    DecodeUtterance, EncodeUtterance, LostAndFound, LostTicket, PublishDeadLetter,
+};
+use tch::{Kind, Tensor};
+
+use crate::support::{
+    adapter, busy_probe, fill, is_silent, next, probe, record, start_in_thread, stop, ticket, took_all, until,
+};
+
+/// Samples a frame.
+const HOP: usize = 10;
+/// Longest clip that the network takes.
+const SAMPLES_MAX: usize = 100;
+/// A clip that begins with this is an error.
+const FAILS: f32 = -1.0;
+/// A clip that begins with this is a panic.
+const PANICS: f32 = -2.0;
+
+/// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights are.
+struct Network {
+    calls: flume::Sender<Vec<usize>>,
+}
+
+impl SpeechEncoder for Network {
+    fn info(&self) -> EncoderInfo {
+        EncoderInfo {
+            layers: 2,
+            width: 2,
+            frames_per_second: 1600.0,
+            max_samples: Some(SAMPLES_MAX),
+        }
+    }
+
+    fn frames(&self, samples: usize) -> i64 {
+        samples.div_ceil(HOP) as i64
+    }
+
+    fn hidden_states(&self, _: &[&[f32]]) -> Result<HiddenStates, ModelError> {
+        unreachable!("the actor asks for the mixture only")
+    }
+
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
+        self.calls
+            .send(clips.iter().map(|clip| clip.len()).collect())
+            .unwrap();
+        if let Some(index) = clips.iter().position(|clip| clip[0] == FAILS) {
+            return Err(ModelError::EmptyClip { index });
+        }
+        assert!(clips.iter().all(|clip| clip[0] != PANICS), "on purpose");
+        let lengths: Vec<i64> = clips.iter().map(|clip| self.frames(clip.len())).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let features = Tensor::zeros([clips.len() as i64, longest, 2], (Kind::Float, tch::Device::Cpu));
+        let places = Tensor::from_slice(&[1.0f32, 10.0, 100.0]);
+        for (row, clip) in clips.iter().enumerate() {
+            let mixed = (mix.get(row as i64) * &places).sum(Kind::Float).double_value(&[]);
+            let mut valid = features.get(row as i64).narrow(0, 0, lengths[row]);
+            valid.copy_(&Tensor::from_slice(&[clip[0], mixed as f32]).expand([lengths[row], 2], false));
+        }
+        Ok(Encoded { features, lengths })
+    }
+}
+
+struct Desk {
+    encoder: ActorRef<Encoder>,
+    features: flume::Receiver<DecodeUtterance>,
+    letters: flume::Receiver<PublishDeadLetter>,
+    /// Lengths of the clips of each pass.
+    calls: flume::Receiver<Vec<usize>>,
+    lost: LostAndFound,
+    found: flume::Receiver<LostTicket>,
+}
+
+impl Desk {
+    async fn new(batch_windows_max: usize, batch_wait_ms_max: u64) -> Self {
+        let next_stage = probe();
+        Self::before(next_stage, batch_windows_max, batch_wait_ms_max, 8).await
+    }
+
+    async fn before(
+        (decoder, features): (Recipient<DecodeUtterance>, flume::Receiver<DecodeUtterance>),
+        batch_windows_max: usize,
+        batch_wait_ms_max: u64,
+        mailbox: usize,
+    ) -> Self {
+        let (publisher, letters) = probe();
+        let (called, calls) = flume::unbounded();
+        let args = EncoderArgs {
+            config: EncoderConfig {
+                batch_windows_max,
+                batch_wait_ms_max,
+            },
+            build: Arc::new(move || {
+                Ok(Box::new(Network {
+                    calls: called.clone(),
+                }))
+            }),
+            decoder,
+            publisher,
+        };
+        let (lost, found) = LostAndFound::new();
+        Self {
+            encoder: start_in_thread(args, mailbox).await,
+            features,
+            letters,
+            calls,
+            lost,
+            found,
+        }
+    }
+
+    fn utterance(&self, number: usize, samples: Vec<f32>) -> EncodeUtterance {
+        let mut ticket = ticket(record(number), &self.lost);
+        ticket.queue_for(Stage::Encode);
+        EncodeUtterance {
+            samples,
+            adapter: adapter("one", LayerMix::Last, 2, 4),
+            ticket,
+        }
+    }
+
+    /// Tells utterance `number`: `samples` times `value`.
+    async fn tell(&self, number: usize, value: f32, samples: usize) {
+        let utterance = self.utterance(number, vec![value; samples]);
+        self.encoder.tell(utterance).await.unwrap();
+    }
+
+    /// The next utterance that comes out: its number, and the first column of its features.
+    async fn result(&self) -> (i64, Vec<f32>) {
+        let message = next(&self.features).await;
+        let column = message.features.select(1, 0).contiguous();
+        let number = message.ticket.settle().record.receipt.offset;
+        (number, Vec::try_from(column).unwrap())
+    }
+}
+
+/// Longer than any test is patient: whatever comes out did not wait for it.
+const FOREVER_MS: u64 = 600_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_batch_goes_at_once_in_one_pass() {
+    let desk = Desk::new(3, FOREVER_MS).await;
+
+    for number in 0..3 {
+        desk.tell(number, number as f32, 40).await;
+    }
+
+    for number in 0..3 {
+        assert_eq!(desk.result().await, (number, vec![number as f32; 4]));
+    }
+    assert_eq!(next(&desk.calls).await, [40, 40, 40]);
+    assert!(desk.calls.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_utterance_without_company_goes_when_it_has_waited_long_enough_and_not_before() {
+    let desk = Desk::new(8, 200).await;
+    let told = Instant::now();
+
+    desk.tell(0, 0.5, 40).await;
+    desk.result().await;
+
+    assert!(
+        told.elapsed() >= Duration::from_millis(200),
+        "{:?}",
+        told.elapsed()
+    );
+    assert_eq!(next(&desk.calls).await, [40]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clips_of_like_length_share_a_pass_and_a_long_clip_comes_back_whole() {
+    let desk = Desk::new(4, FOREVER_MS).await;
+    let long: Vec<f32> = (0..250).map(|index| (index / 10) as f32).collect(); // three windows
+
+    desk.tell(0, 0.25, 90).await;
+    desk.tell(1, 0.5, 30).await;
+    desk.encoder.tell(desk.utterance(2, long)).await.unwrap();
+
+    // Windows of 83, 83 and 84 samples begin with samples 0, 83 and 166; nine frames each.
+    let joined = [0.0, 8.0, 16.0].map(|first| vec![first; 9]).concat();
+    assert_eq!(desk.result().await, (1, vec![0.5; 3]));
+    assert_eq!(desk.result().await, (0, vec![0.25; 9]));
+    assert_eq!(desk.result().await, (2, joined));
+    assert_eq!(next(&desk.calls).await, [30, 90]);
+    assert_eq!(next(&desk.calls).await, [83, 83, 84]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version() {
+    let desk = Desk::new(2, FOREVER_MS).await;
+
+    for (number, mix) in [LayerMix::Last, LayerMix::Softmax].into_iter().enumerate() {
+        let utterance = EncodeUtterance {
+            adapter: adapter(&format!("version-{number}"), mix, 2, 4),
+            ..desk.utterance(number, vec![0.5; 20])
+        };
+        desk.encoder.tell(utterance).await.unwrap();
+    }
+    let mut mixed = Vec::new();
+    for _ in 0..2 {
+        let message = next(&desk.features).await;
+        mixed.push((
+            message.adapter.version().to_owned(),
+            message.features.double_value(&[0, 1]),
+        ));
+        message.ticket.settle();
+    }
+
+    assert_eq!(next(&desk.calls).await.len(), 2, "one pass for both");
+    assert_eq!(mixed[0], ("version-0".to_owned(), 100.0)); // the last state alone
+    assert_eq!(mixed[1].0, "version-1");
+    assert!(
+        (mixed[1].1 - 37.0).abs() < 1e-3,
+        "a third of each state: {mixed:?}"
+    );
+}
+
+/// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor lives.
+async fn one_bad_utterance_of_three(bad: f32) {
+    let desk = Desk::new(3, FOREVER_MS).await;
+
+    desk.tell(0, 0.5, 40).await;
+    desk.tell(1, bad, 40).await;
+    desk.tell(2, 0.25, 40).await;
+    let letter = next(&desk.letters).await;
+    let others = [desk.result().await.0, desk.result().await.0];
+
+    assert_eq!(others, [0, 2]);
+    assert_eq!(letter.record.receipt, record(1).receipt);
+    assert_eq!(letter.rejection.reason, Reason::InternalError);
+    assert_eq!(letter.rejection.stage, Stage::Encode);
+    assert_eq!(letter.audio_seconds, 1.0);
+    let passes: Vec<_> = desk.calls.drain().map(|pass| pass.len()).collect();
+    assert_eq!(passes, [3, 1, 1, 1], "all together, then one by one");
+    for number in 3..6 {
+        desk.tell(number, 0.5, 40).await;
+    }
+    assert_eq!(desk.result().await.0, 3);
+    assert!(
+        is_silent(&desk.found).await,
+        "a dead letter is an outcome: the ticket is settled"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_utterance_that_fails_becomes_a_dead_letter_and_its_batch_is_encoded() {
+    one_bad_utterance_of_three(FAILS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_utterance_that_makes_the_network_panic_becomes_a_dead_letter_and_its_batch_is_encoded() {
+    one_bad_utterance_of_three(PANICS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_decoder_is_busy_the_encoder_holds_its_sender_back_and_loses_nothing() {
+    let desk = Desk::before(busy_probe(), 1, FOREVER_MS, 1).await;
+
+    let (taken, refused) = fill(&desk.encoder, |number| desk.utterance(number, vec![0.5; 40])).await;
+
+    // The decoder holds one and has one in its mailbox, the encoder holds one and has one in its mailbox.
+    assert_eq!(taken, 4);
+    assert_eq!(desk.calls.len(), 3);
+    refused.ticket.settle();
+    for number in 0..taken as i64 {
+        assert_eq!(desk.result().await.0, number);
+    }
+    assert!(is_silent(&desk.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_encoder_held_when_it_died_is_handed_back_and_its_successor_goes_on() {
+    let desk = Desk::new(2, FOREVER_MS).await;
+    desk.tell(0, 0.5, 40).await;
+    until("the encoder holds it", || took_all(&desk.encoder)).await;
+
+    desk.encoder.kill();
+    let back = next(&desk.found).await;
+    desk.tell(1, 0.5, 40).await;
+    desk.tell(2, 0.5, 40).await;
+
+    assert_eq!(back.record.receipt, record(0).receipt);
+    assert_eq!(back.stage, Stage::Encode);
+    assert_eq!([desk.result().await.0, desk.result().await.0], [1, 2]);
+    assert_eq!(next(&desk.calls).await, [40, 40]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_encodes_what_is_in_the_mailbox() {
+    let desk = Desk::new(1, FOREVER_MS).await;
+    for number in 0..4 {
+        desk.tell(number, 0.5, 40).await;
+    }
+
+    stop(&desk.encoder).await;
+
+    assert_eq!(desk.features.len(), 4);
+}

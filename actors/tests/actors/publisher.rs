@@ -1,0 +1,266 @@
+//! `Publisher`: nothing is released before it is acknowledged, whatever happens on the way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kameo::prelude::*;
+use speechverse::config::kafka::KafkaConfig;
+use speechverse::kafka::{Release, Sink};
+use speechverse::wire::Record;
+use speechverse::wire::answer::{Answer, AnswerKind, Timing};
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
+use speechverse_actors::messages::{LostAndFound, PublishAnswer, PublishDeadLetter};
+use speechverse_actors::publisher::{
+    HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Publisher, PublisherArgs, VALUE_OMITTED_HEADER,
+};
+
+use crate::support::{Feed, Kafka, fill, header, stop, text_of, ticket, until};
+
+/// A publisher with the requests that it answers.
+struct Desk {
+    publisher: ActorRef<Publisher>,
+    kafka: Kafka,
+    requests: Feed,
+    records: Vec<Record>,
+    lost: LostAndFound,
+}
+
+impl Desk {
+    /// Reads `count` requests; what the publisher writes goes where `sink` says.
+    async fn new(count: usize, sends_max: usize, sink: impl FnOnce(&mut KafkaConfig)) -> Self {
+        let kafka = Kafka::start().await;
+        let topics = kafka.config.topics.clone();
+        for number in 0..count {
+            let id = header("ce_id", format!("request-{number}"));
+            kafka
+                .write(&topics.requests, Some(Bytes::from_static(b"sound")), vec![id])
+                .await;
+        }
+        let requests = kafka.feed(&topics.requests);
+        let mut records = Vec::new();
+        for _ in 0..count {
+            records.push(requests.record().await);
+        }
+        let mut config = kafka.config.clone();
+        sink(&mut config);
+        let (lost, found) = LostAndFound::new();
+        let args = PublisherArgs {
+            sink: Sink::new(&config).unwrap(),
+            ledgers: HashMap::from([(topics.requests.clone(), requests.ledger.clone())]),
+            topics,
+            source: Arc::from("/test"),
+            lost: found,
+            sends_max,
+        };
+        Self {
+            publisher: Publisher::spawn_with_mailbox(args, kameo::mailbox::bounded(1)),
+            kafka,
+            requests,
+            records,
+            lost,
+        }
+    }
+
+    fn answer(&self, number: usize, text: String) -> PublishAnswer {
+        let ticket = ticket(self.records[number].clone(), &self.lost);
+        let request = &ticket.request;
+        let answer = Answer {
+            id: Answer::id_of(&request.id, AnswerKind::Final, 0),
+            request_id: request.id.clone(),
+            session: None,
+            kind: AnswerKind::Final,
+            task: None,
+            instruction: request.instruction.clone(),
+            text,
+            label: None,
+            fields: BTreeMap::new(),
+            adapter: "one".to_owned(),
+            score: -0.5,
+            flags: Vec::new(),
+            audio_seconds: 1.0,
+            tokens: 3,
+            timing_ms: Timing::default(),
+        };
+        PublishAnswer { answer, ticket }
+    }
+
+    async fn results(&self, count: usize) -> Vec<Record> {
+        self.kafka.read(&self.kafka.config.topics.results, count).await
+    }
+
+    async fn dead_letters(&self, count: usize) -> Vec<Record> {
+        self.kafka
+            .read(&self.kafka.config.topics.dead_letters, count)
+            .await
+    }
+}
+
+/// An address of this machine where nobody listens yet.
+fn nobody_listens() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everything_is_sent() {
+    let address = nobody_listens();
+    let desk = Desk::new(6, 2, |sink| {
+        sink.bootstrap = address.to_string();
+        sink.send_timeout_ms = 300; // so that the publisher has to repeat
+        let quick = ("reconnect.backoff.max.ms".to_owned(), "200".to_owned());
+        sink.producer = [quick].into_iter().collect();
+    })
+    .await;
+
+    let (taken, refused) = fill(&desk.publisher, |number| desk.answer(number.min(5), "yes".into())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // several sends time out
+
+    // Two are on their way, one waits for its turn, one is in the mailbox.
+    assert_eq!(taken, 4);
+    assert_eq!(desk.requests.ledger.unfinished(), 6);
+
+    let other = Kafka::start_at(address).await;
+    desk.publisher.tell(refused).await.unwrap();
+    desk.publisher.tell(desk.answer(5, "yes".into())).await.unwrap();
+    desk.requests.idle().await;
+    let mut ids: Vec<String> = other
+        .read(&other.config.topics.results, 6)
+        .await
+        .iter()
+        .map(|record| text_of(record, "ce_id"))
+        .collect();
+    ids.sort();
+    let wanted: Vec<String> = (0..6).map(|number| format!("request-{number}:final")).collect();
+    assert_eq!(ids, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_too_large_for_the_topic_goes_without_its_value_and_says_so() {
+    let desk = Desk::new(1, 8, |sink| sink.message_bytes_max = 2_048).await;
+
+    desk.publisher
+        .tell(desk.answer(0, "x".repeat(5_000)))
+        .await
+        .unwrap();
+    desk.requests.idle().await;
+
+    let results = desk.results(1).await;
+    assert_eq!(results[0].value, None);
+    assert_eq!(results[0].key, desk.records[0].key);
+    assert_eq!(text_of(&results[0], "ce_subject"), "request-0");
+    let omitted: usize = text_of(&results[0], VALUE_OMITTED_HEADER).parse().unwrap();
+    assert!(omitted > 5_000, "{omitted}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_that_is_too_large_even_without_its_value_is_named_and_released_all_the_same() {
+    let desk = Desk::new(3, 8, |sink| sink.message_bytes_max = 2_048).await;
+    let mut wordy = desk.records[0].clone();
+    wordy.headers.push(header("ce_instruction", vec![b'x'; 5_000]));
+    let mut busy = desk.records[2].clone();
+    busy.headers.extend((0..500).map(|_| header("x-mine", "1234567")));
+    let mut long_key = desk.records[1].clone();
+    long_key.key = Some(Bytes::from(vec![b'k'; 5_000]));
+
+    for record in [wordy, long_key, busy] {
+        let rejection = Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, "too much");
+        let letter = PublishDeadLetter::at_the_door(record, rejection);
+        desk.publisher.tell(letter).await.unwrap();
+    }
+    desk.requests.idle().await;
+
+    let letters = desk.dead_letters(3).await;
+    let mut offsets: Vec<String> = letters
+        .iter()
+        .map(|letter| text_of(letter, "__connect.errors.offset"))
+        .collect();
+    offsets.sort();
+    assert_eq!(offsets, ["0", "1", "2"]);
+    for letter in &letters {
+        assert_eq!(text_of(letter, "speechverse_reason"), "header_too_large");
+        match text_of(letter, "__connect.errors.offset").as_str() {
+            "0" => assert_eq!(text_of(letter, HEADERS_OMITTED_HEADER), "1"),
+            "1" => assert_eq!(text_of(letter, KEY_OMITTED_HEADER), "5000"),
+            // Its own id, 500 others, eight of ours and the note about the value; fifteen stay.
+            _ => assert_eq!(text_of(letter, HEADERS_OMITTED_HEADER), "495"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
+    let desk = Desk::new(3, 8, |_| {}).await;
+    let mut dropped = ticket(desk.records[2].clone(), &desk.lost);
+    let earlier = desk.records[..2]
+        .iter()
+        .map(|record| record.receipt.clone())
+        .collect();
+    dropped.hold(desk.requests.ledger.budget().hold(1), earlier);
+    dropped.queue_for(Stage::Decode);
+
+    drop(dropped);
+    desk.requests.idle().await;
+
+    let letter = desk.dead_letters(1).await.swap_remove(0);
+    assert_eq!(letter.value, desk.records[2].value);
+    assert_eq!(text_of(&letter, "ce_id"), "request-2");
+    assert_eq!(text_of(&letter, "speechverse_reason"), "internal_error");
+    assert_eq!(text_of(&letter, "__connect.errors.stage"), "decode");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_settles_the_earlier_records_of_its_stream_and_no_other() {
+    let desk = Desk::new(3, 8, |_| {}).await;
+    let mut order = desk.answer(1, "yes".into());
+    let budget = desk.requests.ledger.budget();
+    order
+        .ticket
+        .hold(budget.hold(1), vec![desk.records[0].receipt.clone()]);
+
+    desk.publisher.tell(order).await.unwrap();
+    desk.results(1).await;
+
+    until("two are released", || desk.requests.ledger.unfinished() == 1).await;
+    assert_eq!(
+        desk.requests.ledger.release(&desk.records[0].receipt),
+        Release::Unknown
+    );
+    assert_eq!(desk.requests.ledger.unfinished(), 1, "the third is nobody's yet");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_waits_for_the_sends_that_are_on_their_way() {
+    // The sink collects for half a second before it sends, so nothing is there when the stop is asked for.
+    let desk = Desk::new(3, 8, |sink| {
+        let slow = ("linger.ms".to_owned(), "500".to_owned());
+        sink.producer = [slow].into_iter().collect();
+    })
+    .await;
+    for number in 0..3 {
+        desk.publisher
+            .tell(desk.answer(number, "yes".into()))
+            .await
+            .unwrap();
+    }
+
+    stop(&desk.publisher).await;
+
+    assert_eq!(desk.requests.ledger.unfinished(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_does_not_take_before_a_stop_is_not_released() {
+    let desk = Desk::new(1, 8, |sink| {
+        sink.bootstrap = nobody_listens().to_string();
+        sink.send_timeout_ms = 300;
+    })
+    .await;
+
+    desk.publisher.tell(desk.answer(0, "yes".into())).await.unwrap();
+    stop(&desk.publisher).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // the last try has failed by now
+
+    assert_eq!(desk.requests.ledger.unfinished(), 1);
+}

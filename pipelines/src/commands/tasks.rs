@@ -1,0 +1,159 @@
+//! `speechverse tasks`: a look into the configured tasks.
+
+use anyhow::Context;
+use speechverse::config::Settings;
+use speechverse::text::{AnswerPiece, AnswerShape, Asked, Filling, Task, TaskTable};
+
+use super::Failure;
+use crate::cli::{Given, OptionalSettings, Tasks};
+use crate::output;
+
+impl Given {
+    /// What fills a task's prompts.
+    pub(super) fn filling(&self) -> Filling {
+        let filling = Filling {
+            fields: self.fields.iter().cloned().collect(),
+            ..Filling::default()
+        };
+        match self.labels.is_empty() {
+            true => filling,
+            false => filling.with_labels(&self.labels),
+        }
+    }
+}
+
+pub(super) fn tasks(command: Tasks) -> Result<(), Failure> {
+    match command {
+        Tasks::List { settings, json } => list(&load(&settings)?, json),
+        Tasks::Show {
+            settings,
+            given,
+            prompts,
+            bare_labels,
+            task,
+        } => {
+            let filling = Filling {
+                bare_labels,
+                ..given.filling()
+            };
+            show(&load(&settings)?, &task, filling, prompts)
+        }
+    }
+}
+
+fn load(settings: &OptionalSettings) -> Result<TaskTable, Failure> {
+    let settings = Settings::load(&settings.config).map_err(Failure::usage)?;
+    TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)
+}
+
+fn metric(task: &Task) -> Result<String, Failure> {
+    let name = serde_json::to_value(task.metric).context("a metric is always JSON")?;
+    Ok(name.as_str().unwrap_or_default().to_owned())
+}
+
+fn list(table: &TaskTable, json: bool) -> Result<(), Failure> {
+    let mut rows = vec![
+        [
+            "task",
+            "answer",
+            "metric",
+            "prompts",
+            "held out",
+            "labels",
+            "fields",
+            "description",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    for task in table.iter() {
+        let prompts = task.training_prompts().count();
+        let fields: Vec<&str> = task.fields.keys().map(String::as_str).collect();
+        if json {
+            output::line(serde_json::to_string(task).context("a task is always JSON")?);
+            continue;
+        }
+        rows.push(vec![
+            task.name.clone(),
+            task.answer.format.as_str().to_owned(),
+            metric(task)?,
+            prompts.to_string(),
+            task.held_out_prompts.len().to_string(),
+            task.labels.len().to_string(),
+            fields.join(" "),
+            task.description.clone(),
+        ]);
+    }
+    if !json {
+        output::table(&rows, &[3, 4, 5]);
+    }
+    Ok(())
+}
+
+fn show(table: &TaskTable, names: &str, mut filling: Filling, prompts: bool) -> Result<(), Failure> {
+    let tasks = table.list(names).map_err(Failure::usage)?;
+    for task in &tasks {
+        for (name, field) in &task.fields {
+            if !filling.fields.contains_key(name) && !filling.fields.contains_key(&field.key) {
+                filling.fields.insert(name.clone(), field.example.clone());
+            }
+        }
+    }
+    let Asked {
+        instruction,
+        shape,
+        joint,
+    } = table.ask(names, &filling, None).map_err(Failure::usage)?;
+    for task in &tasks {
+        output::line(format!("{}: {}", task.name, task.description));
+        output::line(format!(
+            "  answer {}, heading `{}`, metric {}",
+            task.answer.format.as_str(),
+            task.heading(),
+            metric(task)?
+        ));
+        for (name, field) in &task.fields {
+            output::line(format!("  field `{name}`: {}", field.description));
+        }
+    }
+    heading("default prompt");
+    output::line(&instruction);
+    heading("answer");
+    output::line(example_of(&shape));
+    if let Some(layout) = joint {
+        let names: Vec<&str> = layout.fields().iter().map(|field| field.task.as_str()).collect();
+        output::line(format!("(read back into: {})", names.join(", ")));
+    }
+    if prompts {
+        for task in &tasks {
+            let held_out = task.held_out_prompts.iter().map(String::as_str);
+            for (kind, wordings) in [
+                ("trained on", task.training_prompts().collect::<Vec<_>>()),
+                ("held out", held_out.collect()),
+            ] {
+                for (number, wording) in wordings.into_iter().enumerate() {
+                    heading(&format!("{}, {kind}, {}", task.name, number + 1));
+                    output::line(task.fill(wording, &filling).map_err(Failure::usage)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn heading(text: &str) {
+    output::line(format!("\n--- {text} ---"));
+}
+
+/// A shape for people: `…` is free text, `<a/b>` a choice.
+fn example_of(shape: &AnswerShape) -> String {
+    let names = |labels: &[String]| labels.join("/");
+    let piece = |piece: &AnswerPiece| match piece {
+        AnswerPiece::Literal(text) => text.to_string(),
+        AnswerPiece::Free { .. } => "…".to_owned(),
+        AnswerPiece::Choice(labels) => format!("<{}>", names(labels)),
+        AnswerPiece::Choices(labels) => format!("<{}>, …", names(labels)),
+        AnswerPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
+    };
+    shape.pieces.iter().map(piece).collect()
+}

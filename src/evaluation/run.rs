@@ -1,0 +1,254 @@
+//! The questions of a plan, answered.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{ASR, Plan, Source, Study, untaken};
+use crate::models::speech_llm::Learned;
+use crate::training::evaluate::{Ask, EvaluateOptions, Reply, answer_recordings, answer_texts};
+use crate::training::manifest::json_lines;
+use crate::training::{Control, Example, Networks, TrainingError};
+
+/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and `hypothesis` only.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Row {
+    /// The table.
+    #[serde(default)]
+    pub study: Study,
+    /// The system that answered.
+    #[serde(default)]
+    pub system: String,
+    /// The manifest.
+    #[serde(default)]
+    pub set: String,
+    /// Which recording: file and line.
+    #[serde(default)]
+    pub id: String,
+    /// Its task.
+    #[serde(default = "asr")]
+    pub task: String,
+    /// The language of the answer, where the manifest names one.
+    pub language: Option<String>,
+    /// Its group.
+    pub domain: Option<String>,
+    /// What was asked.
+    #[serde(default)]
+    pub instruction: String,
+    /// What was wanted.
+    pub reference: String,
+    /// What was answered.
+    pub hypothesis: String,
+    /// The whole answer, where several tasks were answered in one.
+    pub answer: Option<String>,
+    /// The transcript on the way to the answer, of a cascade or a joint answer.
+    pub transcript: Option<String>,
+    /// Mean token log-probability; absent for an empty answer or a CTC reading.
+    pub score: Option<f32>,
+    /// Whether the answer ended by itself.
+    #[serde(default = "yes")]
+    pub finished: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn asr() -> String {
+    ASR.to_owned()
+}
+
+/// Reads answers: the `rows.jsonl` of another report, or of another program. Their systems are named after the file (a
+/// `rows.jsonl` after its folder), so that they stand beside others; sets and ids that are not named are the file's.
+///
+/// # Errors
+/// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`].
+pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for path in paths {
+        let named_by = if path.file_name().is_some_and(|name| name == "rows.jsonl") {
+            path.parent().and_then(Path::file_name)
+        } else {
+            path.file_stem()
+        };
+        let name = named_by.map_or_else(|| "rows".into(), |name| name.to_string_lossy().into_owned());
+        let name = untaken(name, &|name| names.iter().any(|known| known == name));
+        json_lines(path, &mut |line, mut row: Row| {
+            row.system = match row.system.as_str() {
+                "" => name.clone(),
+                system => format!("{name}: {system}"),
+            };
+            if row.set.is_empty() {
+                row.set.push_str("rows");
+            }
+            if row.id.is_empty() {
+                row.id = line.to_string();
+            }
+            rows.push(row);
+            Ok(())
+        })?;
+        names.push(name);
+    }
+    Ok(rows)
+}
+
+/// All answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answered {
+    /// In the order of sets, recordings and systems.
+    pub rows: Vec<Row>,
+    /// Recordings and rows without an answer, which and why. They are in no score.
+    pub problems: Vec<String>,
+    /// Audio listened to, seconds.
+    pub audio_seconds: f64,
+    /// Time taken, seconds.
+    pub seconds: f64,
+}
+
+/// Answers everything that a plan asks; `on_progress` sees how many questions are answered, and of how many.
+///
+/// # Errors
+/// [`TrainingError`] when a network fails.
+pub fn run(
+    plan: &Plan<'_>,
+    networks: &Networks,
+    learned: &Learned,
+    options: &EvaluateOptions,
+    control: &Control,
+    on_progress: &mut dyn FnMut(usize, usize),
+) -> Result<Answered, TrainingError> {
+    let start = std::time::Instant::now();
+    let mut replies: Vec<Vec<Option<Reply>>> = plan
+        .recordings
+        .iter()
+        .map(|recording| vec![None; recording.questions.len()])
+        .collect();
+    let total: usize = replies.iter().map(Vec::len).sum();
+    let mut done = 0;
+    let mut answered = Answered {
+        problems: plan.problems.clone(),
+        ..Answered::default()
+    };
+
+    // Questions about audio, and which question of its recording each is.
+    let about_audio: Vec<Vec<usize>> = plan
+        .recordings
+        .iter()
+        .map(|recording| {
+            (0..recording.questions.len())
+                .filter(|at| recording.questions[*at].0 == Source::Audio)
+                .collect()
+        })
+        .collect();
+    let recordings: Vec<(&Example, Vec<Ask>)> = plan
+        .recordings
+        .iter()
+        .zip(&about_audio)
+        .map(|(recording, questions)| {
+            let asks = questions.iter().map(|at| recording.questions[*at].1.clone());
+            (recording.example, asks.collect())
+        })
+        .collect();
+    let problem = |recording: usize, reason: &str| format!("{}: {reason}", recordings[recording].0.id);
+    // Set by set, so that a set's batches, and with them its answers in bf16, do not depend on the other sets.
+    let mut first = 0;
+    for set in plan
+        .recordings
+        .chunk_by(|one, next| one.set.name == next.set.name)
+    {
+        let of_set = &recordings[first..first + set.len()];
+        let heard = answer_recordings(
+            networks,
+            learned,
+            of_set,
+            options,
+            control,
+            &mut |at, ask, reply| {
+                let at = first + at;
+                match reply {
+                    Ok(reply) => replies[at][about_audio[at][ask]] = Some(reply),
+                    Err(reason) => answered.problems.push(problem(at, &reason)),
+                }
+                done += 1;
+                on_progress(done, total);
+            },
+        )?;
+        for (at, reason) in &heard.unreadable {
+            answered.problems.push(problem(first + at, reason));
+        }
+        answered.audio_seconds += heard.audio_seconds;
+        first += set.len();
+    }
+
+    let mut keys = Vec::new();
+    let mut texts = Vec::new();
+    for (at, recording) in plan.recordings.iter().enumerate() {
+        for (number, (source, ask)) in recording.questions.iter().enumerate() {
+            let text = match source {
+                Source::Audio => None,
+                Source::Transcript => recording
+                    .transcript
+                    .and_then(|question| replies[at][question].as_ref())
+                    .map(|reply| reply.text.clone()),
+                Source::Reference => recording.example.text.clone(),
+            };
+            if let Some(text) = text {
+                keys.push((at, number));
+                texts.push((text, ask.clone()));
+            }
+        }
+    }
+    let borrowed: Vec<(&str, Ask)> = texts
+        .iter()
+        .map(|(text, ask)| (text.as_str(), ask.clone()))
+        .collect();
+    let answers = answer_texts(&networks.speech_llm, &borrowed, options, control)?;
+    for ((at, number), reply) in keys.into_iter().zip(answers) {
+        match reply {
+            Ok(reply) => replies[at][number] = Some(reply),
+            Err(reason) => answered.problems.push(problem(at, &reason)),
+        }
+        done += 1;
+        on_progress(done, total);
+    }
+
+    for wanted in &plan.wanted {
+        let recording = &plan.recordings[wanted.recording];
+        let Some(reply) = &replies[wanted.recording][wanted.question] else {
+            continue;
+        };
+        let system = &plan.systems[wanted.system];
+        let example = recording.example;
+        let (source, ask) = &recording.questions[wanted.question];
+        let transcript = recording
+            .transcript
+            .filter(|_| *source == Source::Transcript)
+            .and_then(|question| replies[wanted.recording][question].as_ref());
+        let mut row = Row {
+            study: system.study,
+            system: system.name.clone(),
+            set: recording.set.name.clone(),
+            id: example.id.clone(),
+            task: example.task.clone(),
+            language: example.filling.fields.get("target_lang").cloned(),
+            domain: example.domain.clone(),
+            instruction: ask.instruction.clone(),
+            reference: example.target.clone(),
+            hypothesis: reply.text.clone(),
+            answer: None,
+            transcript: transcript.map(|reply| reply.text.clone()),
+            score: reply.score,
+            finished: reply.finished,
+        };
+        if let Some(layout) = &wanted.layout {
+            let mut parts = layout.by_task(&reply.text);
+            row.answer = Some(std::mem::take(&mut row.hypothesis));
+            row.hypothesis = parts.remove(&example.task).unwrap_or_default();
+            row.transcript = parts.remove(ASR);
+        }
+        answered.rows.push(row);
+    }
+    answered.seconds = start.elapsed().as_secs_f64();
+    Ok(answered)
+}
