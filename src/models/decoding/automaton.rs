@@ -14,7 +14,7 @@ use crate::text::{AnswerPiece, AnswerShape};
 
 /// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a blank or an
 /// empty line now and then, and a bound keeps a model from writing nothing else.
-const BLANKS_MAX: usize = 2;
+pub(super) const BLANKS_MAX: usize = 4;
 /// Bytes of all allowed texts together.
 const BYTES_MAX: usize = 1 << 20;
 const NOWHERE: u32 = u32::MAX;

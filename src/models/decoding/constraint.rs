@@ -1,7 +1,7 @@
 //! `Constraint`: what a constrained answer may go on with, token by token.
 //!
 //! An answer is held to an [`AnswerShape`] on the level of bytes: whatever way a tokenizer could write an allowed answer is
-//! allowed, across the seams of its parts too, and white space may stand around it. So a free greedy answer that fits the
+//! allowed, across the seams of its parts too, and a little white space (four bytes) may stand before and after it. So a free greedy answer that fits the
 //! shape comes out the same when it is constrained, as every token of it is allowed where it was the likeliest of all.
 //! Log-probabilities stay those of the full distribution, so that scores say how much the model was bent.
 

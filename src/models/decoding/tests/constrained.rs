@@ -358,7 +358,11 @@ proptest! {
         let mut model = Babbler::new(spelling.vocabulary(), seed);
         model.leanings = vec![(END, 4.0), (CONTROL, -30.0)];
         let free = answer(&model, None, Strategy::Greedy, 40);
-        let text = spelt(&spelling, &free.ids).trim().to_owned();
+        let whole = spelt(&spelling, &free.ids);
+        let text = whole.trim().to_owned();
+        let blanks = [whole.trim_end().len(), whole.trim_start().len()].map(|length| length - text.len());
+        // More white space than that around an answer is not allowed.
+        prop_assume!(blanks.iter().all(|count| *count <= super::super::automaton::BLANKS_MAX));
         prop_assume!(free.ended && !text.is_empty());
         let all: Vec<String> = labels.iter().cloned().chain([text.clone()]).collect();
         let constraint = compiled(&AnswerShape::one_of(all.iter().cloned()), &spelling);
