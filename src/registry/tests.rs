@@ -5,7 +5,8 @@ use tch::Device;
 
 use super::*;
 use crate::config::model::LayerMix;
-use crate::models::adapter::{AdapterConfig, SpeechAdapter};
+use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
+use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
 fn snapshot(seed: u64) -> AdapterSnapshot {
     let config = AdapterConfig {
@@ -54,8 +55,17 @@ fn registry() -> (tempfile::TempDir, Registry) {
 fn a_published_version_comes_back_as_it_was() {
     let (folder, registry) = registry();
     let (lora, log) = (folder.path().join("lora"), folder.path().join("log.jsonl"));
-    std::fs::create_dir(&lora).unwrap();
-    std::fs::write(lora.join("adapter_config.json"), "{}").unwrap();
+    let site = LoraSite {
+        path: "model.layers.0.self_attn.q_proj".into(),
+        inputs: 4,
+        outputs: 6,
+    };
+    let config = LoraConfig {
+        targets: vec!["q_proj".into()],
+        ..LoraConfig::default()
+    };
+    let set = LoraSet::new(config, &[site], Device::Cpu).unwrap();
+    set.save(&lora, "mouth").unwrap();
     std::fs::write(&log, "{}\n").unwrap();
 
     let draft = Draft {
@@ -69,7 +79,9 @@ fn a_published_version_comes_back_as_it_was() {
     assert_eq!(manifest.version, "demo-0001");
     assert_eq!(loaded.manifest, manifest);
     assert_eq!(loaded.adapter.version(), "demo-0001");
-    assert!(loaded.adapter.same_content(&snapshot(1)));
+    let found = LoraSnapshot::read(loaded.lora.as_ref().unwrap()).unwrap();
+    assert_eq!(found, LoraSnapshot::of(&set).unwrap());
+    assert!(loaded.adapter.same_content(&snapshot(1).with_lora(Some(found))));
     assert!(loaded.lora.unwrap().join("adapter_config.json").is_file());
     assert_eq!(
         manifest.files.keys().collect::<Vec<_>>(),
@@ -77,7 +89,8 @@ fn a_published_version_comes_back_as_it_was() {
             "README.md",
             "adapter.safetensors",
             "log.jsonl",
-            "lora/adapter_config.json"
+            "lora/adapter_config.json",
+            "lora/adapter_model.safetensors"
         ]
     );
     let card = std::fs::read_to_string(registry.root().join("demo-0001/README.md")).unwrap();
