@@ -52,7 +52,8 @@ impl Matrix {
         let codes = (weight / divisor.unsqueeze(1))
             .round()
             .clamp(-CODE_MAX, CODE_MAX)
-            .to_kind(Kind::Int8);
+            .to_kind(Kind::Int8)
+            .contiguous();
         self.0 = Values::Codes { codes, scales };
     }
 
