@@ -29,6 +29,8 @@ fn main() -> anyhow::Result<()> {
         bail!("usage: encoder DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16 [cpu|cuda:N]]");
     };
     let precision: PrecisionChoice = rest.first().unwrap_or(&"f32").parse()?;
+    let device: DeviceChoice = rest.get(1).unwrap_or(&"cpu").parse()?;
+    let placement = Placement::resolve(device, precision)?;
     configure_threads(threads.parse()?);
     let bytes = std::fs::read(samples).with_context(|| format!("cannot read `{samples}`"))?;
     let clip: Vec<f32> = bytes
@@ -37,8 +39,6 @@ fn main() -> anyhow::Result<()> {
         .collect();
     let clips = vec![clip.as_slice(); batch.parse()?];
     // Whisper is compared as its reference runs: on its whole window.
-    let device: DeviceChoice = rest.get(1).unwrap_or(&"cpu").parse()?;
-    let placement = Placement::resolve(device, precision)?;
     let encoder = open_encoder(Path::new(dir), Window::Padded, &placement)?;
     let last = Tensor::zeros(
         [clips.len() as i64, encoder.info().layers + 1],

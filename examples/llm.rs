@@ -86,9 +86,9 @@ fn main() -> anyhow::Result<()> {
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
         ["speed", folder, ids, batch, threads, tokens, precision, rest @ ..] => {
-            configure_threads(threads.parse()?);
             let device = rest.first().unwrap_or(&"cpu").parse()?;
             let placement = Placement::resolve(device, precision.parse()?)?;
+            configure_threads(threads.parse()?);
             let model = open_language_model(Path::new(folder), &placement)?;
             let prompt = model.embed(&parse_ids(ids)?)?;
             let batch: usize = batch.parse()?;
