@@ -1,7 +1,7 @@
 //! Times a speech encoder's forward pass on demand; `scripts/bench/encoder.py` drives it beside the Python reference.
 //!
 //! ```text
-//! cargo run --release --example encoder -- DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16]
+//! cargo run --release --example encoder -- DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16 [cpu|cuda:N]]
 //! ```
 //!
 //! `SAMPLES.f32` holds mono 16 kHz samples as raw little-endian floats, and is encoded `BATCH` times side by side. Prints
@@ -26,9 +26,11 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [dir, samples, batch, threads, out, rest @ ..] = arguments.as_slice() else {
-        bail!("usage: encoder DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16]");
+        bail!("usage: encoder DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16 [cpu|cuda:N]]");
     };
     let precision: PrecisionChoice = rest.first().unwrap_or(&"f32").parse()?;
+    let device: DeviceChoice = rest.get(1).unwrap_or(&"cpu").parse()?;
+    let placement = Placement::resolve(device, precision)?;
     configure_threads(threads.parse()?);
     let bytes = std::fs::read(samples).with_context(|| format!("cannot read `{samples}`"))?;
     let clip: Vec<f32> = bytes
@@ -37,7 +39,6 @@ fn main() -> anyhow::Result<()> {
         .collect();
     let clips = vec![clip.as_slice(); batch.parse()?];
     // Whisper is compared as its reference runs: on its whole window.
-    let placement = Placement::resolve(DeviceChoice::Cpu, precision)?;
     let encoder = open_encoder(Path::new(dir), Window::Padded, &placement)?;
     let last = Tensor::zeros(
         [clips.len() as i64, encoder.info().layers + 1],
@@ -51,9 +52,16 @@ fn main() -> anyhow::Result<()> {
         line?;
         let (start, busy) = (Instant::now(), processor_seconds());
         features = encoder.encode(&clips, &last)?.features;
+        if let Device::Cuda(number) = placement.device {
+            tch::Cuda::synchronize(number as i64);
+        }
         println!("{} {}", start.elapsed().as_secs_f64(), processor_seconds() - busy);
     }
-    let first = features.get(0).to_kind(Kind::Float).contiguous();
+    let first = features
+        .get(0)
+        .to_device(Device::Cpu)
+        .to_kind(Kind::Float)
+        .contiguous();
     Tensor::write_safetensors(&[("features", first)], out)?;
     Ok(())
 }

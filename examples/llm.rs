@@ -5,7 +5,7 @@
 //! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]   a random LoRA set for peft, with the logits it gives
 //!                                                              (along the prompt; or of each token of an answer to it)
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
-//! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8
+//! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8 [cpu|cuda:N]
 //! ```
 //!
 //! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input
@@ -85,9 +85,11 @@ fn main() -> anyhow::Result<()> {
                 decode_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
-        ["speed", folder, ids, batch, threads, tokens, precision] => {
+        ["speed", folder, ids, batch, threads, tokens, precision, rest @ ..] => {
+            let device = rest.first().unwrap_or(&"cpu").parse()?;
+            let placement = Placement::resolve(device, precision.parse()?)?;
             configure_threads(threads.parse()?);
-            let model = open(folder, precision.parse()?)?;
+            let model = open_language_model(Path::new(folder), &placement)?;
             let prompt = model.embed(&parse_ids(ids)?)?;
             let batch: usize = batch.parse()?;
             let prompts: Vec<Tensor> = (0..batch).map(|_| prompt.shallow_clone()).collect();
@@ -106,7 +108,7 @@ fn main() -> anyhow::Result<()> {
             }
         }
         _ => bail!(
-            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION"
+            "usage: llm probe DIR OUT IDS | lora DIR OUT IDS [ANSWER] | chat DIR QUESTION | speed DIR IDS BATCH THREADS TOKENS PRECISION [DEVICE]"
         ),
     }
     Ok(())

@@ -7,7 +7,7 @@ need() {                               # need COMMAND PURPOSE HOW
     echo "setup: $1 is missing ($2): $3" >&2
     missing=1
 }
-need "${CARGO:-cargo}" "the Rust build tool" "install Rust 1.88 or newer, with rustup or from your distribution"
+need "${CARGO:-cargo}" "the Rust build tool" "install Rust 1.89 or newer, with rustup or from your distribution"
 need cc "C compiler and linker" "Debian, Ubuntu: apt install build-essential; Fedora: dnf install gcc"
 need c++ "libtorch's bindings are C++" "Debian, Ubuntu: apt install build-essential; Fedora: dnf install gcc-c++"
 need make "librdkafka is built with it" "Debian, Ubuntu: apt install build-essential; Fedora: dnf install make"

@@ -60,7 +60,7 @@ pub enum Command {
 /// A settings file.
 #[derive(Args, Clone, Debug)]
 pub struct SettingsFile {
-    /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    /// Settings file of the pipeline (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
     #[arg(value_name = "FILE")]
     pub config: PathBuf,
 }
@@ -116,15 +116,15 @@ pub struct Ask {
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,
-    /// How the next token is chosen.
-    #[command(flatten)]
-    pub decoding: Decoding,
     /// Print one JSON object a line, with the fields of a result record.
     #[arg(long)]
     pub json: bool,
     /// Audio files (WAV, FLAC, Ogg Vorbis, MP3); `-` reads standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// How the next token is chosen; last, for its heading would be that of what follows.
+    #[command(flatten)]
+    pub decoding: Decoding,
 }
 
 /// How answers are generated, instead of the settings' `[decoding]` table.
@@ -372,12 +372,12 @@ pub struct Eval {
     /// Only the first N rows of each manifest.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// How the next token is chosen.
-    #[command(flatten)]
-    pub decoding: Decoding,
     /// Print one JSON object for each answer, then one for each score.
     #[arg(long)]
     pub json: bool,
+    /// How the next token is chosen; last, for its heading would be that of what follows.
+    #[command(flatten)]
+    pub decoding: Decoding,
 }
 
 /// Which wordings `speechverse eval --prompts` compares.

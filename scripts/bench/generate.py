@@ -4,7 +4,7 @@
 Needs torch, transformers 5; the example first: cargo build --release --example llm
 
   generate.py PROGRAM FOLDER [--shape t5-base] [--prompt 100] [--tokens 64] [--batch 1 8] [--precision f32 bf16 int8]
-              [--threads 2] [--rounds 7]
+              [--threads 2] [--rounds 7] [--device cuda:0]
 
 PROGRAM is target/release/examples/llm. FOLDER holds a language model, or is made with random weights of --shape. Each round is one
 generation by the program in each precision and one by the reference in f32 and in bf16. Printed per batch: the medians, the ratio
@@ -30,6 +30,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqL
 
 SHAPES = {
     "t5-base": dict(vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12),
+    "flan-t5-xl": dict(vocab_size=32128, d_model=2048, d_kv=64, d_ff=5120, num_layers=24, num_heads=32),
     "t5-small": dict(vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6),
 }
 
@@ -45,8 +46,8 @@ def make(shape, folder):
 class Program:
     """Our side, kept alive between the rounds."""
 
-    def __init__(self, program, folder, ids, batch, threads, tokens, precision):
-        words = [program, "speed", folder, ",".join(map(str, ids)), batch, threads, tokens, precision]
+    def __init__(self, program, folder, ids, batch, threads, tokens, precision, device):
+        words = [program, "speed", folder, ",".join(map(str, ids)), batch, threads, tokens, precision, device]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen([str(word) for word in words], text=True, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, env=environment)
@@ -67,12 +68,12 @@ class Program:
 class Reference:
     """The transformers library, with its own cache."""
 
-    def __init__(self, folder, ids, batch, tokens, dtype):
+    def __init__(self, folder, ids, batch, tokens, dtype, device):
         seq2seq = AutoConfig.from_pretrained(folder).is_encoder_decoder
         family = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        self.model = family.from_pretrained(folder, dtype=dtype).eval()
+        self.model = family.from_pretrained(folder, dtype=dtype).eval().to(device)
         self.model.generation_config.eos_token_id = None   # no answer ends by itself
-        self.prompt = torch.tensor([ids] * batch)
+        self.prompt = torch.tensor([ids] * batch, device=device)
         self.tokens, self.skip = tokens, 1 if seq2seq else len(ids)
 
     def run(self):
@@ -105,6 +106,7 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["f32", "bf16", "int8"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
     if not (arguments.folder / "config.json").is_file():
@@ -113,9 +115,10 @@ def main():
     ids = list(range(1000, 1000 + arguments.prompt))
     for batch in arguments.batch:
         common = (arguments.folder, ids, batch)
-        theirs = {"f32": Reference(*common, arguments.tokens, torch.float32),
-                  "bf16": Reference(*common, arguments.tokens, torch.bfloat16)}
-        ours = {precision: Program(arguments.program, *common, arguments.threads, arguments.tokens, precision)
+        theirs = {"f32": Reference(*common, arguments.tokens, torch.float32, arguments.device),
+                  "bf16": Reference(*common, arguments.tokens, torch.bfloat16, arguments.device)}
+        ours = {precision: Program(arguments.program, *common, arguments.threads, arguments.tokens, precision,
+                                   arguments.device)
                 for precision in arguments.precision}
         sides = {**{("transformers", name): side for name, side in theirs.items()},
                  **{("program", name): side for name, side in ours.items()}}
@@ -130,7 +133,7 @@ def main():
             side.end()
         base = runs["transformers", "f32"]
         print(f"{arguments.folder.name}, prompt {arguments.prompt}, {arguments.tokens} tokens x {batch}, "
-              f"{arguments.threads} threads, {capability}, {arguments.rounds} rounds")
+              f"{arguments.threads} threads, {capability}, {arguments.device}, {arguments.rounds} rounds")
         for (who, precision), found in runs.items():
             seconds, busy = (statistics.median(run[side] for run in found) for side in (0, 1))
             line = (f"  {who:12} {precision:4} {seconds:7.3f} s, {batch * arguments.tokens / seconds:6.1f} tokens/s, "

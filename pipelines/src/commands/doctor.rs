@@ -44,7 +44,7 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
     let mut report = Report { problems: 0 };
     report.good("program", format!("speechverse {}", env!("CARGO_PKG_VERSION")));
     report.good("cpu", cpu_capability());
-    report.good("cuda", format!("{:?}", load_cuda()));
+    report.good("cuda", load_cuda());
     let settings = match Settings::load(&args.settings.config) {
         Ok(settings) => {
             report.good("settings", args.settings.config.display());

@@ -28,7 +28,10 @@ pub(super) fn train(args: &Train) -> Result<(), Failure> {
     .context("the training run failed; `--resume` goes on from its last checkpoint")?;
     view.bar.finish_and_clear();
     if let Some(best) = &report.outcome.best {
-        output::line(format!("validation loss {:.4}, {:?}", best.loss, best.wer));
+        let words = (best.wer).map_or(String::new(), |wer| {
+            format!(", word error rate {:.1} %", 100.0 * wer)
+        });
+        output::line(format!("validation loss {:.4}{words}", best.loss));
     }
     match &report.version {
         Some(version) => output::line(format!("published {version}")),
