@@ -1,7 +1,7 @@
 //! Normalisation: what two spellings of one sentence have in common, so that a score counts words and not
 //! punctuation.
 //!
-//! [`plain`] is for every language; [`english`] also unifies English contractions, numbers and spelling,
+//! [`plain`] is for every language; [`english()`] also unifies English contractions, numbers and spelling,
 //! as published English word error rates do.
 
 mod english;
