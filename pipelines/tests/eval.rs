@@ -316,6 +316,31 @@ fn a_manifest_that_is_none_is_exit_code_one_with_file_and_line() {
 }
 
 #[test]
+fn keyword_search_is_compared_with_text_search_in_the_transcript() {
+    let place = Place::new();
+    let row = r#"{"audio_filepath": "0.wav", "duration": 0.5, "task": "keyword_search", "target": "yes", "keyword": "E"}"#;
+    let manifest = place.manifest("test.jsonl", &[row]);
+
+    let output = place.eval(&["--manifest", &manifest, "--cascade", "--report", "out"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", words(&output));
+    let rows = place.text("out/rows.jsonl");
+    let rows: Vec<Value> = rows
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let system = |name: &str| rows.iter().find(|row| row["system"] == name).unwrap();
+    let (searched, read) = (
+        system("search: keyword in transcript"),
+        system("cascade: transcript → LLM"),
+    );
+    let transcript = searched["transcript"].as_str().unwrap();
+    assert_eq!(searched["transcript"], read["transcript"]);
+    let said = transcript.to_lowercase().contains('e');
+    assert_eq!(searched["hypothesis"], if said { "yes" } else { "no" });
+}
+
+#[test]
 fn answers_of_other_programs_are_scored_without_networks() {
     let place = Place::new();
     let row = r#"{"task": "translation", "set": "s", "reference": "der hund läuft im park", "hypothesis": "der hund läuft im park"}"#;

@@ -13,6 +13,10 @@ use crate::training::{Example, TrainingError, read_manifest};
 
 /// The task whose prompt asks for a transcript.
 pub const ASR: &str = "asr";
+/// The task whose answer is whether the field [`KEYWORD`] is said.
+pub const KEYWORD_SEARCH: &str = "keyword_search";
+/// The field that is searched for.
+pub const KEYWORD: &str = "keyword";
 
 /// A table of the report.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -61,6 +65,8 @@ pub enum Source {
     Transcript,
     /// What was said, as text, for the language model without adapter.
     Reference,
+    /// What the same model transcribed, searched for the keyword: no question but that for the transcript.
+    Search,
 }
 
 /// Which wording of a task's wish.
@@ -110,7 +116,7 @@ pub enum PromptChoice {
 pub struct Choices {
     /// Holds answers to the labels in force, where a task has some.
     pub constrained: bool,
-    /// The language model on transcripts and on reference texts.
+    /// The language model on transcripts and on reference texts; for keyword search, text search in transcripts.
     pub cascade: bool,
     /// Wordings against each other.
     pub prompts: Option<PromptChoice>,
@@ -138,6 +144,7 @@ impl Choices {
             for (name, source) in [
                 ("cascade: transcript → LLM", Source::Transcript),
                 ("oracle: reference text → LLM", Source::Reference),
+                ("search: keyword in transcript", Source::Search),
             ] {
                 systems.push(System {
                     source,
@@ -370,7 +377,11 @@ impl<'s> Plan<'s> {
             .filter_map(|name| tasks.get(name).ok())
             .map(|task| task.held_out_prompts.len())
             .max();
-        let systems = choices.systems(held_out.unwrap_or(0));
+        let mut systems = choices.systems(held_out.unwrap_or(0));
+        let mut examples = sets.iter().flat_map(|set| &set.examples);
+        if examples.all(|example| example.task != KEYWORD_SEARCH) {
+            systems.retain(|system| system.source != Source::Search);
+        }
         let mut plan = Self {
             systems,
             recordings: Vec::new(),
@@ -395,7 +406,11 @@ impl<'s> Plan<'s> {
                                 let Ok(asr) = transcription(tasks) else { continue };
                                 recording.transcript = Some(recording.question(Source::Audio, asr));
                             }
-                            let question = recording.question(system.source, ask);
+                            let source = match system.source {
+                                Source::Search => Source::Audio,
+                                source => source,
+                            };
+                            let question = recording.question(source, ask);
                             plan.wanted.push(Wanted {
                                 system: number,
                                 recording: at,
@@ -440,6 +455,12 @@ fn question(
     }
     if system.source == Source::Transcript {
         transcription(tasks)?;
+    }
+    if system.source == Source::Search {
+        return match filling.fields.contains_key(KEYWORD) && task.name == KEYWORD_SEARCH {
+            true => Ok((transcription(tasks)?, None)),
+            false => Err(No::NotConcerned("the task is not to find a keyword")),
+        };
     }
     if system.source == Source::Reference && example.text.is_none() {
         return Err(No::NotConcerned("the manifest has no `text`"));

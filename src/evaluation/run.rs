@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ASR, Plan, Source, Study, untaken};
+use super::plan::{ASR, KEYWORD, Plan, Source, Study, untaken};
 use crate::models::speech_llm::Learned;
+use crate::text::normalize::plain;
 use crate::training::evaluate::{Ask, EvaluateOptions, Reply, answer_recordings, answer_texts};
 use crate::training::manifest::json_lines;
 use crate::training::{Control, Example, Networks, TrainingError};
@@ -186,7 +187,7 @@ pub fn run(
     for (at, recording) in plan.recordings.iter().enumerate() {
         for (number, (source, ask)) in recording.questions.iter().enumerate() {
             let text = match source {
-                Source::Audio => None,
+                Source::Audio | Source::Search => None,
                 Source::Transcript => recording
                     .transcript
                     .and_then(|question| replies[at][question].as_ref())
@@ -247,8 +248,35 @@ pub fn run(
             row.hypothesis = parts.remove(&example.task).unwrap_or_default();
             row.transcript = parts.remove(ASR);
         }
+        if system.source == Source::Search {
+            let keyword = example.filling.fields.get(KEYWORD);
+            let found = keyword.is_some_and(|keyword| says(&reply.text, keyword));
+            row.hypothesis = if found { "yes" } else { "no" }.to_owned();
+            row.transcript = Some(reply.text.clone());
+            row.score = None;
+        }
         answered.rows.push(row);
     }
     answered.seconds = start.elapsed().as_secs_f64();
     Ok(answered)
+}
+
+/// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2) anywhere, so `art` is
+/// said in `party` too.
+fn says(transcript: &str, keyword: &str) -> bool {
+    let keyword = plain(keyword);
+    !keyword.is_empty() && plain(transcript).contains(&keyword)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::says;
+
+    #[test]
+    fn a_keyword_is_found_as_text_whatever_its_case_and_punctuation() {
+        assert!(says("At the party: New\nYork!", "new york"));
+        assert!(says("At the party", "Art"));
+        assert!(!says("At the party", "the art"));
+        assert!(!says("anything", "?"));
+    }
 }

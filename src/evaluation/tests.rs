@@ -149,6 +149,39 @@ fn a_row_that_cannot_be_asked_is_a_problem_and_the_others_are_asked() {
     assert!(!names(&plan, 2).is_empty());
 }
 
+#[test]
+fn a_keyword_is_also_searched_for_in_the_transcript() {
+    let mut row = example(1, "keyword_search", "yes");
+    let fields = [("keyword".to_owned(), "radio".to_owned())];
+    row.filling = Arc::new(Filling {
+        fields: fields.into(),
+        ..Filling::default()
+    });
+    let sets = set(vec![row, example(2, "asr", "hello")]);
+    let choices = Choices {
+        cascade: true,
+        ..Choices::default()
+    };
+
+    let plan = Plan::new(&sets, &tasks(), &choices);
+
+    let search = "search: keyword in transcript";
+    assert_eq!(
+        names(&plan, 0),
+        ["speech LLM", "cascade: transcript → LLM", search]
+    );
+    assert_eq!(names(&plan, 1), ["speech LLM"]);
+    // The transcript is asked for once, for both.
+    let recording = &plan.recordings[0];
+    assert_eq!(recording.questions.len(), 3);
+    let wanted = plan
+        .wanted
+        .iter()
+        .find(|wanted| plan.systems[wanted.system].name == search);
+    assert_eq!(wanted.map(|wanted| wanted.question), recording.transcript);
+    assert!(plan.problems.is_empty());
+}
+
 /// Answers of two systems to an intent task and of one to transcription.
 fn answered() -> Answered {
     let mut rows = Vec::new();

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use super::is_space;
+
 /// A class answer in the form in which it is compared.
 pub fn class_of(text: &str) -> String {
-    text.trim().to_lowercase()
+    text.trim_matches(is_space).to_lowercase()
 }
 
 /// How one class fared.

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +14,7 @@ use super::tally::{Formula, Tally};
 use super::{character_errors, overlap, word_errors};
 use crate::text::TaskMetric;
 use crate::text::answer::{AnswerFormat, ParsedAnswer, Slot};
-use crate::text::normalize::{EnglishNormalizer, plain};
+use crate::text::normalize::{english, plain};
 
 /// A score of answers against references. All are reported on the scale 0 to 100.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -189,9 +188,8 @@ impl Metric {
 
     /// A text in the spelling that this metric compares.
     pub fn spelling(self, text: &str) -> Cow<'_, str> {
-        static ENGLISH: LazyLock<EnglishNormalizer> = LazyLock::new(EnglishNormalizer::default);
         match self {
-            Self::Wer => Cow::Owned(ENGLISH.normalize(text)),
+            Self::Wer => Cow::Owned(english(text)),
             Self::WerPlain | Self::Cer | Self::TokenF1 => Cow::Owned(plain(text)),
             Self::Accuracy | Self::Uar | Self::MacroF1 => Cow::Owned(class_of(text)),
             _ => Cow::Borrowed(text),

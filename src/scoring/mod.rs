@@ -27,17 +27,10 @@ pub use errors::{EditErrors, character_errors, corpus_errors, word_errors};
 pub use metric::{Metric, Pair};
 pub use tally::{Comparison, Interval, Tally};
 
+use crate::text::normalize::{is_space, words};
+
 #[cfg(test)]
 mod tests;
-
-/// What Python's `str.split()` makes of a text: the white space of the Unicode property, and the four information separators.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(is_space).filter(|word| !word.is_empty())
-}
-
-fn is_space(character: char) -> bool {
-    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
-}
 
 /// F1 of counts: `2·hits / (answered + wanted)`; absent where nothing was wanted and nothing answered.
 fn f1(hits: f64, answered: f64, wanted: f64) -> Option<f64> {

@@ -11,13 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::f1;
+use super::{f1, is_space};
 use crate::text::normalize::plain;
 
 /// The keywords of an answer.
 pub fn keywords(text: &str) -> BTreeSet<String> {
     text.split(',')
-        .map(|keyword| keyword.trim().to_lowercase())
+        .map(|keyword| keyword.trim_matches(is_space).to_lowercase())
         .filter(|keyword| !keyword.is_empty())
         .collect()
 }

@@ -3,264 +3,174 @@
 //! Digit words in a row are read as they are said (`one oh one` is `101`), years as years (`nineteen ninety nine`
 //! is `1999`), ordinals and decades keep their endings (`21st`, `1960s`).
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use regex::{Captures, Regex};
+use regex::Captures;
 
-/// Larger numbers stay text: enough for a decillion.
-type Integer = u128;
+use super::number_words::{ROLES, Role};
+use super::pattern::{Pattern, digit};
+use super::words;
 
-const ONES: [&str; 19] = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-];
-const TENS: [&str; 8] = [
-    "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-];
-/// Each a thousand times the one before.
-const GROUPS: [&str; 11] = [
-    "thousand",
-    "million",
-    "billion",
-    "trillion",
-    "quadrillion",
-    "quintillion",
-    "sextillion",
-    "septillion",
-    "octillion",
-    "nonillion",
-    "decillion",
-];
-
-/// What a word does.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Role {
-    Zero,
-    Ones(Integer),
-    Tens(Integer),
-    Multiplier(Integer),
-    OnesEnding(Integer, &'static str),
-    TensEnding(Integer, &'static str),
-    MultiplierEnding(Integer, &'static str),
-    /// Stands before a number.
-    Sign(&'static str),
-    /// Stands behind a number and is written before it.
-    Currency(&'static str),
-    Per,
-    Percent,
-    And,
-    /// Says the next digit this many times.
-    Repeat(usize),
-    Point,
-}
-
-impl Role {
-    fn is_decimal(self) -> bool {
-        matches!(self, Role::Zero | Role::Ones(_) | Role::Tens(_))
-    }
-}
+/// Longer ones are no numbers, as in the reference.
+const DIGITS_MAX: usize = 4300;
 
 /// The number being read.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
-    Integer(Integer),
+    /// A number, in decimal digits without zeros in front.
+    Integer(String),
     /// Digits as they were said, perhaps with points.
     Text(String),
 }
 
 impl Value {
-    fn text(&self) -> String {
+    fn number(value: u8) -> Self {
+        Value::Integer(value.to_string())
+    }
+
+    fn text(self) -> String {
         match self {
-            Value::Integer(value) => value.to_string(),
-            Value::Text(text) => text.clone(),
+            Value::Integer(text) | Value::Text(text) => text,
         }
     }
 
-    /// `value or ""` of the reference: the integer 0 counts as nothing.
-    fn text_or_empty(value: Option<&Self>) -> String {
+    /// What more digits are written behind: the integer 0 counts as nothing, as in the reference.
+    fn text_or_empty(value: Option<Self>) -> String {
         match value {
-            None | Some(Value::Integer(0)) => String::new(),
+            None => String::new(),
+            Some(Value::Integer(digits)) if digits == "0" => String::new(),
             Some(value) => value.text(),
         }
     }
 
-    /// The value times `factor`, if that is an integer (and one that fits).
-    fn times(&self, factor: Integer) -> Option<Integer> {
-        let text = match self {
-            Value::Integer(value) => return value.checked_mul(factor),
-            Value::Text(text) => text,
-        };
-        let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-        let digits = format!("{whole}{decimals}");
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
+    /// Adds a number where there are zeros for its digits, else writes them behind.
+    fn join(self, number: u8) -> Self {
+        let number = number.to_string();
+        match self {
+            Value::Integer(digits) if digits == "0" => Value::Integer(number),
+            Value::Integer(mut digits) if digits.ends_with(&"00"[..number.len()]) => {
+                digits.truncate(digits.len() - number.len());
+                Value::Integer(digits + &number)
+            }
+            value => Value::Text(value.text() + &number),
         }
-        let product = digits.parse::<Integer>().ok()?.checked_mul(factor)?;
-        let divisor = Integer::checked_pow(10, decimals.len() as u32)?;
-        (product % divisor == 0).then(|| product / divisor)
+    }
+
+    /// One to nineteen behind this value, whose last word is `before`.
+    fn join_ones(self, before: Option<Role>, ones: u8) -> Self {
+        if matches!(self, Value::Integer(_)) && !matches!(before, Some(Role::Ones(_))) {
+            return self.join(ones);
+        }
+        let mut text = self.text();
+        if matches!(before, Some(Role::Tens(_))) && ones < 10 {
+            text.pop(); // the zero of the tens
+        }
+        Value::Text(text + &ones.to_string())
     }
 }
 
-/// Turns spoken numbers into digits.
-#[derive(Clone, Debug)]
-pub(super) struct NumberNormalizer {
-    roles: HashMap<String, Role>,
+/// A decimal number with so many zeros more, if that is an integer.
+fn shift(text: &str, zeros: usize) -> Option<String> {
+    if text.len() > DIGITS_MAX {
+        return None;
+    }
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let digits: Option<Vec<u8>> = whole.chars().chain(decimals.chars()).map(digit).collect();
+    let mut digits = digits.filter(|digits| !digits.is_empty())?;
+    let end = whole.chars().count() + zeros;
+    if digits.iter().skip(end).any(|digit| *digit != 0) {
+        return None;
+    }
+    digits.resize(end, 0);
+    Some(written(digits.into_iter()))
 }
 
-static HALF: LazyLock<Regex> = LazyLock::new(|| regex(r"\band\s+a\s+half\b"));
-static LETTER_DIGIT: LazyLock<Regex> = LazyLock::new(|| regex(r"([a-z])([0-9])"));
-static DIGIT_LETTER: LazyLock<Regex> = LazyLock::new(|| regex(r"([0-9])([a-z])"));
-static ENDING: LazyLock<Regex> = LazyLock::new(|| regex(r"([0-9])\s+(st|nd|rd|th|s)\b"));
-static NUMBER: LazyLock<Regex> = LazyLock::new(|| regex(r"^[0-9]+(\.[0-9]+)?$"));
-static CENTS: LazyLock<Regex> = LazyLock::new(|| regex(r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b"));
-static CENTS_ONLY: LazyLock<Regex> = LazyLock::new(|| regex(r"[€£$]0.([0-9]{1,2})\b"));
-static ONE: LazyLock<Regex> = LazyLock::new(|| regex(r"\b1(s?)\b"));
-
-fn regex(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("the patterns here are well formed")
+/// Digits as text, without zeros in front.
+fn written(digits: impl Iterator<Item = u8>) -> String {
+    let text: String = digits
+        .skip_while(|digit| *digit == 0)
+        .map(|digit| char::from(b'0' + digit))
+        .collect();
+    if text.is_empty() { "0".to_owned() } else { text }
 }
+
+/// `two hundred five thousand`: only what stands behind the last full thousand gets the zeros.
+fn shift_last_group(digits: &str, zeros: usize) -> String {
+    let (thousands, rest) = digits.split_at(digits.len().saturating_sub(3));
+    let backwards = |digits: &str, zeros| {
+        let digits = digits.bytes().rev().map(|digit| digit - b'0');
+        std::iter::repeat_n(0, zeros).chain(digits).collect::<Vec<u8>>()
+    };
+    let (one, other) = (backwards(thousands, 3), backwards(rest, zeros));
+    let mut carry = 0;
+    let mut sum = Vec::with_capacity(one.len().max(other.len()) + 1);
+    for at in 0..=one.len().max(other.len()) {
+        carry += one.get(at).unwrap_or(&0) + other.get(at).unwrap_or(&0);
+        sum.push(carry % 10);
+        carry /= 10;
+    }
+    written(sum.into_iter().rev())
+}
+
+static HALF: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"\band\s+a\s+half\b"));
+static LETTER_DIGIT: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"([a-z])([0-9])"));
+static DIGIT_LETTER: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"([0-9])([a-z])"));
+static ENDING: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"([0-9])\s+(st|nd|rd|th|s)\b"));
+static NUMBER: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"^\d+(\.\d+)?$"));
+static CENTS: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b"));
+static CENTS_ONLY: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"[€£$]0.([0-9]{1,2})\b"));
+static ONE: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"\b1(s?)\b"));
 
 fn two_digits(text: &str) -> u32 {
     text.parse().expect("the pattern admits one or two digits")
 }
 
-impl NumberNormalizer {
-    pub(super) fn new() -> Self {
-        let mut roles = HashMap::new();
-        for zero in ["o", "oh", "zero"] {
-            roles.insert(zero.to_owned(), Role::Zero);
-        }
-        roles.insert("zeroth".to_owned(), Role::OnesEnding(0, "th"));
-        for (value, name) in (1..).zip(ONES) {
-            roles.insert(name.to_owned(), Role::Ones(value));
-            let plural = if name == "six" {
-                "sixes".to_owned()
-            } else {
-                format!("{name}s")
-            };
-            roles.insert(plural, Role::OnesEnding(value, "s"));
-            let (ordinal, ending) = match value {
-                1 => ("first".to_owned(), "st"),
-                2 => ("second".to_owned(), "nd"),
-                3 => ("third".to_owned(), "rd"),
-                5 => ("fifth".to_owned(), "th"),
-                12 => ("twelfth".to_owned(), "th"),
-                // As in the reference, `ninth` is not among them: both sides of a comparison keep the word.
-                _ if name.ends_with('t') => (format!("{name}h"), "th"),
-                _ => (format!("{name}th"), "th"),
-            };
-            roles.insert(ordinal, Role::OnesEnding(value, ending));
-        }
-        for (value, name) in (2..).zip(TENS) {
-            let value = 10 * value;
-            let stem = name.strip_suffix('y').unwrap_or(name);
-            roles.insert(name.to_owned(), Role::Tens(value));
-            roles.insert(format!("{stem}ies"), Role::TensEnding(value, "s"));
-            roles.insert(format!("{stem}ieth"), Role::TensEnding(value, "th"));
-        }
-        let thousands = (1..)
-            .zip(GROUPS)
-            .map(|(power, name)| (name, Integer::pow(1000, power)));
-        for (name, value) in std::iter::once(("hundred", 100)).chain(thousands) {
-            roles.insert(name.to_owned(), Role::Multiplier(value));
-            roles.insert(format!("{name}s"), Role::MultiplierEnding(value, "s"));
-            roles.insert(format!("{name}th"), Role::MultiplierEnding(value, "th"));
-        }
-        for (name, role) in [
-            ("minus", Role::Sign("-")),
-            ("negative", Role::Sign("-")),
-            ("plus", Role::Sign("+")),
-            ("positive", Role::Sign("+")),
-            ("pound", Role::Currency("£")),
-            ("pounds", Role::Currency("£")),
-            ("euro", Role::Currency("€")),
-            ("euros", Role::Currency("€")),
-            ("dollar", Role::Currency("$")),
-            ("dollars", Role::Currency("$")),
-            ("cent", Role::Currency("¢")),
-            ("cents", Role::Currency("¢")),
-            ("per", Role::Per),
-            ("percent", Role::Percent),
-            ("and", Role::And),
-            ("double", Role::Repeat(2)),
-            ("triple", Role::Repeat(3)),
-            ("point", Role::Point),
-        ] {
-            roles.insert(name.to_owned(), role);
-        }
-        Self { roles }
-    }
+/// Lower-case text with its numbers in digits.
+pub(super) fn normalize(text: String) -> String {
+    let text = before(text);
+    let words: Vec<&str> = words(&text).collect();
+    let mut reader = Reader {
+        words: &words,
+        prefix: None,
+        value: None,
+        out: Vec::new(),
+    };
+    reader.read();
+    after(reader.out.join(" "))
+}
 
-    /// Lower-case text with its numbers in digits.
-    pub(super) fn normalize(&self, text: &str) -> String {
-        let text = self.before(text);
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let mut reader = Reader {
-            roles: &self.roles,
-            words: &words,
-            prefix: None,
-            value: None,
-            out: Vec::new(),
+/// `and a half` becomes `point five` behind a number; digits and letters part, but for endings.
+fn before(text: String) -> String {
+    let segments = HALF.split(&text);
+    let mut parts = Vec::new();
+    for (index, segment) in segments.iter().enumerate() {
+        let Some(last_word) = words(segment).last() else {
+            continue;
         };
-        reader.read();
-        after(&reader.out.join(" "))
-    }
-
-    /// `and a half` becomes `point five` behind a number; digits and letters part, but for endings.
-    fn before(&self, text: &str) -> String {
-        let segments: Vec<&str> = HALF.split(text).collect();
-        let mut parts = Vec::new();
-        for (index, segment) in segments.iter().enumerate() {
-            let Some(last_word) = segment.split_whitespace().last() else {
-                continue;
-            };
-            parts.push(*segment);
-            if index + 1 < segments.len() {
-                let role = self.roles.get(last_word);
-                let number =
-                    role.is_some_and(|role| role.is_decimal() || matches!(role, Role::Multiplier(_)));
-                parts.push(if number { "point five" } else { "and a half" });
-            }
+        parts.push(*segment);
+        if index + 1 < segments.len() {
+            let role = ROLES.get(last_word);
+            let number = role.is_some_and(|role| role.is_decimal() || matches!(role, Role::Multiplier(_)));
+            parts.push(if number { "point five" } else { "and a half" });
         }
-        let text = parts.join(" ");
-        let text = LETTER_DIGIT.replace_all(&text, "${1} ${2}");
-        let text = DIGIT_LETTER.replace_all(&text, "${1} ${2}");
-        ENDING.replace_all(&text, "${1}${2}").into_owned()
     }
+    let text = parts.join(" ");
+    let text = LETTER_DIGIT.replace_all(text, "${1} ${2}");
+    let text = DIGIT_LETTER.replace_all(text, "${1} ${2}");
+    ENDING.replace_all(text, "${1}${2}")
 }
 
 /// `$2 and ¢7` becomes `$2.07`, `$0.50` becomes `¢50`, and a lone 1 is written out.
-fn after(text: &str) -> String {
+fn after(text: String) -> String {
     let text = CENTS.replace_all(text, |found: &Captures<'_>| {
         format!("{}{}.{:02}", &found[1], &found[2], two_digits(&found[3]))
     });
-    let text = CENTS_ONLY.replace_all(&text, |found: &Captures<'_>| {
-        format!("¢{}", two_digits(&found[1]))
-    });
-    ONE.replace_all(&text, "one${1}").into_owned()
+    let text = CENTS_ONLY.replace_all(text, |found: &Captures<'_>| format!("¢{}", two_digits(&found[1])));
+    ONE.replace_all(text, "one${1}")
 }
 
 /// Goes through the words once.
 struct Reader<'a> {
-    roles: &'a HashMap<String, Role>,
     words: &'a [&'a str],
     prefix: Option<String>,
     value: Option<Value>,
@@ -269,19 +179,23 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn role(&self, index: Option<usize>) -> Option<Role> {
-        self.roles.get(*self.words.get(index?)?).copied()
+        ROLES.get(*self.words.get(index?)?).copied()
     }
 
     /// Writes a word or a number, with the prefix that waits for it; the number being read is over.
-    fn put(&mut self, text: &str) {
-        self.out.push(self.prefix.take().unwrap_or_default() + text);
+    fn put(&mut self, text: impl Into<String> + AsRef<str>) {
+        let text = match self.prefix.take() {
+            Some(prefix) => prefix + text.as_ref(),
+            None => text.into(),
+        };
+        self.out.push(text);
         self.value = None;
     }
 
     /// Writes the number being read, if there is one.
     fn flush(&mut self) {
         if let Some(value) = self.value.take() {
-            self.put(&value.text());
+            self.put(value.text());
         }
     }
 
@@ -316,37 +230,40 @@ impl Reader<'_> {
         };
         match role {
             Role::Zero => {
-                let text = Value::text_or_empty(self.value.as_ref()) + "0";
+                let text = Value::text_or_empty(self.value.take()) + "0";
                 self.value = Some(Value::Text(text));
             }
             Role::Ones(ones) => {
                 self.value = Some(match self.value.take() {
-                    None => Value::Integer(ones),
-                    Some(value) => join_ones(&value, before, ones),
+                    None => Value::number(ones),
+                    Some(value) => value.join_ones(before, ones),
                 });
             }
             Role::OnesEnding(ones, ending) => {
                 let value = match self.value.take() {
-                    None => Value::Integer(ones),
-                    Some(value) => join_ones(&value, before, ones),
+                    None => Value::number(ones),
+                    Some(value) => value.join_ones(before, ones),
                 };
-                self.put(&(value.text() + ending));
+                self.put(value.text() + ending);
             }
             Role::Tens(tens) => {
                 self.value = Some(match self.value.take() {
-                    None => Value::Integer(tens),
-                    Some(value) => join(&value, tens, 100),
+                    None => Value::number(tens),
+                    Some(value) => value.join(tens),
                 });
             }
             Role::TensEnding(tens, ending) => {
                 let value = match self.value.take() {
-                    None => Value::Integer(tens),
-                    Some(value) => join(&value, tens, 100),
+                    None => Value::number(tens),
+                    Some(value) => value.join(tens),
                 };
-                self.put(&(value.text() + ending));
+                self.put(value.text() + ending);
             }
-            Role::Multiplier(factor) => self.multiply(factor),
-            Role::MultiplierEnding(factor, ending) => self.multiply_and_end(factor, ending),
+            Role::Multiplier(zeros) => self.value = Some(Value::Integer(self.multiply(zeros))),
+            Role::MultiplierEnding(zeros, ending) => {
+                let product = self.multiply(zeros);
+                self.put(product + ending);
+            }
             Role::Sign(sign) => {
                 self.flush();
                 if after.is_some() || number_follows {
@@ -385,13 +302,13 @@ impl Reader<'_> {
                         return 0;
                     }
                 };
-                let text = Value::text_or_empty(self.value.as_ref()) + &digit.to_string().repeat(times);
+                let text = Value::text_or_empty(self.value.take()) + &digit.to_string().repeat(times);
                 self.value = Some(Value::Text(text));
                 return 1;
             }
             Role::Point => {
                 if number_follows || after.is_some_and(Role::is_decimal) {
-                    let text = Value::text_or_empty(self.value.as_ref()) + ".";
+                    let text = Value::text_or_empty(self.value.take()) + ".";
                     self.value = Some(Value::Text(text));
                 }
             }
@@ -406,42 +323,32 @@ impl Reader<'_> {
                 self.value = Some(Value::Text(text + current));
                 return;
             }
-            Some(value) => self.put(&value.text()),
+            Some(value) => self.put(value.text()),
             None => {}
         }
         if let Some(sign) = sign {
             self.prefix = Some(sign.to_string());
         }
-        let text = Value::Text(digits.to_owned());
-        self.value = Some(text.times(1).map_or(text, Value::Integer));
+        self.value = Some(match shift(digits, 0) {
+            Some(integer) => Value::Integer(integer),
+            None => Value::Text(digits.to_owned()),
+        });
     }
 
-    fn multiply(&mut self, factor: Integer) {
-        let value = match self.value.take() {
-            None => Some(factor),
-            Some(Value::Integer(value)) if value != 0 => multiply_last_group(value, factor),
-            Some(value) => match value.times(factor) {
-                Some(product) => Some(product),
-                None => {
-                    self.put(&value.text());
-                    Some(factor)
-                }
-            },
-        };
-        // A product that does not fit any number anybody says starts anew.
-        self.value = Some(Value::Integer(value.unwrap_or(factor)));
-    }
-
-    fn multiply_and_end(&mut self, factor: Integer, ending: &str) {
+    /// Gives the number being read so many zeros; one that cannot be multiplied is over.
+    fn multiply(&mut self, zeros: usize) -> String {
         let product = match self.value.take() {
-            None => factor,
-            Some(Value::Integer(value)) => multiply_last_group(value, factor).unwrap_or(factor),
-            Some(value) => value.times(factor).unwrap_or_else(|| {
-                self.put(&value.text());
-                factor
-            }),
+            None => None,
+            Some(Value::Integer(digits)) => Some(shift_last_group(&digits, zeros)),
+            Some(Value::Text(text)) => {
+                let product = shift(&text, zeros);
+                if product.is_none() {
+                    self.put(text);
+                }
+                product
+            }
         };
-        self.put(&format!("{product}{ending}"));
+        product.unwrap_or_else(|| format!("1{:0<zeros$}", ""))
     }
 
     fn percent(&mut self, index: usize, role: Role, current: &str) -> usize {
@@ -452,51 +359,18 @@ impl Reader<'_> {
         let cent_follows = self.words.get(index + 1) == Some(&"cent");
         match role {
             Role::Per if !cent_follows => {
-                self.put(&value.text());
+                self.put(value.text());
                 self.put(current);
                 0
             }
             Role::Per => {
-                self.put(&(value.text() + "%"));
+                self.put(value.text() + "%");
                 1
             }
             _ => {
-                self.put(&(value.text() + "%"));
+                self.put(value.text() + "%");
                 0
             }
         }
-    }
-}
-
-/// `two hundred five thousand`: only what stands behind the last full group is multiplied.
-fn multiply_last_group(value: Integer, factor: Integer) -> Option<Integer> {
-    let residual = value % 1000;
-    residual.checked_mul(factor)?.checked_add(value - residual)
-}
-
-/// One to nineteen behind a number.
-fn join_ones(value: &Value, before: Option<Role>, ones: Integer) -> Value {
-    match value {
-        Value::Integer(_) if !matches!(before, Some(Role::Ones(_))) => {
-            join(value, ones, if ones < 10 { 10 } else { 100 })
-        }
-        _ => {
-            let mut text = value.text();
-            if matches!(before, Some(Role::Tens(_))) && ones < 10 {
-                text.pop(); // the zero of the tens
-            }
-            Value::Text(text + &ones.to_string())
-        }
-    }
-}
-
-/// Adds where there is room for it, else writes the digits behind one another.
-fn join(value: &Value, number: Integer, room: Integer) -> Value {
-    match value {
-        Value::Integer(value) if value % room == 0 => match value.checked_add(number) {
-            Some(sum) => Value::Integer(sum),
-            None => Value::Text(format!("{value}{number}")),
-        },
-        value => Value::Text(value.text() + &number.to_string()),
     }
 }

@@ -1,13 +1,15 @@
 //! Normalisation: what two spellings of one sentence have in common, so that a score counts words and not
 //! punctuation.
 //!
-//! [`plain`] is for every language; [`EnglishNormalizer`] also unifies English contractions, numbers and spelling,
+//! [`plain`] is for every language; [`english()`] also unifies English contractions, numbers and spelling,
 //! as published English word error rates do.
 
 mod english;
 mod english_numbers;
+mod number_words;
+mod pattern;
 
-pub use english::EnglishNormalizer;
+pub use english::english;
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
@@ -26,6 +28,15 @@ pub fn plain(text: &str) -> String {
         }
     }
     out.trim().to_owned()
+}
+
+/// What Python's `str.split()` makes of a text: the white space of the Unicode property, and the four information separators.
+pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(is_space).filter(|word| !word.is_empty())
+}
+
+pub(crate) fn is_space(character: char) -> bool {
+    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
 #[cfg(test)]
