@@ -211,6 +211,11 @@ impl<K> Responder<K> {
         self.decoder.active()
     }
 
+    /// The answers under way as they stand; of a beam search, the best one.
+    pub fn so_far(&self) -> impl Iterator<Item = (&K, Decoded)> {
+        self.decoder.so_far()
+    }
+
     /// Gives every answer under way up.
     pub fn clear(&mut self) -> Vec<K> {
         self.decoder.clear()

@@ -235,6 +235,24 @@ impl<K> SlotDecoder<K> {
         self.answers.iter_mut().map(|answer| &mut answer.key)
     }
 
+    /// The answers under way as they stand; of a beam search, the best one.
+    pub fn so_far(&self) -> impl Iterator<Item = (&K, Decoded)> {
+        self.answers.iter().filter_map(|answer| {
+            let so_far = match &answer.search {
+                Search::One { out, .. } => out.clone(),
+                Search::Beams { beams, .. } => {
+                    let best = beams.live().first()?;
+                    Decoded {
+                        ids: best.ids.clone(),
+                        log_probs: best.log_probs.clone(),
+                        ..Decoded::default()
+                    }
+                }
+            };
+            Some((&answer.key, so_far))
+        })
+    }
+
     /// Keys of the low-rank parts that answers under way are pinned to.
     pub fn loras(&self) -> impl Iterator<Item = u64> {
         self.answers.iter().filter_map(|answer| answer.prompt.lora)
