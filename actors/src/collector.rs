@@ -16,13 +16,13 @@ use speechverse::store::{Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Label, LabelledAudio};
-use speechverse::wire::request::RequestLimits;
+use speechverse::wire::request::{Instructions, RequestLimits};
 use speechverse::wire::{Receipt, Record};
 use tracing::{debug, error, info};
 
 use crate::inbox::{Arrival, Inbox};
-use crate::ingest::{TaskInstructions, reason_of};
-use crate::messages::{PublishDeadLetter, UtteranceAdmitted};
+use crate::ingest::reason_of;
+use crate::messages::{InHand, LostAndFound, PublishDeadLetter, UtteranceAdmitted};
 
 /// Task of a sample that names none.
 pub const DEFAULT_TASK: &str = "asr";
@@ -41,7 +41,9 @@ pub struct CollectorArgs {
     /// What a record may be.
     pub limits: RequestLimits,
     /// Instructions of samples that have none of their own.
-    pub instructions: TaskInstructions,
+    pub instructions: Arc<dyn Instructions + Send + Sync>,
+    /// Where records go that it was at when it failed.
+    pub lost: LostAndFound,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
     /// Takes what cannot be kept.
@@ -96,9 +98,11 @@ impl Message<UtteranceAdmitted> for SampleCollector {
 
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
-        let sample = Label::parse(&record, &self.args.limits, &self.args.instructions)
+        let record = InHand::new(record, Stage::Collect, self.args.lost.clone());
+        let sample = Label::parse(&record, &self.args.limits, &*self.args.instructions)
             .and_then(|label| self.sample(label, &record.receipt));
         let outcome = sample.and_then(|sample| self.put(&sample));
+        let record = record.settle();
         match outcome {
             Ok(()) => {
                 self.args.ledger.release(&record.receipt);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kameo::error::Infallible;
+use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::trainer::TrainerConfig;
@@ -17,12 +17,13 @@ use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::control::Command;
+use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::event::{Event, Happening};
 use tracing::{error, info};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
-use crate::messages::{PublishDeadLetter, PublishEvent, StartCycle};
+use crate::messages::{InHand, LostAndFound, PublishDeadLetter, PublishEvent, StartCycle};
 
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
@@ -34,6 +35,8 @@ pub struct ControllerArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub ledger: Ledger,
+    /// Where orders go that it was at when it failed.
+    pub lost: LostAndFound,
     /// When to train by oneself.
     pub config: TrainerConfig,
     /// Versions to promote and to roll back to.
@@ -60,6 +63,8 @@ pub struct Controller {
     inbox: Inbox,
     samples_at_last_cycle: usize,
     last_cycle: Instant,
+    /// Why the schedule could not start a cycle, told once.
+    told: Option<String>,
 }
 
 impl Actor for Controller {
@@ -70,6 +75,7 @@ impl Actor for Controller {
         Ok(Self {
             samples_at_last_cycle: args.store.len(),
             last_cycle: Instant::now(),
+            told: None,
             inbox: Inbox::new("orders", args.events.clone(), Some(LOOK_AT_SCHEDULE)),
             args,
         })
@@ -94,15 +100,16 @@ impl Actor for Controller {
 
 impl Controller {
     async fn obey(&mut self, record: Record) {
+        let record = InHand::new(record, Stage::Control, self.args.lost.clone());
         match Command::parse(&record) {
             Ok(command) => {
                 let receipt = &record.receipt;
                 let id = format!("run-{}-{}-{}", receipt.topic, receipt.partition, receipt.offset);
                 self.carry_out(command, &id).await;
-                self.args.ledger.release(receipt);
+                self.args.ledger.release(&record.settle().receipt);
             }
             Err(rejection) => {
-                let letter = PublishDeadLetter::at_the_door(record, rejection);
+                let letter = PublishDeadLetter::at_the_door(record.settle(), rejection);
                 if let Err(error) = self.args.dead_letters.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
@@ -170,13 +177,20 @@ impl Controller {
             .trainer
             .tell(order)
             .try_send()
-            .map_err(|_| "a cycle is running and another one is waiting already".to_owned())?;
+            .map_err(|error| match error {
+                SendError::MailboxFull(_) => {
+                    "a cycle is running and another one is waiting already".to_owned()
+                }
+                _ => "the trainer is not running: its log says why".to_owned(),
+            })?;
+        self.told = None;
         self.samples_at_last_cycle = self.args.store.len();
         self.last_cycle = Instant::now();
         Ok(())
     }
 
-    /// Starts a cycle when enough is new, or enough time has passed with anything new.
+    /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be, it says why
+    /// once, and looks again.
     async fn follow_schedule(&mut self) {
         let config = &self.args.config;
         if !config.enabled || self.args.store.len() < config.samples_min {
@@ -195,7 +209,10 @@ impl Controller {
         } else {
             "schedule".to_owned()
         };
-        if let Err(reason) = self.start_cycle(&run, &trigger) {
+        if let Err(reason) = self.start_cycle(&run, &trigger)
+            && self.told.as_ref() != Some(&reason)
+        {
+            self.told = Some(reason.clone());
             self.refuse(&run, "retrain", reason).await;
         }
     }

@@ -1,6 +1,6 @@
 //! `Decoder`: features become text, through the adapter and the LLM.
 //!
-//! Receives [`DecodeUtterance`], sends [`PublishAnswer`]. Blocks on the device, so it lives in its own thread. Answers
+//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it lives in its own thread. Answers
 //! are generated side by side in slots: between two steps, new utterances join and finished ones leave, so a short
 //! answer never waits for a long one. While every slot is taken the mailbox fills, which holds the encoder back.
 
@@ -21,7 +21,7 @@ use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
 
-use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, Ticket};
+use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, Ticket};
 
 /// Makes the language model with its tokenizer and prompt layout, again after a restart.
 pub type BuildResponder = Arc<dyn Fn() -> Result<Responder<Active>, SpeechLlmError> + Send + Sync>;
@@ -35,6 +35,8 @@ pub struct DecoderArgs {
     pub build: BuildResponder,
     /// Takes answers.
     pub publisher: Recipient<PublishAnswer>,
+    /// Takes answers so far.
+    pub partials: Recipient<PublishPartial>,
     /// Takes what cannot be answered.
     pub dead_letters: Recipient<PublishDeadLetter>,
 }
@@ -194,7 +196,10 @@ impl Decoder {
         let stepped = std::panic::catch_unwind(AssertUnwindSafe(|| self.responder.step()))
             .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
         match stepped {
-            Ok(finished) => self.finish(finished).await,
+            Ok(finished) => {
+                self.finish(finished).await;
+                self.tell_partials();
+            }
             Err(error) => {
                 error!(%error, answers = self.responder.used(), "a decoding step failed, its answers are given up");
                 let error = SpeechLlmError::from(error);
@@ -204,6 +209,42 @@ impl Decoder {
             }
         }
         metrics::decoder_slots(self.responder.used());
+    }
+
+    /// Tells how far the answers are whose requests want to know, whenever so many tokens have been added. A text so far is
+    /// always one of a multiple of these, so its sequence number names it, also when it is told again after a crash.
+    fn tell_partials(&self) {
+        let every = self.args.config.partial_tokens;
+        for (active, decoded) in self.responder.so_far() {
+            let ticket = &active.ticket;
+            if !ticket.request.partials || !decoded.ids.len().is_multiple_of(every) {
+                continue;
+            }
+            let Ok(text) = self.responder.text(&decoded) else {
+                continue;
+            };
+            // A character that is not complete yet.
+            let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+            let number = (decoded.ids.len() / every - 1) as u64;
+            let whole = self.answer(ticket, active.version.clone(), &decoded, text);
+            let generated = active.started.elapsed().as_secs_f64() * 1e3 - ticket.times.prefill_ms;
+            let answer = Answer {
+                id: Answer::id_of(&ticket.request.id, AnswerKind::Partial, number),
+                kind: AnswerKind::Partial,
+                flags: Vec::new(),
+                timing_ms: Timing {
+                    generate: generated.max(0.0),
+                    ..whole.timing_ms
+                },
+                ..whole
+            };
+            let partial = PublishPartial {
+                answer,
+                key: ticket.record.key.clone(),
+                trace: ticket.request.trace.clone(),
+            };
+            let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+        }
     }
 
     /// Turns complete answers into result records.
@@ -234,6 +275,8 @@ impl Decoder {
         let label = decoded
             .label
             .and_then(|index| request.shape.as_ref()?.choice()?.get(index).cloned());
+        let mut flags = flags(decoded, &text, self.args.config.low_confidence_below);
+        flags.extend(ticket.no_speech.then_some(Flag::NoSpeech));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -242,7 +285,7 @@ impl Decoder {
             kind: AnswerKind::Final,
             task: request.task.clone(),
             instruction: request.instruction.clone(),
-            flags: flags(decoded, &text, self.args.config.low_confidence_below),
+            flags,
             text,
             label,
             fields,

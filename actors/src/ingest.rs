@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::audio::{AudioError, AudioLimits, Waveform, decode};
+use speechverse::audio::{AudioError, AudioLimits, Waveform, decode, loudest_frame_dbfs};
 use speechverse::kafka::{Budget, Ledger, SourceEvent};
 use speechverse::telemetry::metrics;
 use speechverse::text::{Asked, Filling, TaskTable, TextError};
@@ -22,7 +22,7 @@ use tracing::{debug, error, warn};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
-use crate::messages::{EncodeUtterance, LostAndFound, PublishDeadLetter, Ticket, UtteranceAdmitted};
+use crate::messages::{EncodeUtterance, InHand, LostAndFound, PublishDeadLetter, Ticket, UtteranceAdmitted};
 use crate::streams::{Assembled, Streams};
 
 /// How often unfinished streams are looked at.
@@ -59,7 +59,9 @@ pub struct IngestArgs {
     /// What a request may be.
     pub limits: RequestLimits,
     /// What to do when a request does not say.
-    pub instructions: TaskInstructions,
+    pub instructions: Arc<dyn Instructions + Send + Sync>,
+    /// Sound whose loudest 30 ms are below this gets the flag `no_speech`, dB below full scale.
+    pub no_speech_below_dbfs: f64,
     /// The version to pin to.
     pub adapter: CurrentAdapter,
     /// Where forgotten tickets go.
@@ -135,22 +137,31 @@ impl Drop for AudioIngest {
 impl AudioIngest {
     async fn admit(&mut self, record: Record) {
         metrics::request_received();
-        let request = match Request::parse(&record, &self.args.limits, &self.args.instructions) {
+        let record = self.in_hand(record);
+        let request = match Request::parse(&record, &self.args.limits, &*self.args.instructions) {
             Ok(request) => request,
-            Err(rejection) => return self.refuse(record, rejection).await,
+            Err(rejection) => return self.refuse(record.settle(), rejection).await,
         };
         if request.chunk.is_none() {
             return self.answer(record, request, Vec::new()).await;
         }
-        match self.streams.take(record, request) {
+        match self.streams.take(record.settle(), request) {
             Assembled::Waiting => {}
-            Assembled::Whole(whole) => self.answer(whole.record, whole.request, whole.earlier).await,
+            Assembled::Whole(whole) => {
+                let record = self.in_hand(whole.record);
+                let earlier = whole.earlier.into_iter().map(|record| self.in_hand(record));
+                self.answer(record, whole.request, earlier.collect()).await;
+            }
             Assembled::Broken(records, rejection) => {
                 for record in records {
                     self.refuse(record, rejection.clone()).await;
                 }
             }
         }
+    }
+
+    fn in_hand(&self, record: Record) -> InHand {
+        InHand::new(record, Stage::Ingest, self.args.lost.clone())
     }
 
     async fn give_up_old_streams(&mut self) {
@@ -162,28 +173,34 @@ impl AudioIngest {
     }
 
     /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
-    async fn answer(&self, record: Record, request: Request, earlier: Vec<Record>) {
+    async fn answer(&self, record: InHand, request: Request, earlier: Vec<InHand>) {
         let started = Instant::now();
         if !self.args.ledger.is_current(&record.receipt) {
             debug!(receipt = ?record.receipt, "a record of a revoked partition, it is another process's business");
+            earlier.into_iter().chain([record]).for_each(|record| {
+                record.settle();
+            });
             return;
         }
         let waveform = match self.decode(&request) {
             Ok(waveform) => waveform,
             Err(rejection) => {
                 for record in earlier.into_iter().chain([record]) {
-                    self.refuse(record, rejection.clone()).await;
+                    self.refuse(record.settle(), rejection.clone()).await;
                 }
                 return;
             }
         };
+        let no_speech = loudest_frame_dbfs(&waveform.samples) < self.args.no_speech_below_dbfs;
         let seconds = waveform.seconds();
         metrics::utterance_admitted(seconds);
         let budget: &Budget = self.args.ledger.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let receipt = record.receipt.clone();
-        let mut ticket = Ticket::new(record, request, seconds, self.args.lost.clone());
-        ticket.hold(held, earlier.into_iter().map(|record| record.receipt).collect());
+        let mut ticket = Ticket::new(record.settle(), request, seconds, self.args.lost.clone());
+        let earlier = earlier.into_iter().map(|record| record.settle().receipt);
+        ticket.hold(held, earlier.collect());
+        ticket.no_speech = no_speech;
         ticket.go_first(self.args.training.as_ref());
         let worked = started.elapsed();
         ticket.times.decode_audio_ms = worked.as_secs_f64() * 1e3;

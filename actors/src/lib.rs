@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`ingest::AudioIngest`] | records of the request topic | `EncodeUtterance`, `UtteranceAdmitted`, `PublishDeadLetter` | 4 |
 //! | [`encoder::Encoder`] | `EncodeUtterance` | `DecodeUtterance`, `PublishDeadLetter` | one batch |
-//! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishDeadLetter` | as many as it has slots |
+//! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishPartial`, `PublishDeadLetter` | as many as it has slots |
 //! | [`publisher::Publisher`] | answers, dead letters, events | records, acknowledged; releases offsets | 64 |
 //! | [`collector::SampleCollector`] | records of the label topic, `UtteranceAdmitted` | `PublishDeadLetter` | 64 |
 //! | [`trainer::Trainer`] | `StartCycle` | `PublishEvent` | 1 waiting cycle |

@@ -11,6 +11,7 @@ use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
+use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Receipt, Record};
 use tch::Tensor;
 
@@ -80,6 +81,45 @@ impl LostAndFound {
     }
 }
 
+/// A record that a stage has in hand before it has a ticket, or that never gets one. Dropped without
+/// [`InHand::settle`], it becomes a dead letter, as a ticket does.
+#[derive(Debug)]
+pub struct InHand {
+    record: Option<Record>,
+    stage: Stage,
+    home: LostAndFound,
+}
+
+impl InHand {
+    /// Holds a record in `stage`.
+    pub fn new(record: Record, stage: Stage, home: LostAndFound) -> Self {
+        let record = Some(record);
+        Self { record, stage, home }
+    }
+
+    /// Takes the record out: its outcome is in the caller's hands now.
+    pub fn settle(mut self) -> Record {
+        self.record.take().expect("a record is settled once, by value")
+    }
+}
+
+impl std::ops::Deref for InHand {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        let record = self.record.as_ref();
+        record.expect("only `settle` takes the record, and it consumes the guard")
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.home.take(record, self.stage);
+        }
+    }
+}
+
 /// What stays with an utterance from admission to its outcome: its record, its request, its clock.
 ///
 /// A ticket that is dropped without [`Ticket::settle`] turns its record into a dead letter, so nothing that was
@@ -109,6 +149,8 @@ pub struct TicketInner {
     pub queued: Instant,
     /// Receipts of further records that the outcome settles: the earlier chunks of a stream.
     pub earlier: Vec<Receipt>,
+    /// Whether its audio is so quiet throughout that there can hardly be speech in it.
+    pub no_speech: bool,
     /// The memory of its samples, counted until the outcome.
     held: Option<BudgetHold>,
     /// Training waits between steps while this is here.
@@ -128,6 +170,7 @@ impl Ticket {
             stage: Stage::Ingest,
             queued: now,
             earlier: Vec::new(),
+            no_speech: false,
             held: None,
             ahead: None,
         };
@@ -226,6 +269,18 @@ pub struct PublishAnswer {
     pub answer: Answer,
     /// Ticket of the utterance.
     pub ticket: Ticket,
+}
+
+/// Order to the publisher: the text so far of an answer that is still being written. It settles nothing, and it is not
+/// missed where the publisher is busy.
+#[derive(Debug)]
+pub struct PublishPartial {
+    /// The answer so far.
+    pub answer: Answer,
+    /// The request's key.
+    pub key: Option<bytes::Bytes>,
+    /// The trace that the request belongs to.
+    pub trace: TraceContext,
 }
 
 /// Order to the publisher: a record that cannot be answered.

@@ -1,6 +1,6 @@
 //! `Publisher`: answers go to Kafka, then offsets are released.
 //!
-//! Receives [`PublishAnswer`], [`PublishDeadLetter`], [`PublishEvent`]. An offset
+//! Receives [`PublishAnswer`], [`PublishPartial`], [`PublishDeadLetter`], [`PublishEvent`]. An offset
 //! is released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side by
 //! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
 //! bound fills and holds the pipeline back.
@@ -19,9 +19,9 @@ use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
 use speechverse::wire::{OutgoingRecord, Receipt};
 use tokio::sync::Semaphore;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
-use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent};
+use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -134,6 +134,36 @@ impl Message<PublishAnswer> for Publisher {
             done,
         )
         .await;
+    }
+}
+
+impl Message<PublishPartial> for Publisher {
+    type Reply = ();
+
+    /// Sends once, where there is room; releases nothing.
+    async fn handle(&mut self, message: PublishPartial, _: &mut Context<Self, Self::Reply>) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            return;
+        };
+        let PublishPartial { answer, key, trace } = message;
+        let topic = Arc::from(self.args.topics.results.as_str());
+        let outgoing = answer.to_record(topic, key, &self.args.source, &trace);
+        let sink = self.args.sink.clone();
+        let mut sending = Box::pin(async move {
+            match sink.send(outgoing).await {
+                Ok(_) => metrics::partial_published(),
+                Err(error) => debug!(%error, "a partial answer is not delivered"),
+            }
+            drop(permit);
+        });
+        // Begun here and not in its task, so that it stands before what follows it in the producer's queue.
+        tokio::select! {
+            biased;
+            () = &mut sending => {}
+            () = std::future::ready(()) => {
+                tokio::spawn(sending);
+            }
+        }
     }
 }
 

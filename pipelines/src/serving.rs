@@ -198,10 +198,10 @@ impl Pipeline {
             .await;
         started("trainer", &trainer).await?;
 
-        let instructions = TaskInstructions {
+        let instructions = Arc::new(TaskInstructions {
             tasks: Arc::new(tasks),
             default: settings.service.default_instruction.clone(),
-        };
+        });
         let (labels, label_events) = ledgers.source(&settings.kafka, Side::Labels)?;
         let collector_args = CollectorArgs {
             events: label_events,
@@ -210,6 +210,7 @@ impl Pipeline {
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
             instructions: instructions.clone(),
+            lost: lost.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
             publisher: publisher.clone().recipient(),
         };
@@ -224,6 +225,7 @@ impl Pipeline {
         let controller_args = ControllerArgs {
             events: control_events,
             ledger: ledgers.control.clone(),
+            lost: lost.clone(),
             config: settings.trainer.clone(),
             registry,
             identities,
@@ -248,6 +250,7 @@ impl Pipeline {
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
             instructions,
+            no_speech_below_dbfs: settings.audio.no_speech_below_dbfs,
             adapter: current.clone(),
             lost: lost.clone(),
             training: settings.trainer.yield_to_serving.then(|| training.clone()),
@@ -426,6 +429,7 @@ fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef
             Ok(Responder::new(llm, placement.device, &sizes, options))
         }),
         publisher: publisher.clone().recipient(),
+        partials: publisher.clone().recipient(),
         dead_letters: publisher.clone().recipient(),
     }
 }

@@ -92,6 +92,19 @@ impl Waveform {
     }
 }
 
+/// Mean power of the loudest 30 ms of 16 kHz sound, dB of full scale: 0 where all samples are at ±1, minus infinity for
+/// digital silence.
+pub fn loudest_frame_dbfs(samples: &[f32]) -> f64 {
+    const FRAME_SAMPLES: usize = 480; // 0.030 s · 16 000 Hz
+    let power = |frame: &[f32]| {
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        let count = frame.len() as f64;
+        frame.iter().map(|sample| f64::from(*sample).powi(2)).sum::<f64>() / count
+    };
+    let loudest = samples.chunks(FRAME_SAMPLES).map(power).fold(0.0, f64::max);
+    10.0 * loudest.log10()
+}
+
 /// Decodes a record's bytes into mono 16 kHz samples.
 ///
 /// `content_type` is the record's header, when there is one. Channels are averaged; the length is exactly

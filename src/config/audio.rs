@@ -21,6 +21,9 @@ pub struct AudioConfig {
     pub rate_hz_min: u32,
     /// Highest sample rate that is accepted, hertz.
     pub rate_hz_max: u32,
+    /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale. That finds
+    /// silence and dead microphones; it is no voice activity detector, and music or noise are not told from speech.
+    pub no_speech_below_dbfs: f64,
 }
 
 impl Default for AudioConfig {
@@ -32,6 +35,7 @@ impl Default for AudioConfig {
             channels_max: 64,
             rate_hz_min: 1_000,
             rate_hz_max: 768_000,
+            no_speech_below_dbfs: -60.0,
         }
     }
 }
@@ -91,6 +95,10 @@ impl AudioConfig {
                 self.rate_hz_max.to_string(),
                 "`audio.rate_hz_min` to 1000000",
             );
+        }
+        if !(-200.0..=0.0).contains(&self.no_speech_below_dbfs) {
+            let found = self.no_speech_below_dbfs.to_string();
+            return wrong("no_speech_below_dbfs", found, "-200 to 0");
         }
         Ok(())
     }
@@ -187,6 +195,13 @@ mod tests {
                 "rate_hz_max",
                 AudioConfig {
                     rate_hz_max: 10,
+                    ..good.clone()
+                },
+            ),
+            (
+                "no_speech_below_dbfs",
+                AudioConfig {
+                    no_speech_below_dbfs: f64::NAN,
                     ..good
                 },
             ),

@@ -33,10 +33,13 @@ pub struct DecoderConfig {
     /// Answers generated side by side; utterances join and leave between steps.
     pub slots: usize,
     /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder keeps
-    /// `tokens_max` of them for the answer, and answers no request for more.
+    /// `tokens_max` of them for the answer.
     pub positions_max: usize,
-    /// Answer tokens, when the request does not say; an answer that reaches it is flagged `truncated`.
+    /// Answer tokens, when the request does not say; every slot has room for them, or the audio is too long. A request
+    /// for more gets as many as its slot has room for. An answer that reaches its most tokens is flagged `truncated`.
     pub tokens_max: usize,
+    /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
+    pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
 }
@@ -47,6 +50,7 @@ impl Default for DecoderConfig {
             slots: 8,
             positions_max: 2048,
             tokens_max: 128,
+            partial_tokens: 8,
             low_confidence_below: -1.0,
         }
     }
@@ -123,6 +127,7 @@ impl DecoderConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("decoder.slots", self.slots, 1, 256)?;
         ConfigError::range("decoder.positions_max", self.positions_max, 64, 131_072)?;
+        ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
         ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)
     }
 }

@@ -442,7 +442,14 @@ fn question(
     example: &Example,
     tasks: &TaskTable,
 ) -> Result<(Ask, Option<Arc<JointLayout>>), No> {
-    let task = tasks.get(&example.task)?;
+    let list = tasks.list(&example.task)?;
+    let [task] = *list.as_slice() else {
+        // Taken apart already, were there a layout for them: why there is none.
+        JointLayout::new(&list, &example.filling)?;
+        return Err(No::NotConcerned(
+            "the row has several tasks and no answers to them",
+        ));
+    };
     let mut filling = (*example.filling).clone();
     filling.bare_labels = !system.descriptions;
     if system.study == Study::Constraint

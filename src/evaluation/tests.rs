@@ -183,6 +183,21 @@ fn a_keyword_is_also_searched_for_in_the_transcript() {
 }
 
 /// Answers of two systems to an intent task and of one to transcription.
+#[test]
+fn a_row_of_several_tasks_that_cannot_be_taken_apart_names_the_task_at_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let row =
+        r#"{"audio_filepath": "a", "duration": 1, "task": "asr,nonsense", "target": "ASR: the radio |"}"#;
+    std::fs::write(&path, row).unwrap();
+    let sets = Set::read(&[path], None, &tasks()).unwrap();
+
+    let plan = Plan::new(&sets, &tasks(), &Choices::default());
+
+    assert_eq!(plan.problems.len(), 1);
+    assert!(plan.problems[0].contains("`nonsense`"), "{}", plan.problems[0]);
+}
+
 fn answered() -> Answered {
     let mut rows = Vec::new();
     for at in 0..40 {

@@ -27,7 +27,8 @@ pub struct Question<'q> {
     pub instruction: &'q str,
     /// What the answer may be; free text when absent.
     pub shape: Option<&'q AnswerShape>,
-    /// Most answer tokens, instead of the responder's own.
+    /// Most answer tokens, instead of the responder's own. More than these are a wish: the answer gets as many of them as
+    /// its slot has room for.
     pub tokens_max: Option<usize>,
 }
 
@@ -134,7 +135,8 @@ impl<K> Responder<K> {
             constraint,
             lora: version.lora,
         };
-        self.decoder.check(&prompt)?;
+        let promised = prompt.options.tokens_max.min(self.options.tokens_max);
+        self.decoder.check(&prompt, promised)?;
         Ok(prompt)
     }
 
@@ -207,6 +209,11 @@ impl<K> Responder<K> {
     /// The keys of the answers under way.
     pub fn active(&mut self) -> impl Iterator<Item = &mut K> {
         self.decoder.active()
+    }
+
+    /// The answers under way as they stand; of a beam search, the best one.
+    pub fn so_far(&self) -> impl Iterator<Item = (&K, Decoded)> {
+        self.decoder.so_far()
     }
 
     /// Gives every answer under way up.

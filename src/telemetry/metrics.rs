@@ -217,6 +217,11 @@ pub fn answer_published(kind: &'static str, latency: Duration, audio_seconds: f6
     }
 }
 
+/// The broker acknowledged a partial answer.
+pub fn partial_published() {
+    counter!("speechverse_answers_total", "kind" => "partial").increment(1);
+}
+
 /// The broker acknowledged a dead letter.
 pub fn dead_letter_published(reason: &'static str, stage: &'static str) {
     counter!("speechverse_dead_letters_total", "reason" => reason, "stage" => stage).increment(1);

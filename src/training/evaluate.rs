@@ -258,7 +258,12 @@ fn decode(
     let (mut fitting, mut refused) = (Vec::new(), Vec::new());
     for (ask, embeds) in asks.iter().zip(prompts) {
         let positions = embeds.size()[0].saturating_add(tokens);
-        let held = constraint(llm, shapes, &ask.shape);
+        let held = constraint(llm, shapes, &ask.shape).and_then(|held| {
+            if let Some(held) = &held {
+                held.check_tokens(options.decoding.tokens_max)?;
+            }
+            Ok(held)
+        });
         refused.push(match (&held, positions > room) {
             (Err(error), _) => Some(error.to_string()),
             (Ok(_), true) => Some(format!(

@@ -153,7 +153,8 @@ impl TasksAtHand {
         self.tasks.get(name)?.task.as_deref()
     }
 
-    /// The layout of a compound example; absent for a single task.
+    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names
+    /// tasks that no file describes: it is taught as it stands.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.
@@ -161,7 +162,12 @@ impl TasksAtHand {
         if !example.task.contains(TASK_SEPARATOR) {
             return Ok(None);
         }
-        let table = self.table.as_ref().ok_or_else(|| no_files(example))?;
+        let Some(table) = &self.table else {
+            return match example.instruction {
+                Some(_) => Ok(None),
+                None => Err(no_files(example)),
+            };
+        };
         let layout = JointLayout::new(&table.list(&example.task)?, &example.filling);
         Ok(Some(layout.map_err(|error| in_sample(example, &error))?))
     }
@@ -446,6 +452,16 @@ mod tests {
                 .to_string();
             assert!(error.contains("`e7`") && error.contains("tasks_dir"), "{error}");
         }
+    }
+
+    #[test]
+    fn without_task_files_a_compound_sample_with_its_own_instruction_is_taught_as_it_stands() {
+        let mut asked = example("e", "asr,intent", &[]);
+        asked.instruction = Some("Do both.".into());
+
+        let found = wordings(&TrainingConfig::default(), &asked).unwrap();
+
+        assert_eq!(found.first(), "Do both.");
     }
 
     #[test]

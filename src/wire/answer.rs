@@ -49,7 +49,7 @@ pub enum Flag {
     Truncated,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
-    /// There seems to be no speech in the audio.
+    /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
     NoSpeech,
 }
 

@@ -58,7 +58,8 @@ closed_list! {
         UnsupportedType => "unsupported_type",
         /// `ce_task` names no configured task.
         UnknownTask => "unknown_task",
-        /// `ce_labels` is not a JSON array of distinct, non-empty answers.
+        /// `ce_labels` is not a JSON array of distinct, non-empty answers, or none of them is as short as `ce_maxtokens`
+        /// asks for.
         InvalidLabels => "invalid_labels",
         /// The deadline is past.
         DeadlineExceeded => "deadline_exceeded",

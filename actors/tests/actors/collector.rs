@@ -10,17 +10,18 @@ use speechverse::store::{SampleStore, Split};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::messages::{PublishDeadLetter, UtteranceAdmitted};
+use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    Feed, Kafka, PATIENCE, header, instructions, is_silent, next, pcm, probe, record, start_in_thread,
-    took_all, until,
+    Feed, Kafka, PATIENCE, Touchy, header, instructions, is_silent, next, pcm, probe, record,
+    start_in_thread, took_all, until,
 };
 
 struct Desk {
     collector: ActorRef<SampleCollector>,
     store: Arc<SampleStore>,
     letters: flume::Receiver<PublishDeadLetter>,
+    found: flume::Receiver<LostTicket>,
     kafka: Kafka,
     labels: Feed,
     _dir: tempfile::TempDir,
@@ -39,13 +40,15 @@ impl Desk {
         settings(&mut config);
         let store = Arc::new(SampleStore::open(&config).unwrap());
         let (publisher, letters) = probe();
+        let (lost, found) = LostAndFound::new();
         let args = CollectorArgs {
             events: labels.events.clone(),
             ledger: labels.ledger.clone(),
             store: Arc::clone(&store),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: instructions(),
+            instructions: Arc::new(Touchy),
+            lost,
             remembered_bytes_max: remembered * size_of::<f32>(),
             publisher,
         };
@@ -53,6 +56,7 @@ impl Desk {
             collector: start_in_thread(args, 64).await,
             store,
             letters,
+            found,
             kafka,
             labels,
             _dir: dir,
@@ -256,4 +260,21 @@ async fn a_collector_that_dies_and_comes_back_goes_on_with_the_next_label() {
     tokio::time::timeout(PATIENCE, desk.labels.ledger.idle())
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_at_which_the_collector_panics_is_handed_back_and_the_next_is_stored() {
+    let desk = Desk::new(0, |_| {}).await;
+
+    desk.label(
+        Some(pcm(800, 0.25)),
+        &[("ce_target", "hello"), ("ce_task", Touchy::SORE)],
+    )
+    .await;
+    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    let back = next(&desk.found).await;
+
+    assert_eq!((back.record.receipt.offset, back.stage), (0, Stage::Collect));
+    desk.stored(1).await;
+    assert!(desk.letters.is_empty() && desk.found.is_empty());
 }

@@ -11,14 +11,15 @@ use speechverse::config::trainer::TrainerConfig;
 use speechverse::registry::{ModelIdentity, Registry};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
-use speechverse::wire::dead_letter::Reason;
+use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::{Event, Happening};
 use speechverse_actors::controller::{Controller, ControllerArgs};
 use speechverse_actors::current::CurrentAdapter;
-use speechverse_actors::messages::{PublishDeadLetter, PublishEvent, StartCycle};
+use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, PublishEvent, StartCycle};
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread, until,
+    A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread,
+    until,
 };
 
 fn identity(name: &str) -> ModelIdentity {
@@ -28,11 +29,14 @@ fn identity(name: &str) -> ModelIdentity {
     }
 }
 
+type Ends<M> = (Recipient<M>, flume::Receiver<M>);
+
 struct Desk {
-    _controller: ActorRef<Controller>,
+    controller: ActorRef<Controller>,
     cycles: flume::Receiver<StartCycle>,
     events: flume::Receiver<PublishEvent>,
     letters: flume::Receiver<PublishDeadLetter>,
+    found: flume::Receiver<LostTicket>,
     training: Control,
     current: CurrentAdapter,
     registry: Registry,
@@ -45,6 +49,14 @@ struct Desk {
 impl Desk {
     /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
+        Self::between(busy_probe(), probe(), settings).await
+    }
+
+    async fn between(
+        (trainer, cycles): Ends<StartCycle>,
+        publisher: Ends<PublishEvent>,
+        settings: impl FnOnce(&mut TrainerConfig),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path().join("adapters")).unwrap();
         let version = |parent: Option<&str>, llm: &str| {
@@ -66,8 +78,8 @@ impl Desk {
         let store = Arc::new(open_store(dir.path()));
         let kafka = Kafka::start().await;
         let orders = kafka.feed(&kafka.config.topics.control);
-        let (trainer, cycles) = busy_probe();
-        let (publisher, events) = probe();
+        let (publisher, events) = publisher;
+        let (lost, found) = LostAndFound::new();
         let (dead_letters, letters) = probe();
         let mut config = TrainerConfig {
             samples_min: 1,
@@ -79,6 +91,7 @@ impl Desk {
         let args = ControllerArgs {
             events: orders.events.clone(),
             ledger: orders.ledger.clone(),
+            lost,
             config,
             registry: registry.clone(),
             identities: Arc::new((identity("encoder"), identity("llm"))),
@@ -90,10 +103,11 @@ impl Desk {
             dead_letters,
         };
         Self {
-            _controller: start_in_thread(args, 4).await,
+            controller: start_in_thread(args, 4).await,
             cycles,
             events,
             letters,
+            found,
             training,
             current,
             registry,
@@ -287,4 +301,59 @@ async fn enough_new_samples_start_a_cycle_once() {
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
     assert!(is_silent(&desk.cycles).await);
+}
+
+/// A trainer that has ended.
+async fn nobody() -> Ends<StartCycle> {
+    let (sender, receiver) = flume::unbounded();
+    let probe = Probe::spawn_with_mailbox(sender, kameo::mailbox::bounded(1));
+    probe.kill();
+    probe.wait_for_shutdown().await;
+    (probe.recipient(), receiver)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_trainer_the_refusal_says_so() {
+    let desk = Desk::between(nobody().await, probe(), |_| {}).await;
+
+    desk.order(r#"{"command": "retrain"}"#).await;
+    let (_, command, reason) = desk.refusal().await;
+
+    assert_eq!(command, "retrain");
+    assert!(reason.contains("the trainer is not running"), "{reason}");
+    desk.orders.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
+    let desk = Desk::between(nobody().await, probe(), |trainer| {
+        trainer.new_samples_trigger = 1;
+    })
+    .await;
+    desk.store.put(&sample(0)).unwrap();
+
+    let (id, _, reason) = desk.refusal().await;
+
+    assert!(id.starts_with("auto-"), "{id}");
+    assert!(reason.contains("the trainer is not running"), "{reason}");
+    tokio::time::sleep(std::time::Duration::from_millis(4_500)).await; // two more looks
+    assert!(desk.events.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
+    let desk = Desk::between(busy_probe(), busy_probe(), |_| {}).await;
+    // The publisher takes two events; the controller waits with a third.
+    for _ in 0..3 {
+        desk.order(r#"{"command": "pause"}"#).await;
+    }
+    until("two orders are obeyed", || desk.orders.ledger.unfinished() == 1).await;
+    tokio::time::sleep(A_WHILE).await;
+
+    desk.controller.kill();
+    let back = next(&desk.found).await;
+
+    assert_eq!(back.record.receipt.offset, 2);
+    assert_eq!(back.stage, Stage::Control);
+    assert!(desk.found.is_empty());
 }

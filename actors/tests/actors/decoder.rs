@@ -16,11 +16,11 @@ use speechverse::nn::kv_cache::KvCache;
 use speechverse::nn::lora::LoraSet;
 use speechverse::testing::{LLM_WIDTH, TinyModels};
 use speechverse::text::{PromptLayout, Tokenizer, end_of_answer_ids};
-use speechverse::wire::answer::Flag;
+use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, LostAndFound, LostTicket, PublishAnswer, PublishDeadLetter,
+    DecodeUtterance, LostAndFound, LostTicket, PublishAnswer, PublishDeadLetter, PublishPartial,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -126,6 +126,7 @@ struct Desk {
     decoder: ActorRef<Decoder>,
     answers: flume::Receiver<PublishAnswer>,
     letters: flume::Receiver<PublishDeadLetter>,
+    partials: flume::Receiver<PublishPartial>,
     mood: Mood,
     lost: LostAndFound,
     found: flume::Receiver<LostTicket>,
@@ -146,6 +147,7 @@ impl Desk {
         let models = tempfile::tempdir().unwrap();
         let folder = TinyModels::write(models.path(), 7).llm;
         let (dead_letters, letters) = probe();
+        let (tell_partials, partials) = probe();
         let mood = Mood::default();
         let config = DecoderConfig {
             slots,
@@ -178,6 +180,7 @@ impl Desk {
                 ))
             }),
             publisher,
+            partials: tell_partials,
             dead_letters,
         };
         let (lost, found) = LostAndFound::new();
@@ -185,6 +188,7 @@ impl Desk {
             decoder: start_in_thread(args, mailbox).await,
             answers,
             letters,
+            partials,
             mood,
             lost,
             found,
@@ -447,4 +451,82 @@ async fn what_a_decoder_held_when_it_died_is_handed_back_and_its_successor_answe
     outcomes.sort_unstable();
     assert_eq!(outcomes, [0, 1, 2, 3], "each has exactly one outcome");
     assert!(is_silent(&desk.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_partial_answers_gets_the_text_so_far_by_number_and_then_the_answer() {
+    let desk = Desk::new(2).await;
+    let mut wanted = desk.long(0);
+    wanted.ticket.request.partials = true;
+    let mut again = desk.long(1);
+    again.ticket.request.partials = true;
+
+    desk.tell(wanted).await;
+    desk.tell(desk.long(2)).await;
+    let answers = [desk.answer().await, desk.answer().await];
+    let partials: Vec<PublishPartial> = desk.partials.drain().collect();
+    desk.tell(again).await;
+    desk.answer().await;
+    let repeated: Vec<PublishPartial> = desk.partials.drain().collect();
+
+    let whole = &answers.iter().find(|(number, ..)| *number == 0).unwrap().2;
+    assert!(partials.len() >= 5, "{}", partials.len());
+    let mut before = 0;
+    for (number, (partial, repeat)) in partials.iter().zip(&repeated).enumerate() {
+        let answer = &partial.answer;
+        assert_eq!(answer.kind, AnswerKind::Partial);
+        assert_eq!(answer.id, format!("request-0:partial:{number}"));
+        assert_eq!(answer.tokens, 8 * (number + 1));
+        assert!(whole.starts_with(&answer.text) && answer.text.len() > before);
+        assert!((answer.label.is_none(), answer.flags.is_empty()) == (true, true));
+        assert_eq!(partial.key, record(0).key);
+        assert_eq!(repeat.answer.id, format!("request-1:partial:{number}"));
+        assert_eq!(repeat.answer.text, answer.text);
+        before = answer.text.len();
+    }
+    assert_eq!(partials.len(), repeated.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sound_without_speech_is_answered_and_flagged() {
+    let desk = Desk::new(2).await;
+    let mut quiet = desk.utterance(0, "one", 0.3);
+    quiet.ticket.no_speech = true;
+
+    desk.tell(quiet).await;
+    let flagged = next(&desk.answers).await;
+    desk.tell(desk.utterance(1, "one", 0.3)).await;
+    let plain = next(&desk.answers).await;
+
+    assert!(flagged.answer.flags.contains(&Flag::NoSpeech));
+    assert!(!plain.answer.flags.contains(&Flag::NoSpeech));
+    assert_eq!(flagged.answer.text, plain.answer.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_more_tokens_than_a_slot_has_room_for_gets_as_many_as_fit() {
+    let desk = Desk::new(2).await;
+
+    desk.tell(desk.asked(0, "one", 0.3, vec![header("ce_maxtokens", "1000")]))
+        .await;
+    let answer = next(&desk.answers).await.answer;
+
+    assert!((1..POSITIONS).contains(&answer.tokens));
+    assert!(desk.letters.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_without_an_answer_of_so_few_tokens_is_a_dead_letter_that_names_the_shortest() {
+    let desk = Desk::new(2).await;
+    let headers = vec![
+        header("ce_labels", r#"["affirmative","negative"]"#),
+        header("ce_maxtokens", "2"),
+    ];
+
+    desk.tell(desk.asked(0, "one", 0.3, headers)).await;
+    let letter = next(&desk.letters).await;
+
+    assert_eq!(letter.rejection.reason, Reason::InvalidLabels);
+    let message = &letter.rejection.message;
+    assert!(message.contains("`negative`, takes "), "{message}");
 }

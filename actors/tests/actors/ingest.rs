@@ -15,7 +15,8 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    Feed, Kafka, adapter, busy_probe, header, is_silent, next, pcm, probe, record, start_in_thread, until,
+    Feed, Kafka, Touchy, adapter, busy_probe, header, is_silent, next, pcm, probe, record, start_in_thread,
+    until,
 };
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
@@ -48,7 +49,8 @@ impl Desk {
             ledger: requests.ledger.clone(),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: crate::support::instructions(),
+            instructions: std::sync::Arc::new(Touchy),
+            no_speech_below_dbfs: -60.0,
             adapter: current.clone(),
             lost,
             training: Some(training.clone()),
@@ -310,4 +312,42 @@ async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and
     assert_eq!(back, [0, 1]);
     assert_eq!(letter.record.receipt.offset, 2);
     assert_eq!(letter.rejection.reason, Reason::BrokenStream);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_at_which_the_ingest_panics_is_handed_back_and_the_next_is_admitted() {
+    let desk = Desk::new(probe(), probe()).await;
+    desk.request(0, pcm(800, 0.25), vec![header("ce_task", Touchy::SORE)])
+        .await;
+    desk.request(1, pcm(800, 0.25), Vec::new()).await;
+
+    for _ in 0..2 {
+        desk.hand_on().await;
+    }
+    let back = next(&desk.found).await;
+
+    assert_eq!((back.record.receipt.offset, back.stage), (0, Stage::Ingest));
+    assert_eq!(desk.utterance().await.ticket.settle().request.id, "request-1");
+    assert!(desk.letters.is_empty() && desk.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_sound_that_is_quiet_throughout_is_said_to_be_without_speech() {
+    let desk = Desk::new(probe(), probe()).await;
+    let mut word = pcm(16_000, 0.0).to_vec();
+    word.extend_from_slice(&pcm(960, 0.1));
+    for (number, sound) in [pcm(1_600, 0.0), pcm(1_600, 0.0005), pcm(1_600, 0.25), word.into()]
+        .into_iter()
+        .enumerate()
+    {
+        desk.request(number, sound, Vec::new()).await;
+    }
+
+    let mut found = Vec::new();
+    for _ in 0..4 {
+        desk.hand_on().await;
+        found.push(desk.utterance().await.ticket.no_speech);
+    }
+
+    assert_eq!(found, [true, true, false, false]);
 }

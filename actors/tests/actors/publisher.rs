@@ -11,7 +11,7 @@ use speechverse::kafka::{Release, Sink};
 use speechverse::wire::Record;
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
-use speechverse_actors::messages::{LostAndFound, PublishAnswer, PublishDeadLetter};
+use speechverse_actors::messages::{LostAndFound, PublishAnswer, PublishDeadLetter, PublishPartial};
 use speechverse_actors::publisher::{
     HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Publisher, PublisherArgs, VALUE_OMITTED_HEADER,
 };
@@ -263,4 +263,44 @@ async fn what_the_broker_does_not_take_before_a_stop_is_not_released() {
     tokio::time::sleep(Duration::from_secs(1)).await; // the last try has failed by now
 
     assert_eq!(desk.requests.ledger.unfinished(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
+    let desk = Desk::new(2, 8, |_| {}).await;
+    for number in 0..5 {
+        let of = desk.answer(0, "ye".into());
+        let answer = Answer {
+            id: Answer::id_of("request-0", AnswerKind::Partial, number),
+            kind: AnswerKind::Partial,
+            ..of.answer
+        };
+        let inner = of.ticket.settle();
+        let partial = PublishPartial {
+            answer,
+            key: inner.record.key,
+            trace: inner.request.trace,
+        };
+        desk.publisher.tell(partial).await.unwrap();
+    }
+    desk.results(5).await;
+    assert_eq!(desk.requests.ledger.unfinished(), 2);
+
+    desk.publisher.tell(desk.answer(0, "yes".into())).await.unwrap();
+    until("the answered request is released", || {
+        desk.requests.ledger.unfinished() == 1
+    })
+    .await;
+
+    let ids: Vec<String> = desk
+        .results(6)
+        .await
+        .iter()
+        .map(|record| text_of(record, "ce_id"))
+        .collect();
+    let mut wanted: Vec<String> = (0..5)
+        .map(|number| format!("request-0:partial:{number}"))
+        .collect();
+    wanted.push("request-0:final".into());
+    assert_eq!(ids, wanted);
 }

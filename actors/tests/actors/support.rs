@@ -18,8 +18,9 @@ use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
+use speechverse::text::{Asked, Filling, TextError};
 use speechverse::wire::headers::Headers;
-use speechverse::wire::request::{Request, RequestLimits};
+use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Receipt, Record};
 use speechverse_actors::ingest::TaskInstructions;
 use speechverse_actors::messages::{LostAndFound, Ticket};
@@ -155,6 +156,24 @@ pub(crate) fn instructions() -> TaskInstructions {
     TaskInstructions {
         tasks: Arc::default(),
         default: "Transcribe the speech.".to_owned(),
+    }
+}
+
+/// Instructions without tasks that panic at one name.
+pub(crate) struct Touchy;
+
+impl Touchy {
+    pub(crate) const SORE: &str = "sore";
+}
+
+impl Instructions for Touchy {
+    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+        assert_ne!(names, Self::SORE, "on purpose");
+        instructions().of_task(names, filling, own)
+    }
+
+    fn default_instruction(&self) -> String {
+        instructions().default
     }
 }
 

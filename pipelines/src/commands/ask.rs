@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::decode;
+use speechverse::audio::{decode, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::decoding::DecodeOptions;
@@ -13,7 +13,7 @@ use speechverse::models::whisper::Window;
 use speechverse::models::{SpeechEncoder, open_encoder};
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::{AnswerShape, Asked, TaskTable};
-use speechverse::wire::answer::{Answer, AnswerKind, Timing};
+use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse_actors::decoder::flags;
 use speechverse_actors::encoder::windows;
 use tch::Tensor;
@@ -147,6 +147,9 @@ impl Respondent {
         }
         let (_, decoded) = finished.swap_remove(0);
         let text = self.responder.text(&decoded)?;
+        let mut flags = flags(&decoded, &text, self.settings.decoder.low_confidence_below);
+        let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
+        flags.extend(no_speech.then_some(Flag::NoSpeech));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -155,7 +158,7 @@ impl Respondent {
             task: order.task.clone(),
             instruction: order.asked.instruction.clone(),
             fields: order.asked.fields(&text),
-            flags: flags(&decoded, &text, self.settings.decoder.low_confidence_below),
+            flags,
             text,
             label: (decoded.label).and_then(|index| order.shape.as_ref()?.choice()?.get(index).cloned()),
             adapter: self.adapter.version().to_owned(),

@@ -15,7 +15,7 @@ use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
-use speechverse::wire::answer::Answer;
+use speechverse::wire::answer::{Answer, AnswerKind};
 use speechverse::wire::control::Command;
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, Happening, Verdict};
@@ -305,8 +305,8 @@ impl Replies {
                     let Read::Record(record) = read? else { continue };
                     let Some(answer) = answer_of(&record) else { continue };
                     let Some(request) = sent.get(&answer.request_id) else { continue };
-                    if outcomes.contains_key(&answer.request_id) {
-                        continue; // a repeat after a crash
+                    if answer.kind == AnswerKind::Partial || outcomes.contains_key(&answer.request_id) {
+                        continue; // more will come, or a repeat after a crash
                     }
                     show(&answer);
                     outcomes.insert(answer.request_id.clone(), Outcome::Answer(Box::new(answer), request.at.elapsed()));

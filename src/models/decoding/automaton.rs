@@ -3,7 +3,7 @@
 //! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be in after some
 //! bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread remembers which texts of a list of
 //! several it has used. A prefix of an allowed answer never leads to an empty set, and a non-empty set always leads on to
-//! an allowed answer.
+//! an allowed answer, byte by byte.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -370,29 +370,18 @@ impl Automaton {
             .any(|thread| self.nodes[thread.node as usize].accepts)
     }
 
-    /// Which places lead to the end of an answer through steps of the given kind, where not every byte is a step: `leads`
-    /// tells whether a step from a state ends where it is told that it may.
-    pub(super) fn alive(&self, leads: impl Fn(&State, &dyn Fn(&State) -> bool) -> bool) -> Vec<bool> {
-        let mut alive = vec![false; self.nodes.len()];
-        loop {
-            let before = alive.iter().filter(|alive| **alive).count();
-            for node in (0..self.nodes.len()).rev() {
-                if alive[node] {
-                    continue;
-                }
-                let state = self.at(u32::try_from(node).expect("so many nodes there are"));
-                let lives = self.accepts(&state) || leads(&state, &|state| self.any_alive(state, &alive));
-                alive[node] = lives;
-            }
-            if alive.iter().filter(|alive| **alive).count() == before {
-                return alive;
-            }
-        }
-    }
-
-    /// Whether one of the places is among those that `alive` marks.
-    pub(super) fn any_alive(&self, state: &[Thread], alive: &[bool]) -> bool {
-        state.iter().any(|thread| alive[thread.node as usize])
+    /// The smallest byte from `least` on that some place has an edge for.
+    pub(super) fn next_byte(&self, state: &[Thread], least: u8) -> Option<u8> {
+        let of = |thread: &Thread| match &self.nodes[thread.node as usize].edges {
+            Edges::None => None,
+            Edges::Few(edges) => edges
+                .iter()
+                .map(|(byte, _)| *byte)
+                .filter(|byte| *byte >= least)
+                .min(),
+            Edges::All(edges) => (least..=255).find(|byte| edges[usize::from(*byte)] != NOWHERE),
+        };
+        state.iter().filter_map(of).min()
     }
 }
 

@@ -91,12 +91,9 @@ impl BeamSearch {
         let mut sources = Vec::with_capacity(width);
         for (rank, candidate) in candidates.iter().enumerate() {
             let ended = end_ids.contains(&candidate.id);
-            // What is cut off is no allowed answer, so a constrained search takes what it can get in the end.
-            let constrained = self.live[candidate.source].progress.is_some();
-            let full = match (ended, last) {
-                (true, true) if constrained => false,
-                (true, _) | (_, true) => rank >= width,
-                (false, false) => live.len() >= width,
+            let full = match ended || last {
+                true => rank >= width,
+                false => live.len() >= width,
             };
             if full {
                 continue;
@@ -171,10 +168,9 @@ impl BeamSearch {
 }
 
 impl Hypothesis {
-    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little, or it
-    /// is constrained and was cut off.
+    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little.
     fn is_doubtful(&self) -> bool {
-        self.looping || (self.progress.is_some() && !self.ended)
+        self.looping
     }
 
     /// An answer without tokens.

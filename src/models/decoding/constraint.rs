@@ -3,17 +3,21 @@
 //! An answer is held to an [`AnswerShape`] on the level of bytes: whatever way a tokenizer could write an allowed answer is
 //! allowed, across the seams of its parts too, and a little white space (four bytes) may stand before and after it. So a free greedy answer that fits the
 //! shape comes out the same when it is constrained, as every token of it is allowed where it was the likeliest of all.
+//! Near the most tokens that an answer may have, only what can still be brought to its end is allowed, so that no
+//! answer ends outside its shape.
 //! Log-probabilities stay those of the full distribution, so that scores say how much the model was bent.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::automaton::{Automaton, State};
+use super::automaton::{Automaton, State, Thread};
 use crate::models::ModelError;
 use crate::text::{AnswerPiece, AnswerShape, Spelling};
 
 /// Answers under way whose next tokens are remembered.
 const REMEMBERED_MAX: usize = 1024;
+/// Places whose distance from the end is remembered, and places that a search for one looks at.
+const DISTANCES_MAX: usize = 1 << 16;
 
 /// A compiled shape; shared by all answers that are held to it.
 #[derive(Debug)]
@@ -21,12 +25,20 @@ pub struct Constraint {
     automaton: Automaton,
     spelling: Arc<Spelling>,
     end_ids: Vec<i64>,
-    /// Places from which tokens lead on; absent where every byte is a token, so that all do.
-    alive: Option<Vec<bool>>,
     /// The allowed answers, trimmed, where the shape is one choice.
     choice: Vec<String>,
     has_free_text: bool,
-    remembered: Mutex<HashMap<State, Arc<Allowed>>>,
+    remembered: Mutex<HashMap<State, Known>>,
+    /// Fewest tokens to the end of an answer, the one that ends it counted; none where no tokens lead there.
+    distances: Mutex<HashMap<Thread, Option<usize>>>,
+}
+
+/// What an answer with room enough may go on with.
+#[derive(Clone, Debug)]
+struct Known {
+    allowed: Arc<Allowed>,
+    /// Tokens with which each of them can be brought to an end.
+    enough: usize,
 }
 
 /// Where a constrained answer is.
@@ -62,11 +74,10 @@ impl Constraint {
             }
         }
         let automaton = Automaton::new(shape)?;
-        let mut made = Self {
+        let made = Self {
             automaton,
             spelling,
             end_ids: end_ids.to_vec(),
-            alive: None,
             choice: shape
                 .choice()
                 .unwrap_or_default()
@@ -76,11 +87,9 @@ impl Constraint {
             has_free_text: (shape.pieces.iter())
                 .any(|piece| matches!(piece, AnswerPiece::Free { .. } | AnswerPiece::Slots(_))),
             remembered: Mutex::default(),
+            distances: Mutex::default(),
         };
-        if !made.spelling.spells_every_byte() {
-            made.alive = Some(made.automaton.alive(|state, good| made.leads_to(state, good)));
-        }
-        if !made.lives(&made.automaton.start()) {
+        if made.distance(&made.automaton.start()).is_none() {
             return Err(ModelError::Constraint {
                 reason: "the language model's vocabulary cannot spell any allowed answer".to_owned(),
             });
@@ -98,18 +107,73 @@ impl Constraint {
         self.has_free_text
     }
 
-    /// What the answer may go on with. Never empty where the answer got by allowed tokens.
-    pub fn allowed(&self, progress: &Progress) -> Arc<Allowed> {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = remembered.get(&progress.0) {
-            return Arc::clone(known);
+    /// Whether an allowed answer of at most `tokens_max` tokens exists, the one that ends it counted.
+    ///
+    /// # Errors
+    /// [`ModelError::Constraint`] with the shortest one and the tokens that it takes.
+    pub fn check_tokens(&self, tokens_max: usize) -> Result<(), ModelError> {
+        let (text, tokens) = self.shortest();
+        if tokens <= tokens_max {
+            return Ok(());
         }
-        let found = Arc::new(self.find_allowed(&progress.0));
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
+        Err(ModelError::Constraint {
+            reason: format!(
+                "the shortest allowed answer, `{}`, takes {tokens} tokens with the one that ends it, the most that are \
+                 asked for are {tokens_max}",
+                text.escape_debug()
+            ),
+        })
+    }
+
+    /// Fewest tokens of an allowed answer, the one that ends it counted.
+    pub fn tokens_min(&self) -> usize {
+        let distance = self.distance(&self.automaton.start());
+        distance.expect("`new` refuses a shape that no tokens spell")
+    }
+
+    /// An allowed answer of the fewest tokens, and how many these are, the one that ends it counted.
+    fn shortest(&self) -> (String, usize) {
+        let tokens = self.tokens_min();
+        let (mut progress, mut ids) = (self.begin(), Vec::with_capacity(tokens));
+        for left in (2..=tokens).rev() {
+            let mut nearer = None;
+            self.walk(&progress.0, &mut |id, after| {
+                if self.distance(after).is_some_and(|distance| distance < left) {
+                    nearer = Some((id, Progress(after.clone())));
+                }
+                nearer.is_none()
+            });
+            let (id, after) = nearer.expect("a place lies one token before another one, or the end");
+            ids.push(id);
+            progress = after;
         }
-        remembered.insert(progress.0.clone(), Arc::clone(&found));
-        found
+        (self.spelt(&ids), tokens)
+    }
+
+    /// What an answer may go on with that may have `left` more tokens, the one that ends it counted: whatever leaves
+    /// enough of them for an allowed answer. Where no allowed answer is so short, whatever leads to the shortest ones.
+    /// Never empty where the answer got by allowed tokens.
+    pub fn allowed(&self, progress: &Progress, left: usize) -> Arc<Allowed> {
+        let state = &progress.0;
+        let known = self.remembered().get(state).cloned();
+        let known = known.unwrap_or_else(|| {
+            let found = self.find_allowed(state, usize::MAX);
+            let mut remembered = self.remembered();
+            if remembered.len() >= REMEMBERED_MAX {
+                remembered.clear();
+            }
+            remembered.insert(state.clone(), found.clone());
+            found
+        });
+        if left >= known.enough {
+            return known.allowed;
+        }
+        let least = self.distance(state).unwrap_or(usize::MAX);
+        self.find_allowed(state, left.max(least)).allowed
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<State, Known>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the answer is after one more token; none when it is not allowed. An end token changes nothing.
@@ -121,7 +185,7 @@ impl Constraint {
         for byte in self.spelling.bytes(id)? {
             state = self.automaton.step(&state, *byte);
         }
-        self.lives(&state).then_some(Progress(state))
+        self.distance(&state).map(|_| Progress(state))
     }
 
     /// Whether the answer may end here.
@@ -131,25 +195,25 @@ impl Constraint {
 
     /// Which of the listed answers these tokens are, where the shape is one choice.
     pub fn label(&self, ids: &[i64]) -> Option<usize> {
+        let text = self.spelt(ids);
+        self.choice.iter().position(|label| label == text.trim())
+    }
+
+    fn spelt(&self, ids: &[i64]) -> String {
         let bytes: Vec<u8> = (ids.iter())
             .flat_map(|id| self.spelling.bytes(*id).unwrap_or_default())
             .copied()
             .collect();
-        let text = std::str::from_utf8(&bytes).ok()?.trim();
-        self.choice.iter().position(|label| label == text)
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn lives(&self, state: &State) -> bool {
-        match &self.alive {
-            None => !state.is_empty(),
-            Some(alive) => self.automaton.any_alive(state, alive),
-        }
-    }
-
-    fn find_allowed(&self, state: &State) -> Allowed {
+    /// What a state may go on with so that at most `left` tokens bring the answer to an end.
+    fn find_allowed(&self, state: &State, left: usize) -> Known {
         let mut only = Vec::new();
+        let mut enough = 1;
         self.walk(state, &mut |id, after| {
-            if self.lives(after) {
+            if let Some(distance) = self.distance(after).filter(|distance| *distance < left) {
+                enough = enough.max(distance + 1);
                 only.push(id);
             }
             true
@@ -158,33 +222,87 @@ impl Constraint {
             only.extend_from_slice(&self.end_ids);
         }
         let vocabulary = usize::try_from(self.spelling.vocabulary()).unwrap_or(0);
-        if only.len() * 2 <= vocabulary {
-            return Allowed::Only(only);
-        }
-        let mut not = vec![true; vocabulary];
-        for id in only.into_iter().filter_map(|id| usize::try_from(id).ok()) {
-            if let Some(not) = not.get_mut(id) {
-                *not = false;
+        let allowed = if only.len() * 2 <= vocabulary {
+            Allowed::Only(only)
+        } else {
+            let mut not = vec![true; vocabulary];
+            for id in only.into_iter().filter_map(|id| usize::try_from(id).ok()) {
+                if let Some(not) = not.get_mut(id) {
+                    *not = false;
+                }
             }
+            let but = (0i64..).zip(not).filter(|(_, not)| *not).map(|(id, _)| id);
+            Allowed::AllBut(but.collect())
+        };
+        Known {
+            allowed: Arc::new(allowed),
+            enough,
         }
-        let but = (0i64..).zip(not).filter(|(_, not)| *not).map(|(id, _)| id);
-        Allowed::AllBut(but.collect())
     }
 
-    /// Whether some token leads from a state to a good one.
-    fn leads_to(&self, state: &State, good: &dyn Fn(&State) -> bool) -> bool {
-        let mut found = false;
-        self.walk(state, &mut |_, after| {
-            found = good(after);
-            !found
-        });
-        found
+    /// Fewest tokens to the end of an answer, the one that ends it counted; none where no tokens lead there.
+    fn distance(&self, state: &State) -> Option<usize> {
+        let mut distances = self.distances.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |thread| match distances.get(thread) {
+            Some(known) => *known,
+            None => self.search(thread, &mut distances),
+        };
+        state.iter().filter_map(of).min()
+    }
+
+    /// Looks for the nearest end, breadth first, and notes the distances of the places on the way to it.
+    fn search(&self, from: &Thread, distances: &mut HashMap<Thread, Option<usize>>) -> Option<usize> {
+        if distances.len() >= DISTANCES_MAX {
+            distances.clear();
+        }
+        // Each place with the one before it, in order of tokens from the start; those of the last round begin at `first`.
+        let mut reached = vec![(from.clone(), 0)];
+        let mut seen = HashSet::from([from.clone()]);
+        let mut nearest: Option<(usize, usize)> = None;
+        let (mut first, mut tokens) = (0, 0);
+        while first < reached.len() && nearest.is_none_or(|(total, _)| total > tokens + 1) {
+            let last = reached.len();
+            for at in first..last {
+                let state = vec![reached[at].0.clone()];
+                let known = distances.get(&state[0]).copied();
+                let ends = self.automaton.accepts(&state).then_some(1);
+                if let Some(distance) = ends.or(known.flatten()) {
+                    let total = tokens + distance;
+                    if nearest.is_none_or(|(so_far, _)| total < so_far) {
+                        nearest = Some((total, at));
+                    }
+                } else if known.is_none() && reached.len() < DISTANCES_MAX {
+                    self.walk(&state, &mut |_, after| {
+                        for thread in after {
+                            if seen.insert(thread.clone()) {
+                                reached.push((thread.clone(), at));
+                            }
+                        }
+                        true
+                    });
+                }
+            }
+            (first, tokens) = (last, tokens + 1);
+        }
+        let Some((total, mut at)) = nearest else {
+            distances.insert(from.clone(), None);
+            return None;
+        };
+        let mut path = vec![at];
+        while at > 0 {
+            at = reached[at].1;
+            path.push(at);
+        }
+        for (passed, at) in path.into_iter().rev().enumerate() {
+            distances.insert(reached[at].0.clone(), Some(total - passed));
+        }
+        Some(total)
     }
 
     /// Shows every token whose bytes can follow, with the state after it, until `visit` has seen enough.
     ///
-    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what follows a forbidden byte is
-    /// skipped.
+    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with forbidden bytes
+    /// is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
         let mut seen = Seen::new(self, state);
         let tokens = self.spelling.tokens();
@@ -204,7 +322,7 @@ impl Constraint {
                 let depth = path.len() - 1;
                 let next = seen.step(path[depth], bytes[depth]);
                 if seen.states[next].is_empty() {
-                    forbidden = Some(depth + 1);
+                    forbidden = Some(depth);
                     break;
                 }
                 path.push(next);
@@ -216,9 +334,19 @@ impl Constraint {
                     }
                     at += 1;
                 }
-                Some(length) => {
-                    let start = &bytes[..length];
-                    at += tokens[at..].partition_point(|(bytes, _)| bytes.starts_with(start));
+                Some(depth) => {
+                    let state = &seen.states[path[depth]];
+                    let larger = bytes[depth].checked_add(1);
+                    let next = larger.and_then(|least| self.automaton.next_byte(state, least));
+                    let start = &bytes[..depth];
+                    let rest = &tokens[at..];
+                    at += match next {
+                        Some(byte) => {
+                            let next = [start, &[byte]].concat();
+                            rest.partition_point(|(bytes, _)| **bytes < *next)
+                        }
+                        None => rest.partition_point(|(bytes, _)| bytes.starts_with(start)),
+                    };
                 }
             }
             before = bytes;

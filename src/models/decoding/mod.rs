@@ -86,7 +86,8 @@ pub struct Sampling {
 pub struct DecodeOptions {
     /// How the next token is chosen.
     pub strategy: Strategy,
-    /// Most tokens of the answer, the end token counted, at least 1.
+    /// Most tokens of the answer, the end token counted, at least 1; a constrained answer is written so that it comes to
+    /// its end within them.
     pub tokens_max: usize,
     /// Ends an answer that repeats itself, and keeps one of the repeats; see [`repeated_tail`]. Where an answer is
     /// constrained, only free text can be caught.

@@ -107,17 +107,21 @@ impl<K> SlotDecoder<K> {
         self.taken.len() - self.free()
     }
 
-    /// Whether `prompt`, with all the tokens that it asks for, can ever fit a slot.
+    /// Whether `prompt` can ever fit a slot and leave room for an answer of `tokens`, and for an allowed one where it is
+    /// constrained.
     ///
     /// # Errors
-    /// [`ModelError::TooManyPositions`] with the positions wanted and available.
-    pub fn check(&self, prompt: &Prompt) -> Result<(), ModelError> {
-        let tokens = i64::try_from(prompt.options.tokens_max).unwrap_or(i64::MAX);
-        self.check_prompt(prompt, tokens)
-    }
-
-    fn check_prompt(&self, prompt: &Prompt, tokens: i64) -> Result<(), ModelError> {
+    /// [`ModelError::TooManyPositions`] with the positions wanted and available; [`ModelError::Constraint`] where no
+    /// allowed answer is as short as the prompt's options ask for.
+    pub fn check(&self, prompt: &Prompt, tokens: usize) -> Result<(), ModelError> {
         prompt.options.validate()?;
+        let mut tokens = tokens;
+        if let Some(constraint) = &prompt.constraint {
+            constraint.check_tokens(prompt.options.tokens_max)?;
+            // The last token of an answer is not fed back.
+            tokens = tokens.max(constraint.tokens_min() - 1);
+        }
+        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
         if prompt.options.slots() > self.taken.len() {
             return Err(ModelError::Decoding {
                 option: "beams",
@@ -153,8 +157,7 @@ impl<K> SlotDecoder<K> {
     ) -> Result<Vec<(K, Decoded)>, ModelError> {
         let mut wanted = 0;
         for (_, prompt) in &arrivals {
-            // The last token of an answer is not fed back.
-            self.check_prompt(prompt, 0)?;
+            self.check(prompt, 0)?;
             wanted += prompt.options.slots();
         }
         if wanted > self.free() {
@@ -230,6 +233,24 @@ impl<K> SlotDecoder<K> {
     /// The keys of the answers under way.
     pub fn active(&mut self) -> impl Iterator<Item = &mut K> {
         self.answers.iter_mut().map(|answer| &mut answer.key)
+    }
+
+    /// The answers under way as they stand; of a beam search, the best one.
+    pub fn so_far(&self) -> impl Iterator<Item = (&K, Decoded)> {
+        self.answers.iter().filter_map(|answer| {
+            let so_far = match &answer.search {
+                Search::One { out, .. } => out.clone(),
+                Search::Beams { beams, .. } => {
+                    let best = beams.live().first()?;
+                    Decoded {
+                        ids: best.ids.clone(),
+                        log_probs: best.log_probs.clone(),
+                        ..Decoded::default()
+                    }
+                }
+            };
+            Some((&answer.key, so_far))
+        })
     }
 
     /// Keys of the low-rank parts that answers under way are pinned to.
@@ -355,6 +376,7 @@ impl<K> SlotDecoder<K> {
                             self.vocabulary,
                             &answer.prompt.options,
                             held,
+                            answer.tokens_max,
                             &out.ids,
                         )?
                     };
@@ -378,6 +400,7 @@ impl<K> SlotDecoder<K> {
                         self.vocabulary,
                         &answer.prompt.options,
                         constraint,
+                        answer.tokens_max,
                         beams,
                         wanted,
                     )?;
@@ -484,6 +507,7 @@ fn restrict(
     vocabulary: i64,
     options: &DecodeOptions,
     held: Option<(&Progress, &Constraint)>,
+    tokens_max: usize,
     ids: &[i64],
 ) -> Result<Tensor, ModelError> {
     let scores = scores.f_narrow(0, 0, vocabulary)?;
@@ -500,7 +524,7 @@ fn restrict(
             .filter(|id| (0..vocabulary).contains(id))
             .collect()
     };
-    match &*constraint.allowed(progress) {
+    match &*constraint.allowed(progress, tokens_max.saturating_sub(ids.len())) {
         Allowed::Only(ids) => keep(&scores, &inside(ids)),
         Allowed::AllBut(ids) => forbid(&scores, &inside(ids)),
     }
@@ -512,9 +536,10 @@ fn pick(
     vocabulary: i64,
     options: &DecodeOptions,
     held: Option<(&Progress, &Constraint)>,
+    tokens_max: usize,
     ids: &[i64],
 ) -> Result<(i64, f64), ModelError> {
-    let possible = restrict(scores, vocabulary, options, held, ids)?;
+    let possible = restrict(scores, vocabulary, options, held, tokens_max, ids)?;
     let id = match &options.strategy {
         Strategy::Sample(sampling) => sample::draw(&possible, sampling, ids.len())?,
         Strategy::Greedy | Strategy::Beam(_) => possible.f_argmax(0, false)?.f_int64_value(&[])?,
@@ -529,6 +554,7 @@ fn continuations(
     vocabulary: i64,
     options: &DecodeOptions,
     constraint: Option<&Constraint>,
+    tokens_max: usize,
     beams: &BeamSearch,
     wanted: usize,
 ) -> Result<Vec<Candidate>, ModelError> {
@@ -546,6 +572,7 @@ fn continuations(
                 vocabulary,
                 options,
                 held,
+                tokens_max,
                 &found.ids,
             )?);
         }

@@ -229,3 +229,24 @@ fn a_beam_search_among_repetitions_ends_and_keeps_one_of_them() {
     assert!(found[0].ids.len() < 12, "{found:?}");
     assert_eq!(found[0].ids.len(), found[0].log_probs.len());
 }
+
+#[test]
+fn an_encoder_decoders_answer_gets_what_its_slot_has_room_for_of_what_is_asked() {
+    let model =
+        crate::models::open_language_model(&fixture("t5_gated"), &crate::nn::accel::Placement::reference())
+            .unwrap();
+    let mut decoder = SlotDecoder::new(model.as_ref(), 1, 8, 6, &[], model.info().vocab);
+    let asked = || prompt(model.as_ref(), &[5, 6, 7], DecodeOptions::greedy(50));
+
+    assert!(matches!(
+        decoder.check(&asked(), 50),
+        Err(ModelError::TooManyPositions { .. })
+    ));
+    decoder.check(&asked(), 6).unwrap();
+    let mut finished = decoder.join(model.as_ref(), &[], vec![((), asked())]).unwrap();
+    while finished.is_empty() {
+        finished = decoder.step(model.as_ref(), &[]).unwrap();
+    }
+
+    assert_eq!((finished[0].1.ids.len(), finished[0].1.ended), (6, false));
+}

@@ -261,7 +261,7 @@ proptest! {
         let mut dice = SplitMix::new(&[seed]);
         let (mut progress, mut ids) = (constraint.begin(), Vec::new());
         loop {
-            let allowed = constraint.allowed(&progress);
+            let allowed = constraint.allowed(&progress, usize::MAX);
             let all: Vec<i64> = (0..spelling.vocabulary()).filter(|id| allows(&allowed, *id)).collect();
             prop_assert!(!all.is_empty(), "stuck after {:?}", spelt(&spelling, &ids));
             prop_assert!(!all.contains(&CONTROL));
@@ -374,6 +374,56 @@ proptest! {
     }
 
     #[test]
+    fn an_answer_never_ends_outside_its_list_while_one_of_the_list_fits(
+        labels in labels(), seed in any::<u64>(), every_byte in any::<bool>(), spare in 0usize..8, love in 0usize..4
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let constraint = compiled(&AnswerShape::one_of(labels.iter().cloned()), &spelling);
+        // One token may spell a label and blanks around it.
+        let padded = |label: &String| -> Vec<String> {
+            (0..25).map(|blanks| format!("{}{label}{}", " ".repeat(blanks / 5), " ".repeat(blanks % 5))).collect()
+        };
+        let shortest = labels.iter().flat_map(padded).map(|text| fewest(&spelling, &text)).min().unwrap() + 1;
+        prop_assert_eq!(constraint.tokens_min(), shortest);
+        prop_assert!(constraint.check_tokens(shortest - 1).is_err());
+        let mut model = Babbler::new(spelling.vocabulary(), seed);
+        // It likes blanks, or to write on, better than to come to an end.
+        let blank = |bytes: &[u8]| bytes.trim_ascii().is_empty();
+        let blanks = spelling.tokens().iter().filter(|(bytes, _)| blank(bytes)).map(|(_, id)| (*id, 20.0));
+        model.leanings = match love {
+            0 => blanks.collect(),
+            1 => vec![(END, -20.0)],
+            2 => blanks.chain([(END, -20.0)]).collect(),
+            _ => Vec::new(),
+        };
+        for strategy in strategies() {
+            let found = answer(&model, Some(&constraint), strategy, shortest + spare);
+            let text = spelt(&spelling, &found.ids);
+            prop_assert!(found.ended && found.log_probs.len() <= shortest + spare, "{:?} {:?}", strategy, text);
+            prop_assert_eq!(found.label.map(|label| labels[label].as_str()), Some(text.trim()));
+        }
+    }
+
+    #[test]
+    fn an_answer_of_any_shape_comes_to_its_end_within_the_fewest_tokens_and_more(
+        shape in shape(), seed in any::<u64>(), every_byte in any::<bool>(), spare in 0usize..6
+    ) {
+        let spelling = vocabulary(seed, every_byte);
+        let constraint = compiled(&shape, &spelling);
+        let tokens_max = constraint.tokens_min() + spare;
+        let mut model = Babbler::new(spelling.vocabulary(), seed);
+        model.leanings = vec![(END, -20.0)];
+        for strategy in strategies() {
+            let found = answer(&model, Some(&constraint), strategy, tokens_max);
+            let text = spelt(&spelling, &found.ids);
+            prop_assert!(found.ended && found.log_probs.len() <= tokens_max, "{:?} {:?}", strategy, text);
+            // Half a character is a matter of free text.
+            let whole = !text.contains(char::REPLACEMENT_CHARACTER);
+            prop_assert!(!whole || fits(&shape.pieces, text.trim()), "{:?} is no {:?}", text, shape);
+        }
+    }
+
+    #[test]
     fn several_labels_come_each_at_most_once_by_greedy_and_by_beams(
         labels in labels(), seed in any::<u64>(), every_byte in any::<bool>()
     ) {
@@ -412,18 +462,41 @@ fn half_a_word_without_the_other_half_in_the_vocabulary_is_no_way_to_begin() {
 
     // `a` and `abc` fit, but nothing leads on from them.
     assert_eq!(
-        *constraint.allowed(&constraint.begin()),
+        *constraint.allowed(&constraint.begin(), usize::MAX),
         Allowed::Only(vec![2, 6])
     );
 }
 
 #[test]
-fn an_answer_cut_off_by_its_most_tokens_is_no_label() {
-    let spelling = vocabulary(4, true);
-    let constraint = compiled(&AnswerShape::one_of(["nonono anonon"]), &spelling);
-    let model = Babbler::new(spelling.vocabulary(), 9);
+fn a_list_without_an_answer_of_so_few_tokens_is_refused_with_the_shortest_one() {
+    let tokens = [&b"ab"[..], b"a", b"b", b"c"];
+    let tokens = tokens.iter().map(|bytes| (*bytes).into()).zip(2..).collect();
+    let spelling = Arc::new(Spelling::new(tokens, 6));
+    let constraint = compiled(&AnswerShape::one_of(["ccc", "abc", "abcab"]), &spelling);
 
-    let found = answer(&model, Some(&constraint), Strategy::Greedy, 1);
+    let refused = constraint.check_tokens(2).unwrap_err().to_string();
 
-    assert_eq!((found.ended, found.label), (false, None));
+    assert!(refused.contains("`abc`, takes 3 tokens"), "{refused}");
+    assert!(constraint.check_tokens(3).is_ok());
+    let model = Babbler::new(6, 1);
+    let asked = Prompt {
+        constraint: Some(constraint),
+        ..prompt(&model, &[5], DecodeOptions::greedy(2))
+    };
+    assert!(decode_all(&model, vec![asked], 1, &[END], 6, &[]).is_err());
+}
+
+/// Fewest tokens that spell a text, said in another way than the automaton does.
+fn fewest(spelling: &Spelling, text: &str) -> usize {
+    let mut fewest = vec![usize::MAX; text.len() + 1];
+    fewest[0] = 0;
+    for at in 0..text.len() {
+        for (bytes, _) in spelling.tokens() {
+            if fewest[at] < usize::MAX && text.as_bytes()[at..].starts_with(bytes) {
+                let end = at + bytes.len();
+                fewest[end] = fewest[end].min(fewest[at] + 1);
+            }
+        }
+    }
+    fewest[text.len()]
 }
