@@ -117,7 +117,7 @@ fn cases() -> Vec<(&'static str, Bytes, Vec<Header>, &'static str)> {
         with("a chunk out of order", chunk("3"), "broken_stream"),
         with(
             "more positions than a slot",
-            vec![header("ce_maxtokens", "1024")],
+            vec![header("ce_instruction", vec![b'x'; 2_000])],
             "audio_too_long",
         ),
     ]

@@ -12,15 +12,23 @@ use std::process::Command;
 /// What makes libgomp's workers sleep at once. `PASSIVE` alone implies a spin count of zero; both are set because
 /// either may have been inherited.
 const PASSIVE: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")];
+/// oneDNN keeps what it compiles for a shape, 1024 shapes if not told otherwise. Clips of every length make new shapes all the time, and
+/// memory grew by 60 MB over some thousand requests; this many are enough for the shapes that come back.
+const COMPILED_SHAPES: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
 /// Set in the second life of the process, so that there is no third.
 const GUARD: &str = "SPEECHVERSE_OPENMP_CONFIGURED";
 
-/// Makes OpenMP's workers sleep rather than spin while they wait: call it as the very first thing in `main`.
+/// Makes OpenMP's workers sleep rather than spin while they wait, and bounds what oneDNN keeps: call it as the very first thing in
+/// `main`.
 ///
 /// Starts the program anew with the right environment (same process id, same arguments), because libgomp has read the old one
 /// by the time `main` runs. Does nothing, and returns, when a wait policy is already chosen (by a person or by the
 /// first call) or when the program cannot be started anew.
 pub fn ensure_passive_openmp() {
+    if std::env::var_os(COMPILED_SHAPES.0).is_none() {
+        // SAFETY: the first thing in `main`: no other thread is there to read the environment.
+        unsafe { std::env::set_var(COMPILED_SHAPES.0, COMPILED_SHAPES.1) };
+    }
     let chosen = [GUARD, PASSIVE[0].0, PASSIVE[1].0];
     if chosen.iter().any(|name| std::env::var_os(name).is_some()) {
         return;
