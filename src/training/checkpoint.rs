@@ -6,12 +6,16 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::TrainingError;
+use super::batch::LoadedBatch;
 use crate::models::LanguageModel;
 use crate::models::adapter::plain::{PlainFile, PlainTensor};
 use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::AdamW;
+
+/// Unreadable clips beyond this number end the run when they are more than one in twenty.
+const UNREADABLE_MAX: u64 = 10;
 
 const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -48,6 +52,29 @@ pub struct RunState {
     pub best: Option<Best>,
     /// Validations since then.
     pub since_best: u32,
+}
+
+impl RunState {
+    /// Counts a batch's clips, readable and not.
+    ///
+    /// # Errors
+    /// [`TrainingError::Unreadable`] when too many could not be read to go on.
+    pub(crate) fn count_unreadable(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
+        self.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
+        self.unreadable += batch.unreadable.len() as u64;
+        for reason in &batch.unreadable {
+            tracing::warn!(reason, "left a training clip out");
+        }
+        let (failed, tried) = (self.unreadable, self.tried);
+        match batch.unreadable.last() {
+            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => Err(TrainingError::Unreadable {
+                failed,
+                tried,
+                last: last.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A validation worth remembering.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::TrainingError;
-use super::batch::{BatchReader, BatchReaderArgs, LoadedBatch};
+use super::batch::{BatchReader, BatchReaderArgs};
 use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
@@ -26,8 +26,6 @@ use crate::nn::optimizer::AdamW;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
-/// Unreadable clips beyond this number end the run when they are more than one in twenty.
-const UNREADABLE_MAX: u64 = 10;
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -418,7 +416,7 @@ impl<'a> Engine<'a> {
         while batches < stage.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.count_unreadable(&batch)?;
+            self.state.count_unreadable(&batch)?;
             (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
                 (batch.epoch + 1, 0)
             } else {
@@ -488,23 +486,6 @@ impl<'a> Engine<'a> {
             on_event,
         )?;
         Ok(true)
-    }
-
-    fn count_unreadable(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
-        self.state.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
-        self.state.unreadable += batch.unreadable.len() as u64;
-        for reason in &batch.unreadable {
-            tracing::warn!(reason, "left a training clip out");
-        }
-        let (failed, tried) = (self.state.unreadable, self.state.tried);
-        match batch.unreadable.last() {
-            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => Err(TrainingError::Unreadable {
-                failed,
-                tried,
-                last: last.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     fn reader(&self, stage: &StageConfig, samples: &[Sample]) -> Result<BatchReader, TrainingError> {

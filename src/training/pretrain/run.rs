@@ -13,7 +13,7 @@ use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
-use crate::training::batch::{BatchReader, BatchReaderArgs, LoadedBatch};
+use crate::training::batch::{BatchReader, BatchReaderArgs};
 use crate::training::checkpoint::{self, Best, RunState};
 use crate::training::control::Control;
 use crate::training::example::{self, Example};
@@ -24,8 +24,6 @@ use crate::training::wordings::Wordings;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
-/// Unreadable clips beyond this number end the run when they are more than one in twenty.
-const UNREADABLE_MAX: u64 = 10;
 /// Batches in a row of which chance may hide nothing.
 const EMPTY_IN_A_ROW_MAX: u64 = 1000;
 /// Clips from which the training data's statistics are gathered at most.
@@ -274,7 +272,7 @@ impl Run {
         while batches < settings.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.count_unreadable(&batch)?;
+            self.state.count_unreadable(&batch)?;
             (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
                 (batch.epoch + 1, 0)
             } else {
@@ -454,23 +452,6 @@ impl Run {
             start: (self.state.epoch, self.state.position),
             ahead: self.config.data.prefetch_batches,
         })
-    }
-
-    fn count_unreadable(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
-        self.state.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
-        self.state.unreadable += batch.unreadable.len() as u64;
-        for reason in &batch.unreadable {
-            tracing::warn!(reason, "left a training clip out");
-        }
-        let (failed, tried) = (self.state.unreadable, self.state.tried);
-        match batch.unreadable.last() {
-            Some(last) if failed > UNREADABLE_MAX && failed * 20 > tried => Err(TrainingError::Unreadable {
-                failed,
-                tried,
-                last: last.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     fn encoder_folder(&self) -> PathBuf {
