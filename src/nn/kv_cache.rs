@@ -7,6 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::one_pass::{self, Seen};
 use crate::models::ModelError;
 
 /// Sizes of a cache.
@@ -59,6 +60,7 @@ pub struct StepPlan {
     /// `[B]` each.
     slot_index: Tensor,
     position_index: Tensor,
+    positions: Vec<i64>,
     /// First slot, where the slots are neighbours in order: then nothing is copied.
     run: Option<i64>,
     /// What the step sees of the slots' own positions, the new one included.
@@ -70,6 +72,8 @@ pub struct StepPlan {
 /// The part of a room that a step looks at.
 #[derive(Debug)]
 struct View {
+    /// Positions that each row may look at.
+    lengths: Vec<i64>,
     /// Longest sequence.
     longest: i64,
     /// `[B, 1, 1, longest]`, true where a row may look; none where all may look everywhere.
@@ -77,15 +81,19 @@ struct View {
 }
 
 impl View {
-    fn new(lengths: &[i64], device: Device) -> Self {
+    fn new(lengths: Vec<i64>, device: Device) -> Self {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mask = lengths.iter().any(|length| *length < longest).then(|| {
-            let lengths = Tensor::from_slice(lengths).to_device(device).unsqueeze(1);
+            let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1);
             Tensor::arange(longest, (Kind::Int64, device))
                 .less_tensor(&lengths) // [B, longest]
                 .view([-1, 1, 1, longest])
         });
-        Self { longest, mask }
+        Self {
+            lengths,
+            longest,
+            mask,
+        }
     }
 }
 
@@ -161,6 +169,52 @@ impl Room {
             None => own.narrow(2, 0, view.longest).index_select(0, &plan.slot_index),
         };
         (seen(keys), seen(values))
+    }
+
+    fn attend(
+        &self,
+        layer: usize,
+        plan: &StepPlan,
+        view: &View,
+        queries: &Tensor,
+        scale: f64,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        let (keys, values) = &self.layers[layer];
+        let seen = Seen {
+            keys,
+            values,
+            slots: &plan.slots,
+            lengths: &view.lengths,
+        };
+        one_pass::attend(queries, seen, scale, bias).unwrap_or_else(|| {
+            let (keys, values) = self.seen(layer, plan, view);
+            let size = queries.size();
+            let (batch, heads, width) = (size[0], size[1], size[3]);
+            let (kv_heads, kind) = (keys.size()[1], keys.kind());
+            // The query heads that share a key head stand where positions would: nothing has to be repeated.
+            let grouped = [batch, kv_heads, heads / kv_heads, width];
+            // A bias has one row per query head, a mask one for all.
+            let bias = bias.map(|bias| {
+                bias.to_kind(kind).expand([batch, heads, 1, -1], false).reshape([
+                    batch,
+                    kv_heads,
+                    heads / kv_heads,
+                    -1,
+                ])
+            });
+            let attended = Tensor::scaled_dot_product_attention(
+                &queries.to_kind(kind).reshape(grouped),
+                &keys,
+                &values,
+                bias.as_ref().or(view.mask.as_ref()),
+                0.0,
+                false,
+                Some(scale),
+                false,
+            ); // [B, N_kv, group, head_dim]
+            attended.reshape([batch, 1, heads * width])
+        })
     }
 
     /// Slot `to` takes over what slot `from` held before, for all `(to, from)` at once.
@@ -351,43 +405,62 @@ impl KvCache {
         let device = self.own.device();
         let prompt = self.prompt.as_ref().map(|prompt| {
             let lengths: Vec<i64> = slots.iter().map(|slot| prompt.lengths[*slot]).collect();
-            View::new(&lengths, device)
+            View::new(lengths, device)
         });
         Ok(StepPlan {
             slots: slots.to_vec(),
             slot_index: Tensor::from_slice(&index).to_device(device),
             position_index: Tensor::from_slice(&positions).to_device(device),
+            positions,
             run: index.first().copied().filter(|_| neighbours),
-            own: View::new(&lengths, device),
+            own: View::new(lengths, device),
             prompt,
         })
     }
 
-    /// Writes one layer's new keys and values and returns all that the step sees.
-    ///
-    /// # Shapes
-    /// `keys`, `values` `[B, N_kv, 1, head_dim]` → both `[B, N_kv, longest, head_dim]`.
-    pub fn append(
-        &mut self,
-        layer: usize,
-        plan: &StepPlan,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> (Tensor, Tensor) {
+    /// Writes one layer's new keys and values, `[B, N_kv, 1, head_dim]`.
+    pub fn append(&mut self, layer: usize, plan: &StepPlan, keys: &Tensor, values: &Tensor) {
         let (own_keys, own_values) = &mut self.own.layers[layer];
-        let place = [Some(&plan.slot_index), None, Some(&plan.position_index)];
-        let kind = own_keys.kind();
         for (own, new) in [(own_keys, keys), (own_values, values)] {
-            let _ = own.index_put_(&place, &new.squeeze_dim(2).to_kind(kind), false);
+            if one_pass::write(own, &plan.slots, &plan.positions, new) {
+                continue;
+            }
+            let place = [Some(&plan.slot_index), None, Some(&plan.position_index)];
+            let _ = own.index_put_(&place, &new.squeeze_dim(2).to_kind(own.kind()), false);
         }
-        self.own.seen(layer, plan, &plan.own)
     }
 
-    /// Encoder–decoders: one layer's keys and values of the prompts, `[B, N_kv, longest, head_dim]` each; none where
-    /// the prompt has no room of its own.
-    pub fn prompt(&self, layer: usize, plan: &StepPlan) -> Option<(Tensor, Tensor)> {
+    /// Attention of one new position of each row over its slot's positions, itself included: after [`append`](Self::append).
+    ///
+    /// # Shapes
+    /// `queries` `[B, N, 1, head_dim]` → `[B, 1, N·head_dim]`, in the cache's kind. `bias`, added to the scores, broadcasts to `[B, N, 1, longest]` and hides what a row may not see ([`StepPlan::mask`]).
+    pub fn attend(
+        &self,
+        layer: usize,
+        plan: &StepPlan,
+        queries: &Tensor,
+        scale: f64,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        self.own.attend(layer, plan, &plan.own, queries, scale, bias)
+    }
+
+    /// Encoder–decoders: the same over the prompts; none where the prompt has no room of its own.
+    pub fn attend_prompt(
+        &self,
+        layer: usize,
+        plan: &StepPlan,
+        queries: &Tensor,
+        scale: f64,
+    ) -> Option<Tensor> {
         let (room, view) = (self.prompt.as_ref()?, plan.prompt.as_ref()?);
-        Some(room.seen(layer, plan, view))
+        Some(room.attend(layer, plan, view, queries, scale, None))
+    }
+
+    /// All that a step sees of one layer, `[B, N_kv, longest, head_dim]` each.
+    #[cfg(test)]
+    pub(crate) fn seen(&self, layer: usize, plan: &StepPlan) -> (Tensor, Tensor) {
+        self.own.seen(layer, plan, &plan.own)
     }
 
     /// Counts the positions that a finished step has appended.
@@ -413,12 +486,6 @@ impl StepPlan {
     /// Which past positions each row may look at, `[B, 1, 1, longest]`; none where all may look everywhere.
     pub fn mask(&self) -> Option<&Tensor> {
         self.own.mask.as_ref()
-    }
-
-    /// Which positions of its prompt each row may look at, `[B, 1, 1, longest prompt]`; none where all may look
-    /// everywhere.
-    pub fn prompt_mask(&self) -> Option<&Tensor> {
-        self.prompt.as_ref()?.mask.as_ref()
     }
 }
 

@@ -5,11 +5,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-/// Rows up to which libtorch's kernel for 8-bit weights beats turning them into floats first (measured on AVX512 and AVX2).
+use super::one_pass;
+
+/// Rows up to which our kernel for 8-bit weights beats turning them into floats first.
 const FEW_ROWS: i64 = 8;
-/// What the width of a matrix must be a multiple of for that kernel. It reads whole vectors and does not look: a width of 200 ends the process
-/// (seen with libtorch 2.11 on AVX512, where 16 would do; 64 leaves room for other instruction sets).
-const KERNEL_WIDTH: i64 = 64;
 /// Fewest rows for which a product in f32 goes by way of the convolution kernels.
 const MANY_ROWS: i64 = 16;
 /// Largest code: symmetric, so that zero is exact and both signs reach equally far.
@@ -22,7 +21,7 @@ pub struct Matrix(Values);
 #[derive(Debug)]
 enum Values {
     Floats(Tensor),
-    /// `codes` `[outputs, inputs]` i8, `scales` `[outputs]` bf16: the weight is their product, row by row.
+    /// `codes` `[outputs, inputs]` i8, `scales` `[outputs]` f32: the weight is their product, row by row.
     Codes {
         codes: Tensor,
         scales: Tensor,
@@ -44,11 +43,8 @@ impl Matrix {
         };
         let _no_grad = tch::no_grad_guard();
         let weight = weight.to_kind(Kind::Float);
-        // The scale is rounded to bf16 first, so that the codes fit the scale that is used.
-        let scales = (weight.abs().amax([1], false) / CODE_MAX).to_kind(Kind::BFloat16); // [outputs]
-        let divisor = scales
-            .to_kind(Kind::Float)
-            .clamp_min(f64::from(f32::MIN_POSITIVE));
+        let scales = weight.abs().amax([1], false) / CODE_MAX; // [outputs]
+        let divisor = scales.clamp_min(f64::from(f32::MIN_POSITIVE));
         let codes = (weight / divisor.unsqueeze(1))
             .round()
             .clamp(-CODE_MAX, CODE_MAX)
@@ -66,26 +62,15 @@ impl Matrix {
             Values::Floats(weight) => return multiply_floats(weight, input, bias),
             Values::Codes { codes, scales } => (codes, scales),
         };
-        let kind = input.kind();
-        let mut shape = input.size();
-        let inputs = shape.pop().unwrap_or(1).max(1);
-        let rows = shape.iter().product::<i64>();
-        let few = rows <= FEW_ROWS
-            && inputs % KERNEL_WIDTH == 0
-            && codes.device() == Device::Cpu
-            && !input.requires_grad();
-        let product = if few {
-            shape.push(codes.size()[0]);
-            input
-                .reshape([rows, inputs])
-                .to_kind(Kind::BFloat16)
-                .internal_weight_int8pack_mm(codes, scales) // [rows, outputs]
-                .to_kind(kind)
-                .view(shape.as_slice())
-        } else {
+        let few = row_count(input) <= FEW_ROWS;
+        let product = few
+            .then(|| one_pass::multiply_codes(input, codes, scales))
+            .flatten();
+        let product = product.unwrap_or_else(|| {
             // Every code is exact in bf16.
+            let kind = input.kind();
             input.linear(&codes.to_kind(kind), None::<&Tensor>) * scales.to_kind(kind)
-        };
+        });
         match bias {
             Some(bias) => product + bias,
             None => product,
@@ -101,7 +86,7 @@ impl Matrix {
 fn multiply_floats(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let mut size = input.size();
     let (outputs, inputs) = weight.size2().expect("declared as a matrix");
-    let rows = size[..size.len().saturating_sub(1)].iter().product::<i64>();
+    let rows = row_count(input);
     let as_convolution = rows >= MANY_ROWS
         && input.device() == Device::Cpu
         && input.kind() == Kind::Float
@@ -118,6 +103,11 @@ fn multiply_floats(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Te
         .mkldnn_convolution(&kernel, bias, [0, 0], [1, 1], [1, 1], 1)
         .permute([0, 2, 3, 1]) // [1, 1, rows, outputs]
         .reshape(size)
+}
+
+fn row_count(input: &Tensor) -> i64 {
+    let size = input.size();
+    size[..size.len().saturating_sub(1)].iter().product()
 }
 
 fn has_wide_registers() -> bool {

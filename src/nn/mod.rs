@@ -9,6 +9,7 @@ pub mod linear;
 pub mod lora;
 pub mod matrix;
 pub mod norm;
+pub mod one_pass;
 pub mod optimizer;
 pub mod packed;
 pub mod projections;

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::one_pass;
 use crate::weights::Loader;
 
 /// `x / rms(x) · weight`, the variance in f32: no mean is subtracted, nothing is added.
@@ -22,7 +23,9 @@ impl RmsNorm {
 
     /// `[.., width]` → `[.., width]`.
     pub fn forward(&self, hidden: &Tensor) -> Tensor {
-        // libtorch raises half precisions to f32 inside.
-        hidden.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
+        one_pass::rms_norm(hidden, &self.weight, self.epsilon).unwrap_or_else(|| {
+            // libtorch raises half precisions to f32 inside.
+            hidden.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
+        })
     }
 }

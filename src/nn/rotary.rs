@@ -3,6 +3,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::one_pass;
+
 /// The frequencies of one model.
 #[derive(Debug)]
 pub struct Rotary {
@@ -50,10 +52,12 @@ impl Rotation {
     /// # Shapes
     /// `heads` `[B, N, P, head_dim]` → the same, f32.
     pub fn apply(&self, heads: &Tensor) -> Tensor {
-        let heads = heads.to_kind(Kind::Float);
-        let half = heads.size().last().copied().unwrap_or(0) / 2;
-        let swapped = heads.roll([half], [-1]); // [second half, first half]
-        (&heads * &self.cos).addcmul(&swapped, &self.sin)
+        one_pass::turn(heads, &self.cos, &self.sin).unwrap_or_else(|| {
+            let heads = heads.to_kind(Kind::Float);
+            let half = heads.size().last().copied().unwrap_or(0) / 2;
+            let swapped = heads.roll([half], [-1]); // [second half, first half]
+            (&heads * &self.cos).addcmul(&swapped, &self.sin)
+        })
     }
 }
 

@@ -166,7 +166,7 @@ impl Layer {
         let shared = [batch * self.key_value_heads, positions, self.head_dim];
         let keys = heads.keys.to_kind(kind).reshape(shared); // [B·N_kv, P, head]
         let values = heads.values.to_kind(kind).reshape(shared);
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let scale = self.score_scale();
         // The query heads that share a key head stand one below the other: nothing has to be repeated.
         let queries = (&heads.queries * scale).to_kind(kind).reshape([
             batch * self.key_value_heads,
@@ -204,27 +204,9 @@ impl Layer {
             .flatten(1, 2)
     }
 
-    /// Attention of one new position per row over the cache.
-    ///
-    /// # Shapes
-    /// `queries` `[B, N, 1, head]`, `keys`, `values` `[B, N_kv, T, head]`, `mask` `[B, 1, 1, T]` → `[B, 1, N·head]`.
-    pub(super) fn attend_cached(
-        &self,
-        queries: &Tensor,
-        keys: &Tensor,
-        values: &Tensor,
-        mask: Option<&Tensor>,
-    ) -> Tensor {
-        let batch = queries.size()[0];
-        let group = self.heads / self.key_value_heads;
-        // The query heads that share a key head stand where positions would: nothing has to be repeated.
-        let grouped =
-            queries
-                .to_kind(keys.kind())
-                .reshape([batch, self.key_value_heads, group, self.head_dim]);
-        let attended =
-            Tensor::scaled_dot_product_attention(&grouped, keys, values, mask, 0.0, false, None, false); // [B, N_kv, group, head]
-        attended.reshape([batch, 1, self.heads * self.head_dim])
+    /// What scores are multiplied with.
+    pub(super) fn score_scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
     }
 
     /// The layer from its attention on: `hidden` `[B, P, H]`, `attended` `[B, P, N·head]` → `[B, P, H]`.

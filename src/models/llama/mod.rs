@@ -336,12 +336,12 @@ impl LanguageModel for Llama {
         let rotation = self.rotary.at(&positions); // [B, 1, 1, head]
         for (index, layer) in self.layers.iter().enumerate() {
             let heads = layer.heads(&hidden, &rotation, lora);
-            let (keys, values) = cache.append(index, &plan, &heads.keys, &heads.values);
-            let attended = layer.attend_cached(&heads.queries, &keys, &values, plan.mask());
+            cache.append(index, &plan, &heads.keys, &heads.values);
+            let attended = cache.attend(index, &plan, &heads.queries, layer.score_scale(), None);
             hidden = layer.finish(&hidden, &attended, lora);
         }
         cache.advance(&plan);
-        Ok(self.logits(&self.norm.forward(&hidden.squeeze_dim(1))))
+        Ok(self.logits(&self.norm.forward(&hidden).squeeze_dim(1)))
     }
 }
 

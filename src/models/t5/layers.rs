@@ -1,4 +1,4 @@
-//! The parts of a T5 block, all pre-norm with a residual around: attention, feed-forward.
+//! The parts of a T5 block, all pre-norm with a residual around: attention within a sequence, over the prompt, feed-forward.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,98 +8,42 @@ use crate::nn::projections::Projections;
 use crate::nn::rms_norm::RmsNorm;
 use crate::weights::Loader;
 
-/// Attention without biases, whose scores are not divided by the root of the head's width.
-#[derive(Debug)]
-pub(super) struct Attention {
-    norm: RmsNorm,
-    query: Projections,
-    key: Projections,
-    value: Projections,
-    output: Projections,
-    heads: i64,
-    head_width: i64,
-}
-
 /// Keys and values, `[B, N, P, head]` each.
 pub(super) type KeysValues = (Tensor, Tensor);
 
-impl Attention {
-    /// Takes `{prefix}.{name}.{q,k,v,o}` and `{prefix}.layer_norm`.
-    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, name: &str, config: &T5Config) -> Self {
-        let (width, inner) = (config.width, config.heads_width());
-        let at = format!("{prefix}.{name}");
+/// How the numbers of one position are divided among heads.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    count: i64,
+    width: i64,
+}
+
+impl Heads {
+    fn of(config: &T5Config) -> Self {
         Self {
-            norm: RmsNorm::load(
-                loader,
-                &format!("{prefix}.layer_norm"),
-                width,
-                config.norm_epsilon,
-            ),
-            query: Projections::one(loader, &at, "q", width, inner),
-            key: Projections::one(loader, &at, "k", width, inner),
-            value: Projections::one(loader, &at, "v", width, inner),
-            output: Projections::one(loader, &at, "o", inner, width),
-            heads: config.heads,
-            head_width: config.head_width,
+            count: config.heads,
+            width: config.head_width,
         }
     }
 
-    /// Rounds the matrices to 8-bit integers; those of keys and values too where they are used in every step.
-    pub(super) fn quantize(&mut self, keys_in_steps: bool) {
-        self.query.quantize();
-        self.output.quantize();
-        if keys_in_steps {
-            self.key.quantize();
-            self.value.quantize();
-        }
-    }
-
-    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.query, &self.key, &self.value, &self.output]
-            .into_iter()
-            .flat_map(|projections| projections.sites())
-    }
-
-    /// What the queries, and in self-attention the keys and values, are made of: `[B, P, H]` → `[B, P, H]`.
-    pub(super) fn normed(&self, hidden: &Tensor) -> Tensor {
-        self.norm.forward(hidden)
-    }
-
-    /// `source` `[B, P, H]`: the normed input, or what the encoder made.
-    pub(super) fn keys_values(&self, source: &Tensor, lora: Option<&LoraSet>) -> KeysValues {
-        (
-            self.split(&self.key.forward(source, lora)),
-            self.split(&self.value.forward(source, lora)),
-        )
-    }
-
-    /// `[B, P, N·head]` → `[B, N, P, head]`.
-    fn split(&self, joined: &Tensor) -> Tensor {
+    /// Projections of the same input, one behind the other: `[B, P, parts·N·head]` → `[B, N, P, head]` each.
+    fn split<const PARTS: usize>(self, joined: &Tensor) -> [Tensor; PARTS] {
         let size = joined.size();
-        joined
-            .view([size[0], size[1], self.heads, self.head_width])
-            .transpose(1, 2)
+        let heads = joined
+            .view([size[0], size[1], PARTS as i64 * self.count, self.width])
+            .transpose(1, 2);
+        std::array::from_fn(|part| heads.narrow(1, part as i64 * self.count, self.count))
     }
 
-    /// Attends and adds the result to `hidden`.
+    /// Attention over all of `keys` and `values`; scores are not divided by the root of the head's width.
     ///
     /// # Shapes
-    /// `hidden`, `normed` `[B, P, H]`, keys and values `[B, N, T, head]`, `bias` added to the scores, broadcast to
-    /// `[B, N, P, T]` → `[B, P, H]`.
-    pub(super) fn attend(
-        &self,
-        hidden: &Tensor,
-        normed: &Tensor,
-        (keys, values): &KeysValues,
-        bias: Option<&Tensor>,
-        lora: Option<&LoraSet>,
-    ) -> Tensor {
-        let queries = self.split(&self.query.forward(normed, lora));
+    /// `queries` `[B, N, P, head]`, `bias` added to the scores, broadcast to `[B, N, P, T]` → `[B, P, N·head]`.
+    fn attend(self, queries: &Tensor, (keys, values): &KeysValues, bias: Option<&Tensor>) -> Tensor {
         let learning = queries.requires_grad() || keys.requires_grad();
         let kind = match keys.kind() {
             // On a CPU the gradient of attention is several times slower in bf16 than in f32.
             Kind::BFloat16 if learning && keys.device() == Device::Cpu => Kind::Float,
-            // That of a cache, which may be wider than the model's.
             kind => kind,
         };
         let attended = Tensor::scaled_dot_product_attention(
@@ -109,22 +53,151 @@ impl Attention {
             bias.map(|bias| bias.to_kind(kind)),
             0.0,
             false,
-            Some(1.0),
+            Some(SCORE_SCALE),
             false,
         ); // [B, N, P, head]
-        let attended = attended.transpose(1, 2).flatten(2, 3).to_kind(hidden.kind()); // [B, P, N·head]
-        hidden + self.output.forward(&attended, lora)
+        attended.transpose(1, 2).flatten(2, 3)
     }
 }
 
-/// Two matrices with an activation between them, which may gate a third.
+/// What T5 multiplies scores with: its weights make up for the width of the heads.
+pub(super) const SCORE_SCALE: f64 = 1.0;
+
+/// Attention within a sequence, pre-norm with a residual around, without biases.
+#[derive(Debug)]
+pub(super) struct SelfAttention {
+    norm: RmsNorm,
+    query_key_value: Projections,
+    output: Projections,
+    heads: Heads,
+}
+
+impl SelfAttention {
+    /// Takes `{prefix}.SelfAttention.{q,k,v,o}` and `{prefix}.layer_norm`.
+    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
+        let (width, inner) = (config.width, config.heads_width());
+        let at = format!("{prefix}.SelfAttention");
+        let parts = [("q", inner), ("k", inner), ("v", inner)];
+        Self {
+            norm: take_norm(loader, prefix, config),
+            query_key_value: Projections::load(loader, &at, width, &parts, false),
+            output: Projections::one(loader, &at, "o", inner, width),
+            heads: Heads::of(config),
+        }
+    }
+
+    /// Rounds the matrices to 8-bit integers.
+    pub(super) fn quantize(&mut self) {
+        self.query_key_value.quantize();
+        self.output.quantize();
+    }
+
+    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
+        [&self.query_key_value, &self.output]
+            .into_iter()
+            .flat_map(|projections| projections.sites())
+    }
+
+    /// Queries, keys and values of `hidden` `[B, P, H]`, `[B, N, P, head]` each.
+    pub(super) fn project(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> (Tensor, KeysValues) {
+        let joined = self.query_key_value.forward(&self.norm.forward(hidden), lora);
+        let [queries, keys, values] = self.heads.split(&joined);
+        (queries, (keys, values))
+    }
+
+    /// Whole sequences: `hidden` `[B, P, H]`, `bias` broadcast to `[B, N, P, P]` → `[B, P, H]`.
+    pub(super) fn forward(&self, hidden: &Tensor, bias: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        let (queries, own) = self.project(hidden, lora);
+        self.finish(hidden, &self.heads.attend(&queries, &own, Some(bias)), lora)
+    }
+
+    /// Adds what was attended to, `[B, P, N·head]`, to `hidden`.
+    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        hidden + self.output.forward(&attended.to_kind(hidden.kind()), lora)
+    }
+}
+
+/// Attention of the decoder over the prompt, pre-norm with a residual around, without biases.
+#[derive(Debug)]
+pub(super) struct CrossAttention {
+    norm: RmsNorm,
+    query: Projections,
+    key_value: Projections,
+    output: Projections,
+    heads: Heads,
+}
+
+impl CrossAttention {
+    /// Takes `{prefix}.EncDecAttention.{q,k,v,o}` and `{prefix}.layer_norm`.
+    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
+        let (width, inner) = (config.width, config.heads_width());
+        let at = format!("{prefix}.EncDecAttention");
+        Self {
+            norm: take_norm(loader, prefix, config),
+            query: Projections::one(loader, &at, "q", width, inner),
+            key_value: Projections::load(loader, &at, width, &[("k", inner), ("v", inner)], false),
+            output: Projections::one(loader, &at, "o", inner, width),
+            heads: Heads::of(config),
+        }
+    }
+
+    /// Rounds the matrices that every step needs to 8-bit integers; keys and values are made once.
+    pub(super) fn quantize(&mut self) {
+        self.query.quantize();
+        self.output.quantize();
+    }
+
+    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
+        [&self.query, &self.key_value, &self.output]
+            .into_iter()
+            .flat_map(|projections| projections.sites())
+    }
+
+    /// Of what the encoder made of the prompt, `[B, P, H]`.
+    pub(super) fn keys_values(&self, encoded: &Tensor, lora: Option<&LoraSet>) -> KeysValues {
+        let [keys, values] = self.heads.split(&self.key_value.forward(encoded, lora));
+        (keys, values)
+    }
+
+    /// Queries of `hidden` `[B, P, H]`, `[B, N, P, head]`.
+    pub(super) fn queries(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        let [queries] = (self.heads).split(&self.query.forward(&self.norm.forward(hidden), lora));
+        queries
+    }
+
+    /// Whole sequences: `hidden` `[B, L, H]`, `encoded` `[B, P, H]`, `bias` broadcast to `[B, N, L, P]` → `[B, L, H]`.
+    pub(super) fn forward(
+        &self,
+        hidden: &Tensor,
+        encoded: &Tensor,
+        bias: Option<&Tensor>,
+        lora: Option<&LoraSet>,
+    ) -> Tensor {
+        let prompt = self.keys_values(encoded, lora);
+        let attended = self.heads.attend(&self.queries(hidden, lora), &prompt, bias);
+        self.finish(hidden, &attended, lora)
+    }
+
+    /// Adds what was attended to, `[B, P, N·head]`, to `hidden`.
+    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        hidden + self.output.forward(&attended.to_kind(hidden.kind()), lora)
+    }
+}
+
+fn take_norm(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> RmsNorm {
+    let name = format!("{prefix}.layer_norm");
+    RmsNorm::load(loader, &name, config.width, config.norm_epsilon)
+}
+
+/// Two matrices with an activation between them, which may gate a third; pre-norm with a residual around.
 #[derive(Debug)]
 pub(super) struct FeedForward {
     norm: RmsNorm,
-    /// What the activation acts on.
+    /// What the activation acts on, and behind it, where there is a gate, what it is multiplied with.
     input: Projections,
-    gated: Option<Projections>,
+    gated: bool,
     output: Projections,
+    inner: i64,
     activation: Activation,
 }
 
@@ -133,52 +206,51 @@ impl FeedForward {
     pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
         let (width, inner) = (config.width, config.inner_width);
         let at = format!("{prefix}.DenseReluDense");
-        let first = if config.gated { "wi_0" } else { "wi" };
+        let parts: &[_] = match config.gated {
+            true => &[("wi_0", inner), ("wi_1", inner)],
+            false => &[("wi", inner)],
+        };
         Self {
-            norm: RmsNorm::load(
-                loader,
-                &format!("{prefix}.layer_norm"),
-                width,
-                config.norm_epsilon,
-            ),
-            input: Projections::one(loader, &at, first, width, inner),
-            gated: (config.gated).then(|| Projections::one(loader, &at, "wi_1", width, inner)),
+            norm: take_norm(loader, prefix, config),
+            input: Projections::load(loader, &at, width, parts, false),
+            gated: config.gated,
             output: Projections::one(loader, &at, "wo", inner, width),
+            inner,
             activation: config.activation,
         }
     }
 
     /// Rounds the matrices to 8-bit integers.
     pub(super) fn quantize(&mut self) {
-        for projections in [Some(&mut self.input), self.gated.as_mut(), Some(&mut self.output)]
-            .into_iter()
-            .flatten()
-        {
-            projections.quantize();
-        }
+        self.input.quantize();
+        self.output.quantize();
     }
 
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [Some(&self.input), self.gated.as_ref(), Some(&self.output)]
+        [&self.input, &self.output]
             .into_iter()
-            .flatten()
             .flat_map(|projections| projections.sites())
     }
 
     /// `[B, P, H]` → `[B, P, H]`, the input added.
     pub(super) fn forward(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let normed = self.norm.forward(hidden);
-        let inner = self.input.forward(&normed, lora); // [B, P, I]
-        let active = match self.activation {
+        let input = self.input.forward(&self.norm.forward(hidden), lora); // [B, P, I] or [B, P, 2·I]
+        let inner = if self.gated {
+            // Split, not narrowed twice: its gradient is put together in one piece.
+            let halves = input.split(self.inner, -1);
+            self.activate(&halves[0]) * &halves[1]
+        } else {
+            self.activate(&input)
+        };
+        hidden + self.output.forward(&inner, lora)
+    }
+
+    fn activate(&self, inner: &Tensor) -> Tensor {
+        match self.activation {
             Activation::Relu => inner.relu(),
             Activation::GeluTanh => inner.gelu("tanh"),
             Activation::Gelu => inner.gelu("none"),
             Activation::Silu => inner.silu(),
-        };
-        let inner = match &self.gated {
-            Some(gated) => active * gated.forward(&normed, lora),
-            None => active,
-        };
-        hidden + self.output.forward(&inner, lora)
+        }
     }
 }

@@ -32,7 +32,8 @@ fn step(cache: &mut KvCache, slots: &[usize], keys: &[f32]) -> Vec<Vec<f32>> {
     let new = Tensor::from_slice(keys).view([-1, 1, 1, 1]);
     let mut seen = Vec::new();
     for layer in 0..2 {
-        let (keys, values) = cache.append(layer, &plan, &(&new + layer as f64 * 100.0), &-&new);
+        cache.append(layer, &plan, &(&new + layer as f64 * 100.0), &-&new);
+        let (keys, values) = cache.seen(layer, &plan);
         if layer == 1 {
             assert_eq!(keys.size(), values.size());
             for row in 0..slots.len() as i64 {
@@ -48,8 +49,13 @@ fn step(cache: &mut KvCache, slots: &[usize], keys: &[f32]) -> Vec<Vec<f32>> {
 
 fn prompts(cache: &KvCache, slots: &[usize]) -> Vec<Vec<f32>> {
     let plan = cache.plan_step(slots).unwrap();
-    let (keys, _) = cache.prompt(1, &plan).unwrap();
-    let valid = plan.prompt_mask().map(|mask| mask.view([slots.len() as i64, -1]));
+    let room = cache.prompt.as_ref().unwrap();
+    let (keys, _) = room.seen(1, &plan, plan.prompt.as_ref().unwrap());
+    let valid = plan
+        .prompt
+        .as_ref()
+        .and_then(|view| view.mask.as_ref())
+        .map(|mask| mask.view([slots.len() as i64, -1]));
     (0..slots.len() as i64)
         .map(|row| {
             let own = keys.get(row).reshape([-1]) - 100.0;
@@ -114,7 +120,7 @@ fn what_was_not_finite_does_not_outlive_a_reorder() {
     cache.reorder(&[0], &[1]).unwrap();
 
     let plan = cache.plan_step(&[0]).unwrap();
-    let _ = cache.append(0, &plan, &counted(0.0, 1), &counted(0.0, 1));
+    cache.append(0, &plan, &counted(0.0, 1), &counted(0.0, 1));
     let everything: f64 = cache.own.layers[0].0.get(0).sum(Kind::Float).double_value(&[]);
     assert_eq!(everything, 41.0);
 }

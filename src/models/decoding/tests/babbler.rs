@@ -133,7 +133,8 @@ impl LanguageModel for Babbler {
     ) -> Result<Tensor, ModelError> {
         let plan = cache.plan_step(slots)?;
         let new = self.embed(ids)?.view([-1, 1, 1, 1]);
-        let (keys, _) = cache.append(0, &plan, &new, &new); // [B, 1, longest, 1]
+        cache.append(0, &plan, &new, &new);
+        let (keys, _) = cache.seen(0, &plan); // [B, 1, longest, 1]
         cache.advance(&plan);
         let histories: Vec<Vec<f32>> = (0i64..)
             .zip(slots)

@@ -1,0 +1,225 @@
+//! The numbers of a tensor on the CPU, read and written where they lie.
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+/// Numbers of a tensor with their layout.
+#[derive(Clone, Debug)]
+pub(super) struct View<'t> {
+    /// Sizes of the axes.
+    pub(super) size: Vec<usize>,
+    stride: Vec<usize>,
+    numbers: Numbers<'t>,
+}
+
+/// Numbers side by side.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Numbers<'t> {
+    F32(&'t [f32]),
+    Bf16(&'t [bf16]),
+}
+
+/// All numbers of a contiguous f32 tensor, to be written.
+#[derive(Debug)]
+pub(super) struct ViewMut<'t> {
+    /// Sizes of the axes.
+    pub(super) size: Vec<usize>,
+    /// Row by row.
+    pub(super) numbers: &'t mut [f32],
+}
+
+/// Sizes, strides, and how many numbers lie from the first to the last one.
+struct Layout {
+    size: Vec<usize>,
+    stride: Vec<usize>,
+    span: usize,
+}
+
+impl Layout {
+    /// None for tensors that are empty, elsewhere than on the CPU, or part of a gradient, and where neighbours of the last axis are
+    /// not neighbours in memory.
+    fn of(tensor: &Tensor) -> Option<Self> {
+        if tensor.device() != Device::Cpu
+            || tensor.requires_grad()
+            || tensor.is_sparse()
+            || tensor.is_mkldnn()
+        {
+            return None;
+        }
+        let whole = |numbers: Vec<i64>| -> Option<Vec<usize>> {
+            numbers
+                .into_iter()
+                .map(|number| usize::try_from(number).ok())
+                .collect()
+        };
+        let (size, stride) = (whole(tensor.size())?, whole(tensor.stride())?);
+        let dense = stride.last() == Some(&1) || size.last() == Some(&1);
+        if size.contains(&0) || !dense {
+            return None;
+        }
+        let span = 1
+            + (size.iter().zip(&stride))
+                .map(|(size, stride)| (size - 1) * stride)
+                .sum::<usize>();
+        Some(Self { size, stride, span })
+    }
+
+    /// Whether the numbers stand row by row without gaps.
+    fn contiguous(&self) -> bool {
+        let mut expected = 1;
+        (self.size.iter().zip(&self.stride)).rev().all(|(size, stride)| {
+            let fits = *size == 1 || *stride == expected;
+            expected *= size;
+            fits
+        })
+    }
+}
+
+impl<'t> View<'t> {
+    /// Looks into a tensor; see [`Layout::of`] for where it cannot.
+    pub(super) fn of(tensor: &'t Tensor) -> Option<Self> {
+        let Layout { size, stride, span } = Layout::of(tensor)?;
+        let at = tensor.data_ptr();
+        // SAFETY: a strided CPU tensor of this kind has its numbers from `at` on, `span` of them to the last one; the borrow keeps its storage alive, and
+        // tensors do not cross threads while they are borrowed (`Tensor` is not `Sync`).
+        let numbers = match tensor.kind() {
+            Kind::Float => Numbers::F32(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
+            Kind::BFloat16 => Numbers::Bf16(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
+            _ => return None,
+        };
+        Some(Self {
+            size,
+            stride,
+            numbers,
+        })
+    }
+
+    /// All numbers row by row, where they lie so.
+    pub(super) fn contiguous(&self) -> Option<Numbers<'t>> {
+        let layout = Layout {
+            size: self.size.clone(),
+            stride: self.stride.clone(),
+            span: 0,
+        };
+        layout.contiguous().then_some(self.numbers)
+    }
+
+    /// The numbers along the last axis at `at`, a place on all axes before it, in f32; `scratch` is room for them.
+    pub(super) fn row<'s>(&'s self, at: &[usize], scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        let first: usize = at.iter().zip(&self.stride).map(|(at, stride)| at * stride).sum();
+        let width = self.size[self.size.len() - 1];
+        self.numbers.part(first, width).as_f32(scratch)
+    }
+}
+
+impl<'t> Numbers<'t> {
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::F32(numbers) => numbers.len(),
+            Self::Bf16(numbers) => numbers.len(),
+        }
+    }
+
+    /// The numbers, where they are f32.
+    pub(super) fn f32(self) -> Option<&'t [f32]> {
+        match self {
+            Self::F32(numbers) => Some(numbers),
+            Self::Bf16(_) => None,
+        }
+    }
+
+    fn part(self, first: usize, count: usize) -> Self {
+        match self {
+            Self::F32(numbers) => Self::F32(&numbers[first..first + count]),
+            Self::Bf16(numbers) => Self::Bf16(&numbers[first..first + count]),
+        }
+    }
+
+    /// The numbers in f32, in `room` where they are not already.
+    pub(super) fn as_f32<'s>(self, room: &'s mut Vec<f32>) -> &'s [f32]
+    where
+        't: 's,
+    {
+        match self {
+            Self::F32(numbers) => numbers,
+            Self::Bf16(_) => {
+                self.widen_into(room);
+                room
+            }
+        }
+    }
+
+    /// Copies the numbers in f32.
+    pub(super) fn widen_into(self, room: &mut Vec<f32>) {
+        room.clear();
+        match self {
+            Self::F32(numbers) => room.extend_from_slice(numbers),
+            // Every bf16 is the upper half of an f32.
+            Self::Bf16(numbers) => {
+                room.extend(
+                    numbers
+                        .iter()
+                        .map(|number| f32::from_bits(u32::from(number.to_bits()) << 16)),
+                );
+            }
+        }
+    }
+}
+
+impl<'t> ViewMut<'t> {
+    /// Looks into a contiguous f32 tensor on the CPU.
+    pub(super) fn of(tensor: &'t mut Tensor) -> Option<Self> {
+        let layout = Layout::of(tensor)?;
+        if tensor.kind() != Kind::Float || !layout.contiguous() {
+            return None;
+        }
+        // SAFETY: as in `View::of`; the borrow is exclusive, and other handles to the storage are not read meanwhile.
+        let numbers = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), layout.span) };
+        Some(Self {
+            size: layout.size,
+            numbers,
+        })
+    }
+}
+
+/// The numbers of a contiguous i8 tensor on the CPU.
+pub(super) fn codes_of(tensor: &Tensor) -> Option<&[i8]> {
+    let layout = Layout::of(tensor)?;
+    if tensor.kind() != Kind::Int8 || !layout.contiguous() {
+        return None;
+    }
+    // SAFETY: as in `View::of`.
+    Some(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), layout.span) })
+}
+
+/// A new tensor on the CPU with these numbers, rounded to `kind`; none for kinds other than f32 and bf16.
+pub(super) fn tensor_of(numbers: &[f32], size: &[usize], kind: Kind) -> Option<Tensor> {
+    let size: Vec<i64> = size.iter().map(|size| *size as i64).collect();
+    let tensor = Tensor::f_empty(&size, (kind, Device::Cpu)).ok()?;
+    if tensor.numel() != numbers.len() {
+        return None;
+    }
+    let at = tensor.data_ptr();
+    // SAFETY: a new tensor has its numbers side by side from `at` on, as many as its size says, and nobody else looks at them yet;
+    // every pattern of bits is a number.
+    match kind {
+        Kind::Float => {
+            unsafe { std::slice::from_raw_parts_mut(at.cast(), numbers.len()) }.copy_from_slice(numbers)
+        }
+        Kind::BFloat16 => {
+            let rounded: &mut [bf16] = unsafe { std::slice::from_raw_parts_mut(at.cast(), numbers.len()) };
+            for (rounded, number) in rounded.iter_mut().zip(numbers) {
+                *rounded = round(*number);
+            }
+        }
+        _ => return None,
+    }
+    Some(tensor)
+}
+
+/// To the nearest bf16, ties to even, as libtorch does.
+fn round(number: f32) -> bf16 {
+    let bits = number.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    bf16::from_bits(if number.is_nan() { 0x7fc0 } else { rounded as u16 })
+}
