@@ -190,17 +190,41 @@ pub fn cpu_multiplies_bf16() -> bool {
     }
 }
 
+/// Whether operations of the calling thread are recorded for gradients.
+///
+/// Networks take short cuts where they are not. What decides is this, not whether a tensor carries a gradient: so that a pass with a
+/// low-rank adapter under training takes the same way, bit for bit, as one without.
+pub fn records_gradients() -> bool {
+    // SAFETY: both calls set a flag of this thread and return what it was.
+    unsafe {
+        let before = torch_sys::at_grad_set_enabled(0);
+        torch_sys::at_grad_set_enabled(before);
+        before != 0
+    }
+}
+
+/// Whether this CPU has the 512-bit registers, with the instructions that libtorch and oneDNN ask for before they use them.
+pub fn cpu_has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl")
+            && std::is_x86_feature_detected!("fma")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// The vector instructions that decide speed here, such as `AVX512 (bf16, vnni)`: print it beside every
 /// benchmark, for a ratio holds only on one kind of machine.
 pub fn cpu_capability() -> String {
     #[cfg(target_arch = "x86_64")]
     {
-        let level = if std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-            && std::is_x86_feature_detected!("fma")
-        {
+        let level = if cpu_has_avx512() {
             "AVX512"
         } else if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             "AVX2"

@@ -35,13 +35,13 @@ const GATE_SUMMANDS: i64 = 4;
 impl SelfAttention {
     /// Takes the projections under `name`; `width` must be a multiple of `heads`. Whisper's keys have no bias.
     pub fn load(loader: &mut Loader<'_>, name: &str, width: i64, heads: i64, key_bias: bool) -> Self {
-        let (weights, biases) = take_projections(loader, name, width, key_bias);
-        Self::assemble(loader, name, width, heads, (&weights, &biases), None)
+        let (weight, bias) = take_projections(loader, name, width, key_bias);
+        Self::assemble(loader, name, width, heads, (weight, bias), None)
     }
 
     /// As [`load`](Self::load), with the gate of a relative position bias.
     pub fn load_gated(loader: &mut Loader<'_>, name: &str, width: i64, heads: i64) -> Self {
-        let (mut weights, mut biases) = take_projections(loader, name, width, true);
+        let (weight_qkv, bias_qkv) = take_projections(loader, name, width, true);
         let head_width = width / heads;
         let outputs = 2 * GATE_SUMMANDS;
         let weight = loader.take_as(
@@ -68,14 +68,18 @@ impl SelfAttention {
         for head in 0..heads {
             rows.select(1, head).select(1, head).copy_(&summed);
         }
-        weights.push(rows.view([2 * heads, width]).to_kind(loader.kind()));
+        let gate_weight = rows.view([2 * heads, width]).to_kind(loader.kind());
         let summed_bias = bias
             .view([2, GATE_SUMMANDS])
             .sum_dim_intlist([1].as_slice(), true, Kind::Float) // [2, 1]
             .expand([2, heads], false);
-        biases.push(summed_bias.reshape([2 * heads]).to_kind(loader.kind()));
+        let gate_bias = summed_bias.reshape([2 * heads]).to_kind(loader.kind());
         let gate = GateConstant(constant.view([heads]));
-        Self::assemble(loader, name, width, heads, (&weights, &biases), Some(gate))
+        let joined = (
+            join_or_first(&[weight_qkv, gate_weight]),
+            join_or_first(&[bias_qkv, gate_bias]),
+        );
+        Self::assemble(loader, name, width, heads, joined, Some(gate))
     }
 
     fn assemble(
@@ -83,13 +87,11 @@ impl SelfAttention {
         name: &str,
         width: i64,
         heads: i64,
-        (weights, biases): (&[Tensor], &[Tensor]),
+        (weight, bias): (Tensor, Tensor),
         gate: Option<GateConstant>,
     ) -> Self {
-        // Where a placeholder makes joining impossible, the load fails anyway and the first part will do.
-        let cat = |parts: &[Tensor]| Tensor::f_cat(parts, 0).unwrap_or_else(|_| parts[0].shallow_clone());
         Self {
-            joined: Linear::new(cat(weights), Some(cat(biases))),
+            joined: Linear::new(weight, Some(bias)),
             out: Linear::load(loader, &format!("{name}.out_proj"), width, width),
             heads,
             head_width: width / heads,
@@ -171,27 +173,27 @@ fn attention(query: &Tensor, key: &Tensor, value: &Tensor, bias: Option<&Tensor>
     Tensor::scaled_dot_product_attention(query, key, value, bias, 0.0, false, None::<f64>, false)
 }
 
-fn take_projections(
-    loader: &mut Loader<'_>,
-    name: &str,
-    width: i64,
-    key_bias: bool,
-) -> (Vec<Tensor>, Vec<Tensor>) {
-    let names = ["q_proj", "k_proj", "v_proj"].map(|projection| format!("{name}.{projection}"));
-    let weights = names
-        .iter()
-        .map(|name| loader.take(&format!("{name}.weight"), &[width, width]))
-        .collect();
-    let biases = names
-        .iter()
-        .enumerate()
-        .map(|(at, name)| {
-            if at == 1 && !key_bias {
-                Tensor::zeros([width], (loader.kind(), loader.device()))
-            } else {
-                loader.take(&format!("{name}.bias"), &[width])
-            }
-        })
-        .collect();
-    (weights, biases)
+/// Queries, keys and values one below the other: weight `[3·D, D]` and bias `[3·D]`.
+fn take_projections(loader: &mut Loader<'_>, name: &str, width: i64, key_bias: bool) -> (Tensor, Tensor) {
+    let rows = |what: &str, projections: &[&str]| -> Vec<(String, i64)> {
+        (projections.iter())
+            .map(|projection| (format!("{name}.{projection}.{what}"), width))
+            .collect()
+    };
+    let weight = loader.take_joined(&rows("weight", &["q_proj", "k_proj", "v_proj"]), Some(width));
+    if key_bias {
+        let bias = loader.take_joined(&rows("bias", &["q_proj", "k_proj", "v_proj"]), None);
+        return (weight, bias);
+    }
+    let query = loader.take_joined(&rows("bias", &["q_proj"]), None);
+    let value = loader.take_joined(&rows("bias", &["v_proj"]), None);
+    (
+        weight,
+        join_or_first(&[query.shallow_clone(), query.zeros_like(), value]),
+    )
+}
+
+/// Where a placeholder makes joining impossible, the load fails anyway and the first part will do.
+fn join_or_first(parts: &[Tensor]) -> Tensor {
+    Tensor::f_cat(parts, 0).unwrap_or_else(|_| parts[0].shallow_clone())
 }

@@ -5,12 +5,14 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::accel::{cpu_has_avx512, cpu_multiplies_bf16, records_gradients};
 use super::one_pass;
 
-/// Rows up to which our kernel for 8-bit weights beats turning them into floats first.
-const FEW_ROWS: i64 = 8;
-/// Fewest rows for which a product in f32 goes by way of the convolution kernels.
-const MANY_ROWS: i64 = 16;
+/// Rows up to which one pass over the weights beats libtorch's products, by what the weights are kept in (measured with AVX512, two
+/// threads). For bf16 on a CPU that does not multiply it, libtorch is slow for any number of rows that a step has.
+const FEW_ROWS_F32: i64 = 32;
+const FEW_ROWS_BF16: i64 = 8;
+const FEW_ROWS_INT8: i64 = 24;
 /// Largest code: symmetric, so that zero is exact and both signs reach equally far.
 const CODE_MAX: f64 = 127.0;
 
@@ -62,7 +64,7 @@ impl Matrix {
             Values::Floats(weight) => return multiply_floats(weight, input, bias),
             Values::Codes { codes, scales } => (codes, scales),
         };
-        let few = row_count(input) <= FEW_ROWS;
+        let few = row_count(input) <= FEW_ROWS_INT8;
         let product = few
             .then(|| one_pass::multiply_codes(input, codes, scales))
             .flatten();
@@ -80,22 +82,34 @@ impl Matrix {
 
 /// The product in floats.
 ///
-/// In f32 on a CPU with AVX-512, many rows are computed as a convolution of one tap: libtorch gives that to oneDNN, whose kernels use the
-/// wide registers of every vendor, while its matrix products go to MKL, which on AMD stays at AVX2 and is half as fast. Not where gradients
-/// flow.
+/// Few rows go to our own kernel. In f32 on a CPU with AVX-512, more rows are computed as a convolution of one tap: libtorch gives that to
+/// oneDNN, whose kernels use the wide registers of every vendor, while its matrix products go to MKL, which on AMD stays at AVX2
+/// and is half as fast. Neither where gradients flow.
 fn multiply_floats(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let mut size = input.size();
-    let (outputs, inputs) = weight.size2().expect("declared as a matrix");
     let rows = row_count(input);
-    let as_convolution = rows >= MANY_ROWS
+    let few = match weight.kind() {
+        Kind::BFloat16 if cpu_multiplies_bf16() => FEW_ROWS_BF16,
+        _ => FEW_ROWS_F32,
+    };
+    if rows <= few
+        && let Some(product) = one_pass::multiply(input, weight)
+    {
+        return match bias {
+            Some(bias) => product + bias,
+            None => product,
+        };
+    }
+    let as_convolution = rows > few
         && input.device() == Device::Cpu
         && input.kind() == Kind::Float
         && weight.kind() == Kind::Float
-        && has_wide_registers()
-        && !input.requires_grad();
+        && cpu_has_avx512()
+        && !records_gradients();
     if !as_convolution {
         return input.linear(weight, bias);
     }
+    let mut size = input.size();
+    let (outputs, inputs) = weight.size2().expect("declared as a matrix");
     let pixels = input.reshape([1, 1, rows, inputs]).permute([0, 3, 1, 2]); // [1, inputs, 1, rows]
     let kernel = weight.view([outputs, inputs, 1, 1]);
     *size.last_mut().expect("rows were counted above") = outputs;
@@ -110,17 +124,6 @@ fn row_count(input: &Tensor) -> i64 {
     size[..size.len().saturating_sub(1)].iter().product()
 }
 
-fn has_wide_registers() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,13 +135,14 @@ mod tests {
 
     #[test]
     fn eight_bit_products_are_near_and_alike_on_both_paths() {
+        let _no_grad = tch::no_grad_guard();
         tch::manual_seed(5);
         for (inputs, outputs) in [(64, 48), (128, 19), (576, 1), (37, 19), (200, 300), (1, 1)] {
             let weight = Tensor::randn([outputs, inputs], (Kind::Float, Device::Cpu));
             let bias = Tensor::randn([outputs], (Kind::Float, Device::Cpu));
             let mut matrix = Matrix::new(weight.shallow_clone());
             matrix.quantize();
-            for rows in [1, 3, FEW_ROWS, FEW_ROWS + 1, 40] {
+            for rows in [1, 3, 8, FEW_ROWS_INT8, FEW_ROWS_INT8 + 1] {
                 let input = Tensor::randn([1, rows, inputs], (Kind::Float, Device::Cpu));
                 let exact = input.linear(&weight, Some(&bias));
 
@@ -189,7 +193,14 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let (weight, bias) = (Tensor::randn([33, 48], options), Tensor::randn([33], options));
         let matrix = Matrix::new(weight.shallow_clone());
-        for size in [vec![48], vec![1, 48], vec![15, 48], vec![16, 48], vec![3, 50, 48]] {
+        for size in [
+            vec![48],
+            vec![1, 48],
+            vec![31, 48],
+            vec![32, 48],
+            vec![33, 48],
+            vec![3, 50, 48],
+        ] {
             let input = Tensor::randn(&size, options);
 
             let found = matrix.multiply(&input, Some(&bias));

@@ -14,7 +14,7 @@ use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use numbers::{View, ViewMut, tensor_of};
-pub use product::multiply_codes;
+pub use product::{multiply, multiply_codes};
 
 /// Numbers up to which one thread is faster than starting another.
 const NUMBERS_MAX: usize = 1 << 15;
@@ -271,7 +271,7 @@ fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
     /// Adding it rounds to a whole number, which then stands in the lowest bits.
     const ROUNDING: f32 = 12_582_912.0; // 1.5 · 2²³
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let low = x < LOWEST;
     let x = if low { LOWEST } else { x };

@@ -38,7 +38,7 @@ impl Projections {
                 .collect()
         };
         Self {
-            weight: Matrix::new(loader.take_matrix(&rows("weight"), inputs)),
+            weight: Matrix::new(loader.take_joined(&rows("weight"), Some(inputs))),
             bias: bias.then(|| loader.take_joined(&rows("bias"), None)),
             parts,
         }

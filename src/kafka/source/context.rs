@@ -23,6 +23,9 @@ use crate::telemetry::metrics;
 
 /// How often a waiting rebalance looks whether the records in flight are finished.
 const REVOKE_TICK: Duration = Duration::from_millis(2);
+/// How long, and how often, a revocation tries to commit while the group takes no offsets.
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
+const LAST_COMMIT_TICK: Duration = Duration::from_millis(20);
 /// A commit that the statistics have not confirmed after so long is sent again.
 const COMMIT_CONFIRM_MAX: Duration = Duration::from_secs(4);
 
@@ -189,7 +192,7 @@ impl SourceContext {
         }
         let unfinished = self.ledger.unfinished_of(&partitions);
         let positions = self.ledger.revoke(&partitions);
-        if !lost && !self.commit_now(consumer, &positions) {
+        if !lost && !self.commit_last(consumer, &positions) {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
         locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
@@ -198,6 +201,21 @@ impl SourceContext {
             metrics::consumer_lag(&partition.topic, partition.partition, 0);
         }
         info!(partitions = %names(&partitions), lost, unfinished, "partitions revoked");
+    }
+
+    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told their partitions, and a
+    /// revocation cannot be polled through.
+    fn commit_last(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
+        let deadline = Instant::now() + LAST_COMMIT_MAX;
+        loop {
+            if self.commit_now(consumer, positions) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(LAST_COMMIT_TICK);
+        }
     }
 
     /// Tells the ledger what the broker has, as far as librdkafka knows.

@@ -66,8 +66,8 @@ impl Llama {
     ) -> Result<Self, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let mut loader = checkpoint.loader(device, kind);
-        let rows = |name: &str| [(name.to_owned(), config.vocab_size)];
-        let embeddings = loader.take_matrix(&rows("model.embed_tokens.weight"), config.hidden_size);
+        let table = [config.vocab_size, config.hidden_size];
+        let embeddings = loader.take("model.embed_tokens.weight", &table);
         let mut layers = Vec::new();
         for index in 0..config.layers {
             layers.push(Layer::load(&mut loader, index, &config));
@@ -78,7 +78,7 @@ impl Llama {
             loader.ignore("lm_head.weight");
             embeddings.shallow_clone()
         } else {
-            loader.take_matrix(&rows("lm_head.weight"), config.hidden_size)
+            loader.take("lm_head.weight", &table)
         };
         loader.finish()?;
         Ok(Self {

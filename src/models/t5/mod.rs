@@ -67,7 +67,7 @@ pub struct T5States {
 
 impl Parts {
     fn take(loader: &mut Loader<'_>, config: &T5Config) -> Self {
-        let rows = |name: &str| [(name.to_owned(), config.vocab_size)];
+        let table = [config.vocab_size, config.width];
         let names = [
             "shared.weight",
             "encoder.embed_tokens.weight",
@@ -77,7 +77,7 @@ impl Parts {
         let name = (names.into_iter())
             .find(|name| loader.contains(name))
             .unwrap_or(names[0]);
-        let embeddings = loader.take_matrix(&rows(name), config.width);
+        let embeddings = loader.take(name, &table);
         for other in names.into_iter().filter(|other| *other != name) {
             loader.alias(other, name);
         }
@@ -86,7 +86,7 @@ impl Parts {
         let head = if config.may_tie && !loader.contains("lm_head.weight") {
             embeddings.shallow_clone()
         } else {
-            loader.take_matrix(&rows("lm_head.weight"), config.width)
+            loader.take("lm_head.weight", &table)
         };
         Self {
             embeddings,

@@ -163,6 +163,7 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
 
 #[test]
 fn stepping_equals_teaching() {
+    let _no_grad = tch::no_grad_guard();
     for name in FIXTURES {
         let (model, expected) = (open(name), expected(name));
         let lora = filled_lora(

@@ -3,6 +3,8 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
+use crate::nn::accel::records_gradients;
+
 /// Numbers of a tensor with their layout.
 #[derive(Clone, Debug)]
 pub(super) struct View<'t> {
@@ -36,14 +38,9 @@ struct Layout {
 }
 
 impl Layout {
-    /// None for tensors that are empty, elsewhere than on the CPU, or part of a gradient, and where neighbours of the last axis are
-    /// not neighbours in memory.
+    /// None for tensors that are empty or elsewhere than on the CPU, and where neighbours of the last axis are not neighbours in memory.
     fn of(tensor: &Tensor) -> Option<Self> {
-        if tensor.device() != Device::Cpu
-            || tensor.requires_grad()
-            || tensor.is_sparse()
-            || tensor.is_mkldnn()
-        {
+        if tensor.device() != Device::Cpu || tensor.is_sparse() || tensor.is_mkldnn() {
             return None;
         }
         let whole = |numbers: Vec<i64>| -> Option<Vec<usize>> {
@@ -76,8 +73,11 @@ impl Layout {
 }
 
 impl<'t> View<'t> {
-    /// Looks into a tensor; see [`Layout::of`] for where it cannot.
+    /// Looks into a tensor, where nothing is recorded for gradients; see [`Layout::of`] for where else it cannot.
     pub(super) fn of(tensor: &'t Tensor) -> Option<Self> {
+        if records_gradients() {
+            return None;
+        }
         let Layout { size, stride, span } = Layout::of(tensor)?;
         let at = tensor.data_ptr();
         // SAFETY: a strided CPU tensor of this kind has its numbers from `at` on, `span` of them to the last one; the borrow keeps its storage alive, and

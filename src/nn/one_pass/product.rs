@@ -1,46 +1,80 @@
-//! Products of a few rows with a matrix of 8-bit integers.
+//! Products of a few rows with a frozen matrix.
+//!
+//! Such a product reads every weight once and does little with it, so its time is that of reading. Weights are asked for ahead of time,
+//! which lets one core take most of what the memory gives (38 against 16 GB/s without, on an AMD EPYC): a second thread
+//! pays for large matrices only.
 
-use rayon::prelude::*;
+use half::bf16 as Bf16;
 use tch::Tensor;
 
-use super::numbers::{View, codes_of, tensor_of};
+use super::numbers::{Numbers, View, codes_of, tensor_of};
 use crate::nn::accel;
 
-/// Bytes of a matrix from which on more than one thread reads it; starting one takes as long as reading about so many.
-const SHARED_BYTES_MIN: usize = 1 << 20;
 /// Rows of the matrix that are multiplied side by side.
 const TILE: usize = 4;
+/// Work (bytes to read, or numbers to multiply where those are more) from which on a second thread pays: starting one takes
+/// as long as half of this.
+const SHARED_WORK_MIN: usize = 1 << 22;
 
-/// `input · (codes · scales)ᵀ`, for few rows: every code is read once and used for all of them.
+/// `input · weightᵀ`.
+///
+/// # Shapes
+/// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's kind.
+pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
+    match View::of(weight)?.contiguous()? {
+        Numbers::F32(weights) => product(input, weights, None),
+        Numbers::Bf16(weights) => product(input, weights, None),
+    }
+}
+
+/// `input · (codes · scales)ᵀ`.
 ///
 /// # Shapes
 /// `input` `[.., inputs]`, `codes` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in the input's kind.
 pub fn multiply_codes(input: &Tensor, codes: &Tensor, scales: &Tensor) -> Option<Tensor> {
+    let scales = View::of(scales)?;
+    product(input, codes_of(codes)?, Some(scales.contiguous()?.f32()?))
+}
+
+fn product<W: Weight>(input: &Tensor, weights: &[W], scales: Option<&[f32]>) -> Option<Tensor> {
     let view = View::of(input)?;
-    let (codes, scales) = (codes_of(codes)?, View::of(scales)?);
-    let scales = scales.contiguous()?.f32()?;
     let (mut size, mut rows) = (view.size.clone(), Vec::new());
     let inputs = size.pop()?;
     view.contiguous()?.widen_into(&mut rows);
-    if codes.len() != scales.len() * inputs {
+    let (count, outputs) = (rows.len() / inputs, weights.len() / inputs);
+    if outputs * inputs != weights.len() || scales.is_some_and(|scales| scales.len() != outputs) {
         return None;
     }
-    let count = rows.len() / inputs;
     // By output first: each thread writes a part of its own.
-    let mut products = vec![0.0; scales.len() * count];
-    let threads = accel::threads();
-    if threads == 1 || codes.len() < SHARED_BYTES_MIN {
-        multiply(&rows, inputs, codes, scales, &mut products);
+    let mut products = vec![0.0; outputs * count];
+    let work = weights.len() * count.max(size_of::<W>());
+    let threads = if work < SHARED_WORK_MIN {
+        1
     } else {
-        let part = scales.len().div_ceil(threads).next_multiple_of(TILE);
-        products
-            .par_chunks_mut(part * count)
-            .zip(codes.par_chunks(part * inputs))
-            .zip(scales.par_chunks(part))
-            .for_each(|((products, codes), scales)| multiply(&rows, inputs, codes, scales, products));
+        accel::threads()
+    };
+    let part = outputs.div_ceil(threads).next_multiple_of(TILE);
+    let parts = products
+        .chunks_mut(part * count)
+        .zip(weights.chunks(part * inputs));
+    rayon::in_place_scope(|scope| {
+        let mut parts = parts.peekable();
+        while let Some((products, weights)) = parts.next() {
+            let rows = &rows;
+            let mut multiply = move || W::multiply(rows, inputs, weights, products);
+            match parts.peek() {
+                Some(_) => scope.spawn(move |_| multiply()),
+                None => multiply(),
+            }
+        }
+    });
+    if let Some(scales) = scales {
+        for (products, scale) in products.chunks_exact_mut(count).zip(scales) {
+            for product in products {
+                *product *= scale;
+            }
+        }
     }
-    let outputs = scales.len();
-    size.push(outputs);
     if count > 1 {
         let by_output = std::mem::replace(&mut products, vec![0.0; outputs * count]);
         for (output, of_output) in by_output.chunks_exact(count).enumerate() {
@@ -49,118 +83,279 @@ pub fn multiply_codes(input: &Tensor, codes: &Tensor, scales: &Tensor) -> Option
             }
         }
     }
+    size.push(outputs);
     tensor_of(&products, &size, input.kind())
 }
 
-/// `rows` `[count, inputs]`, `codes` `[outputs, inputs]`, `scales` `[outputs]` → `products` `[outputs, count]`.
-fn multiply(rows: &[f32], inputs: usize, codes: &[i8], scales: &[f32], products: &mut [f32]) {
-    let count = rows.len() / inputs;
-    let dots = fastest_dots();
-    let tiles = (codes.chunks(TILE * inputs))
-        .zip(scales.chunks(TILE))
-        .zip(products.chunks_mut(TILE * count));
-    for ((codes, scales), products) in tiles {
-        for (row, numbers) in rows.chunks_exact(inputs).enumerate() {
-            let mut sums = [0.0; TILE];
-            if scales.len() == TILE {
-                // SAFETY: the instructions are there, `fastest_dots` looked.
-                sums = unsafe { dots(numbers, codes) };
-            } else {
-                for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(inputs)) {
-                    *sum = dot(numbers, codes);
-                }
-            }
-            for (at, (sum, scale)) in sums.iter().zip(scales).enumerate() {
-                products[at * count + row] = sum * scale;
+/// A number format of weights.
+trait Weight: Copy + Sync {
+    fn widen(self) -> f32;
+
+    /// `rows` `[count, inputs]`, `weights` `[outputs, inputs]` → `products` `[outputs, count]`, with the best instructions there are.
+    fn multiply(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]);
+
+    /// In plain operations.
+    fn multiply_anywhere(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]) {
+        let count = rows.len() / inputs;
+        for (weights, products) in weights.chunks_exact(inputs).zip(products.chunks_exact_mut(count)) {
+            for (row, product) in rows.chunks_exact(inputs).zip(products) {
+                *product = dot(row, weights);
             }
         }
     }
 }
 
-/// Products of one row `[inputs]` with four of the matrix, `[4, inputs]`.
-type Dots = unsafe fn(&[f32], &[i8]) -> [f32; TILE];
-
-fn fastest_dots() -> Dots {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f") {
-            return dots_avx512;
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return dots_avx2;
-        }
-    }
-    dots_anywhere
-}
-
-/// In plain operations.
-fn dots_anywhere(numbers: &[f32], codes: &[i8]) -> [f32; TILE] {
-    std::array::from_fn(|row| dot(numbers, &codes[row * numbers.len()..(row + 1) * numbers.len()]))
-}
-
-fn dot(numbers: &[f32], codes: &[i8]) -> f32 {
+fn dot<W: Weight>(numbers: &[f32], weights: &[W]) -> f32 {
     let mut total = 0.0;
-    for (number, code) in numbers.iter().zip(codes) {
-        total += number * f32::from(*code);
+    for (number, weight) in numbers.iter().zip(weights) {
+        total += number * weight.widen();
     }
     total
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn dots_avx512(numbers: &[f32], codes: &[i8]) -> [f32; TILE] {
-    use std::arch::x86_64::*;
-    let inputs = numbers.len();
-    let whole = inputs / 16 * 16;
-    assert_eq!(codes.len(), TILE * inputs);
-    let mut sums = [_mm512_setzero_ps(); TILE];
-    for at in (0..whole).step_by(16) {
-        // SAFETY: sixteen numbers from `at` on lie within `numbers`, sixteen codes from there on within each row.
-        unsafe {
-            let numbers = _mm512_loadu_ps(numbers.as_ptr().add(at));
-            let ahead = codes.as_ptr().wrapping_add(TILE * (inputs + at));
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-            for row in 0..TILE {
-                let codes = _mm_loadu_si128(codes.as_ptr().add(row * inputs + at).cast());
-                let codes = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
-                sums[row] = _mm512_fmadd_ps(numbers, codes, sums[row]);
+/// The product with the instructions `$features`, for weights `$weight`: registers of `$lanes` numbers, `$load` reads so many weights
+/// as f32.
+macro_rules! kernel {
+    ($name:ident, $weight:ty, $features:literal, $lanes:literal, $zero:ident, $numbers:ident, $fused:ident, $store:ident, |$at:ident| $load:expr) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        fn $name(rows: &[f32], inputs: usize, weights: &[$weight], products: &mut [f32]) {
+            use std::arch::x86_64::*;
+
+            /// `R` rows with four of the matrix; asks for the next four meanwhile.
+            #[target_feature(enable = $features)]
+            fn tile<const R: usize>(rows: &[f32], inputs: usize, weights: &[$weight]) -> [[f32; R]; TILE] {
+                assert!(rows.len() == R * inputs && weights.len() == TILE * inputs);
+                let whole = inputs / $lanes * $lanes;
+                let mut sums = [[$zero(); R]; TILE];
+                for at in (0..whole).step_by($lanes) {
+                    // SAFETY: `at` and as many numbers as a register holds lie within each row of both; asking for memory ahead
+                    // is allowed at any address.
+                    unsafe {
+                        let ahead = weights
+                            .as_ptr()
+                            .wrapping_add(TILE * (inputs + at))
+                            .cast::<i8>();
+                        for line in 0..(TILE * $lanes * size_of::<$weight>()).div_ceil(LINE_BYTES) {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LINE_BYTES));
+                        }
+                        let mut numbers = [$zero(); R];
+                        for row in 0..R {
+                            numbers[row] = $numbers(rows.as_ptr().add(row * inputs + at));
+                        }
+                        for output in 0..TILE {
+                            let $at = weights.as_ptr().add(output * inputs + at);
+                            let weights = $load;
+                            for row in 0..R {
+                                sums[output][row] = $fused(numbers[row], weights, sums[output][row]);
+                            }
+                        }
+                    }
+                }
+                let mut products = [[0.0; R]; TILE];
+                for output in 0..TILE {
+                    for row in 0..R {
+                        let mut lanes = [0.0f32; $lanes];
+                        // SAFETY: there is room for a register.
+                        unsafe { $store(lanes.as_mut_ptr(), sums[output][row]) };
+                        let rest = dot(
+                            &rows[row * inputs + whole..(row + 1) * inputs],
+                            &weights[output * inputs + whole..(output + 1) * inputs],
+                        );
+                        products[output][row] = lanes.iter().sum::<f32>() + rest;
+                    }
+                }
+                products
+            }
+
+            let count = rows.len() / inputs;
+            let tiles = weights
+                .chunks(TILE * inputs)
+                .zip(products.chunks_mut(TILE * count));
+            for (weights, products) in tiles {
+                if weights.len() < TILE * inputs {
+                    <$weight>::multiply_anywhere(rows, inputs, weights, products);
+                    continue;
+                }
+                let mut first = 0;
+                while first < count {
+                    let rows = &rows[first * inputs..];
+                    let mut write = |row: usize, sums: [f32; TILE]| {
+                        for (output, sum) in sums.into_iter().enumerate() {
+                            products[output * count + first + row] = sum;
+                        }
+                    };
+                    if count - first >= 4 {
+                        let sums = tile::<4>(&rows[..4 * inputs], inputs, weights);
+                        for row in 0..4 {
+                            write(
+                                row,
+                                [sums[0][row], sums[1][row], sums[2][row], sums[3][row]],
+                            );
+                        }
+                        first += 4;
+                    } else {
+                        let sums = tile::<1>(&rows[..inputs], inputs, weights);
+                        write(0, [sums[0][0], sums[1][0], sums[2][0], sums[3][0]]);
+                        first += 1;
+                    }
+                }
             }
         }
-    }
-    let mut products = [0.0; TILE];
-    for (row, product) in products.iter_mut().enumerate() {
-        let rest = &codes[row * inputs + whole..(row + 1) * inputs];
-        *product = _mm512_reduce_add_ps(sums[row]) + dot(&numbers[whole..], rest);
-    }
-    products
+    };
 }
 
+/// Bytes that memory hands out at a time.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn dots_avx2(numbers: &[f32], codes: &[i8]) -> [f32; TILE] {
-    use std::arch::x86_64::*;
-    let inputs = numbers.len();
-    let whole = inputs / 8 * 8;
-    assert_eq!(codes.len(), TILE * inputs);
-    let mut sums = [_mm256_setzero_ps(); TILE];
-    for at in (0..whole).step_by(8) {
-        // SAFETY: eight numbers from `at` on lie within `numbers`, eight codes from there on within each row.
-        unsafe {
-            let numbers = _mm256_loadu_ps(numbers.as_ptr().add(at));
-            for row in 0..TILE {
-                let codes = _mm_loadl_epi64(codes.as_ptr().add(row * inputs + at).cast());
-                let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
-                sums[row] = _mm256_fmadd_ps(numbers, codes, sums[row]);
+const LINE_BYTES: usize = 64;
+
+macro_rules! weight {
+    ($weight:ty, $avx512:ident, $avx2:ident, |$value:ident| $widen:expr) => {
+        impl Weight for $weight {
+            fn widen(self) -> f32 {
+                let $value = self;
+                $widen
+            }
+
+            fn multiply(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]) {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    if std::is_x86_feature_detected!("avx512f") {
+                        // SAFETY: the instructions are there.
+                        return unsafe { $avx512(rows, inputs, weights, products) };
+                    }
+                    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                        // SAFETY: the instructions are there.
+                        return unsafe { $avx2(rows, inputs, weights, products) };
+                    }
+                }
+                Self::multiply_anywhere(rows, inputs, weights, products);
             }
         }
+    };
+}
+
+weight!(f32, f32_avx512, f32_avx2, |weight| weight);
+weight!(i8, i8_avx512, i8_avx2, |weight| f32::from(weight));
+weight!(Bf16, bf16_avx512, bf16_avx2, |weight| f32::from_bits(
+    u32::from(weight.to_bits()) << 16
+));
+
+kernel!(
+    f32_avx512,
+    f32,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    |at| { _mm512_loadu_ps(at) }
+);
+kernel!(
+    i8_avx512,
+    i8,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    |at| { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+);
+kernel!(
+    bf16_avx512,
+    Bf16,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    |at| {
+        let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
     }
-    let mut products = [0.0; TILE];
-    for (row, product) in products.iter_mut().enumerate() {
-        let mut lanes = [0.0; 8];
-        // SAFETY: eight numbers have room.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[row]) };
-        let rest = &codes[row * inputs + whole..(row + 1) * inputs];
-        *product = lanes.iter().sum::<f32>() + dot(&numbers[whole..], rest);
+);
+kernel!(
+    f32_avx2,
+    f32,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_fmadd_ps,
+    _mm256_storeu_ps,
+    |at| { _mm256_loadu_ps(at) }
+);
+kernel!(
+    i8_avx2,
+    i8,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_fmadd_ps,
+    _mm256_storeu_ps,
+    |at| { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
+);
+kernel!(
+    bf16_avx2,
+    Bf16,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_fmadd_ps,
+    _mm256_storeu_ps,
+    |at| {
+        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
     }
-    products
+);
+
+/// Products by each kernel that this CPU can run, beside those in plain operations.
+#[cfg(test)]
+pub(super) fn by_every_instruction_set() -> Vec<(Vec<f32>, Vec<f32>)> {
+    fn compare<W: Weight>(
+        weights: &[W],
+        rows: &[f32],
+        inputs: usize,
+        kernels: &[Kernel<W>],
+    ) -> Vec<(Vec<f32>, Vec<f32>)> {
+        let room = || vec![0.0; rows.len() / inputs * (weights.len() / inputs)];
+        let mut right = room();
+        W::multiply_anywhere(rows, inputs, weights, &mut right);
+        let by = |kernel: &Kernel<W>| {
+            let mut found = room();
+            // SAFETY: only kernels that this CPU can run are on the list.
+            unsafe { kernel(rows, inputs, weights, &mut found) };
+            (found, right.clone())
+        };
+        kernels.iter().map(by).collect()
+    }
+    type Kernel<W> = unsafe fn(&[f32], usize, &[W], &mut [f32]);
+    const INPUTS: usize = 37;
+    let numbers = |count: usize| (0..count).map(|at| ((at * 7919) % 251) as f32 / 125.0 - 1.0);
+    let rows: Vec<f32> = numbers(5 * INPUTS).collect();
+    let f32s: Vec<f32> = numbers(11 * INPUTS).collect();
+    let bf16s: Vec<Bf16> = numbers(11 * INPUTS).map(Bf16::from_f32).collect();
+    let i8s: Vec<i8> = numbers(11 * INPUTS)
+        .map(|number| (number * 100.0) as i8)
+        .collect();
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::is_x86_feature_detected!("avx512f") {
+            found.extend(compare(&f32s, &rows, INPUTS, &[f32_avx512]));
+            found.extend(compare(&bf16s, &rows, INPUTS, &[bf16_avx512]));
+            found.extend(compare(&i8s, &rows, INPUTS, &[i8_avx512]));
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            found.extend(compare(&f32s, &rows, INPUTS, &[f32_avx2]));
+            found.extend(compare(&bf16s, &rows, INPUTS, &[bf16_avx2]));
+            found.extend(compare(&i8s, &rows, INPUTS, &[i8_avx2]));
+        }
+    }
+    found
 }

@@ -28,6 +28,7 @@ proptest! {
 
     #[test]
     fn the_norm_is_that_of_libtorch(rows in 1i64..5, width in 1i64..200, seed in 0i64..1000) {
+        let _no_grad = tch::no_grad_guard();
         tch::manual_seed(seed);
         let (hidden, weight) = (Tensor::randn([rows, 1, width], F32) * 3.0, Tensor::randn([width], F32));
         for kind in [Kind::Float, Kind::BFloat16] {
@@ -43,20 +44,29 @@ proptest! {
     }
 
     #[test]
-    fn products_with_codes_are_those_of_the_numbers_they_stand_for(
-        rows in 1i64..9, inputs in 1i64..150, outputs in 1i64..40, seed in 0i64..1000,
+    fn products_of_a_few_rows_are_those_of_libtorch_in_f64(
+        rows in 1i64..14, inputs in 1i64..150, outputs in 1i64..40, seed in 0i64..1000,
     ) {
+        let _no_grad = tch::no_grad_guard();
         tch::manual_seed(seed);
         let input = Tensor::randn([rows, inputs], F32);
+        let floats = Tensor::randn([outputs, inputs], F32);
+        let halves = floats.to_kind(Kind::BFloat16);
         let codes = Tensor::randint_low(-127, 128, [outputs, inputs], (Kind::Int8, Device::Cpu));
         let scales = Tensor::rand([outputs], F32);
 
-        let found = multiply_codes(&input, &codes, &scales).unwrap();
+        let found = [
+            multiply(&input, &floats).unwrap(),
+            multiply(&input, &halves).unwrap(),
+            multiply_codes(&input, &codes, &scales).unwrap(),
+        ];
 
-        let weight = codes.to_kind(Kind::Double) * scales.to_kind(Kind::Double).unsqueeze(1);
-        let right = input.to_kind(Kind::Double).linear(&weight, None::<&Tensor>);
-        prop_assert_eq!(found.size(), [rows, outputs]);
-        prop_assert!(distance(&found, &right) < 1e-5);
+        let decoded = codes.to_kind(Kind::Double) * scales.to_kind(Kind::Double).unsqueeze(1);
+        for (found, weight) in found.iter().zip([floats, halves, decoded]) {
+            let right = input.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
+            prop_assert_eq!(found.size(), [rows, outputs]);
+            prop_assert!(distance(found, &right) < 2e-6);
+        }
     }
 
     #[test]
@@ -68,6 +78,7 @@ proptest! {
         with_bias in any::<bool>(),
         seed in 0i64..1000,
     ) {
+        let _no_grad = tch::no_grad_guard();
         tch::manual_seed(seed);
         let (width, heads) = (2 * half_width, kv_heads * group);
         let shape = KvCacheShape { layers: 1, slots: 5, heads: kv_heads, capacity: 40, prompt_capacity: None, head_dim: width };
@@ -114,14 +125,43 @@ fn plan_row(cache: &KvCache, plan: &crate::nn::kv_cache::StepPlan, row: i64, slo
 }
 
 #[test]
+fn large_products_are_shared_among_threads() {
+    let _no_grad = tch::no_grad_guard();
+    tch::set_num_threads(3);
+    for (rows, inputs, outputs) in [(1, 1024, 4099), (7, 515, 4098)] {
+        let (input, weight) = (
+            Tensor::randn([rows, inputs], F32),
+            Tensor::randn([outputs, inputs], F32),
+        );
+
+        let found = multiply(&input, &weight).unwrap();
+
+        assert!(distance(&found, &input.linear(&weight, None::<&Tensor>)) < 2e-6);
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_products() {
+    let _no_grad = tch::no_grad_guard();
+    for (found, right) in product::by_every_instruction_set() {
+        let distance = found
+            .iter()
+            .zip(&right)
+            .map(|(found, right)| (found - right).abs())
+            .fold(0.0, f32::max);
+        assert!(distance < 1e-3, "{distance:e}");
+    }
+}
+
+#[test]
 fn what_the_kernels_are_not_made_for_is_left_to_libtorch() {
+    let no_grad = tch::no_grad_guard();
     let (hidden, weight) = (Tensor::randn([2, 1, 8], F32), Tensor::randn([8], F32));
     let codes = Tensor::zeros([4, 8], (Kind::Int8, Device::Cpu));
     let scales = Tensor::ones([4], F32);
 
-    let learning = hidden.copy().set_requires_grad(true);
-    assert!(rms_norm(&learning, &weight, 1e-5).is_none());
-    assert!(multiply_codes(&learning, &codes, &scales).is_none());
+    assert!(rms_norm(&hidden, &weight, 1e-5).is_some());
+    assert!(multiply_codes(&hidden, &codes, &scales).is_some());
     assert!(
         rms_norm(&hidden.transpose(0, 1), &weight, 1e-5).is_none(),
         "two positions"
@@ -138,4 +178,9 @@ fn what_the_kernels_are_not_made_for_is_left_to_libtorch() {
     assert!(!write(&mut room, &[0], &[-1], &new));
     assert!(!write(&mut room, &[0, 1], &[0], &new));
     assert_eq!(room.abs().max().double_value(&[]), 0.0);
+
+    drop(no_grad); // gradients are recorded
+    assert!(rms_norm(&hidden, &weight, 1e-5).is_none());
+    assert!(multiply_codes(&hidden, &codes, &scales).is_none());
+    assert!(!write(&mut room, &[0], &[0], &new));
 }
