@@ -25,6 +25,9 @@ use speechverse::nn::lora::{LoraConfig, LoraSet};
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
 use tch::{Device, Tensor};
 
+mod shared;
+use shared::processor_seconds;
+
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
     speechverse::nn::accel::ensure_passive_openmp();
@@ -126,13 +129,4 @@ fn parse_ids(ids: &str) -> anyhow::Result<Vec<i64>> {
             .with_context(|| format!("`{id}` is no token id"))
     };
     ids.split(',').map(parse).collect()
-}
-
-/// User and system time of this process so far, where the kernel tells (on a busy machine it says more than the clock).
-fn processor_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |field: usize| after_name.split_whitespace().nth(field)?.parse::<f64>().ok();
-    const TICKS_PER_SECOND: f64 = 100.0; // what Linux reports to programs
-    (ticks(11).unwrap_or(f64::NAN) + ticks(12).unwrap_or(f64::NAN)) / TICKS_PER_SECOND
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example load -- make DIR t5-xl|t5-large|t5-base [SHARD-BYTES]   random bf16 weights, sharded
-//! cargo run --release --example load -- open DIR [f32|bf16]      loads, runs once, prints the peak resident memory
+//! cargo run --release --example load -- open DIR [f32|bf16 [ENCODER-DIR]]   loads, runs once, prints the peak resident memory
 //! ```
 //!
 //! `open` runs in a process of its own, because a peak is never forgotten. `scripts/bench/load.py` does both and cleans up.
@@ -14,10 +14,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, json};
-use speechverse::models::open_language_model;
 use speechverse::models::t5::{T5, T5Config};
+use speechverse::models::whisper::Window;
+use speechverse::models::{open_encoder, open_language_model};
 use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, ensure_passive_openmp};
 use speechverse::weights::Checkpoint;
+use tch::{Kind, Tensor};
 
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
@@ -34,12 +36,24 @@ fn main() -> anyhow::Result<()> {
             let before = resident("VmHWM")?;
             let start = Instant::now();
             let placement = Placement::resolve(DeviceChoice::Cpu, precision)?;
+            let encoder = (rest.get(1))
+                .map(|folder| open_encoder(Path::new(folder), Window::Padded, &placement))
+                .transpose()?;
             let model = open_language_model(Path::new(folder), &placement)?;
             let (loaded, at_load) = (start.elapsed().as_secs_f64(), resident("VmHWM")?);
             let prompt = model.embed(&[5; 8])?;
             let scores = model.read(&prompt, None)?;
+            if let Some(encoder) = &encoder {
+                let layers = encoder.info().layers + 1;
+                let mix = Tensor::full([1, layers], 1.0 / layers as f64, (Kind::Float, placement.device));
+                encoder.encode(&[&[0.1; 16_000]], &mix)?;
+            }
             let (ran, peak) = (start.elapsed().as_secs_f64() - loaded, resident("VmHWM")?);
-            let in_use = bytes_in_use(Path::new(folder), placement.kind().elt_size_in_bytes())?;
+            let element = placement.kind().elt_size_in_bytes();
+            let mut in_use = bytes_in_use(Path::new(folder), element)?;
+            if let Some(folder) = rest.get(1) {
+                in_use += bytes_in_use(Path::new(folder), element)?;
+            }
             let share = |bytes: u64| bytes as f64 / in_use as f64;
             println!(
                 "{}",
@@ -50,7 +64,9 @@ fn main() -> anyhow::Result<()> {
             );
             Ok(())
         }
-        _ => bail!("usage: load make DIR t5-xl|t5-large|t5-base [SHARD-BYTES] | open DIR [f32|bf16]"),
+        _ => bail!(
+            "usage: load make DIR t5-xl|t5-large|t5-base [SHARD-BYTES] | open DIR [f32|bf16 [ENCODER-DIR]]"
+        ),
     }
 }
 

@@ -267,8 +267,8 @@ impl<'a> Loader<'a> {
             let mut first = 0;
             for ((_, rows), (entry, source_kind)) in parts.iter().zip(found) {
                 let map = &self.checkpoint.maps[entry.map];
-                let part = map.copy(&entry.range, &shape(*rows), source_kind, (self.kind, self.device))?;
-                joined.f_narrow(0, first, *rows)?.f_copy_(&part)?;
+                let mut part = joined.f_narrow(0, first, *rows)?;
+                map.copy_into(&entry.range, source_kind, &mut part)?;
                 first += rows;
             }
             Ok(joined)

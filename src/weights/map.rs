@@ -84,17 +84,29 @@ impl WeightMap {
         found: Kind,
         wanted: (Kind, Device),
     ) -> Result<Tensor, TchError> {
-        let data = self.bytes[range.clone()].as_ptr();
-        let source = if data.align_offset(found.elt_size_in_bytes().max(1)) == 0 {
-            self.look(range, shape, found)?
-        } else {
-            Tensor::f_from_data_size(&self.bytes[range.clone()], shape, found)?
-        };
         let mut copy = Tensor::f_empty(shape, wanted)?;
-        copy.f_copy_(&source)?;
+        self.copy_into(range, found, &mut copy)?;
+        Ok(copy)
+    }
+
+    /// As [`copy`](Self::copy), into a tensor of the range's shape.
+    pub(super) fn copy_into(
+        &self,
+        range: &Range<usize>,
+        found: Kind,
+        target: &mut Tensor,
+    ) -> Result<(), TchError> {
+        let data = self.bytes[range.clone()].as_ptr();
+        let shape = target.size();
+        let source = if data.align_offset(found.elt_size_in_bytes().max(1)) == 0 {
+            self.look(range, &shape, found)?
+        } else {
+            Tensor::f_from_data_size(&self.bytes[range.clone()], &shape, found)?
+        };
+        target.f_copy_(&source)?;
         drop(source);
         self.release(range);
-        Ok(copy)
+        Ok(())
     }
 
     /// A tensor over aligned bytes of the mapping, which the caller keeps alive for as long as the tensor lives.
@@ -106,7 +118,7 @@ impl WeightMap {
             "the header was checked against the shape"
         );
         // SAFETY: the bytes lie within the mapping, are as many as the shape needs, and are aligned (both callers
-        // checked). `view` has put the mapping where it is never dropped; `copy` drops the tensor before it returns.
+        // checked). `view` has put the mapping where it is never dropped; `copy_into` drops the tensor before it returns.
         // Writes through the tensor go to private pages.
         unsafe { Tensor::f_from_blob(self.bytes[range.clone()].as_ptr(), shape, &[], kind, Device::Cpu) }
     }
