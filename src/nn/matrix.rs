@@ -1,7 +1,7 @@
 //! `Matrix`: the frozen weight of a linear map, in floats or in 8-bit integers.
 //!
 //! A single sequence's next token needs every weight once and nothing twice, so its time is that of reading them: a quarter of the bytes
-//! is up to four times the speed. Only weights are rounded (symmetrically, one scale per output row); activations stay as they are.
+//! is up to four times the speed. On the CPU few rows are multiplied by our own kernel ([`one_pass`]), many by libtorch. Only weights are rounded (symmetrically, one scale per output row); activations stay as they are.
 
 use tch::{Device, Kind, Tensor};
 

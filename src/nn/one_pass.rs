@@ -79,7 +79,9 @@ pub fn write(room: &mut Tensor, slots: &[usize], positions: &[i64], new: &Tensor
         }
         let mut scratch = Vec::new();
         for (row, (slot, position)) in slots.iter().zip(positions).enumerate() {
-            let position = usize::try_from(*position).ok()?;
+            let position = usize::try_from(*position)
+                .ok()
+                .filter(|position| *position < capacity)?;
             for head in 0..heads {
                 let from = input.row(&[row, head, 0], &mut scratch);
                 let at = ((slot * heads + head) * capacity + position) * width;

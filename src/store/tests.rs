@@ -498,7 +498,9 @@ proptest! {
         let length = torn.metadata().unwrap().len();
         let cut = cut.index(length as usize + 1) as u64;
         let mut bytes = std::fs::read(torn).unwrap();
-        bytes.truncate(cut as usize);
+        let lost = bytes.split_off(cut as usize);
+        // By chance what stands there may be what was to be written.
+        let spared = lost.iter().zip(&garbage).take_while(|(lost, found)| lost == found).count() as u64;
         bytes.extend(&garbage); // a file system may have grown the file before it wrote the data
         std::fs::write(torn, bytes).unwrap();
 
@@ -506,7 +508,7 @@ proptest! {
 
         let expected: BTreeSet<ContentHash> = written
             .iter()
-            .filter(|(_, path, end)| path != torn || *end <= cut)
+            .filter(|(_, path, end)| path != torn || *end <= cut + spared)
             .map(|(id, _, _)| *id)
             .collect();
         let found = contents(&store);

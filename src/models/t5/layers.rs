@@ -26,13 +26,12 @@ impl Heads {
         }
     }
 
-    /// Projections of the same input, one behind the other: `[B, P, parts·N·head]` → `[B, N, P, head]` each.
-    fn split<const PARTS: usize>(self, joined: &Tensor) -> [Tensor; PARTS] {
+    /// `[B, P, N·head]` → `[B, N, P, head]`.
+    fn split(self, joined: &Tensor) -> Tensor {
         let size = joined.size();
-        let heads = joined
-            .view([size[0], size[1], PARTS as i64 * self.count, self.width])
-            .transpose(1, 2);
-        std::array::from_fn(|part| heads.narrow(1, part as i64 * self.count, self.count))
+        joined
+            .view([size[0], size[1], self.count, self.width])
+            .transpose(1, 2)
     }
 
     /// Attention over all of `keys` and `values`; scores are not divided by the root of the head's width.
@@ -64,10 +63,14 @@ impl Heads {
 pub(super) const SCORE_SCALE: f64 = 1.0;
 
 /// Attention within a sequence, pre-norm with a residual around, without biases.
+///
+/// The projections are not joined into one matrix: large files are looked at where they lie, and joining would copy them.
 #[derive(Debug)]
 pub(super) struct SelfAttention {
     norm: RmsNorm,
-    query_key_value: Projections,
+    query: Projections,
+    key: Projections,
+    value: Projections,
     output: Projections,
     heads: Heads,
 }
@@ -77,10 +80,11 @@ impl SelfAttention {
     pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
         let (width, inner) = (config.width, config.heads_width());
         let at = format!("{prefix}.SelfAttention");
-        let parts = [("q", inner), ("k", inner), ("v", inner)];
         Self {
             norm: take_norm(loader, prefix, config),
-            query_key_value: Projections::load(loader, &at, width, &parts, false),
+            query: Projections::one(loader, &at, "q", width, inner),
+            key: Projections::one(loader, &at, "k", width, inner),
+            value: Projections::one(loader, &at, "v", width, inner),
             output: Projections::one(loader, &at, "o", inner, width),
             heads: Heads::of(config),
         }
@@ -88,20 +92,22 @@ impl SelfAttention {
 
     /// Rounds the matrices to 8-bit integers.
     pub(super) fn quantize(&mut self) {
-        self.query_key_value.quantize();
-        self.output.quantize();
+        for projections in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
+            projections.quantize();
+        }
     }
 
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.query_key_value, &self.output]
+        [&self.query, &self.key, &self.value, &self.output]
             .into_iter()
             .flat_map(|projections| projections.sites())
     }
 
     /// Queries, keys and values of `hidden` `[B, P, H]`, `[B, N, P, head]` each.
     pub(super) fn project(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> (Tensor, KeysValues) {
-        let joined = self.query_key_value.forward(&self.norm.forward(hidden), lora);
-        let [queries, keys, values] = self.heads.split(&joined);
+        let normed = self.norm.forward(hidden);
+        let [queries, keys, values] = [&self.query, &self.key, &self.value]
+            .map(|projections| self.heads.split(&projections.forward(&normed, lora)));
         (queries, (keys, values))
     }
 
@@ -122,7 +128,8 @@ impl SelfAttention {
 pub(super) struct CrossAttention {
     norm: RmsNorm,
     query: Projections,
-    key_value: Projections,
+    key: Projections,
+    value: Projections,
     output: Projections,
     heads: Heads,
 }
@@ -135,7 +142,8 @@ impl CrossAttention {
         Self {
             norm: take_norm(loader, prefix, config),
             query: Projections::one(loader, &at, "q", width, inner),
-            key_value: Projections::load(loader, &at, width, &[("k", inner), ("v", inner)], false),
+            key: Projections::one(loader, &at, "k", width, inner),
+            value: Projections::one(loader, &at, "v", width, inner),
             output: Projections::one(loader, &at, "o", inner, width),
             heads: Heads::of(config),
         }
@@ -148,21 +156,21 @@ impl CrossAttention {
     }
 
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.query, &self.key_value, &self.output]
+        [&self.query, &self.key, &self.value, &self.output]
             .into_iter()
             .flat_map(|projections| projections.sites())
     }
 
     /// Of what the encoder made of the prompt, `[B, P, H]`.
     pub(super) fn keys_values(&self, encoded: &Tensor, lora: Option<&LoraSet>) -> KeysValues {
-        let [keys, values] = self.heads.split(&self.key_value.forward(encoded, lora));
-        (keys, values)
+        let split = |projections: &Projections| self.heads.split(&projections.forward(encoded, lora));
+        (split(&self.key), split(&self.value))
     }
 
     /// Queries of `hidden` `[B, P, H]`, `[B, N, P, head]`.
     pub(super) fn queries(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let [queries] = (self.heads).split(&self.query.forward(&self.norm.forward(hidden), lora));
-        queries
+        let normed = self.norm.forward(hidden);
+        self.heads.split(&self.query.forward(&normed, lora))
     }
 
     /// Whole sequences: `hidden` `[B, L, H]`, `encoded` `[B, P, H]`, `bias` broadcast to `[B, N, L, P]` → `[B, L, H]`.
@@ -193,11 +201,10 @@ fn take_norm(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> RmsNor
 #[derive(Debug)]
 pub(super) struct FeedForward {
     norm: RmsNorm,
-    /// What the activation acts on, and behind it, where there is a gate, what it is multiplied with.
+    /// What the activation acts on.
     input: Projections,
-    gated: bool,
+    gated: Option<Projections>,
     output: Projections,
-    inner: i64,
     activation: Activation,
 }
 
@@ -206,41 +213,40 @@ impl FeedForward {
     pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
         let (width, inner) = (config.width, config.inner_width);
         let at = format!("{prefix}.DenseReluDense");
-        let parts: &[_] = match config.gated {
-            true => &[("wi_0", inner), ("wi_1", inner)],
-            false => &[("wi", inner)],
-        };
+        let first = if config.gated { "wi_0" } else { "wi" };
         Self {
             norm: take_norm(loader, prefix, config),
-            input: Projections::load(loader, &at, width, parts, false),
-            gated: config.gated,
+            input: Projections::one(loader, &at, first, width, inner),
+            gated: (config.gated).then(|| Projections::one(loader, &at, "wi_1", width, inner)),
             output: Projections::one(loader, &at, "wo", inner, width),
-            inner,
             activation: config.activation,
         }
     }
 
     /// Rounds the matrices to 8-bit integers.
     pub(super) fn quantize(&mut self) {
-        self.input.quantize();
-        self.output.quantize();
+        for projections in [Some(&mut self.input), self.gated.as_mut(), Some(&mut self.output)]
+            .into_iter()
+            .flatten()
+        {
+            projections.quantize();
+        }
     }
 
     pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.input, &self.output]
+        [Some(&self.input), self.gated.as_ref(), Some(&self.output)]
             .into_iter()
+            .flatten()
             .flat_map(|projections| projections.sites())
     }
 
     /// `[B, P, H]` → `[B, P, H]`, the input added.
     pub(super) fn forward(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let input = self.input.forward(&self.norm.forward(hidden), lora); // [B, P, I] or [B, P, 2·I]
-        let inner = if self.gated {
-            // Split, not narrowed twice: its gradient is put together in one piece.
-            let halves = input.split(self.inner, -1);
-            self.activate(&halves[0]) * &halves[1]
-        } else {
-            self.activate(&input)
+        let normed = self.norm.forward(hidden);
+        let active = self.activate(&self.input.forward(&normed, lora)); // [B, P, I]
+        let inner = match &self.gated {
+            Some(gated) => active * gated.forward(&normed, lora),
+            None => active,
         };
         hidden + self.output.forward(&inner, lora)
     }

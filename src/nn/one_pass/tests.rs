@@ -176,6 +176,7 @@ fn what_the_kernels_are_not_made_for_is_left_to_libtorch() {
     let new = Tensor::ones([1, 1, 1, 8], F32);
     assert!(!write(&mut room, &[2], &[0], &new), "no such slot");
     assert!(!write(&mut room, &[0], &[-1], &new));
+    assert!(!write(&mut room, &[0], &[3], &new), "no such position");
     assert!(!write(&mut room, &[0, 1], &[0], &new));
     assert_eq!(room.abs().max().double_value(&[]), 0.0);
 
