@@ -2,7 +2,6 @@
 //! adds native search paths inside the target folder to the loader's path, so a link is placed there.
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let (Some(torch), Some(out)) = (std::env::var_os("LIBTORCH"), std::env::var_os("OUT_DIR")) else {
         return;
