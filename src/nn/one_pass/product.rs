@@ -21,9 +21,13 @@ const SHARED_WORK_MIN: usize = 1 << 22;
 /// # Shapes
 /// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's kind.
 pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
-    match View::of(weight)?.contiguous()? {
-        Numbers::F32(weights) => product(input, weights, None),
-        Numbers::Bf16(weights) => product(input, weights, None),
+    let view = View::of(weight)?;
+    let [outputs, _] = view.size[..] else {
+        return None;
+    };
+    match view.contiguous()? {
+        Numbers::F32(weights) => product(input, weights, outputs, None),
+        Numbers::Bf16(weights) => product(input, weights, outputs, None),
     }
 }
 
@@ -33,17 +37,23 @@ pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
 /// `input` `[.., inputs]`, `codes` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in the input's kind.
 pub fn multiply_codes(input: &Tensor, codes: &Tensor, scales: &Tensor) -> Option<Tensor> {
     let scales = View::of(scales)?;
-    product(input, codes_of(codes)?, Some(scales.contiguous()?.f32()?))
+    let scales = scales.contiguous()?.f32()?;
+    product(input, codes_of(codes)?, scales.len(), Some(scales))
 }
 
-fn product<W: Weight>(input: &Tensor, weights: &[W], scales: Option<&[f32]>) -> Option<Tensor> {
+fn product<W: Weight>(
+    input: &Tensor,
+    weights: &[W],
+    outputs: usize,
+    scales: Option<&[f32]>,
+) -> Option<Tensor> {
     let view = View::of(input)?;
     let (mut size, mut rows) = (view.size.clone(), Vec::new());
     let inputs = size.pop()?;
     view.contiguous()?.widen_into(&mut rows);
-    let (count, outputs) = (rows.len() / inputs, weights.len() / inputs);
-    if outputs * inputs != weights.len() || scales.is_some_and(|scales| scales.len() != outputs) {
-        return None;
+    let count = rows.len() / inputs;
+    if outputs * inputs != weights.len() {
+        return None; // of different widths
     }
     // By output first: each thread writes a part of its own.
     let mut products = vec![0.0; outputs * count];

@@ -180,6 +180,11 @@ fn what_the_kernels_are_not_made_for_is_left_to_libtorch() {
     assert!(rms_norm(&hidden, &Tensor::randn([7], F32), 1e-5).is_none());
     assert!(rms_norm(&Tensor::zeros([1 << 13, 1, 8], F32), &weight, 1e-5).is_none());
     assert!(multiply_codes(&hidden, &codes.narrow(1, 0, 7), &scales).is_none());
+    assert!(multiply_codes(&hidden, &codes.view([2, 16]), &scales.narrow(0, 0, 2)).is_none());
+    assert!(
+        multiply(&hidden, &Tensor::zeros([2, 16], F32)).is_none(),
+        "of another width"
+    );
     let mut room = Tensor::zeros([2, 1, 3, 8], F32);
     let new = Tensor::ones([1, 1, 1, 8], F32);
     assert!(!write(&mut room, &[2], &[0], &new), "no such slot");
