@@ -175,22 +175,17 @@ fn attention(query: &Tensor, key: &Tensor, value: &Tensor, bias: Option<&Tensor>
 
 /// Queries, keys and values one below the other: weight `[3·D, D]` and bias `[3·D]`.
 fn take_projections(loader: &mut Loader<'_>, name: &str, width: i64, key_bias: bool) -> (Tensor, Tensor) {
-    let rows = |what: &str, projections: &[&str]| -> Vec<(String, i64)> {
-        (projections.iter())
-            .map(|projection| (format!("{name}.{projection}.{what}"), width))
-            .collect()
+    let rows = |what: &str| {
+        ["q_proj", "k_proj", "v_proj"].map(|projection| (format!("{name}.{projection}.{what}"), width))
     };
-    let weight = loader.take_joined(&rows("weight", &["q_proj", "k_proj", "v_proj"]), Some(width));
+    let weight = loader.take_joined(&rows("weight"), Some(width));
     if key_bias {
-        let bias = loader.take_joined(&rows("bias", &["q_proj", "k_proj", "v_proj"]), None);
-        return (weight, bias);
+        return (weight, loader.take_joined(&rows("bias"), None));
     }
-    let query = loader.take_joined(&rows("bias", &["q_proj"]), None);
-    let value = loader.take_joined(&rows("bias", &["v_proj"]), None);
-    (
-        weight,
-        join_or_first(&[query.shallow_clone(), query.zeros_like(), value]),
-    )
+    let [query, _, value] = rows("bias").map(|(name, _)| name);
+    let (query, value) = (loader.take(&query, &[width]), loader.take(&value, &[width]));
+    let key = query.zeros_like();
+    (weight, join_or_first(&[query, key, value]))
 }
 
 /// Where a placeholder makes joining impossible, the load fails anyway and the first part will do.

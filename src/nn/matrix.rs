@@ -60,46 +60,47 @@ impl Matrix {
     /// # Shapes
     /// `input` `[.., inputs]` → `[.., outputs]`, in the input's kind.
     pub fn multiply(&self, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let (codes, scales) = match &self.0 {
-            Values::Floats(weight) => return multiply_floats(weight, input, bias),
-            Values::Codes { codes, scales } => (codes, scales),
+        let product = match (self.multiply_few(input), &self.0) {
+            (Some(product), _) => product,
+            (None, Values::Floats(weight)) => return multiply_many(weight, input, bias),
+            (None, Values::Codes { codes, scales }) => {
+                // Every code is exact in bf16.
+                let kind = input.kind();
+                input.linear(&codes.to_kind(kind), None::<&Tensor>) * scales.to_kind(kind)
+            }
         };
-        let few = row_count(input) <= FEW_ROWS_INT8;
-        let product = few
-            .then(|| one_pass::multiply_codes(input, codes, scales))
-            .flatten();
-        let product = product.unwrap_or_else(|| {
-            // Every code is exact in bf16.
-            let kind = input.kind();
-            input.linear(&codes.to_kind(kind), None::<&Tensor>) * scales.to_kind(kind)
-        });
         match bias {
             Some(bias) => product + bias,
             None => product,
         }
     }
+
+    /// The product without bias by our own kernel, where the rows are few enough for it and it says yes.
+    fn multiply_few(&self, input: &Tensor) -> Option<Tensor> {
+        let rows = row_count(input);
+        match &self.0 {
+            Values::Floats(weight) => {
+                let few = match weight.kind() {
+                    Kind::BFloat16 if cpu_multiplies_bf16() => FEW_ROWS_BF16,
+                    _ => FEW_ROWS_F32,
+                };
+                (rows <= few).then(|| one_pass::multiply(input, weight))?
+            }
+            Values::Codes { codes, scales } => {
+                (rows <= FEW_ROWS_INT8).then(|| one_pass::multiply_codes(input, codes, scales))?
+            }
+        }
+    }
 }
 
-/// The product in floats.
+/// The product in floats, by libtorch.
 ///
-/// Few rows go to our own kernel. In f32 on a CPU with AVX-512, more rows are computed as a convolution of one tap: libtorch gives that to
-/// oneDNN, whose kernels use the wide registers of every vendor, while its matrix products go to MKL, which on AMD stays at AVX2
-/// and is half as fast. Neither where gradients flow.
-fn multiply_floats(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
+/// In f32 on a CPU with AVX-512, more than a few rows are computed as a convolution of one tap: libtorch gives that to oneDNN, whose
+/// kernels use the wide registers of every vendor, while its matrix products go to MKL, which on AMD stays at AVX2 and is half as
+/// fast. Not where gradients are recorded.
+fn multiply_many(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let rows = row_count(input);
-    let few = match weight.kind() {
-        Kind::BFloat16 if cpu_multiplies_bf16() => FEW_ROWS_BF16,
-        _ => FEW_ROWS_F32,
-    };
-    if rows <= few
-        && let Some(product) = one_pass::multiply(input, weight)
-    {
-        return match bias {
-            Some(bias) => product + bias,
-            None => product,
-        };
-    }
-    let as_convolution = rows > few
+    let as_convolution = rows > FEW_ROWS_F32
         && input.device() == Device::Cpu
         && input.kind() == Kind::Float
         && weight.kind() == Kind::Float

@@ -26,7 +26,7 @@ const LANES: usize = 16;
 /// `x / rms(x) · weight` for one position of each row: `[B, 1, width]` → the same, in the same kind.
 pub fn rms_norm(hidden: &Tensor, weight: &Tensor, epsilon: f64) -> Option<Tensor> {
     let (input, weight) = (View::of(hidden)?, View::of(weight)?);
-    let [_, 1, width] = input.size[..] else {
+    let [_, 1, width] = *input.size() else {
         return None;
     };
     let (numbers, weight) = (input.contiguous()?, weight.contiguous()?);
@@ -37,14 +37,14 @@ pub fn rms_norm(hidden: &Tensor, weight: &Tensor, epsilon: f64) -> Option<Tensor
     numbers.widen_into(&mut rows);
     let scale = weight.as_f32(&mut scratch);
     rms_norm_rows(&mut rows, scale, epsilon as f32);
-    tensor_of(&rows, &input.size, hidden.kind())
+    tensor_of(&rows, input.size(), hidden.kind())
 }
 
 /// Turns one position of each row: `heads` `[B, N, 1, head]`, `cos` and `sin` `[B, 1, 1, head]` f32 with the first half of `sin` negated
 /// → `[B, N, 1, head]` f32.
 pub fn turn(heads: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
     let input = View::of(heads)?;
-    let [batch, count, 1, width] = input.size[..] else {
+    let [batch, count, 1, width] = *input.size() else {
         return None;
     };
     let (cos, sin) = (View::of(cos)?, View::of(sin)?);
@@ -60,14 +60,14 @@ pub fn turn(heads: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
         let of_row = row * width..(row + 1) * width;
         turn_head(from, &cos[of_row.clone()], &sin[of_row], out);
     }
-    tensor_of(&turned, &input.size, Kind::Float)
+    tensor_of(&turned, input.size(), Kind::Float)
 }
 
 /// Writes `new` `[B, N, 1, head]` into `room` `[slots, N, capacity, head]` (f32), row `b` at `positions[b]` of `slots[b]`; whether it did.
 pub fn write(room: &mut Tensor, slots: &[usize], positions: &[i64], new: &Tensor) -> bool {
     let mut write = || {
         let input = View::of(new)?;
-        let [batch, heads, 1, width] = input.size[..] else {
+        let [batch, heads, 1, width] = *input.size() else {
             return None;
         };
         let room = ViewMut::of(room)?;
@@ -113,14 +113,14 @@ pub struct Seen<'s> {
 /// lengths → `[B, 1, N·head]` f32.
 pub fn attend(queries: &Tensor, seen: Seen<'_>, scale: f64, bias: Option<&Tensor>) -> Option<Tensor> {
     let queries = View::of(queries)?;
-    let [batch, heads, 1, width] = queries.size[..] else {
+    let [batch, heads, 1, width] = *queries.size() else {
         return None;
     };
     let (keys, values) = (View::of(seen.keys)?, View::of(seen.values)?);
-    if keys.size != values.size {
+    if keys.size() != values.size() {
         return None;
     }
-    let [_, kv_heads, capacity, kv_width] = keys.size[..] else {
+    let [_, kv_heads, capacity, kv_width] = *keys.size() else {
         return None;
     };
     let (keys, values) = (keys.contiguous()?.f32()?, values.contiguous()?.f32()?);
@@ -181,7 +181,7 @@ struct Bias<'b> {
 impl<'b> Bias<'b> {
     fn of(bias: &'b Tensor, batch: usize, heads: usize, lengths: &[usize]) -> Option<Self> {
         let view = View::of(bias)?;
-        let [of_rows, of_heads, 1, keys] = view.size[..] else {
+        let [of_rows, of_heads, 1, keys] = *view.size() else {
             return None;
         };
         let fits = (of_rows == 1 || of_rows == batch)

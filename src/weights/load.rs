@@ -246,14 +246,9 @@ impl<'a> Loader<'a> {
     /// several vectors, where `columns` is absent. Joined as they are read: no part is in memory twice.
     pub fn take_joined(&mut self, parts: &[(String, i64)], columns: Option<i64>) -> Tensor {
         let shape = |rows: i64| [Some(rows), columns].into_iter().flatten().collect::<Vec<i64>>();
-        match parts {
-            [(name, rows)] => self.take(name, &shape(*rows)),
-            _ => self.join(parts, columns),
+        if let [(name, rows)] = parts {
+            return self.take(name, &shape(*rows));
         }
-    }
-
-    fn join(&mut self, parts: &[(String, i64)], columns: Option<i64>) -> Tensor {
-        let shape = |rows: i64| [Some(rows), columns].into_iter().flatten().collect::<Vec<i64>>();
         let rows: i64 = parts.iter().map(|(_, rows)| *rows).sum();
         let found: Vec<Option<(&Entry, Kind)>> = (parts.iter())
             .map(|(name, rows)| self.find(name, &shape(*rows)))

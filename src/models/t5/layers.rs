@@ -1,4 +1,4 @@
-//! The parts of a T5 block, all pre-norm with a residual around: attention within a sequence, over the prompt, feed-forward.
+//! The parts of a T5 block, all pre-norm with a residual around: attention, feed-forward.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,37 +8,98 @@ use crate::nn::projections::Projections;
 use crate::nn::rms_norm::RmsNorm;
 use crate::weights::Loader;
 
+/// What T5 multiplies scores with: its weights make up for the width of the heads.
+pub(super) const SCORE_SCALE: f64 = 1.0;
+
 /// Keys and values, `[B, N, P, head]` each.
 pub(super) type KeysValues = (Tensor, Tensor);
 
-/// How the numbers of one position are divided among heads.
-#[derive(Clone, Copy, Debug)]
-struct Heads {
-    count: i64,
-    width: i64,
+/// Attention without biases, pre-norm with a residual around.
+///
+/// The projections are not joined into one matrix: large files are looked at where they lie, and joining would copy them.
+#[derive(Debug)]
+pub(super) struct Attention {
+    norm: RmsNorm,
+    query: Projections,
+    key: Projections,
+    value: Projections,
+    output: Projections,
+    heads: i64,
+    head_width: i64,
 }
 
-impl Heads {
-    fn of(config: &T5Config) -> Self {
+impl Attention {
+    /// Takes `{prefix}.{name}.{q,k,v,o}` and `{prefix}.layer_norm`.
+    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, name: &str, config: &T5Config) -> Self {
+        let (width, inner) = (config.width, config.heads_width());
+        let at = format!("{prefix}.{name}");
         Self {
-            count: config.heads,
-            width: config.head_width,
+            norm: take_norm(loader, prefix, config),
+            query: Projections::one(loader, &at, "q", width, inner),
+            key: Projections::one(loader, &at, "k", width, inner),
+            value: Projections::one(loader, &at, "v", width, inner),
+            output: Projections::one(loader, &at, "o", inner, width),
+            heads: config.heads,
+            head_width: config.head_width,
         }
     }
 
+    /// Rounds the matrices to 8-bit integers; those of keys and values too where they are used in every step.
+    pub(super) fn quantize(&mut self, keys_in_steps: bool) {
+        self.query.quantize();
+        self.output.quantize();
+        if keys_in_steps {
+            self.key.quantize();
+            self.value.quantize();
+        }
+    }
+
+    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
+        [&self.query, &self.key, &self.value, &self.output]
+            .into_iter()
+            .flat_map(|projections| projections.sites())
+    }
+
+    /// What the queries, and in self-attention the keys and values, are made of: `[B, P, H]` → `[B, P, H]`.
+    pub(super) fn normed(&self, hidden: &Tensor) -> Tensor {
+        self.norm.forward(hidden)
+    }
+
+    /// `normed` `[B, P, H]` → `[B, N, P, head]`.
+    pub(super) fn queries(&self, normed: &Tensor, lora: Option<&LoraSet>) -> Tensor {
+        self.split(&self.query.forward(normed, lora))
+    }
+
+    /// `source` `[B, P, H]`: the normed input, or what the encoder made.
+    pub(super) fn keys_values(&self, source: &Tensor, lora: Option<&LoraSet>) -> KeysValues {
+        (
+            self.split(&self.key.forward(source, lora)),
+            self.split(&self.value.forward(source, lora)),
+        )
+    }
+
     /// `[B, P, N·head]` → `[B, N, P, head]`.
-    fn split(self, joined: &Tensor) -> Tensor {
+    fn split(&self, joined: &Tensor) -> Tensor {
         let size = joined.size();
         joined
-            .view([size[0], size[1], self.count, self.width])
+            .view([size[0], size[1], self.heads, self.head_width])
             .transpose(1, 2)
     }
 
-    /// Attention over all of `keys` and `values`; scores are not divided by the root of the head's width.
+    /// Attends over whole sequences and adds the result to `hidden`.
     ///
     /// # Shapes
-    /// `queries` `[B, N, P, head]`, `bias` added to the scores, broadcast to `[B, N, P, T]` → `[B, P, N·head]`.
-    fn attend(self, queries: &Tensor, (keys, values): &KeysValues, bias: Option<&Tensor>) -> Tensor {
+    /// `hidden`, `normed` `[B, P, H]`, keys and values `[B, N, T, head]`, `bias` added to the scores, broadcast to
+    /// `[B, N, P, T]` → `[B, P, H]`.
+    pub(super) fn attend(
+        &self,
+        hidden: &Tensor,
+        normed: &Tensor,
+        (keys, values): &KeysValues,
+        bias: Option<&Tensor>,
+        lora: Option<&LoraSet>,
+    ) -> Tensor {
+        let queries = self.queries(normed, lora);
         let learning = queries.requires_grad() || keys.requires_grad();
         let kind = match keys.kind() {
             // On a CPU the gradient of attention is several times slower in bf16 than in f32.
@@ -55,135 +116,7 @@ impl Heads {
             Some(SCORE_SCALE),
             false,
         ); // [B, N, P, head]
-        attended.transpose(1, 2).flatten(2, 3)
-    }
-}
-
-/// What T5 multiplies scores with: its weights make up for the width of the heads.
-pub(super) const SCORE_SCALE: f64 = 1.0;
-
-/// Attention within a sequence, pre-norm with a residual around, without biases.
-///
-/// The projections are not joined into one matrix: large files are looked at where they lie, and joining would copy them.
-#[derive(Debug)]
-pub(super) struct SelfAttention {
-    norm: RmsNorm,
-    query: Projections,
-    key: Projections,
-    value: Projections,
-    output: Projections,
-    heads: Heads,
-}
-
-impl SelfAttention {
-    /// Takes `{prefix}.SelfAttention.{q,k,v,o}` and `{prefix}.layer_norm`.
-    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
-        let (width, inner) = (config.width, config.heads_width());
-        let at = format!("{prefix}.SelfAttention");
-        Self {
-            norm: take_norm(loader, prefix, config),
-            query: Projections::one(loader, &at, "q", width, inner),
-            key: Projections::one(loader, &at, "k", width, inner),
-            value: Projections::one(loader, &at, "v", width, inner),
-            output: Projections::one(loader, &at, "o", inner, width),
-            heads: Heads::of(config),
-        }
-    }
-
-    /// Rounds the matrices to 8-bit integers.
-    pub(super) fn quantize(&mut self) {
-        for projections in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
-            projections.quantize();
-        }
-    }
-
-    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.query, &self.key, &self.value, &self.output]
-            .into_iter()
-            .flat_map(|projections| projections.sites())
-    }
-
-    /// Queries, keys and values of `hidden` `[B, P, H]`, `[B, N, P, head]` each.
-    pub(super) fn project(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> (Tensor, KeysValues) {
-        let normed = self.norm.forward(hidden);
-        let [queries, keys, values] = [&self.query, &self.key, &self.value]
-            .map(|projections| self.heads.split(&projections.forward(&normed, lora)));
-        (queries, (keys, values))
-    }
-
-    /// Whole sequences: `hidden` `[B, P, H]`, `bias` broadcast to `[B, N, P, P]` → `[B, P, H]`.
-    pub(super) fn forward(&self, hidden: &Tensor, bias: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let (queries, own) = self.project(hidden, lora);
-        self.finish(hidden, &self.heads.attend(&queries, &own, Some(bias)), lora)
-    }
-
-    /// Adds what was attended to, `[B, P, N·head]`, to `hidden`.
-    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        hidden + self.output.forward(&attended.to_kind(hidden.kind()), lora)
-    }
-}
-
-/// Attention of the decoder over the prompt, pre-norm with a residual around, without biases.
-#[derive(Debug)]
-pub(super) struct CrossAttention {
-    norm: RmsNorm,
-    query: Projections,
-    key: Projections,
-    value: Projections,
-    output: Projections,
-    heads: Heads,
-}
-
-impl CrossAttention {
-    /// Takes `{prefix}.EncDecAttention.{q,k,v,o}` and `{prefix}.layer_norm`.
-    pub(super) fn load(loader: &mut Loader<'_>, prefix: &str, config: &T5Config) -> Self {
-        let (width, inner) = (config.width, config.heads_width());
-        let at = format!("{prefix}.EncDecAttention");
-        Self {
-            norm: take_norm(loader, prefix, config),
-            query: Projections::one(loader, &at, "q", width, inner),
-            key: Projections::one(loader, &at, "k", width, inner),
-            value: Projections::one(loader, &at, "v", width, inner),
-            output: Projections::one(loader, &at, "o", inner, width),
-            heads: Heads::of(config),
-        }
-    }
-
-    /// Rounds the matrices that every step needs to 8-bit integers; keys and values are made once.
-    pub(super) fn quantize(&mut self) {
-        self.query.quantize();
-        self.output.quantize();
-    }
-
-    pub(super) fn sites(&self) -> impl Iterator<Item = &LoraSite> {
-        [&self.query, &self.key, &self.value, &self.output]
-            .into_iter()
-            .flat_map(|projections| projections.sites())
-    }
-
-    /// Of what the encoder made of the prompt, `[B, P, H]`.
-    pub(super) fn keys_values(&self, encoded: &Tensor, lora: Option<&LoraSet>) -> KeysValues {
-        let split = |projections: &Projections| self.heads.split(&projections.forward(encoded, lora));
-        (split(&self.key), split(&self.value))
-    }
-
-    /// Queries of `hidden` `[B, P, H]`, `[B, N, P, head]`.
-    pub(super) fn queries(&self, hidden: &Tensor, lora: Option<&LoraSet>) -> Tensor {
-        let normed = self.norm.forward(hidden);
-        self.heads.split(&self.query.forward(&normed, lora))
-    }
-
-    /// Whole sequences: `hidden` `[B, L, H]`, `encoded` `[B, P, H]`, `bias` broadcast to `[B, N, L, P]` → `[B, L, H]`.
-    pub(super) fn forward(
-        &self,
-        hidden: &Tensor,
-        encoded: &Tensor,
-        bias: Option<&Tensor>,
-        lora: Option<&LoraSet>,
-    ) -> Tensor {
-        let prompt = self.keys_values(encoded, lora);
-        let attended = self.heads.attend(&self.queries(hidden, lora), &prompt, bias);
-        self.finish(hidden, &attended, lora)
+        self.finish(hidden, &attended.transpose(1, 2).flatten(2, 3), lora)
     }
 
     /// Adds what was attended to, `[B, P, N·head]`, to `hidden`.

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::bias::RelativeBias;
 use super::config::T5Config;
-use super::layers::{CrossAttention, FeedForward, SCORE_SCALE, SelfAttention};
+use super::layers::{Attention, FeedForward, SCORE_SCALE};
 use crate::nn::kv_cache::{KvCache, StepPlan};
 use crate::nn::lora::{LoraSet, LoraSite};
 use crate::nn::rms_norm::RmsNorm;
@@ -17,7 +17,7 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&Tensor);
 
 #[derive(Debug)]
 struct EncoderBlock {
-    attention: SelfAttention,
+    attention: Attention,
     feed_forward: FeedForward,
 }
 
@@ -31,8 +31,8 @@ pub(super) struct Encoder {
 
 #[derive(Debug)]
 struct DecoderBlock {
-    attention: SelfAttention,
-    cross: CrossAttention,
+    attention: Attention,
+    cross: Attention,
     feed_forward: FeedForward,
 }
 
@@ -81,7 +81,7 @@ impl Encoder {
         let blocks = (0..config.encoder_layers).map(|index| {
             let at = |layer: i64| format!("encoder.block.{index}.layer.{layer}");
             EncoderBlock {
-                attention: SelfAttention::load(loader, &at(0), config),
+                attention: Attention::load(loader, &at(0), "SelfAttention", config),
                 feed_forward: FeedForward::load(loader, &at(1), config),
             }
         });
@@ -122,7 +122,9 @@ impl Encoder {
         let mut hidden = hidden;
         for block in &self.blocks {
             visit(&hidden);
-            hidden = block.attention.forward(&hidden, &bias, lora);
+            let normed = block.attention.normed(&hidden);
+            let own = block.attention.keys_values(&normed, lora);
+            hidden = block.attention.attend(&hidden, &normed, &own, Some(&bias), lora);
             hidden = block.feed_forward.forward(&hidden, lora);
         }
         self.norm.forward(&hidden)
@@ -139,8 +141,8 @@ impl Decoder {
                 at(1)
             ));
             DecoderBlock {
-                attention: SelfAttention::load(loader, &at(0), config),
-                cross: CrossAttention::load(loader, &at(1), config),
+                attention: Attention::load(loader, &at(0), "SelfAttention", config),
+                cross: Attention::load(loader, &at(1), "EncDecAttention", config),
                 feed_forward: FeedForward::load(loader, &at(2), config),
             }
         });
@@ -163,8 +165,8 @@ impl Decoder {
     /// Rounds what every step needs to 8-bit integers.
     pub(super) fn quantize(&mut self) {
         for block in &mut self.blocks {
-            block.attention.quantize();
-            block.cross.quantize();
+            block.attention.quantize(true);
+            block.cross.quantize(false);
             block.feed_forward.quantize();
         }
     }
@@ -197,8 +199,14 @@ impl Decoder {
         let mut hidden = hidden;
         for block in &self.blocks {
             visit(&hidden);
-            hidden = block.attention.forward(&hidden, &bias, lora);
-            hidden = (block.cross).forward(&hidden, encoded, cross_bias.as_ref(), lora);
+            let normed = block.attention.normed(&hidden);
+            let own = block.attention.keys_values(&normed, lora);
+            hidden = block.attention.attend(&hidden, &normed, &own, Some(&bias), lora);
+            let normed = block.cross.normed(&hidden);
+            let prompt = block.cross.keys_values(encoded, lora);
+            hidden = block
+                .cross
+                .attend(&hidden, &normed, &prompt, cross_bias.as_ref(), lora);
             hidden = block.feed_forward.forward(&hidden, lora);
         }
         self.norm.forward(&hidden)
@@ -236,11 +244,13 @@ impl Decoder {
         };
         let mut hidden = hidden;
         for (index, block) in self.blocks.iter().enumerate() {
-            let (queries, (keys, values)) = block.attention.project(&hidden, lora);
+            let normed = block.attention.normed(&hidden);
+            let queries = block.attention.queries(&normed, lora);
+            let (keys, values) = block.attention.keys_values(&normed, lora);
             cache.append(index, plan, &keys, &values);
             let attended = cache.attend(index, plan, &queries, SCORE_SCALE, Some(&bias));
             hidden = block.attention.finish(&hidden, &attended, lora);
-            let queries = block.cross.queries(&hidden, lora);
+            let queries = block.cross.queries(&block.cross.normed(&hidden), lora);
             let attended = cache
                 .attend_prompt(index, plan, &queries, SCORE_SCALE)
                 .expect("a cache of this model has a room for prompts");

@@ -8,9 +8,7 @@ use crate::nn::accel::records_gradients;
 /// Numbers of a tensor with their layout.
 #[derive(Clone, Debug)]
 pub(super) struct View<'t> {
-    /// Sizes of the axes.
-    pub(super) size: Vec<usize>,
-    stride: Vec<usize>,
+    layout: Layout,
     numbers: Numbers<'t>,
 }
 
@@ -31,6 +29,7 @@ pub(super) struct ViewMut<'t> {
 }
 
 /// Sizes, strides, and how many numbers lie from the first to the last one.
+#[derive(Clone, Debug)]
 struct Layout {
     size: Vec<usize>,
     stride: Vec<usize>,
@@ -78,36 +77,33 @@ impl<'t> View<'t> {
         if records_gradients() {
             return None;
         }
-        let Layout { size, stride, span } = Layout::of(tensor)?;
-        let at = tensor.data_ptr();
-        // SAFETY: a strided CPU tensor of this kind has its numbers from `at` on, `span` of them to the last one; the borrow keeps its storage alive, and
-        // tensors do not cross threads while they are borrowed (`Tensor` is not `Sync`).
+        let layout = Layout::of(tensor)?;
+        let (at, span) = (tensor.data_ptr(), layout.span);
+        // SAFETY: a strided CPU tensor of this kind has its numbers from `at` on, `span` of them to the last one; the borrow keeps
+        // its storage alive, and tensors do not cross threads while they are borrowed (`Tensor` is not `Sync`).
         let numbers = match tensor.kind() {
             Kind::Float => Numbers::F32(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
             Kind::BFloat16 => Numbers::Bf16(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
             _ => return None,
         };
-        Some(Self {
-            size,
-            stride,
-            numbers,
-        })
+        Some(Self { layout, numbers })
+    }
+
+    /// Sizes of the axes.
+    pub(super) fn size(&self) -> &[usize] {
+        &self.layout.size
     }
 
     /// All numbers row by row, where they lie so.
     pub(super) fn contiguous(&self) -> Option<Numbers<'t>> {
-        let layout = Layout {
-            size: self.size.clone(),
-            stride: self.stride.clone(),
-            span: 0,
-        };
-        layout.contiguous().then_some(self.numbers)
+        self.layout.contiguous().then_some(self.numbers)
     }
 
     /// The numbers along the last axis at `at`, a place on all axes before it, in f32; `scratch` is room for them.
     pub(super) fn row<'s>(&'s self, at: &[usize], scratch: &'s mut Vec<f32>) -> &'s [f32] {
-        let first: usize = at.iter().zip(&self.stride).map(|(at, stride)| at * stride).sum();
-        let width = self.size[self.size.len() - 1];
+        let Layout { size, stride, .. } = &self.layout;
+        let first: usize = at.iter().zip(stride).map(|(at, stride)| at * stride).sum();
+        let width = size[size.len() - 1];
         self.numbers.part(first, width).as_f32(scratch)
     }
 }

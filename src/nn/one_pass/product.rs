@@ -22,7 +22,7 @@ const SHARED_WORK_MIN: usize = 1 << 22;
 /// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's kind.
 pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
     let view = View::of(weight)?;
-    let [outputs, _] = view.size[..] else {
+    let [outputs, _] = *view.size() else {
         return None;
     };
     match view.contiguous()? {
@@ -48,7 +48,7 @@ fn product<W: Weight>(
     scales: Option<&[f32]>,
 ) -> Option<Tensor> {
     let view = View::of(input)?;
-    let (mut size, mut rows) = (view.size.clone(), Vec::new());
+    let (mut size, mut rows) = (view.size().to_vec(), Vec::new());
     let inputs = size.pop()?;
     view.contiguous()?.widen_into(&mut rows);
     let count = rows.len() / inputs;
@@ -251,78 +251,54 @@ weight!(Bf16, bf16_avx512, bf16_avx2, |weight| f32::from_bits(
     u32::from(weight.to_bits()) << 16
 ));
 
-kernel!(
-    f32_avx512,
-    f32,
-    "avx512f",
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_fmadd_ps,
-    _mm512_storeu_ps,
-    |at| { _mm512_loadu_ps(at) }
-);
-kernel!(
-    i8_avx512,
-    i8,
-    "avx512f",
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_fmadd_ps,
-    _mm512_storeu_ps,
-    |at| { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
-);
-kernel!(
-    bf16_avx512,
-    Bf16,
-    "avx512f",
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_fmadd_ps,
-    _mm512_storeu_ps,
-    |at| {
-        let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-    }
-);
-kernel!(
-    f32_avx2,
-    f32,
-    "avx2,fma",
-    8,
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_fmadd_ps,
-    _mm256_storeu_ps,
-    |at| { _mm256_loadu_ps(at) }
-);
-kernel!(
-    i8_avx2,
-    i8,
-    "avx2,fma",
-    8,
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_fmadd_ps,
-    _mm256_storeu_ps,
-    |at| { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
-);
-kernel!(
-    bf16_avx2,
-    Bf16,
-    "avx2,fma",
-    8,
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_fmadd_ps,
-    _mm256_storeu_ps,
-    |at| {
-        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-    }
-);
+macro_rules! avx512 {
+    ($name:ident, $weight:ty, |$at:ident| $load:expr) => {
+        kernel!(
+            $name,
+            $weight,
+            "avx512f",
+            16,
+            _mm512_setzero_ps,
+            _mm512_loadu_ps,
+            _mm512_fmadd_ps,
+            _mm512_storeu_ps,
+            |$at| $load
+        );
+    };
+}
+
+macro_rules! avx2 {
+    ($name:ident, $weight:ty, |$at:ident| $load:expr) => {
+        kernel!(
+            $name,
+            $weight,
+            "avx2,fma",
+            8,
+            _mm256_setzero_ps,
+            _mm256_loadu_ps,
+            _mm256_fmadd_ps,
+            _mm256_storeu_ps,
+            |$at| $load
+        );
+    };
+}
+
+avx512!(f32_avx512, f32, |at| _mm512_loadu_ps(at));
+avx512!(i8_avx512, i8, |at| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+    _mm_loadu_si128(at.cast())
+)));
+avx512!(bf16_avx512, Bf16, |at| {
+    let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+});
+avx2!(f32_avx2, f32, |at| _mm256_loadu_ps(at));
+avx2!(i8_avx2, i8, |at| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+    _mm_loadl_epi64(at.cast())
+)));
+avx2!(bf16_avx2, Bf16, |at| {
+    let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+});
 
 /// Products by each kernel that this CPU can run, beside those in plain operations.
 #[cfg(test)]
