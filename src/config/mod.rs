@@ -7,10 +7,10 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use embedded_broker::BrokerConfig;
 use serde::{Deserialize, Serialize};
 
 pub mod audio;
-pub mod broker;
 pub mod decoding;
 pub mod kafka;
 pub mod model;
@@ -21,7 +21,6 @@ pub mod trainer;
 pub mod training;
 
 use audio::AudioConfig;
-use broker::BrokerConfig;
 use decoding::DecodingConfig;
 use kafka::KafkaConfig;
 use model::ModelConfig;
