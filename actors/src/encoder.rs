@@ -75,8 +75,7 @@ impl Message<EncodeUtterance> for Encoder {
     type Reply = ();
 
     async fn handle(&mut self, mut message: EncodeUtterance, ctx: &mut Context<Self, Self::Reply>) {
-        let waited = message.context.dequeued();
-        metrics::stage_entered(Stage::Encode.as_str(), waited);
+        message.context.dequeued();
         if self.pending.is_empty() && self.args.config.batch_windows_max > 1 {
             let wait = Duration::from_millis(self.args.config.batch_wait_ms_max);
             ctx.actor_ref().tell(FlushBatch).send_after(wait);
@@ -185,7 +184,6 @@ impl Encoder {
                 adapter, mut context, ..
             } = message;
             context.times.encode_ms += worked.as_secs_f64() * 1e3;
-            metrics::stage_left(Stage::Encode.as_str(), worked);
             context.queue_for(Stage::Decode);
             let order = DecodeUtterance {
                 features,

@@ -16,10 +16,11 @@ use crate::audio::config::AudioConfig;
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
+use crate::telemetry::config::{LogConfig, TraceConfig};
 use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use crate::util::{ConfigError, ENV_PREFIX};
 use decoding::DecodingConfig;
-use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
+use serving::{DecoderConfig, EncoderConfig, HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -51,6 +52,8 @@ pub struct Settings {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Export of traces.
+    pub trace: TraceConfig,
 }
 
 impl Settings {

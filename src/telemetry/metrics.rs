@@ -91,9 +91,13 @@ fn describe() {
     );
     describe_counter!(
         "speechverse_stage_in_total",
-        "Work items that entered a stage; minus out, the queue."
+        "Work items that entered a stage."
     );
-    describe_counter!("speechverse_stage_out_total", "Work items that left a stage.");
+    describe_counter!("speechverse_stage_out_total", "Work items that a stage finished.");
+    describe_counter!(
+        "speechverse_stage_rejected_total",
+        "Work items that a stage could not finish; in = out + rejected + in flight."
+    );
     describe_counter!(
         "speechverse_stage_restarts_total",
         "Restarts of a stage after a panic."
@@ -171,14 +175,20 @@ pub fn utterance_left(audio_seconds: f64) {
 }
 
 /// A work item reached `stage` after waiting `waited` for it.
-pub fn stage_entered(stage: &'static str, waited: Duration) {
+pub(super) fn stage_entered(stage: &'static str, waited: Duration) {
     counter!("speechverse_stage_in_total", "stage" => stage).increment(1);
     histogram!("speechverse_stage_wait_seconds", "stage" => stage).record(waited.as_secs_f64());
 }
 
 /// A stage finished a work item after `worked`.
-pub fn stage_left(stage: &'static str, worked: Duration) {
+pub(super) fn stage_left(stage: &'static str, worked: Duration) {
     counter!("speechverse_stage_out_total", "stage" => stage).increment(1);
+    histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
+}
+
+/// A stage gave a work item up after `worked`: a dead letter, or a record that is read again.
+pub(super) fn stage_rejected(stage: &'static str, worked: Duration) {
+    counter!("speechverse_stage_rejected_total", "stage" => stage).increment(1);
     histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
 }
 

@@ -64,7 +64,7 @@ impl Sandbox {
     /// As [`new`](Self::new), with another of the tiny language models.
     pub(crate) async fn with_llm(choose: fn(&TinyModels) -> std::path::PathBuf) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
-            speechverse::telemetry::logs::init(Default::default(), "info");
+            speechverse::telemetry::logs::init_lines(&Default::default());
         }
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 7);

@@ -24,7 +24,7 @@ use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use speechverse_actors::ingest::TaskInstructions;
-use speechverse_actors::messages::{OrphanQueue, RequestContext};
+use speechverse_actors::messages::{OrphanQueue, RequestContext, request_span};
 use speechverse_actors::supervisor::Supervisor;
 
 /// Longest that a test waits for what must happen.
@@ -202,7 +202,8 @@ pub(crate) fn record(number: usize) -> Record {
 /// The context of a record with a request in it, and with one second of sound.
 pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
     let request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
-    RequestContext::new(record, request, 1.0, lost.clone())
+    let span = request_span(&record.record_offset, &request);
+    RequestContext::new(record, request, 1.0, span, lost.clone())
 }
 
 /// An adapter version between an encoder of two layers and a language model.

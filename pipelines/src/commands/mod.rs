@@ -12,8 +12,8 @@ mod serve;
 mod tasks;
 mod train;
 
-use speechverse::config::serving::LogConfig;
-use speechverse::telemetry::logs::{self, LogFormat};
+use speechverse::telemetry::config::LogConfig;
+use speechverse::telemetry::logs;
 
 use crate::cli::{Cli, Command};
 
@@ -45,7 +45,8 @@ impl From<anyhow::Error> for Failure {
 /// [`Failure`] with the exit code and the reason.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     if !matches!(cli.command, Command::Serve(_)) {
-        logs::init(LogFormat::Text, &LogConfig::default().level);
+        // Standard variables ask for traces of `serve`; other commands have no requests to trace.
+        logs::init_lines(&LogConfig::default());
     }
     match cli.command {
         Command::Serve(args) => serve::serve(&args),
