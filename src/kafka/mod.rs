@@ -2,7 +2,8 @@
 //!
 //! [`Source`] reads as a member of the group and hands out records with receipts; a receipt goes back to the
 //! [`Ledger`] when the broker has acknowledged the answer that a [`Sink`] wrote; the source commits what the ledger
-//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics.
+//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics. A
+//! [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
 mod budget;
@@ -10,6 +11,7 @@ mod client;
 mod convert;
 mod error;
 mod ledger;
+mod monitor;
 mod reader;
 mod sink;
 mod source;
@@ -17,9 +19,10 @@ mod source;
 pub use budget::{Budget, BudgetHold, Ledger};
 pub use error::{KafkaError, SinkError};
 pub use ledger::{Admission, OffsetLedger, Position, Release, TopicPartition};
+pub use monitor::{ConnectionMonitor, RecordsDeleted};
 pub use reader::{Read, ReadFrom, Reader};
 pub use sink::{Sink, Written};
-pub use source::{Closed, PartitionLag, Revocation, Source, SourceConfig, SourceEvent};
+pub use source::{Closed, Revocation, Source, SourceConfig, SourceEvent};
 
 #[cfg(test)]
 mod tests;

@@ -40,6 +40,7 @@ pub fn init(format: LogFormat, default_level: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false) // it would write to the standard error that cannot be written, and panic
         .with_target(false);
     let _ = match format {
         LogFormat::Text => builder.try_init(),

@@ -13,7 +13,9 @@ use speechverse::config::broker::BrokerConfig;
 use speechverse::config::kafka::KafkaConfig;
 use speechverse::config::model::{AdapterSettings, LayerMix};
 use speechverse::kafka::admin::ensure_topics;
-use speechverse::kafka::{Budget, Ledger, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::{
+    Budget, ConnectionMonitor, Ledger, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent,
+};
 use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
@@ -283,6 +285,7 @@ impl Kafka {
         let config = SourceConfig {
             kafka: self.config.clone(),
             topics: vec![topic.to_owned()],
+            monitor: ConnectionMonitor::default(),
         };
         let (source, events) = Source::start(config, ledger.clone()).unwrap();
         Feed {
@@ -334,9 +337,7 @@ impl Feed {
 
     /// Waits until every record that was read is released.
     pub(crate) async fn idle(&self) {
-        tokio::time::timeout(PATIENCE, self.ledger.idle())
-            .await
-            .expect("every receipt comes back in time");
+        until("every receipt comes back", || self.ledger.unfinished() == 0).await;
     }
 }
 
