@@ -16,6 +16,7 @@ use speechverse::config::serving::LogConfig;
 use speechverse::telemetry::logs::{self, LogFormat};
 
 use crate::cli::{Cli, Command};
+use crate::output::OutputError;
 
 /// How a command failed: which exit code, and the words for standard error.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// Exit code 1: the work failed.
     Work(anyhow::Error),
+    /// Exit code 0, and no words: whoever read the output has seen enough.
+    ReaderGone,
 }
 
 impl Failure {
@@ -34,8 +37,18 @@ impl Failure {
 }
 
 impl From<anyhow::Error> for Failure {
+    /// An [`OutputError`] anywhere in the chain keeps its meaning.
     fn from(error: anyhow::Error) -> Self {
-        Self::Work(error)
+        match error.downcast_ref() {
+            Some(OutputError::ReaderGone) => Self::ReaderGone,
+            _ => Self::Work(error),
+        }
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        anyhow::Error::new(error).into()
     }
 }
 
