@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::config::kafka::TopicsConfig;
-use speechverse::kafka::{Ledger, RecordsDeleted, Sink, SinkError};
+use speechverse::kafka::config::TopicsConfig;
+use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
-use speechverse::wire::event::{Event, Happening};
-use speechverse::wire::{OutgoingRecord, Receipt, Record};
+use speechverse::wire::event::{Event, EventKind};
+use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, error, warn};
 
-use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
+use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -52,13 +52,13 @@ pub struct PublisherArgs {
     /// Writes records.
     pub sink: Sink,
     /// By topic: which offsets may be committed.
-    pub ledgers: HashMap<String, Ledger>,
+    pub trackers: HashMap<String, OffsetTracker>,
     /// Names of the topics.
     pub topics: TopicsConfig,
     /// Value of `ce_source`.
     pub source: Arc<str>,
-    /// Tickets that a stage let go of.
-    pub lost: flume::Receiver<LostTicket>,
+    /// Request contexts that a stage let go of.
+    pub lost: flume::Receiver<OrphanedRecord>,
     /// Records that retention deleted before they were read, to be told as events.
     pub deleted: flume::Receiver<RecordsDeleted>,
     /// Sends that may be on their way at once.
@@ -78,9 +78,15 @@ pub struct Publisher {
 /// The records that a send is about.
 enum About {
     /// The answer to a record, and the chunks before it.
-    Answer { record: Record, earlier: Vec<Receipt> },
+    Answer {
+        record: Record,
+        earlier: Vec<RecordOffset>,
+    },
     /// The dead letter of a record, and of the chunks before it.
-    DeadLetter { receipt: Receipt, earlier: Vec<Receipt> },
+    DeadLetter {
+        record_offset: RecordOffset,
+        earlier: Vec<RecordOffset>,
+    },
     /// No record: an event.
     Event,
 }
@@ -110,7 +116,7 @@ impl Actor for Publisher {
         })
     }
 
-    /// Takes lost tickets and reports of deleted records as they come, beside the mailbox.
+    /// Takes lost contexts and reports of deleted records as they come, beside the mailbox.
     async fn next(
         &mut self,
         _: WeakActorRef<Self>,
@@ -145,8 +151,8 @@ impl Message<PublishAnswer> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishAnswer, _: &mut Context<Self, Self::Reply>) {
-        let PublishAnswer { answer, ticket } = message;
-        let inner = ticket.settle();
+        let PublishAnswer { answer, context } = message;
+        let inner = context.complete();
         let outgoing = answer.to_record(
             Arc::from(self.args.topics.results.as_str()),
             inner.record.key.clone(),
@@ -211,7 +217,7 @@ impl Message<PublishEvent> for Publisher {
 }
 
 impl Publisher {
-    async fn send_lost(&self, lost: LostTicket) {
+    async fn send_lost(&self, lost: OrphanedRecord) {
         let message = "the stage that held this record failed; publish it again to try once more";
         let order = PublishDeadLetter {
             rejection: Rejection::new(Reason::InternalError, lost.stage, message),
@@ -225,7 +231,7 @@ impl Publisher {
     async fn send_deleted(&self, deleted: RecordsDeleted) {
         let (topic, partition) = (deleted.partition.topic, deleted.partition.partition);
         let id = format!("{topic}/{partition}");
-        let what = Happening::RecordsDeleted {
+        let what = EventKind::RecordsDeleted {
             topic: topic.to_string(),
             partition,
             first_offset: deleted.first_offset,
@@ -249,7 +255,7 @@ impl Publisher {
         } = message;
         let outgoing = self.args.dead_letter(&record, &rejection);
         let about = About::DeadLetter {
-            receipt: record.receipt,
+            record_offset: record.record_offset,
             earlier,
         };
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
@@ -293,13 +299,13 @@ impl Publisher {
 impl PublisherArgs {
     fn dead_letter(&self, record: &Record, rejection: &Rejection) -> OutgoingRecord {
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
-        warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
+        warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
         dead_letter(record, rejection, Arc::from(self.topics.dead_letters.as_str()))
     }
 
     /// What becomes of a record that the broker does not take; `true` when it is over with it.
     async fn refused(&self, about: About, error: &SinkError, stopping: &AtomicBool) -> bool {
-        let (receipt, earlier, error) = match about {
+        let (record_offset, earlier, error) = match about {
             About::Answer { record, earlier } => {
                 metrics::record_refused("answer");
                 let message = format!("the answer could not be published: {error}");
@@ -313,10 +319,13 @@ impl PublisherArgs {
                         return true;
                     }
                     Delivery::Stopped => return false,
-                    Delivery::Refused(error) => (record.receipt, earlier, error),
+                    Delivery::Refused(error) => (record.record_offset, earlier, error),
                 }
             }
-            About::DeadLetter { receipt, earlier } => (receipt, earlier, error.clone()),
+            About::DeadLetter {
+                record_offset,
+                earlier,
+            } => (record_offset, earlier, error.clone()),
             About::Event => {
                 error!(%error, "an event is refused and given up");
                 metrics::record_refused("event");
@@ -324,15 +333,18 @@ impl PublisherArgs {
             }
         };
         // Nothing that the broker takes can be said of it on its topic: said elsewhere, and let go.
-        error!(%error, ?receipt, "the dead letter of a record is refused and given up, its offset is released");
+        error!(%error, ?record_offset, "the dead letter of a record is refused and given up, its offset is released");
         metrics::record_refused("dead_letter");
-        let what = Happening::RecordRefused {
-            topic: receipt.topic.to_string(),
-            partition: receipt.partition,
-            offset: receipt.offset,
+        let what = EventKind::RecordRefused {
+            topic: record_offset.topic.to_string(),
+            partition: record_offset.partition,
+            offset: record_offset.offset,
             reason: error.to_string(),
         };
-        let event = Event::now(format!("{}/{}", receipt.topic, receipt.partition), what);
+        let event = Event::now(
+            format!("{}/{}", record_offset.topic, record_offset.partition),
+            what,
+        );
         let told = event.to_record(Arc::from(self.topics.events.as_str()), &self.source);
         match deliver(&self.sink, told, stopping).await {
             Delivery::Acknowledged => {}
@@ -342,20 +354,26 @@ impl PublisherArgs {
             }
             Delivery::Stopped => return false,
         }
-        self.release(&About::DeadLetter { receipt, earlier });
+        self.release(&About::DeadLetter {
+            record_offset,
+            earlier,
+        });
         true
     }
 
-    /// Releases a record's own receipt and those of the chunks before it.
+    /// Releases a record's own record_offset and those of the chunks before it.
     fn release(&self, about: &About) {
-        let (receipt, earlier) = match about {
-            About::Answer { record, earlier } => (&record.receipt, earlier),
-            About::DeadLetter { receipt, earlier } => (receipt, earlier),
+        let (record_offset, earlier) = match about {
+            About::Answer { record, earlier } => (&record.record_offset, earlier),
+            About::DeadLetter {
+                record_offset,
+                earlier,
+            } => (record_offset, earlier),
             About::Event => return,
         };
-        for receipt in earlier.iter().chain([receipt]) {
-            if let Some(ledger) = self.ledgers.get(&*receipt.topic) {
-                ledger.release(receipt);
+        for record_offset in earlier.iter().chain([record_offset]) {
+            if let Some(tracker) = self.trackers.get(&*record_offset.topic) {
+                tracker.release(record_offset);
             }
         }
     }

@@ -13,7 +13,7 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
-use speechverse::config::kafka::TopicsConfig;
+use speechverse::kafka::config::TopicsConfig;
 use speechverse::telemetry::metrics::{self, ClosedSets};
 use speechverse::wire::answer::AnswerKind;
 use speechverse::wire::dead_letter::{Reason, Stage};

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::broker::BrokerConfig;
-use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::admin::ensure_topics;
+use speechverse::kafka::config::KafkaConfig;
 
 /// Longest that a command may take to end.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -1,15 +1,15 @@
-//! How much is in flight: the gauge that pauses the source, and the ledger handle that threads share.
+//! How much is in flight: the gauge that pauses the source, and the tracker handle that threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ledger::{Admission, OffsetLedger, Position, Release, TopicPartition};
-use crate::wire::Receipt;
+use super::offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
+use crate::wire::RecordOffset;
 
 /// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
 ///
-/// Records that were read count by themselves, until their receipt is released. What a stage makes of them (decoded
+/// Records that were read count by themselves, until their record_offset is released. What a stage makes of them (decoded
 /// audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -82,22 +82,22 @@ impl Drop for BudgetHold {
     }
 }
 
-/// The offset ledger as the source, the publisher and the sample collector share it. Clones are the same ledger.
+/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same tracker.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct OffsetTracker {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    offsets: Mutex<OffsetLedger>,
+    offsets: Mutex<OffsetTable>,
     budget: Budget,
     /// Told of every record that is released.
     released: Condvar,
 }
 
-impl Ledger {
-    /// An empty ledger whose records count against `budget`.
+impl OffsetTracker {
+    /// An empty tracker whose records count against `budget`.
     pub fn new(budget: Budget) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -108,9 +108,9 @@ impl Ledger {
         }
     }
 
-    /// Hands a receipt back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
-    pub fn release(&self, receipt: &Receipt) -> Release {
-        let release = self.offsets().release(receipt);
+    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
+    pub fn release(&self, record_offset: &RecordOffset) -> Release {
+        let release = self.offsets().release(record_offset);
         if let Release::Released { bytes } = release {
             self.shared.budget.lower(bytes);
             self.shared.released.notify_all();
@@ -119,8 +119,8 @@ impl Ledger {
     }
 
     /// Whether work on the record still counts; false when its partition was taken away.
-    pub fn is_current(&self, receipt: &Receipt) -> bool {
-        self.offsets().epoch(&TopicPartition::of(receipt)) == Some(receipt.epoch)
+    pub fn is_current(&self, record_offset: &RecordOffset) -> bool {
+        self.offsets().epoch(&TopicPartition::of(record_offset)) == Some(record_offset.epoch)
     }
 
     /// Records that were read and are not released.
@@ -148,8 +148,8 @@ impl Ledger {
         true
     }
 
-    pub(super) fn admit(&self, receipt: &Receipt, bytes: u64) -> Admission {
-        let admission = self.offsets().admit(receipt, bytes);
+    pub(super) fn admit(&self, record_offset: &RecordOffset, bytes: u64) -> Admission {
+        let admission = self.offsets().admit(record_offset, bytes);
         if admission == Admission::New {
             self.shared.budget.raise(bytes);
         }
@@ -189,7 +189,7 @@ impl Ledger {
     }
 
     /// Runs a change that may make records void, and takes their bytes off the gauge.
-    fn freeing<T>(&self, change: impl FnOnce(&mut OffsetLedger) -> T) -> T {
+    fn freeing<T>(&self, change: impl FnOnce(&mut OffsetTable) -> T) -> T {
         let (result, freed) = {
             let mut offsets = self.offsets();
             let before = offsets.bytes();
@@ -202,7 +202,7 @@ impl Ledger {
     }
 
     /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is sound.
-    fn offsets(&self) -> MutexGuard<'_, OffsetLedger> {
+    fn offsets(&self) -> MutexGuard<'_, OffsetTable> {
         self.shared.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -211,8 +211,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn receipt(offset: i64, epoch: u64) -> Receipt {
-        Receipt {
+    fn record_offset(offset: i64, epoch: u64) -> RecordOffset {
+        RecordOffset {
             topic: "requests".into(),
             partition: 0,
             offset,
@@ -222,51 +222,51 @@ mod tests {
 
     #[test]
     fn a_record_counts_until_it_is_released_and_a_hold_until_it_is_dropped() {
-        let ledger = Ledger::new(Budget::new(100));
-        let epoch = ledger.assign(vec![TopicPartition::new("requests", 0)]);
+        let tracker = OffsetTracker::new(Budget::new(100));
+        let epoch = tracker.assign(vec![TopicPartition::new("requests", 0)]);
 
-        ledger.admit(&receipt(0, epoch), 60);
-        let hold = ledger.budget().hold(40);
-        assert!(ledger.budget().is_over());
+        tracker.admit(&record_offset(0, epoch), 60);
+        let hold = tracker.budget().hold(40);
+        assert!(tracker.budget().is_over());
 
-        ledger.release(&receipt(0, epoch));
-        ledger.release(&receipt(0, epoch));
-        assert_eq!(ledger.budget().bytes(), 40);
+        tracker.release(&record_offset(0, epoch));
+        tracker.release(&record_offset(0, epoch));
+        assert_eq!(tracker.budget().bytes(), 40);
         drop(hold);
-        assert_eq!(ledger.budget().bytes(), 0);
+        assert_eq!(tracker.budget().bytes(), 0);
     }
 
     #[test]
     fn partitions_that_leave_free_their_bytes() {
-        let ledger = Ledger::new(Budget::new(100));
+        let tracker = OffsetTracker::new(Budget::new(100));
         let partition = TopicPartition::new("requests", 0);
-        let epoch = ledger.assign(vec![partition.clone()]);
-        ledger.admit(&receipt(0, epoch), 60);
-        assert!(ledger.is_current(&receipt(0, epoch)));
+        let epoch = tracker.assign(vec![partition.clone()]);
+        tracker.admit(&record_offset(0, epoch), 60);
+        assert!(tracker.is_current(&record_offset(0, epoch)));
 
-        ledger.revoke(&[partition]);
-        assert_eq!(ledger.budget().bytes(), 0);
-        assert!(!ledger.is_current(&receipt(0, epoch)));
+        tracker.revoke(&[partition]);
+        assert_eq!(tracker.budget().bytes(), 0);
+        assert!(!tracker.is_current(&record_offset(0, epoch)));
     }
 
     #[test]
     fn a_wait_ends_with_the_last_receipt_and_not_before() {
-        let ledger = Ledger::new(Budget::new(100));
+        let tracker = OffsetTracker::new(Budget::new(100));
         let partition = TopicPartition::new("requests", 0);
-        let epoch = ledger.assign(vec![partition.clone()]);
-        ledger.admit(&receipt(0, epoch), 1);
-        ledger.admit(&receipt(1, epoch), 1);
-        let waiting = ledger.clone();
+        let epoch = tracker.assign(vec![partition.clone()]);
+        tracker.admit(&record_offset(0, epoch), 1);
+        tracker.admit(&record_offset(1, epoch), 1);
+        let waiting = tracker.clone();
         let waiter = std::thread::spawn({
             let partition = partition.clone();
             move || waiting.wait_finished(&[partition], Duration::from_secs(60))
         });
 
-        ledger.release(&receipt(0, epoch));
-        assert!(!ledger.wait_finished(&[partition], Duration::from_millis(50)));
+        tracker.release(&record_offset(0, epoch));
+        assert!(!tracker.wait_finished(&[partition], Duration::from_millis(50)));
         assert!(!waiter.is_finished());
         let released = Instant::now();
-        ledger.release(&receipt(1, epoch));
+        tracker.release(&record_offset(1, epoch));
 
         assert!(waiter.join().unwrap());
         assert!(

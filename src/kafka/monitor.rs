@@ -13,7 +13,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::statistics::{Broker, Statistics};
 use tracing::{debug, error, info, trace, warn};
 
-use super::ledger::TopicPartition;
+use super::offset_tracker::TopicPartition;
 use crate::telemetry::metrics;
 
 /// A broker that owes an answer and has sent nothing for so long is not in reach, though its connection stands.

@@ -12,7 +12,7 @@ use super::client::{self, Reporting};
 use super::convert;
 use super::error::{KafkaError, SinkError, reason};
 use super::monitor::{ClientMonitor, ConnectionMonitor};
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 use crate::wire::OutgoingRecord;
 
 /// Unit of the send buffer, bytes.

@@ -49,14 +49,14 @@ pub(super) async fn crashes(bench: &Bench) {
     while let Ok(record) =
         tokio::time::timeout(Duration::from_millis(SESSION_MS + 6_000), last.record()).await
     {
-        finished.work_on(record, &last.ledger);
+        finished.work_on(record, &last.tracker);
         if finished.distinct() == COUNT as usize {
             break;
         }
     }
     // Repeats of what was finished and not committed may still come.
     while let Ok(record) = tokio::time::timeout(Duration::from_secs(2), last.record()).await {
-        finished.work_on(record, &last.ledger);
+        finished.work_on(record, &last.tracker);
     }
     assert_eq!(last.source.close(STEP).await.unwrap(), Closed { unfinished: 0 });
     assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
@@ -110,13 +110,13 @@ async fn process_that_is_killed() {
     .start();
     loop {
         let record = running.record().await;
-        let ledger = running.ledger.clone();
+        let tracker = running.tracker.clone();
         let delay = number(&record) * 37 % 61;
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
             // As an answer: acknowledged first, and its offset released after that.
             writeln!(std::io::stdout(), "{FINISHED}{}", number(&record)).unwrap();
-            ledger.release(&record.receipt);
+            tracker.release(&record.record_offset);
         });
     }
 }

@@ -43,17 +43,17 @@ async fn publish(bench: &Bench, count: usize) {
 
 fn start(bench: &Bench) -> (Running, flume::Receiver<RecordsDeleted>) {
     let (monitor, deleted) = ConnectionMonitor::new();
-    let ledger = Ledger::new(Budget::new(bench.config.in_flight_bytes_max));
+    let tracker = OffsetTracker::new(Budget::new(bench.config.in_flight_bytes_max));
     let config = SourceConfig {
         kafka: bench.config.clone(),
         topics: vec![bench.requests().to_owned()],
         monitor,
     };
-    let (source, events) = Source::start(config, ledger.clone()).unwrap();
+    let (source, events) = Source::start(config, tracker.clone()).unwrap();
     let running = Running {
         source,
         events,
-        ledger,
+        tracker,
     };
     (running, deleted)
 }
@@ -62,8 +62,8 @@ fn start(bench: &Bench) -> (Running, flume::Receiver<RecordsDeleted>) {
 async fn drain(running: &Running) -> Vec<i64> {
     let mut offsets = Vec::new();
     while let Ok(record) = tokio::time::timeout(Duration::from_secs(3), running.record()).await {
-        offsets.push(record.receipt.offset);
-        running.ledger.release(&record.receipt);
+        offsets.push(record.record_offset.offset);
+        running.tracker.release(&record.record_offset);
     }
     offsets
 }
@@ -84,9 +84,9 @@ async fn records_deleted_before_a_slow_reader_comes_to_them_are_reported_one_by_
     let first = running.record().await; // not finished yet: two are in flight, and reading pauses
 
     publish(&bench, 40).await;
-    running.ledger.release(&first.receipt);
+    running.tracker.release(&first.record_offset);
     let mut offsets = drain(&running).await;
-    offsets.push(first.receipt.offset);
+    offsets.push(first.record_offset.offset);
 
     let gone = reported(&deleted);
     assert!(!gone.is_empty(), "all 44 were read: {offsets:?}");

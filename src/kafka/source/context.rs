@@ -17,10 +17,10 @@ use tracing::{debug, info, warn};
 
 use super::unread::Unread;
 use super::{Revocation, SourceEvent};
-use crate::kafka::budget::Ledger;
+use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::reason;
-use crate::kafka::ledger::{Position, TopicPartition};
 use crate::kafka::monitor::{ClientMonitor, is_connection};
+use crate::kafka::offset_tracker::{Position, TopicPartition};
 use crate::telemetry::metrics;
 
 /// How often a rebalance that waits for records in flight passes on what waits for room in the channel.
@@ -69,7 +69,7 @@ impl Outbox {
     /// Drops records that wait, where `unwanted` says so.
     pub(super) fn drop_records(&self, unwanted: impl Fn(&TopicPartition) -> bool) {
         locked(&self.waiting).retain(|event| match event {
-            SourceEvent::Record(record) => !unwanted(&TopicPartition::of(&record.receipt)),
+            SourceEvent::Record(record) => !unwanted(&TopicPartition::of(&record.record_offset)),
             _ => true,
         });
     }
@@ -92,7 +92,7 @@ impl Outbox {
 
 /// The state that callbacks and the poll loop share; all of them run on the source's thread.
 pub(super) struct SourceContext {
-    pub(super) ledger: Ledger,
+    pub(super) tracker: OffsetTracker,
     pub(super) outbox: Outbox,
     monitor: ClientMonitor,
     revoke_wait_max: Duration,
@@ -107,13 +107,13 @@ pub(super) struct SourceContext {
 
 impl SourceContext {
     pub(super) fn new(
-        ledger: Ledger,
+        tracker: OffsetTracker,
         outbox: Outbox,
         monitor: ClientMonitor,
         revoke_wait_max: Duration,
     ) -> Self {
         Self {
-            ledger,
+            tracker,
             outbox,
             monitor,
             revoke_wait_max,
@@ -142,7 +142,7 @@ impl SourceContext {
     /// the statistics confirm it, and what they do not confirm is sent again.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         let mut sent = locked(&self.commits_sent);
-        let mut positions = self.ledger.positions();
+        let mut positions = self.tracker.positions();
         positions.retain(|position| match sent.get(&position.partition) {
             Some((offset, when)) => *offset != position.offset || when.elapsed() > COMMIT_CONFIRM_MAX,
             None => true,
@@ -173,7 +173,7 @@ impl SourceContext {
         }
         match consumer.commit(&list(positions), CommitMode::Sync) {
             Ok(()) => {
-                self.ledger.committed(positions);
+                self.tracker.committed(positions);
                 debug!(partitions = positions.len(), "committed");
                 true
             }
@@ -194,7 +194,7 @@ impl SourceContext {
         if partitions.is_empty() {
             return;
         }
-        let epoch = self.ledger.assign(partitions.clone());
+        let epoch = self.tracker.assign(partitions.clone());
         info!(partitions = %names(&partitions), epoch, "partitions assigned");
         self.unread().forget(&partitions);
         self.outbox.push(SourceEvent::Assigned { partitions, epoch });
@@ -210,8 +210,8 @@ impl SourceContext {
         if !self.closing.load(Ordering::Relaxed) {
             self.wait_for_records_in_flight(&partitions, lost);
         }
-        let unfinished = self.ledger.unfinished_of(&partitions);
-        let positions = self.ledger.revoke(&partitions);
+        let unfinished = self.tracker.unfinished_of(&partitions);
+        let positions = self.tracker.revoke(&partitions);
         if !lost && !self.commit_last(consumer, &positions) {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
@@ -238,10 +238,10 @@ impl SourceContext {
         }
     }
 
-    /// Tells the ledger what the broker has, as far as librdkafka knows.
+    /// Tells the tracker what the broker has, as far as librdkafka knows.
     fn confirm_commits(&self, statistics: &Statistics) {
         let mut confirmed = Vec::new();
-        for partition in self.ledger.assigned() {
+        for partition in self.tracker.assigned() {
             let topic = statistics.topics.get(partition.topic.as_ref());
             let Some(found) = topic.and_then(|topic| topic.partitions.get(&partition.partition)) else {
                 continue;
@@ -251,7 +251,7 @@ impl SourceContext {
                 confirmed.push(Position { partition, offset });
             }
         }
-        self.ledger.committed(&confirmed);
+        self.tracker.committed(&confirmed);
     }
 
     fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
@@ -262,7 +262,7 @@ impl SourceContext {
         let deadline = Instant::now() + self.revoke_wait_max;
         while !lost && !self.outbox.is_disconnected() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.ledger.wait_finished(partitions, left.min(REVOKE_TICK)) || left.is_zero() {
+            if self.tracker.wait_finished(partitions, left.min(REVOKE_TICK)) || left.is_zero() {
                 return;
             }
             self.outbox.flush();
@@ -274,7 +274,7 @@ impl SourceContext {
         // -1 and -1001 mean "not known yet".
         let known = |offsets: [i64; 3]| offsets.into_iter().find(|offset| *offset >= 0);
         let end = known([found.ls_offset, found.hi_offset, -1])?;
-        let position = self.ledger.position(partition);
+        let position = self.tracker.position(partition);
         let position = known([position.unwrap_or(-1), found.committed_offset, found.lo_offset])?;
         Some((end - position).max(0))
     }
@@ -305,7 +305,7 @@ impl ClientContext for SourceContext {
     fn stats(&self, statistics: Statistics) {
         let connected = self.monitor.statistics(&statistics);
         self.confirm_commits(&statistics);
-        for partition in self.ledger.assigned() {
+        for partition in self.tracker.assigned() {
             let topic = statistics.topics.get(partition.topic.as_ref());
             let found = topic.and_then(|topic| topic.partitions.get(&partition.partition));
             // What was known before an outage is not known any more.

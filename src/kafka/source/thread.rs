@@ -13,9 +13,9 @@ use tracing::{debug, error, warn};
 
 use super::context::{Outbox, SourceContext};
 use super::{Close, Closed, SourceConfig, SourceEvent};
-use crate::kafka::budget::Ledger;
+use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
-use crate::kafka::ledger::{Admission, TopicPartition};
+use crate::kafka::offset_tracker::{Admission, TopicPartition};
 use crate::kafka::{client, convert};
 
 /// Longest the loop waits for a record: how soon it notices an order.
@@ -49,7 +49,7 @@ enum End {
 impl Reading {
     pub(super) fn new(
         config: &SourceConfig,
-        ledger: Ledger,
+        tracker: OffsetTracker,
         events: flume::Sender<SourceEvent>,
         orders: flume::Receiver<Close>,
     ) -> Result<Self, KafkaError> {
@@ -58,7 +58,7 @@ impl Reading {
             .monitor
             .client(format!("consumer of {}", config.topics.join(", ")), true);
         let revoke_wait_max = Duration::from_millis(kafka.revoke_wait_ms_max);
-        let context = SourceContext::new(ledger, Outbox::new(events), monitor, revoke_wait_max);
+        let context = SourceContext::new(tracker, Outbox::new(events), monitor, revoke_wait_max);
         let consumer: BaseConsumer<SourceContext> = client::group_consumer(kafka)?
             .create_with_context(context)
             .map_err(|error| client::creation_error("consumer", error))?;
@@ -126,13 +126,16 @@ impl Reading {
             return; // not subscribed; cannot happen, and must not end the thread
         };
         let partition = TopicPartition::new(topic.clone(), message.partition());
-        let Some(epoch) = context.ledger.epoch(&partition) else {
+        let Some(epoch) = context.tracker.epoch(&partition) else {
             debug!(topic = %topic, partition = message.partition(), "a record of a partition that is not ours");
             return;
         };
         self.note(&partition, message.offset());
         let record = convert::record(message, topic.clone(), epoch);
-        match context.ledger.admit(&record.receipt, convert::weight(&record)) {
+        match context
+            .tracker
+            .admit(&record.record_offset, convert::weight(&record))
+        {
             Admission::New => context.outbox.push(SourceEvent::Record(record)),
             Admission::InFlight | Admission::Void => {}
         }
@@ -143,7 +146,7 @@ impl Reading {
     fn note(&self, partition: &TopicPartition, offset: i64) {
         let mut unread = self.context().unread();
         if offset > 0 && unread.is_new(partition) {
-            let new: Vec<TopicPartition> = self.context().ledger.assigned();
+            let new: Vec<TopicPartition> = self.context().tracker.assigned();
             let new = new.into_iter().filter(|partition| unread.is_new(partition));
             let mut list = TopicPartitionList::new();
             for partition in new {
@@ -168,7 +171,7 @@ impl Reading {
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
     fn balance(&self) {
         let context = self.context();
-        let (unfinished, budget) = (context.ledger.unfinished(), context.ledger.budget());
+        let (unfinished, budget) = (context.tracker.unfinished(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
         let enough = self.held
             || context.outbox.is_full()
@@ -205,7 +208,7 @@ impl Reading {
 
     fn close(mut self, deadline: Instant, done: Option<oneshot::Sender<Closed>>) {
         self.held = true;
-        while self.context().ledger.unfinished() > 0 && Instant::now() < deadline {
+        while self.context().tracker.unfinished() > 0 && Instant::now() < deadline {
             if let Err(reason) = self.turn() {
                 error!(reason, "the consumer failed while it drained");
                 break;
@@ -214,7 +217,7 @@ impl Reading {
         let deadline = deadline.max(Instant::now() + COMMIT_RETRY_MAX);
         while !self
             .context()
-            .commit_now(&self.consumer, &self.context().ledger.positions())
+            .commit_now(&self.consumer, &self.context().tracker.positions())
             && Instant::now() < deadline
         {
             if let Err(reason) = self.turn() {
@@ -224,7 +227,7 @@ impl Reading {
         }
         let context = self.context();
         context.closing.store(true, Ordering::Relaxed);
-        let unfinished = context.ledger.unfinished();
+        let unfinished = context.tracker.unfinished();
         self.leave();
         if let Some(done) = done {
             let _ = done.send(Closed { unfinished }); // who asked may have gone
@@ -243,9 +246,9 @@ impl Reading {
 
     /// Leaves the group; the partitions are revoked on the way, with their callback.
     fn leave(self) {
-        let ledger = self.context().ledger.clone();
+        let tracker = self.context().tracker.clone();
         drop(self);
-        ledger.revoke(&ledger.assigned()); // where the group was lost, nobody told
+        tracker.revoke(&tracker.assigned()); // where the group was lost, nobody told
     }
 
     fn context(&self) -> &SourceContext {

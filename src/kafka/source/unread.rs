@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use crate::kafka::ledger::TopicPartition;
 use crate::kafka::monitor::RecordsDeleted;
+use crate::kafka::offset_tracker::TopicPartition;
 
 /// A gap that the start of the log has not explained after so many statistics is none of retention's doing.
 const LOOKS_MAX: u8 = 3;
