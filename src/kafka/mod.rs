@@ -8,6 +8,7 @@
 pub mod admin;
 mod budget;
 mod client;
+pub mod config;
 mod convert;
 mod error;
 mod monitor;
