@@ -5,8 +5,7 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 

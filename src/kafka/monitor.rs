@@ -4,7 +4,7 @@
 //! they come. While no broker is in reach, what librdkafka and the callers complain of is counted and logged at `debug`
 //! only; the outage itself is one line at its begin and one at its end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use tracing::{debug, error, info, trace, warn};
 use super::offset_tracker::TopicPartition;
 use crate::telemetry::metrics;
 
+mod complaints;
+
+use complaints::{COMPLAINT_INTERVAL, Complaints};
+
 /// A broker that owes an answer and has sent nothing for so long is not in reach, though its connection stands.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How much later than `limit` a client may report before [`ConnectionMonitor::check`] takes it for stuck.
 const REPORT_SLACK: Duration = Duration::from_secs(5);
-/// The same complaint is logged once in this time.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
-/// Different complaints that are remembered.
-const COMPLAINTS_MAX: usize = 64;
-/// Characters of a complaint that tell it from another.
-const COMPLAINT_CHARACTERS: usize = 160;
+/// How often connections that fail beside one that stands are told.
+const PARTIAL_INTERVAL: Duration = Duration::from_secs(60);
 /// Reports of deleted records that may wait for their reader.
 const REPORTS_MAX: usize = 256;
 
@@ -61,19 +61,13 @@ struct State {
     /// Topics that the broker does not let us write: since when, and its reason.
     refused: BTreeMap<String, (Instant, String)>,
     outage: Option<Outage>,
-    complaints: HashMap<String, Complaint>,
+    complaints: Complaints,
 }
 
 #[derive(Debug)]
 struct Outage {
     since: Instant,
     errors: u64,
-}
-
-#[derive(Debug)]
-struct Complaint {
-    said: Instant,
-    unsaid: u64,
 }
 
 /// What is known of one client.
@@ -232,7 +226,7 @@ impl ClientMonitor {
             let failures = std::mem::take(&mut client.failures);
             if failures > 0 && client.reach == Reach::Reached {
                 let (client, reason) = (&self.name, &client.reason);
-                let fresh = said(complaints, format!("some {client}"), COMPLAINT_INTERVAL * 2);
+                let fresh = complaints.said("partial", client, PARTIAL_INTERVAL);
                 if let Some(unsaid) = fresh {
                     warn!(
                         client,
@@ -360,12 +354,11 @@ impl ClientMonitor {
         });
     }
 
-    /// Whether something is to be said (again); then how often it was left out meanwhile.
     fn said(&self, subject: &str, message: &str) -> Option<u64> {
-        let words = message.chars().filter(|character| !character.is_ascii_digit());
-        let words: String = words.take(COMPLAINT_CHARACTERS).collect();
-        let key = format!("{subject} {words}");
-        said(&mut self.monitor.state().complaints, key, COMPLAINT_INTERVAL)
+        self.monitor
+            .state()
+            .complaints
+            .said(subject, message, COMPLAINT_INTERVAL)
     }
 
     /// Logs what goes wrong for now and is tried again: once in a while, and only counted during an outage.
@@ -473,27 +466,6 @@ pub(super) fn is_connection(code: Code) -> bool {
             | Code::OperationTimedOut
             | Code::RequestTimedOut
     )
-}
-
-/// Whether a complaint is due again; then how often it was left out meanwhile.
-fn said(complaints: &mut HashMap<String, Complaint>, key: String, interval: Duration) -> Option<u64> {
-    let now = Instant::now();
-    if let Some(complaint) = complaints.get_mut(&key) {
-        if now.duration_since(complaint.said) < interval {
-            complaint.unsaid += 1;
-            return None;
-        }
-        complaint.said = now;
-        return Some(std::mem::take(&mut complaint.unsaid));
-    }
-    if complaints.len() >= COMPLAINTS_MAX {
-        complaints.retain(|_, complaint| now.duration_since(complaint.said) < interval);
-    }
-    if complaints.len() < COMPLAINTS_MAX {
-        let complaint = Complaint { said: now, unsaid: 0 };
-        complaints.insert(key, complaint);
-    }
-    Some(0)
 }
 
 #[cfg(test)]

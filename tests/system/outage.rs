@@ -4,8 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::admin::ensure_topics;
 
 use crate::harness::{PATIENCE, Sandbox, tone};

@@ -174,33 +174,6 @@ fn an_outage_is_one_for_all_clients_and_counts_what_they_complain_of() {
 }
 
 #[test]
-fn the_same_complaint_is_due_once_in_its_interval_whatever_its_numbers() {
-    let monitor = ConnectionMonitor::default();
-    let client = monitor.client("consumer", true);
-
-    for number in 0..50 {
-        client.complain("MAXPOLL", &format!("{number} ms since the last poll"));
-    }
-
-    let state = monitor.state();
-    let complaints: Vec<u64> = state
-        .complaints
-        .values()
-        .map(|complaint| complaint.unsaid)
-        .collect();
-    assert_eq!(complaints, [49]);
-}
-
-#[test]
-fn different_complaints_without_end_take_no_memory_without_end() {
-    let mut complaints = HashMap::new();
-    for number in 0..10_000 {
-        said(&mut complaints, number.to_string(), COMPLAINT_INTERVAL);
-    }
-    assert!(complaints.len() <= COMPLAINTS_MAX);
-}
-
-#[test]
 fn a_topic_that_refuses_records_fails_the_check_until_it_takes_one() {
     let monitor = ConnectionMonitor::default();
     let client = monitor.client("producer", false);
