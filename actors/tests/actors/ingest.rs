@@ -101,7 +101,10 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
 
     desk.hand_on().await;
     let before = desk.utterance().await;
-    desk.current.swap(adapter("two", LayerMix::Last, 2, 4));
+    let two = adapter("two", LayerMix::Last, 2, 4);
+    desk.current
+        .change(|| Ok::<_, std::convert::Infallible>(two))
+        .unwrap();
     desk.hand_on().await;
     let after = desk.utterance().await;
 

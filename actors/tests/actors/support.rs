@@ -18,7 +18,7 @@ use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
-use speechverse::text::{Asked, Filling, TextError};
+use speechverse::text::{Asked, Filling, TaskTable, TextError};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Receipt, Record};
@@ -120,6 +120,13 @@ pub(crate) fn took_all<A: Actor>(actor: &ActorRef<A>) -> bool {
     mailbox.capacity() == mailbox.max_capacity()
 }
 
+/// Starts a stage that has no thread of its own, as the pipeline does.
+pub(crate) async fn start<A: Actor>(args: A::Args, mailbox: usize) -> ActorRef<A> {
+    let stage = A::spawn_with_mailbox(args, kameo::mailbox::bounded(mailbox));
+    stage.wait_for_startup().await;
+    stage
+}
+
 /// Starts a stage as the pipeline does: on its own thread, below a supervisor that restarts it.
 pub(crate) async fn start_in_thread<A>(args: A::Args, mailbox: usize) -> ActorRef<A>
 where
@@ -159,7 +166,16 @@ pub(crate) fn instructions() -> TaskInstructions {
     }
 }
 
-/// Instructions without tasks that panic at one name.
+/// The shipped tasks.
+pub(crate) fn shipped() -> TaskInstructions {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tasks");
+    TaskInstructions {
+        tasks: Arc::new(TaskTable::load(&folder).unwrap()),
+        ..instructions()
+    }
+}
+
+/// Instructions with the shipped tasks that panic at one name.
 pub(crate) struct Touchy;
 
 impl Touchy {
@@ -169,7 +185,7 @@ impl Touchy {
 impl Instructions for Touchy {
     fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
         assert_ne!(names, Self::SORE, "on purpose");
-        instructions().of_task(names, filling, own)
+        shipped().of_task(names, filling, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -367,7 +383,10 @@ pub(crate) fn sample(number: usize) -> Sample {
             partition: 0,
             offset: number as i64,
         },
+        request_source: String::new(),
         request_id: format!("sample-{number}"),
+        labels: Vec::new(),
+        written_ms: 0,
         received_ms: 0,
         may_train: true,
     }
