@@ -330,7 +330,8 @@ async fn a_correction_that_comes_before_its_request_waits_for_it() {
         desk.correct("request-1", target, &[]).await;
     }
     desk.correct("request-2", "third", &[]).await;
-    tokio::time::sleep(Duration::from_millis(200)).await; // some looks at the clock
+    until("they are read", || desk.labels.ledger.unfinished() == 3).await;
+    tokio::time::sleep(Duration::from_millis(300)).await; // some looks at the clock
     assert_eq!((desk.store.len(), desk.labels.ledger.unfinished()), (0, 3));
 
     desk.admitted(1, 700, None).await;

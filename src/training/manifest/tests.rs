@@ -38,9 +38,7 @@ fn a_line_becomes_an_example_and_unknown_keys_pass() {
         (examples[1].task.as_str(), examples[1].target.as_str()),
         ("st", "hallo")
     );
-    assert!(
-        matches!(&examples[1].audio, AudioSource::Clip(clip) if clip.path == Path::new("/abs/c.wav"))
-    );
+    assert!(matches!(&examples[1].audio, AudioSource::Clip(clip) if clip.path == Path::new("/abs/c.wav")));
 }
 
 #[test]
@@ -136,7 +134,7 @@ fn a_recording_without_a_label_is_enough_where_labels_do_not_matter() {
 #[test]
 fn a_bad_row_is_listed_with_file_and_line_and_does_not_stop_the_rest() {
     for (bad, part) in [
-        ("{", "EOF"),
+        (r#"{"audio_filepath":"#, "EOF"),
         (
             r#"{"audio_filepath": "a", "duration": -1, "text": "x"}"#,
             "`duration` is -1",
