@@ -12,19 +12,19 @@ use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, decode};
-use speechverse::kafka::{Ledger, SourceEvent, TopicPartition};
+use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
-use speechverse::text::{Asked, Filling};
+use speechverse::text::{ResolvedPrompt, TemplateVariables};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Correction, Label, LabelledAudio};
 use speechverse::wire::request::{Instructions, RequestLimits};
-use speechverse::wire::{Receipt, Record};
+use speechverse::wire::{Record, RecordOffset};
 use tracing::{debug, error, info};
 
 use crate::inbox::{Arrival, Inbox};
 use crate::ingest::reason_of;
-use crate::messages::{InHand, LostAndFound, PublishDeadLetter, UtteranceAdmitted};
+use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
 use crate::subjects::{Remembered, Waiting};
 
 /// Task of a sample that names none.
@@ -39,7 +39,7 @@ pub struct CollectorArgs {
     /// Records of the label topic.
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
-    pub ledger: Ledger,
+    pub tracker: OffsetTracker,
     /// Where samples are kept.
     pub store: Arc<SampleStore>,
     /// What a value may be.
@@ -49,7 +49,7 @@ pub struct CollectorArgs {
     /// Instructions of samples that have none of their own.
     pub instructions: Arc<dyn Instructions + Send + Sync>,
     /// Where records go that it was at when it failed.
-    pub lost: LostAndFound,
+    pub lost: OrphanQueue,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
     /// Longest that a correction waits for its request.
@@ -119,7 +119,7 @@ enum Read {
 
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
-        let record = InHand::new(record, Stage::Collect, self.args.lost.clone());
+        let record = RecordGuard::new(record, Stage::Collect, self.args.lost.clone());
         let read =
             Label::parse(&record, &self.args.limits, &*self.args.instructions).and_then(
                 |label| match label {
@@ -136,17 +136,17 @@ impl SampleCollector {
         }
     }
 
-    async fn finish(&self, record: InHand, sample: Result<Sample, Rejection>) {
+    async fn finish(&self, record: RecordGuard, sample: Result<Sample, Rejection>) {
         let outcome = sample.and_then(|sample| self.put(&sample));
-        let record = record.settle();
+        let record = record.complete();
         match outcome {
             Ok(()) => {
-                self.args.ledger.release(&record.receipt);
+                self.args.tracker.release(&record.record_offset);
                 self.count();
             }
             Err(rejection) => {
                 metrics::store_put("refused");
-                let letter = PublishDeadLetter::at_the_door(record, rejection);
+                let letter = PublishDeadLetter::at_admission(record, rejection);
                 if let Err(error) = self.args.publisher.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
@@ -154,7 +154,7 @@ impl SampleCollector {
         }
     }
 
-    async fn wait(&mut self, record: InHand, correction: Correction) {
+    async fn wait(&mut self, record: RecordGuard, correction: Correction) {
         debug!(subject = %correction.subject, "a correction waits for its request");
         self.waiting.push(Waiting {
             record,
@@ -216,10 +216,10 @@ impl SampleCollector {
     fn forget(&mut self, partitions: &[TopicPartition]) {
         let (gone, waiting) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|waiting| partitions.contains(&TopicPartition::of(&waiting.record.receipt)));
+            .partition(|waiting| partitions.contains(&TopicPartition::of(&waiting.record.record_offset)));
         self.waiting = waiting;
         for Waiting { record, .. } in gone {
-            record.settle();
+            record.complete();
         }
     }
 
@@ -232,7 +232,7 @@ impl SampleCollector {
             instruction: label.instruction,
             target: label.target,
             task: label.task.unwrap_or_else(|| DEFAULT_TASK.to_owned()),
-            source: source(&record.receipt),
+            source: source(&record.record_offset),
             request_source: label.source.unwrap_or_default(),
             request_id: label.id,
             labels: label.labels.unwrap_or_default(),
@@ -249,7 +249,7 @@ impl SampleCollector {
         };
         let (received_ms, written_ms) = times(record);
         sample.target = self.allowed(&sample, correction.target)?;
-        sample.source = source(&record.receipt);
+        sample.source = source(&record.record_offset);
         (sample.received_ms, sample.written_ms) = (received_ms, written_ms);
         Ok(Read::Sample(Box::new(sample)))
     }
@@ -300,14 +300,15 @@ impl SampleCollector {
         let labels = (!sample.labels.is_empty()).then_some(sample.labels.as_slice());
         let refused = |reason: String| Rejection::new(Reason::InvalidSample, Stage::Collect, reason);
         let asked = match sample.task.as_str() {
-            DEFAULT_TASK => Asked::plainly(sample.instruction.clone(), labels),
+            DEFAULT_TASK => ResolvedPrompt::plain(sample.instruction.clone(), labels),
             task => {
-                let filling =
-                    labels.map_or_else(Filling::default, |labels| Filling::default().with_labels(labels));
+                let variables = labels.map_or_else(TemplateVariables::default, |labels| {
+                    TemplateVariables::default().with_labels(labels)
+                });
                 let asked = self
                     .args
                     .instructions
-                    .of_task(task, &filling, Some(&sample.instruction));
+                    .of_task(task, &variables, Some(&sample.instruction));
                 asked.map_err(|error| refused(format!("the request's task: {error}")))?
             }
         };
@@ -367,7 +368,7 @@ fn untargeted(admitted: &UtteranceAdmitted) -> Sample {
         instruction: request.instruction.clone(),
         target: String::new(),
         task: request.task.clone().unwrap_or_else(|| DEFAULT_TASK.to_owned()),
-        source: source(&admitted.receipt),
+        source: source(&admitted.record_offset),
         request_source: request.source.clone().unwrap_or_default(),
         request_id: request.id.clone(),
         labels: request.labels.clone().unwrap_or_default(),
@@ -377,11 +378,11 @@ fn untargeted(admitted: &UtteranceAdmitted) -> Sample {
     }
 }
 
-fn source(receipt: &Receipt) -> SampleSource {
+fn source(record_offset: &RecordOffset) -> SampleSource {
     SampleSource {
-        topic: receipt.topic.to_string(),
-        partition: receipt.partition,
-        offset: receipt.offset,
+        topic: record_offset.topic.to_string(),
+        partition: record_offset.partition,
+        offset: record_offset.offset,
     }
 }
 

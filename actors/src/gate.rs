@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use speechverse::config::trainer::TrainerConfig;
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::event::Verdict;
 
 /// Word error rates of one version on the held-out samples, 0 to infinity.

@@ -6,13 +6,13 @@ use std::time::Instant;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::Correction;
 
-use crate::messages::{InHand, UtteranceAdmitted};
+use crate::messages::{RecordGuard, UtteranceAdmitted};
 
 /// A correction whose request has not come yet.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     /// Its record.
-    pub(crate) record: InHand,
+    pub(crate) record: RecordGuard,
     /// What it says.
     pub(crate) correction: Correction,
     /// When it is given up.

@@ -13,19 +13,19 @@ use std::time::Instant;
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
-use speechverse::config::model::ModelConfig;
-use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
-use speechverse::config::training::TrainingConfig;
 use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::config::ModelConfig;
 use speechverse::models::speech_llm::Learned;
 use speechverse::registry::{Expected, Registry, RegistryError};
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
-use speechverse::text::Filling;
+use speechverse::text::TemplateVariables;
+use speechverse::training::config::TrainingConfig;
 use speechverse::training::evaluate::{EvaluateOptions, evaluate};
 use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
-use speechverse::wire::event::{Event, Happening, Verdict};
+use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
 use crate::current::{CurrentAdapter, Swap};
@@ -103,10 +103,10 @@ impl Message<StartCycle> for Trainer {
         }
         if let Some(Swap { from, to }) = outcome.swap {
             let reason = format!("training cycle `{run}`");
-            self.tell(to.clone(), Happening::AdapterSwapped { from, to, reason })
+            self.tell(to.clone(), EventKind::AdapterSwapped { from, to, reason })
                 .await;
         }
-        let finished = Happening::CycleFinished {
+        let finished = EventKind::CycleFinished {
             verdict: outcome.verdict,
             reason: outcome.reason,
             version: outcome.version,
@@ -129,7 +129,7 @@ impl Outcome {
 }
 
 impl Trainer {
-    async fn tell(&self, id: String, what: Happening) {
+    async fn tell(&self, id: String, what: EventKind) {
         let event = Event::now(id, what);
         if let Err(error) = self.args.publisher.tell(PublishEvent { event }).await {
             warn!(error = %error.to_string(), "publisher is gone, an event is lost");
@@ -137,7 +137,7 @@ impl Trainer {
     }
 
     /// Tells without waiting: progress that does not get through is not missed.
-    fn tell_if_possible(&self, id: &str, what: Happening) {
+    fn tell_if_possible(&self, id: &str, what: EventKind) {
         let event = Event::now(id, what);
         let _ = self.args.publisher.tell(PublishEvent { event }).try_send();
     }
@@ -158,7 +158,7 @@ impl Trainer {
         }
         self.tell_if_possible(
             run,
-            Happening::CycleStarted {
+            EventKind::CycleStarted {
                 trigger: trigger.to_owned(),
                 parent: parent.version().to_owned(),
                 train_samples: train.len(),
@@ -327,7 +327,7 @@ impl Trainer {
             if *step == 1 || step % TELL_EVERY_STEPS == 0 {
                 self.tell_if_possible(
                     run,
-                    Happening::CycleProgress {
+                    EventKind::CycleProgress {
                         stage: kind.clone(),
                         step: *step,
                         loss: *loss,
@@ -366,9 +366,9 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         targets: BTreeMap::new(),
-        filling: Arc::new(match stored.sample.labels.as_slice() {
-            [] => Filling::default(),
-            labels => Filling::default().with_labels(labels),
+        variables: Arc::new(match stored.sample.labels.as_slice() {
+            [] => TemplateVariables::default(),
+            labels => TemplateVariables::default().with_labels(labels),
         }),
         domain: None,
         text: None,

@@ -13,7 +13,7 @@ use super::sample::{
 };
 use super::segment::{Appender, Place, SegmentFile};
 use super::snapshot::IndexEntry;
-use crate::config::store::{FsyncPolicy, StoreConfig};
+use crate::store::config::{FsyncPolicy, StoreConfig};
 
 /// Questions that one sample is known to answer; further ones are not noted down, so that a client that sends the same sample
 /// again and again fills neither memory nor disk.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::TrainingError;
 use super::example::{AudioSource, Clip, Example};
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{Filling, TaskLabel};
+use crate::text::{TaskLabel, TemplateVariables};
 
 /// Longest line, bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
@@ -351,7 +351,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
         instruction,
         target,
         targets,
-        filling: Arc::new(Filling {
+        variables: Arc::new(TemplateVariables {
             fields,
             labels: (line.labels).map(|labels| labels.into_iter().map(TaskLabel::from).collect()),
             bare_labels: false,

@@ -6,29 +6,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::AudioLimits;
-use speechverse::config::store::StoreConfig;
+use speechverse::store::config::StoreConfig;
 use speechverse::store::{SampleStore, Split};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, UtteranceAdmitted};
+use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    Feed, Kafka, PATIENCE, Touchy, header, instructions, is_silent, next, pcm, probe, record,
+    FailingEncoder, Feed, Kafka, PATIENCE, header, instructions, is_silent, next, pcm, probe, record,
     start_in_thread, took_all, until,
 };
 
-struct Desk {
+struct Harness {
     collector: ActorRef<SampleCollector>,
     store: Arc<SampleStore>,
     letters: flume::Receiver<PublishDeadLetter>,
-    found: flume::Receiver<LostTicket>,
+    found: flume::Receiver<OrphanedRecord>,
     kafka: Kafka,
     labels: Feed,
     _dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Harness {
     /// A collector that remembers `remembered` samples of sound.
     async fn new(remembered: usize, settings: impl FnOnce(&mut StoreConfig)) -> Self {
         let kafka = Kafka::start().await;
@@ -42,14 +42,14 @@ impl Desk {
         settings(&mut config);
         let store = Arc::new(SampleStore::open(&config).unwrap());
         let (publisher, letters) = probe();
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let args = CollectorArgs {
             events: labels.events.clone(),
-            ledger: labels.ledger.clone(),
+            tracker: labels.tracker.clone(),
             store: Arc::clone(&store),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: Arc::new(Touchy),
+            instructions: Arc::new(FailingEncoder),
             lost,
             remembered_bytes_max: remembered * size_of::<f32>(),
             correction_wait: Duration::from_millis(config.correction_wait_ms),
@@ -91,7 +91,7 @@ impl Desk {
         change(&mut request);
         let fact = UtteranceAdmitted {
             request,
-            receipt: record.receipt,
+            record_offset: record.record_offset,
             samples: Arc::from(vec![0.25; samples]),
         };
         self.collector.tell(fact).await.unwrap();
@@ -136,34 +136,39 @@ impl Desk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_that_comes_twice_is_stored_once_and_released_twice() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
     for _ in 0..2 {
-        desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello"), ("ce_id", "same")])
+        harness
+            .label(Some(pcm(800, 0.25)), &[("ce_target", "hello"), ("ce_id", "same")])
             .await;
     }
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 
-    desk.labels.idle().await;
-    assert_eq!(desk.store.len(), 2);
-    assert!(is_silent(&desk.letters).await);
+    harness.labels.idle().await;
+    assert_eq!(harness.store.len(), 2);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_its_request() {
-    let desk = Desk::new(10_000, |_| {}).await;
-    desk.admitted(1, 700, Some("translation")).await;
-    desk.admitted(2, 900, None).await;
-    until("it has heard of both", || took_all(&desk.collector)).await;
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness.admitted(1, 700, Some("translation")).await;
+    harness.admitted(2, 900, None).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
 
-    desk.label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
+    harness
+        .label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
         .await;
-    desk.label(None, &[("ce_subject", "request-2"), ("ce_target", "hello")])
+    harness
+        .label(None, &[("ce_subject", "request-2"), ("ce_target", "hello")])
         .await;
-    desk.stored(2).await;
+    harness.stored(2).await;
 
-    desk.labels.idle().await;
+    harness.labels.idle().await;
     let sample = |number: usize, target: &str, task: &str, length| {
         (
             format!("instruction {number}"),
@@ -173,7 +178,7 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
         )
     };
     assert_eq!(
-        desk.samples(),
+        harness.samples(),
         [
             sample(1, "guten Tag", "translation", 700),
             sample(2, "hello", "asr", 900)
@@ -183,22 +188,23 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
-    let desk = Desk::new(2_000, |_| {}).await;
+    let harness = Harness::new(2_000, |_| {}).await;
     for number in 0..3 {
-        desk.admitted(number, 900, None).await; // two of them fit
+        harness.admitted(number, 900, None).await; // two of them fit
     }
     // A request that is read again counts once.
-    desk.admitted(2, 900, None).await;
-    until("it has heard of all", || took_all(&desk.collector)).await;
+    harness.admitted(2, 900, None).await;
+    until("it has heard of all", || took_all(&harness.collector)).await;
 
     for number in 0..3 {
         let subject = format!("request-{number}");
-        desk.label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
+        harness
+            .label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
             .await;
     }
-    let letter = next(&desk.letters).await;
-    desk.stored(2).await;
-    until("all are looked at", || desk.labels.ledger.unfinished() == 1).await;
+    let letter = next(&harness.letters).await;
+    harness.stored(2).await;
+    until("all are looked at", || harness.labels.tracker.unfinished() == 1).await;
 
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
     assert!(
@@ -206,27 +212,30 @@ async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
         "{}",
         letter.rejection.message
     );
-    assert!(is_silent(&desk.letters).await);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_kept_becomes_a_dead_letter_that_the_collector_does_not_release_itself() {
-    let desk = Desk::new(0, |store| {
+    let harness = Harness::new(0, |store| {
         store.tasks_max = 1;
         store.audio_seconds_max = 1.0;
     })
     .await;
 
-    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
-    desk.stored(1).await;
+    harness
+        .label(Some(pcm(800, 0.25)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(1).await;
     let too_long = pcm(17_000, 0.25);
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "")]).await;
-    desk.label(Some(too_long), &[("ce_target", "hello")]).await;
-    desk.label(Some(Bytes::from_static(b"x")), &[("ce_target", "hello")])
+    harness.label(Some(pcm(800, 0.5)), &[("ce_target", "")]).await;
+    harness.label(Some(too_long), &[("ce_target", "hello")]).await;
+    harness
+        .label(Some(Bytes::from_static(b"x")), &[("ce_target", "hello")])
         .await;
     let mut reasons = Vec::new();
     for _ in 0..3 {
-        let letter = next(&desk.letters).await;
+        let letter = next(&harness.letters).await;
         assert_eq!(letter.rejection.stage, Stage::Collect);
         reasons.push(letter.rejection.reason);
     }
@@ -240,23 +249,28 @@ async fn what_cannot_be_kept_becomes_a_dead_letter_that_the_collector_does_not_r
         ]
     );
     // Their offsets wait until the publisher has the broker's word for it.
-    assert_eq!(desk.labels.ledger.unfinished(), 3);
-    desk.label(Some(pcm(800, 0.75)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    assert_eq!(harness.labels.tracker.unfinished(), 3);
+    harness
+        .label(Some(pcm(800, 0.75)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sample_that_may_not_be_trained_on_is_kept_out_of_what_the_trainer_sees() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
-    desk.label(
-        Some(pcm(800, 0.25)),
-        &[("ce_target", "secret"), ("ce_train", "no")],
-    )
-    .await;
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_target", "secret"), ("ce_train", "no")],
+        )
+        .await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
     until("both are looked at", || {
-        let counts = desk.store.counts();
+        let counts = harness.store.counts();
         counts
             .iter()
             .map(|count| count.samples + count.withheld)
@@ -265,105 +279,116 @@ async fn a_sample_that_may_not_be_trained_on_is_kept_out_of_what_the_trainer_see
     })
     .await;
 
-    desk.labels.idle().await;
-    let targets: Vec<String> = desk.samples().into_iter().map(|sample| sample.1).collect();
+    harness.labels.idle().await;
+    let targets: Vec<String> = harness.samples().into_iter().map(|sample| sample.1).collect();
     assert_eq!(targets, ["hello"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_dies_and_comes_back_goes_on_with_the_next_label() {
-    let desk = Desk::new(0, |_| {}).await;
-    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
-    desk.stored(1).await;
+    let harness = Harness::new(0, |_| {}).await;
+    harness
+        .label(Some(pcm(800, 0.25)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(1).await;
 
-    desk.collector.kill();
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    harness.collector.kill();
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 
-    tokio::time::timeout(PATIENCE, desk.labels.ledger.idle())
+    tokio::time::timeout(PATIENCE, harness.labels.tracker.idle())
         .await
         .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_at_which_the_collector_panics_is_handed_back_and_the_next_is_stored() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
-    desk.label(
-        Some(pcm(800, 0.25)),
-        &[("ce_target", "hello"), ("ce_task", Touchy::SORE)],
-    )
-    .await;
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    let back = next(&desk.found).await;
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_target", "hello"), ("ce_task", FailingEncoder::SORE)],
+        )
+        .await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    let back = next(&harness.found).await;
 
-    assert_eq!((back.record.receipt.offset, back.stage), (0, Stage::Collect));
-    desk.stored(1).await;
-    assert!(desk.letters.is_empty() && desk.found.is_empty());
+    assert_eq!(
+        (back.record.record_offset.offset, back.stage),
+        (0, Stage::Collect)
+    );
+    harness.stored(1).await;
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_correction_supersedes_the_earlier_one_also_after_a_restart() {
-    let desk = Desk::new(10_000, |_| {}).await;
-    desk.admitted(1, 700, None).await;
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness.admitted(1, 700, None).await;
     for target in ["he was not ill", "he was not an ill man"] {
-        desk.correct("request-1", target, &[]).await;
+        harness.correct("request-1", target, &[]).await;
     }
-    desk.stored(2).await;
-    desk.labels.idle().await;
-    assert_eq!(desk.targets(), ["he was not an ill man"]);
+    harness.stored(2).await;
+    harness.labels.idle().await;
+    assert_eq!(harness.targets(), ["he was not an ill man"]);
 
-    desk.collector.kill(); // with all that it remembered
-    desk.correct("request-1", "he was not an ill disposed young man", &[])
+    harness.collector.kill(); // with all that it remembered
+    harness
+        .correct("request-1", "he was not an ill disposed young man", &[])
         .await;
-    desk.stored(3).await;
-    desk.labels.idle().await;
+    harness.stored(3).await;
+    harness.labels.idle().await;
 
-    assert_eq!(desk.targets(), ["he was not an ill disposed young man"]);
-    assert!(is_silent(&desk.letters).await);
+    assert_eq!(harness.targets(), ["he was not an ill disposed young man"]);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_that_comes_before_its_request_waits_for_it() {
-    let desk = Desk::new(10_000, |store| store.correction_wait_ms = 60_000).await;
+    let harness = Harness::new(10_000, |store| store.correction_wait_ms = 60_000).await;
     for target in ["first", "second"] {
-        desk.correct("request-1", target, &[]).await;
+        harness.correct("request-1", target, &[]).await;
     }
-    desk.correct("request-2", "third", &[]).await;
-    until("they are read", || desk.labels.ledger.unfinished() == 3).await;
+    harness.correct("request-2", "third", &[]).await;
+    until("they are read", || harness.labels.tracker.unfinished() == 3).await;
     tokio::time::sleep(Duration::from_millis(300)).await; // some looks at the clock
-    assert_eq!((desk.store.len(), desk.labels.ledger.unfinished()), (0, 3));
+    assert_eq!((harness.store.len(), harness.labels.tracker.unfinished()), (0, 3));
 
-    desk.admitted(1, 700, None).await;
-    desk.stored(2).await;
+    harness.admitted(1, 700, None).await;
+    harness.stored(2).await;
 
-    assert_eq!(desk.targets(), ["second"]);
+    assert_eq!(harness.targets(), ["second"]);
     until("what is stored is released", || {
-        desk.labels.ledger.unfinished() == 1
+        harness.labels.tracker.unfinished() == 1
     })
     .await;
-    desk.admitted(2, 700, None).await;
-    desk.labels.idle().await;
-    assert_eq!(desk.targets(), ["second", "third"]);
-    assert!(is_silent(&desk.letters).await);
+    harness.admitted(2, 700, None).await;
+    harness.labels.idle().await;
+    assert_eq!(harness.targets(), ["second", "third"]);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
-    let desk = Desk::new(10_000, |store| {
+    let harness = Harness::new(10_000, |store| {
         store.correction_wait_ms = 300;
         store.corrections_waiting_max = 2;
     })
     .await;
     for number in 0..3 {
-        desk.correct(&format!("request-{number}"), "hello", &[]).await;
+        harness.correct(&format!("request-{number}"), "hello", &[]).await;
     }
 
     // There is no room for a third one: the one that has waited longest goes first.
     let letters = [
-        next(&desk.letters).await,
-        next(&desk.letters).await,
-        next(&desk.letters).await,
+        next(&harness.letters).await,
+        next(&harness.letters).await,
+        next(&harness.letters).await,
     ];
 
     for (number, letter) in letters.iter().enumerate() {
@@ -374,59 +399,67 @@ async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
             letter.rejection
         );
     }
-    assert_eq!(desk.labels.ledger.unfinished(), 3, "released by the publisher");
+    assert_eq!(
+        harness.labels.tracker.unfinished(),
+        3,
+        "released by the publisher"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_about_the_request_of_its_source() {
-    let desk = Desk::new(10_000, |_| {}).await;
-    for (samples, source) in [(700, "/phone"), (900, "/desk")] {
-        desk.admitted_as(1, samples, |request| request.source = Some(source.to_owned()))
+    let harness = Harness::new(10_000, |_| {}).await;
+    for (samples, source) in [(700, "/phone"), (900, "/harness")] {
+        harness
+            .admitted_as(1, samples, |request| request.source = Some(source.to_owned()))
             .await;
     }
-    until("it has heard of both", || took_all(&desk.collector)).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
 
-    desk.correct("request-1", "said at the desk", &[("ce_source", "/desk")])
+    harness
+        .correct("request-1", "said at the harness", &[("ce_source", "/harness")])
         .await;
-    let named = [("ce_source", "/desk"), ("ce_subjectsource", "/phone")];
-    desk.correct("request-1", "said on the phone", &named).await;
-    desk.stored(2).await;
-    desk.correct("request-1", "said by whom?", &[("ce_source", "/labels")])
+    let named = [("ce_source", "/harness"), ("ce_subjectsource", "/phone")];
+    harness.correct("request-1", "said on the phone", &named).await;
+    harness.stored(2).await;
+    harness
+        .correct("request-1", "said by whom?", &[("ce_source", "/labels")])
         .await;
-    let letter = next(&desk.letters).await;
+    let letter = next(&harness.letters).await;
 
-    let lengths: Vec<(String, usize)> = (desk.samples().into_iter())
+    let lengths: Vec<(String, usize)> = (harness.samples().into_iter())
         .map(|(_, target, _, samples)| (target, samples))
         .collect();
     assert_eq!(
         lengths,
         [
-            ("said at the desk".to_owned(), 900),
+            ("said at the harness".to_owned(), 900),
             ("said on the phone".to_owned(), 700)
         ]
     );
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
-    for part in ["/desk, /phone", "ce_subjectsource"] {
+    for part in ["/harness, /phone", "ce_subjectsource"] {
         assert!(letter.rejection.message.contains(part), "{}", letter.rejection);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_one_of_the_answers_that_the_request_or_its_task_allows() {
-    let desk = Desk::new(10_000, |_| {}).await;
-    desk.admitted_as(1, 700, |request| {
-        request.labels = Some(vec!["lamp_on".to_owned(), "lamp_off".to_owned()]);
-    })
-    .await;
-    desk.admitted(2, 900, Some("intent")).await;
-    until("it has heard of both", || took_all(&desk.collector)).await;
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness
+        .admitted_as(1, 700, |request| {
+            request.labels = Some(vec!["lamp_on".to_owned(), "lamp_off".to_owned()]);
+        })
+        .await;
+    harness.admitted(2, 900, Some("intent")).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
 
     for (subject, target, part) in [
         ("request-1", "lamp on", "lamp_on, lamp_off"),
         ("request-2", "Fly_To_The_Moon", "play_radio"),
     ] {
-        desk.correct(subject, target, &[]).await;
-        let letter = next(&desk.letters).await;
+        harness.correct(subject, target, &[]).await;
+        let letter = next(&harness.letters).await;
 
         assert_eq!(
             (letter.rejection.reason, letter.rejection.stage),
@@ -434,32 +467,33 @@ async fn a_correction_is_one_of_the_answers_that_the_request_or_its_task_allows(
         );
         assert!(letter.rejection.message.contains(part), "{}", letter.rejection);
     }
-    desk.correct("request-1", "lamp_off", &[]).await;
-    desk.correct("request-2", "play_radio", &[]).await;
-    desk.stored(2).await;
+    harness.correct("request-1", "lamp_off", &[]).await;
+    harness.correct("request-2", "play_radio", &[]).await;
+    harness.stored(2).await;
     // The labels of the request are known of its sample, too.
-    desk.collector.kill();
-    desk.correct("request-1", "lamp up", &[]).await;
+    harness.collector.kill();
+    harness.correct("request-1", "lamp up", &[]).await;
 
-    let letter = next(&desk.letters).await;
+    let letter = next(&harness.letters).await;
     assert!(
         letter.rejection.message.contains("lamp_on, lamp_off"),
         "{}",
         letter.rejection
     );
-    assert_eq!(desk.targets(), ["lamp_off", "play_radio"]);
+    assert_eq!(harness.targets(), ["lamp_off", "play_radio"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_labelled_sample_whose_target_is_none_of_its_tasks_labels_is_refused_with_the_list() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
-    desk.label(
-        Some(pcm(800, 0.25)),
-        &[("ce_task", "intent"), ("ce_target", "Fly_To_The_Moon")],
-    )
-    .await;
-    let letter = next(&desk.letters).await;
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_task", "intent"), ("ce_target", "Fly_To_The_Moon")],
+        )
+        .await;
+    let letter = next(&harness.letters).await;
 
     assert_eq!(
         (letter.rejection.reason, letter.rejection.stage),
@@ -470,5 +504,5 @@ async fn a_labelled_sample_whose_target_is_none_of_its_tasks_labels_is_refused_w
         "{}",
         letter.rejection
     );
-    assert!(desk.store.is_empty());
+    assert!(harness.store.is_empty());
 }

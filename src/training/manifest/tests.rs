@@ -49,7 +49,7 @@ fn a_line_brings_what_fills_its_tasks_prompts() {
     let examples = read(text, None).unwrap();
 
     let fields = |at: usize| -> Vec<(&str, &str)> {
-        let fields = &examples[at].filling.fields;
+        let fields = &examples[at].variables.fields;
         fields
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -57,7 +57,7 @@ fn a_line_brings_what_fills_its_tasks_prompts() {
     };
     assert_eq!(fields(0), [("keyword", "kept"), ("x", "y")]);
     assert_eq!(fields(1), [("target_lang", "de")]);
-    let labels = examples[1].filling.labels.as_ref().unwrap();
+    let labels = examples[1].variables.labels.as_ref().unwrap();
     assert_eq!(
         (
             labels[0].name.as_str(),
@@ -66,7 +66,7 @@ fn a_line_brings_what_fills_its_tasks_prompts() {
         ),
         ("b", "c", "d")
     );
-    assert_eq!(examples[0].filling.labels, None);
+    assert_eq!(examples[0].variables.labels, None);
 }
 
 #[test]
