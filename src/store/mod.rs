@@ -24,6 +24,7 @@ use tracing::info;
 
 use crate::store::config::{FsyncPolicy, StoreConfig};
 
+pub mod config;
 mod error;
 mod flush;
 mod inner;

@@ -409,7 +409,7 @@ async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_about_the_request_of_its_source() {
     let harness = Harness::new(10_000, |_| {}).await;
-    for (samples, source) in [(700, "/phone"), (900, "/harness")] {
+    for (samples, source) in [(700, "/phone"), (900, "/kitchen")] {
         harness
             .admitted_as(1, samples, |request| request.source = Some(source.to_owned()))
             .await;
@@ -417,9 +417,9 @@ async fn a_correction_is_about_the_request_of_its_source() {
     until("it has heard of both", || took_all(&harness.collector)).await;
 
     harness
-        .correct("request-1", "said at the harness", &[("ce_source", "/harness")])
+        .correct("request-1", "said in the kitchen", &[("ce_source", "/kitchen")])
         .await;
-    let named = [("ce_source", "/harness"), ("ce_subjectsource", "/phone")];
+    let named = [("ce_source", "/kitchen"), ("ce_subjectsource", "/phone")];
     harness.correct("request-1", "said on the phone", &named).await;
     harness.stored(2).await;
     harness
@@ -433,12 +433,12 @@ async fn a_correction_is_about_the_request_of_its_source() {
     assert_eq!(
         lengths,
         [
-            ("said at the harness".to_owned(), 900),
+            ("said in the kitchen".to_owned(), 900),
             ("said on the phone".to_owned(), 700)
         ]
     );
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
-    for part in ["/harness, /phone", "ce_subjectsource"] {
+    for part in ["/kitchen, /phone", "ce_subjectsource"] {
         assert!(letter.rejection.message.contains(part), "{}", letter.rejection);
     }
 }
