@@ -207,10 +207,10 @@ fn bad_line(path: &Path, line: usize, reason: String) -> TrainingError {
 }
 
 /// Reads a file line by line: `take` sees each that is not empty, trimmed and without a byte order mark, or why it is no text.
-fn lines(
-    path: &Path,
-    take: &mut dyn FnMut(usize, Result<&str, String>) -> Result<(), TrainingError>,
-) -> Result<(), TrainingError> {
+fn lines<F>(path: &Path, take: &mut F) -> Result<(), TrainingError>
+where
+    F: FnMut(usize, Result<&str, String>) -> Result<(), TrainingError>,
+{
     let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
     let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();
