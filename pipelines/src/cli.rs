@@ -281,6 +281,9 @@ pub struct Label {
     /// Id of an answered request whose answer is corrected.
     #[arg(long, value_name = "ID")]
     pub request: Option<String>,
+    /// `ce_source` of that request, where requests of several sources have that id.
+    #[arg(long, value_name = "SOURCE", requires = "request")]
+    pub request_source: Option<String>,
     /// The instruction that the target answers.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,

@@ -225,6 +225,8 @@ impl Pipeline {
             instructions: instructions.clone(),
             lost: lost.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
+            correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
+            corrections_waiting_max: settings.store.corrections_waiting_max,
             publisher: publisher.clone().recipient(),
         };
         let collector = SampleCollector::supervise_with(&supervisor, move || collector_args.clone())

@@ -87,7 +87,6 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
                 row.id = line.to_string();
             }
             rows.push(row);
-            Ok(())
         })?;
         names.push(name);
     }

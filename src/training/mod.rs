@@ -44,8 +44,8 @@ pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};
 pub use error::TrainingError;
 pub use events::TrainEvent;
-pub use example::{AudioSource, Example};
-pub use manifest::read_manifest;
+pub use example::{AudioSource, Clip, Example};
+pub use manifest::{Manifest, read_manifest};
 pub use networks::Networks;
 pub use run::{TrainArgs, TrainReport, draft, run};
 

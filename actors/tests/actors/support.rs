@@ -19,7 +19,7 @@ use speechverse::models::config::{AdapterSettings, LayerMix};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
-use speechverse::text::{ResolvedPrompt, TemplateVariables, TextError};
+use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
@@ -121,6 +121,13 @@ pub(crate) fn took_all<A: Actor>(actor: &ActorRef<A>) -> bool {
     mailbox.capacity() == mailbox.max_capacity()
 }
 
+/// Starts a stage that has no thread of its own, as the pipeline does.
+pub(crate) async fn start<A: Actor>(args: A::Args, mailbox: usize) -> ActorRef<A> {
+    let stage = A::spawn_with_mailbox(args, kameo::mailbox::bounded(mailbox));
+    stage.wait_for_startup().await;
+    stage
+}
+
 /// Starts a stage as the pipeline does: on its own thread, below a supervisor that restarts it.
 pub(crate) async fn start_in_thread<A>(args: A::Args, mailbox: usize) -> ActorRef<A>
 where
@@ -160,7 +167,16 @@ pub(crate) fn instructions() -> TaskInstructions {
     }
 }
 
-/// Instructions without tasks that panic at one name.
+/// The shipped tasks.
+pub(crate) fn shipped() -> TaskInstructions {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tasks");
+    TaskInstructions {
+        tasks: Arc::new(TaskTable::load(&folder).unwrap()),
+        ..instructions()
+    }
+}
+
+/// Instructions with the shipped tasks that panic at one name.
 pub(crate) struct FailingEncoder;
 
 impl FailingEncoder {
@@ -175,7 +191,7 @@ impl Instructions for FailingEncoder {
         own: Option<&str>,
     ) -> Result<ResolvedPrompt, TextError> {
         assert_ne!(names, Self::SORE, "on purpose");
-        instructions().of_task(names, variables, own)
+        shipped().of_task(names, variables, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -375,7 +391,10 @@ pub(crate) fn sample(number: usize) -> Sample {
             partition: 0,
             offset: number as i64,
         },
+        request_source: String::new(),
         request_id: format!("sample-{number}"),
+        labels: Vec::new(),
+        written_ms: 0,
         received_ms: 0,
         may_train: true,
     }

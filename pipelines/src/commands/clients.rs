@@ -514,11 +514,15 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
         );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         headers.extend(given(&args.given)?);
-        let value = match (&args.file, &args.request) {
-            (Some(file), _) => Some(Bytes::from(super::read_input(file)?)),
+        let (key, value) = match (&args.file, &args.request) {
+            (Some(file), _) => (&id, Some(Bytes::from(super::read_input(file)?))),
+            // Under one key, the corrections of a request stay in the order in which they are sent.
             (None, Some(request)) => {
                 headers.push(header("ce_subject", request.as_str()));
-                None
+                headers.extend(
+                    (args.request_source.iter()).map(|text| header("ce_subjectsource", text.as_str())),
+                );
+                (request, None)
             }
             (None, None) => {
                 return Err(Failure::Usage(anyhow::anyhow!(
@@ -526,7 +530,7 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
                 )));
             }
         };
-        send(&sink, &config.topics.labels, &id, value, headers).await?;
+        send(&sink, &config.topics.labels, key, value, headers).await?;
         output::line(&id)?;
         Ok(())
     })
