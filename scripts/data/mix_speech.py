@@ -71,7 +71,7 @@ def speakers_clip(voices, rng):
     count = rng.randint(1, 3)
     source = rng.choices(SOURCES, [5, 5, 1])[0]
     pool = [(source, v) for v in voices[source]]
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 or len(pool) < count:
         pool = [(s, v) for s in SOURCES for v in voices[s]]
     chosen = rng.sample(pool, count)
     gains = [10 ** (rng.uniform(-4, 4) / 20) for _ in chosen]
@@ -171,8 +171,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--manifests", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--split", choices=list(COUNTS), nargs="*", default=list(COUNTS))
     args = parser.parse_args()
-    for split, (mixes, pads, silences) in COUNTS.items():
+    for split in args.split:
+        mixes, pads, silences = COUNTS[split]
         rng = random.Random(f"mix-{split}")
         rows = [r for r in read(args.manifests / f"asr_{split}.jsonl") if r["domain"] in SOURCES]
         voices = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -195,14 +197,15 @@ def main():
         for number in range(pads):
             samples, text, how, row = padded_clip(short, by_voice, rng)
             path, seconds = save(args, f"asr_padded/{split}/{number:05d}.flac", samples)
-            out.append(dict(audio_filepath=path, duration=seconds, task="asr", text=text, voice=row["voice"], domain=f"padded-{how}", split=split, source=row["source"]))
+            seen = {"words_seen_in_train": True} if row.get("words_seen_in_train") else {}
+            out.append(dict(audio_filepath=path, duration=seconds, task="asr", text=text, voice=row["voice"], domain=f"padded-{how}", split=split, source=row["source"], **seen))
         write_manifest(args.out / f"asr_padded_{split}.jsonl", out)
 
         out = []
         for number in range(silences):
             samples, what = silence_clip(sounds, rng)
             path, seconds = save(args, f"asr_silence/{split}/{number:05d}.flac", samples)
-            out.append(dict(audio_filepath=path, duration=seconds, task="asr", target="", no_speech=True, domain=f"made: {what}", split=split, source="made"))
+            out.append(dict(audio_filepath=path, duration=seconds, task="asr", text="", no_speech=True, domain=f"made: {what}", split=split, source="made"))
         write_manifest(args.out / f"asr_silence_{split}.jsonl", out)
 
 
