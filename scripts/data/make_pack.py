@@ -136,6 +136,7 @@ def make(clones, out, corpora):
                 row.setdefault("text", row["target"])
             elif corpus == "picovoice-barista":
                 order = orders[f"{name}.wav"]
+                order["slots"] = {slot: value.strip() for slot, value in order["slots"].items()}
                 row |= dict(target=json.dumps(order, sort_keys=True), labels=order)
             samples = decode(found[name])
             path = out / corpus / row["audio_filepath"]
