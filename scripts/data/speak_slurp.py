@@ -2,9 +2,12 @@
 
     python scripts/data/speak_slurp.py --slurp DIR --out data/manifests --hibari DIR --kokoro DIR --joe DIR --part test
     python scripts/data/speak_slurp.py ... --part train --engine hibari      (flite, kokoro: another voice for every sentence)
+    python scripts/data/speak_slurp.py ... --nlu DIR --part more --engine hibari
 
-DIR holds slurp-devel.jsonl and slurp-test.jsonl: text, intent, slots. Train and valid sentences are those of devel, test sentences those of
-test; test voices are never used in training. It may be stopped and started again. `--part lists` only writes the manifests of what is spoken:
+--slurp: dataset/slurp of github.com/pswietojanski/slurp (devel.jsonl, test.jsonl). Train and valid sentences are those of devel, test sentences those of
+test; test voices are never used in training. --nlu: github.com/xliuhw/NLU-Evaluation-Data (CC BY 4.0), from which SLURP's intents come: `more` speaks those
+of its sentences that have an intent of SLURP and are not in SLURP's devel or test part. It may be stopped and started again. `--part lists` only writes the manifests of
+what is spoken:
 
     asr_slurp, intent, slots_slurp, joint_intent, joint_slots_slurp _SPLIT.jsonl; intent_all_test.jsonl (every intent to choose from)
 
@@ -13,10 +16,12 @@ The speech is synthetic: scores on it say how the sentences are understood, not 
 
 import argparse
 import collections
+import csv
 import hashlib
 import json
 import pathlib
 import random
+import re
 
 import soundfile
 
@@ -40,18 +45,44 @@ def shuffled(key, items):
     return sorted(items, key=lambda item: hashlib.sha256(f"{key}/{item}".encode()).hexdigest())
 
 
-def sentences(folder, held):
-    """Distinct sentences with split; malformed intents (no scenario in the name) and held-out texts are left out."""
+def slurp_rows(folder, name):
+    """(text, intent, slots) of a part, in SLURP's own form or in one with `text` and `slots`."""
+    path = folder / f"{name}.jsonl"
+    for line in open(path if path.exists() else folder / f"slurp-{name}.jsonl", encoding="utf8"):
+        row = json.loads(line)
+        text, slots = row.get("text", row.get("sentence")), row.get("slots")
+        if slots is None:
+            words = [t["surface"] for t in row["tokens"]]
+            slots = [dict(type=e["type"], value=" ".join(words[i] for i in e["span"])) for e in row["entities"]]
+        # A malformed intent has no scenario in its name.
+        if row["intent"] == f"{row['scenario']}_{row['action']}":
+            yield text, row["intent"], [(s["type"], s["value"]) for s in slots]
+
+
+def nlu_rows(folder):
+    """(text, intent, slots) of every sentence of NLU-Evaluation-Data's cross validation."""
+    for path in sorted(folder.glob("CrossValidation/autoGeneFromRealAnno/**/*.csv")):
+        for row in csv.DictReader(open(path, encoding="utf8", errors="replace"), delimiter=";"):
+            slots = re.findall(r"\[\s*([a-z_]+)\s*:\s*([^\]]*)\]", row["answer_annotation"] or "")
+            yield row["answer_from_anno"] or "", f"{row['scenario']}_{row['intent']}", slots
+
+
+def sentences(args, held):
+    """Distinct sentences with split (`more`: training sentences that are not SLURP's); held-out texts are left out of training."""
     seen, out = set(), []
-    for name, split in (("slurp-test", "test"), ("slurp-devel", "train")):
-        for line in open(folder / f"{name}.jsonl", encoding="utf8"):
-            row = json.loads(line)
-            text = normalise(row["text"])
-            if not text or text in seen or (split == "train" and text in held) or row["intent"] != f"{row['scenario']}_{row['action']}":
+    sources = [("test", slurp_rows(args.slurp, "test")), ("train", slurp_rows(args.slurp, "devel"))]
+    if args.nlu:
+        sources.append(("more", nlu_rows(args.nlu)))
+    for part, rows in sources:
+        intents = {r["intent"] for r in out if r["part"] == "train"}
+        for text, intent, slots in rows:
+            text = normalise(text)
+            if not text or text in seen or (part != "test" and text in held) or (part == "more" and (intent not in intents or not 2 <= len(text.split()) <= 16)):
                 continue
             seen.add(text)
-            slots = [(s["type"], v) for s in row["slots"] if (v := normalise(s["value"]))]
-            out.append(dict(text=text, intent=row["intent"], slots=slots, split="valid" if split == "train" and number(text, 20) == 0 else split))
+            slots = [(kind, v) for kind, value in slots if (v := normalise(value)) and v in text]
+            valid = part == "train" and number(text, 20) == 0
+            out.append(dict(text=text, intent=intent, slots=slots, part=part, split="valid" if valid else "train" if part == "more" else part))
     return out
 
 
@@ -59,10 +90,10 @@ def speak(args, part, rows, voices, list_path):
     """Adds a clip of every sentence that has none in the list yet."""
     done = {json.loads(l)["text"] for l in open(list_path, encoding="utf8")} if list_path.exists() else set()
     with open(list_path, "a", encoding="utf8") as log:
-        for at, row in enumerate(rows):
+        for row in rows:
             if row["text"] in done:
                 continue
-            voice = voices[at % len(voices)]
+            voice = voices[number("voice/" + row["text"], len(voices))]
             try:
                 samples, facts = clip(args.voices, voice, row["text"], random.Random(f"{voice}/{row['text']}"), part != "test")
             except Exception as error:  # an engine may stumble over one sentence
@@ -70,7 +101,8 @@ def speak(args, part, rows, voices, list_path):
                 continue
             if not plausible(samples, row["text"]):
                 continue
-            path = f"audio/slurp/{list_path.stem}/{at:05d}-{voice}.flac"
+            name = hashlib.sha256(row["text"].encode()).hexdigest()[:12]
+            path = f"audio/slurp/{list_path.stem}/{name}-{voice}.flac"
             (args.out / path).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(args.out / path, samples, RATE)
             log.write(json.dumps(row | facts | dict(audio_filepath=path, duration=round(len(samples) / RATE, 3), voice=voice)) + "\n")
@@ -104,15 +136,15 @@ def answer(row, offered):
 
 def write_lists(args, plan):
     """The manifests of every clip that is there."""
-    every = collections.Counter(r["intent"] for r in plan if r["split"] != "test")
+    every = collections.Counter(r["intent"] for r in plan if r["part"] == "train")
     top = [i for i, _ in every.most_common(INTENTS)]
     every = sorted(i for i, n in every.items() if n >= 2)
-    types = sorted({t for r in plan if r["split"] != "test" for t, _ in r["slots"]})
+    types = sorted({t for r in plan if r["part"] == "train" for t, _ in r["slots"]})
     out = collections.defaultdict(list)
     for path in sorted(args.out.glob("slurp.*.list")):
         for row in (json.loads(l) for l in open(path, encoding="utf8") if l.endswith("}\n")):
             split, key = row["split"], row["voice"] + row["text"]
-            base = dict(audio_filepath=row["audio_filepath"], duration=row["duration"], text=row["text"], voice=row["voice"], domain="slurp", split=split, source="SLURP text, synthetic voice")
+            base = dict(audio_filepath=row["audio_filepath"], duration=row["duration"], text=row["text"], voice=row["voice"], domain="slurp", split=split, source="SLURP or NLU-Evaluation-Data text, synthetic voice", licence="text: CC BY 4.0")
             slots, found = (SLOTS, answer(row, SLOTS)) if split == "test" else slots_of(row, key, types)
             offered = labels_of(row, key, every, top) if split != "test" else sorted(top)
             both = lambda task, target: dict(task=f"asr,{task}", targets={"asr": row["text"], task: target})
@@ -132,9 +164,10 @@ def write_lists(args, plan):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--slurp", type=pathlib.Path, required=True)
+    parser.add_argument("--nlu", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--part", choices=["train", "valid", "test", "lists"], required=True)
-    parser.add_argument("--engine", choices=list(ENGINES), default="hibari", help="for train")
+    parser.add_argument("--part", choices=["train", "more", "valid", "test", "lists"], required=True)
+    parser.add_argument("--engine", choices=list(ENGINES), default="hibari", help="for train and more")
     parser.add_argument("--hibari", type=pathlib.Path)
     parser.add_argument("--kokoro", type=pathlib.Path)
     parser.add_argument("--joe", type=pathlib.Path)
@@ -142,20 +175,23 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     held = {json.loads(l).get("text") for path in args.held for l in open(path, encoding="utf8")}
-    plan = sentences(args.slurp, held)
-    random.Random(1).shuffle(plan)
+    plan = sentences(args, held)
+    plan.sort(key=lambda row: number("order/" + row["text"], 1 << 40))
     if args.part != "lists":
         args.voices = Voices(args.hibari, args.kokoro, args.joe)
-        rows = [r for r in plan if r["split"] == args.part]
         if args.part == "test":
             # Half of them have one of the ten intents.
-            top = [i for i, _ in collections.Counter(r["intent"] for r in plan if r["split"] != "test").most_common(INTENTS)]
+            top = [i for i, _ in collections.Counter(r["intent"] for r in plan if r["part"] == "train").most_common(INTENTS)]
+            rows = [r for r in plan if r["part"] == "test"]
             inside, outside = [r for r in rows if r["intent"] in top], [r for r in rows if r["intent"] not in top]
             rows = [r for pair in zip(inside, outside) for r in pair][:TEST_SENTENCES]
             speak(args, "test", rows, [*HELD_OUT, HELD_OUT_PIPER], args.out / "slurp.test.list")
+        elif args.part == "valid":
+            rows = [r for r in plan if r["split"] == "valid"]
+            speak(args, "valid", rows, ["hibari", "flite_slt", *KOKORO_TRAIN[::3]], args.out / "slurp.valid.all.list")
         else:
-            voices = ENGINES[args.engine] if args.part == "train" else ["hibari", "flite_slt", *KOKORO_TRAIN[::3]]
-            speak(args, args.part, rows, voices, args.out / f"slurp.{args.part}.{args.engine if args.part == 'train' else 'all'}.list")
+            rows = [r for r in plan if r["part"] == args.part and r["split"] == "train"]
+            speak(args, args.part, rows, ENGINES[args.engine], args.out / f"slurp.{args.part}.{args.engine}.list")
     write_lists(args, plan)
 
 

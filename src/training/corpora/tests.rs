@@ -296,3 +296,20 @@ fn what_is_wrong_with_a_pack_is_said_with_its_place() {
     let error = import(empty.path(), out.path(), &[]).unwrap_err();
     assert!(matches!(error, TrainingError::NoExamples { .. }), "{error}");
 }
+
+#[test]
+fn the_committed_clips_of_several_tasks_can_be_read_and_name_their_licence() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/speech/tasks/tasks.jsonl");
+
+    let examples = read_manifest(&manifest, Some("test")).unwrap();
+
+    let tasks: BTreeSet<&str> = examples.iter().map(|example| example.task.as_str()).collect();
+    assert!(tasks.len() >= 6, "{tasks:?}");
+    for (example, row) in examples.iter().zip(lines(&manifest)) {
+        let samples = example.audio.load().unwrap();
+        let seconds = samples.len() as f64 / 16_000.0;
+        assert!((seconds - example.seconds).abs() < 0.01, "{}: {seconds} s", example.id);
+        assert!(!row["licence"].as_str().unwrap().is_empty() && !row["source"].as_str().unwrap().is_empty());
+    }
+    assert_eq!(check(&[manifest]).unwrap().training_rows, 0);
+}
