@@ -95,14 +95,14 @@ def speak(args, part, rows, voices, list_path):
                 continue
             voice = voices[number("voice/" + row["text"], len(voices))]
             try:
-                samples, facts = clip(args.voices, voice, row["text"], random.Random(f"{voice}/{row['text']}"), part != "test")
+                samples, facts = clip(args.voices, voice, row.get("spoken", row["text"]), random.Random(f"{voice}/{row['text']}"), part != "test")
             except Exception as error:  # an engine may stumble over one sentence
                 print("failed", voice, row["text"], error, flush=True)
                 continue
             if not plausible(samples, row["text"]):
                 continue
             name = hashlib.sha256(row["text"].encode()).hexdigest()[:12]
-            path = f"audio/slurp/{list_path.stem}/{name}-{voice}.flac"
+            path = f"audio/spoken/{list_path.stem}/{name}-{voice}.flac"
             (args.out / path).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(args.out / path, samples, RATE)
             log.write(json.dumps(row | facts | dict(audio_filepath=path, duration=round(len(samples) / RATE, 3), voice=voice)) + "\n")
