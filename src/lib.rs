@@ -1,7 +1,6 @@
 //! What we know: data, models, settings. No actors live here.
 
 pub mod audio;
-pub mod broker;
 pub mod config;
 pub mod evaluation;
 pub mod kafka;

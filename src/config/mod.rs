@@ -6,9 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
+use embedded_broker::BrokerConfig;
 use serde::{Deserialize, Serialize};
 
-pub mod broker;
 pub mod decoding;
 pub mod serving;
 
@@ -18,7 +18,6 @@ use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
 use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use crate::util::{ConfigError, ENV_PREFIX};
-use broker::BrokerConfig;
 use decoding::DecodingConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
 
