@@ -87,9 +87,9 @@ impl From<AudioLine> for Line {
 
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 ///
-/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
-/// task) stands for several examples, or for the tasks that `task` names. A transcript may be empty only where the line says
-/// `no_speech: true`. `labels` (names, or objects with `name` and
+/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers
+/// by task) stands for several examples, or for the tasks that `task` names. A transcript may be empty only where
+/// the line says `no_speech: true`. `labels` (names, or objects with `name` and
 /// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
 ///
 /// # Errors

@@ -70,7 +70,8 @@ pub struct LeakReport {
     pub test_voices: usize,
     /// Sentences of the test part that must not be learned.
     pub test_sentences: usize,
-    /// Test lines whose words may occur in training, because their corpus has a closed vocabulary and says so.
+    /// Test lines whose words may occur in training, because their corpus has a closed vocabulary and says
+    /// so.
     pub shared_by_design: usize,
     /// Everything in both parts: once in training, once in the test part.
     pub conflicts: BTreeMap<Conflict, (String, String)>,
@@ -86,9 +87,11 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// Reads manifests whose lines name their `split`: `train`, `valid` or `test`. Validation counts as training, because it chooses.
+/// Reads manifests whose lines name their `split`: `train`, `valid` or `test`. Validation counts as training,
+/// because it chooses.
 ///
-/// A test line with `words_seen_in_train: true` may share its sentence with training, not its voice or recording.
+/// A test line with `words_seen_in_train: true` may share its sentence with training, not its voice or
+/// recording.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] for a line without `split`, or one that cannot be read; [`TrainingError::Io`].

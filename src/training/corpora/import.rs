@@ -46,10 +46,11 @@ struct HeldOut {
     text: Option<String>,
 }
 
-/// Reads the corpora of `folder` and writes `TASK_SPLIT.jsonl` for each task and split, and `sources.json`, to `out`.
+/// Reads the corpora of `folder` and writes `TASK_SPLIT.jsonl` for each task and split, and `sources.json`,
+/// to `out`.
 ///
-/// A training recording whose sentence is said in a test recording, or stands as `text` in a manifest of `held_out`, is left out, but for words that
-/// the corpus declares as shared (`words_seen_in_train`).
+/// A training recording whose sentence is said in a test recording, or stands as `text` in a manifest of
+/// `held_out`, is left out, but for words that the corpus declares as shared (`words_seen_in_train`).
 ///
 /// # Errors
 /// As [`read_pack`]; [`TrainingError::Io`] when a manifest cannot be written.

@@ -1,8 +1,9 @@
-//! Corpora of labelled recordings: from folders as their publishers sort them to manifests, and the proof that what is tested was never learned.
+//! Corpora of labelled recordings: from folders as their publishers sort them to manifests, and the proof
+//! that what is tested was never learned.
 //!
 //! | file | one thought |
 //! |---|---|
-//! | [`pack`] | a folder of corpora: who speaks, what is said, under which licence, and which voices are kept apart |
+//! | [`pack`] | a folder of corpora: who says what, under which licence, and which voices are kept apart |
 //! | [`spoken`] | the normal form of a sentence |
 //! | [`rows`] | what each recording teaches: rows of manifests, task by task |
 //! | [`import`] | writes the manifests |
@@ -21,7 +22,8 @@ use sha2::{Digest, Sha256};
 
 use super::example::hex;
 
-/// The SHA-256 of a text in hexadecimal: what every seeded choice is made by, so that a choice depends on its recording alone.
+/// The SHA-256 of a text in hexadecimal: what every seeded choice is made by, so that a choice depends on its
+/// recording alone.
 fn digest(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }

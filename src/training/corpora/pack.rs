@@ -1,6 +1,8 @@
-//! A folder of corpora, one subfolder each: `manifest.jsonl` and its recordings, and a `README.md` whose table names origin and licence.
+//! A folder of corpora, one subfolder each: `manifest.jsonl` and its recordings, and a `README.md` whose
+//! table names origin and licence.
 //!
-//! The layout of `scripts/data/README.md`. Untrusted: every error names file and line, a path may not leave its corpus.
+//! The layout of `scripts/data/README.md`. Untrusted: every error names file and line, a path may not leave
+//! its corpus.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -126,8 +128,8 @@ pub struct Terms {
 /// Reads every corpus of a folder, in the order of their names. English words are brought into normal form.
 ///
 /// # Errors
-/// [`TrainingError::Manifest`] with file and line; [`TrainingError::NoExamples`] when there is no corpus, or the README
-/// names no licence for one; [`TrainingError::Io`].
+/// [`TrainingError::Manifest`] with file and line; [`TrainingError::NoExamples`] when there is no corpus, or
+/// the README names no licence for one; [`TrainingError::Io`].
 pub fn read_pack(folder: &Path) -> Result<Vec<Recording>, TrainingError> {
     let folder = folder.canonicalize().map_err(TrainingError::io("read", folder))?;
     let mut names = Vec::new();
@@ -155,7 +157,8 @@ pub fn read_pack(folder: &Path) -> Result<Vec<Recording>, TrainingError> {
         let terms = terms.get(&source).ok_or_else(|| TrainingError::NoExamples {
             what: format!("corpus `{source}`"),
             reason: format!(
-                "the table of `{}` has no row `| {source} | repositories | licence | …`: say where it comes from and under which terms",
+                "the table of `{}` has no row `| {source} | repositories | licence | …`: say where it comes from \
+                 and under which terms",
                 folder.join("README.md").display()
             ),
         })?;

@@ -1,7 +1,7 @@
 //! What each recording teaches: rows of manifests, task by task.
 //!
-//! The list of labels that a training row offers is drawn anew for each recording, so that a model learns to read it; test rows offer the whole
-//! list of their corpus, in one order.
+//! The list of labels that a training row offers is drawn anew for each recording, so that a model learns to
+//! read it; test rows offer the whole list of their corpus, in one order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -253,8 +253,8 @@ impl Commands {
         }
     }
 
-    /// The answer and the list that the row offers. Half of the training rows offer the corpus's own list, the others some commands of any corpus;
-    /// one training row in ten offers none of the right ones.
+    /// The answer and the list that the row offers. Half of the training rows offer the corpus's own list,
+    /// the others some commands of any corpus; one training row in ten offers none of the right ones.
     fn row(&self, recording: &Recording) -> Option<(String, Vec<String>)> {
         let said = Self::said(recording)?;
         let own = self.by_source.get(&recording.source)?;
@@ -323,7 +323,8 @@ fn add_slots(recording: &Recording, types: &[String], add: &mut impl FnMut(&'sta
     add("slots", Row::of(recording, "slots").labelled(answer, labels));
 }
 
-/// `native` or `learner`, where the corpus knows: learners are those who read English for a corpus of transcripts and have another first language.
+/// `native` or `learner`, where the corpus knows: learners are those who read English for a corpus of
+/// transcripts and have another first language.
 fn kind_of_english(recording: &Recording) -> Option<&'static str> {
     match recording.labels.native_language.as_deref() {
         Some("English") => Some("native"),

@@ -42,8 +42,8 @@ fn number_words(number: usize) -> String {
     }
 }
 
-/// Lower case, no punctuation, apostrophes inside words kept, whole numbers of up to four digits in words; none when something
-/// else than English letters remains.
+/// Lower case, no punctuation, apostrophes inside words kept, whole numbers of up to four digits in words;
+/// none when something else than English letters remains.
 ///
 /// The same as `normalise` of `scripts/data/text.py`.
 pub fn spoken_form(text: &str) -> Option<String> {

@@ -14,34 +14,38 @@ fn pack() -> tempfile::TempDir {
     for voice in 0..10 {
         for clip in 0..3 {
             read.push(json!({
-                "audio_filepath": format!("audio/{voice}-{clip}.ogg"), "duration": 2.0, "text": format!("Sentence {clip} of {voice}."),
-                "speaker": format!("reader-{voice}"), "task": "asr", "split": if voice == 9 { "test" } else { "train" },
+                "audio_filepath": format!("audio/{voice}-{clip}.ogg"), "duration": 2.0, "task": "asr",
+                "text": format!("Sentence {clip} of {voice}."), "speaker": format!("reader-{voice}"),
+                "split": if voice == 9 { "test" } else { "train" },
                 "labels": {"native_language": "Mandarin", "age_group": "child"}, "words_seen_in_train": false,
             }));
         }
     }
     // The words of a test sentence, in another spelling and by a voice for training.
     read.push(json!({
-        "audio_filepath": "audio/again.ogg", "duration": 2.0, "text": "sentence ONE of nine", "speaker": "reader-0", "task": "asr", "split": "train",
+        "audio_filepath": "audio/again.ogg", "duration": 2.0, "text": "sentence ONE of nine", "speaker": "reader-0",
+        "task": "asr", "split": "train",
     }));
     let commands: Vec<Value> = (0..40)
         .map(|clip| {
             let word = ["yes", "no", "stop", "none"][clip % 4];
             json!({
-                "audio_filepath": format!("{clip}.ogg"), "duration": 1.0, "text": if word == "none" { "banana" } else { word }, "target": word,
-                "speaker_cluster": format!("c{}", clip / 4), "task": "keyword-spotting", "split": if clip < 4 { "test" } else { "train" },
+                "audio_filepath": format!("{clip}.ogg"), "duration": 1.0, "task": "keyword-spotting", "target": word,
+                "text": if word == "none" { "banana" } else { word }, "speaker_cluster": format!("c{}", clip / 4),
+                "split": if clip < 4 { "test" } else { "train" },
                 "words_seen_in_train": true,
             })
         })
         .collect();
     let sounds = vec![
-        json!({"audio_filepath": "dog.ogg", "duration": 3.0, "group": "d", "task": "speech-detection", "target": "no speech",
-            "labels": {"event": "dog"}, "split": "train", "licence": "CC0 1.0", "origin": "somewhere"}),
-        json!({"audio_filepath": "rain.ogg", "duration": 3.0, "group": "r", "task": "speech-detection", "target": "no speech", "split": "test"}),
+        json!({"audio_filepath": "dog.ogg", "duration": 3.0, "group": "d", "task": "speech-detection",
+            "target": "no speech", "labels": {"event": "dog"}, "split": "train", "licence": "CC0 1.0", "origin": "somewhere"}),
+        json!({"audio_filepath": "rain.ogg", "duration": 3.0, "group": "r", "task": "speech-detection",
+            "target": "no speech", "split": "test"}),
     ];
     let orders = vec![json!({
-        "audio_filepath": "o.ogg", "duration": 4.0, "speaker_cluster": "o1", "task": "intent-slots", "target": "{}", "split": "train",
-        "text_auto": "A large 16-ounce latte.", "labels": {"intent": "order", "slots": {"size": "large", "drink": "latte"}},
+        "audio_filepath": "o.ogg", "duration": 4.0, "speaker_cluster": "o1", "task": "intent-slots", "target": "{}",
+        "split": "train", "text_auto": "A large 16-ounce latte.", "labels": {"intent": "order", "slots": {"size": "large", "drink": "latte"}},
     })];
     for (name, rows) in [
         ("commands", commands),
@@ -308,7 +312,11 @@ fn the_committed_clips_of_several_tasks_can_be_read_and_name_their_licence() {
     for (example, row) in examples.iter().zip(lines(&manifest)) {
         let samples = example.audio.load().unwrap();
         let seconds = samples.len() as f64 / 16_000.0;
-        assert!((seconds - example.seconds).abs() < 0.01, "{}: {seconds} s", example.id);
+        assert!(
+            (seconds - example.seconds).abs() < 0.01,
+            "{}: {seconds} s",
+            example.id
+        );
         assert!(!row["licence"].as_str().unwrap().is_empty() && !row["source"].as_str().unwrap().is_empty());
     }
     assert_eq!(check(&[manifest]).unwrap().training_rows, 0);
