@@ -20,7 +20,7 @@ pub use import::{ImportReport, ImportedManifest, import};
 
 use sha2::{Digest, Sha256};
 
-use super::example::hex;
+use crate::util::hex;
 
 /// The SHA-256 of a text in hexadecimal: what every seeded choice is made by, so that a choice depends on its
 /// recording alone.
