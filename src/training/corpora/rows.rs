@@ -81,6 +81,7 @@ pub fn rows_of(recordings: &[Recording]) -> Rows {
     let mut rows = Rows::new();
     let commands = Commands::of(recordings);
     let lists = target_lists(recordings);
+    let slot_types = slot_types(recordings);
     for recording in recordings {
         let mut add = |manifest, row| rows.entry(manifest).or_default().push(row);
         if recording.text.is_some() {
@@ -119,7 +120,7 @@ pub fn rows_of(recordings: &[Recording]) -> Rows {
                     add("noise", Row::of(recording, "asr").without_words());
                 }
             }
-            "intent-slots" => add_slots(recording, &slot_types(recordings, &recording.source), &mut add),
+            "intent-slots" => add_slots(recording, &slot_types[recording.source.as_str()], &mut add),
             _ => {}
         }
         if let Some(age_group) = recording.labels.age_group.clone() {
@@ -288,13 +289,16 @@ impl Commands {
     }
 }
 
-/// Every slot type of a corpus, sorted.
-fn slot_types(recordings: &[Recording], source: &str) -> Vec<String> {
-    let types: BTreeSet<&String> = (recordings.iter())
-        .filter(|recording| recording.source == source)
-        .flat_map(|recording| recording.labels.slots.iter().flat_map(BTreeMap::keys))
-        .collect();
-    types.into_iter().cloned().collect()
+/// Every slot type of each corpus, sorted.
+fn slot_types(recordings: &[Recording]) -> BTreeMap<&str, Vec<String>> {
+    let mut types: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for recording in recordings {
+        let slots = recording.labels.slots.iter().flat_map(BTreeMap::keys).cloned();
+        types.entry(&recording.source).or_default().extend(slots);
+    }
+    (types.into_iter())
+        .map(|(source, types)| (source, types.into_iter().collect()))
+        .collect()
 }
 
 fn add_slots(recording: &Recording, types: &[String], add: &mut impl FnMut(&'static str, Row)) {
