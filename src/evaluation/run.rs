@@ -87,6 +87,7 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
                 row.id = line.to_string();
             }
             rows.push(row);
+            Ok(())
         })?;
         names.push(name);
     }

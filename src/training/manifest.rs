@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::TrainingError;
 use super::example::{AudioSource, Clip, Example};
+use super::prompt_variants::TRANSCRIPT;
 use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{TaskLabel, TemplateVariables};
 
@@ -186,15 +187,17 @@ fn read_rows<L: DeserializeOwned + Into<Line>>(
 /// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
 ///
 /// # Errors
-/// [`TrainingError::Manifest`] with file and line where one is no such object; [`TrainingError::Io`].
+/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it;
+/// [`TrainingError::Io`].
 pub(crate) fn json_lines<T: DeserializeOwned>(
     path: &Path,
-    take: &mut dyn FnMut(usize, T),
+    take: &mut dyn FnMut(usize, T) -> Result<(), String>,
 ) -> Result<(), TrainingError> {
     lines(path, &mut |at, text| {
         let object = text.and_then(|text| serde_json::from_str(text).map_err(|error| error.to_string()));
-        take(at, object.map_err(|reason| bad_line(path, at, reason))?);
-        Ok(())
+        object
+            .and_then(|object| take(at, object))
+            .map_err(|reason| bad_line(path, at, reason))
     })
 }
 
@@ -300,7 +303,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     }
     // Empty: as many examples as there are targets.
     let task = line.task.unwrap_or_else(|| match targets.is_empty() {
-        true => "asr".to_owned(),
+        true => TRANSCRIPT.to_owned(),
         false => String::new(),
     });
     let target = if targets.is_empty() {

@@ -3,6 +3,7 @@
 //! | file | one thought |
 //! |---|---|
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
+//! | [`corpora`] | manifests from folders of corpora; the proof that nothing tested is learned |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`variants`] | how samples are asked; compound examples from rows with several targets |
@@ -23,6 +24,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod control;
+pub mod corpora;
 pub mod ctc;
 pub mod engine;
 mod error;

@@ -3,6 +3,7 @@
 mod adapters;
 mod ask;
 mod clients;
+mod data;
 mod doctor;
 mod eval;
 mod models;
@@ -72,6 +73,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
         Command::Tasks(command) => tasks::tasks(command),
+        Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
         Command::CheckConfig(args) => doctor::check_config(&args),
