@@ -2,8 +2,9 @@
 //!
 //! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
 //! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is no worse than allowed; refusal is a normal
-//! outcome. Either way the cycle's folder keeps settings, log and verdict.
+//! is compared with it on held-out samples, and is promoted when it is better, there are enough of them to tell, and the
+//! version that it started from is current still ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the
+//! cycle's folder keeps settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,9 +16,10 @@ use kameo::prelude::*;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
 use speechverse::models::speech_llm::Learned;
-use speechverse::registry::Registry;
+use speechverse::registry::{Expected, Registry, RegistryError};
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::evaluate::{EvaluateOptions, evaluate};
 use speechverse::training::prepare::{Prepared, prepare};
@@ -26,7 +28,8 @@ use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, N
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
-use crate::current::CurrentAdapter;
+use crate::current::{CurrentAdapter, Swap};
+use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
 /// Fewest held-out samples that a candidate is judged by; training samples make up what the store lacks.
@@ -73,6 +76,8 @@ struct Outcome {
     reason: String,
     version: Option<String>,
     metrics: BTreeMap<String, f64>,
+    /// What serves now, where that has changed.
+    swap: Option<Swap>,
 }
 
 impl Message<StartCycle> for Trainer {
@@ -96,16 +101,10 @@ impl Message<StartCycle> for Trainer {
                 info!(run, verdict = verdict.as_str(), reason = %outcome.reason, "training cycle ended")
             }
         }
-        if let (Verdict::Promoted, Some(version)) = (outcome.verdict, &outcome.version) {
-            self.tell(
-                version.clone(),
-                EventKind::AdapterSwapped {
-                    from: parent.version().to_owned(),
-                    to: version.clone(),
-                    reason: format!("training cycle `{run}`"),
-                },
-            )
-            .await;
+        if let Some(Swap { from, to }) = outcome.swap {
+            let reason = format!("training cycle `{run}`");
+            self.tell(to.clone(), EventKind::AdapterSwapped { from, to, reason })
+                .await;
         }
         let finished = EventKind::CycleFinished {
             verdict: outcome.verdict,
@@ -124,6 +123,7 @@ impl Outcome {
             reason,
             version: None,
             metrics: BTreeMap::new(),
+            swap: None,
         }
     }
 }
@@ -144,6 +144,9 @@ impl Trainer {
 
     fn cycle(&self, run: &str, trigger: &str, parent: &AdapterSnapshot) -> anyhow::Result<Outcome> {
         let started = Instant::now();
+        if let Some(reason) = self.superseded(parent)? {
+            return Ok(Outcome::failed(reason));
+        }
         let snapshot = Arc::new(self.args.store.snapshot());
         let (train, held_out) = sides(&snapshot);
         let all = train.len() + held_out.len();
@@ -196,38 +199,75 @@ impl Trainer {
             return Ok(Outcome::failed("the cycle was stopped".to_owned()));
         }
         let after = self.judge(&networks, &outcome.adapter, &judged)?;
+        let Decision {
+            mut verdict,
+            keep,
+            mut reason,
+        } = decide(&before, &after, &self.args.config);
         let metrics = BTreeMap::from([
-            ("held_out_wer_before".to_owned(), before),
-            ("held_out_wer_after".to_owned(), after),
-            ("held_out_samples".to_owned(), judged.samples.len() as f64),
+            ("held_out_wer_before".to_owned(), before.overall),
+            ("held_out_wer_after".to_owned(), after.overall),
+            ("held_out_samples".to_owned(), after.samples as f64),
             ("steps".to_owned(), outcome.steps as f64),
             ("seconds".to_owned(), started.elapsed().as_secs_f64()),
         ]);
-        let allowed = before + self.args.config.wer_regression_max;
-        let figures = format!("word error rate on held-out samples {before:.4} before, {after:.4} after");
-        if after > allowed {
-            return Ok(Outcome {
-                verdict: Verdict::Refused,
-                reason: format!("{figures}, at most {allowed:.4} is allowed"),
-                version: None,
-                metrics,
-            });
+        let (mut version, mut swap) = (None, None);
+        if keep {
+            let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
+            draft.data_digest = snapshot.digest();
+            draft.metrics.extend(
+                metrics
+                    .iter()
+                    .map(|(name, value)| (name.clone(), serde_json::json!(value))),
+            );
+            let candidate = self
+                .args
+                .registry
+                .publish(&self.args.adapters.prefix, &draft)?
+                .version;
+            match verdict {
+                Verdict::Promoted => match self.promote(&candidate, parent) {
+                    Ok(promoted) => swap = Some(promoted),
+                    Err(error @ RegistryError::Moved { .. }) => {
+                        warn!(run, %error, "the candidate is not promoted");
+                        verdict = Verdict::Refused;
+                        reason = format!("{reason}; {error}; `{candidate}` is kept, an order can promote it");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                _ => reason = format!("{reason}; `{candidate}` is kept, an order can promote it"),
+            }
+            version = Some(candidate);
         }
-        let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
-        draft.data_digest = snapshot.digest();
-        draft.metrics.extend(
-            metrics
-                .iter()
-                .map(|(name, value)| (name.clone(), serde_json::json!(value))),
-        );
-        let manifest = self.args.registry.publish(&self.args.adapters.prefix, &draft)?;
-        self.args.registry.promote(&manifest.version)?;
-        self.args.current.swap(outcome.adapter.renamed(&manifest.version));
         Ok(Outcome {
-            verdict: Verdict::Promoted,
-            reason: figures,
-            version: Some(manifest.version),
+            verdict,
+            reason,
+            version,
             metrics,
+            swap,
+        })
+    }
+
+    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version is another.
+    fn superseded(&self, parent: &AdapterSnapshot) -> Result<Option<String>, RegistryError> {
+        let current = self.args.registry.current()?;
+        let same = current.as_deref() == Some(parent.version());
+        Ok((!same).then(|| {
+            format!(
+                "this process serves `{}`, and the registry's current version is {}: a candidate would undo that; promote the \
+                 one that is to be trained on",
+                parent.version(),
+                current.map_or_else(|| "none".to_owned(), |current| format!("`{current}`"))
+            )
+        }))
+    }
+
+    /// Makes a candidate serve in place of its parent, if that is current still.
+    fn promote(&self, candidate: &str, parent: &AdapterSnapshot) -> Result<Swap, RegistryError> {
+        let expected = Expected::Version(parent.version());
+        self.args.current.change(|| {
+            let loaded = self.args.registry.promote(candidate, expected)?;
+            Ok(loaded.adapter)
         })
     }
 
@@ -253,13 +293,13 @@ impl Trainer {
         folder
     }
 
-    /// Word error rate of an adapter on the held-out samples.
+    /// Word error rates of an adapter on the held-out samples.
     fn judge(
         &self,
         networks: &Networks,
         adapter: &AdapterSnapshot,
         judged: &Prepared,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Scores> {
         let device = networks.placement.device;
         let learned = Learned::frozen(adapter, networks.speech_llm.llm(), device)?;
         let options = EvaluateOptions::default();
@@ -271,7 +311,13 @@ impl Trainer {
             &self.args.control,
             &mut |_| (),
         )?;
-        Ok(result.wer())
+        Ok(Scores {
+            overall: result.wer(),
+            by_task: (result.by_domain.iter())
+                .map(|(task, errors)| (task.clone(), errors.rate()))
+                .collect(),
+            samples: result.rows.len(),
+        })
     }
 
     fn progress(&self, run: &str, event: &TrainEvent) {
@@ -320,7 +366,10 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         targets: BTreeMap::new(),
-        variables: Arc::default(),
+        variables: Arc::new(match stored.sample.labels.as_slice() {
+            [] => TemplateVariables::default(),
+            labels => TemplateVariables::default().with_labels(labels),
+        }),
         domain: None,
         text: None,
     })

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use embedded_broker::EmbeddedBroker;
@@ -17,7 +17,7 @@ use kameo::supervision::RestartPolicy;
 use speechverse::config::Settings;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
-use speechverse::kafka::{Budget, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::models::responder::{Responder, ResponderSizes};
@@ -131,7 +131,17 @@ impl Pipeline {
             info!(topics = ?created, "topics created");
         }
 
+        health::counters_at_zero(&settings.kafka.topics);
         let readiness = Readiness::default();
+        let networks_warm = readiness.condition("networks");
+        let (monitor, deleted) = ConnectionMonitor::new();
+        readiness.require("kafka", {
+            let (monitor, limit) = (
+                monitor.clone(),
+                Duration::from_millis(settings.kafka.unreachable_ms_max),
+            );
+            move || monitor.check(limit)
+        });
         let http_stop = CancellationToken::new();
         let http_state = HttpState {
             metrics: prometheus,
@@ -144,11 +154,11 @@ impl Pipeline {
         };
         let http = health::serve(settings.http.listen, http_state, http_stop.clone()).await?;
 
-        let sink = Sink::new(&settings.kafka).context("Kafka producer")?;
+        let sink = Sink::watched(&settings.kafka, &monitor).context("Kafka producer")?;
         let (lost, found) = OrphanQueue::new();
         let training = Control::new();
         let supervisor = Supervisor::spawn_with_mailbox((), kameo::mailbox::bounded(4)); // it gets no messages
-        let trackers = Ledgers::new(&settings.kafka);
+        let trackers = Ledgers::new(&settings.kafka, monitor);
 
         let publisher_args = PublisherArgs {
             sink: sink.clone(),
@@ -156,7 +166,9 @@ impl Pipeline {
             topics: settings.kafka.topics.clone(),
             source: Arc::from(settings.service.source.as_str()),
             lost: found,
+            deleted,
             sends_max: SENDS_MAX,
+            drain: Duration::from_millis(settings.service.drain_ms_max),
         };
         let publisher = Publisher::supervise_with(&supervisor, move || publisher_args.clone())
             .restart_policy(RestartPolicy::Transient)
@@ -180,6 +192,7 @@ impl Pipeline {
             .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(settings.encoder.batch_windows_max)) // the next batch
             .await;
         started("encoder", &encoder).await?;
+        networks_warm.met();
 
         let trainer_args = TrainerArgs {
             config: settings.trainer.clone(),
@@ -212,6 +225,8 @@ impl Pipeline {
             instructions: instructions.clone(),
             lost: lost.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
+            correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
+            corrections_waiting_max: settings.store.corrections_waiting_max,
             publisher: publisher.clone().recipient(),
         };
         let collector = SampleCollector::supervise_with(&supervisor, move || collector_args.clone())
@@ -266,6 +281,7 @@ impl Pipeline {
         started("ingest", &ingest).await?;
 
         readiness.set(Phase::Ready);
+        until_ready(&readiness, &[&requests, &labels, &control]).await?;
         let addresses = Addresses {
             bootstrap: settings.kafka.bootstrap.clone(),
             http,
@@ -380,6 +396,27 @@ impl Pipeline {
     }
 }
 
+/// Waits until nothing is lacking, the partitions last; a group may take its time to share them out.
+async fn until_ready(readiness: &Readiness, sources: &[&Source]) -> anyhow::Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(10);
+    const SAY_EVERY: Duration = Duration::from_secs(10);
+    let mut said = Instant::now();
+    loop {
+        let lacks = readiness.lacks();
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        if sources.iter().any(|source| !source.is_running()) {
+            anyhow::bail!("a Kafka consumer has ended before it had partitions, its log says why");
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            info!(?lacks, "not ready yet");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Waits for a stage's start-up.
 async fn started<A>(name: &str, stage: &ActorRef<A>) -> anyhow::Result<()>
 where
@@ -475,6 +512,7 @@ struct Ledgers {
     requests: OffsetTracker,
     labels: OffsetTracker,
     control: OffsetTracker,
+    monitor: ConnectionMonitor,
 }
 
 #[derive(Clone, Copy)]
@@ -485,8 +523,9 @@ enum Side {
 }
 
 impl Ledgers {
-    fn new(kafka: &KafkaConfig) -> Self {
+    fn new(kafka: &KafkaConfig, monitor: ConnectionMonitor) -> Self {
         Self {
+            monitor,
             requests: OffsetTracker::new(Budget::new(kafka.in_flight_bytes_max)),
             labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
             control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
@@ -521,6 +560,7 @@ impl Ledgers {
         let config = SourceConfig {
             kafka,
             topics: vec![topic],
+            monitor: self.monitor.clone(),
         };
         Source::start(config, tracker.clone()).context("Kafka consumer")
     }

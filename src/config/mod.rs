@@ -135,6 +135,15 @@ impl Settings {
                 ),
             ));
         }
+        if self.store.correction_wait_ms >= self.service.drain_ms_max {
+            return Err(ConfigError::invalid(
+                "store.correction_wait_ms",
+                format!(
+                    "{} must be less than `service.drain_ms_max` ({}), or a shutdown cannot finish the corrections that wait",
+                    self.store.correction_wait_ms, self.service.drain_ms_max
+                ),
+            ));
+        }
         // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
         let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {

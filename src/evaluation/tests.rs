@@ -30,6 +30,7 @@ fn example(at: usize, task: &str, target: &str) -> Example {
 
 fn set(examples: Vec<Example>) -> Vec<Set> {
     vec![Set {
+        refused: Default::default(),
         name: "m".into(),
         examples,
     }]

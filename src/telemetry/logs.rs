@@ -97,6 +97,7 @@ where
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false) // it would write to the standard error that cannot be written, and panic
         .with_target(false);
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),

@@ -15,7 +15,7 @@ use crate::text::{JointLayout, Task, TaskTable, TemplateVariables, TextError};
 use crate::training::config::TrainingConfig;
 
 /// The task of transcripts.
-const TRANSCRIPT: &str = "asr";
+pub(super) const TRANSCRIPT: &str = "asr";
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
 

@@ -27,6 +27,9 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Partial, Self::Final, Self::Error];
+
     /// Its name in JSON, metrics and ids.
     pub fn as_str(self) -> &'static str {
         match self {

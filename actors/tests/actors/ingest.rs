@@ -101,7 +101,11 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
 
     harness.hand_on().await;
     let before = harness.utterance().await;
-    harness.current.swap(adapter("two", LayerMix::Last, 2, 4));
+    let two = adapter("two", LayerMix::Last, 2, 4);
+    harness
+        .current
+        .change(|| Ok::<_, std::convert::Infallible>(two))
+        .unwrap();
     harness.hand_on().await;
     let after = harness.utterance().await;
 

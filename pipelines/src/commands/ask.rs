@@ -35,10 +35,10 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
             .with_context(|| name.clone());
         match answer {
             Ok(answer) if args.json => {
-                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?);
+                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?)?;
             }
-            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text)),
-            Ok(answer) => output::line(&answer.text),
+            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text))?,
+            Ok(answer) => output::line(&answer.text)?,
             Err(error) => {
                 failed += 1;
                 tracing::error!("{error:#}");

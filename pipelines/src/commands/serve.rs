@@ -23,10 +23,13 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         () = shutdown::signal() => return Err(anyhow::anyhow!("stopped before the start was complete").into()),
     };
     let addresses = pipeline.addresses();
-    output::line(format!(
+    let ready = output::line(format!(
         "ready bootstrap={} http=http://{} adapter={}",
         addresses.bootstrap, addresses.http, addresses.adapter
     ));
+    if let Err(error) = ready {
+        tracing::warn!(%error, "the line that says `ready` is lost; requests are answered all the same");
+    }
     let broken = tokio::select! {
         () = shutdown::signal() => None,
         reason = pipeline.broken() => Some(reason),
