@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::models::ModelError;
-use crate::models::decoding::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -170,7 +170,7 @@ impl std::str::FromStr for EarlyStopping {
 #[cfg(test)]
 mod tests {
     use crate::config::Settings;
-    use crate::models::decoding::{EarlyStopping, Strategy};
+    use crate::inference::{EarlyStopping, Strategy};
 
     #[test]
     fn early_stopping_is_written_as_in_transformers_and_reads_back() {

@@ -23,6 +23,8 @@ pub mod training;
 use audio::AudioConfig;
 use broker::BrokerConfig;
 use decoding::DecodingConfig;
+
+use crate::inference::EngineConfig;
 use kafka::KafkaConfig;
 use model::ModelConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
@@ -121,6 +123,19 @@ impl ConfigError {
 }
 
 impl Settings {
+    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the `[encoder]`, `[decoder]`
+    /// and `[decoding]` tables. Its memory grows with what is asked; serving sets all of it aside at the start.
+    pub fn engine(&self) -> EngineConfig {
+        EngineConfig {
+            slots: self.decoder.slots,
+            positions_max: self.decoder.positions_max,
+            answer_positions: self.decoder.tokens_max,
+            batch_windows_max: self.encoder.batch_windows_max,
+            options: self.decoding.options(self.decoder.tokens_max),
+            preallocate: false,
+        }
+    }
+
     /// Reads the file, applies the environment, and checks the rules between settings.
     ///
     /// # Errors

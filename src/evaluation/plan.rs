@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::text::tasks::{LABELS, TASK_SEPARATOR};
-use crate::text::{AnswerShape, JointLayout, Task, TaskTable, TextError};
-use crate::training::evaluate::Ask;
+use crate::text::{OutputGrammar, JointLayout, Task, TaskTable, TextError};
+use crate::training::evaluate::EvalPrompt;
 use crate::training::{Example, TrainingError, read_manifest};
 
 /// The task whose prompt asks for a transcript.
@@ -94,7 +94,7 @@ pub struct System {
     pub wording: Wording,
     /// Whether lists of labels carry descriptions.
     pub descriptions: bool,
-    /// Whether answers are held to the labels in force.
+    /// Whether answers are constrained to the labels in force.
     pub constrained: bool,
     /// Whether the transcript is asked for first, in the same answer.
     pub joint: bool,
@@ -114,7 +114,7 @@ pub enum PromptChoice {
 /// What a report shall hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
-    /// Holds answers to the labels in force, where a task has some.
+    /// Constrains answers to the labels in force, where a task has some.
     pub constrained: bool,
     /// The language model on transcripts and on reference texts; for keyword search, text search in transcripts.
     pub cascade: bool,
@@ -304,19 +304,19 @@ pub struct Recording<'s> {
     /// What it is.
     pub example: &'s Example,
     /// What is asked, each question once.
-    pub questions: Vec<(Source, Ask)>,
+    pub questions: Vec<(Source, EvalPrompt)>,
     /// The question whose answer is the transcript, where one is needed.
     pub transcript: Option<usize>,
 }
 
 impl Recording<'_> {
-    fn question(&mut self, source: Source, ask: Ask) -> usize {
+    fn question(&mut self, source: Source, prompt: EvalPrompt) -> usize {
         let known = self
             .questions
             .iter()
-            .position(|(from, other)| *from == source && *other == ask);
+            .position(|(from, other)| *from == source && *other == prompt);
         known.unwrap_or_else(|| {
-            self.questions.push((source, ask));
+            self.questions.push((source, prompt));
             self.questions.len() - 1
         })
     }
@@ -401,7 +401,7 @@ impl<'s> Plan<'s> {
                 let mut fault = None;
                 for (number, system) in plan.systems.iter().enumerate() {
                     match question(system, example, tasks) {
-                        Ok((ask, layout)) => {
+                        Ok((prompt, layout)) => {
                             if system.source == Source::Transcript && recording.transcript.is_none() {
                                 let Ok(asr) = transcription(tasks) else { continue };
                                 recording.transcript = Some(recording.question(Source::Audio, asr));
@@ -410,7 +410,7 @@ impl<'s> Plan<'s> {
                                 Source::Search => Source::Audio,
                                 source => source,
                             };
-                            let question = recording.question(source, ask);
+                            let question = recording.question(source, prompt);
                             plan.wanted.push(Wanted {
                                 system: number,
                                 recording: at,
@@ -433,15 +433,15 @@ impl<'s> Plan<'s> {
 }
 
 /// The question for a transcript: what the cascade begins with.
-fn transcription(tasks: &TaskTable) -> Result<Ask, TextError> {
-    Ok(Ask::free(tasks.get(ASR)?.instruction.clone()))
+fn transcription(tasks: &TaskTable) -> Result<EvalPrompt, TextError> {
+    Ok(EvalPrompt::free(tasks.get(ASR)?.instruction.clone()))
 }
 
 fn question(
     system: &System,
     example: &Example,
     tasks: &TaskTable,
-) -> Result<(Ask, Option<Arc<JointLayout>>), No> {
+) -> Result<(EvalPrompt, Option<Arc<JointLayout>>), No> {
     let list = tasks.list(&example.task)?;
     let [task] = *list.as_slice() else {
         // Taken apart already, were there a layout for them: why there is none.
@@ -483,22 +483,22 @@ fn question(
         _ => task.fill(&task.instruction, &filling)?,
     };
     if !system.joint {
-        let shape = if system.constrained {
-            task.shape(&filling)?
+        let grammar = if system.constrained {
+            task.grammar(&filling)?
         } else {
-            AnswerShape::free()
+            OutputGrammar::free()
         };
-        return Ok((Ask { instruction, shape }, None));
+        return Ok((EvalPrompt { instruction, grammar }, None));
     }
     let asr = tasks.get(ASR)?;
     let layout = JointLayout::new(&[asr, task], &filling)?;
     let instruction = layout.instruction(&[asr.instruction.as_str(), &instruction], 0);
-    let shape = if system.constrained {
-        layout.shape()
+    let grammar = if system.constrained {
+        layout.grammar()
     } else {
-        AnswerShape::free()
+        OutputGrammar::free()
     };
-    Ok((Ask { instruction, shape }, Some(Arc::new(layout))))
+    Ok((EvalPrompt { instruction, grammar }, Some(Arc::new(layout))))
 }
 
 /// The first wording used in training that lists the labels, else the default one.

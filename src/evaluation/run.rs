@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{ASR, KEYWORD, Plan, Source, Study, untaken};
-use crate::models::speech_llm::Learned;
+use crate::models::adapter::AdapterSnapshot;
 use crate::text::normalize::plain;
-use crate::training::evaluate::{Ask, EvaluateOptions, Reply, answer_recordings, answer_texts};
+use crate::training::evaluate::{EvalPrompt, EvaluateOptions, EvalAnswer, answer_recordings, answer_texts};
 use crate::training::manifest::json_lines;
 use crate::training::{Control, Example, Networks, TrainingError};
 
@@ -114,18 +114,18 @@ pub struct Answered {
 pub fn run(
     plan: &Plan<'_>,
     networks: &Networks,
-    learned: &Learned,
+    adapter: &AdapterSnapshot,
     options: &EvaluateOptions,
     control: &Control,
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Answered, TrainingError> {
     let start = std::time::Instant::now();
-    let mut replies: Vec<Vec<Option<Reply>>> = plan
+    let mut answers_of: Vec<Vec<Option<EvalAnswer>>> = plan
         .recordings
         .iter()
         .map(|recording| vec![None; recording.questions.len()])
         .collect();
-    let total: usize = replies.iter().map(Vec::len).sum();
+    let total: usize = answers_of.iter().map(Vec::len).sum();
     let mut done = 0;
     let mut answered = Answered {
         problems: plan.problems.clone(),
@@ -142,7 +142,7 @@ pub fn run(
                 .collect()
         })
         .collect();
-    let recordings: Vec<(&Example, Vec<Ask>)> = plan
+    let recordings: Vec<(&Example, Vec<EvalPrompt>)> = plan
         .recordings
         .iter()
         .zip(&about_audio)
@@ -159,55 +159,55 @@ pub fn run(
         .chunk_by(|one, next| one.set.name == next.set.name)
     {
         let of_set = &recordings[first..first + set.len()];
-        let heard = answer_recordings(
+        let summary = answer_recordings(
             networks,
-            learned,
+            adapter,
             of_set,
             options,
             control,
-            &mut |at, ask, reply| {
+            &mut |at, prompt, answer| {
                 let at = first + at;
-                match reply {
-                    Ok(reply) => replies[at][about_audio[at][ask]] = Some(reply),
+                match answer {
+                    Ok(answer) => answers_of[at][about_audio[at][prompt]] = Some(answer),
                     Err(reason) => answered.problems.push(problem(at, &reason)),
                 }
                 done += 1;
                 on_progress(done, total);
             },
         )?;
-        for (at, reason) in &heard.unreadable {
+        for (at, reason) in &summary.unreadable {
             answered.problems.push(problem(first + at, reason));
         }
-        answered.audio_seconds += heard.audio_seconds;
+        answered.audio_seconds += summary.audio_seconds;
         first += set.len();
     }
 
     let mut keys = Vec::new();
     let mut texts = Vec::new();
     for (at, recording) in plan.recordings.iter().enumerate() {
-        for (number, (source, ask)) in recording.questions.iter().enumerate() {
+        for (number, (source, prompt)) in recording.questions.iter().enumerate() {
             let text = match source {
                 Source::Audio | Source::Search => None,
                 Source::Transcript => recording
                     .transcript
-                    .and_then(|question| replies[at][question].as_ref())
-                    .map(|reply| reply.text.clone()),
+                    .and_then(|question| answers_of[at][question].as_ref())
+                    .map(|answer| answer.text.clone()),
                 Source::Reference => recording.example.text.clone(),
             };
             if let Some(text) = text {
                 keys.push((at, number));
-                texts.push((text, ask.clone()));
+                texts.push((text, prompt.clone()));
             }
         }
     }
-    let borrowed: Vec<(&str, Ask)> = texts
+    let borrowed: Vec<(&str, EvalPrompt)> = texts
         .iter()
-        .map(|(text, ask)| (text.as_str(), ask.clone()))
+        .map(|(text, prompt)| (text.as_str(), prompt.clone()))
         .collect();
-    let answers = answer_texts(&networks.speech_llm, &borrowed, options, control)?;
-    for ((at, number), reply) in keys.into_iter().zip(answers) {
-        match reply {
-            Ok(reply) => replies[at][number] = Some(reply),
+    let answers = answer_texts(networks, &borrowed, options, control);
+    for ((at, number), answer) in keys.into_iter().zip(answers) {
+        match answer {
+            Ok(answer) => answers_of[at][number] = Some(answer),
             Err(reason) => answered.problems.push(problem(at, &reason)),
         }
         done += 1;
@@ -216,16 +216,16 @@ pub fn run(
 
     for wanted in &plan.wanted {
         let recording = &plan.recordings[wanted.recording];
-        let Some(reply) = &replies[wanted.recording][wanted.question] else {
+        let Some(answer) = &answers_of[wanted.recording][wanted.question] else {
             continue;
         };
         let system = &plan.systems[wanted.system];
         let example = recording.example;
-        let (source, ask) = &recording.questions[wanted.question];
+        let (source, prompt) = &recording.questions[wanted.question];
         let transcript = recording
             .transcript
             .filter(|_| *source == Source::Transcript)
-            .and_then(|question| replies[wanted.recording][question].as_ref());
+            .and_then(|question| answers_of[wanted.recording][question].as_ref());
         let mut row = Row {
             study: system.study,
             system: system.name.clone(),
@@ -234,25 +234,25 @@ pub fn run(
             task: example.task.clone(),
             language: example.filling.fields.get("target_lang").cloned(),
             domain: example.domain.clone(),
-            instruction: ask.instruction.clone(),
+            instruction: prompt.instruction.clone(),
             reference: example.target.clone(),
-            hypothesis: reply.text.clone(),
+            hypothesis: answer.text.clone(),
             answer: None,
-            transcript: transcript.map(|reply| reply.text.clone()),
-            score: reply.score,
-            finished: reply.finished,
+            transcript: transcript.map(|answer| answer.text.clone()),
+            score: answer.score,
+            finished: answer.finished,
         };
         if let Some(layout) = &wanted.layout {
-            let mut parts = layout.by_task(&reply.text);
+            let mut parts = layout.by_task(&answer.text);
             row.answer = Some(std::mem::take(&mut row.hypothesis));
             row.hypothesis = parts.remove(&example.task).unwrap_or_default();
             row.transcript = parts.remove(ASR);
         }
         if system.source == Source::Search {
             let keyword = example.filling.fields.get(KEYWORD);
-            let found = keyword.is_some_and(|keyword| says(&reply.text, keyword));
+            let found = keyword.is_some_and(|keyword| says(&answer.text, keyword));
             row.hypothesis = if found { "yes" } else { "no" }.to_owned();
-            row.transcript = Some(reply.text.clone());
+            row.transcript = Some(answer.text.clone());
             row.score = None;
         }
         answered.rows.push(row);

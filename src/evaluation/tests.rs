@@ -101,7 +101,7 @@ fn descriptions_and_constraint_are_as_the_grid_says() {
         let (_, ask) = &plan.recordings[0].questions[wanted.question];
         assert_eq!(ask.instruction.contains("- play_radio: "), system.descriptions);
         assert_eq!(ask.instruction.contains("- play_radio;"), !system.descriptions);
-        assert_eq!(ask.shape.is_free(), !system.constrained);
+        assert_eq!(ask.grammar.is_free(), !system.constrained);
     }
 }
 
@@ -122,7 +122,7 @@ fn a_rows_own_words_and_labels_are_used() {
     let questions = &plan.recordings[0].questions;
     assert_eq!(questions[0].1.instruction, "Mine {labels}");
     assert_eq!(
-        questions[0].1.shape.choice(),
+        questions[0].1.grammar.choice(),
         Some(&["a".to_owned(), "b".to_owned()][..])
     );
     assert!(questions[1].1.instruction.contains("- a;\n- b;"));

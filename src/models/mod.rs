@@ -1,4 +1,4 @@
-//! One folder per network, and the speech LLM that joins them. Nothing here knows Kafka.
+//! Networks only: one folder each, and one table, [`MODELS`], of what can be opened. Nothing here knows Kafka.
 //!
 //! Pipelines speak to two traits, [`SpeechEncoder`] and [`LanguageModel`], and never ask for a model's name.
 //!
@@ -8,12 +8,8 @@
 
 pub mod adapter;
 pub mod conformer;
-pub mod decoding;
 pub mod llama;
 pub mod probe;
-pub mod probe_llm;
-pub mod responder;
-pub mod speech_llm;
 pub mod t5;
 pub mod wavlm;
 pub mod whisper;
@@ -22,13 +18,10 @@ mod clips;
 mod config_file;
 mod error;
 mod open;
-mod open_llm;
-mod probe_encoder;
 mod traits;
 
 pub use error::ModelError;
-pub use open::open_encoder;
-pub use open_llm::open_language_model;
+pub use open::{MODELS, Open, open_encoder, open_language_model};
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
 pub use wavlm::WavEncoder;
 pub use whisper::WhisperEncoder;

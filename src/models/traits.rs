@@ -121,7 +121,7 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// [`ModelError`] when there is not one non-empty answer per prompt, shapes disagree, an id does not exist, or a
     /// sequence exceeds the model's positions.
-    fn teach(
+    fn teacher_forced_logits(
         &self,
         prompts: &[Tensor],
         answers: &[&[i64]],
@@ -132,11 +132,23 @@ pub trait LanguageModel: Send {
     /// (after every position), `[1, V]` of an encoder–decoder (the answer's first token).
     ///
     /// # Errors
-    /// As [`teach`](Self::teach).
-    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
+    /// As [`teacher_forced_logits`](Self::teacher_forced_logits).
+    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
+
+    /// Every value that the model makes of `ids`, numbered and defined as the hidden states of the transformers library.
+    ///
+    /// `decoder_ids` are what an encoder–decoder's decoder has read, the start token first; absent, the start token alone.
+    ///
+    /// # Shapes
+    /// Decoder-only: `logits` `[T, V]`, `hidden.0 … hidden.N` `[T, H]`. Encoder–decoder: `logits` `[L, V]`, `encoder`
+    /// `[T, H]`, `encoder.hidden.0 … N` `[T, H]`, `decoder.hidden.0 … N` `[L, H]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when an id does not exist, there are none or too many, or a decoder-only model is given decoder ids.
+    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError>;
 
     /// An empty cache of `slots` sequences, each with room for a prompt of `prompt_positions` and an answer of
-    /// `answer_positions` tokens. A decoder-only model has one room for the sum of both.
+    /// `answer_positions` tokens. A decoder-only model has one buffer for the sum of both.
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache;
 
     /// Fills `slots` of the cache with new sequences and predicts what follows each.
@@ -181,7 +193,7 @@ pub(super) fn check_rows(what: &'static str, found: usize, rows: i64) -> Result<
 }
 
 /// One answer per prompt, none of them empty, and prompts of `width`.
-pub(super) fn check_lesson(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
+pub(super) fn check_batch(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
     let paired = !prompts.is_empty() && prompts.len() == answers.len();
     if !paired || answers.iter().any(|answer| answer.is_empty()) {
         return Err(ModelError::Shape {

@@ -7,7 +7,8 @@ use super::ctc::ctc_ids;
 use super::example::Example;
 use super::wordings::{TasksAtHand, Wordings};
 use crate::config::training::TrainingConfig;
-use crate::models::speech_llm::SpeechLlm;
+use crate::inference::speech_llm::SpeechLlm;
+use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};
 
 /// A sample ready for both losses.
@@ -21,6 +22,8 @@ pub struct Sample {
     pub ctc: Vec<i64>,
     /// The ways in which it can be asked.
     pub wordings: Wordings,
+    /// Its tasks, each with the metric that its answers are judged by.
+    pub metrics: Vec<(String, Metric)>,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -83,12 +86,19 @@ pub fn prepare(
             continue;
         }
         let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
+        let metrics = match &layout {
+            None => vec![(example.task.clone(), tasks.metric_of(&example.task))],
+            Some(layout) => (layout.fields().iter())
+                .map(|field| (field.task.clone(), tasks.metric_of(&field.task)))
+                .collect(),
+        };
         let wordings = tasks.wordings_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
             wordings,
+            metrics,
         });
     }
     Ok(prepared)

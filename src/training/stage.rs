@@ -8,7 +8,8 @@ use super::ctc::CtcTable;
 use super::networks::Networks;
 use super::prepare::Sample;
 use crate::config::training::{StageConfig, StageKind, TrainingConfig};
-use crate::models::speech_llm::Learned;
+use crate::inference::hidden_states;
+use crate::inference::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 
@@ -161,7 +162,7 @@ impl<'a> StageAtWork<'a> {
             return Ok(None);
         }
         let kept: Vec<&[f32]> = keep.iter().map(|row| clips[*row].as_slice()).collect();
-        let hidden = self.networks.encoder.hidden_states(&kept)?;
+        let hidden = hidden_states(self.networks.encoder.as_ref(), &kept)?;
         let features = learned.adapter.mix(&hidden)?; // [B, T, D]
         let adapted = learned.adapter.forward(&features, &hidden.lengths)?; // [B, P, H]
 

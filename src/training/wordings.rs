@@ -12,7 +12,8 @@ use super::example::Example;
 use crate::config::training::TrainingConfig;
 use crate::nn::random::SplitMix;
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{Filling, JointLayout, Task, TaskTable, TextError};
+use crate::scoring::Metric;
+use crate::text::{Filling, JointLayout, Task, TaskMetric, TaskTable, TextError};
 
 /// The task of transcripts.
 const TRANSCRIPT: &str = "asr";
@@ -61,6 +62,11 @@ impl Wordings {
             parts: vec![part],
             joint: None,
         }
+    }
+
+    /// How the answers of several tasks are laid out; absent for one task.
+    pub fn layout(&self) -> Option<&JointLayout> {
+        self.joint.as_deref()
     }
 
     /// The first way: the default instruction.
@@ -151,6 +157,12 @@ impl TasksAtHand {
     /// The task files' entry of a single task.
     pub(super) fn file_of(&self, name: &str) -> Option<&Task> {
         self.tasks.get(name)?.task.as_deref()
+    }
+
+    /// The metric that a task's answers are judged by: that of its file; word error rate where there is none.
+    pub(super) fn metric_of(&self, name: &str) -> Metric {
+        let metric = self.file_of(name).map_or(TaskMetric::Wer, |task| task.metric);
+        Metric::of_task(metric)[0]
     }
 
     /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kameo::prelude::*;
 use speechverse::config::model::LayerMix;
 use speechverse::config::serving::EncoderConfig;
+use speechverse::inference::FeatureExtractor;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
@@ -101,9 +102,10 @@ impl Desk {
                 batch_wait_ms_max,
             },
             build: Arc::new(move || {
-                Ok(Box::new(Network {
+                let network = Network {
                     calls: called.clone(),
-                }))
+                };
+                Ok(FeatureExtractor::new(Box::new(network), batch_windows_max))
             }),
             decoder,
             publisher,
@@ -176,6 +178,34 @@ async fn an_utterance_without_company_goes_when_it_has_waited_long_enough_and_no
         told.elapsed()
     );
     assert_eq!(next(&desk.calls).await, [40]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_timer_of_a_batch_that_has_left_does_not_flush_the_next_one() {
+    const WAIT: Duration = Duration::from_millis(600);
+    let desk = Desk::new(2, WAIT.as_millis() as u64).await;
+    desk.tell(0, 0.5, 40).await;
+    desk.tell(1, 0.5, 40).await; // the batch is full and leaves; its timer runs on
+    desk.result().await;
+    desk.result().await;
+    tokio::time::sleep(WAIT / 2).await;
+    let told = Instant::now();
+
+    desk.tell(2, 0.5, 40).await;
+    desk.result().await;
+
+    assert!(told.elapsed() >= WAIT, "{:?}", told.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_never_has_more_windows_than_configured_also_of_one_long_clip() {
+    let desk = Desk::new(2, FOREVER_MS).await;
+
+    desk.tell(0, 0.5, 5 * SAMPLES_MAX).await;
+
+    assert_eq!(desk.result().await.1.len(), 5 * SAMPLES_MAX / HOP);
+    let passes: Vec<usize> = desk.calls.drain().map(|pass| pass.len()).collect();
+    assert_eq!(passes, [2, 2, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,8 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::evaluation::report::{DataSet, Facts};
 use speechverse::evaluation::{Answered, Choices, Plan, PromptChoice, Report, Set, markdown, read_rows, run};
-use speechverse::models::decoding::DecodeOptions;
-use speechverse::models::speech_llm::Learned;
+use speechverse::inference::{DecodeOptions, EngineConfig};
 use speechverse::nn::accel::{cpu_capability, threads};
 use speechverse::text::TaskTable;
 use speechverse::training::evaluate::EvaluateOptions;
@@ -18,6 +17,9 @@ use speechverse::training::{Control, Networks};
 use super::Failure;
 use crate::cli::{Eval, PromptSet};
 use crate::{adapters, output};
+
+/// Recordings taken up together, and answers generated side by side.
+const BATCH_ROWS: usize = 16;
 
 pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
@@ -106,22 +108,20 @@ fn answer(
     let identities = adapters::identities(settings)?;
     let (_, loaded) = adapters::open(settings, args.adapter.as_deref(), &identities)?;
     let networks = Networks::load(&settings.model).context("cannot load the networks")?;
-    let learned = Learned::frozen(
-        &loaded.adapter,
-        networks.speech_llm.llm(),
-        networks.placement.device,
-    )
-    .context("cannot use the adapter")?;
     let options = EvaluateOptions {
-        decoding,
+        engine: EngineConfig {
+            slots: BATCH_ROWS.max(decoding.slots()),
+            answer_positions: decoding.tokens_max,
+            options: decoding,
+            ..settings.engine()
+        },
         by_ctc: args.by_ctc,
-        ..EvaluateOptions::default()
     };
     let bar = progress();
     let answered = run(
         plan,
         &networks,
-        &learned,
+        &loaded.adapter,
         &options,
         &Control::new(),
         &mut |done, total| {
@@ -159,7 +159,7 @@ fn answer(
         ("decoding", how),
         ("constrained", args.constrained.to_string()),
         ("answer tokens at most", decoding.tokens_max.to_string()),
-        ("batch", options.batch_rows.to_string()),
+        ("batch", options.engine.slots.to_string()),
     ]));
     Ok(answered)
 }

@@ -1,15 +1,19 @@
 //! Beam search and sampling against transformers; constrained answers of random models over random vocabularies; answers
-//! beside others.
+//! beside others; failures.
 
-mod babbler;
 mod constrained;
+mod failures;
+mod random_model;
 mod reference;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::*;
+use crate::testing::{generate_alike, generate_all};
+use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::llama::Llama;
 
 /// Folder of a fixture.
@@ -27,7 +31,7 @@ fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Pro
     Prompt {
         embeds: model.embed(ids).unwrap(),
         options,
-        constraint: None,
+        grammar: None,
         lora: None,
     }
 }
@@ -76,10 +80,10 @@ fn answers_of_every_kind_side_by_side_are_those_that_each_has_alone() {
     };
     let ends = [3, 50];
 
-    let together = decode_all(&model, prompts(), 7, &ends, 96, &[]).unwrap();
+    let together = generate_all(&model, prompts(), 7, &ends, 96, &[]).unwrap();
 
     for (index, one) in prompts().into_iter().enumerate() {
-        let alone = decode_all(&model, vec![one], 1, &ends, 96, &[])
+        let alone = generate_all(&model, vec![one], 1, &ends, 96, &[])
             .unwrap()
             .remove(0);
         assert_eq!(together[index].ids, alone.ids, "{index}");
@@ -92,13 +96,13 @@ fn answers_of_every_kind_side_by_side_are_those_that_each_has_alone() {
 fn log_probabilities_are_those_of_the_full_distribution_whatever_the_strategy() {
     let model = tiny();
     for options in every_kind() {
-        let found = decode_all(&model, vec![prompt(&model, &[5, 6], options)], 1, &[3], 96, &[])
+        let found = generate_all(&model, vec![prompt(&model, &[5, 6], options)], 1, &[3], 96, &[])
             .unwrap()
             .remove(0);
         let mut ids = found.ids.clone();
         ids.extend(found.ended.then_some(3));
         let scores = model
-            .teach(&[model.embed(&[5, 6]).unwrap()], &[&ids], None)
+            .teacher_forced_logits(&[model.embed(&[5, 6]).unwrap()], &[&ids], None)
             .unwrap();
         let log_probs = scores.log_softmax(-1, Kind::Double);
 
@@ -114,7 +118,7 @@ fn log_probabilities_are_those_of_the_full_distribution_whatever_the_strategy() 
 fn ids_beyond_the_vocabulary_are_never_chosen() {
     let model = tiny();
     for options in every_kind() {
-        let answers = decode_all(&model, vec![prompt(&model, &[5], options)], 1, &[], 12, &[]).unwrap();
+        let answers = generate_all(&model, vec![prompt(&model, &[5], options)], 1, &[], 12, &[]).unwrap();
         assert!(answers[0].ids.iter().all(|id| *id < 12), "{options:?}");
     }
 }
@@ -128,12 +132,12 @@ fn an_answer_is_cut_off_at_the_models_last_position_and_a_prompt_beyond_it_is_re
             tokens_max: 50,
             ..options
         };
-        let found = decode_all(&model, vec![prompt(&model, &ids, options)], 1, &[], 96, &[]).unwrap();
+        let found = generate_all(&model, vec![prompt(&model, &ids, options)], 1, &[], 96, &[]).unwrap();
         assert_eq!(found[0].ids.len(), 5, "{options:?}");
         assert!(!found[0].ended);
     }
     let ids = vec![5; 65];
-    let refused = decode_all(
+    let refused = generate_all(
         &model,
         vec![prompt(&model, &ids, DecodeOptions::greedy(1))],
         1,
@@ -144,31 +148,139 @@ fn an_answer_is_cut_off_at_the_models_last_position_and_a_prompt_beyond_it_is_re
     assert!(matches!(refused, Err(ModelError::TooManyPositions { .. })));
 }
 
+fn sizes(slots: usize, prompt_positions: usize, answer_positions: usize) -> SchedulerSizes {
+    SchedulerSizes {
+        slots,
+        prompt_positions,
+        answer_positions,
+        preallocate: true,
+    }
+}
+
+/// Steps until nothing is unfinished; what ended, in order.
+fn run(
+    scheduler: &mut Scheduler,
+    model: &dyn LanguageModel,
+    loras: Loras<'_>,
+) -> Vec<(RequestId, Result<Generation, ModelError>)> {
+    let mut ended = Vec::new();
+    while scheduler.has_unfinished() {
+        ended.extend(scheduler.step(model, loras).ended);
+    }
+    ended
+}
+
 #[test]
-fn what_does_not_fit_the_slots_is_an_error_and_leaves_them_free() {
+fn what_does_not_fit_a_slot_is_refused_and_what_waits_starts_when_there_are_slots() {
     let model = tiny();
     let beams = every_kind()[2];
-    let mut decoder = SlotDecoder::new(&model, 2, 8, 8, &[], 96);
+    let mut scheduler = Scheduler::new(&model, sizes(2, 8, 8), &[], 96);
 
-    assert!(
-        decoder
-            .join(&model, &[], vec![((), prompt(&model, &[5], beams))])
-            .is_err()
-    );
-    let three = vec![5, 6, 7]
-        .into_iter()
-        .map(|id| ((), prompt(&model, &[id], DecodeOptions::greedy(3))));
-    assert!(decoder.join(&model, &[], three.collect()).is_err());
-    let strange = Prompt {
-        lora: Some(9),
+    // Three beams for two slots; no token at all.
+    assert!(scheduler.add(RequestId::next(), prompt(&model, &[5], beams)).is_err());
+    let zero = prompt(&model, &[5], DecodeOptions::greedy(0));
+    assert!(scheduler.add(RequestId::next(), zero).is_err());
+    assert!(!scheduler.has_unfinished());
+    let ids: Vec<RequestId> = [5, 6, 7]
+        .map(|id| {
+            let request = RequestId::next();
+            let prompt = prompt(&model, &[id], DecodeOptions::greedy(3));
+            scheduler.add(request, prompt).unwrap();
+            request
+        })
+        .into();
+    scheduler.step(&model, &[]);
+    assert_eq!((scheduler.running(), scheduler.waiting()), (2, 1));
+    let ended = run(&mut scheduler, &model, &[]);
+
+    let found: Vec<RequestId> = ended.iter().map(|(id, _)| *id).collect();
+    assert_eq!(found, ids);
+    assert_eq!((scheduler.free_slots(), scheduler.slots_in_use()), (2, 0));
+}
+
+#[test]
+fn low_rank_parts_that_are_not_there_end_their_sequence_and_no_other() {
+    let model = tiny();
+    let mut scheduler = Scheduler::new(&model, sizes(2, 8, 8), &[], 96);
+    let (strange, plain) = (RequestId::next(), RequestId::next());
+    let prompt = |lora| Prompt {
+        lora,
         ..prompt(&model, &[5], DecodeOptions::greedy(3))
     };
-    let refused = decoder.join(&model, &[], vec![((), strange)]);
-    assert!(matches!(refused, Err(ModelError::NoLora { key: 9 })));
-    let zero = prompt(&model, &[5], DecodeOptions::greedy(0));
-    assert!(decoder.join(&model, &[], vec![((), zero)]).is_err());
+    scheduler.add(strange, prompt(Some(9))).unwrap();
+    scheduler.add(plain, prompt(None)).unwrap();
 
-    assert_eq!((decoder.free(), decoder.used()), (2, 0));
+    let ended = run(&mut scheduler, &model, &[]);
+
+    assert!(matches!(ended[0], (id, Err(ModelError::NoLora { key: 9 })) if id == strange));
+    assert!(matches!(ended[1], (id, Ok(_)) if id == plain));
+    assert_eq!(scheduler.free_slots(), 2);
+}
+
+#[test]
+fn a_sequence_that_is_aborted_is_gone_whether_it_runs_or_waits() {
+    let model = tiny();
+    let mut scheduler = Scheduler::new(&model, sizes(1, 8, 8), &[], 96);
+    let ids = [RequestId::next(), RequestId::next(), RequestId::next()];
+    for id in ids {
+        let prompt = prompt(&model, &[5], DecodeOptions::greedy(4));
+        scheduler.add(id, prompt).unwrap();
+    }
+    scheduler.step(&model, &[]);
+
+    assert!(scheduler.abort(ids[0]) && scheduler.abort(ids[1]));
+    assert!(!scheduler.abort(ids[0]));
+    let ended = run(&mut scheduler, &model, &[]);
+
+    assert_eq!(ended.len(), 1);
+    assert_eq!(ended[0].0, ids[2]);
+}
+
+#[test]
+fn a_cache_that_grows_gives_the_answers_of_one_that_is_large_from_the_beginning() {
+    let model = tiny();
+    let prompts: Vec<Vec<i64>> = [1, 40, 3, 20].map(|length| (0..length).collect()).into();
+    let answers = |preallocate, together: bool| -> Vec<Vec<i64>> {
+        let sizes = SchedulerSizes {
+            preallocate,
+            ..sizes(2, 44, 20)
+        };
+        let mut scheduler = Scheduler::new(&model, sizes, &[], 96);
+        let mut found = Vec::new();
+        for ids in &prompts {
+            let prompt = prompt(&model, ids, DecodeOptions::greedy(20));
+            scheduler.add(RequestId::next(), prompt).unwrap();
+            if !together {
+                found.extend(run(&mut scheduler, &model, &[]));
+            }
+        }
+        found.extend(run(&mut scheduler, &model, &[]));
+        found.sort_by_key(|(id, _)| *id);
+        found.into_iter().map(|(_, ended)| ended.unwrap().ids).collect()
+    };
+
+    let right = answers(true, true);
+
+    assert_eq!(answers(false, true), right);
+    assert_eq!(answers(false, false), right, "it grows between the first and the second prompt");
+}
+
+#[test]
+fn a_beam_search_uses_fewer_slots_at_its_beginning_than_it_reserves() {
+    let model = tiny();
+    let mut scheduler = Scheduler::new(&model, sizes(4, 8, 8), &[], 96);
+    let prompt = prompt(&model, &[5], every_kind()[2]);
+    scheduler.add(RequestId::next(), prompt).unwrap();
+    assert_eq!((scheduler.free_slots(), scheduler.slots_in_use()), (4, 0));
+
+    let mut used = Vec::new();
+    while scheduler.has_unfinished() {
+        scheduler.step(&model, &[]);
+        used.push((scheduler.free_slots(), scheduler.slots_in_use()));
+    }
+
+    assert_eq!(used[0], (1, 3));
+    assert_eq!(used[used.len() - 1], (4, 0));
 }
 
 #[test]
@@ -201,10 +313,10 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
             .collect()
     };
 
-    let together = decode_all(&model, prompts(), 6, &[3], 96, &loras).unwrap();
+    let together = generate_all(&model, prompts(), 6, &[3], 96, &loras).unwrap();
 
     for (index, one) in prompts().into_iter().enumerate() {
-        let alone = decode_all(&model, vec![one], 1, &[3], 96, &loras)
+        let alone = generate_all(&model, vec![one], 1, &[3], 96, &loras)
             .unwrap()
             .remove(0);
         assert_eq!(together[index].ids, alone.ids, "{index}");
@@ -217,13 +329,13 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
 
 #[test]
 fn a_beam_search_among_repetitions_ends_and_keeps_one_of_them() {
-    let model = babbler::Babbler::looping(20);
+    let model = random_model::RandomModel::looping(20);
     let options = DecodeOptions {
         tokens_max: 40,
         ..every_kind()[2]
     };
 
-    let found = decode_alike(&model, &[model.embed(&[1]).unwrap()], options, 1, &[0]).unwrap();
+    let found = generate_alike(&model, &[model.embed(&[1]).unwrap()], options, 1, &[0]).unwrap();
 
     assert!(found[0].looping && !found[0].ended, "{found:?}");
     assert!(found[0].ids.len() < 12, "{found:?}");
@@ -235,18 +347,17 @@ fn an_encoder_decoders_answer_gets_what_its_slot_has_room_for_of_what_is_asked()
     let model =
         crate::models::open_language_model(&fixture("t5_gated"), &crate::nn::accel::Placement::reference())
             .unwrap();
-    let mut decoder = SlotDecoder::new(model.as_ref(), 1, 8, 6, &[], model.info().vocab);
+    let mut scheduler = Scheduler::new(model.as_ref(), sizes(1, 8, 6), &[], model.info().vocab);
     let asked = || prompt(model.as_ref(), &[5, 6, 7], DecodeOptions::greedy(50));
 
     assert!(matches!(
-        decoder.check(&asked(), 50),
+        scheduler.check(&asked(), 50),
         Err(ModelError::TooManyPositions { .. })
     ));
-    decoder.check(&asked(), 6).unwrap();
-    let mut finished = decoder.join(model.as_ref(), &[], vec![((), asked())]).unwrap();
-    while finished.is_empty() {
-        finished = decoder.step(model.as_ref(), &[]).unwrap();
-    }
+    scheduler.check(&asked(), 6).unwrap();
+    scheduler.add(RequestId::next(), asked()).unwrap();
+    let ended = run(&mut scheduler, model.as_ref(), &[]);
 
-    assert_eq!((finished[0].1.ids.len(), finished[0].1.ended), (6, false));
+    let answer = ended[0].1.as_ref().unwrap();
+    assert_eq!((answer.ids.len(), answer.ended), (6, false));
 }

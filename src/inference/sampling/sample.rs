@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::Sampling;
+use crate::inference::Sampling;
 use crate::models::ModelError;
 use crate::nn::random::SplitMix;
 
@@ -14,7 +14,7 @@ use crate::nn::random::SplitMix;
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.
-pub(super) fn warp(scores: &Tensor, sampling: &Sampling) -> Result<Tensor, ModelError> {
+pub(in crate::inference) fn warp(scores: &Tensor, sampling: &Sampling) -> Result<Tensor, ModelError> {
     let mut scores = scores.f_to_kind(Kind::Float)? / sampling.temperature;
     if sampling.top_k > 0 {
         let count = i64::try_from(sampling.top_k)
