@@ -1,9 +1,10 @@
 //! `Decoder`: features become text, through the adapter and the LLM.
 //!
-//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it lives in its own thread. Drives
-//! the generating half of the inference engine: answers are generated side by side in slots, and between two steps new
-//! requests start and finished ones leave, so a short answer never waits for a long one. A failure, a panic included,
-//! ends its own request with a dead letter. While every slot is taken the mailbox fills, which holds the encoder back.
+//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it
+//! lives in its own thread. Drives the generating half of the inference engine: answers are generated side by
+//! side in slots, and between two steps new requests start and finished ones leave, so a short answer never
+//! waits for a long one. A failure, a panic included, ends its own request with a dead letter. While every
+//! slot is taken the mailbox fills, which holds the encoder back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::time::Instant;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::config::serving::DecoderConfig;
-use speechverse::inference::{Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId};
+use speechverse::inference::{
+    Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
+};
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
@@ -174,11 +177,16 @@ impl Decoder {
         }
     }
 
-    /// Tells how far an answer is, if its request wants to know and so many tokens have been added. A text so far is always
-    /// one of a multiple of these, so its sequence number names it, also when it is told again after a crash.
+    /// Tells how far an answer is, if its request wants to know and so many tokens have been added. A text so
+    /// far is always one of a multiple of these, so its sequence number names it, also when it is told again
+    /// after a crash.
     fn tell_partial(&self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;
-        let Some(active) = self.active.get(&id).filter(|active| active.ticket.request.partials) else {
+        let Some(active) = self
+            .active
+            .get(&id)
+            .filter(|active| active.ticket.request.partials)
+        else {
             return;
         };
         if tokens == 0 || !tokens.is_multiple_of(every) {

@@ -1,9 +1,10 @@
 //! `Encoder`: gathers utterances into batches and runs the frozen speech encoder.
 //!
-//! Receives [`EncodeUtterance`], sends [`DecodeUtterance`]. Blocks on the device, so it lives in its own thread. Drives the
-//! first half of the inference engine, the feature extractor: clips longer than the encoder's window are cut, and a batch
-//! that fails is tried again one utterance at a time, so that only the one at fault becomes a dead letter. A panic outside
-//! that restarts the actor with a fresh model, and the tickets it held find their own way.
+//! Receives [`EncodeUtterance`], sends [`DecodeUtterance`]. Blocks on the device, so it lives in its own
+//! thread. Drives the first half of the inference engine, the feature extractor: clips longer than the
+//! encoder's window are cut, and a batch that fails is tried again one utterance at a time, so that only the
+//! one at fault becomes a dead letter. A panic outside that restarts the actor with a fresh model, and the
+//! tickets it held find their own way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -122,7 +123,9 @@ impl Encoder {
 
     async fn encode_batch(&mut self, batch: Vec<EncodeUtterance>) {
         let started = Instant::now();
-        let windows = batch.iter().map(|message| self.extractor.windows(message.samples.len()));
+        let windows = batch
+            .iter()
+            .map(|message| self.extractor.windows(message.samples.len()));
         metrics::encoder_batch(windows.sum());
         let clips: Vec<Clip<'_>> = (batch.iter())
             .map(|message| Clip {

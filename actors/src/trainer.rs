@@ -1,9 +1,9 @@
 //! `Trainer`: a training cycle turns stored samples into a candidate, judges it, and swaps it in.
 //!
-//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
-//! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is no worse than allowed; refusal is a normal
-//! outcome. Either way the cycle's folder keeps settings, log and verdict.
+//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
+//! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is no worse
+//! than allowed; refusal is a normal outcome. Either way the cycle's folder keeps settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ use kameo::prelude::*;
 use speechverse::config::model::ModelConfig;
 use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
 use speechverse::config::training::TrainingConfig;
-use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::inference::EngineConfig;
+use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::registry::Registry;
 use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
@@ -297,8 +297,8 @@ impl Trainer {
     }
 }
 
-/// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving engine, with a score
-/// for each task by the task's own metric.
+/// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving
+/// engine, with a score for each task by the task's own metric.
 ///
 /// # Errors
 /// [`TrainingError`] when the adapter does not fit the networks.
@@ -329,7 +329,8 @@ fn unlimited(config: &TrainingConfig) -> TrainingConfig {
     config
 }
 
-/// The figures of both sides for people, and whether some task is worse than allowed. A task that has no score any more is.
+/// The figures of both sides for people, and whether some task is worse than allowed. A task that has no
+/// score any more is.
 fn compare(before: &[TaskScore], after: &[TaskScore], allowed: f64) -> (String, bool) {
     let mut figures = Vec::with_capacity(before.len());
     let mut worse = false;
@@ -340,13 +341,16 @@ fn compare(before: &[TaskScore], after: &[TaskScore], allowed: f64) -> (String, 
             None => ("nothing".to_owned(), false),
         };
         worse |= !passes;
-        figures.push(format!("{} {} {:.2} before, {shown} after", old.task, old.metric, old.score));
+        figures.push(format!(
+            "{} {} {:.2} before, {shown} after",
+            old.task, old.metric, old.score
+        ));
     }
     (format!("on held-out samples {}", figures.join(", ")), worse)
 }
 
-/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those with the
-/// lowest identity, so the choice is stable) are held out of this cycle.
+/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
+/// with the lowest identity, so the choice is stable) are held out of this cycle.
 fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();

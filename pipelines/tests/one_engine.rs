@@ -1,6 +1,6 @@
-//! The same recordings through all ways to an answer: serving over Kafka, `ask`, `eval`, and the promotion gate. All four
-//! answer through one inference engine, so all four give the same answers, recordings longer than the encoder's window
-//! included.
+//! The same recordings through all ways to an answer: serving over Kafka, `ask`, `eval`, and the promotion
+//! gate. All four answer through one inference engine, so all four give the same answers, recordings longer
+//! than the encoder's window included.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -139,7 +139,11 @@ impl Place {
             .args((0..SECONDS.len()).map(|at| format!("{at}.wav")))
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let lines = String::from_utf8(output.stdout).unwrap();
         let found = lines.lines().map(|line| {
             let answer: Answer = serde_json::from_str(line).unwrap();
@@ -166,7 +170,11 @@ impl Place {
             .args(["--manifest", "rows.jsonl", "--report", "report"])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let rows = std::fs::read_to_string(self.path("report/rows.jsonl")).unwrap();
         let found = rows.lines().map(|row| {
             let row: Value = serde_json::from_str(row).unwrap();
@@ -194,13 +202,22 @@ impl Place {
         });
         let mut config = TrainingConfig::default();
         config.data.seconds_max = 90.0;
-        let samples = prepare(examples.collect(), &config, &networks.speech_llm).unwrap().samples;
+        let samples = prepare(examples.collect(), &config, &networks.speech_llm)
+            .unwrap()
+            .samples;
         let adapter = Registry::open(&self.settings.adapters.dir)
             .unwrap()
             .load_current()
             .unwrap()
             .adapter;
-        let found = judge(&networks, &adapter, &samples, &self.settings.engine(), &Control::new()).unwrap();
+        let found = judge(
+            &networks,
+            &adapter,
+            &samples,
+            &self.settings.engine(),
+            &Control::new(),
+        )
+        .unwrap();
         assert!(found.unreadable.is_empty(), "{:?}", found.unreadable);
         let rows = found.rows.into_iter().map(|row| Found {
             text: row.hypothesis,
@@ -265,7 +282,11 @@ async fn all_four_agree(decoding: &str) {
     let place = Place::new(decoding);
 
     let served = place.served().await;
-    let others = [("ask", place.asked()), ("eval", place.evaluated()), ("gate", place.judged())];
+    let others = [
+        ("ask", place.asked()),
+        ("eval", place.evaluated()),
+        ("gate", place.judged()),
+    ];
 
     assert_eq!(served.len(), SECONDS.len());
     for (name, found) in &others {
@@ -273,12 +294,18 @@ async fn all_four_agree(decoding: &str) {
         for (at, (found, served)) in found.iter().zip(&served).enumerate() {
             assert_eq!(found.text, served.text, "{name}, recording {at}");
             if let (Some(found), Some(served)) = (found.score, served.score) {
-                assert!((found - served).abs() < 1e-3, "{name}, recording {at}: {found} for {served}");
+                assert!(
+                    (found - served).abs() < 1e-3,
+                    "{name}, recording {at}: {found} for {served}"
+                );
             }
         }
     }
     let texts: std::collections::BTreeSet<&str> = served.iter().map(|found| found.text.as_str()).collect();
-    assert!(texts.len() > 1, "the recordings must be answered differently for this test to tell");
+    assert!(
+        texts.len() > 1,
+        "the recordings must be answered differently for this test to tell"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

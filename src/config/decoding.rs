@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use crate::models::ModelError;
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+use crate::models::ModelError;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]

@@ -4,25 +4,26 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ASR, KEYWORD, Plan, Source, Study, untaken};
+use super::plan::{ASR, KEYWORD, Plan, Source, Table, untaken};
 use crate::models::adapter::AdapterSnapshot;
 use crate::text::normalize::plain;
-use crate::training::evaluate::{EvalPrompt, EvaluateOptions, EvalAnswer, answer_recordings, answer_texts};
+use crate::training::evaluate::{EvalAnswer, EvalPrompt, EvaluateOptions, answer_recordings, answer_texts};
 use crate::training::manifest::json_lines;
 use crate::training::{Control, Example, Networks, TrainingError};
 
-/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and `hypothesis` only.
+/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and
+/// `hypothesis` only.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Row {
     /// The table.
-    #[serde(default)]
-    pub study: Study,
-    /// The system that answered.
-    #[serde(default)]
-    pub system: String,
+    #[serde(default, rename = "study")]
+    pub table: Table,
+    /// The variant that answered.
+    #[serde(default, rename = "system")]
+    pub variant: String,
     /// The manifest.
-    #[serde(default)]
-    pub set: String,
+    #[serde(default, rename = "set")]
+    pub dataset: String,
     /// Which recording: file and line.
     #[serde(default)]
     pub id: String,
@@ -59,8 +60,9 @@ fn asr() -> String {
     ASR.to_owned()
 }
 
-/// Reads answers: the `rows.jsonl` of another report, or of another program. Their systems are named after the file (a
-/// `rows.jsonl` after its folder), so that they stand beside others; sets and ids that are not named are the file's.
+/// Reads answers: the `rows.jsonl` of another report, or of another program. Their variants are named after
+/// the file (a `rows.jsonl` after its folder), so that they stand beside others; datasets and ids that are
+/// not named are the file's.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`].
@@ -76,12 +78,12 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
         let name = named_by.map_or_else(|| "rows".into(), |name| name.to_string_lossy().into_owned());
         let name = untaken(name, &|name| names.iter().any(|known| known == name));
         json_lines(path, &mut |line, mut row: Row| {
-            row.system = match row.system.as_str() {
+            row.variant = match row.variant.as_str() {
                 "" => name.clone(),
-                system => format!("{name}: {system}"),
+                variant => format!("{name}: {variant}"),
             };
-            if row.set.is_empty() {
-                row.set.push_str("rows");
+            if row.dataset.is_empty() {
+                row.dataset.push_str("rows");
             }
             if row.id.is_empty() {
                 row.id = line.to_string();
@@ -97,7 +99,7 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
 /// All answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answered {
-    /// In the order of sets, recordings and systems.
+    /// In the order of datasets, recordings and variants.
     pub rows: Vec<Row>,
     /// Recordings and rows without an answer, which and why. They are in no score.
     pub problems: Vec<String>,
@@ -152,17 +154,18 @@ pub fn run(
         })
         .collect();
     let problem = |recording: usize, reason: &str| format!("{}: {reason}", recordings[recording].0.id);
-    // Set by set, so that a set's batches, and with them its answers in bf16, do not depend on the other sets.
+    // Dataset by dataset, so that a dataset's batches, and with them its answers in bf16, do not depend on
+    // the other datasets.
     let mut first = 0;
-    for set in plan
+    for dataset in plan
         .recordings
-        .chunk_by(|one, next| one.set.name == next.set.name)
+        .chunk_by(|one, next| one.dataset.name == next.dataset.name)
     {
-        let of_set = &recordings[first..first + set.len()];
+        let of_dataset = &recordings[first..first + dataset.len()];
         let summary = answer_recordings(
             networks,
             adapter,
-            of_set,
+            of_dataset,
             options,
             control,
             &mut |at, prompt, answer| {
@@ -179,7 +182,7 @@ pub fn run(
             answered.problems.push(problem(first + at, reason));
         }
         answered.audio_seconds += summary.audio_seconds;
-        first += set.len();
+        first += dataset.len();
     }
 
     let mut keys = Vec::new();
@@ -219,7 +222,7 @@ pub fn run(
         let Some(answer) = &answers_of[wanted.recording][wanted.question] else {
             continue;
         };
-        let system = &plan.systems[wanted.system];
+        let variant = &plan.variants[wanted.variant];
         let example = recording.example;
         let (source, prompt) = &recording.questions[wanted.question];
         let transcript = recording
@@ -227,9 +230,9 @@ pub fn run(
             .filter(|_| *source == Source::Transcript)
             .and_then(|question| answers_of[wanted.recording][question].as_ref());
         let mut row = Row {
-            study: system.study,
-            system: system.name.clone(),
-            set: recording.set.name.clone(),
+            table: variant.table,
+            variant: variant.name.clone(),
+            dataset: recording.dataset.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
             language: example.filling.fields.get("target_lang").cloned(),
@@ -248,7 +251,7 @@ pub fn run(
             row.hypothesis = parts.remove(&example.task).unwrap_or_default();
             row.transcript = parts.remove(ASR);
         }
-        if system.source == Source::Search {
+        if variant.source == Source::Search {
             let keyword = example.filling.fields.get(KEYWORD);
             let found = keyword.is_some_and(|keyword| says(&answer.text, keyword));
             row.hypothesis = if found { "yes" } else { "no" }.to_owned();
@@ -261,8 +264,8 @@ pub fn run(
     Ok(answered)
 }
 
-/// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2) anywhere, so `art` is
-/// said in `party` too.
+/// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2)
+/// anywhere, so `art` is said in `party` too.
 fn says(transcript: &str, keyword: &str) -> bool {
     let keyword = plain(keyword);
     !keyword.is_empty() && plain(transcript).contains(&keyword)

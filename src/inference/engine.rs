@@ -1,7 +1,8 @@
 //! `Engine`: both halves together, from sound to answer.
 //!
-//! The Encoder and Decoder actors drive the two halves, [`FeatureExtractor`] and [`Generator`], each on its own thread;
-//! `ask`, `eval`, validation and the promotion gate drive the whole. Either way an answer comes from the same code.
+//! The Encoder and Decoder actors drive the two halves, [`FeatureExtractor`] and [`Generator`], each on its
+//! own thread; `ask`, `eval`, validation and the promotion gate drive the whole. Either way an answer comes
+//! from the same code.
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
@@ -12,8 +13,8 @@ use super::features::{Clip, FeatureExtractor};
 use super::scheduler::SchedulerSizes;
 use super::speech_llm::SpeechLlm;
 use super::{DecodeOptions, Generation, Generator, InferenceError, RequestId};
-use crate::models::adapter::AdapterSnapshot;
 use crate::models::SpeechEncoder;
+use crate::models::adapter::AdapterSnapshot;
 use crate::text::OutputGrammar;
 
 /// What an answer is about.
@@ -46,13 +47,13 @@ pub struct GenerateRequest {
     pub instruction: String,
     /// What the answer may be; free text when absent.
     pub grammar: Option<OutputGrammar>,
-    /// Most answer tokens, instead of the engine's own. More than these are a wish: the answer gets as many of them as
-    /// its slot has positions for.
+    /// Most answer tokens, instead of the engine's own. More than these are a wish: the answer gets as many
+    /// of them as its slot has positions for.
     pub tokens_max: Option<usize>,
 }
 
-/// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or [`Event::Failed`], unless it
-/// is aborted.
+/// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or
+/// [`Event::Failed`], unless it is aborted.
 #[derive(Debug)]
 pub enum Event {
     /// The answer has advanced.
@@ -83,10 +84,10 @@ pub enum Event {
 /// Sizes of an engine and how it answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
-    /// Sequences side by side; a beam search takes several.
+    /// Sequences side by side; a beam search takes several. At least one answer always has its slots.
     pub slots: usize,
-    /// Positions of a slot, prompt and answer together. How strictly the two are told apart is the language model's
-    /// affair, see [`LanguageModel::new_cache`](crate::models::LanguageModel::new_cache).
+    /// Positions of a slot, prompt and answer together. How strictly the two are told apart is the language
+    /// model's affair, see [`LanguageModel::new_cache`](crate::models::LanguageModel::new_cache).
     pub positions_max: usize,
     /// How many of them are the answer's.
     pub answer_positions: usize,
@@ -94,7 +95,8 @@ pub struct EngineConfig {
     pub batch_windows_max: usize,
     /// How answers are generated.
     pub options: DecodeOptions,
-    /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what is asked.
+    /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what
+    /// is asked.
     pub preallocate: bool,
 }
 
@@ -113,7 +115,7 @@ impl EngineConfig {
 
     pub(super) fn scheduler_sizes(&self) -> SchedulerSizes {
         SchedulerSizes {
-            slots: self.slots,
+            slots: self.slots.max(self.options.slots()),
             prompt_positions: self.positions_max.saturating_sub(self.answer_positions),
             answer_positions: self.answer_positions,
             preallocate: self.preallocate,
@@ -130,8 +132,8 @@ pub struct Output {
     pub generation: Generation,
 }
 
-/// A speech encoder and a speech LLM that answer requests, owned (`Engine`) or borrowed ([`BorrowedEngine`]). Belongs to
-/// one thread at a time.
+/// A speech encoder and a speech LLM that answer requests, owned (`Engine`) or borrowed ([`BorrowedEngine`]).
+/// Belongs to one thread at a time.
 pub struct Engine<E = Box<dyn SpeechEncoder>, L = SpeechLlm> {
     extractor: FeatureExtractor<E>,
     generator: Generator<L>,
@@ -209,7 +211,8 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
         !self.waiting.is_empty() || self.generator.has_unfinished()
     }
 
-    /// Encodes the sound of waiting requests as far as their answers can start, and advances each answer by one token.
+    /// Encodes the sound of waiting requests as far as their answers can start, and advances each answer by
+    /// one token.
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = self.extract_waiting();
         events.extend(self.generator.step());
@@ -233,7 +236,8 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
             .collect();
         let mut events = Vec::new();
         for batch in self.extractor.batches(&lengths) {
-            let batch: Vec<(RequestId, Audio)> = batch.into_iter().filter_map(|at| taken[at].take()).collect();
+            let batch: Vec<(RequestId, Audio)> =
+                batch.into_iter().filter_map(|at| taken[at].take()).collect();
             let clips: Vec<Clip<'_>> = (batch.iter())
                 .map(|(_, audio)| Clip {
                     samples: &audio.samples,
@@ -255,7 +259,10 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                             tokens_max: audio.tokens_max,
                         },
                     ),
-                    Err(error) => events.push(Event::Failed { id, error: error.into() }),
+                    Err(error) => events.push(Event::Failed {
+                        id,
+                        error: error.into(),
+                    }),
                 }
             }
         }
@@ -282,10 +289,13 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
             }
         }
         let ended = found.into_iter();
-        ended.map(|found| found.expect("a request that is not aborted ends")).collect()
+        ended
+            .map(|found| found.expect("a request that is not aborted ends"))
+            .collect()
     }
 
-    /// Runs one short request through each network; see [`FeatureExtractor::warm_up`] and [`Generator::warm_up`].
+    /// Runs one short request through each network; see [`FeatureExtractor::warm_up`] and
+    /// [`Generator::warm_up`].
     ///
     /// # Errors
     /// What the request failed with.

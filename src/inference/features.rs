@@ -1,8 +1,8 @@
 //! `FeatureExtractor`: the first half of the engine. Clips become mixed encoder features.
 //!
-//! Clips longer than the encoder's window are cut into equal windows whose features are joined again; clips of like
-//! length share a pass, so that little of it is padding. Serving, `ask`, `eval`, validation and the promotion gate all
-//! come through here, so they hear the same.
+//! Clips longer than the encoder's window are cut into equal windows whose features are joined again; clips
+//! of like length share a pass, so that little of it is padding. Serving, `ask`, `eval`, validation and the
+//! promotion gate all come through here, so they hear the same.
 
 use std::borrow::Borrow;
 use std::ops::Range;
@@ -50,8 +50,8 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         windows(samples, self.info.max_samples).len()
     }
 
-    /// Clips, by their samples, in batches of at most the configured number of windows (but at least one clip), shortest
-    /// first.
+    /// Clips, by their samples, in batches of at most the configured number of windows (but at least one
+    /// clip), shortest first.
     pub fn batches(&self, samples: &[usize]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..samples.len()).collect();
         order.sort_by_key(|clip| samples[*clip]);
@@ -73,8 +73,8 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         batches
     }
 
-    /// Mixed features `[T, D]` of each clip, valid frames only. Where a batch fails, by an error or by a panic, its clips
-    /// are tried one by one, so that only those at fault have an error.
+    /// Mixed features `[T, D]` of each clip, valid frames only. Where a batch fails, by an error or by a
+    /// panic, its clips are tried one by one, so that only those at fault have an error.
     pub fn extract(&self, clips: &[Clip<'_>]) -> Vec<Result<Tensor, ModelError>> {
         match self.run(clips) {
             Ok(features) => features.into_iter().map(Ok).collect(),
@@ -124,7 +124,8 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             .collect()
     }
 
-    /// Encodes a second of silence, so that the first real clip finds libtorch's kernels chosen and memory touched.
+    /// Encodes a second of silence, so that the first real clip finds libtorch's kernels chosen and memory
+    /// touched.
     ///
     /// # Errors
     /// [`ModelError`] when the encoder cannot do that, or `adapter` does not fit it.
@@ -144,8 +145,8 @@ pub fn windows(samples: usize, samples_max: Option<usize>) -> Vec<Range<usize>> 
         .collect()
 }
 
-/// All hidden states of clips of any length: as [`SpeechEncoder::hidden_states`], with long clips cut into windows and
-/// joined again, as [`FeatureExtractor`] does.
+/// All hidden states of clips of any length: as [`SpeechEncoder::hidden_states`], with long clips cut into
+/// windows and joined again, as [`FeatureExtractor`] does.
 ///
 /// # Errors
 /// [`ModelError`] as the encoder's.
@@ -167,7 +168,11 @@ pub fn hidden_states(encoder: &dyn SpeechEncoder, clips: &[&[f32]]) -> Result<Hi
             let mut own = Vec::with_capacity(ranges.len());
             for _ in ranges {
                 let frames = found.lengths[row];
-                own.push(state.f_get(i64::try_from(row).unwrap_or(i64::MAX))?.f_narrow(0, 0, frames)?);
+                own.push(
+                    state
+                        .f_get(i64::try_from(row).unwrap_or(i64::MAX))?
+                        .f_narrow(0, 0, frames)?,
+                );
                 row += 1;
             }
             joined.push(Tensor::f_cat(&own, 0)?);

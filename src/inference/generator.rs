@@ -1,5 +1,5 @@
-//! `Generator`: the second half of the engine. Requests with features come in, each pinned to an adapter version; answers
-//! come out, generated side by side.
+//! `Generator`: the second half of the engine. Requests with features come in, each pinned to an adapter
+//! version; answers come out, generated side by side.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
-    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, Prompt, RequestId,
-    Scheduler,
+    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, Prompt,
+    RequestId, Scheduler,
 };
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
@@ -33,8 +33,8 @@ struct Version {
     lora: Option<u64>,
 }
 
-/// A speech LLM with its scheduler and the adapter versions in use; `L` owns the speech LLM or borrows it. Belongs to one
-/// thread at a time.
+/// A speech LLM with its scheduler and the adapter versions in use; `L` owns the speech LLM or borrows it.
+/// Belongs to one thread at a time.
 pub struct Generator<L = SpeechLlm> {
     model: L,
     options: DecodeOptions,
@@ -129,8 +129,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(self.model().text(generation)?)
     }
 
-    /// Starts waiting requests as far as there are slots, and advances each answer by one token. What fails, a panic
-    /// included, ends the request at fault with an event and no other.
+    /// Starts waiting requests as far as there are slots, and advances each answer by one token. What fails,
+    /// a panic included, ends the request at fault with an event and no other.
     pub fn step(&mut self) -> Vec<Event> {
         let _no_grad = tch::no_grad_guard();
         let mut events = Vec::new();
@@ -141,13 +141,15 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let advanced = output.advanced.into_iter();
         events.extend(advanced.map(|(id, tokens)| Event::Token { id, tokens }));
         for (id, ended) in output.ended {
-            let text = |generation: Generation| match model.text(&generation) {
-                Ok(text) => Event::Finished { id, generation, text },
-                Err(error) => Event::Failed { id, error: error.into() },
+            let text = |generation: Generation| -> Result<(Generation, String), InferenceError> {
+                let text = catch_unwind(AssertUnwindSafe(|| model.text(&generation)))
+                    .map_err(|panic| ModelError::panicked("tokenizer", &*panic))??;
+                Ok((generation, text))
             };
-            events.push(match ended {
-                Ok(generation) => text(generation),
-                Err(error) => Event::Failed { id, error: error.into() },
+            let found = ended.map_err(InferenceError::from).and_then(text);
+            events.push(match found {
+                Ok((generation, text)) => Event::Finished { id, generation, text },
+                Err(error) => Event::Failed { id, error },
             });
         }
         events
@@ -182,8 +184,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     /// Embeds a request.
     ///
     /// # Errors
-    /// [`InferenceError`] when it does not fit a slot, its grammar cannot be kept, or the version does not fit the
-    /// networks.
+    /// [`InferenceError`] when it does not fit a slot, its grammar cannot be kept, or the version does not
+    /// fit the networks.
     fn prompt(&mut self, request: &GenerateRequest) -> Result<Prompt, InferenceError> {
         let _no_grad = tch::no_grad_guard();
         let grammar = match &request.grammar {
@@ -214,7 +216,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             grammar,
             lora,
         };
-        // More than the engine's own are a wish: the answer gets as many of them as its slot has positions for.
+        // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
+        // for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
         self.scheduler.check(&prompt, promised)?;
         Ok(prompt)
@@ -243,7 +246,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(&self.versions[adapter.version()].adapter)
     }
 
-    /// Makes the version's tensors on this device, unless they are there; the one used longest ago is dropped.
+    /// Makes the version's tensors on this device, unless they are there; the one used longest ago is
+    /// dropped.
     fn load(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
         self.clock += 1;
         if let Some(version) = self.versions.get_mut(adapter.version()) {
@@ -269,8 +273,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(())
     }
 
-    /// Answers one short request of silence with `adapter`, so that the first real one finds libtorch's kernels chosen,
-    /// memory touched and the version loaded.
+    /// Answers one short request of silence with `adapter`, so that the first real one finds libtorch's
+    /// kernels chosen, memory touched and the version loaded.
     ///
     /// # Errors
     /// What the request failed with: networks and version do not work together.

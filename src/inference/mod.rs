@@ -1,4 +1,5 @@
-//! The one way from sound to answer. Serving, `ask`, `eval`, validation and the promotion gate all answer through it.
+//! The one way from sound to answer. Serving, `ask`, `eval`, validation and the promotion gate all answer
+//! through it.
 //!
 //! | file | contents |
 //! |---|---|

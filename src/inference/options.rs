@@ -22,8 +22,8 @@ pub enum Strategy {
 pub struct BeamSettings {
     /// Answers that grow side by side, 2 to [`BEAMS_MAX`]; each takes a slot.
     pub width: usize,
-    /// An answer's score is the sum of its log-probabilities divided by its length to this power: above 0 favours long
-    /// answers, below 0 short ones.
+    /// An answer's score is the sum of its log-probabilities divided by its length to this power: above 0
+    /// favours long answers, below 0 short ones.
     pub length_penalty: f64,
     /// When the search ends.
     pub early_stopping: EarlyStopping,
@@ -59,16 +59,17 @@ pub struct Sampling {
 pub struct DecodeOptions {
     /// How the next token is chosen.
     pub strategy: Strategy,
-    /// Most tokens of the answer, the end token counted, at least 1; a constrained answer is written so that it comes to
-    /// its end within them.
+    /// Most tokens of the answer, the end token counted, at least 1; a constrained answer is written so that
+    /// it comes to its end within them.
     pub tokens_max: usize,
-    /// Ends an answer that repeats itself, and keeps one of the repeats; see [`repeated_tail`](super::repeated_tail). Where an answer is
-    /// constrained, only free text can be caught.
+    /// Ends an answer that repeats itself, and keeps one of the repeats; see
+    /// [`repeated_tail`](super::repeated_tail). Where an answer is constrained, only free text can be caught.
     pub stop_loops: bool,
-    /// Divides positive scores of tokens that the answer holds already, multiplies negative ones; 1 changes nothing.
-    /// Constrained answers are left alone.
+    /// Divides positive scores of tokens that the answer holds already, multiplies negative ones; 1 changes
+    /// nothing. Constrained answers are left alone.
     pub repetition_penalty: f64,
-    /// Sequences of so many tokens occur once in the answer; 0 for no such rule. Constrained answers are left alone.
+    /// Sequences of so many tokens occur once in the answer; 0 for no such rule. Constrained answers are left
+    /// alone.
     pub no_repeat_ngram_size: usize,
 }
 

@@ -1,10 +1,10 @@
-//! `Scheduler`: sequences are added, start when there are slots for them, advance together one token a step, and are
-//! removed when they are finished.
+//! `Scheduler`: sequences are added, start when there are slots for them, advance together one token a step,
+//! and are removed when they are finished.
 //!
-//! One piece of code above every [`LanguageModel`]: it asks for *prefill* and *step over slots* and samples tokens. A
-//! greedy or sampled answer takes one slot, a beam search as many as it has beams. An answer does not depend on its
-//! neighbours, and neither does a failure: where a batch fails, by an error or by a panic, its sequences are tried one
-//! by one, and only those at fault end.
+//! One piece of code above every [`LanguageModel`]: it asks for *prefill* and *step over slots* and samples
+//! tokens. A greedy or sampled answer takes one slot, a beam search as many as it has beams. An answer does
+//! not depend on its neighbours, and neither does a failure: where a batch fails, by an error or by a panic,
+//! its sequences are tried one by one, and only those at fault end.
 //!
 //! Source of the idea: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022).
 
@@ -29,11 +29,11 @@ pub struct SchedulerSizes {
     pub slots: usize,
     /// Positions of a slot for the prompt.
     pub prompt_positions: usize,
-    /// Positions of a slot for the answer. Where the model keeps both in one buffer, one may be longer where the other
-    /// is shorter.
+    /// Positions of a slot for the answer. Where the model keeps both in one buffer, one may be longer where
+    /// the other is shorter.
     pub answer_positions: usize,
-    /// Sets the cache's memory aside at the beginning. Otherwise it is made as large as what waits needs, and larger
-    /// later where that is not enough.
+    /// Sets the cache's memory aside at the beginning. Otherwise it is made as large as what waits needs, and
+    /// larger later where that is not enough.
     pub preallocate: bool,
 }
 
@@ -74,8 +74,8 @@ enum Pass {
 impl Scheduler {
     /// A scheduler for `model`; the same model must be given to every call.
     ///
-    /// `end_ids` are the tokens that end an answer; ids from `vocabulary` on are never chosen, because a model's table
-    /// may be larger than its tokenizer's vocabulary.
+    /// `end_ids` are the tokens that end an answer; ids from `vocabulary` on are never chosen, because a
+    /// model's table may be larger than its tokenizer's vocabulary.
     pub fn new(model: &dyn LanguageModel, sizes: SchedulerSizes, end_ids: &[i64], vocabulary: i64) -> Self {
         let info = model.info();
         let capacity = match sizes.preallocate {
@@ -122,19 +122,18 @@ impl Scheduler {
         !(self.waiting.is_empty() && self.running.is_empty())
     }
 
-    /// Whether `prompt` can ever fit a slot and leave positions for an answer of `tokens`, and for an allowed one where
-    /// it is constrained.
+    /// Whether `prompt` can ever fit a slot and leave positions for an answer of `tokens`, and for an allowed
+    /// one where it is constrained.
     ///
     /// # Errors
-    /// [`ModelError::TooManyPositions`] with the positions wanted and available; [`ModelError::Constraint`] where no
-    /// allowed answer is as short as the prompt's options ask for.
+    /// [`ModelError::TooManyPositions`] with the positions wanted and available; [`ModelError::Constraint`]
+    /// where no allowed answer is as short as the prompt's options ask for.
     pub fn check(&self, prompt: &Prompt, tokens: usize) -> Result<(), ModelError> {
         prompt.options.validate()?;
-        let mut tokens = tokens;
+        let mut answer = count(tokens);
         if let Some(grammar) = &prompt.grammar {
             grammar.check_tokens(prompt.options.tokens_max)?;
-            // The last token of an answer is not fed back.
-            tokens = tokens.max(grammar.tokens_min() - 1);
+            answer = answer.max(self.limits.answer_positions(count(grammar.tokens_min())));
         }
         if prompt.options.slots() > self.taken.len() {
             return Err(ModelError::Decoding {
@@ -145,7 +144,7 @@ impl Scheduler {
         }
         match prompt.embeds.size().as_slice() {
             [positions, width] if *positions > 0 && *width == self.width => {
-                self.limits.check_room(*positions, count(tokens))
+                self.limits.check_room(*positions, answer)
             }
             other => Err(ModelError::Shape {
                 what: "a prompt",
@@ -155,8 +154,8 @@ impl Scheduler {
         }
     }
 
-    /// Adds a sequence: it starts in a later step, when the slots that it takes are free. An answer whose prompt leaves
-    /// fewer positions than it asks for is cut off there.
+    /// Adds a sequence: it starts in a later step, when the slots that it takes are free. An answer whose
+    /// prompt leaves fewer positions than it asks for is cut off there.
     ///
     /// # Errors
     /// [`ModelError`] when it does not fit an empty slot; it is not added then.
@@ -222,7 +221,8 @@ impl Scheduler {
                 break;
             }
             let (prompt, answer) = self.positions_of(next);
-            let fits = self.cache.slots() == self.taken.len() && self.cache.check_room(prompt, answer).is_ok();
+            let fits =
+                self.cache.slots() == self.taken.len() && self.cache.check_room(prompt, answer).is_ok();
             if !fits {
                 if !self.running.is_empty() {
                     break; // the cache grows when it is empty
@@ -306,10 +306,12 @@ impl Scheduler {
         groups.into_iter().map(|(_, group)| group).collect()
     }
 
-    /// Runs one pass over a group and takes the next token of each sequence. Where the pass fails, each sequence is
-    /// tried alone.
+    /// Runs one pass over a group and takes the next token of each sequence. Where the pass fails, each
+    /// sequence is tried alone.
     fn run(&mut self, model: &dyn LanguageModel, loras: Loras<'_>, group: &[usize], pass: Pass) {
-        let slots = group.iter().flat_map(|at| self.running[*at].slots.iter().copied());
+        let slots = group
+            .iter()
+            .flat_map(|at| self.running[*at].slots.iter().copied());
         let lengths: Vec<(usize, i64)> = slots.map(|slot| (slot, self.cache.length(slot))).collect();
         let found = catch_unwind(AssertUnwindSafe(|| self.forward(model, loras, group, pass)))
             .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));

@@ -52,8 +52,8 @@ pub struct Prompt {
 pub struct Generation {
     /// Answer tokens, without the one that ended it.
     pub ids: Vec<i64>,
-    /// Natural-log probability of each chosen token under the model's full distribution (whatever the temperature or the
-    /// grammar), the end token's last where the answer ended by itself.
+    /// Natural-log probability of each chosen token under the model's full distribution (whatever the
+    /// temperature or the grammar), the end token's last where the answer ended by itself.
     pub log_probs: Vec<f64>,
     /// Whether the answer ended by itself; `false`: it reached its most tokens or the model's last position.
     pub ended: bool,
@@ -166,7 +166,8 @@ impl Sequence {
         }
     }
 
-    /// Slots that hold a live hypothesis; of a beam search at its beginning or end fewer than are reserved for it.
+    /// Slots that hold a live hypothesis; of a beam search at its beginning or end fewer than are reserved
+    /// for it.
     pub(super) fn slots_in_use(&self) -> usize {
         match &self.search {
             Search::Single { .. } => 1,
@@ -310,8 +311,8 @@ fn index(row: usize) -> i64 {
     i64::try_from(row).expect("a small number")
 }
 
-/// Slots for hypotheses that continue those in `live_slots`, and which slot must take over which: a slot goes on with the
-/// first hypothesis that continues its own.
+/// Slots for hypotheses that continue those in `live_slots`, and which slot must take over which: a slot goes
+/// on with the first hypothesis that continues its own.
 fn reassign_slots(
     own: &[usize],
     live_slots: &[usize],

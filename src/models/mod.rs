@@ -1,10 +1,11 @@
-//! Networks only: one folder each, and one table, [`MODELS`], of what can be opened. Nothing here knows Kafka.
+//! Networks only: one folder each, and one table, [`MODELS`], of what can be opened. Nothing here knows
+//! Kafka.
 //!
 //! Pipelines speak to two traits, [`SpeechEncoder`] and [`LanguageModel`], and never ask for a model's name.
 //!
-//! Letters, the same everywhere: **B** rows, **S** samples, **M** mels, **T** encoder frames, **P** positions in the
-//! language model, **L** text tokens (or, in `L+1`, encoder layers), **D** encoder width, **H** language-model width,
-//! **N** heads, **V** vocabulary.
+//! Letters, the same everywhere: **B** rows, **S** samples, **M** mels, **T** encoder frames, **P** positions
+//! in the language model, **L** text tokens (or, in `L+1`, encoder layers), **D** encoder width, **H**
+//! language-model width, **N** heads, **V** vocabulary.
 
 pub mod adapter;
 pub mod conformer;

@@ -24,7 +24,8 @@ pub enum Open {
 }
 
 const WAV: Open = Open::Encoder(|folder, _, placement| Ok(Box::new(WavEncoder::load(folder, placement)?)));
-const LLAMA: Open = Open::LanguageModel(|folder, placement| Ok(Box::new(Llama::open_for(folder, placement)?)));
+const LLAMA: Open =
+    Open::LanguageModel(|folder, placement| Ok(Box::new(Llama::open_for(folder, placement)?)));
 
 /// Every network, by `model_type` in its folder's `config.json`. A new one needs its folder and a line here.
 pub const MODELS: &[(&str, Open)] = &[
@@ -52,8 +53,8 @@ pub const MODELS: &[(&str, Open)] = &[
 /// `window` matters where the network has one (Whisper); the others see a clip as long as it is.
 ///
 /// # Errors
-/// [`ModelError::Unsupported`] when [`MODELS`] has no speech encoder of its type; [`ModelError`] when a file is missing, a
-/// setting asks for other mathematics, or a tensor does not fit.
+/// [`ModelError::Unsupported`] when [`MODELS`] has no speech encoder of its type; [`ModelError`] when a file
+/// is missing, a setting asks for other mathematics, or a tensor does not fit.
 pub fn open_encoder(
     folder: &Path,
     window: Window,
@@ -71,8 +72,8 @@ pub fn open_encoder(
 /// Loads the language model of a folder in the Hugging Face layout.
 ///
 /// # Errors
-/// [`ModelError::Unsupported`] when [`MODELS`] has no language model of its type; [`ModelError`] when the folder's files
-/// are broken or do not fit.
+/// [`ModelError::Unsupported`] when [`MODELS`] has no language model of its type; [`ModelError`] when the
+/// folder's files are broken or do not fit.
 pub fn open_language_model(
     folder: &Path,
     placement: &Placement,
@@ -131,7 +132,10 @@ mod tests {
             let own = own.expect("the folder lacks everything else").to_string();
             assert!(!own.contains("`model_type`"), "{model_type}: {own}");
             let other = other.expect("it is the other kind").to_string();
-            assert!(other.contains("`model_type`") && other.contains(model_type), "{other}");
+            assert!(
+                other.contains("`model_type`") && other.contains(model_type),
+                "{other}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! One network run on given input, with every value it makes laid open under the names of the command-line contract: for
-//! comparison with reference implementations.
+//! One network run on given input, with every value it makes laid open under the names of the command-line
+//! contract: for comparison with reference implementations.
 
 use std::path::Path;
 
@@ -11,9 +11,10 @@ use crate::nn::accel::Placement;
 
 /// Runs the encoder of a model folder on one clip (mono, 16 kHz), on the CPU in f32.
 ///
-/// Returns `hidden.0` to `hidden.L`, each `[T, D]`, numbered as the transformers library numbers `hidden_states`, and
-/// `last`, its `last_hidden_state`. Only valid frames are returned: of Whisper the whole window where it is padded, the
-/// clip's own where it is cut; of the others, which know no `window`, the clip's own.
+/// Returns `hidden.0` to `hidden.L`, each `[T, D]`, numbered as the transformers library numbers
+/// `hidden_states`, and `last`, its `last_hidden_state`. Only valid frames are returned: of Whisper the whole
+/// window where it is padded, the clip's own where it is cut; of the others, which know no `window`, the
+/// clip's own.
 ///
 /// # Errors
 /// [`ModelError`] when the folder cannot be loaded or the clip cannot be encoded.
@@ -43,7 +44,8 @@ pub fn encoder(model_dir: &Path, audio: &[f32], window: Window) -> Result<Vec<(S
 /// [`LanguageModel::probe`](super::LanguageModel::probe).
 ///
 /// # Errors
-/// [`ModelError`] when the model does not load, an id does not exist, or a decoder-only model is given decoder ids.
+/// [`ModelError`] when the model does not load, an id does not exist, or a decoder-only model is given
+/// decoder ids.
 pub fn llm(
     folder: &Path,
     ids: &[i64],

@@ -106,7 +106,10 @@ fn describe() {
         "speechverse_decoder_batch_rows",
         "Utterances in one decoder step."
     );
-    describe_gauge!("speechverse_decoder_slots_used", "Decoder slots that hold a live sequence.");
+    describe_gauge!(
+        "speechverse_decoder_slots_used",
+        "Decoder slots that hold a live sequence."
+    );
     describe_histogram!(
         "speechverse_decoder_first_token_seconds",
         "From admission to the first answer token, seconds."

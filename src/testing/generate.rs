@@ -2,12 +2,11 @@
 
 use tch::Tensor;
 
-use crate::inference::{
-    DecodeOptions, Generation, Loras, Prompt, RequestId, Scheduler, SchedulerSizes,
-};
+use crate::inference::{DecodeOptions, Generation, Loras, Prompt, RequestId, Scheduler, SchedulerSizes};
 use crate::models::{LanguageModel, ModelError};
 
-/// Answers every prompt, at most `slots` sequences side by side (more, where one answer needs more); in order.
+/// Answers every prompt, at most `slots` sequences side by side (more, where one answer needs more); in
+/// order.
 ///
 /// # Errors
 /// [`ModelError`] of the first sequence that fails.
@@ -43,7 +42,10 @@ pub fn generate_all(
             found[at.expect("an id that was added")] = Some(ended?);
         }
     }
-    Ok(found.into_iter().map(|found| found.expect("every sequence ends")).collect())
+    Ok(found
+        .into_iter()
+        .map(|found| found.expect("every sequence ends"))
+        .collect())
 }
 
 /// Answers every prompt `[P_i, H]` with the same options, freely, over the model's whole vocabulary.

@@ -18,10 +18,10 @@ mod golden_tests;
 pub mod joint;
 pub mod normalize;
 mod prompt;
-mod token_bytes;
 pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
+mod token_bytes;
 mod tokenizer;
 
 pub use answer::{AnswerFormat, GrammarPiece, OutputGrammar, ParsedAnswer};
@@ -29,6 +29,6 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use token_bytes::TokenBytes;
 pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
+pub use token_bytes::TokenBytes;
 pub use tokenizer::{TokenStream, Tokenizer};

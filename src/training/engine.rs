@@ -20,8 +20,8 @@ use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
 use super::stage::StageAtWork;
 use crate::config::training::{StageConfig, TrainingConfig};
-use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::inference::speech_llm::Learned;
+use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::nn::optimizer::AdamW;
 
 /// Steps in a row that may be left out because of numbers that are not finite.

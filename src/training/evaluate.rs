@@ -1,8 +1,8 @@
-//! Evaluation: prompts about labelled recordings, answered by the inference engine; and, for validation and the promotion
-//! gate, each task's answers scored by the task's own metric.
+//! Evaluation: prompts about labelled recordings, answered by the inference engine; and, for validation and
+//! the promotion gate, each task's answers scored by the task's own metric.
 //!
-//! Each recording is read and encoded once, however many prompts there are about it, and as serving encodes it: a clip
-//! longer than the encoder's window is cut into windows.
+//! Each recording is read and encoded once, however many prompts there are about it, and as serving encodes
+//! it: a clip longer than the encoder's window is cut into windows.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -92,11 +92,13 @@ pub struct EvalSummary {
     pub audio_seconds: f64,
 }
 
-/// Answers the prompts about each recording, in batches of similar length; `on_answer` sees recording, prompt and answer
-/// (or why there is none) as they come. Stops early, with what there is, when `control` is stopped.
+/// Answers the prompts about each recording, in batches of similar length; `on_answer` sees recording, prompt
+/// and answer (or why there is none) as they come. Stops early, with what there is, when `control` is
+/// stopped.
 ///
 /// # Errors
-/// [`TrainingError`] when the adapter does not fit the networks, or `by_ctc` is asked of one without CTC head.
+/// [`TrainingError`] when the adapter does not fit the networks, or `by_ctc` is asked of one without CTC
+/// head.
 pub fn answer_recordings(
     networks: &Networks,
     adapter: &AdapterSnapshot,
@@ -107,7 +109,10 @@ pub fn answer_recordings(
 ) -> Result<EvalSummary, TrainingError> {
     let _guard = tch::no_grad_guard();
     let mut engine = networks.engine(&options.engine);
-    let reader = options.by_ctc.then(|| CtcReader::new(networks, adapter)).transpose()?;
+    let reader = options
+        .by_ctc
+        .then(|| CtcReader::new(networks, adapter))
+        .transpose()?;
     engine.generator().adapter(adapter)?; // one that does not fit is the run's fault, not each recording's
     let mut order: Vec<usize> = (0..recordings.len())
         .filter(|at| !recordings[*at].1.is_empty())
@@ -129,8 +134,13 @@ pub fn answer_recordings(
             }
             continue;
         }
-        // Prompt by prompt, so that what else is asked does not change a batch: in bf16 that shows in the answers.
-        let prompts = rows.iter().map(|(at, _)| recordings[*at].1.len()).max().unwrap_or(0);
+        // Prompt by prompt, so that what else is asked does not change a batch: in bf16 that shows in the
+        // answers.
+        let prompts = rows
+            .iter()
+            .map(|(at, _)| recordings[*at].1.len())
+            .max()
+            .unwrap_or(0);
         for number in 0..prompts {
             let (mut asked, mut requests) = (Vec::new(), Vec::new());
             for (at, features) in &rows {
@@ -228,7 +238,8 @@ impl CtcReader {
     }
 }
 
-/// Answers prompts about texts that stand where audio would: the language model as published, without adapter.
+/// Answers prompts about texts that stand where audio would: the language model as published, without
+/// adapter.
 pub fn answer_texts(
     networks: &Networks,
     texts: &[(&str, EvalPrompt)],
@@ -279,10 +290,15 @@ pub struct TaskScore {
 }
 
 impl TaskScore {
-    /// The score as an error from 0 (nothing is wrong) to 1, above it for error rates beyond 100: lower is better.
+    /// The score as an error from 0 (nothing is wrong) to 1, above it for error rates beyond 100: lower is
+    /// better.
     pub fn error(&self) -> f64 {
         let share = self.score / 100.0;
-        if self.metric.lower_is_better() { share } else { 1.0 - share }
+        if self.metric.lower_is_better() {
+            share
+        } else {
+            1.0 - share
+        }
     }
 }
 
@@ -308,7 +324,8 @@ impl Evaluation {
     }
 }
 
-/// Asks every sample its first instruction and scores each task by its own metric; `on_row` sees each row as it comes.
+/// Asks every sample its first instruction and scores each task by its own metric; `on_row` sees each row as
+/// it comes.
 ///
 /// # Errors
 /// As [`answer_recordings`].

@@ -11,10 +11,10 @@ use super::prepare::prepare;
 use super::*;
 use crate::config::model::{AdapterSettings, LayerMix, ModelConfig};
 use crate::config::training::{Decay, StageConfig, StageKind, TrainingConfig};
-use crate::models::adapter::plain::{PlainData, PlainTensor};
-use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use crate::inference::speech_llm::Learned;
 use crate::inference::{DecodeOptions, EngineConfig};
+use crate::models::adapter::plain::{PlainData, PlainTensor};
+use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
@@ -152,7 +152,8 @@ fn a_curriculum_runs_through_every_kind_of_stage_and_tells_what_it_does() {
     let digest = crate::registry::identify(&place.models.llm).unwrap();
     let fixed = |networks: &Networks| {
         let llm = networks.speech_llm.llm();
-        llm.prompt_logits(&llm.embed(&[1, 2, 3, 4]).unwrap(), None).unwrap()
+        llm.prompt_logits(&llm.embed(&[1, 2, 3, 4]).unwrap(), None)
+            .unwrap()
     };
     let before = fixed(&place.networks);
 
@@ -617,7 +618,10 @@ fn evaluation_keeps_the_order_and_scores_each_task() {
         let [score] = found.scores.as_slice() else {
             panic!("{:?}", found.scores);
         };
-        assert_eq!((score.task.as_str(), score.metric, score.answers), ("asr", Metric::Wer, 4));
+        assert_eq!(
+            (score.task.as_str(), score.metric, score.answers),
+            ("asr", Metric::Wer, 4)
+        );
         assert_eq!(found.score_of("asr"), Some(score));
         assert!(
             found
@@ -736,7 +740,12 @@ fn a_clip_longer_than_the_encoders_window_is_evaluated_and_validated_as_serving_
     let engine = Engine::new(args).unwrap();
     let outcome = engine
         .run(&mut |event| {
-            if let TrainEvent::Validated { clips, transcribed_clips, .. } = event {
+            if let TrainEvent::Validated {
+                clips,
+                transcribed_clips,
+                ..
+            } = event
+            {
                 validated = Some((*clips, *transcribed_clips));
             }
         })
@@ -778,7 +787,9 @@ fn each_task_is_judged_by_its_own_metric_also_where_several_are_answered_at_once
         of_task("emotion", "sad"),
         of_task("asr,emotion", "ASR: ab | Emotion: sad |"),
     ];
-    let samples = prepare(list, &config, &place.networks.speech_llm).unwrap().samples;
+    let samples = prepare(list, &config, &place.networks.speech_llm)
+        .unwrap()
+        .samples;
     assert_eq!(samples.len(), 3);
 
     let options = EvaluateOptions {

@@ -11,8 +11,8 @@ use super::TrainingError;
 use super::example::Example;
 use crate::config::training::TrainingConfig;
 use crate::nn::random::SplitMix;
-use crate::text::tasks::TASK_SEPARATOR;
 use crate::scoring::Metric;
+use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{Filling, JointLayout, Task, TaskMetric, TaskTable, TextError};
 
 /// The task of transcripts.

@@ -15,7 +15,7 @@ use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
-use crate::text::{OutputGrammar, Asked, Filling, JointLayout, TextError};
+use crate::text::{Asked, Filling, JointLayout, OutputGrammar, TextError};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";

@@ -16,7 +16,7 @@ use super::label::Label;
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Receipt, Record};
-use crate::text::{OutputGrammar, Asked, Filling, TaskTable, TextError};
+use crate::text::{Asked, Filling, OutputGrammar, TaskTable, TextError};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

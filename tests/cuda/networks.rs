@@ -130,7 +130,9 @@ fn language_models_teach_and_carry_gradients_as_on_the_cpu() {
             let prompts: Vec<Tensor> = (prompts(model.as_ref()).iter())
                 .map(|prompt| prompt.set_requires_grad(true))
                 .collect();
-            let scores = model.teacher_forced_logits(&prompts, &ANSWERS, Some(&lora)).unwrap();
+            let scores = model
+                .teacher_forced_logits(&prompts, &ANSWERS, Some(&lora))
+                .unwrap();
             scores
                 .log_softmax(-1, Kind::Float)
                 .select(1, 11)
@@ -210,7 +212,9 @@ fn language_models_in_bf16_stay_as_near_to_f32_as_on_the_cpu() {
         let scores = |device, precision| {
             let _no_grad = tch::no_grad_guard();
             let model = language_model(name, device, precision);
-            model.teacher_forced_logits(&prompts(model.as_ref()), &ANSWERS, None).unwrap()
+            model
+                .teacher_forced_logits(&prompts(model.as_ref()), &ANSWERS, None)
+                .unwrap()
         };
 
         // int8 is for the CPU; elsewhere it means bf16.

@@ -1,4 +1,5 @@
-//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked to.
+//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
+//! to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -357,8 +358,8 @@ async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are
     assert!(is_silent(&desk.found).await);
 }
 
-/// Two healthy requests beside one whose prompt makes the model fail, all started together or later: it becomes a dead
-/// letter with its reason, the others are answered as if it had not been there.
+/// Two healthy requests beside one whose prompt makes the model fail, all started together or later: it
+/// becomes a dead letter with its reason, the others are answered as if it had not been there.
 async fn one_of_three_fails_when_the_model(failure: u8, reason: &str) {
     let desk = Desk::new(4).await;
     desk.tell(desk.long(0)).await;
@@ -377,9 +378,16 @@ async fn one_of_three_fails_when_the_model(failure: u8, reason: &str) {
     assert_eq!(letter.record.receipt, record(1).receipt);
     assert_eq!(letter.rejection.reason, Reason::InternalError);
     assert_eq!(letter.rejection.stage, Stage::Decode);
-    assert!(letter.rejection.message.contains(reason), "{}", letter.rejection.message);
+    assert!(
+        letter.rejection.message.contains(reason),
+        "{}",
+        letter.rejection.message
+    );
     answers.sort();
-    assert_eq!(answers.map(|(number, _, text)| (number, text)), [(0, alone.clone()), (2, alone)]);
+    assert_eq!(
+        answers.map(|(number, _, text)| (number, text)),
+        [(0, alone.clone()), (2, alone)]
+    );
     for _ in 0..5 {
         desk.is_well().await; // more often than there are slots
     }
@@ -412,8 +420,8 @@ async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses
 
     let (taken, refused) = fill(&desk.decoder, |number| desk.utterance(number, "one", 0.3)).await;
 
-    // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more is in its
-    // other slot or about to join, and one is in its mailbox.
+    // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more
+    // is in its other slot or about to join, and one is in its mailbox.
     assert!((4..=6).contains(&taken), "{taken}");
     refused.ticket.settle();
     let mut answered = Vec::new();

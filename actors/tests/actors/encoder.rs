@@ -28,7 +28,8 @@ const FAILS: f32 = -1.0;
 /// A clip that begins with this is a panic.
 const PANICS: f32 = -2.0;
 
-/// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights are.
+/// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights
+/// are.
 struct Network {
     calls: flume::Sender<Vec<usize>>,
 }
@@ -256,7 +257,8 @@ async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version(
     );
 }
 
-/// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor lives.
+/// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor
+/// lives.
 async fn one_bad_utterance_of_three(bad: f32) {
     let desk = Desk::new(3, FOREVER_MS).await;
 

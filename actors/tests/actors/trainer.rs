@@ -119,7 +119,8 @@ impl Desk {
         self.trainer.tell(order).await.unwrap();
     }
 
-    /// Every event up to the end of a cycle: what it is called, and the id it is about. Then verdict and reason.
+    /// Every event up to the end of a cycle: what it is called, and the id it is about. Then verdict and
+    /// reason.
     async fn cycle(&self) -> (Vec<(&'static str, String)>, Verdict, String) {
         let mut names = Vec::new();
         loop {
@@ -272,7 +273,12 @@ async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_tr
         }
         sample
     });
-    let desk = Desk::with_samples(samples.collect(), |trainer| trainer.wer_regression_max = 1.0).await;
+    let desk = Desk::with_samples(samples.collect(), |trainer| {
+        trainer.wer_regression_max = 1.0;
+        let curriculum = format!("{CURRICULUM}tasks = [\"emotion\"]\n");
+        std::fs::write(&trainer.curriculum, curriculum).unwrap();
+    })
+    .await;
     assert!(
         desk.held_out_seconds.iter().any(|seconds| *seconds > 30.0),
         "a long clip is held out: {:?}",
@@ -284,10 +290,17 @@ async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_tr
 
     assert_eq!(verdict, Verdict::Promoted, "{reason}");
     let metrics = desk.registry.manifest("tiny-0002").unwrap().metrics;
-    let held_out: Vec<&String> = metrics.keys().filter(|name| name.starts_with("held_out_")).collect();
+    let held_out: Vec<&String> = metrics
+        .keys()
+        .filter(|name| name.starts_with("held_out_"))
+        .collect();
     assert_eq!(
         held_out,
-        ["held_out_emotion_uar_after", "held_out_emotion_uar_before", "held_out_samples"]
+        [
+            "held_out_emotion_uar_after",
+            "held_out_emotion_uar_before",
+            "held_out_samples"
+        ]
     );
     assert_eq!(metrics["held_out_samples"], desk.held_out_seconds.len() as f64);
 }

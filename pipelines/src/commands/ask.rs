@@ -13,7 +13,7 @@ use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::open_encoder;
 use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{Placement, configure_threads};
-use speechverse::text::{OutputGrammar, Asked, TaskTable};
+use speechverse::text::{Asked, OutputGrammar, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse_actors::decoder::flags;
 use tch::Tensor;
@@ -178,7 +178,11 @@ impl Respondent {
             text,
             encoded,
             prefilled,
-        } = self.generate(&waveform.samples, &order.asked.instruction, order.grammar.as_ref())?;
+        } = self.generate(
+            &waveform.samples,
+            &order.asked.instruction,
+            order.grammar.as_ref(),
+        )?;
         let mut flags = flags(&generation, &text, self.settings.decoder.low_confidence_below);
         let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
         flags.extend(no_speech.then_some(Flag::NoSpeech));
@@ -208,8 +212,8 @@ impl Respondent {
         })
     }
 
-    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L, V]` over the
-    /// whole prompt; and the greedy answer.
+    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L,
+    /// V]` over the whole prompt; and the greedy answer.
     pub(super) fn probe(
         &mut self,
         samples: &[f32],

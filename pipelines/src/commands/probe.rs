@@ -6,8 +6,8 @@ use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::config::Settings;
 use speechverse::inference::DecodeOptions;
-use speechverse::models::whisper::Window;
 use speechverse::models::probe;
+use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use tch::{Kind, Tensor};
 
@@ -40,8 +40,7 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
             decoder_ids,
             out,
         } => write(
-            &probe::llm(&model, &ids, decoder_ids.as_deref())
-                .context("cannot probe the language model")?,
+            &probe::llm(&model, &ids, decoder_ids.as_deref()).context("cannot probe the language model")?,
             &out,
         ),
         Probe::SpeechLlm {

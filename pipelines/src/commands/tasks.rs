@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use speechverse::config::Settings;
-use speechverse::text::{GrammarPiece, OutputGrammar, Asked, Filling, Task, TaskTable};
+use speechverse::text::{Asked, Filling, GrammarPiece, OutputGrammar, Task, TaskTable};
 
 use super::Failure;
 use crate::cli::{Given, OptionalSettings, Tasks};

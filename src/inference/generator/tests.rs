@@ -167,7 +167,10 @@ fn low_rank_updates_that_do_not_fit_the_model_are_refused() {
     };
     let error = error.to_string();
     assert!(error.contains("lora_A") && error.contains("lora_B"), "{error}");
-    assert!(matches!(&events[1], Event::Token { id, .. } if *id == good), "{events:?}");
+    assert!(
+        matches!(&events[1], Event::Token { id, .. } if *id == good),
+        "{events:?}"
+    );
 }
 
 #[test]
@@ -215,7 +218,8 @@ fn a_request_is_told_of_until_it_ends_and_an_aborted_one_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
     let version = bench.versions[0].clone();
-    let [kept, running, waiting] = [0, 1, 2].map(|number| bench.generator.add_request(request(number, &version)));
+    let [kept, running, waiting] =
+        [0, 1, 2].map(|number| bench.generator.add_request(request(number, &version)));
 
     let first = bench.generator.step();
     let partial = bench.generator.partial(kept).unwrap();
@@ -271,7 +275,13 @@ fn sound_that_nobody_has_encoded_is_an_error_of_its_request() {
 
     let events = bench.generator.step();
     assert!(
-        matches!(&events[..], [Event::Failed { error: InferenceError::NoFeatures, .. }]),
+        matches!(
+            &events[..],
+            [Event::Failed {
+                error: InferenceError::NoFeatures,
+                ..
+            }]
+        ),
         "{events:?}"
     );
 }

@@ -1,9 +1,9 @@
 //! The automaton over bytes that recognises the answers of an [`OutputGrammar`].
 //!
-//! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be in after some
-//! bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread remembers which texts of a list of
-//! several it has used. A prefix of an allowed answer never leads to an empty set, and a non-empty set always leads on to
-//! an allowed answer, byte by byte.
+//! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be
+//! in after some bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread
+//! remembers which texts of a list of several it has used. A prefix of an allowed answer never leads to an
+//! empty set, and a non-empty set always leads on to an allowed answer, byte by byte.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::models::ModelError;
 use crate::text::answer::NONE;
 use crate::text::{GrammarPiece, OutputGrammar};
 
-/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a blank or an
-/// empty line now and then, and a bound keeps a model from writing nothing else.
+/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a
+/// blank or an empty line now and then, and a bound keeps a model from writing nothing else.
 pub(in crate::inference) const BLANKS_MAX: usize = 4;
 /// Bytes of all allowed texts together.
 const BYTES_MAX: usize = 1 << 20;

@@ -1,22 +1,23 @@
 //! Output grammar: what a constrained answer may go on with, token by token.
 //!
-//! An answer is constrained by an [`OutputGrammar`] on the level of bytes: whatever way a tokenizer could write an allowed answer is
-//! allowed, across the seams of its parts too, and a little white space (four bytes) may stand before and after it. So a free greedy answer that fits the
-//! grammar comes out the same when it is constrained, as every token of it is allowed where it was the likeliest of all.
-//! Near the most tokens that an answer may have, only what can still be brought to its end is allowed, so that no
-//! answer ends outside its grammar.
-//! Log-probabilities stay those of the full distribution, so that scores say how much the model was bent.
+//! An answer is constrained by an [`OutputGrammar`] on the level of bytes: whatever way a tokenizer could
+//! write an allowed answer is allowed, across the seams of its parts too, and a little white space (four
+//! bytes) may stand before and after it. So a free greedy answer that fits the grammar comes out the same
+//! when it is constrained, as every token of it is allowed where it was the likeliest of all. Near the most
+//! tokens that an answer may have, only what can still be brought to its end is allowed, so that no answer
+//! ends outside its grammar. Log-probabilities stay those of the full distribution, so that scores say how
+//! much the model was bent.
 
 mod automaton;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::models::ModelError;
+use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
 #[cfg(test)]
 pub(super) use automaton::BLANKS_MAX;
 use automaton::{Automaton, State, Thread};
-use crate::models::ModelError;
-use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
 
 /// Answers under way whose next tokens are remembered.
 const REMEMBERED_MAX: usize = 1024;
@@ -63,7 +64,11 @@ impl CompiledGrammar {
     ///
     /// # Errors
     /// [`ModelError::Constraint`] when the grammar is empty, or the vocabulary cannot spell a listed text.
-    pub fn new(grammar: &OutputGrammar, token_bytes: Arc<TokenBytes>, end_ids: &[i64]) -> Result<Self, ModelError> {
+    pub fn new(
+        grammar: &OutputGrammar,
+        token_bytes: Arc<TokenBytes>,
+        end_ids: &[i64],
+    ) -> Result<Self, ModelError> {
         for piece in &grammar.pieces {
             if let GrammarPiece::Choice(texts) | GrammarPiece::Choices(texts) | GrammarPiece::Slots(texts) =
                 piece
@@ -154,9 +159,9 @@ impl CompiledGrammar {
         (self.spelt(&ids), tokens)
     }
 
-    /// What an answer may go on with that may have `left` more tokens, the one that ends it counted: whatever leaves
-    /// enough of them for an allowed answer. Where no allowed answer is so short, whatever leads to the shortest ones.
-    /// Never empty where the answer got by allowed tokens.
+    /// What an answer may go on with that may have `left` more tokens, the one that ends it counted: whatever
+    /// leaves enough of them for an allowed answer. Where no allowed answer is so short, whatever leads to
+    /// the shortest ones. Never empty where the answer got by allowed tokens.
     pub fn allowed(&self, progress: &GrammarState, left: usize) -> Arc<Allowed> {
         let state = &progress.0;
         let known = self.remembered().get(state).cloned();
@@ -259,7 +264,8 @@ impl CompiledGrammar {
         if distances.len() >= DISTANCES_MAX {
             distances.clear();
         }
-        // Each place with the one before it, in order of tokens from the start; those of the last round begin at `first`.
+        // Each place with the one before it, in order of tokens from the start; those of the last round begin
+        // at `first`.
         let mut reached = vec![(from.clone(), 0)];
         let mut seen = HashSet::from([from.clone()]);
         let mut nearest: Option<(usize, usize)> = None;
@@ -305,8 +311,8 @@ impl CompiledGrammar {
 
     /// Shows every token whose bytes can follow, with the state after it, until `visit` has seen enough.
     ///
-    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with forbidden bytes
-    /// is skipped.
+    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with
+    /// forbidden bytes is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
         let mut seen = Seen::new(self, state);
         let tokens = self.token_bytes.tokens();

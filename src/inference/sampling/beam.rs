@@ -1,11 +1,12 @@
 //! Beam search for one prompt: the arithmetic, apart from networks and caches.
 //!
-//! Equal, token for token, to transformers 5 (`GenerationMixin._beam_search`): of the `2 · width` likeliest continuations
-//! (more, where several tokens end an answer) those among the first `width` that end are complete, with their score
-//! divided by length to the power of `length_penalty`; the best `width` of the others go on. Scores are f32 as there.
+//! Equal, token for token, to transformers 5 (`GenerationMixin._beam_search`): of the `2 · width` likeliest
+//! continuations (more, where several tokens end an answer) those among the first `width` that end are
+//! complete, with their score divided by length to the power of `length_penalty`; the best `width` of the
+//! others go on. Scores are f32 as there.
 
-use crate::inference::grammar::GrammarState;
 use super::repetition::repeated_tail;
+use crate::inference::grammar::GrammarState;
 use crate::inference::{BeamSettings, EarlyStopping};
 
 /// Answers under way or complete.
@@ -74,8 +75,8 @@ impl BeamSearch {
         self.settings.width * (1 + end_ids).max(2)
     }
 
-    /// Takes the best continuations of all hypotheses, best first, and returns, for each hypothesis that goes on, which
-    /// one it continues; none when the search is over.
+    /// Takes the best continuations of all hypotheses, best first, and returns, for each hypothesis that goes
+    /// on, which one it continues; none when the search is over.
     ///
     /// `advance_grammar` gives the grammar state after one more token.
     pub(in crate::inference) fn advance(
@@ -168,7 +169,8 @@ impl BeamSearch {
 }
 
 impl Hypothesis {
-    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little.
+    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means
+    /// little.
     fn is_doubtful(&self) -> bool {
         self.looping
     }

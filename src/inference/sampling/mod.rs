@@ -37,7 +37,8 @@ pub(super) fn penalises(options: &DecodeOptions) -> bool {
     options.repetition_penalty != 1.0 || options.no_repeat_ngram_size > 0
 }
 
-/// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability among all.
+/// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability
+/// among all.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.
@@ -52,7 +53,8 @@ pub(super) fn likeliest(logits: &Tensor, vocabulary: i64) -> Result<Vec<(i64, f6
         .collect())
 }
 
-/// Logits `[V]` with minus infinity for what the answer may not go on with, ids from `vocabulary` on left out.
+/// Logits `[V]` with minus infinity for what the answer may not go on with, ids from `vocabulary` on left
+/// out.
 fn restrict(
     logits: &Tensor,
     rules: &Rules<'_>,
@@ -79,7 +81,8 @@ fn restrict(
     }
 }
 
-/// The next token of a single sequence from its logits `[V]`, with its log-probability under the full distribution.
+/// The next token of a single sequence from its logits `[V]`, with its log-probability under the full
+/// distribution.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.

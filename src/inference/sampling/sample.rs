@@ -1,8 +1,9 @@
 //! Sampling: temperature, the `top_k` likeliest, the likeliest that make up `top_p`, and a seeded draw.
 //!
-//! Order and meaning are those of transformers 5 (`TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`): scores
-//! are divided by the temperature, then all below the k-th are dropped (equals of the k-th stay), then the unlikeliest
-//! that together make up no more than `1 - top_p`; the likeliest always stays.
+//! Order and meaning are those of transformers 5 (`TemperatureLogitsWarper`, `TopKLogitsWarper`,
+//! `TopPLogitsWarper`): scores are divided by the temperature, then all below the k-th are dropped (equals of
+//! the k-th stay), then the unlikeliest that together make up no more than `1 - top_p`; the likeliest always
+//! stays.
 
 use tch::{Kind, Tensor};
 

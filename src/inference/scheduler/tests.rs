@@ -1,5 +1,5 @@
-//! Beam search and sampling against transformers; constrained answers of random models over random vocabularies; answers
-//! beside others; failures.
+//! Beam search and sampling against transformers; constrained answers of random models over random
+//! vocabularies; answers beside others; failures.
 
 mod constrained;
 mod failures;
@@ -12,9 +12,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::testing::{generate_alike, generate_all};
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::llama::Llama;
+use crate::testing::{generate_alike, generate_all};
 
 /// Folder of a fixture.
 fn fixture(name: &str) -> PathBuf {
@@ -177,7 +177,11 @@ fn what_does_not_fit_a_slot_is_refused_and_what_waits_starts_when_there_are_slot
     let mut scheduler = Scheduler::new(&model, sizes(2, 8, 8), &[], 96);
 
     // Three beams for two slots; no token at all.
-    assert!(scheduler.add(RequestId::next(), prompt(&model, &[5], beams)).is_err());
+    assert!(
+        scheduler
+            .add(RequestId::next(), prompt(&model, &[5], beams))
+            .is_err()
+    );
     let zero = prompt(&model, &[5], DecodeOptions::greedy(0));
     assert!(scheduler.add(RequestId::next(), zero).is_err());
     assert!(!scheduler.has_unfinished());
@@ -262,7 +266,11 @@ fn a_cache_that_grows_gives_the_answers_of_one_that_is_large_from_the_beginning(
     let right = answers(true, true);
 
     assert_eq!(answers(false, true), right);
-    assert_eq!(answers(false, false), right, "it grows between the first and the second prompt");
+    assert_eq!(
+        answers(false, false),
+        right,
+        "it grows between the first and the second prompt"
+    );
 }
 
 #[test]

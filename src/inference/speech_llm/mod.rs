@@ -1,11 +1,12 @@
 //! `SpeechLlm`: audio positions placed before an instruction inside the prompt of a frozen language model.
 //!
-//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part ([`Learned`]: adapter and optional
-//! LoRA), because one language model serves several adapter versions at once.
+//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part
+//! ([`Learned`]: adapter and optional LoRA), because one language model serves several adapter versions at
+//! once.
 //!
-//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2. An encoder–decoder reads
-//! `[audio positions][instruction]` with its encoder, as the paper's does; for a decoder-only model the audio comes first inside the user's
-//! turn, the instruction after it.
+//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295)
+//! §2.1, §2.2. An encoder–decoder reads `[audio positions][instruction]` with its encoder, as the paper's
+//! does; for a decoder-only model the audio comes first inside the user's turn, the instruction after it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -109,7 +110,8 @@ impl SpeechLlm {
         })
     }
 
-    /// Opens a model folder. `system` replaces the template's own system message; a model without chat template has none.
+    /// Opens a model folder. `system` replaces the template's own system message; a model without chat
+    /// template has none.
     ///
     /// # Errors
     /// [`InferenceError`] when a file is missing or does not fit.
@@ -148,7 +150,8 @@ impl SpeechLlm {
     /// Prompts of a batch, ready for the language model and differentiable in the adapter.
     ///
     /// # Shapes
-    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language model's kind.
+    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language
+    /// model's kind.
     ///
     /// # Errors
     /// [`InferenceError`] when shapes disagree, or there is not one instruction per row.
@@ -163,7 +166,8 @@ impl SpeechLlm {
         self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
     }
 
-    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B tensors `[P_i, H]`.
+    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B
+    /// tensors `[P_i, H]`.
     ///
     /// # Errors
     /// [`InferenceError`] when there is not one length and one instruction per row.
@@ -199,11 +203,7 @@ impl SpeechLlm {
     ///
     /// # Errors
     /// [`InferenceError`] when the tokenizer refuses a text, or there is not one instruction for each.
-    pub fn text_prompts(
-        &self,
-        texts: &[&str],
-        instructions: &[&str],
-    ) -> Result<Vec<Tensor>, InferenceError> {
+    pub fn text_prompts(&self, texts: &[&str], instructions: &[&str]) -> Result<Vec<Tensor>, InferenceError> {
         let embedded: Vec<Tensor> = (texts.iter())
             .map(|text| Ok(self.llm.embed(&self.tokenizer.encode_plain(text)?)?))
             .collect::<Result<_, InferenceError>>()?;
@@ -212,10 +212,12 @@ impl SpeechLlm {
         self.prompts_around(&positions, &lengths, instructions)
     }
 
-    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in `lora`.
+    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in
+    /// `lora`.
     ///
     /// # Shapes
-    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included ([`answer_ids`](Self::answer_ids)).
+    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included
+    /// ([`answer_ids`](Self::answer_ids)).
     ///
     /// # Errors
     /// [`ModelError`] when there is not one non-empty answer per prompt, or a sequence is too long.
@@ -240,7 +242,8 @@ impl SpeechLlm {
     /// Listed texts are taken as the tokenizer writes them: some rewrite characters, or squeeze white space.
     ///
     /// # Errors
-    /// [`InferenceError`] when the tokenizer cannot say which bytes its tokens are, or cannot spell a listed text.
+    /// [`InferenceError`] when the tokenizer cannot say which bytes its tokens are, or cannot spell a listed
+    /// text.
     pub fn compile(&self, grammar: &OutputGrammar) -> Result<Option<Arc<CompiledGrammar>>, InferenceError> {
         if grammar.is_free() {
             return Ok(None);
@@ -259,7 +262,11 @@ impl SpeechLlm {
         }
         let grammar = OutputGrammar { pieces };
         let token_bytes = self.tokenizer.token_bytes()?;
-        Ok(Some(Arc::new(CompiledGrammar::new(&grammar, token_bytes, &self.end_ids)?)))
+        Ok(Some(Arc::new(CompiledGrammar::new(
+            &grammar,
+            token_bytes,
+            &self.end_ids,
+        )?)))
     }
 
     /// A text as it comes back from its tokens, where they hold all of it.

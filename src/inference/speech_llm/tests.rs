@@ -1,12 +1,12 @@
 use super::*;
 use crate::config::model::AdapterSettings;
+use crate::inference::DecodeOptions;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, embedding_rms};
-use crate::inference::DecodeOptions;
-use crate::testing::generate_alike;
 use crate::nn::lora::LoraConfig;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::testing::TinyModels;
+use crate::testing::generate_alike;
 
 struct Bench {
     _folder: tempfile::TempDir,

@@ -4,9 +4,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::testing::generate_alike;
 use crate::models::probe;
 use crate::nn::lora::LoraConfig;
+use crate::testing::generate_alike;
 
 const FIXTURES: [&str; 3] = ["llama_tiny", "llama_qwen2", "llama_bias"];
 

@@ -4,9 +4,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::testing::generate_alike;
 use crate::models::probe;
 use crate::nn::lora::LoraConfig;
+use crate::testing::generate_alike;
 
 const FIXTURES: [&str; 3] = ["t5_gated", "t5_relu", "t5_tied"];
 
@@ -109,7 +109,9 @@ fn a_ragged_batch_of_embeddings_is_taught_as_by_transformers() {
         let (model, expected) = (open(name), expected(name));
         let (_, prompts) = audio(&model, &expected.lengths);
 
-        let taught = model.teacher_forced_logits(&prompts, &answers(&expected), None).unwrap();
+        let taught = model
+            .teacher_forced_logits(&prompts, &answers(&expected), None)
+            .unwrap();
 
         let error = relative_error(&taught, &reference(name, "taught", &taught.size()));
         assert!(error <= 1e-5, "{name}: {error:e}");
@@ -133,7 +135,9 @@ fn a_clip_gives_the_same_logits_alone_and_in_a_padded_batch() {
                 .unwrap();
             let mut at = 0;
             for (row, (prompt, answer)) in prompts.iter().zip(&answers).enumerate() {
-                let alone = model.teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora).unwrap();
+                let alone = model
+                    .teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora)
+                    .unwrap();
                 let own = together.narrow(0, at, answer.len() as i64);
                 assert!(relative_error(&own, &alone) <= 1e-5, "{name} row {row}");
                 assert!(relative_error(&first.get(row as i64), &alone.get(0)) <= 1e-5);
@@ -175,7 +179,9 @@ fn stepping_equals_teaching() {
         let prompt = model.embed(&expected.ids).unwrap();
         let answer = &expected.decoder_ids[1..];
         for lora in [None, Some(&lora)] {
-            let whole = model.teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora).unwrap();
+            let whole = model
+                .teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora)
+                .unwrap();
             let mut cache = model.new_cache(1, 45, 30);
             let mut found = model
                 .prefill(&prompt.unsqueeze(0), &[45], &mut cache, &[0], lora)
@@ -199,7 +205,11 @@ fn slots_join_leave_and_change_places_and_the_others_do_not_notice() {
     let script = &expected.decoder_ids[1..8];
     let wanted: Vec<Tensor> = prompts
         .iter()
-        .map(|prompt| model.teacher_forced_logits(&[prompt.shallow_clone()], &[script], None).unwrap())
+        .map(|prompt| {
+            model
+                .teacher_forced_logits(&[prompt.shallow_clone()], &[script], None)
+                .unwrap()
+        })
         .collect();
     let check = |found: &Tensor, row: i64, sequence: usize, position: i64| {
         let error = relative_error(&found.get(row), &wanted[sequence].get(position));
@@ -267,7 +277,9 @@ fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
         .unwrap();
     let logits = model.step(&[7, 3], &mut cache, &[0, 1], None).unwrap();
 
-    let wanted = model.teacher_forced_logits(&prompts[..1], &[&[7, 9]], None).unwrap();
+    let wanted = model
+        .teacher_forced_logits(&prompts[..1], &[&[7, 9]], None)
+        .unwrap();
     assert!(relative_error(&logits.get(0), &wanted.get(1)) < 1e-5);
 }
 
@@ -284,7 +296,9 @@ fn a_fresh_lora_set_changes_not_one_bit() {
             let mut cache = model.new_cache(3, 45, 20);
             let lengths = &expected.lengths;
             [
-                model.teacher_forced_logits(&prompts, &answers(&expected), lora).unwrap(),
+                model
+                    .teacher_forced_logits(&prompts, &answers(&expected), lora)
+                    .unwrap(),
                 model
                     .prefill(&batch, lengths, &mut cache, &[0, 1, 2], lora)
                     .unwrap(),
@@ -308,7 +322,9 @@ fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
     let prompt = model.embed(&expected.ids).unwrap();
     let answer = [&expected.decoder_ids[1..], &[1]].concat();
 
-    let logits = model.teacher_forced_logits(&[prompt], &[&answer], Some(&lora)).unwrap();
+    let logits = model
+        .teacher_forced_logits(&[prompt], &[&answer], Some(&lora))
+        .unwrap();
 
     let error = relative_error(&logits, &reference("t5_peft", "logits", &logits.size()));
     assert!(error < 1e-5, "{error:e}");
@@ -325,7 +341,9 @@ fn gradients_reach_prompts_and_lora_and_nothing_else() {
             .map(|prompt| prompt.copy().set_requires_grad(true))
             .collect();
 
-        let taught = model.teacher_forced_logits(&prompts, &answers(&expected), Some(&lora)).unwrap();
+        let taught = model
+            .teacher_forced_logits(&prompts, &answers(&expected), Some(&lora))
+            .unwrap();
         taught.narrow(0, 0, 3).square().sum(Kind::Float).backward();
 
         for (name, tensor) in lora.parameters() {

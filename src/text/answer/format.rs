@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::{GrammarPiece, OutputGrammar, NONE};
+use super::{GrammarPiece, NONE, OutputGrammar};
 
 /// How answers of a task are written (`[answer] format` of a task file).
 ///

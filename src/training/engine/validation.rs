@@ -1,13 +1,14 @@
-//! Validation within a run: loss and each task's score on the same clips each time, and the best weights so far.
+//! Validation within a run: loss and each task's score on the same clips each time, and the best weights so
+//! far.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Engine;
 use crate::config::training::{StageConfig, StageKind};
-use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
-use crate::inference::{DecodeOptions, EngineConfig};
 use crate::inference::speech_llm::Learned;
+use crate::inference::{DecodeOptions, EngineConfig};
+use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::checkpoint::{self, Best};
@@ -81,7 +82,10 @@ impl Engine<'_> {
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let loss = total / clips_scored as f64;
         let (scores, told, count) = self.answer(stage, valid)?;
-        let wer = scores.iter().find(|score| score.task == "asr").map(TaskScore::error);
+        let wer = scores
+            .iter()
+            .find(|score| score.task == "asr")
+            .map(TaskScore::error);
         let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
         if best {
             self.state.best = Some(Best {
@@ -116,7 +120,8 @@ impl Engine<'_> {
         )
     }
 
-    /// Answers validation clips as serving would: the score of each task, a few answers, and how many clips there were.
+    /// Answers validation clips as serving would: the score of each task, a few answers, and how many clips
+    /// there were.
     fn answer(
         &self,
         stage: &StageConfig,

@@ -19,7 +19,8 @@ const END: i64 = 0;
 /// A control token that is of no use here.
 const CONTROL: i64 = 1;
 
-/// A vocabulary over few letters, so that much is a prefix of much: single characters (or all bytes) and random pieces.
+/// A vocabulary over few letters, so that much is a prefix of much: single characters (or all bytes) and
+/// random pieces.
 fn vocabulary(seed: u64, every_byte: bool) -> Arc<TokenBytes> {
     const LETTERS: &[char] = &['a', 'b', ' ', ',', ';', '=', '|', 'n', 'o', 'e', 'é'];
     let mut dice = SplitMix::new(&[seed, 17]);
@@ -445,7 +446,11 @@ proptest! {
 fn a_text_that_the_vocabulary_cannot_spell_is_refused_by_name() {
     let token_bytes = vocabulary(1, false);
 
-    let refused = CompiledGrammar::new(&OutputGrammar::one_of(["ab", "xyz"]), Arc::clone(&token_bytes), &[END]);
+    let refused = CompiledGrammar::new(
+        &OutputGrammar::one_of(["ab", "xyz"]),
+        Arc::clone(&token_bytes),
+        &[END],
+    );
 
     assert!(refused.unwrap_err().to_string().contains("xyz"));
     for source in [OutputGrammar { pieces: vec![] }, OutputGrammar::one_of([" "])] {

@@ -1,4 +1,5 @@
-//! Errors and panics of the model, while prompts start and in later steps: they end the sequence at fault and no other.
+//! Errors and panics of the model, while prompts start and in later steps: they end the sequence at fault and
+//! no other.
 
 use std::cell::Cell;
 
@@ -94,13 +95,14 @@ impl LanguageModel for FailingModel {
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
         let bad = self.embed(&[BAD])?.get(0);
-        let row = (0i64..).zip(slots).find(|(row, _)| embeds.get(*row).get(0) == bad);
+        let row = (0i64..)
+            .zip(slots)
+            .find(|(row, _)| embeds.get(*row).get(0) == bad);
         let logits = self.llm.prefill(embeds, lengths, cache, slots, lora)?;
-        if let Some((_, slot)) = row {
-            self.bad.set(Some(*slot));
-            if self.in_prefill {
-                self.fail()?;
-            }
+        let earlier = self.bad.get().filter(|bad| !slots.contains(bad));
+        self.bad.set(row.map(|(_, slot)| *slot).or(earlier));
+        if row.is_some() && self.in_prefill {
+            self.fail()?;
         }
         Ok(logits)
     }
@@ -127,10 +129,17 @@ impl LanguageModel for FailingModel {
 
 const PROMPTS: [[i64; 2]; 5] = [[5, 6], [7, 8], [BAD, 1], [9, 10], [33, 44]];
 
-/// One of five sequences is at fault: greedy ones beside a beam search; some are running when the bad one starts.
+/// One of five sequences is at fault: greedy ones beside a beam search; some are running when the bad one
+/// starts.
 fn one_of_five(failure: Failure, in_prefill: bool) {
     let (model, healthy) = (FailingModel::new(failure, in_prefill), tiny());
-    let options = |at: usize| if at == 3 { every_kind()[2] } else { DecodeOptions::greedy(9) };
+    let options = |at: usize| {
+        if at == 3 {
+            every_kind()[2]
+        } else {
+            DecodeOptions::greedy(9)
+        }
+    };
     let mut scheduler = Scheduler::new(&model, sizes(7, 16, 16), &[3], 96);
     let ids: Vec<RequestId> = PROMPTS.iter().map(|_| RequestId::next()).collect();
     let add = |scheduler: &mut Scheduler, at: usize| {
@@ -149,11 +158,22 @@ fn one_of_five(failure: Failure, in_prefill: bool) {
         assert_eq!(id, ids[at]);
         if PROMPTS[at][0] == BAD {
             let error = found.expect_err("it is at fault").to_string();
-            let reason = if failure == Failure::Error { "empty" } else { "on purpose" };
+            let reason = if failure == Failure::Error {
+                "empty"
+            } else {
+                "on purpose"
+            };
             assert!(error.contains(reason), "{error}");
             continue;
         }
-        let alone = generate_all(&healthy, vec![prompt(&healthy, &PROMPTS[at], options(at))], 1, &[3], 96, &[]);
+        let alone = generate_all(
+            &healthy,
+            vec![prompt(&healthy, &PROMPTS[at], options(at))],
+            1,
+            &[3],
+            96,
+            &[],
+        );
         assert_eq!(found.unwrap().ids, alone.unwrap()[0].ids, "{failure:?}, {at}");
     }
     assert_eq!((scheduler.free_slots(), scheduler.slots_in_use()), (7, 0));

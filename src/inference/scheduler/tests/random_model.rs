@@ -1,5 +1,5 @@
-//! A language model without weights: its logits are random, but depend on everything that stands before, which it keeps
-//! in the cache like any other model.
+//! A language model without weights: its logits are random, but depend on everything that stands before,
+//! which it keeps in the cache like any other model.
 
 use super::*;
 use crate::models::LanguageModelInfo;
@@ -85,7 +85,12 @@ impl LanguageModel for RandomModel {
         self.embed(&(0..self.vocabulary).collect::<Vec<_>>()).unwrap()
     }
 
-    fn teacher_forced_logits(&self, _: &[Tensor], _: &[&[i64]], _: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+    fn teacher_forced_logits(
+        &self,
+        _: &[Tensor],
+        _: &[&[i64]],
+        _: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
         unreachable!("no test asks for this")
     }
 

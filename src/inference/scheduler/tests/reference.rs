@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::inference::sampling::sample::warp;
 use super::*;
+use crate::inference::sampling::sample::warp;
 use crate::models::open_language_model;
 use crate::nn::accel::Placement;
 
