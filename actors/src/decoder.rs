@@ -22,7 +22,7 @@ use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
 
-use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, Ticket};
+use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, RequestContext};
 
 /// Makes the generator, warmed up, again after a restart.
 pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Send + Sync>;
@@ -45,7 +45,7 @@ pub struct DecoderArgs {
 /// What stays with a request while its answer is generated.
 #[derive(Debug)]
 struct Active {
-    ticket: Ticket,
+    context: RequestContext,
     version: String,
     started: Instant,
     /// Whether its first token is there.
@@ -120,11 +120,11 @@ impl Message<DecodeUtterance> for Decoder {
         let DecodeUtterance {
             features,
             adapter,
-            mut ticket,
+            mut context,
         } = message;
-        metrics::stage_entered(Stage::Decode.as_str(), ticket.taken_up());
+        metrics::stage_entered(Stage::Decode.as_str(), context.dequeued());
         let version = adapter.version().to_owned();
-        let request = &ticket.request;
+        let request = &context.request;
         let id = self.generator.add_request(GenerateRequest {
             input: Input::Features { features, adapter },
             instruction: request.instruction.clone(),
@@ -132,7 +132,7 @@ impl Message<DecodeUtterance> for Decoder {
             tokens_max: request.max_tokens,
         });
         let active = Active {
-            ticket,
+            context,
             version,
             started: Instant::now(),
             began: false,
@@ -160,7 +160,7 @@ impl Decoder {
                 }
                 Event::Failed { id, error } => {
                     if let Some(active) = self.active.remove(&id) {
-                        self.reject(active.ticket, &error).await;
+                        self.reject(active.context, &error).await;
                     }
                 }
             }
@@ -172,8 +172,8 @@ impl Decoder {
     fn begin(&mut self, id: RequestId) {
         if let Some(active) = self.active.get_mut(&id).filter(|active| !active.began) {
             active.began = true;
-            active.ticket.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
-            metrics::first_token(active.ticket.admitted.elapsed());
+            active.context.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
+            metrics::first_token(active.context.admitted.elapsed());
         }
     }
 
@@ -185,7 +185,7 @@ impl Decoder {
         let Some(active) = self
             .active
             .get(&id)
-            .filter(|active| active.ticket.request.partials)
+            .filter(|active| active.context.request.partials)
         else {
             return;
         };
@@ -200,12 +200,12 @@ impl Decoder {
         };
         // A character that is not complete yet.
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
-        let ticket = &active.ticket;
+        let context = &active.context;
         let number = (tokens / every - 1) as u64;
-        let whole = self.answer(ticket, active.version.clone(), &generation, text);
-        let generated = active.started.elapsed().as_secs_f64() * 1e3 - ticket.times.prefill_ms;
+        let whole = self.answer(context, active.version.clone(), &generation, text);
+        let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
         let answer = Answer {
-            id: Answer::id_of(&ticket.request.id, AnswerKind::Partial, number),
+            id: Answer::id_of(&context.request.id, AnswerKind::Partial, number),
             kind: AnswerKind::Partial,
             flags: Vec::new(),
             timing_ms: Timing {
@@ -216,33 +216,39 @@ impl Decoder {
         };
         let partial = PublishPartial {
             answer,
-            key: ticket.record.key.clone(),
-            trace: ticket.request.trace.clone(),
+            key: context.record.key.clone(),
+            trace: context.request.trace.clone(),
         };
         let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
     }
 
     /// Turns a complete answer into a result record.
     async fn finish(&mut self, active: Active, generation: &Generation, text: String) {
-        let mut ticket = active.ticket;
+        let mut context = active.context;
         let worked = active.started.elapsed();
-        ticket.times.generate_ms = (worked.as_secs_f64() * 1e3 - ticket.times.prefill_ms).max(0.0);
+        context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
         metrics::stage_left(Stage::Decode.as_str(), worked);
-        ticket.queue_for(Stage::Publish);
-        let answer = self.answer(&ticket, active.version, generation, text);
-        if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, ticket }).await {
+        context.queue_for(Stage::Publish);
+        let answer = self.answer(&context, active.version, generation, text);
+        if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
             error!(error = %error.to_string(), "publisher is gone, an answer goes back");
         }
     }
 
-    fn answer(&self, ticket: &Ticket, adapter: String, generation: &Generation, text: String) -> Answer {
-        let request = &ticket.request;
-        let times = ticket.times;
+    fn answer(
+        &self,
+        context: &RequestContext,
+        adapter: String,
+        generation: &Generation,
+        text: String,
+    ) -> Answer {
+        let request = &context.request;
+        let times = context.times;
         let label = generation
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
         let mut flags = flags(generation, &text, self.args.config.low_confidence_below);
-        flags.extend(ticket.no_speech.then_some(Flag::NoSpeech));
+        flags.extend(context.no_speech.then_some(Flag::NoSpeech));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -257,7 +263,7 @@ impl Decoder {
             fields,
             adapter,
             score: generation.score(),
-            audio_seconds: ticket.audio_seconds,
+            audio_seconds: context.audio_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
@@ -265,19 +271,19 @@ impl Decoder {
                 encode: times.encode_ms,
                 prefill: times.prefill_ms,
                 generate: times.generate_ms,
-                total: ticket.admitted.elapsed().as_secs_f64() * 1e3,
+                total: context.admitted.elapsed().as_secs_f64() * 1e3,
             },
         }
     }
 
-    async fn reject(&mut self, ticket: Ticket, cause: &InferenceError) {
+    async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
         let reason = match cause {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
             InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
-        error!(error = %cause, request_id = %ticket.request.id, "cannot answer an utterance");
-        let letter = PublishDeadLetter::of(ticket, reason, cause.to_string());
+        error!(error = %cause, request_id = %context.request.id, "cannot answer an utterance");
+        let letter = PublishDeadLetter::of(context, reason, cause.to_string());
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

@@ -4,7 +4,7 @@
 //! thread. Drives the first half of the inference engine, the feature extractor: clips longer than the
 //! encoder's window are cut, and a batch that fails is tried again one utterance at a time, so that only the
 //! one at fault becomes a dead letter. A panic outside that restarts the actor with a fresh model, and the
-//! tickets it held find their own way.
+//! contexts it held find their own way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use speechverse::wire::dead_letter::{Reason, Stage};
 use tch::Tensor;
 use tracing::{error, warn};
 
-use crate::messages::{DecodeUtterance, EncodeUtterance, PublishDeadLetter, Ticket};
+use crate::messages::{DecodeUtterance, EncodeUtterance, PublishDeadLetter, RequestContext};
 
 /// Makes the feature extractor, warmed up, again after a restart.
 pub type BuildExtractor = Arc<dyn Fn() -> Result<FeatureExtractor, ModelError> + Send + Sync>;
@@ -76,7 +76,7 @@ impl Message<EncodeUtterance> for Encoder {
     type Reply = ();
 
     async fn handle(&mut self, mut message: EncodeUtterance, ctx: &mut Context<Self, Self::Reply>) {
-        let waited = message.ticket.taken_up();
+        let waited = message.context.dequeued();
         metrics::stage_entered(Stage::Encode.as_str(), waited);
         if self.pending.is_empty() && self.args.config.batch_windows_max > 1 {
             let wait = Duration::from_millis(self.args.config.batch_wait_ms_max);
@@ -138,31 +138,31 @@ impl Encoder {
         for (message, features) in batch.into_iter().zip(found) {
             match features {
                 Ok(features) => self.hand_on(message, features, worked).await,
-                Err(error) => self.reject(message.ticket, &error).await,
+                Err(error) => self.reject(message.context, &error).await,
             }
         }
     }
 
     async fn hand_on(&mut self, message: EncodeUtterance, features: Tensor, worked: Duration) {
         let EncodeUtterance {
-            adapter, mut ticket, ..
+            adapter, mut context, ..
         } = message;
-        ticket.times.encode_ms += worked.as_secs_f64() * 1e3;
+        context.times.encode_ms += worked.as_secs_f64() * 1e3;
         metrics::stage_left(Stage::Encode.as_str(), worked);
-        ticket.queue_for(Stage::Decode);
+        context.queue_for(Stage::Decode);
         let order = DecodeUtterance {
             features,
             adapter,
-            ticket,
+            context,
         };
         if let Err(error) = self.args.decoder.tell(order).await {
             warn!(error = %error.to_string(), "decoder is gone, its utterance goes back");
         }
     }
 
-    async fn reject(&mut self, ticket: Ticket, cause: &ModelError) {
-        error!(error = %cause, request_id = %ticket.request.id, "cannot encode an utterance");
-        let letter = PublishDeadLetter::of(ticket, Reason::InternalError, cause.to_string());
+    async fn reject(&mut self, context: RequestContext, cause: &ModelError) {
+        error!(error = %cause, request_id = %context.request.id, "cannot encode an utterance");
+        let letter = PublishDeadLetter::of(context, Reason::InternalError, cause.to_string());
         if let Err(error) = self.args.publisher.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::Value;
 use speechverse::config::Settings;
-use speechverse::config::model::AdapterSettings;
-use speechverse::config::training::TrainingConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
+use speechverse::models::config::AdapterSettings;
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, Registry, identify};
 use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
+use speechverse::training::config::TrainingConfig;
 use speechverse::training::prepare::prepare;
 use speechverse::training::{AudioSource, Control, Example, Networks};
 use speechverse::wire::OutgoingRecord;
@@ -196,7 +196,7 @@ impl Place {
             instruction: Some(INSTRUCTION.to_owned()),
             target: "a".to_owned(),
             targets: BTreeMap::new(),
-            filling: Arc::default(),
+            variables: Arc::default(),
             domain: None,
             text: None,
         });

@@ -235,7 +235,7 @@ pub fn run(
             dataset: recording.dataset.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
-            language: example.filling.fields.get("target_lang").cloned(),
+            language: example.variables.fields.get("target_lang").cloned(),
             domain: example.domain.clone(),
             instruction: prompt.instruction.clone(),
             reference: example.target.clone(),
@@ -252,7 +252,7 @@ pub fn run(
             row.transcript = parts.remove(ASR);
         }
         if variant.source == Source::Search {
-            let keyword = example.filling.fields.get(KEYWORD);
+            let keyword = example.variables.fields.get(KEYWORD);
             let found = keyword.is_some_and(|keyword| says(&answer.text, keyword));
             row.hypothesis = if found { "yes" } else { "no" }.to_owned();
             row.transcript = Some(answer.text.clone());

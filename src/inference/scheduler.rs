@@ -144,7 +144,7 @@ impl Scheduler {
         }
         match prompt.embeds.size().as_slice() {
             [positions, width] if *positions > 0 && *width == self.width => {
-                self.limits.check_room(*positions, answer)
+                self.limits.check_capacity(*positions, answer)
             }
             other => Err(ModelError::Shape {
                 what: "a prompt",
@@ -222,7 +222,7 @@ impl Scheduler {
             }
             let (prompt, answer) = self.positions_of(next);
             let fits =
-                self.cache.slots() == self.taken.len() && self.cache.check_room(prompt, answer).is_ok();
+                self.cache.slots() == self.taken.len() && self.cache.check_capacity(prompt, answer).is_ok();
             if !fits {
                 if !self.running.is_empty() {
                     break; // the cache grows when it is empty

@@ -29,6 +29,6 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
+pub use tasks::{ResolvedPrompt, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
 pub use token_bytes::TokenBytes;
 pub use tokenizer::{TokenStream, Tokenizer};

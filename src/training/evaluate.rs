@@ -340,7 +340,7 @@ pub fn evaluate(
     let start = Instant::now();
     let recordings: Vec<(&Example, Vec<EvalPrompt>)> = samples
         .iter()
-        .map(|sample| (&sample.example, vec![EvalPrompt::free(sample.wordings.first())]))
+        .map(|sample| (&sample.example, vec![EvalPrompt::free(sample.variants.first())]))
         .collect();
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();
@@ -384,7 +384,7 @@ fn scores(samples: &[Sample], rows: &[Option<EvaluatedRow>]) -> Vec<TaskScore> {
     let mut pairs: BTreeMap<(&str, Metric), Vec<(String, String)>> = BTreeMap::new();
     for (sample, row) in samples.iter().zip(rows) {
         let Some(row) = row else { continue };
-        match sample.wordings.layout() {
+        match sample.variants.layout() {
             None => {
                 let [(task, metric), ..] = sample.metrics.as_slice() else {
                     continue;

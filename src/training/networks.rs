@@ -3,10 +3,10 @@
 use std::fmt;
 
 use super::TrainingError;
-use crate::config::model::ModelConfig;
 use crate::inference::speech_llm::SpeechLlm;
 use crate::inference::{BorrowedEngine, Engine, EngineConfig, InferenceError};
-use crate::models::whisper::Window;
+use crate::models::config::ModelConfig;
+use crate::models::encoders::whisper::Window;
 use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{Placement, configure_threads};
 use crate::registry::{ModelIdentity, identify};

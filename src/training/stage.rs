@@ -7,11 +7,11 @@ use super::checkpoint::{read_lora, seed_lora};
 use super::ctc::CtcTable;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::config::training::{StageConfig, StageKind, TrainingConfig};
 use crate::inference::hidden_states;
 use crate::inference::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
+use crate::training::config::{StageConfig, StageKind, TrainingConfig};
 
 /// A batch's loss.
 #[derive(Debug)]
@@ -26,13 +26,13 @@ pub struct BatchLoss {
 
 /// What a stage needs beside the networks: the CTC table, when it has one.
 #[derive(Debug)]
-pub struct StageAtWork<'a> {
+pub struct StageRunner<'a> {
     networks: &'a Networks,
     config: &'a StageConfig,
     table: Option<CtcTable>,
 }
 
-impl<'a> StageAtWork<'a> {
+impl<'a> StageRunner<'a> {
     /// Brings `learned` into the form that the stage wants: a CTC head over `classes` where CTC is part of the loss, LoRA where it learns, no LoRA where it does not.
     ///
     /// # Errors

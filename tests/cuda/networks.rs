@@ -2,7 +2,7 @@
 
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{BeamSettings, DecodeOptions, EarlyStopping, Prompt, Strategy};
-use speechverse::models::whisper::Window;
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::{LanguageModel, SpeechEncoder, open_encoder, open_language_model};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use speechverse::testing::{TinyModels, generate_alike, generate_all};

@@ -10,10 +10,10 @@ use speechverse::inference::{
     Clip, DecodeOptions, Engine, EngineConfig, Event, GenerateRequest, Generation, Input,
 };
 use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
-use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{Placement, configure_threads};
-use speechverse::text::{Asked, OutputGrammar, TaskTable};
+use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse_actors::decoder::flags;
 use tch::Tensor;
@@ -54,7 +54,7 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
 /// What is asked about every file.
 struct Order {
     task: Option<String>,
-    asked: Asked,
+    asked: ResolvedPrompt,
     /// What the answer is constrained to.
     grammar: Option<OutputGrammar>,
 }
@@ -68,9 +68,9 @@ impl Order {
         let labels = (!args.given.labels.is_empty()).then_some(args.given.labels.as_slice());
         let asked = match &args.task {
             Some(task) => TaskTable::load(&settings.service.tasks_dir)
-                .and_then(|tasks| tasks.ask(task, &args.given.filling(), own))
+                .and_then(|tasks| tasks.ask(task, &args.given.variables(), own))
                 .map_err(Failure::usage)?,
-            None => Asked::plainly(
+            None => ResolvedPrompt::plain(
                 own.unwrap_or(&settings.service.default_instruction).to_owned(),
                 labels,
             ),

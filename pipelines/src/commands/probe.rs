@@ -6,8 +6,8 @@ use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::config::Settings;
 use speechverse::inference::DecodeOptions;
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::probe;
-use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use tch::{Kind, Tensor};
 

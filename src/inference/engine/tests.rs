@@ -3,10 +3,10 @@ use std::collections::BTreeMap;
 use tch::Device;
 
 use super::*;
-use crate::config::model::AdapterSettings;
 use crate::inference::windows;
 use crate::models::adapter::{AdapterConfig, SpeechAdapter};
-use crate::models::whisper::Window;
+use crate::models::config::AdapterSettings;
+use crate::models::encoders::whisper::Window;
 use crate::models::{Encoded, EncoderInfo, HiddenStates, open_encoder};
 use crate::nn::accel::Placement;
 use crate::testing::TinyModels;

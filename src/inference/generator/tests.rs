@@ -4,10 +4,10 @@ use std::path::Path;
 use tch::Device;
 
 use super::*;
-use crate::config::model::AdapterSettings;
 use crate::inference::{BeamSettings, EarlyStopping, Strategy};
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms};
+use crate::models::config::AdapterSettings;
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraConfig;
 use crate::testing::TinyModels;

@@ -314,7 +314,7 @@ impl CompiledGrammar {
     /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with
     /// forbidden bytes is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
-        let mut seen = Seen::new(self, state);
+        let mut seen = KvView::new(self, state);
         let tokens = self.token_bytes.tokens();
         // States after each byte of the token at hand.
         let mut path: Vec<usize> = vec![0];
@@ -365,14 +365,14 @@ impl CompiledGrammar {
 }
 
 /// States met in one walk over the vocabulary, by number, and the steps between them.
-struct Seen<'c> {
+struct KvView<'c> {
     automaton: &'c Automaton,
     states: Vec<State>,
     numbers: HashMap<State, usize>,
     steps: HashMap<(usize, u8), usize>,
 }
 
-impl<'c> Seen<'c> {
+impl<'c> KvView<'c> {
     fn new(constraint: &'c CompiledGrammar, state: &State) -> Self {
         Self {
             automaton: &constraint.automaton,

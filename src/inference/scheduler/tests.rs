@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
-use crate::models::llama::Llama;
+use crate::models::llms::llama::Llama;
 use crate::testing::{generate_alike, generate_all};
 
 /// Folder of a fixture.

@@ -1,8 +1,8 @@
 use super::*;
-use crate::config::model::AdapterSettings;
 use crate::inference::DecodeOptions;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, embedding_rms};
+use crate::models::config::AdapterSettings;
 use crate::nn::lora::LoraConfig;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::testing::TinyModels;
