@@ -144,7 +144,7 @@ impl Scheduler {
         }
         match prompt.embeds.size().as_slice() {
             [positions, width] if *positions > 0 && *width == self.width => {
-                self.limits.check_capacity(*positions, answer)
+                Ok(self.limits.check_capacity(*positions, answer)?)
             }
             other => Err(ModelError::Shape {
                 what: "a prompt",

@@ -8,12 +8,10 @@
 //! language-model width, **N** heads, **V** vocabulary.
 
 pub mod adapter;
-pub mod conformer;
-pub mod llama;
+pub mod config;
+pub mod encoders;
+pub mod llms;
 pub mod probe;
-pub mod t5;
-pub mod wavlm;
-pub mod whisper;
 
 mod clips;
 mod config_file;
@@ -21,8 +19,8 @@ mod error;
 mod open;
 mod traits;
 
+pub use encoders::wavlm::WavEncoder;
+pub use encoders::whisper::WhisperEncoder;
 pub use error::ModelError;
 pub use open::{MODELS, Open, open_encoder, open_language_model};
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
-pub use wavlm::WavEncoder;
-pub use whisper::WhisperEncoder;

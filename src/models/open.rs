@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::conformer::{self, ConformerEncoder};
-use super::llama::Llama;
-use super::t5::T5;
-use super::whisper::Window;
+use super::encoders::conformer::{self, ConformerEncoder};
+use super::encoders::whisper::Window;
+use super::llms::llama::Llama;
+use super::llms::t5::T5;
 use super::{LanguageModel, ModelError, SpeechEncoder, WavEncoder, WhisperEncoder, config_file};
 use crate::nn::accel::Placement;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::whisper::Window;
+use super::encoders::whisper::Window;
 use super::{ModelError, open_encoder, open_language_model};
 use crate::nn::accel::Placement;
 
