@@ -2,18 +2,42 @@
 
 use std::collections::BTreeMap;
 
+use speechverse::training::evaluate::TaskScore;
 use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::event::Verdict;
 
-/// Word error rates of one version on the held-out samples, 0 to infinity.
+/// What one version's answers to the held-out samples are worth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
-    /// Over all samples.
+    /// Mean over all answers of their tasks' errors ([`TaskScore::error`]): 0 is perfect, lower is better.
     pub overall: f64,
-    /// By task.
-    pub by_task: BTreeMap<String, f64>,
+    /// By task, each by its own metric.
+    pub by_task: BTreeMap<String, TaskScore>,
     /// Samples that were answered.
     pub samples: usize,
+}
+
+impl Scores {
+    /// Puts the scores of all tasks together.
+    pub fn of(scores: Vec<TaskScore>) -> Self {
+        let samples: usize = scores.iter().map(|score| score.answers).sum();
+        let errors: f64 = scores
+            .iter()
+            .map(|score| score.error() * score.answers as f64)
+            .sum();
+        Self {
+            overall: if samples == 0 {
+                0.0
+            } else {
+                errors / samples as f64
+            },
+            by_task: scores
+                .into_iter()
+                .map(|score| (score.task.clone(), score))
+                .collect(),
+            samples,
+        }
+    }
 }
 
 /// What becomes of a candidate.
@@ -27,14 +51,13 @@ pub struct Decision {
     pub reason: String,
 }
 
-/// Judges a candidate. It is promoted when it is better than its parent by more than `wer_improvement_min` over all samples and
-/// worse in no task by more than `wer_regression_max`; an equal one is not. Below `held_out_samples_min` samples the verdict is
-/// undecided, and a candidate that looks better is kept for a person to promote.
+/// Judges a candidate. It is promoted when its error over all samples is lower than its parent's by more than
+/// `improvement_min`, and in no task higher by more than `regression_max`; an equal one is not. Below
+/// `held_out_samples_min` samples the verdict is undecided, and a candidate that looks better is kept for a person to
+/// promote.
 pub fn decide(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Decision {
-    let (before, after) = (parent.overall, candidate.overall);
     let samples = candidate.samples;
-    let figures =
-        format!("word error rate on {samples} held-out samples {before:.4} before, {after:.4} after");
+    let figures = figures(parent, candidate);
     let objection = objection(parent, candidate, config);
     if samples < config.held_out_samples_min {
         let objection = objection.map(|objection| format!("; {objection}"));
@@ -62,6 +85,23 @@ pub fn decide(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> De
     }
 }
 
+/// The scores of both, for people.
+fn figures(parent: &Scores, candidate: &Scores) -> String {
+    let tasks: Vec<String> = parent
+        .by_task
+        .values()
+        .map(|before| {
+            let after = candidate.by_task.get(&before.task);
+            let after = after.map_or_else(|| "nothing".to_owned(), |after| format!("{:.2}", after.score));
+            format!(
+                "{} {} {:.2} before, {after} after",
+                before.task, before.metric, before.score
+            )
+        })
+        .collect();
+    format!("on {} held-out samples {}", candidate.samples, tasks.join(", "))
+}
+
 /// Why a candidate is not good enough, if it is not.
 fn objection(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Option<String> {
     if candidate.samples != parent.samples {
@@ -70,22 +110,26 @@ fn objection(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Opt
             candidate.samples, parent.samples
         ));
     }
-    let enough = config.wer_improvement_min;
+    let enough = config.improvement_min;
     let better = parent.overall - candidate.overall;
     if better.is_nan() || better <= enough {
         return Some(match enough == 0.0 {
             true => "a candidate has to be better, an equal one is not promoted".to_owned(),
             false => {
-                format!("a candidate has to be better by more than {enough} (`trainer.wer_improvement_min`)")
+                format!("a candidate has to be better by more than {enough} (`trainer.improvement_min`)")
             }
         });
     }
-    let allowed = config.wer_regression_max;
-    candidate.by_task.iter().find_map(|(task, after)| {
-        let before = parent.by_task.get(task).copied().unwrap_or(0.0);
-        (after - before > allowed).then(|| {
+    let allowed = config.regression_max;
+    parent.by_task.values().find_map(|before| {
+        let task = &before.task;
+        let Some(after) = candidate.by_task.get(task) else {
+            return Some(format!("task `{task}` has no answers any more"));
+        };
+        (after.error() - before.error() > allowed).then(|| {
             format!(
-                "task `{task}` went from {before:.4} to {after:.4}, at most {allowed} worse is allowed (`trainer.wer_regression_max`)"
+                "task `{task}` went from {} {:.2} to {:.2}, at most {allowed} worse is allowed (`trainer.regression_max`)",
+                before.metric, before.score, after.score
             )
         })
     })
@@ -95,20 +139,20 @@ fn objection(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Opt
 mod tests {
     use super::*;
 
-    fn scores(overall: f64, samples: usize, tasks: &[(&str, f64)]) -> Scores {
-        Scores {
-            overall,
-            by_task: tasks
-                .iter()
-                .map(|(task, rate)| ((*task).to_owned(), *rate))
-                .collect(),
-            samples,
+    use speechverse::scoring::Metric;
+
+    fn task(name: &str, metric: Metric, score: f64, answers: usize) -> TaskScore {
+        TaskScore {
+            task: name.to_owned(),
+            metric,
+            score,
+            answers,
         }
     }
 
     fn verdict(before: f64, after: f64, samples: usize) -> Decision {
-        let (before, after) = (scores(before, samples, &[]), scores(after, samples, &[]));
-        decide(&before, &after, &TrainerConfig::default())
+        let scores = |error: f64| Scores::of(vec![task("asr", Metric::Wer, error * 100.0, samples)]);
+        decide(&scores(before), &scores(after), &TrainerConfig::default())
     }
 
     #[test]
@@ -152,8 +196,14 @@ mod tests {
 
     #[test]
     fn a_task_may_not_pay_for_the_others() {
-        let before = scores(0.5, 40, &[("asr", 0.6), ("intent", 0.1)]);
-        let after = scores(0.4, 40, &[("asr", 0.4), ("intent", 0.2)]);
+        // An accuracy is better where it is higher, a word error rate where it is lower.
+        let scores = |wer: f64, accuracy: f64| {
+            Scores::of(vec![
+                task("asr", Metric::Wer, wer, 30),
+                task("intent", Metric::Accuracy, accuracy, 10),
+            ])
+        };
+        let (before, after) = (scores(60.0, 90.0), scores(40.0, 80.0));
 
         let decision = decide(&before, &after, &TrainerConfig::default());
 
@@ -164,8 +214,8 @@ mod tests {
     #[test]
     fn a_candidate_that_answered_fewer_samples_is_refused() {
         let decision = decide(
-            &scores(0.5, 40, &[]),
-            &scores(0.1, 39, &[]),
+            &Scores::of(vec![task("asr", Metric::Wer, 50.0, 40)]),
+            &Scores::of(vec![task("asr", Metric::Wer, 10.0, 39)]),
             &TrainerConfig::default(),
         );
 

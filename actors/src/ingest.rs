@@ -121,16 +121,6 @@ impl Actor for AudioIngest {
             }
         }
     }
-
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "ingest panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Ingest.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
 }
 
 /// The chunks of unfinished streams have no contexts yet.
@@ -207,7 +197,8 @@ impl AudioIngest {
         let budget: &Budget = self.args.tracker.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let record_offset = record.record_offset.clone();
-        let mut context = RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
+        let mut context =
+            RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
         context.no_speech = no_speech;

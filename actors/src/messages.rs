@@ -157,7 +157,7 @@ pub fn request_span(record_offset: &RecordOffset, request: &Request) -> Span {
     let parent = RemoteParent {
         trace_id: &request.trace.trace_id,
         span_id: &request.trace.parent_id,
-        flags: request.trace.flags,
+        flags: request.trace.span_flags(),
     };
     spans::request_span(identity, parent)
 }
@@ -203,16 +203,24 @@ pub struct RequestState {
     ahead: Option<Yield>,
 }
 
+impl RequestState {
+    /// Takes the guard of the present stage's work out.
+    pub fn take_item(&mut self) -> Option<StageItem> {
+        self.item.take()
+    }
+}
+
 impl RequestContext {
     /// A context for an admitted record; `span` is the [`request_span`] of the request.
     pub fn new(
         record: Record,
-        request: Request,
+        mut request: Request,
         audio_seconds: f64,
         span: Span,
         orphans: OrphanQueue,
     ) -> Self {
         let now = Instant::now();
+        request.trace.own_span = spans::span_id(&span);
         let inner = RequestState {
             span,
             item: None,
@@ -260,6 +268,11 @@ impl RequestContext {
         self.times.queue_ms += waited.as_secs_f64() * 1e3;
         let item = StageItem::enter(self.stage.as_str(), waited, &self.span);
         self.item = Some(item);
+    }
+
+    /// The span of the present stage's work, the request's own where no stage has taken it up.
+    pub fn stage_span(&self) -> &Span {
+        self.item.as_ref().map_or(&self.span, StageItem::span)
     }
 
     /// Takes the contents out: the outcome is in the caller's hands now.
@@ -348,6 +361,8 @@ pub struct PublishDeadLetter {
     pub record: Record,
     /// Why, and where that was found.
     pub rejection: Rejection,
+    /// The span that it is told in.
+    pub span: Span,
     /// Seconds of audio that were admitted for it; 0 when it was refused at admission.
     pub audio_seconds: f64,
     /// Record offsets of further records that this settles.
@@ -357,7 +372,10 @@ pub struct PublishDeadLetter {
 impl PublishDeadLetter {
     /// A refusal at admission, before the record counted as in flight.
     pub fn at_admission(record: Record, rejection: Rejection) -> Self {
+        let offset = &record.record_offset;
+        let (topic, partition, offset) = (&*offset.topic, offset.partition, offset.offset);
         Self {
+            span: tracing::info_span!("record", topic, partition, offset),
             record,
             rejection,
             audio_seconds: 0.0,
@@ -370,6 +388,7 @@ impl PublishDeadLetter {
         let stage = context.stage;
         let inner = context.complete();
         Self {
+            span: inner.span,
             record: inner.record,
             rejection: Rejection::new(reason, stage, message),
             audio_seconds: inner.audio_seconds,

@@ -17,13 +17,13 @@ use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::config::TopicsConfig;
 use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
-use speechverse::telemetry::metrics;
+use speechverse::telemetry::{StageItem, metrics};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
-use tracing::{debug, error, warn};
+use tracing::{Instrument as _, debug, error, warn};
 
 use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
@@ -151,8 +151,10 @@ impl Message<PublishAnswer> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishAnswer, _: &mut Context<Self, Self::Reply>) {
-        let PublishAnswer { answer, context } = message;
-        let inner = context.complete();
+        let PublishAnswer { answer, mut context } = message;
+        context.dequeued();
+        let mut inner = context.complete();
+        let item = inner.take_item();
         let outgoing = answer.to_record(
             Arc::from(self.args.topics.results.as_str()),
             inner.record.key.clone(),
@@ -166,7 +168,9 @@ impl Message<PublishAnswer> for Publisher {
             record: inner.record,
             earlier: inner.earlier,
         };
-        self.send(outgoing, about, audio_seconds, done).await;
+        self.send(outgoing, about, item, audio_seconds, done)
+            .instrument(inner.span)
+            .await;
     }
 }
 
@@ -220,10 +224,12 @@ impl Publisher {
     async fn send_lost(&self, lost: OrphanedRecord) {
         let message = "the stage that held this record failed; publish it again to try once more";
         let order = PublishDeadLetter {
-            rejection: Rejection::new(Reason::InternalError, lost.stage, message),
-            record: lost.record,
             audio_seconds: lost.audio_seconds,
             earlier: lost.earlier,
+            ..PublishDeadLetter::at_admission(
+                lost.record,
+                Rejection::new(Reason::InternalError, lost.stage, message),
+            )
         };
         self.send_dead_letter(order).await;
     }
@@ -243,24 +249,28 @@ impl Publisher {
     async fn send_event(&self, event: Event) {
         let topic = Arc::from(self.args.topics.events.as_str());
         let outgoing = event.to_record(topic, &self.args.source);
-        self.send(outgoing, About::Event, 0.0, || ()).await;
+        self.send(outgoing, About::Event, None, 0.0, || ()).await;
     }
 
     async fn send_dead_letter(&self, message: PublishDeadLetter) {
         let PublishDeadLetter {
             record,
             rejection,
+            span,
             audio_seconds,
             earlier,
         } = message;
-        let outgoing = self.args.dead_letter(&record, &rejection);
+        let item = StageItem::enter(Stage::Publish.as_str(), Duration::ZERO, &span);
+        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection));
         let about = About::DeadLetter {
             record_offset: record.record_offset,
             earlier,
         };
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, about, audio_seconds, done).await;
+        self.send(outgoing, about, Some(item), audio_seconds, done)
+            .instrument(span)
+            .await;
     }
 
     /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement, or when
@@ -269,6 +279,7 @@ impl Publisher {
         &self,
         outgoing: OutgoingRecord,
         about: About,
+        item: Option<StageItem>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -278,7 +289,7 @@ impl Publisher {
             .expect("the semaphore is never closed");
         let args = self.args.clone();
         let stopping = Arc::clone(&self.stopping);
-        tokio::spawn(async move {
+        let sending = async move {
             let over = match deliver(&args.sink, outgoing, &stopping).await {
                 Delivery::Acknowledged => {
                     done();
@@ -291,8 +302,13 @@ impl Publisher {
             if over && audio_seconds > 0.0 {
                 metrics::utterance_left(audio_seconds);
             }
+            // Where it is not over, the record is read again: the stage could not finish it.
+            if let Some(item) = item.filter(|_| over) {
+                item.finish();
+            }
             drop(permit);
-        });
+        };
+        tokio::spawn(sending.in_current_span());
     }
 }
 

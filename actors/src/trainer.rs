@@ -13,18 +13,22 @@ use std::time::Instant;
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
+use speechverse::inference::EngineConfig;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
-use speechverse::models::speech_llm::Learned;
 use speechverse::registry::{Expected, Registry, RegistryError};
+use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::text::TaskTable;
 use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
-use speechverse::training::evaluate::{EvaluateOptions, evaluate};
-use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
+use speechverse::training::prepare::{self, prepare};
 use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
-use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
+use speechverse::training::{
+    AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
+};
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
@@ -44,6 +48,10 @@ pub struct TrainerArgs {
     pub adapters: AdaptersConfig,
     /// The serving networks; a cycle trains for the same.
     pub model: ModelConfig,
+    /// The serving engine; the gate judges the answers that it gives.
+    pub engine: EngineConfig,
+    /// Which metric each task is judged by.
+    pub tasks: Arc<TaskTable>,
     /// Where samples come from.
     pub store: Arc<SampleStore>,
     /// Where versions go.
@@ -183,8 +191,21 @@ impl Trainer {
         };
         let held_out = examples(&held_out)?;
         let train = examples(&train)?;
-        let judged = prepare(held_out.clone(), &config, &networks.speech_llm)?;
-        let before = self.judge(&networks, parent, &judged)?;
+        let mut judged = prepare(held_out.clone(), &unlimited(&config), &networks.speech_llm)?;
+        for sample in &mut judged.samples {
+            if let Ok(task) = self.args.tasks.get(&sample.example.task) {
+                sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
+            }
+        }
+        let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Scores> {
+            let control = &self.args.control;
+            let found = judge(&networks, adapter, &judged.samples, &self.args.engine, control)?;
+            Ok(Scores::of(found.scores))
+        };
+        let before = judge(parent)?;
+        if before.samples == 0 {
+            return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
+        }
         let engine = Engine::new(EngineArgs {
             config: config.clone(),
             networks: &networks,
@@ -198,19 +219,26 @@ impl Trainer {
         if outcome.stopped {
             return Ok(Outcome::failed("the cycle was stopped".to_owned()));
         }
-        let after = self.judge(&networks, &outcome.adapter, &judged)?;
+        let after = judge(&outcome.adapter)?;
         let Decision {
             mut verdict,
             keep,
             mut reason,
         } = decide(&before, &after, &self.args.config);
-        let metrics = BTreeMap::from([
-            ("held_out_wer_before".to_owned(), before.overall),
-            ("held_out_wer_after".to_owned(), after.overall),
+        let mut metrics = BTreeMap::from([
+            ("held_out_error_before".to_owned(), before.overall),
+            ("held_out_error_after".to_owned(), after.overall),
             ("held_out_samples".to_owned(), after.samples as f64),
             ("steps".to_owned(), outcome.steps as f64),
             ("seconds".to_owned(), started.elapsed().as_secs_f64()),
         ]);
+        for (side, scores) in [("before", &before), ("after", &after)] {
+            let named = scores.by_task.iter().map(|(task, score)| {
+                let name = format!("held_out_{task}_{}_{side}", score.metric.name());
+                (name, score.score)
+            });
+            metrics.extend(named);
+        }
         let (mut version, mut swap) = (None, None);
         if keep {
             let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
@@ -293,33 +321,6 @@ impl Trainer {
         folder
     }
 
-    /// Word error rates of an adapter on the held-out samples.
-    fn judge(
-        &self,
-        networks: &Networks,
-        adapter: &AdapterSnapshot,
-        judged: &Prepared,
-    ) -> anyhow::Result<Scores> {
-        let device = networks.placement.device;
-        let learned = Learned::frozen(adapter, networks.speech_llm.llm(), device)?;
-        let options = EvaluateOptions::default();
-        let result = evaluate(
-            networks,
-            &learned,
-            &judged.samples,
-            &options,
-            &self.args.control,
-            &mut |_| (),
-        )?;
-        Ok(Scores {
-            overall: result.wer(),
-            by_task: (result.by_domain.iter())
-                .map(|(task, errors)| (task.clone(), errors.rate()))
-                .collect(),
-            samples: result.rows.len(),
-        })
-    }
-
     fn progress(&self, run: &str, event: &TrainEvent) {
         const TELL_EVERY_STEPS: u64 = 10;
         if let TrainEvent::Step { kind, step, loss, .. } = event {
@@ -338,8 +339,40 @@ impl Trainer {
     }
 }
 
-/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those with the
-/// lowest identity, so the choice is stable) are held out of this cycle.
+/// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving
+/// engine, with a score for each task by the task's own metric.
+///
+/// # Errors
+/// [`TrainingError`] when the adapter does not fit the networks.
+pub fn judge(
+    networks: &Networks,
+    adapter: &AdapterSnapshot,
+    held_out: &[prepare::Sample],
+    engine: &EngineConfig,
+    control: &Control,
+) -> Result<Evaluation, TrainingError> {
+    let options = EvaluateOptions {
+        engine: engine.clone(),
+        by_ctc: false,
+    };
+    let found = evaluate(networks, adapter, held_out, &options, control, &mut |_| ())?;
+    for reason in &found.unreadable {
+        warn!(reason, "a held-out sample has no answer");
+    }
+    Ok(found)
+}
+
+/// A curriculum's settings without the limits that keep samples out of training: serving has others.
+fn unlimited(config: &TrainingConfig) -> TrainingConfig {
+    let mut config = config.clone();
+    config.data.seconds_max = f64::INFINITY;
+    config.data.seconds_min = 0.0;
+    config.data.target_tokens_max = usize::MAX;
+    config
+}
+
+/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
+/// with the lowest identity, so the choice is stable) are held out of this cycle.
 fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();

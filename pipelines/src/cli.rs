@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
 use speechverse::config::decoding::StrategyName;
-use speechverse::models::decoding::{DecodeOptions, EarlyStopping};
+use speechverse::inference::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
 /// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
@@ -113,7 +113,7 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
@@ -230,7 +230,7 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Wait for the answers and print them.

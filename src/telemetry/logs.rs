@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{EnvFilter, Layer};
 
 use super::config::{LogConfig, TraceConfig};
 

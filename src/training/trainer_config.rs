@@ -49,12 +49,12 @@ pub struct TrainerConfig {
     pub interval_minutes: u64,
     /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by itself.
     pub held_out_samples_min: usize,
-    /// A candidate is promoted when its word error rate on all held-out samples is lower than the incumbent's by more than so
-    /// much (0.02 is two words in a hundred); at 0 an equal one is not. Below 0, which is for trying the loop out, an equal one
-    /// or a slightly worse one is.
-    pub wer_improvement_min: f64,
-    /// In no task may a candidate's word error rate be higher than the incumbent's by more than so much.
-    pub wer_regression_max: f64,
+    /// A candidate is promoted when its error on all held-out samples, by each task's own metric, is lower than the
+    /// incumbent's by more than so much (0.02 is two words in a hundred of a word error rate, two points of an accuracy);
+    /// at 0 an equal one is not. Below 0, which is for trying the loop out, an equal one or a slightly worse one is.
+    pub improvement_min: f64,
+    /// In no task may a candidate's error be higher than the incumbent's by more than so much.
+    pub regression_max: f64,
     /// Wait between training steps while utterances are in flight, so that answers stay quick.
     pub yield_to_serving: bool,
 }
@@ -69,8 +69,8 @@ impl Default for TrainerConfig {
             new_samples_trigger: 0,
             interval_minutes: 0,
             held_out_samples_min: 30,
-            wer_improvement_min: 0.0,
-            wer_regression_max: 0.02,
+            improvement_min: 0.0,
+            regression_max: 0.02,
             yield_to_serving: true,
         }
     }
@@ -107,7 +107,7 @@ impl TrainerConfig {
             1,
             100_000_000,
         )?;
-        ConfigError::range("trainer.wer_improvement_min", self.wer_improvement_min, -1.0, 1.0)?;
-        ConfigError::range("trainer.wer_regression_max", self.wer_regression_max, 0.0, 1.0)
+        ConfigError::range("trainer.improvement_min", self.improvement_min, -1.0, 1.0)?;
+        ConfigError::range("trainer.regression_max", self.regression_max, 0.0, 1.0)
     }
 }

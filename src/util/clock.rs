@@ -40,9 +40,7 @@ impl Clock {
     pub fn now(&self) -> Instant {
         match &self.manual {
             None => Instant::now(),
-            Some(manual) => {
-                manual.start + Duration::from_millis(manual.advanced_ms.load(Ordering::Acquire))
-            }
+            Some(manual) => manual.start + Duration::from_millis(manual.advanced_ms.load(Ordering::Acquire)),
         }
     }
 

@@ -12,7 +12,8 @@ use crate::shutdown;
 
 pub(super) fn serve(args: &Serve) -> Result<(), Failure> {
     let mut settings = Settings::load(&args.config).map_err(Failure::usage)?;
-    let _telemetry = logs::init(&settings.log, &settings.trace).map_err(|error| Failure::Usage(anyhow::anyhow!(error)))?;
+    let _telemetry =
+        logs::init(&settings.log, &settings.trace).map_err(|error| Failure::Usage(anyhow::anyhow!(error)))?;
     settings.kafka.embedded |= args.embedded_broker;
     runtime()?.block_on(run(settings))
 }

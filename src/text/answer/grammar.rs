@@ -1,4 +1,4 @@
-//! `AnswerShape`: what an answer may look like, from left to right.
+//! `OutputGrammar`: what an answer may look like, from left to right.
 //!
 //! Plain data, made for one task or for several (joint decoding). Constrained decoding turns it into an automaton;
 //! nothing here knows tokens. Texts are what the tokenizer gives back when the whole answer is decoded at once.
@@ -13,7 +13,7 @@ const LISTED_CHARS_MAX: usize = 1_500;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnswerPiece {
+pub enum GrammarPiece {
     /// Exactly this text.
     Literal(Arc<str>),
     /// Any text, also none. It never holds `stop`: what begins with `stop` belongs to the next piece. Without
@@ -35,36 +35,36 @@ pub enum AnswerPiece {
 
 /// The parts of an answer, in order. After the last one the answer ends.
 ///
-/// Where a shape has several parts, each is followed by a literal that begins with ` |`, and no free text, no listed
+/// Where a grammar has several parts, each is followed by a literal that begins with ` |`, and no free text, no listed
 /// text and no slot value holds that character: `ASR: turn on the radio | Intent: play_radio |` is
 /// literal `ASR: `, free up to `|`, literal ` | Intent: `, choice, literal ` |`.
 ///
 /// A free part may end in a space before its literal; readers trim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnswerShape {
+pub struct OutputGrammar {
     /// The parts; never empty.
-    pub pieces: Vec<AnswerPiece>,
+    pub pieces: Vec<GrammarPiece>,
 }
 
-impl AnswerShape {
-    /// A shape of one part.
-    pub fn of(piece: AnswerPiece) -> Self {
+impl OutputGrammar {
+    /// A grammar of one part.
+    pub fn of(piece: GrammarPiece) -> Self {
         Self { pieces: vec![piece] }
     }
 
     /// Free text and nothing else: no constraint.
     pub fn free() -> Self {
-        Self::of(AnswerPiece::Free { stop: None })
+        Self::of(GrammarPiece::Free { stop: None })
     }
 
     /// One of these texts and nothing else.
     pub fn one_of(labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self::of(AnswerPiece::Choice(labels.into_iter().map(Into::into).collect()))
+        Self::of(GrammarPiece::Choice(labels.into_iter().map(Into::into).collect()))
     }
 
     /// Whether every text fits, so that constraining would change nothing.
     pub fn is_free(&self) -> bool {
-        self.pieces == [AnswerPiece::Free { stop: None }]
+        self.pieces == [GrammarPiece::Free { stop: None }]
     }
 
     /// Checks a target of one task against the labels in force, compared trimmed and in lower case. Free text allows everything.
@@ -73,9 +73,9 @@ impl AnswerShape {
     /// What is not allowed, and what is.
     pub fn check(&self, target: &str) -> Result<(), String> {
         let (format, labels) = match self.pieces.as_slice() {
-            [AnswerPiece::Choice(labels)] => (AnswerFormat::Label, labels),
-            [AnswerPiece::Choices(labels)] => (AnswerFormat::Labels, labels),
-            [AnswerPiece::Slots(labels)] => (AnswerFormat::Slots, labels),
+            [GrammarPiece::Choice(labels)] => (AnswerFormat::Label, labels),
+            [GrammarPiece::Choices(labels)] => (AnswerFormat::Labels, labels),
+            [GrammarPiece::Slots(labels)] => (AnswerFormat::Slots, labels),
             _ => return Ok(()),
         };
         let parsed = format.parse(target);
@@ -106,7 +106,7 @@ impl AnswerShape {
     /// The allowed answers, where the answer is one choice and nothing else.
     pub fn choice(&self) -> Option<&[String]> {
         match self.pieces.as_slice() {
-            [AnswerPiece::Choice(labels)] => Some(labels),
+            [GrammarPiece::Choice(labels)] => Some(labels),
             _ => None,
         }
     }
@@ -139,9 +139,9 @@ mod tests {
     #[test]
     fn a_target_is_compared_as_labels_are_and_a_refusal_lists_them() {
         let known = labels(&["Lamp_On", "lamp_off"]);
-        let one = AnswerShape::of(AnswerPiece::Choice(known.clone()));
-        let several = AnswerShape::of(AnswerPiece::Choices(known.clone()));
-        let slots = AnswerShape::of(AnswerPiece::Slots(known));
+        let one = AnswerShape::of(GrammarPiece::Choice(known.clone()));
+        let several = AnswerShape::of(GrammarPiece::Choices(known.clone()));
+        let slots = AnswerShape::of(GrammarPiece::Slots(known));
 
         for (shape, good, bad) in [
             (
