@@ -33,11 +33,11 @@ fn import(folder: &Path, out: &Path, held_out: &[PathBuf]) -> Result<(), Failure
             format!("{:.1}", manifest.seconds / 60.0),
         ]);
     }
-    output::table(&table, &[1, 2]);
+    output::table(&table, &[1, 2])?;
     for (source, count) in &report.held_out {
         output::line(format!(
             "{source}: {count} recordings left out of training, because their sentence is held out"
-        ));
+        ))?;
     }
     Ok(())
 }
@@ -51,16 +51,16 @@ fn check(manifests: &[PathBuf]) -> Result<(), Failure> {
         report.test_voices,
         report.test_sentences,
         report.shared_by_design,
-    ));
+    ))?;
     if report.conflicts.is_empty() {
-        output::line("no test voice, test sentence or test recording is in training");
+        output::line("no test voice, test sentence or test recording is in training")?;
         return Ok(());
     }
     for (conflict, (learned, tested)) in report.conflicts.iter().take(CONFLICTS_SHOWN) {
-        output::line(format!("{conflict}: learned in {learned}, tested in {tested}"));
+        output::line(format!("{conflict}: learned in {learned}, tested in {tested}"))?;
     }
     if report.conflicts.len() > CONFLICTS_SHOWN {
-        output::line(format!("… and {} more", report.conflicts.len() - CONFLICTS_SHOWN));
+        output::line(format!("… and {} more", report.conflicts.len() - CONFLICTS_SHOWN))?;
     }
     Err(Failure::Work(anyhow::anyhow!(
         "{} voices, sentences or recordings are in training and in a test",

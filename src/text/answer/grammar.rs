@@ -139,9 +139,9 @@ mod tests {
     #[test]
     fn a_target_is_compared_as_labels_are_and_a_refusal_lists_them() {
         let known = labels(&["Lamp_On", "lamp_off"]);
-        let one = AnswerShape::of(GrammarPiece::Choice(known.clone()));
-        let several = AnswerShape::of(GrammarPiece::Choices(known.clone()));
-        let slots = AnswerShape::of(GrammarPiece::Slots(known));
+        let one = OutputGrammar::of(GrammarPiece::Choice(known.clone()));
+        let several = OutputGrammar::of(GrammarPiece::Choices(known.clone()));
+        let slots = OutputGrammar::of(GrammarPiece::Slots(known));
 
         for (shape, good, bad) in [
             (
@@ -168,7 +168,7 @@ mod tests {
                 assert!(reason.ends_with("allowed are: Lamp_On, lamp_off"), "{reason}");
             }
         }
-        assert_eq!(AnswerShape::free().check("anything"), Ok(()));
+        assert_eq!(OutputGrammar::free().check("anything"), Ok(()));
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
             .map(|number| format!("label number {number}"))
             .collect();
 
-        let reason = AnswerShape::one_of(&known).check("another").unwrap_err();
+        let reason = OutputGrammar::one_of(&known).check("another").unwrap_err();
 
         assert!(reason.len() < 2_000 && reason.ends_with(" more"), "{reason}");
     }
