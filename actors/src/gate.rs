@@ -1,4 +1,5 @@
-//! The promotion gate: what becomes of a candidate, from its scores on held-out samples and its parent's on the same.
+//! The promotion gate: what becomes of a candidate, from its scores on held-out samples and its parent's on
+//! the same.
 
 use std::collections::BTreeMap;
 
@@ -27,9 +28,10 @@ pub struct Decision {
     pub reason: String,
 }
 
-/// Judges a candidate. It is promoted when it is better than its parent by more than `wer_improvement_min` over all samples and
-/// worse in no task by more than `wer_regression_max`; an equal one is not. Below `held_out_samples_min` samples the verdict is
-/// undecided, and a candidate that looks better is kept for a person to promote.
+/// Judges a candidate. It is promoted when it is better than its parent by more than `wer_improvement_min`
+/// over all samples and worse in no task by more than `wer_regression_max`; an equal one is not. Below
+/// `held_out_samples_min` samples the verdict is undecided, and a candidate that looks better is kept for a
+/// person to promote.
 pub fn decide(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Decision {
     let (before, after) = (parent.overall, candidate.overall);
     let samples = candidate.samples;

@@ -1,10 +1,11 @@
 //! `Trainer`: a training cycle turns stored samples into a candidate, judges it, and swaps it in.
 //!
-//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
-//! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is better, there are enough of them to tell, and the
-//! version that it started from is current still ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the
-//! cycle's folder keeps settings, log and verdict.
+//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
+//! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
+//! there are enough of them to tell, and the version that it started from is current still
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the cycle's folder keeps
+//! settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -248,7 +249,8 @@ impl Trainer {
         })
     }
 
-    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version is another.
+    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version
+    /// is another.
     fn superseded(&self, parent: &AdapterSnapshot) -> Result<Option<String>, RegistryError> {
         let current = self.args.registry.current()?;
         let same = current.as_deref() == Some(parent.version());

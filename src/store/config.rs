@@ -15,8 +15,8 @@ pub struct StoreConfig {
     /// When a sample counts as stored: `every_put` after its own fsync (survives a power cut), `interval` after the
     /// write (survives kill -9; a power cut may take the last `fsync_interval_ms`).
     pub fsync: FsyncPolicy,
-    /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side, so it may come first.
-    /// 0: not at all.
+    /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side,
+    /// so it may come first. 0: not at all.
     pub correction_wait_ms: u64,
     /// Corrections that may wait at once; beyond it the one that has waited longest is refused.
     pub corrections_waiting_max: usize,

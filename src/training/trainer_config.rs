@@ -47,11 +47,12 @@ pub struct TrainerConfig {
     pub new_samples_trigger: usize,
     /// Start a cycle by itself every so many minutes, if there is anything new; 0: only on order.
     pub interval_minutes: u64,
-    /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by itself.
+    /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by
+    /// itself.
     pub held_out_samples_min: usize,
-    /// A candidate is promoted when its word error rate on all held-out samples is lower than the incumbent's by more than so
-    /// much (0.02 is two words in a hundred); at 0 an equal one is not. Below 0, which is for trying the loop out, an equal one
-    /// or a slightly worse one is.
+    /// A candidate is promoted when its word error rate on all held-out samples is lower than the incumbent's
+    /// by more than so much (0.02 is two words in a hundred); at 0 an equal one is not. Below 0, which is for
+    /// trying the loop out, an equal one or a slightly worse one is.
     pub wer_improvement_min: f64,
     /// In no task may a candidate's word error rate be higher than the incumbent's by more than so much.
     pub wer_regression_max: f64,
