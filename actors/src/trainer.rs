@@ -33,7 +33,8 @@ use crate::current::{CurrentAdapter, Swap};
 use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
-/// Fewest held-out samples that a candidate is judged by; training samples make up what the store lacks.
+/// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
+/// a verdict takes is `trainer.held_out_samples_min`.
 const HELD_OUT_MIN: usize = 2;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
