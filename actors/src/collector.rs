@@ -1,9 +1,10 @@
 //! `SampleCollector`: keeps the labelled samples that pass by.
 //!
 //! Takes records of the label topic from a source's channel, and [`UtteranceAdmitted`] from the ingest; sends
-//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction needs the
-//! audio of the request that it corrects, so the latest utterances are remembered, up to a number of bytes; a request that has
-//! a sample in the store is found there. Requests are read from another topic, so a correction that comes first waits a while.
+//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction
+//! needs the audio of the request that it corrects, so the latest utterances are remembered, up to a number
+//! of bytes; a request that has a sample in the store is found there. Requests are read from another topic,
+//! so a correction that comes first waits a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -256,8 +257,8 @@ impl SampleCollector {
 
     /// The request that a correction names, as a sample that has no target yet; none when it has not come.
     ///
-    /// The source that the correction names counts. Where it names none, its own source does if there is such a request, else
-    /// the only one there is.
+    /// The source that the correction names counts. Where it names none, its own source does if there is such
+    /// a request, else the only one there is.
     fn subject_of(&self, correction: &Correction) -> Result<Option<Sample>, Rejection> {
         let id = correction.subject.as_str();
         let mut sources = self.args.store.sources_of(id);

@@ -217,8 +217,8 @@ impl Controller {
         }
     }
 
-    /// Makes the named version the registry's current one, or (none) the one before it, and pins new utterances to it; or says
-    /// why not. The version is read and hashed once, on a thread that may block.
+    /// Makes the named version the registry's current one, or (none) the one before it, and pins new
+    /// utterances to it; or says why not. The version is read and hashed once, on a thread that may block.
     async fn serve(&self, version: Option<String>, id: &str, command: &str) {
         let (registry, current) = (self.args.registry.clone(), self.args.current.clone());
         let identities = Arc::clone(&self.args.identities);

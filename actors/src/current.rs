@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::telemetry::metrics;
 
-/// The adapter version that new utterances are pinned to, shared by the ingest, the trainer and the controller.
+/// The adapter version that new utterances are pinned to, shared by the ingest, the trainer and the
+/// controller.
 #[derive(Clone, Debug)]
 pub struct CurrentAdapter(Arc<Shared>);
 
@@ -42,8 +43,9 @@ impl CurrentAdapter {
         serving.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Pins new utterances to what `decide` returns. `decide` moves the registry's pointer: both change as one step, so that of
-    /// two changes at the same time the later one stands in both. Blocks for as long as `decide` does.
+    /// Pins new utterances to what `decide` returns. `decide` moves the registry's pointer: both change as
+    /// one step, so that of two changes at the same time the later one stands in both. Blocks for as long as
+    /// `decide` does.
     ///
     /// # Errors
     /// Those of `decide`; nothing has changed then.

@@ -1,4 +1,5 @@
-//! The promotion gate: what becomes of a candidate, from its scores on held-out samples and its parent's on the same.
+//! The promotion gate: what becomes of a candidate, from its scores on held-out samples and its parent's on
+//! the same.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,11 @@
 //! `Trainer`: a training cycle turns stored samples into a candidate, judges it, and swaps it in.
 //!
-//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
-//! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is better, there are enough of them to tell, and the
-//! version that it started from is current still ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the
-//! cycle's folder keeps settings, log and verdict.
+//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
+//! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
+//! there are enough of them to tell, and the version that it started from is current still
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the cycle's folder keeps
+//! settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -36,7 +37,8 @@ use crate::current::{CurrentAdapter, Swap};
 use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
-/// Fewest held-out samples that a candidate is judged by; training samples make up what the store lacks.
+/// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
+/// a verdict takes is `trainer.held_out_samples_min`.
 const HELD_OUT_MIN: usize = 2;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
@@ -276,7 +278,8 @@ impl Trainer {
         })
     }
 
-    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version is another.
+    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version
+    /// is another.
     fn superseded(&self, parent: &AdapterSnapshot) -> Result<Option<String>, RegistryError> {
         let current = self.args.registry.current()?;
         let same = current.as_deref() == Some(parent.version());

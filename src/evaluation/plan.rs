@@ -262,7 +262,8 @@ pub(super) fn untaken(name: String, taken: &dyn Fn(&str) -> bool) -> String {
         .expect("numbers do not end")
 }
 
-/// Whether an example has no target though its task's answers are labels. Without labels, it says that nothing is said.
+/// Whether an example has no target though its task's answers are labels. Without labels, it says that
+/// nothing is said.
 fn lacks_label(example: &Example, tasks: &TaskTable) -> bool {
     let takes_labels = |task: &Task| task.answer.format.takes_labels();
     example.target.trim().is_empty() && tasks.get(&example.task).is_ok_and(takes_labels)

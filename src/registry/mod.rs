@@ -14,8 +14,8 @@
 //! A version appears whole or not at all: its folder is written under a temporary name in the same directory, synced, and renamed. It never changes
 //! afterwards; every file's digest is checked when it is loaded.
 //!
-//! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]): who lost a race is
-//! told so, and nothing is overwritten.
+//! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]):
+//! who lost a race is told so, and nothing is overwritten.
 
 mod identity;
 mod lock;
@@ -336,8 +336,8 @@ impl Registry {
         self.load(&current)
     }
 
-    /// Verifies a version, makes it the current one if `expected` still holds, and returns it. The one before is remembered
-    /// for [`rollback`](Self::rollback). Promoting the current version again changes nothing.
+    /// Verifies a version, makes it the current one if `expected` still holds, and returns it. The one before
+    /// is remembered for [`rollback`](Self::rollback). Promoting the current version again changes nothing.
     ///
     /// # Errors
     /// As for [`load`](Self::load) and [`promote_loaded`](Self::promote_loaded).
@@ -350,8 +350,9 @@ impl Registry {
     /// The same with a version that was loaded, and so verified, before.
     ///
     /// # Errors
-    /// [`RegistryError::Moved`] when `expected` does not hold: the pointer is where it was then. [`RegistryError::Missing`] when
-    /// the version is not of this registry; [`RegistryError::Busy`]; [`RegistryError::Io`].
+    /// [`RegistryError::Moved`] when `expected` does not hold: the pointer is where it was then.
+    /// [`RegistryError::Missing`] when the version is not of this registry; [`RegistryError::Busy`];
+    /// [`RegistryError::Io`].
     pub fn promote_loaded(
         &self,
         loaded: &LoadedVersion,
@@ -381,8 +382,8 @@ impl Registry {
     /// back two versions.
     ///
     /// # Errors
-    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], [`RegistryError::Busy`], those of `fits`, and as for
-    /// [`load`](Self::load).
+    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], [`RegistryError::Busy`], those of
+    /// `fits`, and as for [`load`](Self::load).
     pub fn rollback(
         &self,
         fits: impl FnOnce(&LoadedVersion) -> Result<(), RegistryError>,

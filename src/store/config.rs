@@ -15,10 +15,12 @@ pub struct StoreConfig {
     /// When a sample counts as stored: `every_put` after its own fsync (survives a power cut), `interval` after the
     /// write (survives kill -9; a power cut may take the last `fsync_interval_ms`).
     pub fsync: FsyncPolicy,
-    /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side, so it may come first.
-    /// 0: not at all.
+    /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side,
+    /// so it may come first. 0: not at all.
     pub correction_wait_ms: u64,
-    /// Corrections that may wait at once; beyond it the one that has waited longest is refused.
+    /// Corrections that may wait at once; beyond it the one that has waited longest is refused. Well below
+    /// `kafka.in_flight_records_max`, so that corrections of unknown requests do not hold up the labels
+    /// behind them.
     pub corrections_waiting_max: usize,
     /// Longest that written samples stay without fsync under `fsync = "interval"`, milliseconds.
     pub fsync_interval_ms: u64,
@@ -56,7 +58,7 @@ impl Default for StoreConfig {
             dir: "data/samples".into(),
             fsync: FsyncPolicy::EveryPut,
             correction_wait_ms: 5_000,
-            corrections_waiting_max: 1_024,
+            corrections_waiting_max: 256,
             fsync_interval_ms: 1_000,
             held_out_fraction: 0.1,
             task_samples_max: 50_000,

@@ -15,8 +15,8 @@ use super::segment::{Appender, Place, SegmentFile};
 use super::snapshot::IndexEntry;
 use crate::store::config::{FsyncPolicy, StoreConfig};
 
-/// Questions that one sample is known to answer; further ones are not noted down, so that a client that sends the same sample
-/// again and again fills neither memory nor disk.
+/// Questions that one sample is known to answer; further ones are not noted down, so that a client that sends
+/// the same sample again and again fills neither memory nor disk.
 const CLAIMS_MAX: usize = 16;
 /// A segment is closed when it holds this share of its task's quota.
 const QUOTA_SEGMENTS: usize = 8;
@@ -168,9 +168,9 @@ impl Inner {
         })
     }
 
-    /// The answer in force, where it is another one and was written after `claim`: records come again after a crash, and those
-    /// of several partitions are read in any order. In one partition a higher offset is later whatever the clocks say; a lower
-    /// one is later by time alone, in a topic that was made anew.
+    /// The answer in force, where it is another one and was written after `claim`: records come again after a
+    /// crash, and those of several partitions are read in any order. In one partition a higher offset is
+    /// later whatever the clocks say; a lower one is later by time alone, in a topic that was made anew.
     fn outdated_by(&self, claim: &ClaimWritten, content: ContentHash) -> Option<ContentHash> {
         let standing = self.claims.get(&claim.question)?;
         let same_partition =
@@ -182,7 +182,8 @@ impl Inner {
         (outdated && standing.content != content).then_some(standing.content)
     }
 
-    /// Makes a sample that is stored the answer to a further question, or to its own once more, on disk and in the index.
+    /// Makes a sample that is stored the answer to a further question, or to its own once more, on disk and
+    /// in the index.
     fn claim_again(
         &mut self,
         task: &Arc<str>,

@@ -6,8 +6,9 @@
 //! the middle is skipped and counted.
 //!
 //! - **Identity** is the content (audio, instruction, target): the same sample twice is stored once.
-//! - **Corrections**: of several answers to one question of one request (its `ce_source` and `ce_id`, the recording, the task,
-//!   the instruction) the latest is in force; the earlier ones are superseded: they stay on disk, and are in no snapshot.
+//! - **Corrections**: of several answers to one question of one request (its `ce_source` and `ce_id`, the
+//!   recording, the task, the instruction) the latest is in force; the earlier ones are superseded: they stay
+//!   on disk, and are in no snapshot.
 //! - **Sides**: a fixed share of recordings, chosen by hash, is held out; every sample of a recording is on its side,
 //!   and stays there when the share changes.
 //! - **Quotas**: when a task has more than `task_samples_max` samples, its oldest segment goes as a whole (new labels
@@ -106,7 +107,8 @@ impl SampleStore {
         sources.into_iter().map(str::to_owned).collect()
     }
 
-    /// The latest sample of a request, unless it may not be trained on: what a later correction of the request starts from.
+    /// The latest sample of a request, unless it may not be trained on: what a later correction of the
+    /// request starts from.
     ///
     /// # Errors
     /// [`StoreError::Io`]; [`StoreError::Damaged`].

@@ -47,8 +47,8 @@ pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreErr
             report.damaged += 1;
         }
     }
-    // All claims of a question are in segments of one task, so they are in order. The sample that one is about may be in a
-    // segment of another task, which is why they come after all samples.
+    // All claims of a question are in segments of one task, so they are in order. The sample that one is
+    // about may be in a segment of another task, which is why they come after all samples.
     for (content, claim) in claims {
         inner.claim(content, claim);
     }

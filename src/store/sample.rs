@@ -103,8 +103,8 @@ pub struct StoredSample {
 /// First half of the SHA-256 of a recording: what decides the side.
 pub(super) type RecordingHash = [u8; 16];
 
-/// First half of a SHA-256 over what is asked (recording, task, instruction) and the request that asks it: two different
-/// answers to one question contradict each other.
+/// First half of a SHA-256 over what is asked (recording, task, instruction) and the request that asks it:
+/// two different answers to one question contradict each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub(super) struct Question(pub(super) [u8; 16]);
 
@@ -121,7 +121,8 @@ pub(super) enum Entry {
     Withdrawn { content: [u8; 32], task: String },
     /// A sample, which is the answer to its question from now on.
     Named(Box<Named>),
-    /// The sample with this identity, of this task, is the answer to a further question, or once more to its own.
+    /// The sample with this identity, of this task, is the answer to a further question, or once more to its
+    /// own.
     Claimed {
         content: [u8; 32],
         task: String,

@@ -501,7 +501,8 @@ impl<'a> Engine<'a> {
         };
         lora.set_training(active);
         if active && lora.config().dropout > 0.0 {
-            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed run go on equally.
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
             let seeds = [
                 self.config.seed,
                 self.state.stage as u64,

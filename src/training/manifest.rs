@@ -125,20 +125,21 @@ impl Manifest {
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 /// A bad row is listed and does not stop the rest.
 ///
-/// With an `offset` a row is the piece of its file from there on, `duration` seconds long; without one it is the whole file.
-/// The answer is `target`, or `text` where there is no target, and may be empty: nothing said. The task is `asr` unless named.
-/// `targets` (answers by task) stands for several examples, or for the tasks that `task` names. `labels` (names, or objects with
-/// `name` and `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
+/// With an `offset` a row is the piece of its file from there on, `duration` seconds long; without one it is
+/// the whole file. The answer is `target`, or `text` where there is no target, and may be empty: nothing
+/// said. The task is `asr` unless named. `targets` (answers by task) stands for several examples, or for the
+/// tasks that `task` names. `labels` (names, or objects with `name` and `description`), `fields` and the
+/// short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
 ///
 /// # Errors
-/// [`TrainingError::Manifest`] with file and line where no row is good, or the file is of another kind (a JSON array, UTF-16);
-/// [`TrainingError::Io`] when it cannot be read.
+/// [`TrainingError::Manifest`] with file and line where no row is good, or the file is of another kind (a
+/// JSON array, UTF-16); [`TrainingError::Io`] when it cannot be read.
 pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Manifest, TrainingError> {
     read_rows::<Line>(path, split, true)
 }
 
-/// Reads a manifest of recordings without labels: only `audio_filepath`, `offset`, `duration` and `split` matter, the rest is
-/// not looked at. The examples have an empty target and the task `audio`.
+/// Reads a manifest of recordings without labels: only `audio_filepath`, `offset`, `duration` and `split`
+/// matter, the rest is not looked at. The examples have an empty target and the task `audio`.
 ///
 /// # Errors
 /// As [`read_manifest`].
@@ -209,7 +210,8 @@ fn bad_line(path: &Path, line: usize, reason: String) -> TrainingError {
     }
 }
 
-/// Reads a file line by line: `take` sees each that is not empty, trimmed and without a byte order mark, or why it is no text.
+/// Reads a file line by line: `take` sees each that is not empty, trimmed and without a byte order mark, or
+/// why it is no text.
 fn lines<F>(path: &Path, take: &mut F) -> Result<(), TrainingError>
 where
     F: FnMut(usize, Result<&str, String>) -> Result<(), TrainingError>,

@@ -117,7 +117,8 @@ fn final_spelling(
             false => format.canonical(given, labels),
         };
         if target.is_empty() {
-            // Nothing said is taught as an empty answer; what has no words that can be taught is not the same.
+            // Nothing said is taught as an empty answer; what has no words that can be taught is not the
+            // same.
             return match given.trim().is_empty() && format == AnswerFormat::Text {
                 true => Ok(target),
                 false => Err("empty target"),

@@ -47,7 +47,8 @@ pub struct TrainerConfig {
     pub new_samples_trigger: usize,
     /// Start a cycle by itself every so many minutes, if there is anything new; 0: only on order.
     pub interval_minutes: u64,
-    /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by itself.
+    /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by
+    /// itself.
     pub held_out_samples_min: usize,
     /// A candidate is promoted when its error on all held-out samples, by each task's own metric, is lower than the
     /// incumbent's by more than so much (0.02 is two words in a hundred of a word error rate, two points of an accuracy);

@@ -31,9 +31,11 @@ pub struct Event {
 pub enum Verdict {
     /// The candidate serves now.
     Promoted,
-    /// The candidate was not better, or somebody changed the current version while it was trained; a normal outcome.
+    /// The candidate was not better, or somebody changed the current version while it was trained; a normal
+    /// outcome.
     Refused,
-    /// There were too few held-out samples to tell; a candidate that looks better is kept, and an order can promote it.
+    /// There were too few held-out samples to tell; a candidate that looks better is kept, and an order can
+    /// promote it.
     Undecided,
     /// The cycle did not get as far as a candidate.
     Failed,

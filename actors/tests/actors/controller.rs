@@ -223,7 +223,8 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
 
-/// Puts a pipe in place of an empty file of a version: who verifies the version waits there, once a time that it is read.
+/// Puts a pipe in place of an empty file of a version: who verifies the version waits there, once a time that
+/// it is read.
 fn pipe_in_place_of(path: &Path) -> std::thread::JoinHandle<std::fs::File> {
     std::fs::remove_file(path).unwrap();
     assert!(

@@ -1,7 +1,8 @@
 //! `Trainer`: whole cycles on tiny networks, one after the other, and what becomes of their candidates.
 //!
-//! The curriculum is so gentle that a candidate is its parent's equal, and the store holds eight samples. What the gate makes of
-//! that is tested beside it; here [`promote_equals`] lets such candidates through, where a test is about what comes after.
+//! The curriculum is so gentle that a candidate is its parent's equal, and the store holds eight samples.
+//! What the gate makes of that is tested beside it; here [`promote_equals`] lets such candidates through,
+//! where a test is about what comes after.
 
 use std::path::Path;
 use std::sync::Arc;

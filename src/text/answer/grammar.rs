@@ -67,7 +67,8 @@ impl OutputGrammar {
         self.pieces == [GrammarPiece::Free { stop: None }]
     }
 
-    /// Checks a target of one task against the labels in force, compared trimmed and in lower case. Free text allows everything.
+    /// Checks a target of one task against the labels in force, compared trimmed and in lower case. Free text
+    /// allows everything.
     ///
     /// # Errors
     /// What is not allowed, and what is.

@@ -47,8 +47,8 @@ impl ResolvedPrompt {
         Some(self.grammar.clone()).filter(|grammar| constrained && !grammar.is_free())
     }
 
-    /// Checks that a target is one of the answers that may be given, as labels are compared: trimmed, in lower case. A target of
-    /// several tasks has a part for each.
+    /// Checks that a target is one of the answers that may be given, as labels are compared: trimmed, in
+    /// lower case. A target of several tasks has a part for each.
     ///
     /// # Errors
     /// What is wrong with it, and the allowed answers.
