@@ -53,7 +53,8 @@ def slurp_rows(folder, name):
         text, slots = row.get("text", row.get("sentence")), row.get("slots")
         if slots is None:
             words = [t["surface"] for t in row["tokens"]]
-            slots = [dict(type=e["type"], value=" ".join(words[i] for i in e["span"])) for e in row["entities"]]
+            value = lambda span: re.sub(r" (?=n?')", "", " ".join(words[i] for i in span))  # `jean 's` was cut in two
+            slots = [dict(type=e["type"], value=value(e["span"])) for e in row["entities"]]
         # A malformed intent has no scenario in its name.
         if row["intent"] == f"{row['scenario']}_{row['action']}":
             yield text, row["intent"], [(s["type"], s["value"]) for s in slots]
