@@ -43,10 +43,13 @@ def questions(held):
     return sorted(rows, key=lambda row: number("order/" + row["text"], 1 << 40))
 
 
-def write_lists(out):
+def write_lists(out, rows):
+    planned = {row["text"] for row in rows}
     found = collections.defaultdict(list)
     for path in sorted(out.glob("questions.*.list")):
         for row in (json.loads(l) for l in open(path, encoding="utf8") if l.endswith("}\n")):
+            if row["text"] not in planned:
+                continue
             base = dict(audio_filepath=row["audio_filepath"], duration=row["duration"], text=row["text"], voice=row["voice"], domain="questions", split=row["split"], source="own questions, synthetic voice")
             found["question", row["split"]].append(base | dict(task="question", target=row["answer"]))
             found["joint_question", row["split"]].append(base | dict(task="asr,question", targets=dict(asr=row["text"], question=row["answer"])))
@@ -66,13 +69,14 @@ def main():
     parser.add_argument("--held", type=pathlib.Path, nargs="*", default=[], help="manifests whose texts are kept out of training")
     args = parser.parse_args()
     held = {json.loads(l).get("text") for path in args.held for l in open(path, encoding="utf8")}
+    every = questions(held)
     if args.part != "lists":
         args.voices = Voices(args.hibari, args.kokoro, args.joe)
-        rows = [r for r in questions(held) if r["split"] == args.part]
+        rows = [r for r in every if r["split"] == args.part]
         voices = {"train": ENGINES[args.engine], "valid": ["hibari", "flite_slt"], "test": [*HELD_OUT, HELD_OUT_PIPER]}[args.part]
         name = f"questions.{args.part}.{args.engine}.list" if args.part == "train" else f"questions.{args.part}.list"
         speak(args, args.part, rows, voices, args.out / name)
-    write_lists(args.out)
+    write_lists(args.out, every)
 
 
 if __name__ == "__main__":

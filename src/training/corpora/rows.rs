@@ -157,7 +157,7 @@ impl Row {
             text_from: recording.recognised.then_some("recogniser"),
             no_speech: false,
             labels: Vec::new(),
-            event: None,
+            event: recording.labels.event.clone(),
             voice: recording.voice.clone(),
             domain: recording.source.clone(),
             split: recording.split,
@@ -165,12 +165,6 @@ impl Row {
             licence: recording.licence.clone(),
             origin: recording.origin.clone(),
         }
-        .with_event(recording)
-    }
-
-    fn with_event(mut self, recording: &Recording) -> Self {
-        self.event.clone_from(&recording.labels.event);
-        self
     }
 
     fn labelled(mut self, target: String, labels: Vec<String>) -> Self {
