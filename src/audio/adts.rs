@@ -27,7 +27,8 @@ struct Header {
 impl FrameHeader for Header {
     fn read(bytes: &[u8]) -> Option<Self> {
         const RATES_HZ: [u32; 13] = [
-            96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350,
+            96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000,
+            7_350,
         ];
         let head = bytes.first_chunk::<7>()?;
         if head[0] != 0xff || head[1] & 0xf6 != 0xf0 {
@@ -131,7 +132,10 @@ fn open(header: &Header) -> Result<Codec, AudioError> {
         channels,
         ..
     } = *header;
-    let config = [object_type << 3 | rate_index >> 1, rate_index << 7 | channels << 3];
+    let config = [
+        object_type << 3 | rate_index >> 1,
+        rate_index << 7 | channels << 3,
+    ];
     let mut parameters = AudioCodecParameters::new();
     parameters
         .for_codec(CODEC_ID_AAC)

@@ -14,7 +14,10 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
     }
     if !rest.iter().all(|byte| *byte == 0) {
         let seconds = sink.heard_seconds() * rest.len() as f64 / (bytes.len() - rest.len()) as f64;
-        sink.repaired(seconds, format!("{} bytes follow behind the declared ones", rest.len()));
+        sink.repaired(
+            seconds,
+            format!("{} bytes follow behind the declared ones", rest.len()),
+        );
     }
     Ok(())
 }
@@ -53,13 +56,23 @@ fn decode_file<'a>(bytes: &'a [u8], sink: &mut Sink) -> Result<&'a [u8], AudioEr
         return truncated("it ends before its samples".to_owned());
     };
     let frame_bytes = encoding.sample_bytes() * usize::from(sink.channels());
-    let declared = if size == UNKNOWN_SIZE { data.len() } else { size as usize };
+    let declared = if size == UNKNOWN_SIZE {
+        data.len()
+    } else {
+        size as usize
+    };
     let (data, rest) = data.split_at(declared.min(data.len()));
     pcm::push(sink, encoding, data)?;
     let missing = declared - data.len();
     if missing > 0 {
         let seconds = sink.seconds((missing / frame_bytes) as u64);
-        sink.cut_short(seconds, format!("it declares {declared} bytes of samples and {} follow", data.len()));
+        sink.cut_short(
+            seconds,
+            format!(
+                "it declares {declared} bytes of samples and {} follow",
+                data.len()
+            ),
+        );
     }
     Ok(rest)
 }

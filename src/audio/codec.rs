@@ -87,7 +87,10 @@ impl Codec {
                     let decoded = decoder.decode_ref(&packet).map_err(|error| error.to_string())?;
                     decoded.copy_to_vec_interleaved(samples);
                     let spec = decoded.spec();
-                    Ok((spec.rate(), u16::try_from(spec.channels().count()).unwrap_or(u16::MAX)))
+                    Ok((
+                        spec.rate(),
+                        u16::try_from(spec.channels().count()).unwrap_or(u16::MAX),
+                    ))
                 });
                 catch_unwind(decode).unwrap_or_else(|_| Err("the decoder gave up".to_owned()))
             }
@@ -186,7 +189,10 @@ mod tests {
             Some(&[0x13, 0x90][..])
         );
         // HE-AAC said first: object type 5, 22.05 kHz, stereo, extended to 44.1 kHz, inner object type 2.
-        assert_eq!(plain_aac(&[0x2b, 0x92, 0x08, 0x00]).as_deref(), Some(&[0x13, 0x90][..]));
+        assert_eq!(
+            plain_aac(&[0x2b, 0x92, 0x08, 0x00]).as_deref(),
+            Some(&[0x13, 0x90][..])
+        );
         assert_eq!(plain_aac(&[0x12]), None);
     }
 }

@@ -68,9 +68,8 @@ impl ContentType {
         Ok(match media_type.as_str() {
             "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => Self::Wav,
             "audio/flac" | "audio/x-flac" => Self::Flac,
-            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg" | "audio/opus" => {
-                Self::Ogg
-            }
+            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg"
+            | "audio/opus" => Self::Ogg,
             "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => Self::Mpeg,
             "audio/aac" | "audio/aacp" | "audio/x-aac" => Self::Aac,
             "audio/mp4" | "audio/m4a" | "audio/x-m4a" | "video/mp4" | "video/quicktime" | "audio/3gpp"

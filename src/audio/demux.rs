@@ -109,12 +109,18 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
         }
     }
     let came = sink.heard_seconds() + sink.unheard_seconds() - before;
-    if let Some(seconds) = heard.seconds.filter(|seconds| seconds - came > stream.longest_seconds) {
+    if let Some(seconds) = heard
+        .seconds
+        .filter(|seconds| seconds - came > stream.longest_seconds)
+    {
         let detail = format!("it declares {seconds:.3} s and holds {came:.3} s");
         sink.cut_short(seconds - came, detail);
     }
     if others > 0 {
-        sink.repaired(0.0, format!("{others} further tracks beside the one that is heard"));
+        sink.repaired(
+            0.0,
+            format!("{others} further tracks beside the one that is heard"),
+        );
     }
     Ok(())
 }
@@ -201,14 +207,21 @@ fn choose(tracks: &[Track], container: Container, bytes: &[u8]) -> Result<(Heard
                 };
                 let skipped = match container {
                     Container::Mp4 => edits(bytes, *number),
-                    _ => track.delay.zip(rate).map(|(frames, rate)| f64::from(frames) / rate),
+                    _ => track
+                        .delay
+                        .zip(rate)
+                        .map(|(frames, rate)| f64::from(frames) / rate),
                 };
                 let declared = declared.filter(|seconds| seconds.is_finite());
                 let heard = Heard {
                     id: track.id,
                     codec,
                     seconds: declared.map(|seconds| seconds - skipped.unwrap_or_default()),
-                    tick: if tick > 0.0 { tick } else { rate.map_or(0.0, f64::recip) },
+                    tick: if tick > 0.0 {
+                        tick
+                    } else {
+                        rate.map_or(0.0, f64::recip)
+                    },
                     skipped,
                 };
                 return Ok((heard, sound.len() - 1));
@@ -273,7 +286,11 @@ fn refusal(container: Container, bytes: &[u8], error: &Error) -> AudioError {
             detail: "it ends before its first packet".to_owned(),
         },
         Error::Unsupported(what) => AudioError::UnsupportedCodec {
-            found: format!("{} ({what}), with {}", a(container), unknown_codec(container, bytes)),
+            found: format!(
+                "{} ({what}), with {}",
+                a(container),
+                unknown_codec(container, bytes)
+            ),
         },
         error => AudioError::Corrupt {
             container,

@@ -69,7 +69,10 @@ pub(super) fn push_decoded(
         return Ok(());
     }
     let spec = decoded.spec();
-    sink.start(spec.rate(), u16::try_from(spec.channels().count()).unwrap_or(u16::MAX))?;
+    sink.start(
+        spec.rate(),
+        u16::try_from(spec.channels().count()).unwrap_or(u16::MAX),
+    )?;
     decoded.copy_to_vec_interleaved(interleaved);
     sink.push_interleaved(interleaved)
 }

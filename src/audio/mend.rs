@@ -29,7 +29,9 @@ pub(super) fn mend(container: Container, bytes: &[u8]) -> Mended {
 
 /// A big-endian number of up to eight bytes.
 fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Bytes that do not matter: none, or zeros.
@@ -38,7 +40,8 @@ fn is_padding(bytes: &[u8]) -> bool {
 }
 
 fn is_name(name: &[u8]) -> bool {
-    name.iter().all(|byte| (0x20..0x7f).contains(byte) || *byte == 0xa9)
+    name.iter()
+        .all(|byte| (0x20..0x7f).contains(byte) || *byte == 0xa9)
 }
 
 /// AIFF and CAF: chunks of a name of four bytes and a size of `size_bytes`, behind a head.
@@ -160,7 +163,9 @@ fn element(bytes: &[u8]) -> Option<(u64, Option<u64>, usize)> {
     let id_bytes = bytes.first()?.leading_zeros() as usize + 1;
     let id = number(bytes.get(..id_bytes).filter(|_| id_bytes <= 4)?);
     let size_bytes = bytes.get(id_bytes)?.leading_zeros() as usize + 1;
-    let size = bytes.get(id_bytes..id_bytes + size_bytes).filter(|_| size_bytes <= 8)?;
+    let size = bytes
+        .get(id_bytes..id_bytes + size_bytes)
+        .filter(|_| size_bytes <= 8)?;
     let value_max = (1_u64 << (7 * size_bytes)) - 1;
     let value = number(size) & value_max;
     Some((id, (value != value_max).then_some(value), id_bytes + size_bytes))
@@ -178,8 +183,9 @@ fn matroska(bytes: &[u8]) -> Mended {
     while !rest.is_empty() {
         // A further file: the mark, a size, and the first element of such a header.
         let next = rest.get(4..).and_then(|rest| {
-            rest.windows(8)
-                .position(|eight| eight.starts_with(&EBML) && eight[4..].windows(2).any(|id| id == [0x42, 0x86]))
+            rest.windows(8).position(|eight| {
+                eight.starts_with(&EBML) && eight[4..].windows(2).any(|id| id == [0x42, 0x86])
+            })
         });
         let (file, after) = rest.split_at(next.map_or(rest.len(), |next| next + 4));
         matroska_file(file, &mut mended);
@@ -283,10 +289,19 @@ mod tests {
     fn a_hole_in_a_segment_costs_what_stands_before_the_next_cluster() {
         let head = [&EBML[..], &[0x84, 0x42, 0x86, 0x81, 1]].concat();
         let cluster = [&CLUSTER_ID[..], &[0x86, 0xe7, 0x81, 7, 0xa3, 0x81, 9]].concat();
-        let segment = [&[0x18, 0x53, 0x80, 0x67, 0xff][..], &cluster, &[0x55; 9], &cluster].concat();
+        let segment = [
+            &[0x18, 0x53, 0x80, 0x67, 0xff][..],
+            &cluster,
+            &[0x55; 9],
+            &cluster,
+        ]
+        .concat();
 
         let mended = mend(Container::Matroska, &[head.clone(), segment.clone()].concat());
-        let joined = mend(Container::Matroska, &[&head[..], &segment, &head, &segment].concat());
+        let joined = mend(
+            Container::Matroska,
+            &[&head[..], &segment, &head, &segment].concat(),
+        );
 
         assert_eq!((mended.lost, mended.cut), (9, false));
         let clusters = mended.files[0].windows(4).filter(|id| *id == CLUSTER_ID).count();

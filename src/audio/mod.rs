@@ -84,7 +84,7 @@ pub struct AudioLimits {
 
 impl Default for AudioLimits {
     fn default() -> Self {
-        crate::config::audio::AudioConfig::default().limits()
+        crate::audio::config::AudioConfig::default().limits()
     }
 }
 
@@ -191,7 +191,10 @@ pub fn decode(
 /// Some taggers append an ID3v1 tag, 128 bytes, to whatever they meet. Readers that walk over tags do it themselves, and
 /// plain samples may look like one.
 fn without_trailing_tag(container: Container, bytes: &[u8]) -> &[u8] {
-    let own = matches!(container, Container::Pcm(_) | Container::Wav | Container::Mpeg | Container::Adts);
+    let own = matches!(
+        container,
+        Container::Pcm(_) | Container::Wav | Container::Mpeg | Container::Adts
+    );
     match bytes.split_last_chunk::<128>() {
         Some((before, tag)) if !own && tag.starts_with(b"TAG") => before,
         _ => bytes,

@@ -223,7 +223,11 @@ impl Stream {
     fn take(&mut self, header: &Header, frame: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         let at = self.at;
         let missing = self.borrow(header, frame);
-        if self.codec.as_ref().is_none_or(|(_, before)| !header.continues(before)) {
+        if self
+            .codec
+            .as_ref()
+            .is_none_or(|(_, before)| !header.continues(before))
+        {
             self.codec = Some((open(header)?, *header));
         }
         let Some((codec, _)) = &mut self.codec else {
@@ -241,7 +245,10 @@ impl Stream {
         if let Some(problem) = problem {
             self.samples.clear();
             self.samples.resize(wanted, 0.0);
-            sink.repaired(header.seconds(), format!("the frame at sample {at} is silent: {problem}"));
+            sink.repaired(
+                header.seconds(),
+                format!("the frame at sample {at} is silent: {problem}"),
+            );
         }
         self.at += header.frames();
         let from = self.skipped.saturating_sub(at).min(header.frames());

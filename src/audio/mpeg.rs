@@ -70,7 +70,8 @@ pub(super) fn is_in_step<H: FrameHeader>(bytes: &[u8]) -> bool {
         let mut rest = &bytes[at..];
         let mut before: Option<H> = None;
         (0..FRAMES).all(|_| {
-            let Some(header) = H::read(rest).filter(|header| before.is_none_or(|before| header.continues(&before)))
+            let Some(header) =
+                H::read(rest).filter(|header| before.is_none_or(|before| header.continues(&before)))
             else {
                 return false;
             };
@@ -161,9 +162,10 @@ fn tag_bytes(bytes: &[u8]) -> Option<usize> {
             if is_header { size.checked_add(32)? } else { 32 }
         }
         b'L' if bytes.starts_with(b"LYRICSBEGIN") => {
-            let end = bytes.windows(9).take(LYRICS_BYTES_MAX).position(|nine| {
-                nine == b"LYRICS200" || nine == b"LYRICSEND"
-            })?;
+            let end = bytes
+                .windows(9)
+                .take(LYRICS_BYTES_MAX)
+                .position(|nine| nine == b"LYRICS200" || nine == b"LYRICSEND")?;
             end + 9
         }
         _ => return None,
@@ -173,7 +175,9 @@ fn tag_bytes(bytes: &[u8]) -> Option<usize> {
 
 /// Length of the ID3v2 tag at the beginning, which may be more than there is.
 fn id3v2_bytes(bytes: &[u8]) -> Option<usize> {
-    let header = bytes.first_chunk::<10>().filter(|header| header.starts_with(b"ID3"))?;
+    let header = bytes
+        .first_chunk::<10>()
+        .filter(|header| header.starts_with(b"ID3"))?;
     if header[6..].iter().any(|byte| *byte >= 0x80) {
         return None;
     }

@@ -154,7 +154,10 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
     }
     if survey.unheard > 0 {
         let unheard = survey.unheard;
-        sink.repaired(0.0, format!("{unheard} further streams beside the one that is heard"));
+        sink.repaired(
+            0.0,
+            format!("{unheard} further streams beside the one that is heard"),
+        );
     }
     Ok(())
 }
@@ -503,7 +506,10 @@ pub(super) mod tests {
         let beside = survey(&[first.clone(), other, sound.clone()]);
         assert_eq!((beside.links.len(), beside.unheard), (1, 1));
         let broken = survey(&[first.clone(), damaged, sound.clone()]);
-        assert_eq!((broken.links.len(), broken.junk_places, broken.cut), (1, 1, false));
+        assert_eq!(
+            (broken.links.len(), broken.junk_places, broken.cut),
+            (1, 1, false)
+        );
         let cut = survey(&[first, sound[..20].to_vec()]);
         assert!(cut.cut);
     }

@@ -27,9 +27,8 @@ pub(super) struct OpusStreams {
 impl OpusStreams {
     /// A decoder for the stream with this identification header, as it stands in Ogg and Matroska.
     pub(super) fn open(head: &[u8]) -> Result<Self, String> {
-        let Some(&[_, channels, a, b, _, _, _, _, c, d, family]) = head
-            .strip_prefix(b"OpusHead")
-            .and_then(<[u8]>::first_chunk::<11>)
+        let Some(&[_, channels, a, b, _, _, _, _, c, d, family]) =
+            head.strip_prefix(b"OpusHead").and_then(<[u8]>::first_chunk::<11>)
         else {
             return Err("its identification header is too short".to_owned());
         };
@@ -153,11 +152,16 @@ impl OpusInOgg {
             Err(why) => {
                 let frames = packet_frames(packet);
                 self.decoded += frames;
-                sink.repaired(sink.seconds(frames), format!("at sample {}: {why}", sink.frames()));
+                sink.repaired(
+                    sink.seconds(frames),
+                    format!("at sample {}: {why}", sink.frames()),
+                );
                 return Ok(());
             }
         };
-        let from = u64::from(streams.pre_skip).saturating_sub(self.decoded).min(frames);
+        let from = u64::from(streams.pre_skip)
+            .saturating_sub(self.decoded)
+            .min(frames);
         // Only the last page of a stream that has an end mark cuts frames off.
         let mut to = frames;
         if end.last_page {
@@ -186,7 +190,10 @@ impl OpusInOgg {
         let whole = self.last_granule.saturating_sub(start).max(0).unsigned_abs();
         if whole > self.decoded && self.start.is_some() {
             let missing = sink.seconds(whole - self.decoded);
-            sink.repaired(missing, format!("{missing:.3} s of it are missing between its packets"));
+            sink.repaired(
+                missing,
+                format!("{missing:.3} s of it are missing between its packets"),
+            );
         }
     }
 }

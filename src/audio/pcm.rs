@@ -1,7 +1,7 @@
 //! Plain samples: every width and byte order, companded or not, to `f32`.
 
-use super::sink::Sink;
 use super::AudioError;
+use super::sink::Sink;
 
 /// Samples are turned into `f32` in pieces of this many frames.
 const PIECE_FRAMES: usize = 4096;

@@ -195,7 +195,11 @@ impl Sink {
 
     /// Seconds taken so far.
     pub(super) fn heard_seconds(&self) -> f64 {
-        self.seconds_before + self.part.as_ref().map_or(0.0, |part| part.frames as f64 / f64::from(part.rate_hz))
+        self.seconds_before
+            + self
+                .part
+                .as_ref()
+                .map_or(0.0, |part| part.frames as f64 / f64::from(part.rate_hz))
     }
 
     /// Seconds that are known not to be heard.
@@ -262,7 +266,10 @@ impl Sink {
             content_type_mismatch: false,
             damage,
         };
-        Ok((waveform, (better != self.mix && better != Mix::Mean).then_some(better)))
+        Ok((
+            waveform,
+            (better != self.mix && better != Mix::Mean).then_some(better),
+        ))
     }
 }
 

@@ -69,10 +69,7 @@ pub fn probe_container(bytes: &[u8]) -> Result<Container, AudioError> {
 ///
 /// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that begin an
 /// MPEG or ADTS frame are not.
-pub(super) fn decide(
-    bytes: &[u8],
-    declared: Option<&ContentType>,
-) -> Result<(Container, usize), AudioError> {
+pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<(Container, usize), AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);
     }
@@ -158,7 +155,11 @@ fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
     let segments = bytes.get(26).copied().unwrap_or_default();
     let first = bytes.get(27 + usize::from(segments)..).unwrap_or_default();
     let packets = ogg::first_packets(bytes);
-    if let Some(codec) = packets.iter().chain([&first]).find_map(|packet| ogg::codec_of(packet)) {
+    if let Some(codec) = packets
+        .iter()
+        .chain([&first])
+        .find_map(|packet| ogg::codec_of(packet))
+    {
         return Ok(Some(codec));
     }
     for (mark, found) in [
@@ -166,9 +167,16 @@ fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
         (b"PCM     ", "PCM in Ogg"),
         (b"CELT    ", "CELT in Ogg"),
         (b"\x80theora", "a Theora video without sound in Ogg"),
-        (b"fishead\0", "an Ogg file with a skeleton stream and no sound that is known"),
+        (
+            b"fishead\0",
+            "an Ogg file with a skeleton stream and no sound that is known",
+        ),
     ] {
-        if packets.iter().chain([&first]).any(|packet| packet.starts_with(mark)) {
+        if packets
+            .iter()
+            .chain([&first])
+            .any(|packet| packet.starts_with(mark))
+        {
             return unsupported(found);
         }
     }

@@ -86,7 +86,10 @@ impl VorbisStream {
         }
         if let (Some(missing), false) = (decoding.wanted.filter(|missing| *missing > 0), decoding.beyond) {
             let seconds = missing as f64 / f64::from(decoding.rate_hz);
-            sink.repaired(seconds, format!("{seconds:.3} s of it are missing between its packets"));
+            sink.repaired(
+                seconds,
+                format!("{seconds:.3} s of it are missing between its packets"),
+            );
         }
         Ok(())
     }

@@ -139,7 +139,9 @@ fn behind<'a>(
         if matches!(rest.get(..4), Some(b"RIFF" | b"RIFX" | b"RF64")) && rest.get(8..12) == Some(b"WAVE") {
             return rest;
         }
-        let tag = [&b"TAG"[..], b"ID3", b"APETAGEX"].iter().any(|tag| rest.starts_with(tag));
+        let tag = [&b"TAG"[..], b"ID3", b"APETAGEX"]
+            .iter()
+            .any(|tag| rest.starts_with(tag));
         if tag || rest.iter().all(|byte| *byte == 0) {
             return &[];
         }
@@ -169,7 +171,11 @@ fn samples(format: &Format, big_endian: bool, data: &[u8], sink: &mut Sink) -> R
         Coding::Pcm24In32 => {
             // In the low part the highest byte only repeats the sign.
             let low = data.as_chunks::<4>().0.iter().all(|[a, b, c, d]| {
-                let bytes = if big_endian { [*d, *c, *b, *a] } else { [*a, *b, *c, *d] };
+                let bytes = if big_endian {
+                    [*d, *c, *b, *a]
+                } else {
+                    [*a, *b, *c, *d]
+                };
                 (i32::from_le_bytes(bytes) << 8 >> 8) == i32::from_le_bytes(bytes)
             });
             if !low {
@@ -177,9 +183,18 @@ fn samples(format: &Format, big_endian: bool, data: &[u8], sink: &mut Sink) -> R
                 return pcm::push(sink, if big_endian { wide.big_endian() } else { wide }, data);
             }
             let at = if big_endian { 1 } else { 0 };
-            let packed: Vec<u8> = data.as_chunks::<4>().0.iter().flat_map(|four| four[at..at + 3].to_vec()).collect();
+            let packed: Vec<u8> = data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .flat_map(|four| four[at..at + 3].to_vec())
+                .collect();
             let narrow = PcmEncoding::S24Le;
-            pcm::push(sink, if big_endian { narrow.big_endian() } else { narrow }, &packed)
+            pcm::push(
+                sink,
+                if big_endian { narrow.big_endian() } else { narrow },
+                &packed,
+            )
         }
         Coding::Adpcm {
             microsoft,
@@ -202,7 +217,11 @@ fn adpcm(
     sink.expect_frames((data.len() / block_bytes) as u64 * block_frames)?;
     let mut parameters = AudioCodecParameters::new();
     parameters
-        .for_codec(if microsoft { CODEC_ID_ADPCM_MS } else { CODEC_ID_ADPCM_IMA_WAV })
+        .for_codec(if microsoft {
+            CODEC_ID_ADPCM_MS
+        } else {
+            CODEC_ID_ADPCM_IMA_WAV
+        })
         .with_sample_rate(format.rate_hz)
         .with_channels(Channels::Discrete(format.channels))
         .with_frames_per_block(block_frames)
@@ -310,7 +329,9 @@ fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<F
     let companded = matches!(tag, 6 | 7);
     let Some(bits) = u16_at(14).or(companded.then_some(8)) else {
         let found = body.len();
-        return corrupt(format!("its `fmt ` chunk has {found} bytes, expected at least 16"));
+        return corrupt(format!(
+            "its `fmt ` chunk has {found} bytes, expected at least 16"
+        ));
     };
     // Rate and channels first: what is absurd should be called so, whatever else does not add up with it.
     check_source(rate_hz, channels, limits)?;
@@ -360,7 +381,9 @@ fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<F
         }
     };
     let second_bytes = match coding {
-        Coding::Pcm(encoding) => (encoding.sample_bytes() * usize::from(channels)) as f64 * f64::from(rate_hz),
+        Coding::Pcm(encoding) => {
+            (encoding.sample_bytes() * usize::from(channels)) as f64 * f64::from(rate_hz)
+        }
         Coding::Pcm24In32 => block_bytes as f64 * f64::from(rate_hz),
         Coding::Adpcm {
             block_bytes,
@@ -405,12 +428,20 @@ fn is_letter(byte: &u8) -> bool {
 
 fn read_u16(bytes: &[u8], at: usize, big_endian: bool) -> Option<u16> {
     let two = *bytes.get(at..)?.first_chunk()?;
-    Some(if big_endian { u16::from_be_bytes(two) } else { u16::from_le_bytes(two) })
+    Some(if big_endian {
+        u16::from_be_bytes(two)
+    } else {
+        u16::from_le_bytes(two)
+    })
 }
 
 fn read_u32(bytes: &[u8], at: usize, big_endian: bool) -> Option<u32> {
     let four = *bytes.get(at..)?.first_chunk()?;
-    Some(if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) })
+    Some(if big_endian {
+        u32::from_be_bytes(four)
+    } else {
+        u32::from_le_bytes(four)
+    })
 }
 
 fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {
