@@ -28,6 +28,7 @@ mod adts;
 mod au;
 mod channels;
 mod codec;
+pub mod config;
 mod content_type;
 mod demux;
 mod error;
