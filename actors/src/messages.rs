@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use speechverse::audio::Damage;
 use speechverse::kafka::BudgetHold;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::training::{Control, Yield};
@@ -155,6 +156,10 @@ pub struct RequestState {
     pub earlier: Vec<RecordOffset>,
     /// Whether its audio is so quiet throughout that there can hardly be speech in it.
     pub no_speech: bool,
+    /// Whether its audio goes on behind a long pause.
+    pub long_pause: bool,
+    /// What of its audio could not be heard.
+    pub damage: Damage,
     /// The memory of its samples, counted until the outcome.
     held: Option<BudgetHold>,
     /// Training waits between steps while this is here.
@@ -175,6 +180,8 @@ impl RequestContext {
             queued: now,
             earlier: Vec::new(),
             no_speech: false,
+            long_pause: false,
+            damage: Damage::default(),
             held: None,
             ahead: None,
         };

@@ -22,8 +22,8 @@ pub(super) fn mend(container: Container, bytes: &[u8]) -> Mended {
     match container {
         Container::Mp4 => mp4(bytes),
         Container::Matroska => matroska(bytes),
-        Container::Aiff => chunks(bytes, 12, 4),
-        _ => chunks(bytes, 8, 8),
+        Container::Aiff => chunk_files(bytes, 12, 4),
+        _ => chunk_files(bytes, 8, 8),
     }
 }
 
@@ -44,13 +44,36 @@ fn is_name(name: &[u8]) -> bool {
         .all(|byte| (0x20..0x7f).contains(byte) || *byte == 0xa9)
 }
 
-/// AIFF and CAF: chunks of a name of four bytes and a size of `size_bytes`, behind a head.
-fn chunks(bytes: &[u8], head: usize, size_bytes: usize) -> Mended {
+/// AIFF and CAF, one file or several.
+fn chunk_files(bytes: &[u8], head: usize, size_bytes: usize) -> Mended {
+    let (mut mended, mut next) = chunks(bytes, head, size_bytes);
+    while let Some(at) = next {
+        let (more, further) = chunks(&bytes[at..], head, size_bytes);
+        mended.files.extend(more.files);
+        mended.lost += more.lost;
+        mended.cut |= more.cut;
+        mended.missing += more.missing;
+        next = further.map(|further| at + further);
+    }
+    mended
+}
+
+/// AIFF and CAF: chunks of a name of four bytes and a size of `size_bytes`, behind a head. Also says where
+/// another file begins.
+fn chunks(bytes: &[u8], head: usize, size_bytes: usize) -> (Mended, Option<usize>) {
     let mut file = bytes.to_vec();
     let mut at = head;
     let (mut cut, mut missing) = (false, 0);
-    let mut lost = 0;
+    let (mut lost, mut next) = (0, None);
     while let Some(header) = bytes.get(at..at + 4 + size_bytes) {
+        let another = match size_bytes {
+            4 => header.starts_with(b"FORM"),
+            _ => header.starts_with(b"caff\0\x01"),
+        };
+        if another {
+            next = Some(at);
+            break;
+        }
         if !is_name(&header[..4]) {
             break;
         }
@@ -72,7 +95,7 @@ fn chunks(bytes: &[u8], head: usize, size_bytes: usize) -> Mended {
         at = (start + size as usize + padding as usize).min(bytes.len());
     }
     let rest = &bytes[at.min(bytes.len())..];
-    if !is_padding(rest) {
+    if next.is_none() && !is_padding(rest) {
         lost = rest.len();
     }
     file.truncate(at.max(head));
@@ -80,12 +103,13 @@ fn chunks(bytes: &[u8], head: usize, size_bytes: usize) -> Mended {
         let size = (file.len() as u64 - 8).to_be_bytes();
         file[4..8].copy_from_slice(&size[4..]);
     }
-    Mended {
+    let mended = Mended {
         files: vec![file],
         lost,
         cut,
         missing,
-    }
+    };
+    (mended, next)
 }
 
 /// MP4: atoms; a file begins with `ftyp`.

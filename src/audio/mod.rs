@@ -64,6 +64,12 @@ pub use wav::{WriteWavError, encode_wav, write_wav};
 /// Sample rate of every [`Waveform`], hertz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
 
+/// Sound is judged in pieces of 30 ms.
+const FRAME_SAMPLES: usize = 480; // 0.030 s · 16 000 Hz
+
+/// Shortest pause after which answers are flagged `long_pause`, seconds.
+pub const LONG_PAUSE_SECONDS: f64 = 1.5;
+
 /// What a value may be before it is refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AudioLimits {
@@ -129,19 +135,33 @@ impl Waveform {
 /// Power of the loudest 30 ms of 16 kHz sound, each without its constant part (DC), dB of full scale: 0 where all
 /// samples are at ±1 by turns, minus infinity for digital silence and for any constant.
 pub fn loudest_frame_dbfs(samples: &[f32]) -> f64 {
-    const FRAME_SAMPLES: usize = 480; // 0.030 s · 16 000 Hz
-    let power = |frame: &[f32]| {
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let count = frame.len() as f64;
-        let mean = frame.iter().map(|sample| f64::from(*sample)).sum::<f64>() / count;
-        frame
-            .iter()
-            .map(|sample| (f64::from(*sample) - mean).powi(2))
-            .sum::<f64>()
-            / count
+    let powers = samples.chunks(FRAME_SAMPLES).map(power_without_dc);
+    10.0 * powers.fold(0.0, f64::max).log10()
+}
+
+fn power_without_dc(frame: &[f32]) -> f64 {
+    let count = frame.len() as f64;
+    let mean = frame.iter().map(|sample| f64::from(*sample)).sum::<f64>() / count;
+    let squares = frame.iter().map(|sample| (f64::from(*sample) - mean).powi(2));
+    squares.sum::<f64>() / count
+}
+
+/// Whether sound goes on behind a pause of at least [`LONG_PAUSE_SECONDS`]: 30 ms pieces that are more than 25 dB weaker
+/// than the loudest, without their constant parts. Room noise in the pause does not hide it.
+pub fn has_long_pause(samples: &[f32]) -> bool {
+    const BELOW_LOUDEST: f64 = 0.003_162; // -25 dB
+    let powers: Vec<f64> = samples.chunks(FRAME_SAMPLES).map(power_without_dc).collect();
+    let loud = powers.iter().copied().fold(0.0, f64::max) * BELOW_LOUDEST;
+    let pieces = (LONG_PAUSE_SECONDS * f64::from(SAMPLE_RATE_HZ) / FRAME_SAMPLES as f64) as usize;
+    let mut spoken = powers.iter().enumerate().filter(|(_, power)| **power > loud);
+    let Some((mut before, _)) = spoken.next() else {
+        return false;
     };
-    let loudest = samples.chunks(FRAME_SAMPLES).map(power).fold(0.0, f64::max);
-    10.0 * loudest.log10()
+    spoken.any(|(at, _)| {
+        let pause = at - before;
+        before = at;
+        pause > pieces
+    })
 }
 
 /// Decodes a record's bytes into mono 16 kHz samples.

@@ -245,7 +245,7 @@ impl Stream {
         if let Some(problem) = problem {
             self.samples.clear();
             self.samples.resize(wanted, 0.0);
-            sink.repaired(
+            sink.silenced(
                 header.seconds(),
                 format!("the frame at sample {at} is silent: {problem}"),
             );

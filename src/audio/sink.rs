@@ -28,6 +28,8 @@ pub(super) struct Sink {
     frames: u64,
     verdict: Option<(Mix, f32)>,
     damage: Damage,
+    /// Seconds among those taken that are silence in the place of what could not be decoded.
+    silent_seconds: f64,
 }
 
 /// Sound of one rate and one number of channels.
@@ -55,6 +57,7 @@ impl Sink {
             frames: 0,
             verdict: None,
             damage: Damage::default(),
+            silent_seconds: 0.0,
         }
     }
 
@@ -184,6 +187,12 @@ impl Sink {
         self.note(seconds, detail);
     }
 
+    /// Writes down that silence of this length stands in the place of what could not be decoded.
+    pub(super) fn silenced(&mut self, seconds: f64, detail: String) {
+        self.silent_seconds += seconds;
+        self.repaired(seconds, detail);
+    }
+
     fn note(&mut self, seconds: f64, detail: String) {
         if seconds.is_finite() {
             self.damage.unheard_seconds += seconds.max(0.0);
@@ -232,8 +241,8 @@ impl Sink {
             samples.append(&mut part.resampler.finish());
         }
         let damage = self.damage;
-        let heard = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
-        let whole = heard + damage.unheard_seconds;
+        let taken = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
+        let whole = (taken - self.silent_seconds).max(0.0) + damage.unheard_seconds;
         let refused = damage.unheard_seconds > self.limits.unheard_share_max * whole;
         if let Some(first) = damage.notes.first()
             && (refused || samples.is_empty())

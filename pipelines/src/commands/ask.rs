@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::{decode, loudest_frame_dbfs};
+use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::decoding::DecodeOptions;
@@ -13,8 +13,8 @@ use speechverse::models::speech_llm::{Learned, SpeechLlm};
 use speechverse::models::{SpeechEncoder, open_encoder};
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::{AnswerShape, ResolvedPrompt, TaskTable};
-use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
-use speechverse_actors::decoder::flags;
+use speechverse::wire::answer::{Answer, AnswerKind, Timing};
+use speechverse_actors::decoder::{audio_flags, flags};
 use speechverse_actors::encoder::windows;
 use tch::Tensor;
 
@@ -149,7 +149,8 @@ impl Respondent {
         let text = self.responder.text(&decoded)?;
         let mut flags = flags(&decoded, &text, self.settings.decoder.low_confidence_below);
         let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        flags.extend(no_speech.then_some(Flag::NoSpeech));
+        let long_pause = has_long_pause(&waveform.samples);
+        flags.extend(audio_flags(&waveform.damage, no_speech, long_pause));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -164,6 +165,7 @@ impl Respondent {
             adapter: self.adapter.version().to_owned(),
             score: decoded.score(),
             audio_seconds: waveform.seconds(),
+            audio_unheard_seconds: waveform.damage.unheard_seconds,
             tokens: decoded.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,
