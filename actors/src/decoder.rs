@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
+use speechverse::audio::Damage;
 use speechverse::config::serving::DecoderConfig;
 use speechverse::inference::{
     Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
@@ -242,7 +243,11 @@ impl Decoder {
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
         let mut flags = flags(generation, &text, self.args.config.low_confidence_below);
-        flags.extend(context.no_speech.then_some(Flag::NoSpeech));
+        flags.extend(audio_flags(
+            &context.damage,
+            context.no_speech,
+            context.long_pause,
+        ));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -258,6 +263,7 @@ impl Decoder {
             adapter,
             score: generation.score(),
             audio_seconds: context.audio_seconds,
+            audio_unheard_seconds: context.damage.unheard_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
@@ -282,6 +288,20 @@ impl Decoder {
             error!(error = %error.to_string(), "publisher is gone");
         }
     }
+}
+
+/// What a reader should know about the sound that was asked about.
+pub fn audio_flags(damage: &Damage, no_speech: bool, long_pause: bool) -> Vec<Flag> {
+    let flags = [
+        (damage.cut_short, Flag::Truncated),
+        (damage.repaired, Flag::AudioRepaired),
+        (no_speech, Flag::NoSpeech),
+        (long_pause, Flag::LongPause),
+    ];
+    flags
+        .into_iter()
+        .filter_map(|(found, flag)| found.then_some(flag))
+        .collect()
 }
 
 /// What a reader should know about an answer.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::audio::{AudioError, AudioLimits, Waveform, decode, loudest_frame_dbfs};
+use speechverse::audio::{
+    AudioError, AudioLimits, Damage, Waveform, decode, has_long_pause, loudest_frame_dbfs,
+};
 use speechverse::kafka::{Budget, OffsetTracker, SourceEvent};
 use speechverse::telemetry::metrics;
 use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
@@ -18,7 +20,7 @@ use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
@@ -202,6 +204,8 @@ impl AudioIngest {
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
         context.no_speech = no_speech;
+        context.long_pause = has_long_pause(&waveform.samples);
+        context.damage = waveform.damage;
         context.yield_to_serving(self.args.training.as_ref());
         let worked = started.elapsed();
         context.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
@@ -241,6 +245,14 @@ impl AudioIngest {
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
         if waveform.content_type_mismatch {
             debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
+        }
+        if waveform.damage != Damage::default() {
+            let Damage {
+                unheard_seconds,
+                notes,
+                ..
+            } = &waveform.damage;
+            info!(request_id = %request.id, unheard_seconds, ?notes, "the sound is damaged");
         }
         Ok(waveform)
     }

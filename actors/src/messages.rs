@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use speechverse::audio::Damage;
 use speechverse::kafka::BudgetHold;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::telemetry::StageItem;
@@ -193,6 +194,10 @@ pub struct RequestState {
     pub earlier: Vec<RecordOffset>,
     /// Whether its audio is so quiet throughout that there can hardly be speech in it.
     pub no_speech: bool,
+    /// Whether its audio goes on behind a long pause.
+    pub long_pause: bool,
+    /// What of its audio could not be heard.
+    pub damage: Damage,
     /// The request's span: log lines and the spans of stages are inside it.
     pub span: Span,
     /// Its work in the present stage, from the moment that the stage took it up.
@@ -233,6 +238,8 @@ impl RequestContext {
             queued: now,
             earlier: Vec::new(),
             no_speech: false,
+            long_pause: false,
+            damage: Damage::default(),
             held: None,
             ahead: None,
         };

@@ -605,6 +605,7 @@ fn answer() -> Answer {
             Flag::NoSpeech,
         ],
         audio_seconds: 3.42,
+        audio_unheard_seconds: 0.0,
         tokens: 11,
         timing_ms: Timing {
             queue: 1.2,
@@ -629,6 +630,21 @@ fn an_answer_has_the_fields_of_the_contract_and_no_others() {
             r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
         )
     );
+}
+
+#[test]
+fn an_answer_about_damaged_sound_says_how_much_was_not_heard() {
+    let damaged = Answer {
+        flags: vec![Flag::AudioRepaired, Flag::LongPause],
+        audio_unheard_seconds: 0.036,
+        ..answer()
+    };
+
+    let json = serde_json::to_string(&damaged).unwrap();
+
+    let expected = r#""flags":["audio_repaired","long_pause"],"audio_seconds":3.42,"audio_unheard_seconds":0.036,"tokens":11,"#;
+    assert!(json.contains(expected), "{json}");
+    assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), damaged);
 }
 
 #[test]

@@ -99,6 +99,7 @@ impl Harness {
             score: -0.5,
             flags: Vec::new(),
             audio_seconds: 1.0,
+            audio_unheard_seconds: 0.0,
             tokens: 3,
             timing_ms: Timing::default(),
         };

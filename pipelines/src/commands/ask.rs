@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::{decode, loudest_frame_dbfs};
+use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::{Learned, SpeechLlm};
 use speechverse::inference::{
@@ -14,8 +14,8 @@ use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
-use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
-use speechverse_actors::decoder::flags;
+use speechverse::wire::answer::{Answer, AnswerKind, Timing};
+use speechverse_actors::decoder::{audio_flags, flags};
 use tch::Tensor;
 
 use super::Failure;
@@ -185,7 +185,8 @@ impl Respondent {
         )?;
         let mut flags = flags(&generation, &text, self.settings.decoder.low_confidence_below);
         let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        flags.extend(no_speech.then_some(Flag::NoSpeech));
+        let long_pause = has_long_pause(&waveform.samples);
+        flags.extend(audio_flags(&waveform.damage, no_speech, long_pause));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -200,6 +201,7 @@ impl Respondent {
             adapter: self.adapter.version().to_owned(),
             score: generation.score(),
             audio_seconds: waveform.seconds(),
+            audio_unheard_seconds: waveform.damage.unheard_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,
