@@ -14,5 +14,6 @@ pub mod telemetry;
 pub mod testing;
 pub mod text;
 pub mod training;
+pub mod util;
 pub mod weights;
 pub mod wire;
