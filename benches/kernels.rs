@@ -1,7 +1,8 @@
-//! The CPU kernels of a decode step, each beside the same computation in libtorch's operations; and the front ends.
+//! The CPU kernels of a decode step, each beside the same computation in libtorch's operations; and the front
+//! ends.
 //!
-//! `cargo bench --bench kernels [PART OF A NAME]…` on a quiet machine, with OMP_NUM_THREADS set to what is compared. Shapes
-//! are those of SmolLM2-135M: width 576, 9 heads of 64, 3 key heads, feed-forward 1536.
+//! `cargo bench --bench kernels [PART OF A NAME]…` on a quiet machine, with OMP_NUM_THREADS set to what is
+//! compared. Shapes are those of SmolLM2-135M: width 576, 9 heads of 64, 3 key heads, feed-forward 1536.
 
 mod support;
 
@@ -25,7 +26,10 @@ fn random(size: &[i64]) -> Tensor {
 #[expect(clippy::print_stdout, reason = "the table is the result")]
 fn compared(name: &str, ours: Option<Duration>, theirs: Option<Duration>) {
     if let (Some(ours), Some(theirs)) = (ours, theirs) {
-        println!("| {name}: libtorch / ours | {:.2} | | | |", theirs.as_secs_f64() / ours.as_secs_f64());
+        println!(
+            "| {name}: libtorch / ours | {:.2} | | | |",
+            theirs.as_secs_f64() / ours.as_secs_f64()
+        );
     }
 }
 
@@ -43,7 +47,9 @@ fn norm(harness: &Harness) {
     for batch in [1, 8] {
         let (hidden, weight) = (random(&[batch, 1, WIDTH]), random(&[WIDTH]));
         let name = format!("rms_norm, {batch} rows");
-        let ours = harness.measure(&name, || cpu_kernels::rms_norm(&hidden, &weight, 1e-5).expect("f32 on the CPU"));
+        let ours = harness.measure(&name, || {
+            cpu_kernels::rms_norm(&hidden, &weight, 1e-5).expect("f32 on the CPU")
+        });
         let theirs = harness.measure(&format!("{name}, libtorch"), || {
             let mean = hidden.square().mean_dim(&[-1_i64][..], true, Kind::Float);
             &hidden * (mean + 1e-5).rsqrt() * &weight
@@ -58,10 +64,13 @@ fn products(harness: &Harness) {
             let weight = random(&[HIDDEN, WIDTH]).to_kind(kind);
             let input = random(&[batch, 1, WIDTH]);
             let name = format!("multiply {HIDDEN}x{WIDTH} {kind:?}, {batch} rows");
-            let ours = harness.measure(&name, || cpu_kernels::multiply(&input, &weight).expect("on the CPU"));
+            let ours = harness.measure(&name, || {
+                cpu_kernels::multiply(&input, &weight).expect("on the CPU")
+            });
             let converted = input.to_kind(kind);
-            let theirs =
-                harness.measure(&format!("{name}, libtorch"), || converted.linear(&weight, None::<&Tensor>));
+            let theirs = harness.measure(&format!("{name}, libtorch"), || {
+                converted.linear(&weight, None::<&Tensor>)
+            });
             compared(&name, ours, theirs);
         }
     }
@@ -70,14 +79,18 @@ fn products(harness: &Harness) {
     let qweight = (&weight / scales.unsqueeze(1)).round().to_kind(Kind::Int8);
     let input = random(&[1, 1, WIDTH]);
     let name = format!("multiply_qweight {HIDDEN}x{WIDTH}, 1 rows");
-    harness.measure(&name, || cpu_kernels::multiply_qweight(&input, &qweight, &scales).expect("on the CPU"));
+    harness.measure(&name, || {
+        cpu_kernels::multiply_qweight(&input, &qweight, &scales).expect("on the CPU")
+    });
 }
 
 fn attention(harness: &Harness) {
     for (batch, length) in [(1, 200), (8, 200), (1, 1_500)] {
         let queries = random(&[batch, HEADS, 1, HEAD]);
-        let (keys, values) =
-            (random(&[batch, KV_HEADS, length, HEAD]), random(&[batch, KV_HEADS, length, HEAD]));
+        let (keys, values) = (
+            random(&[batch, KV_HEADS, length, HEAD]),
+            random(&[batch, KV_HEADS, length, HEAD]),
+        );
         let slots: Vec<usize> = (0..batch as usize).collect();
         let lengths = vec![length; batch as usize];
         let seen = KvView {
@@ -93,7 +106,10 @@ fn attention(harness: &Harness) {
         });
         let theirs = harness.measure(&format!("{name}, libtorch"), || {
             let group = HEADS / KV_HEADS;
-            let (keys, values) = (keys.repeat_interleave_self_int(group, 1, None), values.repeat_interleave_self_int(group, 1, None));
+            let (keys, values) = (
+                keys.repeat_interleave_self_int(group, 1, None),
+                values.repeat_interleave_self_int(group, 1, None),
+            );
             let scores = queries.matmul(&keys.transpose(2, 3)) * scale; // [B, N, 1, T]
             scores.softmax(-1, Kind::Float).matmul(&values)
         });
@@ -101,7 +117,9 @@ fn attention(harness: &Harness) {
     }
     let heads = random(&[8, HEADS, 1, HEAD]);
     let (cos, sin) = (random(&[8, 1, 1, HEAD]), random(&[8, 1, 1, HEAD]));
-    harness.measure("apply_rope, 8 rows", || cpu_kernels::apply_rope(&heads, &cos, &sin).expect("f32 on the CPU"));
+    harness.measure("apply_rope, 8 rows", || {
+        cpu_kernels::apply_rope(&heads, &cos, &sin).expect("f32 on the CPU")
+    });
 }
 
 fn front_ends(harness: &Harness) {

@@ -18,7 +18,10 @@ impl Harness {
     #[expect(clippy::print_stdout, reason = "the table is the result")]
     pub(crate) fn from_arguments() -> Self {
         // `cargo bench` adds flags of its own harness.
-        let wanted = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+        let wanted = std::env::args()
+            .skip(1)
+            .filter(|argument| !argument.starts_with("--"))
+            .collect();
         println!("| what | median | 10 % | 90 % | runs |\n|---|---|---|---|---|");
         Self { wanted }
     }
@@ -41,7 +44,13 @@ impl Harness {
         }
         runs.sort_unstable();
         let at = |share: usize| runs[(runs.len() - 1) * share / 100];
-        println!("| {name} | {:.1?} | {:.1?} | {:.1?} | {} |", at(50), at(10), at(90), runs.len());
+        println!(
+            "| {name} | {:.1?} | {:.1?} | {:.1?} | {} |",
+            at(50),
+            at(10),
+            at(90),
+            runs.len()
+        );
         Some(at(50))
     }
 }

@@ -52,7 +52,8 @@ impl TraceContext {
         };
         let some = |text: &str| text.bytes().any(|byte| byte != b'0');
         let known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-        let valid = known && is_hex(trace_id, 32) && some(trace_id) && is_hex(parent_id, 16) && some(parent_id);
+        let valid =
+            known && is_hex(trace_id, 32) && some(trace_id) && is_hex(parent_id, 16) && some(parent_id);
         if !valid || !is_hex(flags, 2) {
             return None;
         }

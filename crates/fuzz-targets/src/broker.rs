@@ -46,7 +46,9 @@ static BROKER: LazyLock<Running> = LazyLock::new(|| {
         topics_max: 100,
         ..BrokerConfig::default()
     };
-    let broker = runtime.block_on(EmbeddedBroker::start(config)).expect("a free port");
+    let broker = runtime
+        .block_on(EmbeddedBroker::start(config))
+        .expect("a free port");
     Running {
         address: broker.address(),
         _runtime: runtime,
@@ -58,7 +60,7 @@ static BROKER: LazyLock<Running> = LazyLock::new(|| {
 ///
 /// # Panics
 /// When a task of the broker panicked, or it does not answer or hang up in time.
-pub(crate) fn frame(data: &[u8]) {
+pub(crate) fn frame(data: &[u8]) -> bool {
     let address = BROKER.address;
     let before = PANICS.load(Ordering::SeqCst);
     let length = i32::try_from(data.len()).unwrap_or(i32::MAX).to_be_bytes();
@@ -70,7 +72,16 @@ pub(crate) fn frame(data: &[u8]) {
         .and_then(|()| stream.shutdown(Shutdown::Write));
     let mut answers = Vec::new();
     if let Err(error) = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answers) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the broker neither answers nor hangs up");
+        assert_ne!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock,
+            "the broker neither answers nor hangs up"
+        );
     }
-    assert_eq!(PANICS.load(Ordering::SeqCst), before, "a task of the broker panicked");
+    assert_eq!(
+        PANICS.load(Ordering::SeqCst),
+        before,
+        "a task of the broker panicked"
+    );
+    !answers.is_empty()
 }

@@ -13,7 +13,11 @@ use tempfile::TempDir;
 /// A folder in memory where the system has one: most of a target's time would else go to the disk.
 pub(crate) fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let made = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
     made.expect("a temporary folder")
 }
 
@@ -26,57 +30,62 @@ pub(crate) fn write(path: &Path, content: &[u8]) {
 }
 
 /// A GGUF file, or a CTranslate2 model by its first bytes.
-pub(crate) fn gguf(data: &[u8]) {
+pub(crate) fn gguf(data: &[u8]) -> bool {
     let folder = folder();
     let source = folder.path().join("model.bin");
     write(&source, data);
-    write(&folder.path().join("tokenizer.json"), br#"{"model": {"type": "BPE", "vocab": {}}}"#);
+    write(
+        &folder.path().join("tokenizer.json"),
+        br#"{"model": {"type": "BPE", "vocab": {}}}"#,
+    );
     let options = ImportOptions {
         format: FloatFormat::F32,
         threads: 1,
         ..ImportOptions::default()
     };
-    let _ = import(&source, &folder.path().join("out"), &options, &mut |_, _| ());
+    import(&source, &folder.path().join("out"), &options, &mut |_, _| ()).is_ok()
 }
 
 /// One safetensors file.
-pub(crate) fn safetensors(data: &[u8]) {
+pub(crate) fn safetensors(data: &[u8]) -> bool {
     let folder = folder();
     write(&folder.path().join("model.safetensors"), data);
-    if let Ok(checkpoint) = Checkpoint::open(folder.path()) {
-        let _ = checkpoint.tensors().count();
-    }
+    Checkpoint::open(folder.path()).is_ok_and(|checkpoint| checkpoint.tensors().count() > 0)
 }
 
 /// The index of a checkpoint in two files, which are there.
-pub(crate) fn safetensors_index(data: &[u8]) {
+pub(crate) fn safetensors_index(data: &[u8]) -> bool {
     let folder = folder();
     write(&folder.path().join("model.safetensors.index.json"), data);
-    for (name, tensor) in [("model-1.safetensors", "first.weight"), ("model-2.safetensors", "second.weight")] {
+    for (name, tensor) in [
+        ("model-1.safetensors", "first.weight"),
+        ("model-2.safetensors", "second.weight"),
+    ] {
         write(&folder.path().join(name), &crate::seeds::checkpoint(&[tensor]));
     }
-    if let Ok(checkpoint) = Checkpoint::open(folder.path()) {
-        let _ = checkpoint.tensors().count();
-    }
+    Checkpoint::open(folder.path()).is_ok_and(|checkpoint| checkpoint.tensors().count() > 0)
 }
 
 /// A manifest of training data, read with labels and without.
-pub(crate) fn manifest(data: &[u8]) {
+pub(crate) fn manifest(data: &[u8]) -> bool {
     let folder = folder();
     let path = folder.path().join("train.jsonl");
     write(&path, data);
-    let _ = manifest::read_manifest(&path, Some("train"));
-    let _ = manifest::read_audio_manifest(&path, None);
+    let labelled = manifest::read_manifest(&path, Some("train")).is_ok();
+    let unlabelled = manifest::read_audio_manifest(&path, None).is_ok();
+    labelled || unlabelled
 }
 
 /// The manifest of an adapter version.
-pub(crate) fn adapter_manifest(data: &[u8]) {
+pub(crate) fn adapter_manifest(data: &[u8]) -> bool {
     let folder = folder();
     write(&folder.path().join("v1/manifest.json"), data);
-    if let Ok(registry) = Registry::open(folder.path()) {
-        let _ = registry.list();
-        let _ = registry.load("v1");
-    }
+    let Ok(registry) = Registry::open(folder.path()) else {
+        return false;
+    };
+    let _ = registry.list();
+    let _ = registry.load("v1");
+    registry.manifest("v1").is_ok()
 }
 
 /// The settings of a store in `dir`, without waiting for the disk.
@@ -89,16 +98,17 @@ pub(crate) fn store_config(dir: &Path) -> StoreConfig {
 }
 
 /// A segment of the sample store, as a crash or a broken disk may leave it.
-pub(crate) fn store_segment(data: &[u8]) {
+pub(crate) fn store_segment(data: &[u8]) -> bool {
     let folder = folder();
     write(&folder.path().join(crate::seeds::SEGMENT), data);
     let Ok(store) = SampleStore::open(&store_config(folder.path())) else {
-        return;
+        return false;
     };
     let snapshot = store.snapshot();
-    for split in [Split::Train, Split::HeldOut] {
-        for sample in snapshot.samples(split) {
-            let _ = sample;
-        }
-    }
+    [Split::Train, Split::HeldOut]
+        .into_iter()
+        .flat_map(|split| snapshot.samples(split).collect::<Vec<_>>())
+        .filter(Result::is_ok)
+        .count()
+        > 0
 }

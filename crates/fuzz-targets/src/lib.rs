@@ -1,9 +1,10 @@
-//! One function per parser that reads what strangers send: audio containers, headers, model files, broker frames,
-//! manifests, store segments, templates.
+//! One function per parser that reads what strangers send: audio containers, headers, model files, broker
+//! frames, manifests, store segments, templates.
 //!
-//! A target takes any bytes and returns; a panic, a hang or unbounded memory is a fault of the parser. `fuzz/` drives the
-//! targets with libFuzzer, `tests/mutations.rs` with changed seeds on the stable toolchain. [`Target::seeds`] are valid
-//! inputs: recorded fixtures, and files that the program writes itself.
+//! A target takes any bytes and returns; a panic, a hang or unbounded memory is a fault of the parser.
+//! `fuzz/` drives the targets with libFuzzer, `tests/mutations.rs` with changed seeds on the stable
+//! toolchain. [`Target::seeds`] are valid inputs: recorded fixtures, and files that the program writes
+//! itself.
 
 mod broker;
 mod files;
@@ -15,24 +16,64 @@ mod seeds;
 pub struct Target {
     /// Its name, and that of its libFuzzer binary.
     pub name: &'static str,
-    /// Reads the bytes; whether they are accepted does not matter.
-    pub run: fn(&[u8]),
-    /// Inputs that are accepted.
+    /// Reads the bytes; tells whether they were accepted.
+    pub run: fn(&[u8]) -> bool,
+    /// Inputs to change; at least one is accepted.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
 /// Every parser, in alphabetical order.
 pub const TARGETS: [Target; 10] = [
-    Target { name: "adapter_manifest", run: files::adapter_manifest, seeds: seeds::adapter_manifests },
-    Target { name: "audio", run: records::audio, seeds: seeds::audio },
-    Target { name: "broker_frame", run: broker::frame, seeds: seeds::broker_frames },
-    Target { name: "chat_template", run: records::chat_template, seeds: seeds::chat_templates },
-    Target { name: "gguf", run: files::gguf, seeds: seeds::gguf },
-    Target { name: "manifest", run: files::manifest, seeds: seeds::manifests },
-    Target { name: "record", run: records::record, seeds: seeds::records },
-    Target { name: "safetensors", run: files::safetensors, seeds: seeds::safetensors },
-    Target { name: "safetensors_index", run: files::safetensors_index, seeds: seeds::safetensors_indices },
-    Target { name: "store_segment", run: files::store_segment, seeds: seeds::store_segments },
+    Target {
+        name: "adapter_manifest",
+        run: files::adapter_manifest,
+        seeds: seeds::adapter_manifests,
+    },
+    Target {
+        name: "audio",
+        run: records::audio,
+        seeds: seeds::audio,
+    },
+    Target {
+        name: "broker_frame",
+        run: broker::frame,
+        seeds: seeds::broker_frames,
+    },
+    Target {
+        name: "chat_template",
+        run: records::chat_template,
+        seeds: seeds::chat_templates,
+    },
+    Target {
+        name: "gguf",
+        run: files::gguf,
+        seeds: seeds::gguf,
+    },
+    Target {
+        name: "manifest",
+        run: files::manifest,
+        seeds: seeds::manifests,
+    },
+    Target {
+        name: "record",
+        run: records::record,
+        seeds: seeds::records,
+    },
+    Target {
+        name: "safetensors",
+        run: files::safetensors,
+        seeds: seeds::safetensors,
+    },
+    Target {
+        name: "safetensors_index",
+        run: files::safetensors_index,
+        seeds: seeds::safetensors_indices,
+    },
+    Target {
+        name: "store_segment",
+        run: files::store_segment,
+        seeds: seeds::store_segments,
+    },
 ];
 
 /// The target called `name`.

@@ -14,7 +14,7 @@ use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
 
 /// Any container, and raw PCM of several kinds, which only the content type tells.
-pub(crate) fn audio(data: &[u8]) {
+pub(crate) fn audio(data: &[u8]) -> bool {
     let limits = AudioLimits {
         seconds_max: 10.0,
         decoded_samples_max: 1 << 21,
@@ -26,7 +26,7 @@ pub(crate) fn audio(data: &[u8]) {
         1 => Some("audio/pcm; rate=16000; encoding=f32"),
         _ => None,
     };
-    let _ = audio::decode(data, content_type, &limits);
+    audio::decode(data, content_type, &limits).is_ok()
 }
 
 /// Requests without a catalogue of tasks.
@@ -43,7 +43,10 @@ impl Instructions for Plain {
             let names = labels.iter().map(|label| label.name.clone());
             names.collect::<Vec<_>>()
         });
-        Ok(ResolvedPrompt::plainly(own.unwrap_or("Transcribe.").to_owned(), labels.as_deref()))
+        Ok(ResolvedPrompt::plain(
+            own.unwrap_or("Transcribe.").to_owned(),
+            labels.as_deref(),
+        ))
     }
 
     fn default_instruction(&self) -> String {
@@ -51,8 +54,9 @@ impl Instructions for Plain {
     }
 }
 
-/// A record of any of our topics: lines `name: value` are its headers, what follows an empty line is its value.
-pub(crate) fn record(data: &[u8]) {
+/// A record of any of our topics: lines `name: value` are its headers, what follows an empty line is its
+/// value.
+pub(crate) fn record(data: &[u8]) -> bool {
     let mut headers = Vec::new();
     let mut rest = data;
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -79,19 +83,22 @@ pub(crate) fn record(data: &[u8]) {
         timestamp_ms: Some(1_700_000_000_000),
     };
     let limits = RequestLimits::default();
-    let _ = Request::parse(&record, &limits, &Plain);
-    let _ = Label::parse(&record, &limits, &Plain);
-    let _ = Command::parse(&record);
+    let request = Request::parse(&record, &limits, &Plain).is_ok();
+    let label = Label::parse(&record, &limits, &Plain).is_ok();
+    let command = Command::parse(&record).is_ok();
     let _ = TraceContext::of(Headers::new(&record.headers), &record.record_offset);
+    request || label || command
 }
 
 /// A chat template, rendered with one message.
-pub(crate) fn chat_template(data: &[u8]) {
+pub(crate) fn chat_template(data: &[u8]) -> bool {
     let Ok(source) = std::str::from_utf8(data) else {
-        return;
+        return false;
     };
     let specials = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-    if let Ok(template) = ChatTemplate::new(source, specials) {
-        let _ = template.render(&[ChatMessage::new("user", "Hello.")], true);
-    }
+    ChatTemplate::new(source, specials).is_ok_and(|template| {
+        template
+            .render(&[ChatMessage::new("user", "Hello.")], true)
+            .is_ok()
+    })
 }

@@ -31,7 +31,10 @@ fn files_of(folder: &str) -> Vec<Vec<u8>> {
     let mut paths: Vec<PathBuf> = listed.map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.is_file() && path.extension().is_none_or(|extension| extension != "sh"));
     paths.sort();
-    paths.iter().map(|path| std::fs::read(path).expect("a fixture")).collect()
+    paths
+        .iter()
+        .map(|path| std::fs::read(path).expect("a fixture"))
+        .collect()
 }
 
 pub(crate) fn audio() -> Vec<Vec<u8>> {
@@ -69,20 +72,32 @@ pub(crate) fn checkpoint(names: &[&str]) -> Vec<u8> {
     let data = [0_u8; 24];
     let tensors: HashMap<String, TensorView<'_>> = names
         .iter()
-        .map(|name| ((*name).to_owned(), TensorView::new(Dtype::F32, vec![2, 3], &data).expect("24 bytes")))
+        .map(|name| {
+            (
+                (*name).to_owned(),
+                TensorView::new(Dtype::F32, vec![2, 3], &data).expect("24 bytes"),
+            )
+        })
         .collect();
     safetensors::serialize(&tensors, None).expect("it fits in memory")
 }
 
 pub(crate) fn safetensors() -> Vec<Vec<u8>> {
-    vec![checkpoint(&["a.weight"]), checkpoint(&["a.weight", "a.bias", "layers.0.weight"])]
+    vec![
+        checkpoint(&["a.weight"]),
+        checkpoint(&["a.weight", "a.bias", "layers.0.weight"]),
+    ]
 }
 
 pub(crate) fn safetensors_indices() -> Vec<Vec<u8>> {
     let map = json!({"first.weight": "model-1.safetensors", "second.weight": "model-2.safetensors"});
     vec![
-        json!({"metadata": {"total_size": 48}, "weight_map": map}).to_string().into_bytes(),
-        json!({"weight_map": {"first.weight": "../model-1.safetensors"}}).to_string().into_bytes(),
+        json!({"metadata": {"total_size": 48}, "weight_map": map})
+            .to_string()
+            .into_bytes(),
+        json!({"weight_map": {"first.weight": "../model-1.safetensors"}})
+            .to_string()
+            .into_bytes(),
     ]
 }
 
@@ -120,30 +135,38 @@ pub(crate) fn chat_templates() -> Vec<Vec<u8>> {
 
 pub(crate) fn records() -> Vec<Vec<u8>> {
     let binary = "ce_specversion: 1.0\nce_type: speechverse.request.v1\nce_id: 42\nce_source: /test\nce_time: \
-        2026-01-01T00:00:00Z\nce_instruction: Is the speaker happy?\nce_labels: [\"yes\", \"no\"]\nce_maxtokens: 12\n\
+        2026-01-01T00:00:00Z\nce_instruction: Is the speaker happy?\nce_partials: true\nce_deadline: 2026-01-31T12:00:00Z\nce_labels: [\"yes\", \"no\"]\nce_maxtokens: 12\n\
         ce_session: s1\nce_fields: {\"style\": \"short\"}\ncontent-type: audio/wav\ntraceparent: \
         00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n\nRIFF";
-    let chunk = "ce_type: speechverse.chunk.v1\nce_session: s1\nce_sequence: 3\nce_final: true\nce_task: asr\n\n0123";
+    let chunk =
+        "ce_type: speechverse.chunk.v1\nce_session: s1\nce_sequence: 3\nce_final: true\nce_task: asr\n\n0123";
     let event = json!({
         "specversion": "1.0", "id": "7", "source": "/test", "type": "speechverse.request.v1", "task": "asr",
         "labels": ["a", "b"], "datacontenttype": "audio/wav", "data_base64": "UklGRg==",
     });
     let structured = format!("content-type: application/cloudevents+json\n\n{event}");
     let label = "ce_type: speechverse.label.v1\nce_id: 9\nce_target: good morning\nce_task: asr\n\nRIFF";
-    let correction = "ce_type: speechverse.label.v1\nce_corrects: 42\nce_target: good morning\n\n";
+    let correction = "ce_type: speechverse.label.v1\nce_subject: 42\nce_target: good morning\n\n";
     let order = format!("\n{}", json!({"command": "promote", "version": "v1", "id": "c1"}));
-    [binary, chunk, &structured, label, correction, &order].map(|text| text.as_bytes().to_vec()).to_vec()
+    [binary, chunk, &structured, label, correction, &order]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
 }
 
 /// A request of type `R`, as its frame without the length.
-fn request<R: Request + Encodable + HeaderVersion + Default>(version: i16, change: impl FnOnce(&mut R)) -> Vec<u8> {
+fn request<R: Request + Encodable + HeaderVersion + Default>(
+    version: i16,
+    change: impl FnOnce(&mut R),
+) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     let header = RequestHeader::default()
         .with_request_api_key(R::KEY)
         .with_request_api_version(version)
         .with_correlation_id(1)
         .with_client_id(Some(StrBytes::from_static_str("fuzz")));
-    header.encode(&mut bytes, R::header_version(version)).expect("a header");
+    header
+        .encode(&mut bytes, R::header_version(version))
+        .expect("a header");
     let mut body = R::default();
     change(&mut body);
     body.encode(&mut bytes, version).expect("a request");

@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
-use super::{HubError, HubSettings};
 use super::listing::{Digest, HubFile};
+use super::{HubError, HubSettings};
 use crate::ImportError;
 
 /// Most redirections from the hub to where a file lies.
@@ -49,9 +49,15 @@ impl HubClient {
     pub(super) fn new(settings: &HubSettings) -> Result<Self, HubError> {
         let wrong = |reason: String| HubError::Environment {
             variable: "HF_ENDPOINT",
-            reason: format!("`{}`: {reason}, expected an address such as https://huggingface.co", settings.endpoint),
+            reason: format!(
+                "`{}`: {reason}, expected an address such as https://huggingface.co",
+                settings.endpoint
+            ),
         };
-        let endpoint: Uri = settings.endpoint.parse().map_err(|error| wrong(format!("{error}")))?;
+        let endpoint: Uri = settings
+            .endpoint
+            .parse()
+            .map_err(|error| wrong(format!("{error}")))?;
         if !matches!(endpoint.scheme_str(), Some("http" | "https")) {
             return Err(wrong("neither http nor https".to_owned()));
         }
@@ -83,7 +89,11 @@ impl HubClient {
 
     /// The hub's list of the files of `repo`, as it came.
     pub(super) fn listing(&self, repo: &Repo) -> Result<Vec<u8>, ImportError> {
-        let url = format!("{}/api/{}", self.endpoint.to_string().trim_end_matches('/'), repo.api_url());
+        let url = format!(
+            "{}/api/{}",
+            self.endpoint.to_string().trim_end_matches('/'),
+            repo.api_url()
+        );
         let request = self.api.repo(repo.clone());
         self.patiently(|| {
             let mut answer = request
@@ -100,7 +110,11 @@ impl HubClient {
             if answer.status() != StatusCode::OK {
                 return Err(self.refusal(&url, answer.status()).into());
             }
-            let body = answer.body_mut().with_config().limit(LISTING_BYTES_MAX).read_to_vec();
+            let body = answer
+                .body_mut()
+                .with_config()
+                .limit(LISTING_BYTES_MAX)
+                .read_to_vec();
             body.map_err(|error| unreachable(&url, &error).into())
         })
     }
@@ -188,7 +202,8 @@ impl HubClient {
             }
             here += count as u64;
             if here <= file.bytes {
-                out.write_all(&block[..count]).map_err(ImportError::io("write", part))?;
+                out.write_all(&block[..count])
+                    .map_err(ImportError::io("write", part))?;
                 arrived(here);
             }
         }
@@ -212,7 +227,8 @@ impl HubClient {
     ) -> Result<Response<Body>, HubError> {
         let mut place: Uri = url.parse().map_err(|error| unreachable(url, &error))?;
         for _ in 0..=REDIRECTS_MAX {
-            let own = place.authority() == self.endpoint.authority() && place.scheme() == self.endpoint.scheme();
+            let own =
+                place.authority() == self.endpoint.authority() && place.scheme() == self.endpoint.scheme();
             let mut request = self.agent.get(&place).header(header::ACCEPT_ENCODING, "identity");
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
@@ -280,7 +296,8 @@ fn text<'a>(headers: &'a header::HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Where a redirection leads: another server, or another path on the same one.
 fn behind(url: &str, from: &Uri, headers: &header::HeaderMap) -> Result<Uri, HubError> {
-    let location = text(headers, "location").ok_or_else(|| unexpected(url, "a redirection to nowhere".to_owned()))?;
+    let location =
+        text(headers, "location").ok_or_else(|| unexpected(url, "a redirection to nowhere".to_owned()))?;
     let wrong = || unexpected(url, format!("a redirection to {location:?}"));
     let target: Uri = location.parse().map_err(|_| wrong())?;
     if target.host().is_some() {
@@ -294,12 +311,17 @@ fn behind(url: &str, from: &Uri, headers: &header::HeaderMap) -> Result<Uri, Hub
 
 /// Checks that the hub speaks of the commit and the file that its list named, where it says so.
 fn same_file(url: &str, headers: &header::HeaderMap, commit: &str, file: &HubFile) -> Result<(), HubError> {
-    let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "x-repo-commit").and(text(headers, "etag")));
+    let etag =
+        text(headers, "x-linked-etag").or_else(|| text(headers, "x-repo-commit").and(text(headers, "etag")));
     let size = file.bytes.to_string();
     let said = [
         ("commit", text(headers, "x-repo-commit"), commit),
         ("size", text(headers, "x-linked-size"), &size),
-        ("ETag", etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"')), file.digest.hex()),
+        (
+            "ETag",
+            etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"')),
+            file.digest.hex(),
+        ),
     ];
     for (what, found, expected) in said {
         if let Some(found) = found.filter(|found| *found != expected) {

@@ -119,15 +119,19 @@ impl Listing {
             repo: repo.to_owned(),
             reason,
         };
-        let raw: RawListing =
-            serde_json::from_slice(answer).map_err(|error| unusable(format!("it is not the expected JSON: {error}")))?;
+        let raw: RawListing = serde_json::from_slice(answer)
+            .map_err(|error| unusable(format!("it is not the expected JSON: {error}")))?;
         if !is_hex(&raw.sha, 40) {
-            return Err(unusable(format!("`sha` is {:?}, expected the 40 digits of a commit", raw.sha)));
+            return Err(unusable(format!(
+                "`sha` is {:?}, expected the 40 digits of a commit",
+                raw.sha
+            )));
         }
-        let pickle = raw
-            .siblings
-            .iter()
-            .any(|file| [".bin", ".pt", ".pth", ".pkl"].iter().any(|end| file.rfilename.ends_with(end)));
+        let pickle = raw.siblings.iter().any(|file| {
+            [".bin", ".pt", ".pth", ".pkl"]
+                .iter()
+                .any(|end| file.rfilename.ends_with(end))
+        });
         // Names with folders in them, or that would leave the model's folder, are not files that we ask for.
         let mut files = BTreeMap::new();
         for file in raw.siblings.into_iter().filter(|file| is_plain(&file.rfilename)) {
@@ -139,10 +143,13 @@ impl Listing {
             let name = file.rfilename;
             files.insert(name.clone(), HubFile { name, bytes, digest });
         }
-        let licence = raw.card.and_then(|card| card.license).map(|licence| match licence {
-            serde_json::Value::String(name) => name,
-            other => other.to_string(),
-        });
+        let licence = raw
+            .card
+            .and_then(|card| card.license)
+            .map(|licence| match licence {
+                serde_json::Value::String(name) => name,
+                other => other.to_string(),
+            });
         Ok(Self {
             repo: repo.to_owned(),
             commit: raw.sha,
@@ -190,8 +197,13 @@ impl Listing {
             Some(index) => shard_names(&self.repo, index)?,
             None => vec![WEIGHTS.to_owned()],
         };
-        let files = names.iter().map(|name| self.file(name)).collect::<Result<Vec<_>, _>>()?;
-        let bytes = files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
+        let files = names
+            .iter()
+            .map(|name| self.file(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let bytes = files
+            .iter()
+            .fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
         self.check_size("the weights".to_owned(), bytes, MODEL_BYTES_MAX)?;
         Ok(files)
     }
@@ -227,10 +239,18 @@ pub(super) fn shard_names(repo: &str, index: &[u8]) -> Result<Vec<String>, HubEr
     names.sort();
     names.dedup();
     if names.is_empty() || names.len() > SHARDS_MAX {
-        return Err(unusable(format!("names {} files, expected 1 to {SHARDS_MAX}", names.len())));
+        return Err(unusable(format!(
+            "names {} files, expected 1 to {SHARDS_MAX}",
+            names.len()
+        )));
     }
-    match names.iter().find(|name| !is_plain(name) || !name.ends_with(".safetensors")) {
-        Some(odd) => Err(unusable(format!("names {odd:?}, expected the name of a file `*.safetensors`"))),
+    match names
+        .iter()
+        .find(|name| !is_plain(name) || !name.ends_with(".safetensors"))
+    {
+        Some(odd) => Err(unusable(format!(
+            "names {odd:?}, expected the name of a file `*.safetensors`"
+        ))),
         None => Ok(names),
     }
 }

@@ -50,8 +50,14 @@ impl FromStr for HubModel {
                 && !part.contains("..")
         };
         let parts: Vec<&str> = repo.split('/').collect();
-        if parts.len() != 2 || !parts.into_iter().all(part) || !revision.split('/').all(part) || revision.len() > 200 {
-            return Err(HubError::Name { name: text.to_owned() });
+        if parts.len() != 2
+            || !parts.into_iter().all(part)
+            || !revision.split('/').all(part)
+            || revision.len() > 200
+        {
+            return Err(HubError::Name {
+                name: text.to_owned(),
+            });
         }
         Ok(Self {
             repo: repo.to_owned(),
@@ -110,7 +116,11 @@ impl HubSettings {
 
     /// [`from_env`](Self::from_env) from any variables.
     fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, HubError> {
-        let set = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let set = |name: &str| {
+            variable(name)
+                .map(|value| value.trim().to_owned())
+                .filter(|value| !value.is_empty())
+        };
         let home = set("HF_HOME")
             .map(PathBuf::from)
             .or_else(|| set("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface")))
@@ -127,7 +137,10 @@ impl HubSettings {
         });
         let offline = set("HF_HUB_OFFLINE").map(|value| value.to_ascii_lowercase());
         Ok(Self {
-            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned(),
+            endpoint: set("HF_ENDPOINT")
+                .unwrap_or_else(|| ENDPOINT.to_owned())
+                .trim_end_matches('/')
+                .to_owned(),
             cache,
             token,
             offline: matches!(offline.as_deref(), Some("1" | "true" | "yes" | "on")),
@@ -194,7 +207,8 @@ pub fn fetch_from_hub(
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default();
-    if is_hex(&model.revision, 40) && recorded["repo"] == *model.repo && recorded["commit"] == *model.revision {
+    if is_hex(&model.revision, 40) && recorded["repo"] == *model.repo && recorded["commit"] == *model.revision
+    {
         if let Some(bytes) = whole(&folder, &recorded) {
             return Ok(HubFetched {
                 folder,
@@ -218,14 +232,19 @@ pub fn fetch_from_hub(
         bytes,
         in_place,
     };
-    if recorded["files"] == record["files"] && recorded["commit"] == record["commit"] && whole(&folder, &recorded) == Some(bytes)
+    if recorded["files"] == record["files"]
+        && recorded["commit"] == record["commit"]
+        && whole(&folder, &recorded) == Some(bytes)
     {
         return Ok(fetched(folder, true));
     }
     let destination = Destination::new(&folder, recorded["repo"] == *model.repo)?;
     let repo = cache.repo(at(model, &snapshot.commit));
     for file in &snapshot.files {
-        let (from, to) = (repo.blob_path(file.digest.hex()), destination.folder.join(&file.name));
+        let (from, to) = (
+            repo.blob_path(file.digest.hex()),
+            destination.folder.join(&file.name),
+        );
         if std::fs::hard_link(&from, &to).is_err() {
             std::fs::copy(&from, &to).map_err(ImportError::io("copy", &from))?;
         }
@@ -245,7 +264,12 @@ fn record(model: &HubModel, settings: &HubSettings, snapshot: &Snapshot) -> serd
     let files: serde_json::Map<_, _> = snapshot
         .files
         .iter()
-        .map(|file| (file.name.clone(), json!({"bytes": file.bytes, "digest": file.digest.hex()})))
+        .map(|file| {
+            (
+                file.name.clone(),
+                json!({"bytes": file.bytes, "digest": file.digest.hex()}),
+            )
+        })
         .collect();
     json!({
         "hub": settings.endpoint,
@@ -280,12 +304,18 @@ fn from_hub(
     let repo = at(model, &listing.commit);
     let place = cache.repo(repo.clone());
     let mut get = |file: &HubFile| -> Result<PathBuf, ImportError> {
-        progress(HubProgress::File { name: &file.name, bytes: file.bytes });
+        progress(HubProgress::File {
+            name: &file.name,
+            bytes: file.bytes,
+        });
         let blob = place.blob_path(file.digest.hex());
         let folder = blob.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(ImportError::io("create", folder))?;
         client.file(&repo, file, &blob, &mut |bytes| {
-            progress(HubProgress::Arrived { name: &file.name, bytes });
+            progress(HubProgress::Arrived {
+                name: &file.name,
+                bytes,
+            });
         })?;
         link(&place, &listing.commit, file)?;
         Ok(blob)
@@ -305,7 +335,9 @@ fn from_hub(
     files.extend(weights);
     if model.revision != listing.commit {
         let reference = cache.repo(at(model, &model.revision));
-        reference.create_ref(&listing.commit).map_err(ImportError::io("write below", cache.path()))?;
+        reference
+            .create_ref(&listing.commit)
+            .map_err(ImportError::io("write below", cache.path()))?;
     }
     Ok(Snapshot {
         commit: listing.commit.clone(),
@@ -325,7 +357,9 @@ fn link(place: &CacheRepo, commit: &str, file: &HubFile) -> Result<(), ImportErr
     let _ = std::fs::remove_file(&pointer); // it may point at a blob that is no more
     let target = Path::new("../../blobs").join(file.digest.hex());
     match std::os::unix::fs::symlink(target, &pointer) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(ImportError::io("create", &pointer)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(ImportError::io("create", &pointer)(error))
+        }
         _ => Ok(()),
     }
 }
@@ -360,7 +394,11 @@ fn from_cache(model: &HubModel, cache: &Cache) -> Result<Snapshot, ImportError> 
             _ => return None,
         };
         let bytes = repo.blob_path(digest.hex()).metadata().ok()?.len();
-        Some(HubFile { name: name.to_owned(), bytes, digest })
+        Some(HubFile {
+            name: name.to_owned(),
+            bytes,
+            digest,
+        })
     };
     let mut files: Vec<HubFile> = SMALL_FILES.iter().filter_map(|name| find(name)).collect();
     if !files.iter().any(|file| file.name == "config.json") {
@@ -380,7 +418,11 @@ fn from_cache(model: &HubModel, cache: &Cache) -> Result<Snapshot, ImportError> 
     for file in &files {
         download::verify(&repo.blob_path(file.digest.hex()), &file.name, file)?;
     }
-    Ok(Snapshot { commit, licence: None, files })
+    Ok(Snapshot {
+        commit,
+        licence: None,
+        files,
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use server::{COMMIT, Fault, Hub, Model, REPO, sha256};
 const CONFIG: &str = r#"{"model_type": "whisper"}"#;
 
 fn weights() -> Vec<u8> {
-    (0..200_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+    (0..200_000_u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
 }
 
 /// A model in one file, with a pickle beside it that nobody may ask for.
@@ -140,7 +142,11 @@ fn a_model_in_its_place_is_left_alone_and_a_whole_commit_needs_no_hub() {
     let pinned = home.fetch_with(&format!("{REPO}@{COMMIT}"), &nobody).unwrap();
 
     assert!(again.in_place && pinned.in_place);
-    assert_eq!(asked_for(&hub, "/resolve/"), before, "nothing is downloaded twice");
+    assert_eq!(
+        asked_for(&hub, "/resolve/"),
+        before,
+        "nothing is downloaded twice"
+    );
 }
 
 #[test]
@@ -172,7 +178,10 @@ fn a_folder_with_another_model_is_not_touched() {
 
 #[test]
 fn weights_in_several_files_come_with_their_index() {
-    let (home, hub) = (Home::new(), sharded(["model-1.safetensors", "model-2.safetensors"]).serve());
+    let (home, hub) = (
+        Home::new(),
+        sharded(["model-1.safetensors", "model-2.safetensors"]).serve(),
+    );
 
     home.fetch(&hub).unwrap();
 
@@ -183,7 +192,13 @@ fn weights_in_several_files_come_with_their_index() {
 
 #[test]
 fn an_index_that_names_a_file_elsewhere_is_refused() {
-    for odd in ["../../../etc/passwd", "/etc/passwd", "sub/model.safetensors", ".model.safetensors", "pytorch_model.bin"] {
+    for odd in [
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "sub/model.safetensors",
+        ".model.safetensors",
+        "pytorch_model.bin",
+    ] {
         let message = Home::new().refused(sharded([odd, "model-2.safetensors"]));
 
         assert!(message.contains(INDEX) && message.contains(odd), "{message}");
@@ -203,8 +218,15 @@ fn an_index_that_names_a_missing_file_is_refused() {
 #[test]
 fn the_token_goes_to_the_hub_and_not_to_where_large_files_lie() {
     let home = Home::new();
-    let hub = Model { token: Some("secret"), ..model() }.serve();
-    let settings = HubSettings { token: Some("secret".to_owned()), ..home.settings(&hub.endpoint) };
+    let hub = Model {
+        token: Some("secret"),
+        ..model()
+    }
+    .serve();
+    let settings = HubSettings {
+        token: Some("secret".to_owned()),
+        ..home.settings(&hub.endpoint)
+    };
 
     home.fetch_with(REPO, &settings).unwrap();
 
@@ -216,16 +238,28 @@ fn the_token_goes_to_the_hub_and_not_to_where_large_files_lie() {
 
 #[test]
 fn a_refusal_says_whether_a_token_was_sent() {
-    let gated = || Model { token: Some("secret"), ..model() };
+    let gated = || Model {
+        token: Some("secret"),
+        ..model()
+    };
     let home = Home::new();
 
     let without = home.refused(gated());
     let hub = gated().serve();
-    let settings = HubSettings { token: Some("wrong".to_owned()), ..home.settings(&hub.endpoint) };
+    let settings = HubSettings {
+        token: Some("wrong".to_owned()),
+        ..home.settings(&hub.endpoint)
+    };
     let with = home.fetch_with(REPO, &settings).unwrap_err().to_string();
 
-    assert!(without.contains("HTTP 401") && without.contains("set HF_TOKEN"), "{without}");
-    assert!(with.contains("HTTP 401") && with.contains("does not give access"), "{with}");
+    assert!(
+        without.contains("HTTP 401") && without.contains("set HF_TOKEN"),
+        "{without}"
+    );
+    assert!(
+        with.contains("HTTP 401") && with.contains("does not give access"),
+        "{with}"
+    );
     assert!(!with.contains("wrong"), "{with}");
 }
 
@@ -234,9 +268,15 @@ fn a_model_or_revision_that_is_not_there_is_named() {
     let (home, hub) = (Home::new(), model().serve());
 
     for name in ["some-org/other-model", "some-org/tiny-model@v9"] {
-        let error = home.fetch_with(name, &home.settings(&hub.endpoint)).unwrap_err().to_string();
+        let error = home
+            .fetch_with(name, &home.settings(&hub.endpoint))
+            .unwrap_err()
+            .to_string();
 
-        assert!(error.contains("HTTP 404") && error.contains(&hub.endpoint), "{error}");
+        assert!(
+            error.contains("HTTP 404") && error.contains(&hub.endpoint),
+            "{error}"
+        );
     }
 }
 
@@ -244,9 +284,13 @@ fn a_model_or_revision_that_is_not_there_is_named() {
 fn a_revision_with_a_slash_is_escaped_and_remembered() {
     let (home, hub) = (Home::new(), model().serve());
 
-    home.fetch_with(&format!("{REPO}@refs/pr/1"), &home.settings(&hub.endpoint)).unwrap();
+    home.fetch_with(&format!("{REPO}@refs/pr/1"), &home.settings(&hub.endpoint))
+        .unwrap();
 
-    let reference = home.0.path().join("hub/models--some-org--tiny-model/refs/refs/pr/1");
+    let reference = home
+        .0
+        .path()
+        .join("hub/models--some-org--tiny-model/refs/refs/pr/1");
     assert_eq!(std::fs::read_to_string(reference).unwrap(), COMMIT);
 }
 
@@ -320,7 +364,10 @@ fn a_model_with_pickle_alone_is_refused_with_the_reason() {
 
     let message = Home::new().refused(model);
 
-    assert!(message.contains("pickle") && message.contains("safetensors"), "{message}");
+    assert!(
+        message.contains("pickle") && message.contains("safetensors"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -348,7 +395,10 @@ fn a_list_of_files_that_lies_is_refused() {
         weights_entry(listing, json!({"rfilename": "model.safetensors", "lfs": lfs}));
     });
 
-    assert!(commit.contains("`sha`") && commit.contains("../../../up"), "{commit}");
+    assert!(
+        commit.contains("`sha`") && commit.contains("../../../up"),
+        "{commit}"
+    );
     assert!(size.contains("at most"), "{size}");
     assert!(digest.contains("model.safetensors"), "{digest}");
 }
@@ -357,16 +407,28 @@ fn a_list_of_files_that_lies_is_refused() {
 fn without_a_network_the_error_says_what_to_do() {
     let home = Home::new();
 
-    let error = home.fetch_with(REPO, &home.settings("http://127.0.0.1:9")).unwrap_err().to_string();
+    let error = home
+        .fetch_with(REPO, &home.settings("http://127.0.0.1:9"))
+        .unwrap_err()
+        .to_string();
 
-    assert!(error.contains("http://127.0.0.1:9") && error.contains("HF_ENDPOINT"), "{error}");
+    assert!(
+        error.contains("http://127.0.0.1:9") && error.contains("HF_ENDPOINT"),
+        "{error}"
+    );
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
 }
 
 #[test]
 fn offline_the_cache_serves_what_it_has_and_names_what_it_lacks() {
-    let (home, hub) = (Home::new(), sharded(["model-1.safetensors", "model-2.safetensors"]).serve());
-    let offline = HubSettings { offline: true, ..home.settings("http://127.0.0.1:9") };
+    let (home, hub) = (
+        Home::new(),
+        sharded(["model-1.safetensors", "model-2.safetensors"]).serve(),
+    );
+    let offline = HubSettings {
+        offline: true,
+        ..home.settings("http://127.0.0.1:9")
+    };
 
     let before = home.fetch_with(REPO, &offline).unwrap_err().to_string();
     home.fetch(&hub).unwrap();
@@ -374,11 +436,18 @@ fn offline_the_cache_serves_what_it_has_and_names_what_it_lacks() {
     home.fetch_with(REPO, &offline).unwrap();
     let whole = [home.read("model-1.safetensors"), home.read("model-2.safetensors")].concat();
     std::fs::remove_dir_all(home.models()).unwrap();
-    let snapshot = home.0.path().join("hub/models--some-org--tiny-model/snapshots").join(COMMIT);
+    let snapshot = home
+        .0
+        .path()
+        .join("hub/models--some-org--tiny-model/snapshots")
+        .join(COMMIT);
     std::fs::remove_file(snapshot.join("model-2.safetensors")).unwrap();
     let after = home.fetch_with(REPO, &offline).unwrap_err().to_string();
 
-    assert!(before.contains("HF_HUB_OFFLINE") && before.contains("the revision"), "{before}");
+    assert!(
+        before.contains("HF_HUB_OFFLINE") && before.contains("the revision"),
+        "{before}"
+    );
     assert_eq!(whole, weights());
     assert!(after.contains("`model-2.safetensors`"), "{after}");
 }
@@ -386,13 +455,28 @@ fn offline_the_cache_serves_what_it_has_and_names_what_it_lacks() {
 #[test]
 fn names_that_are_no_models_of_the_hub_are_refused() {
     for name in [
-        "whisper-base", "a/b/c", "/a", "a/", "../b", "a/..", "a/b@", "a/b@../c", "a/b@/etc", "a/.b", "a b/c", "a/b@c d",
-        "a/b@x//y", "-a/b",
+        "whisper-base",
+        "a/b/c",
+        "/a",
+        "a/",
+        "../b",
+        "a/..",
+        "a/b@",
+        "a/b@../c",
+        "a/b@/etc",
+        "a/.b",
+        "a b/c",
+        "a/b@c d",
+        "a/b@x//y",
+        "-a/b",
     ] {
         assert!(name.parse::<HubModel>().is_err(), "{name}");
     }
     let model: HubModel = "openai/whisper-tiny.en@refs/pr/21".parse().unwrap();
-    assert_eq!((model.name(), model.to_string().as_str()), ("whisper-tiny.en", "openai/whisper-tiny.en@refs/pr/21"));
+    assert_eq!(
+        (model.name(), model.to_string().as_str()),
+        ("whisper-tiny.en", "openai/whisper-tiny.en@refs/pr/21")
+    );
 }
 
 #[test]
@@ -401,25 +485,44 @@ fn the_variables_of_the_hub_are_honoured() {
     std::fs::write(home.path().join("token"), "from-a-file\n").unwrap();
     let folder = home.path().to_str().unwrap();
     let from = |pairs: &[(&str, &str)]| {
-        let pairs: Vec<(String, String)> =
-            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let pairs: Vec<(String, String)> = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         HubSettings::from_variables(&|name| {
-            pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+            pairs
+                .iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, value)| value.clone())
         })
     };
 
     let plain = from(&[("HOME", "/home/me")]).unwrap();
     let set = from(&[
-        ("HOME", "/home/me"), ("HF_HOME", folder), ("HF_ENDPOINT", "https://mirror.example/"), ("HF_HUB_OFFLINE", "1"),
+        ("HOME", "/home/me"),
+        ("HF_HOME", folder),
+        ("HF_ENDPOINT", "https://mirror.example/"),
+        ("HF_HUB_OFFLINE", "1"),
     ])
     .unwrap();
-    let overridden = from(&[("HF_HOME", folder), ("HF_HUB_CACHE", "/big"), ("HF_TOKEN", "given")]).unwrap();
+    let overridden = from(&[
+        ("HF_HOME", folder),
+        ("HF_HUB_CACHE", "/big"),
+        ("HF_TOKEN", "given"),
+    ])
+    .unwrap();
 
     assert_eq!(plain.endpoint, "https://huggingface.co");
     assert_eq!(plain.cache, Path::new("/home/me/.cache/huggingface/hub"));
     assert!(!plain.offline);
     assert_eq!(set.endpoint, "https://mirror.example");
-    assert_eq!((set.cache, set.token.as_deref(), set.offline), (home.path().join("hub"), Some("from-a-file"), true));
-    assert_eq!((overridden.cache, overridden.token.as_deref()), (PathBuf::from("/big"), Some("given")));
+    assert_eq!(
+        (set.cache, set.token.as_deref(), set.offline),
+        (home.path().join("hub"), Some("from-a-file"), true)
+    );
+    assert_eq!(
+        (overridden.cache, overridden.token.as_deref()),
+        (PathBuf::from("/big"), Some("given"))
+    );
     assert!(from(&[]).is_err());
 }

@@ -110,11 +110,15 @@ impl Model {
             let model = Arc::clone(&model);
             move |asked, count, stream| model.answer(asked, count, &storage_address, stream)
         });
-        accept(storage, Arc::clone(&asked_storage), move |asked, count, stream| {
-            let name = asked.path.trim_start_matches("/storage/");
-            let content = &model.files[name].0;
-            model.send(content, asked, count, "", stream)
-        });
+        accept(
+            storage,
+            Arc::clone(&asked_storage),
+            move |asked, count, stream| {
+                let name = asked.path.trim_start_matches("/storage/");
+                let content = &model.files[name].0;
+                model.send(content, asked, count, "", stream)
+            },
+        );
         Hub {
             endpoint,
             asked,
@@ -122,7 +126,13 @@ impl Model {
         }
     }
 
-    fn answer(&self, asked: &Asked, count: usize, storage: &str, stream: &mut TcpStream) -> std::io::Result<()> {
+    fn answer(
+        &self,
+        asked: &Asked,
+        count: usize,
+        storage: &str,
+        stream: &mut TcpStream,
+    ) -> std::io::Result<()> {
         if self.fault == Fault::Busy && count % 2 == 0 {
             return respond(stream, "503 Service Unavailable", "", b"later");
         }
@@ -143,19 +153,32 @@ impl Model {
             return self.send(&self.files[name].0, asked, count, "", stream);
         }
         let prefix = format!("/{REPO}/resolve/{COMMIT}/");
-        let Some((name, (content, large))) =
-            path.strip_prefix(&prefix).and_then(|name| self.files.get_key_value(name))
+        let Some((name, (content, large))) = path
+            .strip_prefix(&prefix)
+            .and_then(|name| self.files.get_key_value(name))
         else {
-            return respond(stream, "404 Not Found", "X-Error-Code: EntryNotFound\r\n", b"Entry not found");
+            return respond(
+                stream,
+                "404 Not Found",
+                "X-Error-Code: EntryNotFound\r\n",
+                b"Entry not found",
+            );
         };
-        let commit = if self.fault == Fault::OtherCommit { "f".repeat(40) } else { COMMIT.to_owned() };
+        let commit = if self.fault == Fault::OtherCommit {
+            "f".repeat(40)
+        } else {
+            COMMIT.to_owned()
+        };
         let mut headers = format!("X-Repo-Commit: {commit}\r\n");
         if !large {
             headers += &format!("ETag: \"{}\"\r\n", git_blob(content));
             return self.send(content, asked, count, &headers, stream);
         }
         let size = content.len() + usize::from(self.fault == Fault::OtherLinkedSize);
-        headers += &format!("X-Linked-Size: {size}\r\nX-Linked-ETag: \"{}\"\r\n", sha256(content));
+        headers += &format!(
+            "X-Linked-Size: {size}\r\nX-Linked-ETag: \"{}\"\r\n",
+            sha256(content)
+        );
         match self.fault {
             Fault::Circle => headers += &format!("Location: {path}\r\n"),
             Fault::Nowhere => {}
@@ -187,7 +210,11 @@ impl Model {
         let (status, range) = match from {
             0 => ("200 OK", String::new()),
             _ => {
-                let range = format!("Content-Range: bytes {from}-{}/{}\r\n", content.len() - 1, content.len());
+                let range = format!(
+                    "Content-Range: bytes {from}-{}/{}\r\n",
+                    content.len() - 1,
+                    content.len()
+                );
                 ("206 Partial Content", range)
             }
         };
