@@ -1,6 +1,5 @@
 //! The room against librdkafka's mock cluster: small records only (it loses large ones), and errors on order.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
