@@ -296,18 +296,21 @@ impl ClientMonitor {
             }
             RDKafkaLogLevel::Debug => trace!(target: "librdkafka", facility, "{message}"),
             _ if matches!(facility, "FAIL" | "ERROR") => self.connection_failed(message),
+            _ if facility == "FATAL" => self.fatal(message),
             // Where retention has deleted what should be read next: the source counts it and says so.
             _ if facility == "OFFSET" => debug!(target: "librdkafka", facility, "{message}"),
             _ => self.complain(facility, message),
         }
     }
 
-    /// An error that librdkafka reports to the application. Those of connections are in its log too.
+    /// An error that librdkafka reports to the application. Those of connections, and fatal ones, are in its log too.
     pub(super) fn error(&self, error: &ClientError, reason: &str) {
         match error.rdkafka_error_code() {
             // The end of a partition is an answer to readers that ask for it, not an error.
             Some(Code::PartitionEOF) => {}
-            Some(Code::Fatal) => self.fatal(reason),
+            // A producer's has the code of its cause, a consumer's its own.
+            Some(Code::Fatal) => debug!(target: "librdkafka", %error, "{reason}"),
+            _ if reason.starts_with("Fatal error") => debug!(target: "librdkafka", %error, "{reason}"),
             Some(code) if is_connection(code) => {
                 debug!(target: "librdkafka", %error, "{reason}");
                 self.change(|client| client.failures += u64::from(client.failures == 0));

@@ -14,8 +14,8 @@ use speechverse_actors::collector::{CollectorArgs, SampleCollector};
 use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    FailingEncoder, Feed, Kafka, header, instructions, is_silent, next, pcm, probe, record,
-    start_in_thread, took_all, until,
+    FailingEncoder, Feed, Kafka, header, instructions, is_silent, next, pcm, probe, record, start_in_thread,
+    took_all, until,
 };
 
 struct Harness {
