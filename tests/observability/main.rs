@@ -3,7 +3,10 @@
 //! One process of its own: the recorder of metrics and the export of traces are there once for a process.
 
 #[path = "../system/harness.rs"]
-#[expect(dead_code, reason = "the harness of the system tests, of which this needs a part")]
+#[expect(
+    dead_code,
+    reason = "the harness of the system tests, of which this needs a part"
+)]
 mod harness;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +45,9 @@ async fn a_request_is_one_trace_through_every_stage_and_the_counters_of_stages_a
     client.request("traced", "k", tone(0.5, 200.0), headers).await;
     let (answer, record) = client.answer().await;
     assert_eq!(answer.request_id, "traced");
-    client.request("bad", "k", "this is no audio".into(), Vec::new()).await;
+    client
+        .request("bad", "k", "this is no audio".into(), Vec::new())
+        .await;
     client.dead_letter().await;
     client.request("good", "k", tone(0.4, 300.0), Vec::new()).await;
     client.answer().await;
@@ -51,7 +56,11 @@ async fn a_request_is_one_trace_through_every_stage_and_the_counters_of_stages_a
     drop(telemetry); // sends the spans that still wait
 
     for (stage, counts) in &stages {
-        assert_eq!(counts.entered, counts.left + counts.rejected, "{stage}: {counts:?}");
+        assert_eq!(
+            counts.entered,
+            counts.left + counts.rejected,
+            "{stage}: {counts:?}"
+        );
     }
     assert_eq!((stages["ingest"].left, stages["ingest"].rejected), (2, 1));
     for stage in ["encode", "decode"] {
@@ -72,7 +81,8 @@ async fn a_request_is_one_trace_through_every_stage_and_the_counters_of_stages_a
     for phase in ["prefill", "generate"] {
         assert_eq!(named(phase).parent_span_id, named("decode").span_id, "{phase}");
     }
-    let order = ["ingest", "encode", "prefill", "generate", "publish"].map(|name| named(name).start_time_unix_nano);
+    let order =
+        ["ingest", "encode", "prefill", "generate", "publish"].map(|name| named(name).start_time_unix_nano);
     assert!(order.is_sorted(), "{order:?}");
     let answered_in = record.headers.iter().find(|(name, _)| name == "traceparent");
     let answered_in = answered_in.and_then(|(_, value)| value.clone()).unwrap();
@@ -105,7 +115,11 @@ fn settled(http: SocketAddr) -> BTreeMap<String, Counts> {
 
 fn counts(http: SocketAddr) -> BTreeMap<String, Counts> {
     let mut connection = TcpStream::connect(http).unwrap();
-    write!(connection, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        connection,
+        "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut page = String::new();
     connection.read_to_string(&mut page).unwrap();
     let mut stages: BTreeMap<String, Counts> = BTreeMap::new();
@@ -185,7 +199,9 @@ fn take(mut connection: TcpStream, kept: &Mutex<Vec<ExportTraceServiceRequest>>)
             kept.lock().unwrap().push(request);
             bytes.drain(..end);
             connection
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")
+                .write_all(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n",
+                )
                 .unwrap();
             continue;
         }

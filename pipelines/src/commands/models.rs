@@ -109,6 +109,6 @@ fn fetch_from_hub(name: &str, dir: &Path) -> Result<(), Failure> {
         if fetched.in_place { "in place" } else { "fetched" },
         fetched.commit,
         fetched.bytes as f64 / 1e6,
-    ));
+    ))?;
     Ok(())
 }
