@@ -1,5 +1,7 @@
 //! The program as a process: exit codes and messages.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Output};
 
 fn speechverse(args: &[&str]) -> Output {

@@ -2,6 +2,8 @@
 //! gate. All four answer through one inference engine, so all four give the same answers, recordings longer
 //! than the encoder's window included.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,8 @@
 //! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always, on
 //! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
