@@ -50,6 +50,29 @@ pub enum LayerMix {
     Softmax,
 }
 
+/// What the language model reads of a clip.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// The paper's form: every frame of the downsampler, 12.5 a second.
+    #[default]
+    Frames,
+    /// One position for each run of equal tokens on the CTC head's greedy path, the mean of its frames; blanks are
+    /// dropped. Needs a CTC head. Source of the idea: Wu et al. 2023 (arXiv 2307.03917).
+    CtcSegments,
+}
+
+/// What stands between two blocks of the downsampler.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Nothing, as in the paper.
+    #[default]
+    None,
+    /// The Gaussian error linear unit, in its exact form.
+    Gelu,
+}
+
 /// The `[adapter]` table: what may be chosen about the learnable joint.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -62,6 +85,13 @@ pub struct AdapterSettings {
     pub strides: Option<Vec<i64>>,
     /// Width of the convolutions in frames; odd, so that padding is symmetric.
     pub kernel: i64,
+    /// What stands between two blocks.
+    pub activation: Activation,
+    /// What the language model reads of a clip.
+    pub positions: Positions,
+    /// Puts one position before the others that is made of the mean and the deviation of all frames of the clip: what
+    /// a voice or a noise is like as a whole, which CTC segments do not hold.
+    pub summary: bool,
 }
 
 impl Default for AdapterSettings {
@@ -70,6 +100,9 @@ impl Default for AdapterSettings {
             mix: LayerMix::Paper,
             strides: None,
             kernel: 3,
+            activation: Activation::None,
+            positions: Positions::Frames,
+            summary: false,
         }
     }
 }

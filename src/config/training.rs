@@ -62,6 +62,8 @@ pub struct TrainingConfig {
     pub data: DataConfig,
     /// Random changes to training audio.
     pub augment: AugmentConfig,
+    /// Where features of the frozen encoder are kept between epochs and runs.
+    pub feature_cache: FeatureCacheConfig,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save, what to publish.
@@ -89,6 +91,7 @@ impl Default for TrainingConfig {
             lora: LoraConfig::default(),
             data: DataConfig::default(),
             augment: AugmentConfig::default(),
+            feature_cache: FeatureCacheConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
             tasks_dir: None,
@@ -106,6 +109,10 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Manifests to validate on during training.
     pub valid: Vec<PathBuf>,
+    /// Manifests of recordings without speech, two hours at most, kept in memory. Where there are some, three in four of the
+    /// noises that `[augment]` adds are cut out of them; the others, and all where there are none, are white or pink.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub noise: Vec<PathBuf>,
     /// Longer clips are left out of training, and counted.
     pub seconds_max: f64,
     /// Shorter clips are left out of training, and counted.
@@ -126,6 +133,7 @@ impl Default for DataConfig {
         Self {
             train: Vec::new(),
             valid: Vec::new(),
+            noise: Vec::new(),
             seconds_max: 15.0,
             seconds_min: 0.2,
             target_tokens_max: 200,
@@ -156,6 +164,15 @@ pub struct AugmentConfig {
     pub noise_db_max: f64,
     /// Probability of a telephone band, 300 to 3400 Hz.
     pub telephone: f64,
+    /// Spans of time that are set to zero in each clip's features (SpecAugment, arXiv 1904.08779, on the encoder's output);
+    /// drawn anew each time, also for features from the cache.
+    pub time_masks: usize,
+    /// Longest span, encoder frames; never more than a tenth of the clip.
+    pub time_mask_frames_max: i64,
+    /// Spans of the features' width that are set to zero in each clip.
+    pub feature_masks: usize,
+    /// Widest span of it.
+    pub feature_mask_width_max: i64,
 }
 
 impl Default for AugmentConfig {
@@ -169,6 +186,10 @@ impl Default for AugmentConfig {
             noise_db_min: 10.0,
             noise_db_max: 30.0,
             telephone: 0.0,
+            time_masks: 0,
+            time_mask_frames_max: 20,
+            feature_masks: 0,
+            feature_mask_width_max: 32,
         }
     }
 }
@@ -184,10 +205,44 @@ impl AugmentConfig {
             ("speed_change_max", self.speed_change_max, 0.0, 0.5),
             ("noise_db_min", self.noise_db_min, -20.0, 100.0),
             ("noise_db_max", self.noise_db_max, self.noise_db_min, 100.0),
+            ("time_masks", self.time_masks as f64, 0.0, 100.0),
+            ("time_mask_frames_max", self.time_mask_frames_max as f64, 1.0, 1e4),
+            ("feature_masks", self.feature_masks as f64, 0.0, 100.0),
+            (
+                "feature_mask_width_max",
+                self.feature_mask_width_max as f64,
+                1.0,
+                1e5,
+            ),
         ] {
             within(&format!("`augment.{name}`"), value, low, high)?;
         }
         Ok(())
+    }
+}
+
+/// The `[feature_cache]` table: features of the frozen encoder, layers mixed, on disk, so that a clip is encoded once for
+/// many epochs, stages and runs. Used by stages that say `cached`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeatureCacheConfig {
+    /// Its folder, which several runs may share; absent: no stage may be `cached`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Bytes that it may take on the disk; beyond them clips are encoded again each time. An hour takes some 190 MB of
+    /// Whisper-base's features, for each variant.
+    pub bytes_max: u64,
+    /// Augmented variants of each clip, taken in turn from epoch to epoch, at least 1.
+    pub variants: u64,
+}
+
+impl Default for FeatureCacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            bytes_max: 20 << 30, // 20 GiB
+            variants: 2,
+        }
     }
 }
 
@@ -349,6 +404,10 @@ pub struct StageConfig {
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
+    /// Whether clips are encoded once and their features kept in `[feature_cache]`. The layer mix does not learn in such a
+    /// stage: it stays as the stage before or the adapter to start from left it (fresh: the mean of the layers).
+    #[serde(default)]
+    pub cached: bool,
     /// Tasks taken from the manifests; absent: `asr` alone, or all tasks in a `multitask` stage.
     #[serde(default)]
     pub tasks: Option<Vec<String>>,
@@ -380,6 +439,7 @@ impl StageConfig {
             weight_decay: Self::default_weight_decay(),
             ctc_weight: 0.0,
             augment: Self::default_augment(),
+            cached: false,
             tasks: None,
             weights: BTreeMap::new(),
         }
@@ -529,6 +589,20 @@ impl TrainingConfig {
         )?;
         self.augment.validate()?;
         within(
+            "`feature_cache.variants`",
+            self.feature_cache.variants as f64,
+            1.0,
+            1000.0,
+        )?;
+        if let (None, Some(at)) = (
+            &self.feature_cache.dir,
+            self.stages.iter().position(|stage| stage.cached),
+        ) {
+            return Err(format!(
+                "`stage[{at}].cached` is set and `feature_cache.dir` is not: name a folder for the features"
+            ));
+        }
+        within(
             "`validation.every_steps`",
             self.validation.every_steps as f64,
             1.0,
@@ -607,6 +681,16 @@ mod tests {
 
             assert!(config.stages.len() >= 2, "{name}");
         }
+    }
+
+    #[test]
+    fn a_cached_stage_needs_a_folder_for_the_features() {
+        let stage = "[[stage]]\nkind = \"ctc_align\"\nlearning_rate = 0.1\nsteps_max = 1\ncached = true\n";
+
+        let error = parse(stage).unwrap_err();
+
+        assert!(error.contains("feature_cache.dir"), "{error}");
+        parse(&format!("[feature_cache]\ndir = \"f\"\n{stage}")).unwrap();
     }
 
     #[test]

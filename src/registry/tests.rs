@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tch::Device;
 
 use super::*;
-use crate::config::model::LayerMix;
+use crate::config::model::{Activation, LayerMix, Positions};
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
@@ -16,6 +16,9 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         mix: LayerMix::Paper,
         strides: vec![2, 2],
         kernel: 3,
+        activation: Activation::None,
+        positions: Positions::Frames,
+        summary: false,
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()

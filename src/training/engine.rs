@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::TrainingError;
-use super::batch::{BatchReader, BatchReaderArgs};
+use super::augment::Noises;
+use super::batch::{BatchReader, BatchReaderArgs, StageFeatures};
 use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
 use super::events::TrainEvent;
 use super::example::{self, Example};
+use super::feature_cache::FeatureCache;
 use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
@@ -23,9 +25,13 @@ use crate::config::training::{StageConfig, TrainingConfig};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
+use crate::nn::random::SplitMix;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
+/// Tells the seed of feature masks from those of other choices.
+const MASK_SEED: u64 = 0x3a5c;
+
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -79,6 +85,8 @@ pub struct Engine<'a> {
     data_digest: String,
     resumed_from: Option<PathBuf>,
     start_lora: Option<PathBuf>,
+    feature_cache: Option<FeatureCache>,
+    noises: Noises,
     log: EventLog,
 }
 
@@ -152,22 +160,30 @@ impl<'a> Engine<'a> {
             (snapshot, start_lora) = (Some(saved), lora);
         }
         let device = networks.placement.device;
+        let gain = embedding_rms(&llm.embedding_table())?;
         let adapter = match snapshot {
-            None => {
-                let gain = embedding_rms(&llm.embedding_table())?;
-                SpeechAdapter::new(adapter_config, gain, config.seed, device)?
+            None => SpeechAdapter::new(adapter_config, gain, config.seed, device)?,
+            Some(snapshot) => match snapshot.in_form(&adapter_config, gain, config.seed)? {
+                Some(snapshot) => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
+                None => {
+                    return Err(TrainingError::Settings {
+                        problem: format!(
+                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions` and `summary` may differ",
+                            snapshot.config()
+                        ),
+                    });
+                }
+            },
+        };
+        let feature_cache = match &config.feature_cache.dir {
+            Some(dir) if config.stages.iter().any(|stage| stage.cached) => {
+                Some(FeatureCache::open(dir, config.feature_cache.bytes_max)?)
             }
-            Some(snapshot) if *snapshot.config() == adapter_config => {
-                SpeechAdapter::from_snapshot(&snapshot, device, true)?
-            }
-            Some(snapshot) => {
-                return Err(TrainingError::Settings {
-                    problem: format!(
-                        "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}",
-                        snapshot.config()
-                    ),
-                });
-            }
+            _ => None,
+        };
+        let noises = match config.stages.iter().any(|stage| stage.augment) {
+            true => Noises::read(&config.data.noise)?,
+            false => Noises::default(),
         };
         let log = EventLog::open(&output.join("log.jsonl"), resumed_from.is_some())?;
         Ok(Self {
@@ -181,6 +197,8 @@ impl<'a> Engine<'a> {
             data_digest,
             resumed_from,
             start_lora,
+            feature_cache,
+            noises,
             log,
         })
     }
@@ -300,10 +318,11 @@ impl<'a> Engine<'a> {
                 ),
             });
         }
-        let classes = classes_of(samples.iter().map(|sample| sample.ctc.as_slice()));
+        let classes = classes_of(samples.iter().filter_map(|sample| sample.ctc.as_deref()));
         let networks = self.networks;
         let run = self.config.clone();
-        let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes)?;
+        let cache = self.feature_cache.as_ref();
+        let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
         if stage.kind.has_lora()
             && let Some(folder) = self.start_lora.take()
         {
@@ -329,7 +348,7 @@ impl<'a> Engine<'a> {
             },
             on_event,
         )?;
-        let reader = self.reader(stage, &samples)?;
+        let reader = self.reader(stage, &samples, work.features().cloned())?;
         let valid = self.validation_set(stage);
 
         let mut skipped_in_a_row = 0;
@@ -426,7 +445,16 @@ impl<'a> Engine<'a> {
             if rows.is_empty() {
                 continue;
             }
-            let Some(found) = work.loss(&self.learned, &rows, &batch.clips, &batch.instructions)? else {
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                batch.epoch,
+                batch.position as u64,
+                MASK_SEED,
+            ];
+            let mut random = SplitMix::new(&seeds);
+            let (clips, asked) = (&batch.clips, &batch.instructions);
+            let Some(found) = work.loss(&self.learned, &rows, clips, asked, Some(&mut random))? else {
                 continue;
             };
             #[expect(clippy::cast_precision_loss, reason = "a small count")]
@@ -435,9 +463,7 @@ impl<'a> Engine<'a> {
             total += share.double_value(&[]);
             batches += 1;
             tokens += found.tokens;
-            #[expect(clippy::cast_precision_loss, reason = "sample counts")]
-            let seconds = batch.clips.iter().map(Vec::len).sum::<usize>() as f64 / 16_000.0;
-            audio_seconds += seconds;
+            audio_seconds += batch.seconds.iter().sum::<f64>();
         }
         let norm = optimizer.grad_norm();
         self.state.step += 1;
@@ -488,7 +514,12 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    fn reader(&self, stage: &StageConfig, samples: &[Sample]) -> Result<BatchReader, TrainingError> {
+    fn reader(
+        &self,
+        stage: &StageConfig,
+        samples: &[Sample],
+        features: Option<StageFeatures>,
+    ) -> Result<BatchReader, TrainingError> {
         let weight = |sample: &Sample| stage.weights.get(&sample.example.task).copied().unwrap_or(1.0);
         BatchReader::start(
             BatchReaderArgs {
@@ -498,6 +529,8 @@ impl<'a> Engine<'a> {
                 rows_max: 0,
                 seconds_max: 0.0,
                 augment: None,
+                features,
+                noises: self.noises.clone(),
                 samples_max: self.networks.encoder.info().max_samples,
                 seed: self.config.seed,
                 stage: self.state.stage as u64,

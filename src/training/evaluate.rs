@@ -11,7 +11,6 @@ use tch::Tensor;
 
 use super::TrainingError;
 use super::control::Control;
-use super::ctc::CtcTable;
 use super::example::Example;
 use super::networks::Networks;
 use super::prepare::Sample;
@@ -97,9 +96,9 @@ pub fn answer_recordings(
 ) -> Result<Heard, TrainingError> {
     let _guard = tch::no_grad_guard();
     let llm = &networks.speech_llm;
-    let table = match (options.by_ctc, learned.adapter.ctc_head()) {
+    let head = match (options.by_ctc, learned.adapter.ctc_head()) {
         (false, _) => None,
-        (true, Some(head)) => Some((head, CtcTable::new(head, &llm.llm().embedding_table())?)),
+        (true, Some(head)) => Some(head),
         (true, None) => {
             return Err(TrainingError::Settings {
                 problem: "this adapter has no CTC head to read".into(),
@@ -142,8 +141,8 @@ pub fn answer_recordings(
         let hidden = networks.encoder.hidden_states(&clips)?;
         let features = learned.adapter.mix(&hidden)?;
         let adapted = learned.adapter.forward(&features, &hidden.lengths)?;
-        if let Some((head, table)) = &table {
-            for (at, ids) in rows.iter().zip(table.read(head, &adapted)?) {
+        if let Some(head) = head {
+            for (at, ids) in rows.iter().zip(head.read(&adapted)?) {
                 let text = llm.tokenizer().decode(&ids)?.trim().to_owned();
                 for ask in 0..recordings[*at].1.len() {
                     let text = text.clone();
@@ -161,6 +160,7 @@ pub fn answer_recordings(
             }
             continue;
         }
+        let adapted = learned.adapter.positions(&adapted)?;
         // Question by question, so that what else is asked does not change a batch: in bf16 that shows in the answers.
         let questions = rows.iter().map(|at| recordings[*at].1.len()).max().unwrap_or(0);
         for number in 0..questions {

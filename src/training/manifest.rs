@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
+use super::wordings::TRANSCRIPT;
 use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{Filling, TaskLabel};
 
@@ -29,6 +30,8 @@ struct Line {
     audio_filepath: String,
     duration: f64,
     text: Option<String>,
+    #[serde(default)]
+    no_speech: bool,
     task: Option<String>,
     instruction: Option<String>,
     target: Option<String>,
@@ -85,7 +88,8 @@ impl From<AudioLine> for Line {
 /// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
 ///
 /// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
-/// task) stands for several examples, or for the tasks that `task` names. `labels` (names, or objects with `name` and
+/// task) stands for several examples, or for the tasks that `task` names. A transcript may be empty only where the line says
+/// `no_speech: true`. `labels` (names, or objects with `name` and
 /// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
 ///
 /// # Errors
@@ -188,7 +192,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     }
     // Empty: as many examples as there are targets.
     let task = line.task.unwrap_or_else(|| match targets.is_empty() {
-        true => "asr".to_owned(),
+        true => TRANSCRIPT.to_owned(),
         false => String::new(),
     });
     let target = if targets.is_empty() {
@@ -204,9 +208,19 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
         targets.clear();
         target.ok_or_else(|| format!("`targets` has none for task `{task}`"))?
     };
-    let blank = |target: &String| target.trim().is_empty();
-    if labelled && (targets.values().any(blank) || (targets.is_empty() && blank(&target))) {
-        return Err("the target is empty".into());
+    if line.no_speech && line.text.as_ref().is_some_and(|text| !text.trim().is_empty()) {
+        return Err("has `no_speech` and a `text`, expected one of them".into());
+    }
+    let blank =
+        |task: &str, target: &str| target.trim().is_empty() && !(line.no_speech && task == TRANSCRIPT);
+    let blank_target = match targets.is_empty() {
+        true => blank(&task, &target),
+        false => targets.iter().any(|(task, target)| blank(task, target)),
+    };
+    if labelled && blank_target {
+        return Err(
+            "the target is empty: where nobody says a word, a transcript is empty and the line has `\"no_speech\": true`".into(),
+        );
     }
     let instruction = line
         .instruction
@@ -370,6 +384,36 @@ mod tests {
             (1, 2.0, "")
         );
         assert!(read_manifest(&path, None).is_err());
+    }
+
+    #[test]
+    fn a_transcript_is_empty_only_where_the_line_says_that_nobody_speaks() {
+        let one = |line: &str| {
+            let text = format!("{{\"audio_filepath\": \"a\", \"duration\": 1, {line}}}");
+            read(text.as_bytes(), None).map(|mut examples| examples.remove(0))
+        };
+
+        let silent = one(r#""text": "", "no_speech": true"#).unwrap();
+        let joint =
+            one(r#""no_speech": true, "targets": {"asr": "", "speech_detection": "non-speech"}"#).unwrap();
+
+        assert_eq!(
+            (
+                silent.task.as_str(),
+                silent.target.as_str(),
+                silent.text.as_deref()
+            ),
+            ("asr", "", Some(""))
+        );
+        assert_eq!(joint.targets["asr"], "");
+        for bad in [
+            r#""text": "", "no_speech": false"#,
+            r#""text": "words", "no_speech": true"#,
+            r#""task": "emotion", "target": "", "no_speech": true"#,
+            r#""no_speech": true, "targets": {"asr": "", "emotion": " "}"#,
+        ] {
+            assert!(one(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,8 +7,9 @@
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`wordings`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
-//! | [`augment`] | cheap random changes to audio |
-//! | [`ctc`] | alignment against the language model's own embedding table |
+//! | [`augment`] | cheap random changes to audio and features |
+//! | [`feature_cache`] | features of the frozen encoder on disk |
+//! | [`ctc`] | which tokens the CTC head can hear |
 //! | [`stage`] | what learns in a stage, and its loss |
 //! | [`schedule`] | learning rate over a stage |
 //! | [`checkpoint`] | what an exact resume needs |
@@ -28,6 +29,7 @@ mod error;
 pub mod evaluate;
 pub mod events;
 pub mod example;
+pub mod feature_cache;
 pub mod log;
 pub mod manifest;
 pub mod networks;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::TrainingError;
-use super::ctc::ctc_ids;
 use super::example::Example;
-use super::wordings::{TasksAtHand, Wordings};
+use super::wordings::{TRANSCRIPT, TasksAtHand, Wordings};
 use crate::config::training::TrainingConfig;
 use crate::models::speech_llm::SpeechLlm;
 use crate::text::{AnswerFormat, JointLayout};
@@ -17,8 +16,8 @@ pub struct Sample {
     pub example: Example,
     /// Answer tokens, end included.
     pub answer: Vec<i64>,
-    /// Tokens for CTC.
-    pub ctc: Vec<i64>,
+    /// Tokens for CTC: those of what was said, none of them where nothing was; absent where it is not known.
+    pub ctc: Option<Vec<i64>>,
     /// The ways in which it can be asked.
     pub wordings: Wordings,
 }
@@ -77,12 +76,19 @@ pub fn prepare(
                 continue;
             }
         }
-        let answer = llm.answer_ids(&example.target)?;
+        let answer = match example.task.as_str() {
+            TRANSCRIPT => [llm.spoken_ids(&example.target)?, vec![llm.end_ids()[0]]].concat(),
+            _ => llm.answer_ids(&example.target)?,
+        };
         if answer.len() > config.data.target_tokens_max {
             leave_out("more tokens than data.target_tokens_max");
             continue;
         }
-        let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
+        let said = match example.task.as_str() {
+            TRANSCRIPT => Some(example.target.clone()),
+            _ => example.text.as_deref().map(plain_target),
+        };
+        let ctc = said.map(|said| llm.spoken_ids(&said)).transpose()?;
         let wordings = tasks.wordings_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
@@ -102,7 +108,11 @@ fn final_spelling(
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
     let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
-        let target = match config.data.plain_targets && task == "asr" {
+        // The transcript of a clip in which nothing is said: the end at once.
+        if task == TRANSCRIPT && target.trim().is_empty() {
+            return Ok(String::new());
+        }
+        let target = match config.data.plain_targets && task == TRANSCRIPT {
             true => plain_target(target),
             false => format.canonical(target, labels),
         };

@@ -212,7 +212,7 @@ fn what_learns_in_each_stage_is_listed() {
     let names = |kind| {
         let (mut learned, stage) = (fresh(), stage(kind, 1));
         let work =
-            stage::StageAtWork::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
+            stage::StageAtWork::begin(&place.networks, &config, &stage, &mut learned, &[1, 2], None).unwrap();
         work.parameters(&learned)
             .into_iter()
             .map(|parameter| parameter.name)
@@ -587,8 +587,8 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
     let place = Place::new();
     let config = place.config("evaluates", vec![stage(StageKind::CtcAlign, 2)]);
     let (outcome, _) = place.train(config.clone());
-    let adapter = SpeechAdapter::from_snapshot(&outcome.adapter, tch::Device::Cpu, false).unwrap();
-    let learned = Learned { adapter, lora: None };
+    let llm = place.networks.speech_llm.llm();
+    let learned = Learned::frozen(&outcome.adapter, llm, tch::Device::Cpu).unwrap();
     let mut list = examples(5);
     list[3].audio = AudioSource::File("no/such.wav".into());
     let samples = prepare(list, &config, &place.networks.speech_llm)

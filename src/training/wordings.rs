@@ -15,7 +15,7 @@ use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{Filling, JointLayout, Task, TaskTable, TextError};
 
 /// The task of transcripts.
-const TRANSCRIPT: &str = "asr";
+pub(super) const TRANSCRIPT: &str = "asr";
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
 

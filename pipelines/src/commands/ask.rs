@@ -189,6 +189,7 @@ impl Respondent {
         let model = self.responder.model();
         let learned = Learned::frozen(&self.adapter, model.llm(), tch::Device::Cpu)?;
         let adapted = learned.adapter.forward(&features.unsqueeze(0), &frames)?;
+        let adapted = learned.adapter.positions(&adapted)?;
         let prompt = model
             .prompts(&learned.adapter, &features.unsqueeze(0), &frames, &[instruction])?
             .swap_remove(0); // [L, H]

@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use tch::Device;
+
 use crate::config::model::LayerMix;
 use crate::models::ModelError;
 use crate::weights::{Mismatch, WeightsError};
 
 use super::plain::{PlainFile, PlainTensor};
-use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE, LoraSnapshot};
+use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE, LoraSnapshot, SpeechAdapter};
 
 /// Key of the adapter's configuration in the file's metadata.
 const CONFIG_KEY: &str = "speechverse.adapter";
 const FORMAT_KEY: &str = "format";
+/// Begins the names of what makes a position of the whole clip.
+pub(super) const SUMMARY: &str = "summary.";
 
 /// An immutable adapter version: configuration and numbers, its LoRA among them, no tensors.
 ///
@@ -77,6 +81,35 @@ impl AdapterSnapshot {
     /// Its low-rank updates of the language model, when it has any.
     pub fn lora(&self) -> Option<&LoraSnapshot> {
         self.content.lora.as_ref()
+    }
+
+    /// The same numbers in another form: what the language model reads may change, and a position of the whole clip may
+    /// come (with fresh numbers, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in
+    /// anything else.
+    ///
+    /// # Errors
+    /// [`ModelError`] when fresh numbers cannot be made.
+    pub fn in_form(&self, config: &AdapterConfig, gain: f64, seed: u64) -> Result<Option<Self>, ModelError> {
+        let own = self.config();
+        let same_form = AdapterConfig {
+            positions: config.positions,
+            summary: config.summary,
+            ..own.clone()
+        };
+        if same_form != *config {
+            return Ok(None);
+        }
+        let mut tensors = self.tensors().clone();
+        let of_summary = |name: &str| name.starts_with(SUMMARY);
+        if !config.summary {
+            tensors.retain(|name, _| !of_summary(name));
+        } else if !own.summary {
+            let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
+            let added = fresh.tensors().iter().filter(|(name, _)| of_summary(name));
+            tensors.extend(added.map(|(name, tensor)| (name.clone(), tensor.clone())));
+        }
+        let formed = Self::new(self.version(), config.clone(), tensors, Path::new(self.version()))?;
+        Ok(Some(formed.with_lora(self.lora().cloned())))
     }
 
     /// Reads an adapter file.

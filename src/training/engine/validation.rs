@@ -10,6 +10,7 @@ use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
+use crate::training::batch::load_clip;
 use crate::training::checkpoint::{self, Best};
 use crate::training::evaluate::{EvaluateOptions, evaluate};
 use crate::training::events::{TrainEvent, Transcribed};
@@ -47,6 +48,7 @@ impl Engine<'_> {
         let start = Instant::now();
         let _guard = tch::no_grad_guard();
         let rows_max = self.config.validation.batch_rows;
+        let samples_max = self.networks.encoder.info().max_samples;
         let mut order: Vec<&Sample> = valid.iter().collect();
         order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
         let (mut total, mut clips_scored) = (0.0, 0usize);
@@ -55,32 +57,23 @@ impl Engine<'_> {
             let mut rows = Vec::with_capacity(chunk.len());
             let mut clips = Vec::with_capacity(chunk.len());
             for sample in chunk {
-                match sample.example.audio.load() {
-                    Ok(clip)
-                        if self
-                            .networks
-                            .encoder
-                            .info()
-                            .max_samples
-                            .is_some_and(|max| clip.len() > max) =>
-                    {
-                        tracing::warn!(
-                            id = sample.example.id,
-                            "left a validation clip out: too long for the encoder"
-                        );
-                    }
+                let mut unused = SplitMix::new(&[]);
+                let features = work.features();
+                match load_clip(&sample.example, samples_max, None, features, &mut unused) {
                     Ok(clip) => {
                         rows.push(*sample);
                         clips.push(clip);
                     }
-                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
+                    Err(reason) => {
+                        tracing::warn!(id = sample.example.id, reason, "left a validation clip out");
+                    }
                 }
             }
             if rows.is_empty() {
                 continue;
             }
             let instructions: Vec<String> = rows.iter().map(|sample| sample.wordings.first()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
+            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions, None)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
                 total += found.loss.double_value(&[]) * weight;

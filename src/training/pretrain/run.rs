@@ -13,7 +13,8 @@ use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
-use crate::training::batch::{BatchReader, BatchReaderArgs};
+use crate::training::augment::Noises;
+use crate::training::batch::{BatchReader, BatchReaderArgs, LoadedClip};
 use crate::training::checkpoint::{self, Best, RunState};
 use crate::training::control::Control;
 use crate::training::example::{self, Example};
@@ -291,7 +292,7 @@ impl Run {
                     ])
                 })
                 .collect();
-            let clips: Vec<&[f32]> = batch.clips.iter().map(Vec::as_slice).collect();
+            let clips: Vec<&[f32]> = batch.clips.iter().filter_map(LoadedClip::audio).collect();
             let riddle = if clips.is_empty() {
                 None
             } else {
@@ -446,6 +447,8 @@ impl Run {
             rows_max: settings.batch_rows,
             seconds_max: settings.batch_seconds_max,
             augment: Some(self.config.augment.clone()),
+            noises: Noises::default(),
+            features: None,
             samples_max: Some(declared_max.min(encoder_max)),
             seed: self.config.seed,
             stage: 0,
