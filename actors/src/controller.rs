@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::config::trainer::TrainerConfig;
-use speechverse::kafka::{Ledger, SourceEvent};
+use speechverse::kafka::{OffsetTracker, SourceEvent};
 use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryError};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::Record;
 use speechverse::wire::control::Command;
 use speechverse::wire::dead_letter::Stage;
-use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::event::{Event, EventKind};
 use tracing::{error, info};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
-use crate::messages::{InHand, LostAndFound, PublishDeadLetter, PublishEvent, StartCycle};
+use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
 
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
@@ -34,9 +34,9 @@ pub struct ControllerArgs {
     /// Records of the control topic.
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
-    pub ledger: Ledger,
+    pub tracker: OffsetTracker,
     /// Where orders go that it was at when it failed.
-    pub lost: LostAndFound,
+    pub lost: OrphanQueue,
     /// When to train by oneself.
     pub config: TrainerConfig,
     /// Versions to promote and to roll back to.
@@ -90,7 +90,7 @@ impl Actor for Controller {
         loop {
             match self.inbox.next(mailbox).await {
                 Arrival::Signal(signal) => return Ok(signal),
-                Arrival::Record(record) => self.obey(record).await,
+                Arrival::Record(record) => self.handle_order(record).await,
                 Arrival::Tick => self.follow_schedule().await,
                 Arrival::Revoked(_) => {}
             }
@@ -99,17 +99,20 @@ impl Actor for Controller {
 }
 
 impl Controller {
-    async fn obey(&mut self, record: Record) {
-        let record = InHand::new(record, Stage::Control, self.args.lost.clone());
+    async fn handle_order(&mut self, record: Record) {
+        let record = RecordGuard::new(record, Stage::Control, self.args.lost.clone());
         match Command::parse(&record) {
             Ok(command) => {
-                let receipt = &record.receipt;
-                let id = format!("run-{}-{}-{}", receipt.topic, receipt.partition, receipt.offset);
+                let record_offset = &record.record_offset;
+                let id = format!(
+                    "run-{}-{}-{}",
+                    record_offset.topic, record_offset.partition, record_offset.offset
+                );
                 self.carry_out(command, &id).await;
-                self.args.ledger.release(&record.settle().receipt);
+                self.args.tracker.release(&record.complete().record_offset);
             }
             Err(rejection) => {
-                let letter = PublishDeadLetter::at_the_door(record.settle(), rejection);
+                let letter = PublishDeadLetter::at_admission(record.complete(), rejection);
                 if let Err(error) = self.args.dead_letters.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
@@ -123,7 +126,7 @@ impl Controller {
             Command::Retrain { id } => {
                 let run = id.unwrap_or_else(|| default_id.to_owned());
                 if let Err(reason) = self.start_cycle(&run, "order") {
-                    self.refuse(&run, "retrain", reason).await;
+                    self.reject(&run, "retrain", reason).await;
                 }
             }
             Command::Promote { version } => self.serve(self.named(&version), &version, "promote").await,
@@ -140,7 +143,7 @@ impl Controller {
                 self.args.control.pause();
                 self.tell(
                     default_id,
-                    Happening::CommandObeyed {
+                    EventKind::CommandObeyed {
                         command: "pause".into(),
                     },
                 )
@@ -150,7 +153,7 @@ impl Controller {
                 self.args.control.resume();
                 self.tell(
                     default_id,
-                    Happening::CommandObeyed {
+                    EventKind::CommandObeyed {
                         command: "resume".into(),
                     },
                 )
@@ -213,7 +216,7 @@ impl Controller {
             && self.told.as_ref() != Some(&reason)
         {
             self.told = Some(reason.clone());
-            self.refuse(&run, "retrain", reason).await;
+            self.reject(&run, "retrain", reason).await;
         }
     }
 
@@ -237,20 +240,20 @@ impl Controller {
                 let to = loaded.adapter.version().to_owned();
                 let from = self.args.current.swap(loaded.adapter).version().to_owned();
                 let reason = command.to_owned();
-                self.tell(&to.clone(), Happening::AdapterSwapped { from, to, reason })
+                self.tell(&to.clone(), EventKind::AdapterSwapped { from, to, reason })
                     .await;
             }
-            Err(error) => self.refuse(id, command, error.to_string()).await,
+            Err(error) => self.reject(id, command, error.to_string()).await,
         }
     }
 
-    async fn refuse(&self, id: &str, command: &str, reason: String) {
+    async fn reject(&self, id: &str, command: &str, reason: String) {
         info!(id, command, reason, "order refused");
         let command = command.to_owned();
-        self.tell(id, Happening::CommandRefused { command, reason }).await;
+        self.tell(id, EventKind::CommandRefused { command, reason }).await;
     }
 
-    async fn tell(&self, id: &str, what: Happening) {
+    async fn tell(&self, id: &str, what: EventKind) {
         let event = Event::now(id, what);
         if let Err(error) = self.args.publisher.tell(PublishEvent { event }).await {
             error!(error = %error.to_string(), "publisher is gone, an event is lost");

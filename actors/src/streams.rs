@@ -181,7 +181,7 @@ impl Streams {
             !stream
                 .records
                 .iter()
-                .any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
+                .any(|record| partitions.contains(&TopicPartition::of(&record.record_offset)))
         });
     }
 }
@@ -202,8 +202,8 @@ fn join(parts: &[Bytes]) -> Bytes {
 mod tests {
     use std::sync::Arc;
 
-    use speechverse::text::{Asked, Filling, TaskTable, TextError};
-    use speechverse::wire::Receipt;
+    use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+    use speechverse::wire::RecordOffset;
     use speechverse::wire::request::{Instructions, RequestLimits};
 
     use super::*;
@@ -211,8 +211,13 @@ mod tests {
     struct Words;
 
     impl Instructions for Words {
-        fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
-            TaskTable::default().ask(names, filling, own)
+        fn of_task(
+            &self,
+            names: &str,
+            variables: &TemplateVariables,
+            own: Option<&str>,
+        ) -> Result<ResolvedPrompt, TextError> {
+            TaskTable::default().ask(names, variables, own)
         }
         fn default_instruction(&self) -> String {
             "Transcribe the speech.".into()
@@ -222,7 +227,7 @@ mod tests {
     fn chunk(session: &str, sequence: u64, is_final: bool, audio: &'static [u8]) -> (Record, Request) {
         let header = |name: &str, value: String| (name.to_owned(), Some(Bytes::from(value)));
         let record = Record {
-            receipt: Receipt {
+            record_offset: RecordOffset {
                 topic: Arc::from("requests"),
                 partition: 0,
                 offset: sequence as i64,
@@ -268,7 +273,7 @@ mod tests {
 
         assert_eq!(&whole.request.audio[..], b"123456");
         assert_eq!(whole.earlier.len(), 2);
-        assert_eq!(whole.record.receipt.offset, 2);
+        assert_eq!(whole.record.record_offset.offset, 2);
         assert_eq!(streams.len(), 1);
     }
 

@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::client::{self, Logging};
 use super::error::{KafkaError, describe, reason};
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 
 /// A broker as it tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

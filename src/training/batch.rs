@@ -9,9 +9,9 @@ use super::TrainingError;
 use super::augment::{Noises, augment};
 use super::example::{AudioSource, Example};
 use super::feature_cache::{FeatureCache, FeatureKey};
-use super::wordings::Wordings;
-use crate::config::training::{AugmentConfig, StageConfig};
+use super::prompt_variants::PromptVariants;
 use crate::nn::random::SplitMix;
+use crate::training::config::{AugmentConfig, StageConfig};
 
 /// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs still differ.
 const BATCHES_SORTED_TOGETHER: usize = 32;
@@ -204,7 +204,7 @@ pub struct BatchReaderArgs {
     /// The stage's examples.
     pub examples: Arc<Vec<Example>>,
     /// The ways in which each example can be asked, one of which is drawn.
-    pub wordings: Vec<Wordings>,
+    pub variants: Vec<PromptVariants>,
     /// How often each example is seen per epoch.
     pub weights: Vec<f64>,
     /// Row and length limits.
@@ -254,7 +254,7 @@ impl BatchReaderArgs {
             // The position is among the seeds because a weight above 1 brings a sample twice per epoch.
             let seeds = [self.seed, self.stage, epoch, row as u64, position as u64];
             let mut random = SplitMix::new(&seeds);
-            let instruction = self.wordings[row].draw(&mut random);
+            let instruction = self.variants[row].draw(&mut random);
             let changes = self.augment.as_ref().map(|config| Changes {
                 config,
                 noises: &self.noises,
@@ -358,7 +358,7 @@ mod tests {
             task: "asr".into(),
             instruction: None,
             targets: Default::default(),
-            filling: Default::default(),
+            variables: Default::default(),
             target: "x".into(),
             domain: None,
             text: None,
@@ -368,10 +368,10 @@ mod tests {
 
     fn args(examples: Arc<Vec<Example>>) -> BatchReaderArgs {
         let count = examples.len();
-        let choices = Wordings::verbatim(vec!["a".to_owned(), "b".to_owned()].into());
+        let choices = PromptVariants::verbatim(vec!["a".to_owned(), "b".to_owned()].into());
         BatchReaderArgs {
             examples,
-            wordings: vec![choices; count],
+            variants: vec![choices; count],
             weights: vec![1.0; count],
             rows_max: 4,
             seconds_max: 2.0,

@@ -20,12 +20,12 @@ use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
-use super::stage::StageAtWork;
-use crate::config::training::{StageConfig, TrainingConfig};
+use super::stage::StageRunner;
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
 use crate::nn::random::SplitMix;
+use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
@@ -322,7 +322,7 @@ impl<'a> Engine<'a> {
         let networks = self.networks;
         let run = self.config.clone();
         let cache = self.feature_cache.as_ref();
-        let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
+        let work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
         if stage.kind.has_lora()
             && let Some(folder) = self.start_lora.take()
         {
@@ -422,7 +422,7 @@ impl<'a> Engine<'a> {
     fn step(
         &mut self,
         stage: &StageConfig,
-        work: &StageAtWork<'_>,
+        work: &StageRunner<'_>,
         optimizer: &mut AdamW,
         reader: &BatchReader,
         samples: &[Sample],
@@ -524,7 +524,7 @@ impl<'a> Engine<'a> {
         BatchReader::start(
             BatchReaderArgs {
                 examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
-                wordings: samples.iter().map(|sample| sample.wordings.clone()).collect(),
+                variants: samples.iter().map(|sample| sample.variants.clone()).collect(),
                 weights: samples.iter().map(weight).collect(),
                 rows_max: 0,
                 seconds_max: 0.0,

@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::TrainingError;
 use super::example::{AudioSource, Example};
-use super::wordings::TRANSCRIPT;
+use super::prompt_variants::TRANSCRIPT;
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{Filling, TaskLabel};
+use crate::text::{TaskLabel, TemplateVariables};
 
 /// Longest line, bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
@@ -248,7 +248,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
         instruction,
         target,
         targets,
-        filling: Arc::new(Filling {
+        variables: Arc::new(TemplateVariables {
             fields,
             labels: (line.labels).map(|labels| labels.into_iter().map(TaskLabel::from).collect()),
             bare_labels: false,
@@ -304,7 +304,7 @@ mod tests {
         let examples = read(text, None).unwrap();
 
         let fields = |at: usize| -> Vec<(&str, &str)> {
-            let fields = &examples[at].filling.fields;
+            let fields = &examples[at].variables.fields;
             fields
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -312,7 +312,7 @@ mod tests {
         };
         assert_eq!(fields(0), [("keyword", "kept"), ("x", "y")]);
         assert_eq!(fields(1), [("target_lang", "de")]);
-        let labels = examples[1].filling.labels.as_ref().unwrap();
+        let labels = examples[1].variables.labels.as_ref().unwrap();
         assert_eq!(
             (
                 labels[0].name.as_str(),
@@ -321,7 +321,7 @@ mod tests {
             ),
             ("b", "c", "d")
         );
-        assert_eq!(examples[0].filling.labels, None);
+        assert_eq!(examples[0].variables.labels, None);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::TrainingError;
 use super::example::Example;
-use super::wordings::{TRANSCRIPT, TasksAtHand, Wordings};
-use crate::config::training::TrainingConfig;
+use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
 use crate::models::speech_llm::SpeechLlm;
 use crate::text::{AnswerFormat, JointLayout};
+use crate::training::config::TrainingConfig;
 
 /// A sample ready for both losses.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Sample {
     /// Tokens for CTC: those of what was said, none of them where nothing was; absent where it is not known.
     pub ctc: Option<Vec<i64>>,
     /// The ways in which it can be asked.
-    pub wordings: Wordings,
+    pub variants: PromptVariants,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -56,7 +56,7 @@ pub fn prepare(
     config: &TrainingConfig,
     llm: &SpeechLlm,
 ) -> Result<Prepared, TrainingError> {
-    let tasks = TasksAtHand::load(config)?;
+    let tasks = TaskCatalog::load(config)?;
     let mut prepared = Prepared::default();
     for mut example in tasks.expand(examples, config)? {
         let mut leave_out = |reason| *prepared.left_out.entry(reason).or_insert(0) += 1;
@@ -89,12 +89,12 @@ pub fn prepare(
             _ => example.text.as_deref().map(plain_target),
         };
         let ctc = said.map(|said| llm.spoken_ids(&said)).transpose()?;
-        let wordings = tasks.wordings_of(&example, layout)?;
+        let variants = tasks.variants_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
-            wordings,
+            variants,
         });
     }
     Ok(prepared)
@@ -104,7 +104,7 @@ pub fn prepare(
 fn final_spelling(
     example: &Example,
     layout: Option<&JointLayout>,
-    tasks: &TasksAtHand,
+    tasks: &TaskCatalog,
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
     let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
@@ -130,7 +130,7 @@ fn final_spelling(
         let Some(task) = tasks.file_of(&example.task) else {
             return spell(&example.task, AnswerFormat::Text, &[], &example.target);
         };
-        let labels: Vec<String> = (example.filling.labels.as_ref().unwrap_or(&task.labels).iter())
+        let labels: Vec<String> = (example.variables.labels.as_ref().unwrap_or(&task.labels).iter())
             .map(|label| label.name.clone())
             .collect();
         let labels = if task.answer.format.takes_labels() {

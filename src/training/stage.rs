@@ -10,12 +10,12 @@ use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::config::training::{AugmentConfig, StageConfig, StageKind, TrainingConfig};
 use crate::models::adapter::{Adapted, CtcHead};
 use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
+use crate::training::config::{AugmentConfig, StageConfig, StageKind, TrainingConfig};
 
 /// A batch's loss.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct BatchLoss {
 
 /// What a stage needs beside the networks.
 #[derive(Debug)]
-pub struct StageAtWork<'a> {
+pub struct StageRunner<'a> {
     networks: &'a Networks,
     config: &'a StageConfig,
     /// Changes to features, where training changes them.
@@ -39,7 +39,7 @@ pub struct StageAtWork<'a> {
     features: Option<(StageFeatures, Tensor)>,
 }
 
-impl<'a> StageAtWork<'a> {
+impl<'a> StageRunner<'a> {
     /// Brings `learned` into the form that the stage wants: a CTC head over `classes`, beside those that it has already,
     /// where CTC is part of the loss; LoRA where it learns, no LoRA where it does not.
     ///

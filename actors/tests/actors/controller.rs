@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::config::model::LayerMix;
-use speechverse::config::store::StoreConfig;
-use speechverse::config::trainer::TrainerConfig;
+use speechverse::models::config::LayerMix;
 use speechverse::registry::{ModelIdentity, Registry};
 use speechverse::store::SampleStore;
+use speechverse::store::config::StoreConfig;
 use speechverse::training::Control;
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::event::{Event, EventKind};
 use speechverse_actors::controller::{Controller, ControllerArgs};
 use speechverse_actors::current::CurrentAdapter;
-use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, PublishEvent, StartCycle};
+use speechverse_actors::messages::{
+    OrphanQueue, OrphanedRecord, PublishDeadLetter, PublishEvent, StartCycle,
+};
 
 use crate::support::{
     A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread,
@@ -31,12 +33,12 @@ fn identity(name: &str) -> ModelIdentity {
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
-struct Desk {
+struct Harness {
     controller: ActorRef<Controller>,
     cycles: flume::Receiver<StartCycle>,
     events: flume::Receiver<PublishEvent>,
     letters: flume::Receiver<PublishDeadLetter>,
-    found: flume::Receiver<LostTicket>,
+    found: flume::Receiver<OrphanedRecord>,
     training: Control,
     current: CurrentAdapter,
     registry: Registry,
@@ -46,7 +48,7 @@ struct Desk {
     _dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Harness {
     /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         Self::between(busy_probe(), probe(), settings).await
@@ -79,7 +81,7 @@ impl Desk {
         let kafka = Kafka::start().await;
         let orders = kafka.feed(&kafka.config.topics.control);
         let (publisher, events) = publisher;
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let (dead_letters, letters) = probe();
         let mut config = TrainerConfig {
             samples_min: 1,
@@ -90,7 +92,7 @@ impl Desk {
         let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
         let args = ControllerArgs {
             events: orders.events.clone(),
-            ledger: orders.ledger.clone(),
+            tracker: orders.tracker.clone(),
             lost,
             config,
             registry: registry.clone(),
@@ -132,7 +134,7 @@ impl Desk {
     /// The next event, which has to be a refusal: id, command, reason.
     async fn refusal(&self) -> (String, String, String) {
         let event = self.event().await;
-        let Happening::CommandRefused { command, reason } = event.what else {
+        let EventKind::CommandRefused { command, reason } = event.what else {
             panic!("not a refusal: {event:?}")
         };
         (event.id, command, reason)
@@ -149,122 +151,128 @@ fn open_store(dir: &Path) -> SampleStore {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
     for order in [
         r#"{"command": "retrain", "id": "run-1"}"#,
         r#"{"command": "retrain", "id": "run-2"}"#,
     ] {
-        desk.order(order).await;
-        desk.orders.idle().await;
+        harness.order(order).await;
+        harness.orders.idle().await;
         tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
     }
-    desk.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
-    let (id, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
+    let (id, command, reason) = harness.refusal().await;
 
     assert_eq!((id.as_str(), command.as_str()), ("run-3", "retrain"));
     assert!(reason.contains("is running"), "{reason}");
-    let runs = [next(&desk.cycles).await, next(&desk.cycles).await].map(|cycle| (cycle.run, cycle.trigger));
+    let runs =
+        [next(&harness.cycles).await, next(&harness.cycles).await].map(|cycle| (cycle.run, cycle.trigger));
     assert_eq!(
         runs,
         [("run-1".into(), "order".into()), ("run-2".into(), "order".into())]
     );
-    desk.orders.idle().await; // refused or obeyed, the order is finished
-    desk.order(r#"{"command": "retrain"}"#).await;
-    assert_eq!(next(&desk.cycles).await.run, "run-speechverse.control-0-3");
+    harness.orders.idle().await; // refused or obeyed, the order is finished
+    harness.order(r#"{"command": "retrain"}"#).await;
+    assert_eq!(next(&harness.cycles).await.run, "run-speechverse.control-0-3");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_reach_the_training_and_are_told() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
     let obeyed = |event: Event| match event.what {
-        Happening::CommandObeyed { command } => command,
+        EventKind::CommandObeyed { command } => command,
         other => panic!("{other:?}"),
     };
 
-    desk.order(r#"{"command": "pause"}"#).await;
-    assert_eq!(obeyed(desk.event().await), "pause");
-    assert!(desk.training.is_paused());
+    harness.order(r#"{"command": "pause"}"#).await;
+    assert_eq!(obeyed(harness.event().await), "pause");
+    assert!(harness.training.is_paused());
 
-    desk.order(r#"{"command": "resume"}"#).await;
-    assert_eq!(obeyed(desk.event().await), "resume");
-    assert!(!desk.training.is_paused());
-    desk.orders.idle().await;
+    harness.order(r#"{"command": "resume"}"#).await;
+    assert_eq!(obeyed(harness.event().await), "resume");
+    assert!(!harness.training.is_paused());
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
     let swapped = |event: Event| match event.what {
-        Happening::AdapterSwapped { from, to, reason } => (from, to, reason),
+        EventKind::AdapterSwapped { from, to, reason } => (from, to, reason),
         other => panic!("{other:?}"),
     };
     let words = |from: &str, to: &str, reason: &str| (from.to_owned(), to.to_owned(), reason.to_owned());
 
-    desk.order(r#"{"command": "rollback"}"#).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
     assert_eq!(
-        swapped(desk.event().await),
+        swapped(harness.event().await),
         words("tiny-0002", "tiny-0001", "rollback")
     );
-    assert_eq!(desk.current.get().version(), "tiny-0001");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 
-    desk.order(r#"{"command": "promote", "version": "tiny-0002"}"#)
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0002"}"#)
         .await;
     assert_eq!(
-        swapped(desk.event().await),
+        swapped(harness.event().await),
         words("tiny-0001", "tiny-0002", "promote")
     );
-    assert_eq!(desk.current.get().version(), "tiny-0002");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_for_other_networks_is_refused_and_nothing_changes() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
-    desk.order(r#"{"command": "promote", "version": "tiny-0003"}"#)
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0003"}"#)
         .await;
-    let (id, command, reason) = desk.refusal().await;
+    let (id, command, reason) = harness.refusal().await;
 
     assert_eq!((id.as_str(), command.as_str()), ("tiny-0003", "promote"));
     assert!(reason.contains("another"), "{reason}");
-    assert_eq!(desk.current.get().version(), "tiny-0002");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
-    desk.orders.idle().await;
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_stays_where_it_was() {
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "rollback"}"#).await;
-    desk.event().await;
-    assert_eq!(desk.current.get().version(), "tiny-0001");
+    let harness = Harness::new(|_| {}).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    harness.event().await;
+    assert_eq!(harness.current.get().version(), "tiny-0001");
 
-    desk.order(r#"{"command": "rollback"}"#).await;
-    let (_, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    let (_, command, reason) = harness.refusal().await;
 
     assert_eq!(command, "rollback");
     assert!(reason.contains("another"), "{reason}");
-    assert_eq!(desk.current.get().version(), "tiny-0001");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
-    desk.order(r#"{"command": "retrian"}"#).await;
-    desk.order(r#"{"command": "pause"}"#).await;
-    let letter = next(&desk.letters).await;
-    desk.event().await;
-    until("the order is released", || desk.orders.ledger.unfinished() == 1).await;
+    harness.order(r#"{"command": "retrian"}"#).await;
+    harness.order(r#"{"command": "pause"}"#).await;
+    let letter = next(&harness.letters).await;
+    harness.event().await;
+    until("the order is released", || {
+        harness.orders.tracker.unfinished() == 1
+    })
+    .await;
 
     assert_eq!(letter.rejection.reason, Reason::InvalidCommand);
-    assert!(desk.training.is_paused());
-    assert!(is_silent(&desk.letters).await);
+    assert!(harness.training.is_paused());
+    assert!(is_silent(&harness.letters).await);
     assert_eq!(
-        desk.orders.ledger.unfinished(),
+        harness.orders.tracker.unfinished(),
         1,
         "the dead letter's offset is the publisher's to release"
     );
@@ -272,35 +280,36 @@ async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orders_that_this_process_cannot_obey_are_refused_with_the_reason() {
-    let desk = Desk::new(|trainer| trainer.enabled = false).await;
+    let harness = Harness::new(|trainer| trainer.enabled = false).await;
 
-    desk.order(r#"{"command": "retrain"}"#).await;
-    assert!(desk.refusal().await.2.contains("trainer.enabled"));
+    harness.order(r#"{"command": "retrain"}"#).await;
+    assert!(harness.refusal().await.2.contains("trainer.enabled"));
 
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "retrain", "id": "../elsewhere"}"#)
+    let harness = Harness::new(|_| {}).await;
+    harness
+        .order(r#"{"command": "retrain", "id": "../elsewhere"}"#)
         .await;
-    assert!(desk.refusal().await.2.contains("../elsewhere"));
-    assert!(desk.cycles.try_recv().is_err());
-    desk.orders.idle().await;
+    assert!(harness.refusal().await.2.contains("../elsewhere"));
+    assert!(harness.cycles.try_recv().is_err());
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enough_new_samples_start_a_cycle_once() {
-    let desk = Desk::new(|trainer| trainer.new_samples_trigger = 3).await;
+    let harness = Harness::new(|trainer| trainer.new_samples_trigger = 3).await;
 
     for number in 0..2 {
-        desk.store.put(&sample(number)).unwrap();
+        harness.store.put(&sample(number)).unwrap();
     }
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await; // longer than between two looks
-    assert!(desk.cycles.try_recv().is_err());
-    desk.store.put(&sample(2)).unwrap();
-    let cycle = next(&desk.cycles).await;
+    assert!(harness.cycles.try_recv().is_err());
+    harness.store.put(&sample(2)).unwrap();
+    let cycle = next(&harness.cycles).await;
 
     assert_eq!(cycle.trigger, "3 new samples");
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
-    assert!(is_silent(&desk.cycles).await);
+    assert!(is_silent(&harness.cycles).await);
 }
 
 /// A trainer that has ended.
@@ -314,46 +323,49 @@ async fn nobody() -> Ends<StartCycle> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_trainer_the_refusal_says_so() {
-    let desk = Desk::between(nobody().await, probe(), |_| {}).await;
+    let harness = Harness::between(nobody().await, probe(), |_| {}).await;
 
-    desk.order(r#"{"command": "retrain"}"#).await;
-    let (_, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "retrain"}"#).await;
+    let (_, command, reason) = harness.refusal().await;
 
     assert_eq!(command, "retrain");
     assert!(reason.contains("the trainer is not running"), "{reason}");
-    desk.orders.idle().await;
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
-    let desk = Desk::between(nobody().await, probe(), |trainer| {
+    let harness = Harness::between(nobody().await, probe(), |trainer| {
         trainer.new_samples_trigger = 1;
     })
     .await;
-    desk.store.put(&sample(0)).unwrap();
+    harness.store.put(&sample(0)).unwrap();
 
-    let (id, _, reason) = desk.refusal().await;
+    let (id, _, reason) = harness.refusal().await;
 
     assert!(id.starts_with("auto-"), "{id}");
     assert!(reason.contains("the trainer is not running"), "{reason}");
     tokio::time::sleep(std::time::Duration::from_millis(4_500)).await; // two more looks
-    assert!(desk.events.is_empty());
+    assert!(harness.events.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
-    let desk = Desk::between(busy_probe(), busy_probe(), |_| {}).await;
+    let harness = Harness::between(busy_probe(), busy_probe(), |_| {}).await;
     // The publisher takes two events; the controller waits with a third.
     for _ in 0..3 {
-        desk.order(r#"{"command": "pause"}"#).await;
+        harness.order(r#"{"command": "pause"}"#).await;
     }
-    until("two orders are obeyed", || desk.orders.ledger.unfinished() == 1).await;
+    until("two orders are obeyed", || {
+        harness.orders.tracker.unfinished() == 1
+    })
+    .await;
     tokio::time::sleep(A_WHILE).await;
 
-    desk.controller.kill();
-    let back = next(&desk.found).await;
+    harness.controller.kill();
+    let back = next(&harness.found).await;
 
-    assert_eq!(back.record.receipt.offset, 2);
+    assert_eq!(back.record.record_offset.offset, 2);
     assert_eq!(back.stage, Stage::Control);
-    assert!(desk.found.is_empty());
+    assert!(harness.found.is_empty());
 }

@@ -32,7 +32,7 @@ pub use ctc_prefix::{Prefix, PrefixScorer};
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
-use crate::config::model::{Activation, LayerMix, Positions};
+use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
 use plain::{PlainData, PlainTensor};

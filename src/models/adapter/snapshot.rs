@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tch::Device;
 
-use crate::config::model::LayerMix;
 use crate::models::ModelError;
+use crate::models::config::LayerMix;
 use crate::weights::{Mismatch, WeightsError};
 
 use super::plain::{PlainFile, PlainTensor};

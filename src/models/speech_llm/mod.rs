@@ -55,14 +55,14 @@ impl Learned {
         llm: &dyn LanguageModel,
         device: Device,
     ) -> Result<Self, ModelError> {
-        let kind = llm.embedding_table().kind();
+        let dtype = llm.embedding_table().kind();
         let lora = snapshot.lora();
         let mut adapter = SpeechAdapter::from_snapshot(snapshot, device, false)?;
         adapter.bind(&llm.embedding_table())?;
         Ok(Self {
             adapter,
             lora: lora
-                .map(|lora| lora.to_set(&llm.lora_sites(), kind, device))
+                .map(|lora| lora.to_set(&llm.lora_sites(), dtype, device))
                 .transpose()?,
         })
     }

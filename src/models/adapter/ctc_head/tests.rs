@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::model::{AdapterSettings, LayerMix};
 use crate::models::adapter::{AdapterConfig, SpeechAdapter};
+use crate::models::config::{AdapterSettings, LayerMix};
 use tch::Device;
 
 fn adapter() -> SpeechAdapter {
