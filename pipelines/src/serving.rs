@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use embedded_broker::EmbeddedBroker;
 use kameo::error::HookError;
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
-use speechverse::broker::EmbeddedBroker;
 use speechverse::config::Settings;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
 use crate::telemetry::logs::LogFormat;
+use crate::util::ConfigError;
 
 /// The `[encoder]` table: how utterances are gathered for the speech encoder.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]

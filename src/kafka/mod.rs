@@ -7,6 +7,7 @@
 pub mod admin;
 mod budget;
 mod client;
+pub mod config;
 mod convert;
 mod error;
 mod offset_tracker;

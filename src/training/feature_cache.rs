@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::TrainingError;
-use super::example::{AudioSource, hex};
+use super::example::AudioSource;
+use crate::util::hex;
 
 /// Begins a file: name of the format, and its version.
 const MAGIC: &[u8; 8] = b"svfeat01";

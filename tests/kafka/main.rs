@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::config::{KafkaConfig, TopicsConfig};
 use speechverse::kafka::{
     Budget, Closed, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,

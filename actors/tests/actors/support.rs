@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use kameo::error::{Infallible, SendError};
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{
