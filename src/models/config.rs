@@ -16,7 +16,8 @@ pub struct ModelConfig {
     pub llm: PathBuf,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `int8` (the language model's weights alone): what the frozen networks compute in.
+    /// `auto`, `f32`, `bf16` or `int8` (the language model's weights alone): what the frozen networks compute
+    /// in.
     pub precision: PrecisionChoice,
     /// CPU threads of one tensor operation; 0 takes as many as there are cores.
     pub threads: usize,
@@ -57,8 +58,8 @@ pub enum Positions {
     /// The paper's form: every frame of the downsampler, 12.5 a second.
     #[default]
     Frames,
-    /// One position for each run of equal tokens on the CTC head's greedy path, the mean of its frames; blanks are
-    /// dropped. Needs a CTC head. Source of the idea: Wu et al. 2023 (arXiv 2307.03917).
+    /// One position for each run of equal tokens on the CTC head's greedy path, the mean of its frames;
+    /// blanks are dropped. Needs a CTC head. Source of the idea: Wu et al. 2023 (arXiv 2307.03917).
     CtcSegments,
 }
 
@@ -79,8 +80,8 @@ pub enum Activation {
 pub struct AdapterSettings {
     /// Form of the layer mix.
     pub mix: LayerMix,
-    /// Stride of each convolution block; their product is the reduction in time. Absent: two blocks that bring the
-    /// encoder's rate to 12.5 Hz, `[2, 2]` for 50 frames a second and `[2, 1]` for 25.
+    /// Stride of each convolution block; their product is the reduction in time. Absent: two blocks that
+    /// bring the encoder's rate to 12.5 Hz, `[2, 2]` for 50 frames a second and `[2, 1]` for 25.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strides: Option<Vec<i64>>,
     /// Width of the convolutions in frames; odd, so that padding is symmetric.
@@ -89,8 +90,8 @@ pub struct AdapterSettings {
     pub activation: Activation,
     /// What the language model reads of a clip.
     pub positions: Positions,
-    /// Puts one position before the others that is made of the mean and the deviation of all frames of the clip: what
-    /// a voice or a noise is like as a whole, which CTC segments do not hold.
+    /// Puts one position before the others that is made of the mean and the deviation of all frames of the
+    /// clip: what a voice or a noise is like as a whole, which CTC segments do not hold.
     pub summary: bool,
 }
 

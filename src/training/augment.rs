@@ -1,5 +1,5 @@
-//! Cheap random changes to training audio: gain, speed, noise, telephone band; and to its features: spans set to zero.
-//! Seeded per clip and epoch.
+//! Cheap random changes to training audio: gain, speed, noise, telephone band; and to its features: spans set
+//! to zero. Seeded per clip and epoch.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,8 @@ impl Noises {
     /// Reads the recordings of manifests; what cannot be read is told and left out.
     ///
     /// # Errors
-    /// [`TrainingError`] when a manifest cannot be read, or there is more than [`NOISE_SECONDS_MAX`] of sound.
+    /// [`TrainingError`] when a manifest cannot be read, or there is more than [`NOISE_SECONDS_MAX`] of
+    /// sound.
     pub fn read(manifests: &[PathBuf]) -> Result<Self, TrainingError> {
         let mut sounds = Vec::new();
         let mut seconds = 0.0;
@@ -58,7 +59,8 @@ impl Noises {
     }
 }
 
-/// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a slow-down that would exceed it is not done.
+/// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a
+/// slow-down that would exceed it is not done.
 pub fn augment(
     samples: Vec<f32>,
     config: &AugmentConfig,
@@ -123,8 +125,8 @@ pub fn augment(
     samples
 }
 
-/// Factors `[B, T, D]` f32 of 0 and 1 that hide spans of time and of width, drawn for each row; none when nothing is to be
-/// hidden.
+/// Factors `[B, T, D]` f32 of 0 and 1 that hide spans of time and of width, drawn for each row; none when
+/// nothing is to be hidden.
 ///
 /// # Errors
 /// [`tch::TchError`] when libtorch fails.
@@ -204,7 +206,8 @@ pub fn change_speed(samples: &[f32], factor: f64) -> Vec<f32> {
         .collect()
 }
 
-/// Adds a recording from sample `begin` on, again and again where it is shorter, at a ratio of the powers of both.
+/// Adds a recording from sample `begin` on, again and again where it is shorter, at a ratio of the powers of
+/// both.
 fn mix_in(samples: &mut [f32], sound: &[f32], begin: usize, snr_db: f64) {
     let piece: Vec<f32> = sound
         .iter()

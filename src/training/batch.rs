@@ -1,4 +1,5 @@
-//! Batches by length, in an order that depends on seed and epoch alone, read ahead of the step that needs them.
+//! Batches by length, in an order that depends on seed and epoch alone, read ahead of the step that needs
+//! them.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,13 +14,14 @@ use super::prompt_variants::PromptVariants;
 use crate::nn::random::SplitMix;
 use crate::training::config::{AugmentConfig, StageConfig};
 
-/// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs still differ.
+/// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs
+/// still differ.
 const BATCHES_SORTED_TOGETHER: usize = 32;
 
 /// Order of one epoch: batches of indices into `seconds`.
 ///
-/// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows and, padding included, at most
-/// `seconds_max` of audio (but always one row).
+/// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows
+/// and, padding included, at most `seconds_max` of audio (but always one row).
 pub fn plan_epoch(
     seconds: &[f64],
     weights: &[f64],
@@ -144,8 +146,8 @@ pub struct Changes<'a> {
 
 /// Loads a clip: its features where the cache has them, else its samples, changed.
 ///
-/// The changes of a variant that goes to the cache depend on the clip and the number of the variant alone, so that every
-/// run finds it; others are drawn from `random`.
+/// The changes of a variant that goes to the cache depend on the clip and the number of the variant alone, so
+/// that every run finds it; others are drawn from `random`.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the clip.
@@ -287,7 +289,8 @@ impl BatchReader {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can be had.
+    /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can
+    /// be had.
     pub fn start(args: BatchReaderArgs) -> Result<Self, TrainingError> {
         if args.examples.is_empty() || !args.weights.iter().any(|weight| *weight > 0.0) {
             return Err(TrainingError::NoExamples {

@@ -1,4 +1,5 @@
-//! A training run as data: models, manifests, augmentation, and the curriculum's stages (`train --config FILE`).
+//! A training run as data: models, manifests, augmentation, and the curriculum's stages (`train --config
+//! FILE`).
 //!
 //! Relative paths are relative to the folder in which the program runs.
 
@@ -50,7 +51,8 @@ pub struct TrainingConfig {
     pub seed: u64,
     /// An adapter file or version folder to start from instead of fresh values; empty: fresh.
     pub start_from: Option<PathBuf>,
-    /// Wall-clock limit of the whole run, minutes; absent: none. The stage at hand is cut short, the best is kept.
+    /// Wall-clock limit of the whole run, minutes; absent: none. The stage at hand is cut short, the best is
+    /// kept.
     pub minutes_max: Option<f64>,
     /// The frozen networks.
     pub model: ModelConfig,
@@ -68,7 +70,8 @@ pub struct TrainingConfig {
     pub validation: ValidationConfig,
     /// When to save, what to publish.
     pub checkpoint: CheckpointConfig,
-    /// Folder of task files (`*.toml`): their prompts, answer formats and labels. Absent: only `prompts` are known.
+    /// Folder of task files (`*.toml`): their prompts, answer formats and labels. Absent: only `prompts` are
+    /// known.
     pub tasks_dir: Option<PathBuf>,
     /// Instructions per task, instead of those of its file; one is drawn uniformly for each sample without an
     /// instruction of its own. Without both, `asr` has one.
@@ -109,8 +112,9 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Manifests to validate on during training.
     pub valid: Vec<PathBuf>,
-    /// Manifests of recordings without speech, two hours at most, kept in memory. Where there are some, three in four of the
-    /// noises that `[augment]` adds are cut out of them; the others, and all where there are none, are white or pink.
+    /// Manifests of recordings without speech, two hours at most, kept in memory. Where there are some, three
+    /// in four of the noises that `[augment]` adds are cut out of them; the others, and all where there are
+    /// none, are white or pink.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub noise: Vec<PathBuf>,
     /// Longer clips are left out of training, and counted.
@@ -121,8 +125,8 @@ pub struct DataConfig {
     pub target_tokens_max: usize,
     /// Targets are brought to lower case without punctuation, as in the paper.
     pub plain_targets: bool,
-    /// Share of the rows with several `targets` that also make a compound example (joint decoding), beside one
-    /// example for each target.
+    /// Share of the rows with several `targets` that also make a compound example (joint decoding), beside
+    /// one example for each target.
     pub compound_share: f64,
     /// Batches decoded ahead of the training step.
     pub prefetch_batches: usize,
@@ -164,8 +168,8 @@ pub struct AugmentConfig {
     pub noise_db_max: f64,
     /// Probability of a telephone band, 300 to 3400 Hz.
     pub telephone: f64,
-    /// Spans of time that are set to zero in each clip's features (SpecAugment, arXiv 1904.08779, on the encoder's output);
-    /// drawn anew each time, also for features from the cache.
+    /// Spans of time that are set to zero in each clip's features (SpecAugment, arXiv 1904.08779, on the
+    /// encoder's output); drawn anew each time, also for features from the cache.
     pub time_masks: usize,
     /// Longest span, encoder frames; never more than a tenth of the clip.
     pub time_mask_frames_max: i64,
@@ -221,16 +225,16 @@ impl AugmentConfig {
     }
 }
 
-/// The `[feature_cache]` table: features of the frozen encoder, layers mixed, on disk, so that a clip is encoded once for
-/// many epochs, stages and runs. Used by stages that say `cached`.
+/// The `[feature_cache]` table: features of the frozen encoder, layers mixed, on disk, so that a clip is
+/// encoded once for many epochs, stages and runs. Used by stages that say `cached`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FeatureCacheConfig {
     /// Its folder, which several runs may share; absent: no stage may be `cached`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// Bytes that it may take on the disk; beyond them clips are encoded again each time. An hour takes some 190 MB of
-    /// Whisper-base's features, for each variant.
+    /// Bytes that it may take on the disk; beyond them clips are encoded again each time. An hour takes some
+    /// 190 MB of Whisper-base's features, for each variant.
     pub bytes_max: u64,
     /// Augmented variants of each clip, taken in turn from epoch to epoch, at least 1.
     pub variants: u64,
@@ -303,7 +307,8 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageKind {
-    /// CTC against the language model's own embedding table: adapter and CTC head; the language model does not run.
+    /// CTC against the language model's own embedding table: adapter and CTC head; the language model does
+    /// not run.
     CtcAlign,
     /// The paper's stage 1: next-token loss on transcription; adapter only, no LoRA in the model.
     Asr,
@@ -341,7 +346,8 @@ pub enum Decay {
     Linear,
     /// Falls along half a cosine to `final_rate_fraction`.
     Cosine,
-    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and never ends.
+    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and
+    /// never ends.
     Transformer,
 }
 
@@ -374,7 +380,7 @@ pub struct StageConfig {
     /// Factor on it for the layer mix and the CTC scale.
     #[serde(default = "StageConfig::default_scalar_rate_factor")]
     pub scalar_rate_factor: f64,
-    /// Factor on it for LoRA.
+    /// Factor on it for what no alignment has readied: LoRA, and the summary of a clip.
     #[serde(default = "StageConfig::default_lora_rate_factor")]
     pub lora_rate_factor: f64,
     /// Steps of linear warm-up.
@@ -404,14 +410,16 @@ pub struct StageConfig {
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
-    /// Whether clips are encoded once and their features kept in `[feature_cache]`. The layer mix does not learn in such a
-    /// stage: it stays as the stage before or the adapter to start from left it (fresh: the mean of the layers).
+    /// Whether clips are encoded once and their features kept in `[feature_cache]`. The layer mix does not
+    /// learn in such a stage: it stays as the stage before or the adapter to start from left it (fresh: the
+    /// mean of the layers).
     #[serde(default)]
     pub cached: bool,
     /// Tasks taken from the manifests; absent: `asr` alone, or all tasks in a `multitask` stage.
     #[serde(default)]
     pub tasks: Option<Vec<String>>,
-    /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second epoch on average.
+    /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second
+    /// epoch on average.
     #[serde(default)]
     pub weights: BTreeMap<String, f64>,
 }
@@ -479,7 +487,8 @@ impl StageConfig {
         true
     }
 
-    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks do.
+    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks
+    /// do.
     pub fn takes(&self, task: &str) -> bool {
         match (&self.tasks, self.kind) {
             (Some(tasks), _) => {

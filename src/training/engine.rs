@@ -1,5 +1,5 @@
-//! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine serves the
-//! `train` command and the `Trainer` actor.
+//! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine
+//! serves the `train` command and the `Trainer` actor.
 
 mod validation;
 
@@ -418,7 +418,8 @@ impl<'a> Engine<'a> {
         Ok(ending)
     }
 
-    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not finite.
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
+    /// finite.
     fn step(
         &mut self,
         stage: &StageConfig,

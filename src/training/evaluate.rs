@@ -1,4 +1,5 @@
-//! Evaluation: questions about labelled recordings, answered in batches; and, for validation, word error rates.
+//! Evaluation: questions about labelled recordings, answered in batches; and, for validation, word error
+//! rates.
 //!
 //! Each recording is read and encoded once, however many questions are asked about it.
 
@@ -81,8 +82,9 @@ pub struct Heard {
     pub audio_seconds: f64,
 }
 
-/// Answers the questions about each recording, in batches of similar length; `on_reply` sees recording, question and
-/// reply (or why there is none) as they come. Stops early, with what there is, when `control` is stopped.
+/// Answers the questions about each recording, in batches of similar length; `on_reply` sees recording,
+/// question and reply (or why there is none) as they come. Stops early, with what there is, when `control` is
+/// stopped.
 ///
 /// # Errors
 /// [`TrainingError`] when a network fails, or `by_ctc` is asked of an adapter without CTC head.
@@ -161,7 +163,8 @@ pub fn answer_recordings(
             continue;
         }
         let adapted = learned.adapter.positions(&adapted)?;
-        // Question by question, so that what else is asked does not change a batch: in bf16 that shows in the answers.
+        // Question by question, so that what else is asked does not change a batch: in bf16 that shows in the
+        // answers.
         let questions = rows.iter().map(|at| recordings[*at].1.len()).max().unwrap_or(0);
         for number in 0..questions {
             let (mut asked, mut asks, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
@@ -185,7 +188,8 @@ pub fn answer_recordings(
     Ok(heard)
 }
 
-/// Answers questions about texts that stand where audio would: the language model as published, without adapter.
+/// Answers questions about texts that stand where audio would: the language model as published, without
+/// adapter.
 ///
 /// # Errors
 /// [`TrainingError`] when a network fails.
@@ -241,8 +245,8 @@ fn constraint(
     Ok(made)
 }
 
-/// Answers prompts side by side. A prompt that the model has no room for, or whose answer cannot be held to its shape,
-/// gets a reason instead of an answer.
+/// Answers prompts side by side. A prompt that the model has no room for, or whose answer cannot be held to
+/// its shape, gets a reason instead of an answer.
 fn decode(
     llm: &SpeechLlm,
     shapes: &mut Shapes,

@@ -1,8 +1,9 @@
 //! Features of the frozen encoder on disk, so that a clip is encoded once for many epochs, stages and runs.
 //!
-//! One file a clip and variant, named by a digest of all that its numbers depend on: the recording (path, size, time of the
-//! last change), its augmentation and the seed of it, the encoder, its precision, the layer mix. So a folder may be shared,
-//! and what no longer fits is never found. Numbers are bf16, the mixture of the layers, `[T, D]`.
+//! One file a clip and variant, named by a digest of all that its numbers depend on: the recording (path,
+//! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
+//! mix. So a folder may be shared, and what no longer fits is never found. Numbers are bf16, the mixture of
+//! the layers, `[T, D]`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Manifests: JSON lines in the style of NeMo, one labelled recording each.
 //!
-//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other tools.
+//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other
+//! tools.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -85,12 +86,14 @@ impl From<AudioLine> for Line {
     }
 }
 
-/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
+/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name
+/// it or name none.
 ///
-/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
-/// task) stands for several examples, or for the tasks that `task` names. A transcript may be empty only where the line says
-/// `no_speech: true`. `labels` (names, or objects with `name` and
-/// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
+/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets`
+/// (answers by task) stands for several examples, or for the tasks that `task` names. A transcript may be
+/// empty only where the line says `no_speech: true`. `labels` (names, or objects with `name` and
+/// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's
+/// prompts.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
@@ -98,8 +101,8 @@ pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, T
     read_lines::<Line>(path, split, true)
 }
 
-/// Reads a manifest of recordings without labels: only `audio_filepath`, `duration` and `split` matter, the rest is not
-/// looked at. The examples have an empty target and the task `audio`.
+/// Reads a manifest of recordings without labels: only `audio_filepath`, `duration` and `split` matter, the
+/// rest is not looked at. The examples have an empty target and the task `audio`.
 ///
 /// # Errors
 /// As [`read_manifest`].
@@ -128,10 +131,12 @@ fn read_lines<L: DeserializeOwned + Into<Line>>(
     Ok(examples)
 }
 
-/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
+/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are
+/// passed over.
 ///
 /// # Errors
-/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it; [`TrainingError::Io`].
+/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it;
+/// [`TrainingError::Io`].
 pub(crate) fn json_lines<T: DeserializeOwned>(
     path: &Path,
     take: &mut dyn FnMut(usize, T) -> Result<(), String>,

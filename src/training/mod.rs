@@ -1,4 +1,5 @@
-//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that runs them.
+//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that
+//! runs them.
 //!
 //! | file | one thought |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! From labelled recordings to samples: targets in their final spelling, as tokens; what does not fit is left out and counted.
+//! From labelled recordings to samples: targets in their final spelling, as tokens; what does not fit is left
+//! out and counted.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,8 @@ pub struct Prepared {
     pub left_out: BTreeMap<&'static str, usize>,
 }
 
-/// Lower case; letters, digits and apostrophes stay, everything else separates words: the paper's spelling of transcripts.
+/// Lower case; letters, digits and apostrophes stay, everything else separates words: the paper's spelling of
+/// transcripts.
 pub fn plain_target(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars().flat_map(char::to_lowercase) {

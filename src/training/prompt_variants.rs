@@ -1,8 +1,9 @@
-//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows with
-//! several targets make.
+//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows
+//! with several targets make.
 //!
-//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the task's
-//! file. Prompts with places are kept as they are and filled when one is drawn, so that a million samples share them.
+//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the
+//! task's file. Prompts with places are kept as they are and filled when one is drawn, so that a million
+//! samples share them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -153,8 +154,8 @@ impl TaskCatalog {
         self.tasks.get(name)?.task.as_deref()
     }
 
-    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names
-    /// tasks that no file describes: it is taught as it stands.
+    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of
+    /// its own names tasks that no file describes: it is taught as it stands.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.
@@ -208,7 +209,8 @@ impl TaskCatalog {
         let template = match &at_hand.task {
             Some(task) => {
                 let mut variables = Arc::clone(&example.variables);
-                // Given labels are those of the one task that takes some; the layout has checked that there is one.
+                // Given labels are those of the one task that takes some; the layout has checked that there
+                // is one.
                 if tasks > 1 && variables.labels.is_some() && !task.answer.format.takes_labels() {
                     Arc::make_mut(&mut variables).labels = None;
                 }
@@ -225,9 +227,9 @@ impl TaskCatalog {
     }
 }
 
-/// Turns rows that carry several targets into examples: one for each target, and for the share `compound_share` of
-/// them, drawn by seed and id, a compound one of the transcript and another target (of two targets where there is no
-/// transcript). Other examples pass as they are.
+/// Turns rows that carry several targets into examples: one for each target, and for the share
+/// `compound_share` of them, drawn by seed and id, a compound one of the transcript and another target (of
+/// two targets where there is no transcript). Other examples pass as they are.
 ///
 /// # Errors
 /// [`TrainingError::Settings`] when a row gives labels and not exactly one of its targets is made of labels.

@@ -40,12 +40,12 @@ pub struct StageRunner<'a> {
 }
 
 impl<'a> StageRunner<'a> {
-    /// Brings `learned` into the form that the stage wants: a CTC head over `classes`, beside those that it has already,
-    /// where CTC is part of the loss; LoRA where it learns, no LoRA where it does not.
+    /// Brings `learned` into the form that the stage wants: a CTC head over `classes`, beside those that it
+    /// has already, where CTC is part of the loss; LoRA where it learns, no LoRA where it does not.
     ///
     /// # Errors
-    /// [`TrainingError`] when LoRA does not fit the language model, a class is no token, or the adapter's positions need a
-    /// CTC head and there is none.
+    /// [`TrainingError`] when LoRA does not fit the language model, a class is no token, or the adapter's
+    /// positions need a CTC head and there is none.
     pub fn begin(
         networks: &'a Networks,
         run: &TrainingConfig,
@@ -132,15 +132,15 @@ impl<'a> StageRunner<'a> {
             if rests {
                 continue;
             }
-            let scalar = name == "mix.weight" || name == "ctc.scale";
+            let rate_factor = match name.as_str() {
+                "mix.weight" | "ctc.scale" => self.config.scalar_rate_factor,
+                name if name.starts_with("summary.") => self.config.lora_rate_factor,
+                _ => 1.0,
+            };
             let decays = name.ends_with("conv.weight") || name.ends_with("linear.weight");
             parameters.push(Parameter {
                 tensor,
-                rate_factor: if scalar {
-                    self.config.scalar_rate_factor
-                } else {
-                    1.0
-                },
+                rate_factor,
                 decay_factor: if decays { 1.0 } else { 0.0 },
                 name,
             });
@@ -172,8 +172,9 @@ impl<'a> StageRunner<'a> {
         Ok(AdamW::new(config, self.parameters(learned))?)
     }
 
-    /// Loss of one batch; `random` draws the masks of a training step. None when no row has a target that the loss can
-    /// express (validation texts may hold tokens that are no CTC class, and not every row says what was said).
+    /// Loss of one batch; `random` draws the masks of a training step. None when no row has a target that the
+    /// loss can express (validation texts may hold tokens that are no CTC class, and not every row says what
+    /// was said).
     ///
     /// # Errors
     /// [`TrainingError`] when a network fails.
@@ -237,8 +238,8 @@ impl<'a> StageRunner<'a> {
         }))
     }
 
-    /// Mixed features `[B, T, D]` f32 of clips, with their lengths. Without a cache they are differentiable in the mix; with
-    /// one, what is not in it yet is encoded and kept.
+    /// Mixed features `[B, T, D]` f32 of clips, with their lengths. Without a cache they are differentiable
+    /// in the mix; with one, what is not in it yet is encoded and kept.
     fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<(Tensor, Vec<i64>), TrainingError> {
         let samples: Vec<&[f32]> = clips.iter().filter_map(|clip| clip.audio()).collect();
         let Some((cached, mix)) = &self.features else {

@@ -20,6 +20,8 @@ use crate::registry::Registry;
 use crate::testing::TinyModels;
 use crate::training::config::{Decay, StageConfig, StageKind, TrainingConfig};
 
+mod aligned;
+
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
 fn clip(at: usize) -> Vec<f32> {

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::models::config::{Activation, AdapterSettings, LayerMix, Positions};
 use crate::models::{EncoderInfo, LanguageModelInfo, ModelError};
 
-/// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file says what it is.
+/// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file
+/// says what it is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterConfig {
@@ -42,7 +43,8 @@ impl AdapterConfig {
     /// The adapter between two networks. Strides that are not set follow from the encoder's rate.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] when a setting or a size is out of range, or no two strides bring the encoder's rate to 12.5 Hz.
+    /// [`ModelError::Shape`] when a setting or a size is out of range, or no two strides bring the encoder's
+    /// rate to 12.5 Hz.
     pub fn new(
         settings: &AdapterSettings,
         encoder: &EncoderInfo,
@@ -101,7 +103,8 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Frames of the downsampler that `frames` encoder frames become: `T → ceil(T / stride)`, block after block.
+    /// Frames of the downsampler that `frames` encoder frames become: `T → ceil(T / stride)`, block after
+    /// block.
     pub fn positions(&self, frames: i64) -> i64 {
         self.strides
             .iter()

@@ -1,11 +1,12 @@
 //! CTC head: scores of the language model's own tokens for each frame of the downsampler.
 //!
-//! Its output layer is the language model's frozen embedding table, row by row brought to length 1, plus one learned
-//! blank vector: `logits = scale · cos(frame, token)`. It teaches the downsampler where the tokens lie, reads transcripts
-//! without the language model, and says which frames belong to one token.
+//! Its output layer is the language model's frozen embedding table, row by row brought to length 1, plus one
+//! learned blank vector: `logits = scale · cos(frame, token)`. It teaches the downsampler where the tokens
+//! lie, reads transcripts without the language model, and says which frames belong to one token.
 //!
-//! Source: a finding of this project: with a frozen language model, next-token loss moves a fresh downsampler very slowly.
-//! CTC against the unit-length embedding table costs a tenth per step and teaches the wanted thing.
+//! Source: a finding of this project: with a frozen language model, next-token loss moves a fresh downsampler
+//! very slowly. CTC against the unit-length embedding table costs a tenth per step and teaches the wanted
+//! thing.
 
 use std::collections::HashMap;
 
@@ -19,14 +20,16 @@ const LENGTH_EPS: f64 = 1e-6;
 /// Class of the blank.
 pub(crate) const BLANK: i64 = 0;
 
-/// The learned part of the CTC head, and which tokens are its classes. Class 0 is the blank, class `i` is token `classes[i - 1]`.
+/// The learned part of the CTC head, and which tokens are its classes. Class 0 is the blank, class `i` is
+/// token `classes[i - 1]`.
 #[derive(Debug)]
 pub struct CtcHead {
     blank: Tensor,
     scale: Tensor,
     classes: Vec<i64>,
     class_of: HashMap<i64, i64>,
-    /// The classes' rows of the embedding table, each brought to length 1, `[C, H]` f32; absent before [`bind`](Self::bind).
+    /// The classes' rows of the embedding table, each brought to length 1, `[C, H]` f32; absent before
+    /// [`bind`](Self::bind).
     unit: Option<Tensor>,
 }
 
@@ -75,7 +78,8 @@ impl CtcHead {
         Ok(())
     }
 
-    /// Scores of blank and classes, before they are made probabilities: `[B, P, H]` f32 → `[B, P, 1 + C]` f32.
+    /// Scores of blank and classes, before they are made probabilities: `[B, P, H]` f32 → `[B, P, 1 + C]`
+    /// f32.
     fn scores(&self, frames: &Tensor) -> Result<Tensor, ModelError> {
         let tokens = self.unit.as_ref().ok_or(ModelError::NoCtcHead {
             why: "its classes were not taken from a language model's table",
@@ -92,7 +96,8 @@ impl CtcHead {
     /// `frames` `[B, P, H]` f32 → `[B, P, 1 + C]` f32.
     ///
     /// # Errors
-    /// [`ModelError::NoCtcHead`] before the head is bound to a table; [`ModelError::Torch`] when widths disagree.
+    /// [`ModelError::NoCtcHead`] before the head is bound to a table; [`ModelError::Torch`] when widths
+    /// disagree.
     pub fn log_probabilities(&self, frames: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.scores(frames)?.f_log_softmax(-1, Kind::Float)?)
     }

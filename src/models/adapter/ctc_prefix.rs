@@ -1,12 +1,13 @@
 //! CTC prefix scores: how well each possible next token of an answer agrees with what the CTC head hears.
 //!
-//! Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid CTC/attention architecture for end-to-end speech recognition"
-//! (2017), algorithm 2: the probability that what is said begins with a prefix is a sum over all alignments, and grows by one
-//! pass over the frames for each further token.
+//! Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid CTC/attention architecture for end-to-end speech
+//! recognition" (2017), algorithm 2: the probability that what is said begins with a prefix is a sum over all
+//! alignments, and grows by one pass over the frames for each further token.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::{Adapted, CtcHead};
 use crate::models::ModelError;
@@ -14,6 +15,8 @@ use crate::models::ModelError;
 const NEVER: f64 = f64::NEG_INFINITY;
 /// Score of a token that is no class of the head, which can say nothing about it: about one in three million.
 const UNKNOWN: f64 = -15.0;
+/// So many of the likeliest classes of each frame may be heard in it.
+const HEARD_OF_FRAME: i64 = 4;
 
 /// The CTC head's view of one clip, against which the prefixes of answers are scored.
 #[derive(Clone, Debug)]
@@ -23,9 +26,12 @@ pub struct PrefixScorer {
     frames: usize,
     /// Class of a token, in order of tokens.
     classes: Arc<[(i64, usize)]>,
+    /// Tokens that are among the likeliest of any frame.
+    heard: Arc<[i64]>,
 }
 
-/// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with it.
+/// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with
+/// it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prefix {
     /// Log-probability of all alignments that end at each frame with the last token.
@@ -57,11 +63,19 @@ impl PrefixScorer {
                     .f_get(row)?
                     .f_narrow(0, 0, *frames)?
                     .f_to_kind(Kind::Float)?; // [P, 1+C]
+                let (_, likely) = own.f_topk(HEARD_OF_FRAME.min(own.size()[1]), 1, true, false)?;
+                let likely: BTreeSet<i64> = Vec::<i64>::try_from(likely.f_contiguous()?.f_view([-1])?)?
+                    .into_iter()
+                    .collect();
+                let heard = (likely.iter())
+                    .filter_map(|class| head.classes().get(usize::try_from(class - 1).ok()?).copied())
+                    .collect();
                 let own = own.f_transpose(0, 1)?.f_contiguous()?.f_view([-1])?;
                 Ok(Self {
                     by_class: Vec::<f32>::try_from(own)?.into(),
                     frames: usize::try_from(*frames).unwrap_or(0),
                     classes: Arc::clone(&classes),
+                    heard,
                 })
             })
             .collect()
@@ -78,6 +92,25 @@ impl PrefixScorer {
     fn class(&self, token: i64) -> Option<usize> {
         let at = self.classes.binary_search_by_key(&token, |(id, _)| *id).ok()?;
         Some(self.classes[at].1)
+    }
+
+    /// Frames of the clip.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Tokens that may be heard somewhere: those among the likeliest of any frame.
+    pub fn heard(&self) -> &[i64] {
+        &self.heard
+    }
+
+    /// The prefix of these tokens.
+    pub fn prefix(&self, tokens: &[i64]) -> Prefix {
+        let mut prefix = self.start();
+        for token in tokens {
+            prefix = self.advance(&prefix, *token);
+        }
+        prefix
     }
 
     /// The empty prefix.
@@ -114,7 +147,8 @@ impl PrefixScorer {
         }
     }
 
-    /// The prefix with one more token. One that is no class leaves it as it is: the head says nothing about it.
+    /// The prefix with one more token. One that is no class leaves it as it is: the head says nothing about
+    /// it.
     pub fn advance(&self, prefix: &Prefix, token: i64) -> Prefix {
         let Some(class) = self.class(token) else {
             return prefix.clone();
@@ -129,12 +163,13 @@ impl PrefixScorer {
         grown
     }
 
-    /// Log-probability that what is said begins with the prefix and the class; where it may end goes to `ends`.
+    /// Log-probability that what is said begins with the prefix and the class; where it may end goes to
+    /// `ends`.
     fn grow(&self, prefix: &Prefix, class: usize, mut ends: Option<(&mut Vec<f64>, &mut Vec<f64>)>) -> f64 {
         let (mut on_token, mut on_blank, mut score) = (NEVER, NEVER, NEVER);
         for (frame, (here, blank)) in self.of(class).zip(self.of(0)).enumerate() {
-            // Alignments of the prefix that end before this frame, and let the class begin in it: equal tokens need a blank
-            // between them.
+            // Alignments of the prefix that end before this frame, and let the class begin in it: equal
+            // tokens need a blank between them.
             let ready = match frame.checked_sub(1) {
                 None if prefix.last.is_none() => 0.0,
                 None => NEVER,
@@ -153,8 +188,8 @@ impl PrefixScorer {
         score
     }
 
-    /// Log-probability that exactly these tokens are said, per token (per frame where there are none); tokens that are no
-    /// classes are left out.
+    /// Log-probability that exactly these tokens are said, per token (per frame where there are none); tokens
+    /// that are no classes are left out.
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
     pub fn agreement(&self, tokens: &[i64]) -> f64 {
         let known: Vec<i64> = tokens
@@ -162,9 +197,7 @@ impl PrefixScorer {
             .copied()
             .filter(|token| self.class(*token).is_some())
             .collect();
-        let prefix = known
-            .iter()
-            .fold(self.start(), |prefix, token| self.advance(&prefix, *token));
+        let prefix = self.prefix(&known);
         let all = prefix.score + self.score_end(&prefix);
         let count = if known.is_empty() {
             self.frames
@@ -213,6 +246,7 @@ mod tests {
             by_class: by_class.into(),
             frames: 4,
             classes: vec![(40, 2), (70, 1)].into(),
+            heard: vec![40, 70].into(),
         };
         (scorer, frames)
     }
@@ -257,9 +291,7 @@ mod tests {
             vec![70, 70],
             vec![40, 70, 40],
         ] {
-            let prefix = tokens
-                .iter()
-                .fold(scorer.start(), |prefix, token| scorer.advance(&prefix, *token));
+            let prefix = scorer.prefix(&tokens);
             assert!(
                 (prefix.score().exp() - begins(&tokens)).abs() < 1e-6,
                 "{tokens:?}"

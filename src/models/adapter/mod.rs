@@ -1,17 +1,19 @@
 //! `SpeechAdapter`: the learnable joint between a frozen speech encoder and a frozen language model.
 //!
-//! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation unless the
-//! configuration names one) that brings 50 frames a second down to 12.5 frames of the language model's width. Padded frames
-//! are zeroed before each block, so a clip comes out the same alone and inside a padded batch. What the language model reads
-//! are these frames, or one position for each CTC segment of them; before it, if so configured, a position of the whole clip.
+//! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation
+//! unless the configuration names one) that brings 50 frames a second down to 12.5 frames of the language
+//! model's width. Padded frames are zeroed before each block, so a clip comes out the same alone and inside a
+//! padded batch. What the language model reads are these frames, or one position for each CTC segment of
+//! them; before it, if so configured, a position of the whole clip.
 //!
-//! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by zeros; the
-//! paper's parameter totals say so. One departure, in initial values only: the last norm's gain starts at the root
-//! mean square of the language model's embedding table instead of 1, so that positions enter the frozen network as loud as its own tokens.
+//! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by
+//! zeros; the paper's parameter totals say so. One departure, in initial values only: the last norm's gain
+//! starts at the root mean square of the language model's embedding table instead of 1, so that positions
+//! enter the frozen network as loud as its own tokens.
 //!
-//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a summary
-//! `summary.linear.{weight,bias}`, `summary.norm.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the list
-//! `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
+//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a
+//! summary `summary.linear.{weight,bias}`, `summary.norm.{weight,bias}`; with a CTC head `ctc.blank`,
+//! `ctc.scale` and the list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
 
 mod config;
 mod ctc_head;
@@ -84,8 +86,9 @@ pub struct SpeechAdapter {
 }
 
 impl SpeechAdapter {
-    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the last norm's gain at `gain`
-    /// (root mean square of the embedding table), mix scalars at 1 (paper form) or 0 (softmax form).
+    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the
+    /// last norm's gain at `gain` (root mean square of the embedding table), mix scalars at 1 (paper form) or
+    /// 0 (softmax form).
     ///
     /// # Errors
     /// [`ModelError`] when a size is out of range or libtorch fails.
@@ -203,8 +206,8 @@ impl SpeechAdapter {
         Ok(adapter)
     }
 
-    /// Adds a CTC head over `classes` (token ids), with a random blank vector and scale 12, or replaces the list of
-    /// classes of a head that is there.
+    /// Adds a CTC head over `classes` (token ids), with a random blank vector and scale 12, or replaces the
+    /// list of classes of a head that is there.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.
@@ -229,12 +232,12 @@ impl SpeechAdapter {
         Ok(())
     }
 
-    /// Gives the CTC head, where there is one, the rows of the language model's embedding table `[V, H]` that are its
-    /// classes. Without it the head cannot score.
+    /// Gives the CTC head, where there is one, the rows of the language model's embedding table `[V, H]` that
+    /// are its classes. Without it the head cannot score.
     ///
     /// # Errors
-    /// [`ModelError::TokenOutOfRange`] when a class is no row; [`ModelError::NoCtcHead`] when positions are made of the
-    /// segments of a head that is not there.
+    /// [`ModelError::TokenOutOfRange`] when a class is no row; [`ModelError::NoCtcHead`] when positions are
+    /// made of the segments of a head that is not there.
     pub fn bind(&mut self, embeddings: &Tensor) -> Result<(), ModelError> {
         match (&mut self.ctc, self.config.positions) {
             (Some(head), _) => head.bind(embeddings),
@@ -303,8 +306,8 @@ impl SpeechAdapter {
         }
     }
 
-    /// Mixes all states into features, differentiable in the mix scalars. In place L stands the encoder's output, final
-    /// norm applied.
+    /// Mixes all states into features, differentiable in the mix scalars. In place L stands the encoder's
+    /// output, final norm applied.
     ///
     /// # Shapes
     /// `L + 1` states `[B, T, D]` → `[B, T, D]` f32.
@@ -338,11 +341,12 @@ impl SpeechAdapter {
         Ok(mixed.f_view(shape.as_slice())?)
     }
 
-    /// Maps mixed features to frames of the language model's width, 12.5 a second. See [`positions`](Self::positions) for
-    /// what it reads of them.
+    /// Maps mixed features to frames of the language model's width, 12.5 a second. See
+    /// [`positions`](Self::positions) for what it reads of them.
     ///
     /// # Shapes
-    /// `features` `[B, T, D]` float, `lengths` valid frames per row → `[B, P, H]` f32, `P = ceil(ceil(T / 2) / 2)` for strides `[2, 2]`.
+    /// `features` `[B, T, D]` float, `lengths` valid frames per row → `[B, P, H]` f32, `P = ceil(ceil(T / 2)
+    /// / 2)` for strides `[2, 2]`.
     ///
     /// # Errors
     /// [`ModelError::Shape`] when `features` is not `[B, T, D]` or `lengths` do not fit it.
@@ -406,8 +410,9 @@ impl SpeechAdapter {
         })
     }
 
-    /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean of each CTC
-    /// segment, behind the position of the whole clip where there is one. At least one position for each row.
+    /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean
+    /// of each CTC segment, behind the position of the whole clip where there is one. At least one position
+    /// for each row.
     ///
     /// # Shapes
     /// `[B, P, H]` → `[B, P', H]` f32.
@@ -441,7 +446,8 @@ impl SpeechAdapter {
 }
 
 impl Summary {
-    /// `[B, T, D]` f32 with valid `lengths` → `[B, 1, H]` f32: a linear map of mean and standard deviation, then a norm.
+    /// `[B, T, D]` f32 with valid `lengths` → `[B, 1, H]` f32: a linear map of mean and standard deviation,
+    /// then a norm.
     fn forward(&self, features: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
         let mask = frame_mask(lengths, features.size()[1], features.device())?; // [B, T, 1]
         let count = mask.f_sum_dim_intlist(1, true, Kind::Float)?; // [B, 1, 1]

@@ -1,7 +1,8 @@
 //! Positions of the language model from runs of a CTC path: one for each token that the head hears.
 //!
-//! Source of the idea: Wu et al. 2023, "On decoder-only architecture for speech-to-text" (arXiv 2307.03917). A token takes
-//! some four frames of 80 ms, so a prompt is some three times shorter, and where nothing is said nothing is read.
+//! Source of the idea: Wu et al. 2023, "On decoder-only architecture for speech-to-text" (arXiv 2307.03917).
+//! A token takes some four frames of 80 ms, so a prompt is some three times shorter, and where nothing is
+//! said nothing is read.
 
 use std::ops::Range;
 
@@ -23,11 +24,12 @@ pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
     runs
 }
 
-/// The mean of each run's frames, differentiable in the frames. A row without a run gets the mean of all its frames where
-/// `never_empty`, else nothing.
+/// The mean of each run's frames, differentiable in the frames. A row without a run gets the mean of all its
+/// frames where `never_empty`, else nothing.
 ///
 /// # Shapes
-/// `adapted` `[B, P, H]`, a path of each row → `[B, S, H]`, `S` the largest number of runs; zeros beyond a row's length.
+/// `adapted` `[B, P, H]`, a path of each row → `[B, S, H]`, `S` the largest number of runs; zeros beyond a
+/// row's length.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.

@@ -21,9 +21,10 @@ pub(super) const SUMMARY: &str = "summary.";
 
 /// An immutable adapter version: configuration and numbers, its LoRA among them, no tensors.
 ///
-/// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be pinned to it. A
-/// device thread that needs the downsampler makes its own tensors once per version with
-/// [`SpeechAdapter::from_snapshot`](super::SpeechAdapter::from_snapshot); a thread that only encodes needs no more than [`mix_weights`](Self::mix_weights).
+/// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be
+/// pinned to it. A device thread that needs the downsampler makes its own tensors once per version with
+/// [`SpeechAdapter::from_snapshot`](super::SpeechAdapter::from_snapshot); a thread that only encodes needs no
+/// more than [`mix_weights`](Self::mix_weights).
 #[derive(Clone, Debug)]
 pub struct AdapterSnapshot {
     version: Arc<str>,
@@ -39,11 +40,12 @@ struct Content {
 }
 
 impl AdapterSnapshot {
-    /// Checks that `tensors` are exactly those that `config` declares, with an optional CTC head; `origin` is for messages.
+    /// Checks that `tensors` are exactly those that `config` declares, with an optional CTC head; `origin` is
+    /// for messages.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] listing everything missing, unexpected, misshapen or mistyped; [`ModelError::File`] when a
-    /// number is not finite.
+    /// [`ModelError::Weights`] listing everything missing, unexpected, misshapen or mistyped;
+    /// [`ModelError::File`] when a number is not finite.
     pub fn new(
         version: &str,
         config: AdapterConfig,
@@ -83,9 +85,9 @@ impl AdapterSnapshot {
         self.content.lora.as_ref()
     }
 
-    /// The same numbers in another form: what the language model reads may change, and a position of the whole clip may
-    /// come (with fresh numbers, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in
-    /// anything else.
+    /// The same numbers in another form: what the language model reads may change, and a position of the
+    /// whole clip may come (with fresh numbers, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go.
+    /// None where `config` differs in anything else.
     ///
     /// # Errors
     /// [`ModelError`] when fresh numbers cannot be made.
@@ -115,7 +117,8 @@ impl AdapterSnapshot {
     /// Reads an adapter file.
     ///
     /// # Errors
-    /// [`ModelError`] when the file cannot be read, does not say what it is, or does not hold exactly what it declares.
+    /// [`ModelError`] when the file cannot be read, does not say what it is, or does not hold exactly what it
+    /// declares.
     pub fn read(version: &str, path: &Path) -> Result<Self, ModelError> {
         let file = PlainFile::read(path)?;
         let broken = |reason: String| ModelError::File {

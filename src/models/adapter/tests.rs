@@ -333,7 +333,7 @@ fn positions_of_every_form_are_the_same_alone_and_in_a_padded_batch() {
 
 #[test]
 fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_whole_clip() {
-    let features = noise(2, 60);
+    let features = noise(2, 10).repeat_interleave_self_int(6, 1, None); // sounds that last
     let lengths = [60, 41];
     for summary in [false, true] {
         let adapter = segmenting(Positions::CtcSegments, summary);
@@ -366,6 +366,42 @@ fn a_summary_says_how_a_clip_is_and_not_when() {
     assert_eq!(reversed.size(), [1, 1, 8]);
     assert!(largest(&(summary(&features) - reversed)) < 1e-5);
     assert!(largest(&(summary(&features) - summary(&(&features * 0.5)))) > 1e-2);
+}
+
+#[test]
+fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
+    let adapter = segmenting(Positions::CtcSegments, false);
+    let head = adapter.ctc_head().unwrap();
+    let (features, lengths) = (noise(2, 60), [60, 33]);
+    let frames = adapter.forward(&features, &lengths).unwrap();
+    let read = head.read(&frames).unwrap();
+
+    let scorers = PrefixScorer::new(head, &frames).unwrap();
+
+    let own = adapter
+        .forward(&features.narrow(0, 1, 1).narrow(1, 0, 33), &[33])
+        .unwrap();
+    let alone = PrefixScorer::new(head, &own).unwrap().remove(0);
+    assert!((alone.agreement(&read[1]) - scorers[1].agreement(&read[1])).abs() < 1e-4);
+    for (row, (scorer, read)) in scorers.iter().zip(&read).enumerate() {
+        assert!(read.iter().all(|token| scorer.heard().contains(token)));
+        assert!((0.0..=1.0).contains(&scorer.blank_share()));
+        // Any tokens will do: torch's CTC loss is the same sum over all alignments.
+        for tokens in [&read[..], &[], &[5], &[2, 2, 0]] {
+            let one = Adapted {
+                positions: frames.positions.narrow(0, row as i64, 1),
+                lengths: vec![frames.lengths[row]],
+                summary: None,
+            };
+            let classes = head.classes_of(tokens).unwrap();
+            let loss = head.loss(&one, &[classes]).unwrap().double_value(&[]);
+            let agreement = scorer.agreement(tokens);
+            assert!(
+                (agreement + loss).abs() < 1e-4 * loss.max(1.0),
+                "{tokens:?}: {agreement} {loss}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! `SpeechLlm`: audio positions placed before an instruction inside the prompt of a frozen language model.
 //!
-//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part ([`Learned`]: adapter and optional
-//! LoRA), because one language model serves several adapter versions at once.
+//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part
+//! ([`Learned`]: adapter and optional LoRA), because one language model serves several adapter versions at
+//! once.
 //!
-//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2. An encoder–decoder reads
-//! `[audio positions][instruction]` with its encoder, as the paper's does; for a decoder-only model the audio comes first inside the user's
-//! turn, the instruction after it.
+//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295)
+//! §2.1, §2.2. An encoder–decoder reads `[audio positions][instruction]` with its encoder, as the paper's
+//! does; for a decoder-only model the audio comes first inside the user's turn, the instruction after it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -124,7 +125,8 @@ impl SpeechLlm {
         })
     }
 
-    /// Opens a model folder. `system` replaces the template's own system message; a model without chat template has none.
+    /// Opens a model folder. `system` replaces the template's own system message; a model without chat
+    /// template has none.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when a file is missing or does not fit.
@@ -160,8 +162,9 @@ impl SpeechLlm {
         Ok(ids)
     }
 
-    /// The tokens of what is said, as they look inside running text; none where nothing is said. The CTC head's targets, and
-    /// those of a transcript, so that a position lies near the token that is to be written.
+    /// The tokens of what is said, as they look inside running text; none where nothing is said. The CTC
+    /// head's targets, and those of a transcript, so that a position lies near the token that is to be
+    /// written.
     ///
     /// # Errors
     /// [`TextError`] when the tokenizer refuses the text.
@@ -175,7 +178,8 @@ impl SpeechLlm {
     /// Prompts of a batch, ready for the language model and differentiable in the adapter.
     ///
     /// # Shapes
-    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language model's kind.
+    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language
+    /// model's kind.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when shapes disagree, or there is not one instruction per row.
@@ -190,7 +194,8 @@ impl SpeechLlm {
         self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
     }
 
-    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B tensors `[P_i, H]`.
+    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B
+    /// tensors `[P_i, H]`.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when there is not one length and one instruction per row.
@@ -222,10 +227,12 @@ impl SpeechLlm {
         Ok(prompts)
     }
 
-    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in `lora`.
+    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in
+    /// `lora`.
     ///
     /// # Shapes
-    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included ([`answer_ids`](Self::answer_ids)).
+    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included
+    /// ([`answer_ids`](Self::answer_ids)).
     ///
     /// # Errors
     /// [`ModelError`] when there is not one non-empty answer per prompt, or a sequence is too long.

@@ -1,4 +1,5 @@
-//! Validation within a run: loss and word error rate on the same clips each time, and the best weights so far.
+//! Validation within a run: loss and word error rate on the same clips each time, and the best weights so
+//! far.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -56,7 +56,8 @@ pub struct PretrainOutcome {
     pub steps: u64,
     /// Best validation.
     pub best: Option<Best>,
-    /// Folder of the encoder at that validation (of the last step where nothing was validated): a `model.encoder`.
+    /// Folder of the encoder at that validation (of the last step where nothing was validated): a
+    /// `model.encoder`.
     pub encoder: PathBuf,
 }
 
@@ -254,7 +255,8 @@ impl Run {
         })
     }
 
-    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not finite.
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
+    /// finite.
     fn step(
         &mut self,
         reader: &BatchReader,
@@ -264,7 +266,8 @@ impl Run {
         let settings = self.config.optimizer.clone();
         self.optimizer.zero_grad();
         if settings.dropout > 0.0 {
-            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed run go on equally.
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
             let seed = SplitMix::new(&[self.config.seed, self.state.step]).bits();
             tch::manual_seed(seed.cast_signed());
         }
