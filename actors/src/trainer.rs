@@ -1,9 +1,9 @@
 //! `Trainer`: a training cycle turns stored samples into a candidate, judges it, and swaps it in.
 //!
-//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
-//! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is no worse than allowed; refusal is a normal
-//! outcome. Either way the cycle's folder keeps settings, log and verdict.
+//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
+//! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is no worse
+//! than allowed; refusal is a normal outcome. Either way the cycle's folder keeps settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,17 +12,21 @@ use std::time::Instant;
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
+use speechverse::inference::EngineConfig;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
-use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
+use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::text::TaskTable;
 use speechverse::training::config::TrainingConfig;
-use speechverse::training::evaluate::{EvaluateOptions, evaluate};
-use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::evaluate::{EvaluateOptions, Evaluation, TaskScore, evaluate};
+use speechverse::training::prepare::{self, prepare};
 use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
-use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
+use speechverse::training::{
+    AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
+};
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
@@ -41,6 +45,10 @@ pub struct TrainerArgs {
     pub adapters: AdaptersConfig,
     /// The serving networks; a cycle trains for the same.
     pub model: ModelConfig,
+    /// The serving engine; the gate judges the answers that it gives.
+    pub engine: EngineConfig,
+    /// Which metric each task is judged by.
+    pub tasks: Arc<TaskTable>,
     /// Where samples come from.
     pub store: Arc<SampleStore>,
     /// Where versions go.
@@ -180,8 +188,20 @@ impl Trainer {
         };
         let held_out = examples(&held_out)?;
         let train = examples(&train)?;
-        let judged = prepare(held_out.clone(), &config, &networks.speech_llm)?;
-        let before = self.judge(&networks, parent, &judged)?;
+        let mut judged = prepare(held_out.clone(), &unlimited(&config), &networks.speech_llm)?;
+        for sample in &mut judged.samples {
+            if let Ok(task) = self.args.tasks.get(&sample.example.task) {
+                sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
+            }
+        }
+        let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Vec<TaskScore>> {
+            let control = &self.args.control;
+            Ok(judge(&networks, adapter, &judged.samples, &self.args.engine, control)?.scores)
+        };
+        let before = judge(parent)?;
+        if before.is_empty() {
+            return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
+        }
         let engine = Engine::new(EngineArgs {
             config: config.clone(),
             networks: &networks,
@@ -195,20 +215,26 @@ impl Trainer {
         if outcome.stopped {
             return Ok(Outcome::failed("the cycle was stopped".to_owned()));
         }
-        let after = self.judge(&networks, &outcome.adapter, &judged)?;
-        let metrics = BTreeMap::from([
-            ("held_out_wer_before".to_owned(), before),
-            ("held_out_wer_after".to_owned(), after),
-            ("held_out_samples".to_owned(), judged.samples.len() as f64),
+        let after = judge(&outcome.adapter)?;
+        let answers: usize = after.iter().map(|score| score.answers).sum();
+        let mut metrics = BTreeMap::from([
+            ("held_out_samples".to_owned(), answers as f64),
             ("steps".to_owned(), outcome.steps as f64),
             ("seconds".to_owned(), started.elapsed().as_secs_f64()),
         ]);
-        let allowed = before + self.args.config.wer_regression_max;
-        let figures = format!("word error rate on held-out samples {before:.4} before, {after:.4} after");
-        if after > allowed {
+        for (side, scores) in [("before", &before), ("after", &after)] {
+            let named = scores.iter().map(|score| {
+                let name = format!("held_out_{}_{}_{side}", score.task, score.metric.name());
+                (name, score.score)
+            });
+            metrics.extend(named);
+        }
+        let allowed = self.args.config.wer_regression_max;
+        let (figures, worse) = compare(&before, &after, allowed);
+        if worse {
             return Ok(Outcome {
                 verdict: Verdict::Refused,
-                reason: format!("{figures}, at most {allowed:.4} is allowed"),
+                reason: format!("{figures}; at most {:.2} worse is allowed", allowed * 100.0),
                 version: None,
                 metrics,
             });
@@ -253,27 +279,6 @@ impl Trainer {
         folder
     }
 
-    /// Word error rate of an adapter on the held-out samples.
-    fn judge(
-        &self,
-        networks: &Networks,
-        adapter: &AdapterSnapshot,
-        judged: &Prepared,
-    ) -> anyhow::Result<f64> {
-        let device = networks.placement.device;
-        let learned = Learned::frozen(adapter, networks.speech_llm.llm(), device)?;
-        let options = EvaluateOptions::default();
-        let result = evaluate(
-            networks,
-            &learned,
-            &judged.samples,
-            &options,
-            &self.args.control,
-            &mut |_| (),
-        )?;
-        Ok(result.wer())
-    }
-
     fn progress(&self, run: &str, event: &TrainEvent) {
         const TELL_EVERY_STEPS: u64 = 10;
         if let TrainEvent::Step { kind, step, loss, .. } = event {
@@ -292,8 +297,60 @@ impl Trainer {
     }
 }
 
-/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those with the
-/// lowest identity, so the choice is stable) are held out of this cycle.
+/// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving
+/// engine, with a score for each task by the task's own metric.
+///
+/// # Errors
+/// [`TrainingError`] when the adapter does not fit the networks.
+pub fn judge(
+    networks: &Networks,
+    adapter: &AdapterSnapshot,
+    held_out: &[prepare::Sample],
+    engine: &EngineConfig,
+    control: &Control,
+) -> Result<Evaluation, TrainingError> {
+    let options = EvaluateOptions {
+        engine: engine.clone(),
+        by_ctc: false,
+    };
+    let found = evaluate(networks, adapter, held_out, &options, control, &mut |_| ())?;
+    for reason in &found.unreadable {
+        warn!(reason, "a held-out sample has no answer");
+    }
+    Ok(found)
+}
+
+/// A curriculum's settings without the limits that keep samples out of training: serving has others.
+fn unlimited(config: &TrainingConfig) -> TrainingConfig {
+    let mut config = config.clone();
+    config.data.seconds_max = f64::INFINITY;
+    config.data.seconds_min = 0.0;
+    config.data.target_tokens_max = usize::MAX;
+    config
+}
+
+/// The figures of both sides for people, and whether some task is worse than allowed. A task that has no
+/// score any more is.
+fn compare(before: &[TaskScore], after: &[TaskScore], allowed: f64) -> (String, bool) {
+    let mut figures = Vec::with_capacity(before.len());
+    let mut worse = false;
+    for old in before {
+        let new = after.iter().find(|new| new.task == old.task);
+        let (shown, passes) = match new {
+            Some(new) => (format!("{:.2}", new.score), new.error() <= old.error() + allowed),
+            None => ("nothing".to_owned(), false),
+        };
+        worse |= !passes;
+        figures.push(format!(
+            "{} {} {:.2} before, {shown} after",
+            old.task, old.metric, old.score
+        ));
+    }
+    (format!("on held-out samples {}", figures.join(", ")), worse)
+}
+
+/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
+/// with the lowest identity, so the choice is stable) are held out of this cycle.
 fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();

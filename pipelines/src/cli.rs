@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
 use speechverse::config::decoding::StrategyName;
-use speechverse::models::decoding::{DecodeOptions, EarlyStopping};
+use speechverse::inference::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
 /// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
@@ -110,7 +110,7 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
@@ -161,6 +161,9 @@ pub struct Decoding {
     /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
     #[arg(long, value_name = "N")]
     pub no_repeat_ngram_size: Option<usize>,
+    /// Share of the CTC head in the choice of each token of a transcript.
+    #[arg(long, value_name = "X")]
+    pub ctc_weight: Option<f64>,
     /// Let an answer go on that repeats itself.
     #[arg(long)]
     pub let_loops_run: bool,
@@ -199,6 +202,7 @@ impl Decoding {
         config.seed = self.seed.unwrap_or(config.seed);
         config.repetition_penalty = self.repetition_penalty.unwrap_or(config.repetition_penalty);
         config.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(config.no_repeat_ngram_size);
+        config.ctc_weight = self.ctc_weight.unwrap_or(config.ctc_weight);
         config.stop_loops &= !self.let_loops_run;
         let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
         options.validate()?;
@@ -227,7 +231,7 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Wait for the answers and print them.

@@ -15,13 +15,13 @@ use kameo::error::HookError;
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
 use speechverse::config::Settings;
+use speechverse::inference::speech_llm::SpeechLlm;
+use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Budget, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
-use speechverse::models::responder::{Responder, ResponderSizes};
-use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability};
 use speechverse::store::SampleStore;
 use speechverse::telemetry::metrics;
@@ -110,7 +110,7 @@ impl Pipeline {
         let identities = Arc::new(adapters::identities(&settings)?);
         let (registry, loaded) = adapters::open(&settings, None, &identities)?;
         let current = CurrentAdapter::new(loaded.adapter);
-        let tasks = TaskTable::load(&settings.service.tasks_dir).context("task files")?;
+        let tasks = Arc::new(TaskTable::load(&settings.service.tasks_dir).context("task files")?);
         let store = Arc::new(SampleStore::open(&settings.store).context("sample store")?);
 
         let broker = match settings.kafka.embedded {
@@ -165,7 +165,7 @@ impl Pipeline {
             .await;
         started("publisher", &publisher).await?;
 
-        let decoder_args = decoder_args(&settings, &placement, &publisher);
+        let decoder_args = decoder_args(&settings, &placement, &current, &publisher);
         let decoder = Decoder::supervise_with(&supervisor, move || decoder_args.clone())
             .restart_policy(RestartPolicy::Transient)
             .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
@@ -173,7 +173,7 @@ impl Pipeline {
             .await;
         started("decoder", &decoder).await?;
 
-        let encoder_args = encoder_args(&settings, &placement, &decoder, &publisher);
+        let encoder_args = encoder_args(&settings, &placement, &current, &decoder, &publisher);
         let encoder = Encoder::supervise_with(&supervisor, move || encoder_args.clone())
             .restart_policy(RestartPolicy::Transient)
             .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
@@ -185,6 +185,8 @@ impl Pipeline {
             config: settings.trainer.clone(),
             adapters: settings.adapters.clone(),
             model: settings.model.clone(),
+            engine: settings.engine(),
+            tasks: Arc::clone(&tasks),
             store: Arc::clone(&store),
             registry: registry.clone(),
             current: current.clone(),
@@ -199,7 +201,7 @@ impl Pipeline {
         started("trainer", &trainer).await?;
 
         let instructions = Arc::new(TaskInstructions {
-            tasks: Arc::new(tasks),
+            tasks,
             default: settings.service.default_instruction.clone(),
         });
         let (labels, label_events) = trackers.source(&settings.kafka, Side::Labels)?;
@@ -409,24 +411,27 @@ async fn released(store: Arc<SampleStore>, limit: Duration) {
     }
 }
 
-fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef<Publisher>) -> DecoderArgs {
-    let (model, config, placement) = (
-        settings.model.clone(),
-        settings.decoder.clone(),
-        placement.clone(),
-    );
-    let options = settings.decoding.options(config.tokens_max);
-    let sizes = ResponderSizes {
-        slots: config.slots,
-        positions_max: config.positions_max,
-        answer_positions: config.tokens_max,
+/// A stage that blocks on the device starts warmed up with the version that serves then, so that `ready` means it.
+fn decoder_args(
+    settings: &Settings,
+    placement: &Placement,
+    current: &CurrentAdapter,
+    publisher: &ActorRef<Publisher>,
+) -> DecoderArgs {
+    let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
+    let engine = EngineConfig {
+        preallocate: true,
+        ..settings.engine()
     };
     DecoderArgs {
-        config,
+        config: settings.decoder.clone(),
+        default_instruction: settings.service.default_instruction.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;
-            Ok(Responder::new(llm, placement.device, &sizes, options))
+            let mut generator = Generator::new(llm, &engine);
+            generator.warm_up(&current.get())?;
+            Ok(generator)
         }),
         publisher: publisher.clone().recipient(),
         partials: publisher.clone().recipient(),
@@ -437,15 +442,20 @@ fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef
 fn encoder_args(
     settings: &Settings,
     placement: &Placement,
+    current: &CurrentAdapter,
     decoder: &ActorRef<Decoder>,
     publisher: &ActorRef<Publisher>,
 ) -> EncoderArgs {
-    let (model, placement) = (settings.model.clone(), placement.clone());
+    let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
+    let batch_windows_max = settings.encoder.batch_windows_max;
     EncoderArgs {
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            open_encoder(&model.encoder, Window::Clip, &placement)
+            let encoder = open_encoder(&model.encoder, Window::Clip, &placement)?;
+            let extractor = FeatureExtractor::new(encoder, batch_windows_max);
+            extractor.warm_up(&current.get())?;
+            Ok(extractor)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),

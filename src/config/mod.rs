@@ -13,6 +13,7 @@ pub mod decoding;
 pub mod serving;
 
 use crate::audio::config::AudioConfig;
+use crate::inference::EngineConfig;
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
@@ -54,6 +55,19 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the `[encoder]`, `[decoder]`
+    /// and `[decoding]` tables. Its memory grows with what is asked; serving sets all of it aside at the start.
+    pub fn engine(&self) -> EngineConfig {
+        EngineConfig {
+            slots: self.decoder.slots,
+            positions_max: self.decoder.positions_max,
+            answer_positions: self.decoder.tokens_max,
+            batch_windows_max: self.encoder.batch_windows_max,
+            options: self.decoding.options(self.decoder.tokens_max),
+            preallocate: false,
+        }
+    }
+
     /// Reads the file, applies the environment, and checks the rules between settings.
     ///
     /// # Errors

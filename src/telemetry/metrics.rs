@@ -106,7 +106,10 @@ fn describe() {
         "speechverse_decoder_batch_rows",
         "Utterances in one decoder step."
     );
-    describe_gauge!("speechverse_decoder_slots_used", "Decoder slots in use.");
+    describe_gauge!(
+        "speechverse_decoder_slots_used",
+        "Decoder slots that hold a live sequence."
+    );
     describe_histogram!(
         "speechverse_decoder_first_token_seconds",
         "From admission to the first answer token, seconds."
@@ -192,13 +195,13 @@ pub fn encoder_batch(rows: usize) {
     histogram!("speechverse_encoder_batch_rows").record(rows as f64);
 }
 
-/// The decoder took one step over `rows` slots and emitted as many tokens.
-pub fn decoder_step(rows: usize) {
-    histogram!("speechverse_decoder_batch_rows").record(rows as f64);
-    counter!("speechverse_decoder_tokens_total").increment(rows as u64);
+/// The decoder took one step that added a token to each of `answers` answers.
+pub fn decoder_step(answers: usize) {
+    histogram!("speechverse_decoder_batch_rows").record(answers as f64);
+    counter!("speechverse_decoder_tokens_total").increment(answers as u64);
 }
 
-/// How many decoder slots are in use.
+/// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do not count.
 pub fn decoder_slots(used: usize) {
     gauge!("speechverse_decoder_slots_used").set(used as f64);
 }

@@ -47,7 +47,7 @@ pub enum TextError {
         "answers cannot be constrained with this tokenizer: it has {found}; supported are `ByteLevel`, `Metaspace`, and \
          sequences of `Replace`, `ByteFallback`, `Fuse` and `Strip`"
     )]
-    Spelling {
+    TokenBytes {
         /// Its decoder.
         found: String,
     },

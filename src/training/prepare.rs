@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::TrainingError;
 use super::example::Example;
 use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
-use crate::models::speech_llm::SpeechLlm;
+use crate::inference::speech_llm::SpeechLlm;
+use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};
 use crate::training::config::TrainingConfig;
 
@@ -21,6 +22,8 @@ pub struct Sample {
     pub ctc: Option<Vec<i64>>,
     /// The ways in which it can be asked.
     pub variants: PromptVariants,
+    /// Its tasks, each with the metric that its answers are judged by.
+    pub metrics: Vec<(String, Metric)>,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -91,12 +94,19 @@ pub fn prepare(
             _ => example.text.as_deref().map(plain_target),
         };
         let ctc = said.map(|said| llm.spoken_ids(&said)).transpose()?;
+        let metrics = match &layout {
+            None => vec![(example.task.clone(), tasks.metric_of(&example.task))],
+            Some(layout) => (layout.fields().iter())
+                .map(|field| (field.task.clone(), tasks.metric_of(&field.task)))
+                .collect(),
+        };
         let variants = tasks.variants_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
             variants,
+            metrics,
         });
     }
     Ok(prepared)

@@ -10,8 +10,9 @@ use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
 use super::networks::Networks;
 use super::prepare::Sample;
+use crate::inference::hidden_states;
+use crate::inference::speech_llm::Learned;
 use crate::models::adapter::{Adapted, CtcHead};
-use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
@@ -243,7 +244,7 @@ impl<'a> StageRunner<'a> {
     fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<(Tensor, Vec<i64>), TrainingError> {
         let samples: Vec<&[f32]> = clips.iter().filter_map(|clip| clip.audio()).collect();
         let Some((cached, mix)) = &self.features else {
-            let hidden = self.networks.encoder.hidden_states(&samples)?;
+            let hidden = hidden_states(self.networks.encoder.as_ref(), &samples)?;
             return Ok((learned.adapter.mix(&hidden)?, hidden.lengths));
         };
         let _no_grad = tch::no_grad_guard();

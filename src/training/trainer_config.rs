@@ -47,8 +47,8 @@ pub struct TrainerConfig {
     pub new_samples_trigger: usize,
     /// Start a cycle by itself every so many minutes, if there is anything new; 0: only on order.
     pub interval_minutes: u64,
-    /// A candidate may be worse than the incumbent by at most so much (word error rate on held-out samples, where
-    /// 0.02 is two words in a hundred).
+    /// A candidate may be worse than the incumbent by at most so much in each task, by the task's own metric on held-out
+    /// samples: 0.02 is two words in a hundred of a word error rate, or two points of a score from 0 to 100.
     pub wer_regression_max: f64,
     /// Wait between training steps while utterances are in flight, so that answers stay quick.
     pub yield_to_serving: bool,

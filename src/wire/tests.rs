@@ -16,7 +16,7 @@ use super::label::Label;
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
-use crate::text::{AnswerShape, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+use crate::text::{OutputGrammar, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -96,7 +96,7 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
             task: None,
             instruction: "Listen.".to_owned(),
             labels: None,
-            shape: None,
+            grammar: None,
             joint: None,
             max_tokens: None,
             deadline: None,
@@ -146,7 +146,7 @@ fn every_header_of_the_contract_is_read() {
             task: Some("asr".to_owned()),
             instruction: "Schreibe auf, was gesagt wird: äöü.".to_owned(),
             labels: Some(vec!["yes".to_owned(), "no".to_owned()]),
-            shape: Some(AnswerShape::one_of(["yes", "no"])),
+            grammar: Some(OutputGrammar::one_of(["yes", "no"])),
             joint: None,
             max_tokens: Some(12),
             deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
@@ -205,7 +205,7 @@ fn the_places_of_a_tasks_prompt_are_filled_from_the_request() {
     let structured = request(event, &[("content-type", b"application/cloudevents+json")]).unwrap();
 
     assert_eq!(german.instruction, "Translate the speech into German.");
-    assert_eq!((german.shape, german.joint), (None, None));
+    assert_eq!((german.grammar, german.joint), (None, None));
     assert_eq!(
         structured.instruction,
         "Is the word \"radio\" used in the audio? Answer yes or no."
@@ -225,21 +225,21 @@ fn several_tasks_are_one_request_with_a_layout() {
     assert_eq!(held.task.as_deref(), Some("asr,intent"));
     assert!(held.instruction.contains("=== Task: Intent ===") && held.instruction.contains("- other;"));
     let joint = held.joint.unwrap();
-    assert_eq!(held.shape, Some(joint.shape()));
+    assert_eq!(held.grammar, Some(joint.grammar()));
     assert_eq!(joint.by_task("ASR: a | Intent: other |")["intent"], "other");
-    assert_eq!((free.shape, free.joint), (None, Some(joint)));
+    assert_eq!((free.grammar, free.joint), (None, Some(joint)));
 }
 
 #[test]
 fn an_answer_is_held_to_the_tasks_own_labels_when_that_is_asked() {
-    let shape = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().shape;
+    let grammar = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().grammar;
 
-    assert_eq!(shape(&[("ce_task", b"speaker_count")]), None);
+    assert_eq!(grammar(&[("ce_task", b"speaker_count")]), None);
     assert_eq!(
-        shape(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
-        Some(AnswerShape::one_of(["one", "two"]))
+        grammar(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
+        Some(OutputGrammar::one_of(["one", "two"]))
     );
-    assert_eq!(shape(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
+    assert_eq!(grammar(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
 }
 
 #[test]
@@ -538,6 +538,7 @@ fn answer() -> Answer {
             Flag::Empty,
             Flag::Truncated,
             Flag::LowConfidence,
+            Flag::Unsupported,
             Flag::NoSpeech,
         ],
         audio_seconds: 3.42,
@@ -561,7 +562,7 @@ fn an_answer_has_the_fields_of_the_contract_and_no_others() {
             r#"{"id":"r-1:final","request_id":"r-1","session":null,"kind":"final","task":"asr","#,
             r#""instruction":"Transcribe the speech.","text":"turn on the light","label":null,"fields":{},"#,
             r#""adapter":"demo-0003","score":-0.21,"#,
-            r#""flags":["looping","empty","truncated","low_confidence","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
+            r#""flags":["looping","empty","truncated","low_confidence","unsupported","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
             r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
         )
     );

@@ -1,13 +1,16 @@
 //! `Trainer`: whole cycles on tiny networks, one after the other, and what becomes of their candidates.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kameo::prelude::*;
+use speechverse::inference::{DecodeOptions, EngineConfig};
 use speechverse::models::config::LayerMix;
 use speechverse::registry::{Registry, identify};
-use speechverse::store::SampleStore;
 use speechverse::store::config::StoreConfig;
+use speechverse::store::{Sample, SampleStore, Split};
 use speechverse::testing::{ENCODER_WIDTH, LLM_WIDTH, TinyModels};
+use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use speechverse::wire::event::{Event, EventKind, Verdict};
@@ -24,6 +27,7 @@ struct Harness {
     current: CurrentAdapter,
     registry: Registry,
     dir: tempfile::TempDir,
+    held_out_seconds: Vec<f32>,
 }
 
 /// So gentle that the candidate is as good as its parent.
@@ -32,6 +36,10 @@ const CURRICULUM: &str = "[validation]\nevery_steps = 100\n[[stage]]\nkind = \"a
 
 impl Harness {
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
+        Self::with_samples((0..8).map(sample).collect(), settings).await
+    }
+
+    async fn with_samples(samples: Vec<Sample>, settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 7);
         let store = SampleStore::open(&StoreConfig {
@@ -39,9 +47,13 @@ impl Harness {
             ..StoreConfig::default()
         })
         .unwrap();
-        for number in 0..8 {
-            store.put(&sample(number)).unwrap();
+        for sample in &samples {
+            store.put(sample).unwrap();
         }
+        let snapshot = store.snapshot();
+        let held_out_seconds = (snapshot.refs(Split::HeldOut))
+            .map(|sample| sample.audio_seconds)
+            .collect();
         let registry = Registry::open(dir.path().join("adapters")).unwrap();
         let first = adapter("draft", LayerMix::Paper, ENCODER_WIDTH, LLM_WIDTH);
         let identities = [&models.encoder, &models.llm].map(|folder| identify(folder).unwrap());
@@ -67,6 +79,9 @@ impl Harness {
             ..Default::default()
         };
         model.precision = "f32".parse().unwrap();
+        let tasks = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/tasks");
+        let tasks = TaskTable::load(Path::new(tasks)).unwrap();
+        let engine = EngineConfig::offline(4, DecodeOptions::greedy(16));
         let (publisher, events) = probe();
         let control = Control::new();
         let args = TrainerArgs {
@@ -77,6 +92,8 @@ impl Harness {
                 ..AdaptersConfig::default()
             },
             model,
+            engine,
+            tasks: Arc::new(tasks),
             store: Arc::new(store),
             registry: registry.clone(),
             current: current.clone(),
@@ -90,6 +107,7 @@ impl Harness {
             current,
             registry,
             dir,
+            held_out_seconds,
         }
     }
 
@@ -101,7 +119,8 @@ impl Harness {
         self.trainer.tell(order).await.unwrap();
     }
 
-    /// Every event up to the end of a cycle: what it is called, and the id it is about. Then verdict and reason.
+    /// Every event up to the end of a cycle: what it is called, and the id it is about. Then verdict and
+    /// reason.
     async fn cycle(&self) -> (Vec<(&'static str, String)>, Verdict, String) {
         let mut names = Vec::new();
         loop {
@@ -238,4 +257,50 @@ async fn a_store_with_too_few_samples_is_not_trained_on() {
         reason.contains("8 samples") && reason.contains("is 9"),
         "{reason}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_training_takes() {
+    let samples = (0..16).map(|number| {
+        let mut sample = sample(number);
+        sample.task = "emotion".to_owned();
+        sample.target = ["happy", "sad"][number % 2].to_owned();
+        if number >= 8 {
+            // Longer than the encoder's window of 30 s, and than the curriculum's clips.
+            sample.audio = (0..490_000)
+                .map(|at| (at as f32 * (0.05 + 0.01 * number as f32)).sin() * 0.3)
+                .collect();
+        }
+        sample
+    });
+    let harness = Harness::with_samples(samples.collect(), |trainer| {
+        trainer.wer_regression_max = 1.0;
+        let curriculum = format!("{CURRICULUM}tasks = [\"emotion\"]\n");
+        std::fs::write(&trainer.curriculum, curriculum).unwrap();
+    })
+    .await;
+    assert!(
+        harness.held_out_seconds.iter().any(|seconds| *seconds > 30.0),
+        "a long clip is held out: {:?}",
+        harness.held_out_seconds
+    );
+
+    harness.start("run").await;
+    let (_, verdict, reason) = harness.cycle().await;
+
+    assert_eq!(verdict, Verdict::Promoted, "{reason}");
+    let metrics = harness.registry.manifest("tiny-0002").unwrap().metrics;
+    let held_out: Vec<&String> = metrics
+        .keys()
+        .filter(|name| name.starts_with("held_out_"))
+        .collect();
+    assert_eq!(
+        held_out,
+        [
+            "held_out_emotion_uar_after",
+            "held_out_emotion_uar_before",
+            "held_out_samples"
+        ]
+    );
+    assert_eq!(metrics["held_out_samples"], harness.held_out_seconds.len() as f64);
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use speechverse::config::Settings;
-use speechverse::text::{AnswerPiece, AnswerShape, ResolvedPrompt, Task, TaskTable, TemplateVariables};
+use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Task, TaskTable, TemplateVariables};
 
 use super::Failure;
 use crate::cli::{Given, OptionalSettings, Tasks};
@@ -106,7 +106,7 @@ fn show(
     }
     let ResolvedPrompt {
         instruction,
-        shape,
+        grammar,
         joint,
     } = table.ask(names, &variables, None).map_err(Failure::usage)?;
     for task in &tasks {
@@ -124,7 +124,7 @@ fn show(
     heading("default prompt");
     output::line(&instruction);
     heading("answer");
-    output::line(example_of(&shape));
+    output::line(example_of(&grammar));
     if let Some(layout) = joint {
         let names: Vec<&str> = layout.fields().iter().map(|field| field.task.as_str()).collect();
         output::line(format!("(read back into: {})", names.join(", ")));
@@ -150,15 +150,15 @@ fn heading(text: &str) {
     output::line(format!("\n--- {text} ---"));
 }
 
-/// A shape for people: `…` is free text, `<a/b>` a choice.
-fn example_of(shape: &AnswerShape) -> String {
+/// A grammar for people: `…` is free text, `<a/b>` a choice.
+fn example_of(grammar: &OutputGrammar) -> String {
     let names = |labels: &[String]| labels.join("/");
-    let piece = |piece: &AnswerPiece| match piece {
-        AnswerPiece::Literal(text) => text.to_string(),
-        AnswerPiece::Free { .. } => "…".to_owned(),
-        AnswerPiece::Choice(labels) => format!("<{}>", names(labels)),
-        AnswerPiece::Choices(labels) => format!("<{}>, …", names(labels)),
-        AnswerPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
+    let piece = |piece: &GrammarPiece| match piece {
+        GrammarPiece::Literal(text) => text.to_string(),
+        GrammarPiece::Free { .. } => "…".to_owned(),
+        GrammarPiece::Choice(labels) => format!("<{}>", names(labels)),
+        GrammarPiece::Choices(labels) => format!("<{}>, …", names(labels)),
+        GrammarPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
     };
-    shape.pieces.iter().map(piece).collect()
+    grammar.pieces.iter().map(piece).collect()
 }

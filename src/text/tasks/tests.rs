@@ -279,7 +279,7 @@ fn given_labels_replace_the_tasks_own_and_keep_its_descriptions() {
         "{}",
         bare.instruction
     );
-    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+    assert_eq!(asked.grammar.choice(), Some(&labels[..]));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn labels_given_to_a_task_of_free_text_are_the_answers_to_choose_from() {
         .ask("asr", &TemplateVariables::default().with_labels(&labels), None)
         .unwrap();
 
-    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+    assert_eq!(asked.grammar.choice(), Some(&labels[..]));
     assert_eq!(asked.instruction, "Transcribe the speech.");
 }
 

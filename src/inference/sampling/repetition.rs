@@ -1,5 +1,5 @@
-//! Repetition: answers caught in a loop are ended; on wish, tokens that were there before are made less likely, or
-//! sequences of them forbidden, as the transformers library does.
+//! Repetition: answers caught in a loop are ended; on wish, tokens that were there before are made less
+//! likely, or sequences of them forbidden, as the transformers library does.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,10 @@ use tch::{Kind, Tensor};
 
 use crate::models::ModelError;
 
-/// How many tokens at the end of an answer only repeat what is before them: the answer is caught in a loop, from which
-/// greedy decoding does not come back. That is when a run of one to eight tokens stands there four times (a single token
-/// eight times, because numbers and dashes repeat by nature); one of the repeats is not counted.
+/// How many tokens at the end of an answer only repeat what is before them: the answer is caught in a loop,
+/// from which greedy decoding does not come back. That is when a run of one to eight tokens stands there four
+/// times (a single token eight times, because numbers and dashes repeat by nature); one of the repeats is not
+/// counted.
 pub fn repeated_tail(ids: &[i64]) -> Option<usize> {
     const RUN_MAX: usize = 8;
     (1..=RUN_MAX).find_map(|run| {
@@ -20,7 +21,8 @@ pub fn repeated_tail(ids: &[i64]) -> Option<usize> {
     })
 }
 
-/// Makes what the answer holds already less likely: positive scores are divided by `penalty`, negative ones multiplied.
+/// Makes what the answer holds already less likely: positive scores are divided by `penalty`, negative ones
+/// multiplied.
 ///
 /// # Shapes
 /// `scores` `[V]` → `[V]`.
@@ -29,7 +31,8 @@ pub fn repeated_tail(ids: &[i64]) -> Option<usize> {
 /// [`ModelError::Torch`] when libtorch fails.
 ///
 /// # Source
-/// transformers 5, `RepetitionPenaltyLogitsProcessor`; here the answer alone counts, as the prompt has no ids.
+/// transformers 5, `RepetitionPenaltyLogitsProcessor`; here the answer alone counts, as the prompt has no
+/// ids.
 pub(super) fn penalise(scores: &Tensor, answer: &[i64], penalty: f64) -> Result<Tensor, ModelError> {
     let seen: Vec<i64> = answer
         .iter()

@@ -1,28 +1,28 @@
-//! A language model without weights: its scores are random, but depend on everything that stands before, which it keeps
-//! in the cache like any other model.
+//! A language model without weights: its logits are random, but depend on everything that stands before,
+//! which it keeps in the cache like any other model.
 
 use super::*;
 use crate::models::LanguageModelInfo;
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::random::SplitMix;
 
-pub(super) struct Babbler {
+pub(super) struct RandomModel {
     vocabulary: i64,
     seed: u64,
     /// Added to the score of some ids.
-    pub(super) leanings: Vec<(i64, f64)>,
+    pub(super) biases: Vec<(i64, f64)>,
     /// What it says if nobody stops it, token by token; after that, what it likes.
-    pub(super) script: Vec<i64>,
+    pub(super) forced: Vec<i64>,
     loops: bool,
 }
 
-impl Babbler {
+impl RandomModel {
     pub(super) fn new(vocabulary: i64, seed: u64) -> Self {
         Self {
             vocabulary,
             seed,
-            leanings: Vec::new(),
-            script: Vec::new(),
+            biases: Vec::new(),
+            forced: Vec::new(),
             loops: false,
         }
     }
@@ -31,16 +31,16 @@ impl Babbler {
     pub(super) fn looping(vocabulary: i64) -> Self {
         Self {
             loops: true,
-            leanings: vec![(0, -20.0)],
+            biases: vec![(0, -20.0)],
             ..Self::new(vocabulary, 3)
         }
     }
 
     /// Scores after a history: prompt of one position, then the answer so far.
     fn scores(&self, history: &[f32]) -> Vec<f32> {
-        let told = history.len() - 1;
+        let steps = history.len() - 1;
         let memory: Vec<u64> = if self.loops {
-            vec![told as u64 % 3]
+            vec![steps as u64 % 3]
         } else {
             history.iter().map(|id| id.to_bits().into()).collect()
         };
@@ -48,10 +48,10 @@ impl Babbler {
         let mut scores: Vec<f32> = (0..self.vocabulary)
             .map(|_| (noise.normal() * 2.0) as f32)
             .collect();
-        for (id, more) in &self.leanings {
+        for (id, more) in &self.biases {
             scores[*id as usize] += *more as f32;
         }
-        if let Some(id) = self.script.get(told) {
+        if let Some(id) = self.forced.get(steps) {
             scores[*id as usize] += 100.0;
         }
         scores
@@ -66,7 +66,7 @@ impl Babbler {
     }
 }
 
-impl LanguageModel for Babbler {
+impl LanguageModel for RandomModel {
     fn info(&self) -> LanguageModelInfo {
         LanguageModelInfo {
             width: 1,
@@ -85,12 +85,21 @@ impl LanguageModel for Babbler {
         self.embed(&(0..self.vocabulary).collect::<Vec<_>>()).unwrap()
     }
 
-    fn teach(&self, _: &[Tensor], _: &[&[i64]], _: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        unreachable!("nobody teaches a babbler")
+    fn teacher_forced_logits(
+        &self,
+        _: &[Tensor],
+        _: &[&[i64]],
+        _: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        unreachable!("no test asks for this")
     }
 
-    fn read(&self, _: &Tensor, _: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        unreachable!("nobody looks into a babbler")
+    fn prompt_logits(&self, _: &Tensor, _: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+        unreachable!("no test asks for this")
+    }
+
+    fn probe(&self, _: &[i64], _: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
+        unreachable!("no test asks for this")
     }
 
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
@@ -115,13 +124,13 @@ impl LanguageModel for Babbler {
     ) -> Result<Tensor, ModelError> {
         assert!(
             lengths.iter().all(|length| *length == 1),
-            "a babbler is told one token"
+            "its prompts have one position"
         );
         cache.begin(slots, lengths)?;
         let keys = embeds.unsqueeze(1); // [B, 1, P, 1]
         cache.store(0, slots, &keys, &keys);
-        let told: Vec<f32> = Vec::try_from(embeds.view([-1])).unwrap();
-        Ok(self.predict(&told.into_iter().map(|id| vec![id]).collect::<Vec<_>>()))
+        let steps: Vec<f32> = Vec::try_from(embeds.view([-1])).unwrap();
+        Ok(self.predict(&steps.into_iter().map(|id| vec![id]).collect::<Vec<_>>()))
     }
 
     fn step(

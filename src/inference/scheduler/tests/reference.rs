@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::super::sample::warp;
 use super::*;
+use crate::inference::sampling::sample::warp;
 use crate::models::open_language_model;
 use crate::nn::accel::Placement;
 
@@ -39,12 +39,13 @@ impl Case {
             },
             tokens_max: self.tokens,
             stop_loops: false,
+            ctc_weight: 0.0,
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
         }
     }
 
-    fn check(&self, found: &Decoded, place: &str) {
+    fn check(&self, found: &Generation, place: &str) {
         assert_eq!(
             (&found.ids, found.ended),
             (&self.answer, self.ended),
@@ -67,7 +68,7 @@ fn check(folder: &Path, cases: &[Case]) {
     let name = folder.display().to_string();
     for case in cases {
         let prompts = vec![prompt(model, &case.prompt, case.options())];
-        let found = decode_all(model, prompts, 1, &case.ends, model.info().vocab, &[]).unwrap();
+        let found = generate_all(model, prompts, 1, &case.ends, model.info().vocab, &[]).unwrap();
         case.check(&found[0], &name);
     }
     let mut by_ends: BTreeMap<&[i64], Vec<&Case>> = BTreeMap::new();
@@ -79,7 +80,7 @@ fn check(folder: &Path, cases: &[Case]) {
             .iter()
             .map(|case| prompt(model, &case.prompt, case.options()))
             .collect();
-        let found = decode_all(model, prompts, 16, ends, model.info().vocab, &[]).unwrap();
+        let found = generate_all(model, prompts, 16, ends, model.info().vocab, &[]).unwrap();
         for (case, found) in cases.iter().zip(&found) {
             case.check(found, &format!("{name}, side by side"));
         }

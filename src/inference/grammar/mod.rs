@@ -1,31 +1,36 @@
-//! `Constraint`: what a constrained answer may go on with, token by token.
+//! Output grammar: what a constrained answer may go on with, token by token.
 //!
-//! An answer is held to an [`AnswerShape`] on the level of bytes: whatever way a tokenizer could write an allowed answer is
-//! allowed, across the seams of its parts too, and a little white space (four bytes) may stand before and after it. So a free greedy answer that fits the
-//! shape comes out the same when it is constrained, as every token of it is allowed where it was the likeliest of all.
-//! Near the most tokens that an answer may have, only what can still be brought to its end is allowed, so that no
-//! answer ends outside its shape.
-//! Log-probabilities stay those of the full distribution, so that scores say how much the model was bent.
+//! An answer is constrained by an [`OutputGrammar`] on the level of bytes: whatever way a tokenizer could
+//! write an allowed answer is allowed, across the seams of its parts too, and a little white space (four
+//! bytes) may stand before and after it. So a free greedy answer that fits the grammar comes out the same
+//! when it is constrained, as every token of it is allowed where it was the likeliest of all. Near the most
+//! tokens that an answer may have, only what can still be brought to its end is allowed, so that no answer
+//! ends outside its grammar. Log-probabilities stay those of the full distribution, so that scores say how
+//! much the model was bent.
+
+mod automaton;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::automaton::{Automaton, State, Thread};
 use crate::models::ModelError;
-use crate::text::{AnswerPiece, AnswerShape, Spelling};
+use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
+#[cfg(test)]
+pub(super) use automaton::BLANKS_MAX;
+use automaton::{Automaton, State, Thread};
 
 /// Answers under way whose next tokens are remembered.
 const REMEMBERED_MAX: usize = 1024;
 /// Places whose distance from the end is remembered, and places that a search for one looks at.
 const DISTANCES_MAX: usize = 1 << 16;
 
-/// A compiled shape; shared by all answers that are held to it.
+/// A compiled grammar; shared by all requests that ask for it.
 #[derive(Debug)]
-pub struct Constraint {
+pub struct CompiledGrammar {
     automaton: Automaton,
-    spelling: Arc<Spelling>,
+    token_bytes: Arc<TokenBytes>,
     end_ids: Vec<i64>,
-    /// The allowed answers, trimmed, where the shape is one choice.
+    /// The allowed answers, trimmed, where the grammar is one choice.
     choice: Vec<String>,
     has_free_text: bool,
     remembered: Mutex<HashMap<State, Known>>,
@@ -43,7 +48,7 @@ struct Known {
 
 /// Where a constrained answer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress(State);
+pub struct GrammarState(State);
 
 /// The tokens that an answer may go on with, the tokens that end it among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,16 +59,20 @@ pub enum Allowed {
     AllBut(Vec<i64>),
 }
 
-impl Constraint {
-    /// Compiles a shape for a vocabulary; `end_ids` are the tokens that end an answer.
+impl CompiledGrammar {
+    /// Compiles a grammar for a vocabulary; `end_ids` are the tokens that end an answer.
     ///
     /// # Errors
-    /// [`ModelError::Constraint`] when the shape is empty, or the vocabulary cannot spell a listed text.
-    pub fn new(shape: &AnswerShape, spelling: Arc<Spelling>, end_ids: &[i64]) -> Result<Self, ModelError> {
-        for piece in &shape.pieces {
-            if let AnswerPiece::Choice(texts) | AnswerPiece::Choices(texts) | AnswerPiece::Slots(texts) =
+    /// [`ModelError::Constraint`] when the grammar is empty, or the vocabulary cannot spell a listed text.
+    pub fn new(
+        grammar: &OutputGrammar,
+        token_bytes: Arc<TokenBytes>,
+        end_ids: &[i64],
+    ) -> Result<Self, ModelError> {
+        for piece in &grammar.pieces {
+            if let GrammarPiece::Choice(texts) | GrammarPiece::Choices(texts) | GrammarPiece::Slots(texts) =
                 piece
-                && let Some(text) = texts.iter().find(|text| !spelling.can_spell(text.trim()))
+                && let Some(text) = texts.iter().find(|text| !token_bytes.can_spell(text.trim()))
             {
                 return Err(ModelError::Constraint {
                     reason: format!(
@@ -73,19 +82,19 @@ impl Constraint {
                 });
             }
         }
-        let automaton = Automaton::new(shape)?;
+        let automaton = Automaton::new(grammar)?;
         let made = Self {
             automaton,
-            spelling,
+            token_bytes,
             end_ids: end_ids.to_vec(),
-            choice: shape
+            choice: grammar
                 .choice()
                 .unwrap_or_default()
                 .iter()
                 .map(|text| text.trim().to_owned())
                 .collect(),
-            has_free_text: (shape.pieces.iter())
-                .any(|piece| matches!(piece, AnswerPiece::Free { .. } | AnswerPiece::Slots(_))),
+            has_free_text: (grammar.pieces.iter())
+                .any(|piece| matches!(piece, GrammarPiece::Free { .. } | GrammarPiece::Slots(_))),
             remembered: Mutex::default(),
             distances: Mutex::default(),
         };
@@ -98,8 +107,8 @@ impl Constraint {
     }
 
     /// Where every answer begins.
-    pub fn begin(&self) -> Progress {
-        Progress(self.automaton.start())
+    pub fn begin(&self) -> GrammarState {
+        GrammarState(self.automaton.start())
     }
 
     /// Whether parts of an answer are free text, in which a model may go round in circles.
@@ -128,7 +137,7 @@ impl Constraint {
     /// Fewest tokens of an allowed answer, the one that ends it counted.
     pub fn tokens_min(&self) -> usize {
         let distance = self.distance(&self.automaton.start());
-        distance.expect("`new` refuses a shape that no tokens spell")
+        distance.expect("`new` refuses a grammar that no tokens spell")
     }
 
     /// An allowed answer of the fewest tokens, and how many these are, the one that ends it counted.
@@ -139,7 +148,7 @@ impl Constraint {
             let mut nearer = None;
             self.walk(&progress.0, &mut |id, after| {
                 if self.distance(after).is_some_and(|distance| distance < left) {
-                    nearer = Some((id, Progress(after.clone())));
+                    nearer = Some((id, GrammarState(after.clone())));
                 }
                 nearer.is_none()
             });
@@ -150,10 +159,10 @@ impl Constraint {
         (self.spelt(&ids), tokens)
     }
 
-    /// What an answer may go on with that may have `left` more tokens, the one that ends it counted: whatever leaves
-    /// enough of them for an allowed answer. Where no allowed answer is so short, whatever leads to the shortest ones.
-    /// Never empty where the answer got by allowed tokens.
-    pub fn allowed(&self, progress: &Progress, left: usize) -> Arc<Allowed> {
+    /// What an answer may go on with that may have `left` more tokens, the one that ends it counted: whatever
+    /// leaves enough of them for an allowed answer. Where no allowed answer is so short, whatever leads to
+    /// the shortest ones. Never empty where the answer got by allowed tokens.
+    pub fn allowed(&self, progress: &GrammarState, left: usize) -> Arc<Allowed> {
         let state = &progress.0;
         let known = self.remembered().get(state).cloned();
         let known = known.unwrap_or_else(|| {
@@ -177,23 +186,23 @@ impl Constraint {
     }
 
     /// Where the answer is after one more token; none when it is not allowed. An end token changes nothing.
-    pub fn advance(&self, progress: &Progress, id: i64) -> Option<Progress> {
+    pub fn advance(&self, progress: &GrammarState, id: i64) -> Option<GrammarState> {
         if self.end_ids.contains(&id) {
             return self.automaton.accepts(&progress.0).then(|| progress.clone());
         }
         let mut state = progress.0.clone();
-        for byte in self.spelling.bytes(id)? {
+        for byte in self.token_bytes.bytes(id)? {
             state = self.automaton.step(&state, *byte);
         }
-        self.distance(&state).map(|_| Progress(state))
+        self.distance(&state).map(|_| GrammarState(state))
     }
 
     /// Whether the answer may end here.
-    pub fn may_end(&self, progress: &Progress) -> bool {
+    pub fn may_end(&self, progress: &GrammarState) -> bool {
         self.automaton.accepts(&progress.0)
     }
 
-    /// Which of the listed answers these tokens are, where the shape is one choice.
+    /// Which of the listed answers these tokens are, where the grammar is one choice.
     pub fn label(&self, ids: &[i64]) -> Option<usize> {
         let text = self.spelt(ids);
         self.choice.iter().position(|label| label == text.trim())
@@ -201,7 +210,7 @@ impl Constraint {
 
     fn spelt(&self, ids: &[i64]) -> String {
         let bytes: Vec<u8> = (ids.iter())
-            .flat_map(|id| self.spelling.bytes(*id).unwrap_or_default())
+            .flat_map(|id| self.token_bytes.bytes(*id).unwrap_or_default())
             .copied()
             .collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -221,7 +230,7 @@ impl Constraint {
         if self.automaton.accepts(state) {
             only.extend_from_slice(&self.end_ids);
         }
-        let vocabulary = usize::try_from(self.spelling.vocabulary()).unwrap_or(0);
+        let vocabulary = usize::try_from(self.token_bytes.vocabulary()).unwrap_or(0);
         let allowed = if only.len() * 2 <= vocabulary {
             Allowed::Only(only)
         } else {
@@ -255,7 +264,8 @@ impl Constraint {
         if distances.len() >= DISTANCES_MAX {
             distances.clear();
         }
-        // Each place with the one before it, in order of tokens from the start; those of the last round begin at `first`.
+        // Each place with the one before it, in order of tokens from the start; those of the last round begin
+        // at `first`.
         let mut reached = vec![(from.clone(), 0)];
         let mut seen = HashSet::from([from.clone()]);
         let mut nearest: Option<(usize, usize)> = None;
@@ -301,11 +311,11 @@ impl Constraint {
 
     /// Shows every token whose bytes can follow, with the state after it, until `visit` has seen enough.
     ///
-    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with forbidden bytes
-    /// is skipped.
+    /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with
+    /// forbidden bytes is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
         let mut seen = KvView::new(self, state);
-        let tokens = self.spelling.tokens();
+        let tokens = self.token_bytes.tokens();
         // States after each byte of the token at hand.
         let mut path: Vec<usize> = vec![0];
         let mut before: &[u8] = &[];
@@ -363,7 +373,7 @@ struct KvView<'c> {
 }
 
 impl<'c> KvView<'c> {
-    fn new(constraint: &'c Constraint, state: &State) -> Self {
+    fn new(constraint: &'c CompiledGrammar, state: &State) -> Self {
         Self {
             automaton: &constraint.automaton,
             states: vec![state.clone()],

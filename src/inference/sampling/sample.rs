@@ -1,12 +1,13 @@
 //! Sampling: temperature, the `top_k` likeliest, the likeliest that make up `top_p`, and a seeded draw.
 //!
-//! Order and meaning are those of transformers 5 (`TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`): scores
-//! are divided by the temperature, then all below the k-th are dropped (equals of the k-th stay), then the unlikeliest
-//! that together make up no more than `1 - top_p`; the likeliest always stays.
+//! Order and meaning are those of transformers 5 (`TemperatureLogitsWarper`, `TopKLogitsWarper`,
+//! `TopPLogitsWarper`): scores are divided by the temperature, then all below the k-th are dropped (equals of
+//! the k-th stay), then the unlikeliest that together make up no more than `1 - top_p`; the likeliest always
+//! stays.
 
 use tch::{Kind, Tensor};
 
-use super::Sampling;
+use crate::inference::Sampling;
 use crate::models::ModelError;
 use crate::nn::random::SplitMix;
 
@@ -14,7 +15,7 @@ use crate::nn::random::SplitMix;
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.
-pub(super) fn warp(scores: &Tensor, sampling: &Sampling) -> Result<Tensor, ModelError> {
+pub(in crate::inference) fn warp(scores: &Tensor, sampling: &Sampling) -> Result<Tensor, ModelError> {
     let mut scores = scores.f_to_kind(Kind::Float)? / sampling.temperature;
     if sampling.top_k > 0 {
         let count = i64::try_from(sampling.top_k)

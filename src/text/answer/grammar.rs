@@ -1,4 +1,4 @@
-//! `AnswerShape`: what an answer may look like, from left to right.
+//! `OutputGrammar`: what an answer may look like, from left to right.
 //!
 //! Plain data, made for one task or for several (joint decoding). Constrained decoding turns it into an automaton;
 //! nothing here knows tokens. Texts are what the tokenizer gives back when the whole answer is decoded at once.
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnswerPiece {
+pub enum GrammarPiece {
     /// Exactly this text.
     Literal(Arc<str>),
     /// Any text, also none. It never holds `stop`: what begins with `stop` belongs to the next piece. Without
@@ -29,42 +29,42 @@ pub enum AnswerPiece {
 
 /// The parts of an answer, in order. After the last one the answer ends.
 ///
-/// Where a shape has several parts, each is followed by a literal that begins with ` |`, and no free text, no listed
+/// Where a grammar has several parts, each is followed by a literal that begins with ` |`, and no free text, no listed
 /// text and no slot value holds that character: `ASR: turn on the radio | Intent: play_radio |` is
 /// literal `ASR: `, free up to `|`, literal ` | Intent: `, choice, literal ` |`.
 ///
 /// A free part may end in a space before its literal; readers trim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnswerShape {
+pub struct OutputGrammar {
     /// The parts; never empty.
-    pub pieces: Vec<AnswerPiece>,
+    pub pieces: Vec<GrammarPiece>,
 }
 
-impl AnswerShape {
-    /// A shape of one part.
-    pub fn of(piece: AnswerPiece) -> Self {
+impl OutputGrammar {
+    /// A grammar of one part.
+    pub fn of(piece: GrammarPiece) -> Self {
         Self { pieces: vec![piece] }
     }
 
     /// Free text and nothing else: no constraint.
     pub fn free() -> Self {
-        Self::of(AnswerPiece::Free { stop: None })
+        Self::of(GrammarPiece::Free { stop: None })
     }
 
     /// One of these texts and nothing else.
     pub fn one_of(labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self::of(AnswerPiece::Choice(labels.into_iter().map(Into::into).collect()))
+        Self::of(GrammarPiece::Choice(labels.into_iter().map(Into::into).collect()))
     }
 
     /// Whether every text fits, so that constraining would change nothing.
     pub fn is_free(&self) -> bool {
-        self.pieces == [AnswerPiece::Free { stop: None }]
+        self.pieces == [GrammarPiece::Free { stop: None }]
     }
 
     /// The allowed answers, where the answer is one choice and nothing else.
     pub fn choice(&self) -> Option<&[String]> {
         match self.pieces.as_slice() {
-            [AnswerPiece::Choice(labels)] => Some(labels),
+            [GrammarPiece::Choice(labels)] => Some(labels),
             _ => None,
         }
     }

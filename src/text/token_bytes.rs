@@ -1,4 +1,4 @@
-//! `Spelling`: the bytes that each token of a vocabulary stands for inside a text.
+//! `TokenBytes`: the bytes that each token of a vocabulary stands for inside a text.
 //!
 //! What tokens spell, joined, is what the tokenizer decodes, but for a blank at the very beginning that some decoders
 //! strip. Constrained decoding works on these bytes, so every way to tokenise an allowed answer is allowed, also across
@@ -12,7 +12,7 @@ use super::TextError;
 
 /// What the tokens of a vocabulary spell. Control tokens and ids without a token spell nothing.
 #[derive(Debug)]
-pub struct Spelling {
+pub struct TokenBytes {
     /// Bytes and id, in order of bytes.
     tokens: Vec<(Box<[u8]>, i64)>,
     /// Place in `tokens` of each id.
@@ -20,7 +20,7 @@ pub struct Spelling {
     every_byte: bool,
 }
 
-impl Spelling {
+impl TokenBytes {
     /// Joins bytes and ids; `vocabulary` is one more than the largest id.
     pub(crate) fn new(mut tokens: Vec<(Box<[u8]>, i64)>, vocabulary: i64) -> Self {
         tokens.retain(|(bytes, id)| !bytes.is_empty() && (0..vocabulary).contains(id));
@@ -46,7 +46,7 @@ impl Spelling {
         vocabulary: i64,
         is_control: impl Fn(i64) -> bool,
     ) -> Result<Self, TextError> {
-        let unknown = |found: String| TextError::Spelling { found };
+        let unknown = |found: String| TextError::TokenBytes { found };
         let decoder = tokenizer
             .get_decoder()
             .ok_or_else(|| unknown("no decoder".to_owned()))?;
@@ -207,16 +207,16 @@ mod tests {
     #[test]
     fn a_byte_vocabulary_spells_every_byte_and_no_control_token() {
         let tokenizer = crate::text::Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).unwrap();
-        let spelling = tokenizer.spelling().unwrap();
+        let token_bytes = tokenizer.token_bytes().unwrap();
 
-        assert!(spelling.spells_every_byte());
-        assert_eq!(spelling.tokens().len(), 256);
-        assert_eq!(spelling.bytes(256), None);
-        assert_eq!(spelling.bytes(-1), None);
+        assert!(token_bytes.spells_every_byte());
+        assert_eq!(token_bytes.tokens().len(), 256);
+        assert_eq!(token_bytes.bytes(256), None);
+        assert_eq!(token_bytes.bytes(-1), None);
         let ids = tokenizer.encode_plain("né 🎧").unwrap();
         let bytes: Vec<u8> = ids
             .iter()
-            .flat_map(|id| spelling.bytes(*id).unwrap())
+            .flat_map(|id| token_bytes.bytes(*id).unwrap())
             .copied()
             .collect();
         assert_eq!(bytes, "né 🎧".as_bytes());
@@ -243,10 +243,10 @@ mod tests {
     fn a_vocabulary_of_pieces_knows_what_it_cannot_spell() {
         let json = metaspace_json(&["▁yes", "▁", "y", "no", "▁n", "o"]);
         let tokenizer = crate::text::Tokenizer::from_bytes(json.as_bytes()).unwrap();
-        let spelling = tokenizer.spelling().unwrap();
+        let token_bytes = tokenizer.token_bytes().unwrap();
 
-        assert!(!spelling.spells_every_byte());
-        assert_eq!(spelling.bytes(1), Some(&b" yes"[..]));
+        assert!(!token_bytes.spells_every_byte());
+        assert_eq!(token_bytes.bytes(1), Some(&b" yes"[..]));
         for (text, can) in [
             ("yes", true),
             ("no", true),
@@ -255,7 +255,7 @@ mod tests {
             ("yesno", true),
             ("s", false),
         ] {
-            assert_eq!(spelling.can_spell(text), can, "{text}");
+            assert_eq!(token_bytes.can_spell(text), can, "{text}");
         }
     }
 
@@ -264,8 +264,8 @@ mod tests {
         fn what_pieces_spell_joined_is_what_the_tokenizer_decodes(ids in prop::collection::vec(1i64..7, 1..12)) {
             let json = metaspace_json(&["▁yes", "▁", "y", "no", "▁n", "é"]);
             let tokenizer = crate::text::Tokenizer::from_bytes(json.as_bytes()).unwrap();
-            let spelling = tokenizer.spelling().unwrap();
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| spelling.bytes(*id).unwrap()).copied().collect();
+            let token_bytes = tokenizer.token_bytes().unwrap();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| token_bytes.bytes(*id).unwrap()).copied().collect();
             let spelt = String::from_utf8(bytes).unwrap();
             prop_assert_eq!(tokenizer.decode(&ids).unwrap(), spelt.strip_prefix(' ').unwrap_or(&spelt));
         }
@@ -273,8 +273,8 @@ mod tests {
         #[test]
         fn what_bytes_spell_joined_is_what_the_tokenizer_decodes(ids in prop::collection::vec(0i64..256, 0..30)) {
             let tokenizer = crate::text::Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).unwrap();
-            let spelling = tokenizer.spelling().unwrap();
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| spelling.bytes(*id).unwrap()).copied().collect();
+            let token_bytes = tokenizer.token_bytes().unwrap();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| token_bytes.bytes(*id).unwrap()).copied().collect();
             prop_assert_eq!(tokenizer.decode(&ids).unwrap(), String::from_utf8_lossy(&bytes));
         }
     }

@@ -13,29 +13,13 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::adapter::{AdapterSnapshot, SpeechAdapter};
-use super::decoding::{Constraint, DecodeOptions, Decoded, Loras, Prompt, decode_all};
-use super::{LanguageModel, ModelError, open_language_model};
+use super::grammar::CompiledGrammar;
+use super::{Generation, InferenceError};
+use crate::models::adapter::{AdapterSnapshot, LoraSnapshot, SpeechAdapter};
+use crate::models::{LanguageModel, ModelError, open_language_model};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
-use crate::text::{AnswerPiece, AnswerShape, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
-
-/// What can go wrong around a speech LLM: its network, or its text.
-#[derive(Debug, thiserror::Error)]
-pub enum SpeechLlmError {
-    /// A network failed.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// Tokenizer or prompt layout failed.
-    #[error(transparent)]
-    Text(#[from] TextError),
-}
-
-impl From<tch::TchError> for SpeechLlmError {
-    fn from(error: tch::TchError) -> Self {
-        Self::Model(error.into())
-    }
-}
+use crate::text::{GrammarPiece, OutputGrammar, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
 
 /// The learned part: what an adapter version holds, as tensors of one device thread.
 #[derive(Debug)]
@@ -67,6 +51,18 @@ impl Learned {
                 .transpose()?,
         })
     }
+
+    /// An immutable copy of the present values, low-rank updates included.
+    ///
+    /// # Errors
+    /// [`ModelError`] when libtorch fails, or a value is not finite.
+    pub fn snapshot(&self, version: &str) -> Result<AdapterSnapshot, ModelError> {
+        let snapshot = self.adapter.snapshot(version)?;
+        match &self.lora {
+            None => Ok(snapshot),
+            Some(lora) => Ok(snapshot.with_lora(Some(LoraSnapshot::of(lora)?))),
+        }
+    }
 }
 
 /// The frozen part: a language model with its tokenizer and prompt layout. Belongs to one thread at a time.
@@ -75,15 +71,6 @@ pub struct SpeechLlm {
     tokenizer: Tokenizer,
     layout: PromptLayout,
     end_ids: Vec<i64>,
-}
-
-/// An answer with its text.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SpokenAnswer {
-    /// The text, special tokens left out, white space around it trimmed.
-    pub text: String,
-    /// Tokens, their log-probabilities, and whether it ended by itself.
-    pub decoded: Decoded,
 }
 
 /// A batch's loss.
@@ -129,8 +116,8 @@ impl SpeechLlm {
     /// template has none.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when a file is missing or does not fit.
-    pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, SpeechLlmError> {
+    /// [`InferenceError`] when a file is missing or does not fit.
+    pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, InferenceError> {
         let llm = open_language_model(folder, placement)?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;
@@ -182,14 +169,14 @@ impl SpeechLlm {
     /// model's kind.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when shapes disagree, or there is not one instruction per row.
+    /// [`InferenceError`] when shapes disagree, or there is not one instruction per row.
     pub fn prompts(
         &self,
         adapter: &SpeechAdapter,
         features: &Tensor,
         lengths: &[i64],
         instructions: &[&str],
-    ) -> Result<Vec<Tensor>, SpeechLlmError> {
+    ) -> Result<Vec<Tensor>, InferenceError> {
         let adapted = adapter.positions(&adapter.forward(features, lengths)?)?;
         self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
     }
@@ -198,13 +185,13 @@ impl SpeechLlm {
     /// tensors `[P_i, H]`.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when there is not one length and one instruction per row.
+    /// [`InferenceError`] when there is not one length and one instruction per row.
     pub fn prompts_around(
         &self,
         positions: &Tensor,
         lengths: &[i64],
         instructions: &[&str],
-    ) -> Result<Vec<Tensor>, SpeechLlmError> {
+    ) -> Result<Vec<Tensor>, InferenceError> {
         let rows = positions.size().first().copied().unwrap_or(0);
         let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
         if rows != count(lengths.len()) || rows != count(instructions.len()) {
@@ -227,6 +214,19 @@ impl SpeechLlm {
         Ok(prompts)
     }
 
+    /// Prompts with a text where audio would stand, for the model as published: one `[P, H]` for each text.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the tokenizer refuses a text, or there is not one instruction for each.
+    pub fn text_prompts(&self, texts: &[&str], instructions: &[&str]) -> Result<Vec<Tensor>, InferenceError> {
+        let embedded: Vec<Tensor> = (texts.iter())
+            .map(|text| Ok(self.llm.embed(&self.tokenizer.encode_plain(text)?)?))
+            .collect::<Result<_, InferenceError>>()?;
+        let lengths: Vec<i64> = embedded.iter().map(|text| text.size()[0]).collect();
+        let positions = Tensor::f_pad_sequence(&embedded, true, 0.0, "right")?; // [B, P, H]
+        self.prompts_around(&positions, &lengths, instructions)
+    }
+
     /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in
     /// `lora`.
     ///
@@ -242,7 +242,7 @@ impl SpeechLlm {
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<TargetLoss, ModelError> {
-        let scores = self.llm.teach(prompts, answers, lora)?; // [N, V]
+        let scores = self.llm.teacher_forced_logits(prompts, answers, lora)?; // [N, V]
         let wanted = Tensor::f_from_slice(&answers.concat())?.f_to_device(scores.device())?;
         let scores = scores.f_log_softmax(-1, Kind::Float)?;
         let chosen = scores.f_gather(1, &wanted.f_unsqueeze(1)?, false)?; // [N, 1]
@@ -252,31 +252,36 @@ impl SpeechLlm {
         })
     }
 
-    /// What holds an answer to a shape; none where every text fits it.
+    /// Compiles an output grammar for this model's vocabulary; none where every text fits it.
     ///
     /// Listed texts are taken as the tokenizer writes them: some rewrite characters, or squeeze white space.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when the tokenizer cannot say what its tokens spell, or cannot spell a listed text.
-    pub fn constraint(&self, shape: &AnswerShape) -> Result<Option<Arc<Constraint>>, SpeechLlmError> {
-        if shape.is_free() {
+    /// [`InferenceError`] when the tokenizer cannot say which bytes its tokens are, or cannot spell a listed
+    /// text.
+    pub fn compile(&self, grammar: &OutputGrammar) -> Result<Option<Arc<CompiledGrammar>>, InferenceError> {
+        if grammar.is_free() {
             return Ok(None);
         }
         let rewritten = |texts: &Arc<[String]>| -> Result<Arc<[String]>, TextError> {
             texts.iter().map(|text| self.rewritten(text)).collect()
         };
-        let mut pieces = Vec::with_capacity(shape.pieces.len());
-        for piece in &shape.pieces {
+        let mut pieces = Vec::with_capacity(grammar.pieces.len());
+        for piece in &grammar.pieces {
             pieces.push(match piece {
-                AnswerPiece::Choice(texts) => AnswerPiece::Choice(rewritten(texts)?),
-                AnswerPiece::Choices(texts) => AnswerPiece::Choices(rewritten(texts)?),
-                AnswerPiece::Slots(texts) => AnswerPiece::Slots(rewritten(texts)?),
+                GrammarPiece::Choice(texts) => GrammarPiece::Choice(rewritten(texts)?),
+                GrammarPiece::Choices(texts) => GrammarPiece::Choices(rewritten(texts)?),
+                GrammarPiece::Slots(texts) => GrammarPiece::Slots(rewritten(texts)?),
                 other => other.clone(),
             });
         }
-        let shape = AnswerShape { pieces };
-        let spelling = self.tokenizer.spelling()?;
-        Ok(Some(Arc::new(Constraint::new(&shape, spelling, &self.end_ids)?)))
+        let grammar = OutputGrammar { pieces };
+        let token_bytes = self.tokenizer.token_bytes()?;
+        Ok(Some(Arc::new(CompiledGrammar::new(
+            &grammar,
+            token_bytes,
+            &self.end_ids,
+        )?)))
     }
 
     /// A text as it comes back from its tokens, where they hold all of it.
@@ -288,63 +293,12 @@ impl SpeechLlm {
         Ok(if whole { back } else { text.to_owned() })
     }
 
-    /// Answers prompts, each in its own way. `slots`: most sequences in the batch at the same time.
-    ///
-    /// # Errors
-    /// [`SpeechLlmError`] when shapes disagree, options make no sense, or a prompt is too long.
-    pub fn decode(
-        &self,
-        prompts: Vec<Prompt>,
-        slots: usize,
-        loras: Loras<'_>,
-    ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
-        let vocabulary = self.tokenizer.vocab_size();
-        decode_all(
-            self.llm.as_ref(),
-            prompts,
-            slots,
-            &self.end_ids,
-            vocabulary,
-            loras,
-        )?
-        .into_iter()
-        .map(|decoded| {
-            let text = self.text(&decoded)?;
-            Ok(SpokenAnswer { text, decoded })
-        })
-        .collect()
-    }
-
-    /// Greedy answers. `slots`: most prompts in the batch at the same time.
-    ///
-    /// # Errors
-    /// As [`decode`](Self::decode).
-    pub fn greedy(
-        &self,
-        prompts: &[Tensor],
-        tokens_max: usize,
-        slots: usize,
-        lora: Option<&LoraSet>,
-    ) -> Result<Vec<SpokenAnswer>, SpeechLlmError> {
-        const KEY: u64 = 0;
-        let loras: Vec<(u64, &LoraSet)> = lora.map(|set| (KEY, set)).into_iter().collect();
-        let prompts = (prompts.iter())
-            .map(|embeds| Prompt {
-                embeds: embeds.shallow_clone(),
-                options: DecodeOptions::greedy(tokens_max),
-                constraint: None,
-                lora: lora.map(|_| KEY),
-            })
-            .collect();
-        self.decode(prompts, slots, &loras)
-    }
-
     /// The text of an answer, without control tokens and white space around it.
     ///
     /// # Errors
     /// [`TextError`] when the tokenizer refuses the ids.
-    pub fn text(&self, decoded: &Decoded) -> Result<String, TextError> {
-        Ok(self.tokenizer.decode(&decoded.ids)?.trim().to_owned())
+    pub fn text(&self, generation: &Generation) -> Result<String, TextError> {
+        Ok(self.tokenizer.decode(&generation.ids)?.trim().to_owned())
     }
 }
 

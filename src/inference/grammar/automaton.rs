@@ -1,20 +1,20 @@
-//! The automaton over bytes that recognises the answers of an [`AnswerShape`].
+//! The automaton over bytes that recognises the answers of an [`OutputGrammar`].
 //!
-//! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be in after some
-//! bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread remembers which texts of a list of
-//! several it has used. A prefix of an allowed answer never leads to an empty set, and a non-empty set always leads on to
-//! an allowed answer, byte by byte.
+//! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be
+//! in after some bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread
+//! remembers which texts of a list of several it has used. A prefix of an allowed answer never leads to an
+//! empty set, and a non-empty set always leads on to an allowed answer, byte by byte.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::models::ModelError;
 use crate::text::answer::NONE;
-use crate::text::{AnswerPiece, AnswerShape};
+use crate::text::{GrammarPiece, OutputGrammar};
 
-/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a blank or an
-/// empty line now and then, and a bound keeps a model from writing nothing else.
-pub(super) const BLANKS_MAX: usize = 4;
+/// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a
+/// blank or an empty line now and then, and a bound keeps a model from writing nothing else.
+pub(in crate::inference) const BLANKS_MAX: usize = 4;
 /// Bytes of all allowed texts together.
 const BYTES_MAX: usize = 1 << 20;
 const NOWHERE: u32 = u32::MAX;
@@ -64,22 +64,22 @@ pub(super) struct Automaton {
 }
 
 impl Automaton {
-    /// Builds the automaton of a shape.
+    /// Builds the automaton of a grammar.
     ///
     /// # Errors
-    /// [`ModelError::Constraint`] for a shape without parts, a list without texts, or texts without end.
-    pub(super) fn new(shape: &AnswerShape) -> Result<Self, ModelError> {
+    /// [`ModelError::Constraint`] for a grammar without parts, a list without texts, or texts without end.
+    pub(super) fn new(grammar: &OutputGrammar) -> Result<Self, ModelError> {
         let mut made = Self { nodes: Vec::new() };
-        made.check(shape)?;
+        made.check(grammar)?;
         let start = made.node();
         let mut at = made.blanks(start);
-        for piece in &shape.pieces {
+        for piece in &grammar.pieces {
             at = match piece {
-                AnswerPiece::Literal(text) => made.literal(at, text),
-                AnswerPiece::Free { stop } => made.free(at, *stop),
-                AnswerPiece::Choice(texts) => made.choice(at, texts),
-                AnswerPiece::Choices(texts) => made.choices(at, texts),
-                AnswerPiece::Slots(texts) => made.slots(at, texts),
+                GrammarPiece::Literal(text) => made.literal(at, text),
+                GrammarPiece::Free { stop } => made.free(at, *stop),
+                GrammarPiece::Choice(texts) => made.choice(at, texts),
+                GrammarPiece::Choices(texts) => made.choices(at, texts),
+                GrammarPiece::Slots(texts) => made.slots(at, texts),
             };
         }
         let end = made.blanks(at);
@@ -87,21 +87,21 @@ impl Automaton {
         Ok(made)
     }
 
-    fn check(&self, shape: &AnswerShape) -> Result<(), ModelError> {
+    fn check(&self, grammar: &OutputGrammar) -> Result<(), ModelError> {
         let wrong = |reason: &str| {
             Err(ModelError::Constraint {
                 reason: reason.to_owned(),
             })
         };
-        if shape.pieces.is_empty() {
+        if grammar.pieces.is_empty() {
             return wrong("there is no part of an answer");
         }
         let mut bytes = 0;
-        for piece in &shape.pieces {
+        for piece in &grammar.pieces {
             match piece {
-                AnswerPiece::Literal(text) => bytes += text.len(),
-                AnswerPiece::Free { .. } => {}
-                AnswerPiece::Choice(texts) | AnswerPiece::Choices(texts) | AnswerPiece::Slots(texts) => {
+                GrammarPiece::Literal(text) => bytes += text.len(),
+                GrammarPiece::Free { .. } => {}
+                GrammarPiece::Choice(texts) | GrammarPiece::Choices(texts) | GrammarPiece::Slots(texts) => {
                     if texts.iter().all(|text| text.trim().is_empty()) {
                         return wrong("a list of allowed texts is empty");
                     }

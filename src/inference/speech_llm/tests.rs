@@ -1,11 +1,12 @@
 use super::*;
+use crate::inference::DecodeOptions;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, embedding_rms};
 use crate::models::config::AdapterSettings;
-use crate::models::decoding::decode_alike;
 use crate::nn::lora::LoraConfig;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::testing::TinyModels;
+use crate::testing::generate_alike;
 
 struct Bench {
     _folder: tempfile::TempDir,
@@ -116,7 +117,7 @@ fn the_loss_is_the_mean_negative_log_likelihood_of_answer_tokens() {
             &[prompt.shallow_clone(), bench.llm.llm().embed(answer).unwrap()],
             0,
         );
-        let read = bench.llm.llm().read(&whole, None).unwrap();
+        let read = bench.llm.llm().prompt_logits(&whole, None).unwrap();
         let scores = read.log_softmax(-1, Kind::Double);
         for (at, id) in answer.iter().enumerate() {
             sum -= scores.double_value(&[prompt.size()[0] - 1 + i64::try_from(at).unwrap(), *id]);
@@ -175,7 +176,7 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
         };
         let end_ids = bench.llm.end_ids();
         let answers =
-            |prompts: &[Tensor]| decode_alike(bench.llm.llm(), prompts, options, 2, end_ids).unwrap();
+            |prompts: &[Tensor]| generate_alike(bench.llm.llm(), prompts, options, 2, end_ids).unwrap();
         assert_eq!(answers(&batch)[1].ids, answers(&alone)[0].ids);
     }
 }
@@ -275,12 +276,15 @@ fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
         }
 
         assert!(last < 0.3, "{last}");
-        let texts: Vec<String> = bench
-            .llm
-            .greedy(&prompts(), 8, 2, None)
-            .unwrap()
-            .into_iter()
-            .map(|a| a.text)
+        let found = generate_alike(
+            bench.llm.llm(),
+            &prompts(),
+            DecodeOptions::greedy(8),
+            2,
+            bench.llm.end_ids(),
+        );
+        let texts: Vec<String> = (found.unwrap().iter())
+            .map(|found| bench.llm.text(found).unwrap())
             .collect();
         assert_eq!(texts, ["ab", "xyz"]);
         assert_eq!(bench.llm.llm().embedding_table(), before);

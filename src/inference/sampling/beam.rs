@@ -1,43 +1,44 @@
 //! Beam search for one prompt: the arithmetic, apart from networks and caches.
 //!
-//! Equal, token for token, to transformers 5 (`GenerationMixin._beam_search`): of the `2 · width` likeliest continuations
-//! (more, where several tokens end an answer) those among the first `width` that end are complete, with their score
-//! divided by length to the power of `length_penalty`; the best `width` of the others go on. Scores are f32 as there.
+//! Equal, token for token, to transformers 5 (`GenerationMixin._beam_search`): of the `2 · width` likeliest
+//! continuations (more, where several tokens end an answer) those among the first `width` that end are
+//! complete, with their score divided by length to the power of `length_penalty`; the best `width` of the
+//! others go on. Scores are f32 as there.
 
-use super::constraint::Progress;
 use super::repetition::repeated_tail;
-use super::{BeamSettings, EarlyStopping};
+use crate::inference::grammar::GrammarState;
+use crate::inference::{BeamSettings, EarlyStopping};
 
 /// Answers under way or complete.
 #[derive(Clone, Debug)]
-pub(super) struct Hypothesis {
+pub(in crate::inference) struct Hypothesis {
     /// Its tokens, the one that ended it left out.
-    pub(super) ids: Vec<i64>,
+    pub(in crate::inference) ids: Vec<i64>,
     /// Natural-log probability of each chosen token, the end token's included.
-    pub(super) log_probs: Vec<f64>,
+    pub(in crate::inference) log_probs: Vec<f64>,
     /// Under way: sum of scores. Complete: with the length penalty.
-    pub(super) score: f32,
-    pub(super) ended: bool,
-    pub(super) looping: bool,
-    /// Where it is in its constraint, if it has one.
-    pub(super) progress: Option<Progress>,
+    pub(in crate::inference) score: f32,
+    pub(in crate::inference) ended: bool,
+    pub(in crate::inference) looping: bool,
+    /// Where it is in its output grammar, if it has one.
+    pub(in crate::inference) progress: Option<GrammarState>,
 }
 
 /// A possible continuation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(in crate::inference) struct Candidate {
     /// Which of the hypotheses under way it continues.
-    pub(super) source: usize,
-    pub(super) id: i64,
+    pub(in crate::inference) source: usize,
+    pub(in crate::inference) id: i64,
     /// Sum of scores with the new token.
-    pub(super) score: f32,
+    pub(in crate::inference) score: f32,
     /// Natural-log probability of the new token under the full distribution.
-    pub(super) log_prob: f64,
+    pub(in crate::inference) log_prob: f64,
 }
 
 /// A beam search under way.
 #[derive(Debug)]
-pub(super) struct BeamSearch {
+pub(in crate::inference) struct BeamSearch {
     settings: BeamSettings,
     tokens_max: usize,
     /// Whether a hypothesis that repeats itself is complete.
@@ -49,11 +50,11 @@ pub(super) struct BeamSearch {
 }
 
 impl BeamSearch {
-    pub(super) fn new(
+    pub(in crate::inference) fn new(
         settings: BeamSettings,
         tokens_max: usize,
         stop_loops: bool,
-        progress: Option<Progress>,
+        progress: Option<GrammarState>,
     ) -> Self {
         Self {
             settings,
@@ -65,24 +66,24 @@ impl BeamSearch {
     }
 
     /// Hypotheses under way, best first.
-    pub(super) fn live(&self) -> &[Hypothesis] {
+    pub(in crate::inference) fn live(&self) -> &[Hypothesis] {
         &self.live
     }
 
     /// How many continuations [`advance`](Self::advance) wants to see.
-    pub(super) fn candidates(&self, end_ids: usize) -> usize {
+    pub(in crate::inference) fn candidates(&self, end_ids: usize) -> usize {
         self.settings.width * (1 + end_ids).max(2)
     }
 
-    /// Takes the best continuations of all hypotheses, best first, and returns, for each hypothesis that goes on, which
-    /// one it continues; none when the search is over.
+    /// Takes the best continuations of all hypotheses, best first, and returns, for each hypothesis that goes
+    /// on, which one it continues; none when the search is over.
     ///
-    /// `advance_constraint` tells where a constrained hypothesis is after one more token.
-    pub(super) fn advance(
+    /// `advance_grammar` gives the grammar state after one more token.
+    pub(in crate::inference) fn advance(
         &mut self,
         candidates: &[Candidate],
         end_ids: &[i64],
-        advance_constraint: impl Fn(&Progress, i64) -> Option<Progress>,
+        advance_grammar: impl Fn(&GrammarState, i64) -> Option<GrammarState>,
     ) -> Option<Vec<usize>> {
         let width = self.settings.width;
         let length = self.live.first()?.log_probs.len() + 1;
@@ -105,7 +106,7 @@ impl BeamSearch {
             if !ended {
                 hypothesis.ids.push(candidate.id);
                 if let Some(progress) = &hypothesis.progress {
-                    hypothesis.progress = advance_constraint(progress, candidate.id);
+                    hypothesis.progress = advance_grammar(progress, candidate.id);
                 }
             }
             let extra = repeated_tail(&hypothesis.ids).filter(|_| self.stop_loops && !ended);
@@ -160,7 +161,7 @@ impl BeamSearch {
     }
 
     /// The best answer.
-    pub(super) fn finish(mut self) -> Hypothesis {
+    pub(in crate::inference) fn finish(mut self) -> Hypothesis {
         self.complete.append(&mut self.live);
         let best = self.complete.into_iter().next();
         best.unwrap_or_else(|| Hypothesis::new(None))
@@ -168,13 +169,14 @@ impl BeamSearch {
 }
 
 impl Hypothesis {
-    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means little.
+    /// Whether any answer that ended by itself comes before it: it repeated itself, so that its score means
+    /// little.
     fn is_doubtful(&self) -> bool {
         self.looping
     }
 
     /// An answer without tokens.
-    fn new(progress: Option<Progress>) -> Self {
+    fn new(progress: Option<GrammarState>) -> Self {
         Self {
             ids: Vec::new(),
             log_probs: Vec::new(),
