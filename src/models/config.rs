@@ -86,13 +86,17 @@ pub struct AdapterSettings {
     pub strides: Option<Vec<i64>>,
     /// Width of the convolutions in frames; odd, so that padding is symmetric.
     pub kernel: i64,
-    /// What stands between two blocks.
-    pub activation: Activation,
-    /// What the language model reads of a clip.
-    pub positions: Positions,
-    /// Puts one position before the others that is made of the mean and the deviation of all frames of the
-    /// clip: what a voice or a noise is like as a whole, which CTC segments do not hold.
-    pub summary: bool,
+    /// What stands between two blocks. Absent: as in the adapter to start from, nothing in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// What the language model reads of a clip. Absent: as with the adapter to start from, every frame with a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Positions>,
+    /// Puts one position before the others that is made of the mean and the deviation of all frames of the clip:
+    /// what a voice or a noise is like as a whole, which CTC segments do not hold. Absent: as in the adapter to start
+    /// from, none in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<bool>,
 }
 
 impl Default for AdapterSettings {
@@ -101,9 +105,9 @@ impl Default for AdapterSettings {
             mix: LayerMix::Paper,
             strides: None,
             kernel: 3,
-            activation: Activation::None,
-            positions: Positions::Frames,
-            summary: false,
+            activation: None,
+            positions: None,
+            summary: None,
         }
     }
 }

@@ -684,11 +684,11 @@ mod tests {
 
     #[test]
     fn the_shipped_curricula_parse_and_validate() {
-        for name in ["demo", "paper"] {
+        for name in ["demo", "demo-longer", "demo-tasks", "paper"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/curriculum/{name}.toml"));
             let config = TrainingConfig::load(&path).unwrap();
 
-            assert!(config.stages.len() >= 2, "{name}");
+            assert!(!config.stages.is_empty(), "{name}");
         }
     }
 

@@ -23,6 +23,7 @@ use super::schedule::{progress, rate_factor};
 use super::stage::StageRunner;
 use crate::inference::speech_llm::Learned;
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
+use crate::models::config::AdapterSettings;
 use crate::nn::optimizer::AdamW;
 use crate::nn::random::SplitMix;
 use crate::training::config::{StageConfig, TrainingConfig};
@@ -132,7 +133,6 @@ impl<'a> Engine<'a> {
         let train = prepare(train, &config, &networks.speech_llm)?;
         let valid = prepare(valid, &config, &networks.speech_llm)?.samples;
         let llm = networks.speech_llm.llm();
-        let adapter_config = AdapterConfig::new(&config.adapter, &networks.encoder.info(), &llm.info())?;
         let fingerprint = fingerprint(&config, networks, &data_digest);
 
         let mut state = RunState {
@@ -160,6 +160,11 @@ impl<'a> Engine<'a> {
             (snapshot, start_lora) = (Some(saved), lora);
         }
         let device = networks.placement.device;
+        let settings = match &snapshot {
+            Some(start) => in_the_form_of(&config.adapter, start.config()),
+            None => config.adapter.clone(),
+        };
+        let adapter_config = AdapterConfig::new(&settings, &networks.encoder.info(), &llm.info())?;
         let gain = embedding_rms(&llm.embedding_table())?;
         let adapter = match snapshot {
             None => SpeechAdapter::new(adapter_config, gain, config.seed, device)?,
@@ -575,6 +580,16 @@ impl<'a> Engine<'a> {
         self.log.write(&event)?;
         on_event(&event);
         Ok(())
+    }
+}
+
+/// The settings with what they leave open taken from the adapter to start from.
+fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterSettings {
+    AdapterSettings {
+        activation: settings.activation.or(Some(start.activation)),
+        positions: settings.positions.or(Some(start.positions)),
+        summary: settings.summary.or(Some(start.summary)),
+        ..settings.clone()
     }
 }
 

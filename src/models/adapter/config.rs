@@ -60,9 +60,9 @@ impl AdapterConfig {
                 None => strides_for(encoder)?,
             },
             kernel: settings.kernel,
-            activation: settings.activation,
-            positions: settings.positions,
-            summary: settings.summary,
+            activation: settings.activation.unwrap_or_default(),
+            positions: settings.positions.unwrap_or_default(),
+            summary: settings.summary.unwrap_or_default(),
         };
         config.validate()?;
         Ok(config)
@@ -77,9 +77,7 @@ impl AdapterConfig {
             mix: self.mix,
             strides: Some(self.strides.clone()),
             kernel: self.kernel,
-            activation: self.activation,
-            positions: self.positions,
-            summary: self.summary,
+            ..AdapterSettings::default()
         };
         settings.validate().map_err(|problem| ModelError::Shape {
             what: "adapter settings",

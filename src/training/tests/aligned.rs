@@ -120,8 +120,8 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
         ..stage(StageKind::Multitask, 6)
     };
     let mut config = config("segments", multitask);
-    config.adapter.positions = Positions::CtcSegments;
-    config.adapter.summary = true;
+    config.adapter.positions = Some(Positions::CtcSegments);
+    config.adapter.summary = Some(true);
     let args = EngineArgs {
         // Fewer words than before: the head keeps those that it knows.
         train: train[4..].to_vec(),
@@ -142,6 +142,13 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
     );
     let moved = |name: &str| outcome.adapter.tensors()[name] != aligned.adapter.tensors()[name];
     assert!(moved("ctc.blank") && moved("downsample.0.conv.weight"));
+    // A next run whose settings say nothing about the form goes on in this one.
+    let args = EngineArgs {
+        start_from: Some((outcome.adapter.clone(), outcome.lora.clone())),
+        ..place.args(place.config("on", vec![stage(StageKind::Asr, 1)]))
+    };
+    let on = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+    assert_eq!(on.adapter.config(), form);
 }
 
 #[test]
@@ -155,8 +162,8 @@ fn a_form_that_does_not_fit_the_start_is_refused_and_so_are_segments_that_nobody
     );
     let asked = |activation, positions| {
         let mut config = place.config("next", vec![stage(StageKind::Asr, 1)]);
-        config.adapter.activation = activation;
-        config.adapter.positions = positions;
+        config.adapter.activation = Some(activation);
+        config.adapter.positions = Some(positions);
         let args = EngineArgs {
             start_from: Some((start.adapter.clone(), None)),
             ..place.args(config)
