@@ -403,6 +403,7 @@ fn decoder_args(
     };
     DecoderArgs {
         config: settings.decoder.clone(),
+        default_instruction: settings.service.default_instruction.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;

@@ -41,6 +41,11 @@ pub struct DecoderConfig {
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
+    /// Natural-log probability of a transcript under the CTC head, per token, under which it is flagged `unsupported`: the
+    /// sound does not say it. For adapters that have such a head.
+    pub unsupported_below: f64,
+    /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged `no_speech`.
+    pub no_speech_above: f64,
 }
 
 impl Default for DecoderConfig {
@@ -51,6 +56,8 @@ impl Default for DecoderConfig {
             tokens_max: 128,
             partial_tokens: 8,
             low_confidence_below: -1.0,
+            unsupported_below: -3.0,
+            no_speech_above: 0.98,
         }
     }
 }

@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
-    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, Prompt,
+    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, JointCtc, Prompt,
     RequestId, Scheduler,
 };
 use crate::models::ModelError;
-use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
+use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
 use crate::nn::lora::LoraSet;
 use crate::text::OutputGrammar;
 
@@ -193,15 +193,23 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Some(grammar) => self.grammar(grammar)?,
         };
         let instruction = [request.instruction.as_str()];
+        let mut joint = None;
         let (mut prompts, lora) = match &request.input {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
                 let version = &self.versions[adapter.version()];
                 let features = features.f_unsqueeze(0)?; // [1, T, D]
                 let frames = [features.size().get(1).copied().unwrap_or(0)];
-                let prompts = self
-                    .model()
-                    .prompts(&version.adapter, &features, &frames, &instruction)?;
+                let adapted = version.adapter.forward(&features, &frames)?; // [1, P, H]
+                if let (true, None, Some(head)) = (request.verbatim, &grammar, version.adapter.ctc_head()) {
+                    joint = Some(JointCtc {
+                        scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
+                        weight: self.options.ctc_weight,
+                    });
+                }
+                let heard = version.adapter.positions(&adapted)?;
+                let model = self.model();
+                let prompts = model.prompts_around(&heard.positions, &heard.lengths, &instruction)?;
                 (prompts, version.lora)
             }
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
@@ -215,6 +223,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             },
             grammar,
             lora,
+            joint,
         };
         // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
         // for.
@@ -290,6 +299,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             instruction: "Transcribe the speech.".to_owned(),
             grammar: None,
             tokens_max: Some(2), // a prefill and a decode step
+            verbatim: true,
         });
         while self.has_unfinished() {
             for event in self.step() {

@@ -51,6 +51,12 @@ pub enum ModelError {
         /// Why, and what to use.
         reason: &'static str,
     },
+    /// Something needs a CTC head that an adapter lacks.
+    #[error("the adapter has no usable CTC head: {why}")]
+    NoCtcHead {
+        /// What is missing.
+        why: &'static str,
+    },
     /// A clip without samples.
     #[error("clip {index} of the batch has no samples")]
     EmptyClip {

@@ -56,6 +56,8 @@ pub enum Flag {
     AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
+    /// The transcript does not agree with the sound: the CTC head finds it unlikely.
+    Unsupported,
     /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
     NoSpeech,
     /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.

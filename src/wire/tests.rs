@@ -602,6 +602,7 @@ fn answer() -> Answer {
             Flag::Empty,
             Flag::Truncated,
             Flag::LowConfidence,
+            Flag::Unsupported,
             Flag::NoSpeech,
         ],
         audio_seconds: 3.42,
@@ -626,7 +627,7 @@ fn an_answer_has_the_fields_of_the_contract_and_no_others() {
             r#"{"id":"r-1:final","request_id":"r-1","session":null,"kind":"final","task":"asr","#,
             r#""instruction":"Transcribe the speech.","text":"turn on the light","label":null,"fields":{},"#,
             r#""adapter":"demo-0003","score":-0.21,"#,
-            r#""flags":["looping","empty","truncated","low_confidence","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
+            r#""flags":["looping","empty","truncated","low_confidence","unsupported","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
             r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
         )
     );

@@ -74,6 +74,7 @@ fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
         instruction: "Say it.".to_owned(),
         grammar: None,
         tokens_max: None,
+        verbatim: false,
     }
 }
 
