@@ -148,7 +148,7 @@ impl SampleCollector {
                     may_train,
                 })
             }
-            Label::Correction { subject, target } => {
+            Label::Correction { subject, target, .. } => {
                 let admitted = self.remembered.get(&subject).ok_or_else(|| {
                     let message = format!(
                         "request `{}` is not remembered (it never came, or too much came since): send the audio with the label",

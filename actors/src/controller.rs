@@ -1,10 +1,13 @@
 //! `Controller`: obeys orders from the control topic, and starts training cycles by the schedule.
 //!
 //! Takes records of the control topic from a source's channel; sends [`StartCycle`], [`PublishEvent`] and
-//! [`PublishDeadLetter`]. An order's offset is released when it is obeyed or refused; a cycle goes on after that, and an
-//! order that a crash interrupts has to be given again.
+//! [`PublishDeadLetter`]. Orders are obeyed in the order of the topic's one partition, each at most once: what lay in the
+//! topic before this process started, what was obeyed already, and what is older than the age limit is not obeyed, whatever
+//! offset the group begins with. Each order has one event that says what became of it. Its offset is released then; a
+//! cycle goes on after that, and an order that a crash interrupts has to be given again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use kameo::error::{Infallible, SendError};
@@ -16,7 +19,7 @@ use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryErro
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::wire::Record;
-use speechverse::wire::control::Command;
+use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::event::{Event, Happening};
 use tracing::{error, info};
@@ -28,6 +31,24 @@ use crate::messages::{InHand, LostAndFound, PublishDeadLetter, PublishEvent, Sta
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
 
+/// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes on where the
+/// one before was.
+#[derive(Clone, Debug)]
+pub struct OrdersDue {
+    start: i64,
+    next: Arc<AtomicI64>,
+}
+
+impl OrdersDue {
+    /// Orders at `offset` of the control topic's partition and behind it: where the topic ended when the process started.
+    pub fn from_offset(offset: i64) -> Self {
+        Self {
+            start: offset,
+            next: Arc::new(AtomicI64::new(offset)),
+        }
+    }
+}
+
 /// Everything a [`Controller`] needs to start, and to start again.
 #[derive(Clone)]
 pub struct ControllerArgs {
@@ -35,6 +56,10 @@ pub struct ControllerArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub ledger: Ledger,
+    /// Which orders are still to be obeyed.
+    pub due: OrdersDue,
+    /// An order that was written longer ago is not obeyed.
+    pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
     pub lost: LostAndFound,
     /// When to train by oneself.
@@ -101,60 +126,86 @@ impl Actor for Controller {
 impl Controller {
     async fn obey(&mut self, record: Record) {
         let record = InHand::new(record, Stage::Control, self.args.lost.clone());
-        match Command::parse(&record) {
-            Ok(command) => {
-                let receipt = &record.receipt;
-                let id = format!("run-{}-{}-{}", receipt.topic, receipt.partition, receipt.offset);
-                self.carry_out(command, &id).await;
-                self.args.ledger.release(&record.settle().receipt);
-            }
+        let order = match Order::parse(&record) {
+            Ok(order) => order,
             Err(rejection) => {
                 let letter = PublishDeadLetter::at_the_door(record.settle(), rejection);
                 if let Err(error) = self.args.dead_letters.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
+                return;
+            }
+        };
+        let receipt = &record.receipt;
+        let (id, command) = (order.id_at(receipt), order.command.name());
+        let next = self.args.due.next.load(Ordering::Acquire);
+        if receipt.partition != 0 {
+            let reason = format!(
+                "it came from partition {} of `{}`, and orders of several partitions overtake each other: send orders to \
+                 partition 0, or make the topic anew with one partition",
+                receipt.partition, receipt.topic
+            );
+            self.refuse(&id, command, reason).await;
+        } else if (self.args.due.start..next).contains(&receipt.offset) {
+            info!(id, command, offset = receipt.offset, "order read again, it was taken up before");
+        } else if let Some(reason) = self.too_late(&record) {
+            info!(id, command, reason, "order expired");
+            let command = command.to_owned();
+            self.tell(&id, Happening::CommandExpired { command, reason }).await;
+        } else {
+            // Before it is obeyed: if that fails half-way, it must not be obeyed a second time.
+            self.args.due.next.store(receipt.offset + 1, Ordering::Release);
+            info!(id, command = ?order.command, "order received");
+            match self.carry_out(order.command, &id).await {
+                Ok(()) => {
+                    let command = command.to_owned();
+                    self.tell(&id, Happening::CommandObeyed { command }).await;
+                }
+                Err(reason) => self.refuse(&id, command, reason).await,
             }
         }
+        self.args.ledger.release(&record.settle().receipt);
     }
 
-    async fn carry_out(&mut self, command: Command, default_id: &str) {
-        info!(?command, "order received");
+    /// Why an order is not obeyed any more.
+    fn too_late(&self, record: &Record) -> Option<String> {
+        let (offset, start) = (record.receipt.offset, self.args.due.start);
+        if offset < start {
+            return Some(format!(
+                "it lay in the topic before this process started (offset {offset}, orders are obeyed from {start} on): give \
+                 it again if it is still wanted"
+            ));
+        }
+        let written = jiff::Timestamp::from_millisecond(record.timestamp_ms?).ok()?;
+        let age = Duration::try_from(jiff::Timestamp::now().duration_since(written)).ok()?; // none for the future
+        let limit = self.args.order_age_max;
+        (age > limit).then(|| {
+            format!(
+                "it was written {} s ago, at most {} s are allowed (`service.order_age_seconds_max`)",
+                age.as_secs(),
+                limit.as_secs()
+            )
+        })
+    }
+
+    async fn carry_out(&mut self, command: Command, id: &str) -> Result<(), String> {
         match command {
-            Command::Retrain { id } => {
-                let run = id.unwrap_or_else(|| default_id.to_owned());
-                if let Err(reason) = self.start_cycle(&run, "order") {
-                    self.refuse(&run, "retrain", reason).await;
-                }
-            }
-            Command::Promote { version } => self.serve(self.named(&version), &version, "promote").await,
+            Command::Retrain => self.start_cycle(id, "order"),
+            Command::Promote { version } => self.serve(self.named(&version), "promote").await,
             Command::Rollback {
                 version: Some(version),
-            } => {
-                self.serve(self.named(&version), &version, "rollback").await;
-            }
+            } => self.serve(self.named(&version), "rollback").await,
             Command::Rollback { version: None } => {
                 let before = self.args.registry.rollback(|loaded| self.fits(loaded));
-                self.serve(before, default_id, "rollback").await;
+                self.serve(before, "rollback").await
             }
             Command::Pause => {
                 self.args.control.pause();
-                self.tell(
-                    default_id,
-                    Happening::CommandObeyed {
-                        command: "pause".into(),
-                    },
-                )
-                .await;
+                Ok(())
             }
             Command::Resume => {
                 self.args.control.resume();
-                self.tell(
-                    default_id,
-                    Happening::CommandObeyed {
-                        command: "resume".into(),
-                    },
-                )
-                .await;
+                Ok(())
             }
         }
     }
@@ -231,17 +282,14 @@ impl Controller {
     }
 
     /// Pins new utterances to the version that the registry calls current now, or says why it does not.
-    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, id: &str, command: &str) {
-        match current {
-            Ok(loaded) => {
-                let to = loaded.adapter.version().to_owned();
-                let from = self.args.current.swap(loaded.adapter).version().to_owned();
-                let reason = command.to_owned();
-                self.tell(&to.clone(), Happening::AdapterSwapped { from, to, reason })
-                    .await;
-            }
-            Err(error) => self.refuse(id, command, error.to_string()).await,
-        }
+    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, command: &str) -> Result<(), String> {
+        let loaded = current.map_err(|error| error.to_string())?;
+        let to = loaded.adapter.version().to_owned();
+        let from = self.args.current.swap(loaded.adapter).version().to_owned();
+        let reason = command.to_owned();
+        self.tell(&to.clone(), Happening::AdapterSwapped { from, to, reason })
+            .await;
+        Ok(())
     }
 
     async fn refuse(&self, id: &str, command: &str, reason: String) {

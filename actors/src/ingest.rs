@@ -147,6 +147,10 @@ impl AudioIngest {
         }
         match self.streams.take(record.settle(), request) {
             Assembled::Waiting => {}
+            Assembled::Repeated(record) => {
+                debug!(receipt = ?record.receipt, "a chunk that its stream had before is passed over");
+                self.args.ledger.release(&record.receipt);
+            }
             Assembled::Whole(whole) => {
                 let record = self.in_hand(whole.record);
                 let earlier = whole.earlier.into_iter().map(|record| self.in_hand(record));

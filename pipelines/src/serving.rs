@@ -16,7 +16,7 @@ use kameo::supervision::RestartPolicy;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::Settings;
 use speechverse::config::kafka::KafkaConfig;
-use speechverse::kafka::admin::ensure_topics;
+use speechverse::kafka::admin::{end_of, ensure_topics};
 use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::open_encoder;
 use speechverse::models::responder::{Responder, ResponderSizes};
@@ -29,7 +29,7 @@ use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::wire::request::RequestLimits;
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
@@ -130,6 +130,9 @@ impl Pipeline {
         if !created.is_empty() {
             info!(topics = ?created, "topics created");
         }
+        let orders_end = end_of(&settings.kafka, &settings.kafka.topics.control, 0, BROKER_WAIT)
+            .await
+            .context("end of the control topic")?;
 
         let readiness = Readiness::default();
         let http_stop = CancellationToken::new();
@@ -225,6 +228,8 @@ impl Pipeline {
         let controller_args = ControllerArgs {
             events: control_events,
             ledger: ledgers.control.clone(),
+            due: OrdersDue::from_offset(orders_end),
+            order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             lost: lost.clone(),
             config: settings.trainer.clone(),
             registry,

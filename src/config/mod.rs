@@ -183,6 +183,7 @@ impl Settings {
         self.audio
             .validate()
             .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
+        self.service.validate()?;
         self.encoder.validate()?;
         self.decoder.validate()?;
         self.decoding.validate(self.decoder.slots)?;

@@ -103,6 +103,8 @@ pub struct ServiceConfig {
     pub tasks_dir: std::path::PathBuf,
     /// Value of the `ce_source` header of everything this process publishes.
     pub source: String,
+    /// An order of the control topic that was written longer ago is not obeyed, seconds.
+    pub order_age_seconds_max: u64,
 }
 
 impl Default for ServiceConfig {
@@ -112,7 +114,20 @@ impl Default for ServiceConfig {
             default_instruction: "Transcribe the speech.".to_owned(),
             tasks_dir: "configs/tasks".into(),
             source: "/speechverse".to_owned(),
+            order_age_seconds_max: 600,
         }
+    }
+}
+
+impl ServiceConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        const YEAR_SECONDS: u64 = 365 * 24 * 3600;
+        ConfigError::range(
+            "service.order_age_seconds_max",
+            self.order_age_seconds_max,
+            1,
+            YEAR_SECONDS,
+        )
     }
 }
 

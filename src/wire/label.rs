@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::envelope::open;
 use super::headers::Headers;
-use super::request::{Instructions, RequestLimits, asked, id, labels, name, open};
+use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
 
 /// What a record of the label topic teaches.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +17,10 @@ pub enum Label {
     Correction {
         /// Id of that request.
         subject: String,
+        /// Source of that request (`ce_subjectsource`), when the record says.
+        subject_source: Option<String>,
+        /// Source of the correction itself (`ce_source`): the request's too, where who asks also corrects.
+        source: Option<String>,
         /// The right answer.
         target: String,
     },
@@ -75,7 +80,12 @@ impl Label {
             (true, Some(_)) if headers.flag("ce_train")? == Some(false) => Err(wrong(
                 "`ce_train` forbids training, and a correction is for nothing else",
             )),
-            (true, Some(subject)) => Ok(Self::Correction { subject, target }),
+            (true, Some(subject)) => Ok(Self::Correction {
+                subject,
+                subject_source: source(headers, "ce_subjectsource")?,
+                source: source(headers, "ce_source")?,
+                target,
+            }),
             (true, None) => Err(wrong(
                 "no audio and no `ce_subject`: send audio, or name the request whose answer is corrected",
             )),

@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::envelope::open;
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
 use crate::text::{AnswerShape, Asked, Filling, JointLayout, TextError};
@@ -81,8 +80,10 @@ pub struct Chunk {
 /// Audio, and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Request id.
+    /// Request id; it names the request together with its source.
     pub id: String,
+    /// Who made the id (`ce_source`), when the sender says: two senders may give the same one.
+    pub source: Option<String>,
     /// Stream or conversation it belongs to.
     pub session: Option<String>,
     /// Present for a chunk of a stream.
@@ -111,90 +112,6 @@ pub struct Request {
     pub audio: Bytes,
     /// Trace it belongs to.
     pub trace: TraceContext,
-}
-
-/// Attributes and data of a record, whichever mode it came in.
-pub(crate) struct Envelope {
-    pub(crate) headers: Vec<(String, Option<Bytes>)>,
-    pub(crate) data: Bytes,
-}
-
-/// Opens a record: binary mode as it is, structured mode unpacked into the same shape.
-pub(crate) fn open(record: &Record, limits: &RequestLimits) -> Result<Envelope, Rejection> {
-    let data = record.value.clone().unwrap_or_default();
-    let headers = Headers::new(&record.headers);
-    let structured = headers.bytes("content-type").is_some_and(|value| {
-        value
-            .to_ascii_lowercase()
-            .starts_with(b"application/cloudevents+json")
-    });
-    if !structured {
-        return Ok(Envelope {
-            headers: record.headers.clone(),
-            data,
-        });
-    }
-    if data.len() > limits.envelope_bytes_max {
-        let (found, most) = (data.len(), limits.envelope_bytes_max);
-        let message =
-            format!("structured CloudEvent: the value has {found} bytes, at most {most} are allowed");
-        return Err(Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message));
-    }
-    let wrong = |message: String| Rejection::new(Reason::InvalidEnvelope, Stage::Ingest, message);
-    let event: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&data).map_err(|error| {
-            wrong(format!(
-                "structured CloudEvent: the value is no JSON object: {error}"
-            ))
-        })?;
-    let mut data = Bytes::new();
-    // What the transport says (traceparent) stays; what the envelope says comes last and counts.
-    let mut unpacked: Vec<(String, Option<Bytes>)> = record
-        .headers
-        .iter()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-type"))
-        .cloned()
-        .collect();
-    for (name, value) in event {
-        let text = match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Null => continue,
-            serde_json::Value::Bool(_) | serde_json::Value::Number(_) if name != "data_base64" => {
-                value.to_string()
-            }
-            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array and `fields` as an object
-            // are too natural to refuse.
-            serde_json::Value::Array(_) if name == "labels" => value.to_string(),
-            serde_json::Value::Object(_) if name == "fields" => value.to_string(),
-            _ => {
-                return Err(wrong(format!(
-                    "structured CloudEvent: `{name}` is neither text, number nor flag"
-                )));
-            }
-        };
-        match name.as_str() {
-            "data_base64" => {
-                let decoded = BASE64_STANDARD.decode(text.as_bytes()).map_err(|error| {
-                    wrong(format!(
-                        "structured CloudEvent: `data_base64` is no base64: {error}"
-                    ))
-                })?;
-                data = Bytes::from(decoded);
-            }
-            "data" => {
-                return Err(wrong(
-                    "structured CloudEvent: audio belongs into `data_base64`".into(),
-                ));
-            }
-            "datacontenttype" => unpacked.push(("content-type".into(), Some(Bytes::from(text)))),
-            "traceparent" | "tracestate" => unpacked.push((name, Some(Bytes::from(text)))),
-            _ => unpacked.push((format!("ce_{name}"), Some(Bytes::from(text)))),
-        }
-    }
-    Ok(Envelope {
-        headers: unpacked,
-        data,
-    })
 }
 
 impl Request {
@@ -253,6 +170,7 @@ impl Request {
         }
         Ok(Self {
             id,
+            source: source(headers, "ce_source")?,
             session,
             chunk,
             task,
@@ -288,6 +206,17 @@ pub(crate) fn id(headers: Headers<'_>, record: &Record, limits: &RequestLimits) 
     let receipt = &record.receipt;
     let place = || format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset);
     Ok(name(headers, "ce_id", limits)?.unwrap_or_else(place))
+}
+
+/// A header that says who made an id: a URI reference.
+pub(super) fn source(headers: Headers<'_>, header: &str) -> Result<Option<String>, Rejection> {
+    const SOURCE_BYTES_MAX: usize = 1_024;
+    match headers.text(header, SOURCE_BYTES_MAX)? {
+        Some(text) if text.trim().is_empty() => {
+            Err(invalid(header, text, "who made the id, or no such header"))
+        }
+        found => Ok(found.map(str::to_owned)),
+    }
 }
 
 /// What to do with the audio, and what the answer may look like: the header's words, else the task's, else the

@@ -16,7 +16,7 @@ use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
 use speechverse::wire::answer::{Answer, AnswerKind};
-use speechverse::wire::control::Command;
+use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, Happening, Verdict};
 use speechverse::wire::headers::Headers;
@@ -535,8 +535,9 @@ pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
         };
         let sink = Sink::new(&config).context("Kafka producer")?;
         let run = fresh_id(0);
-        let order = Command::Retrain {
+        let order = Order {
             id: Some(run.clone()),
+            command: Command::Retrain,
         };
         send(
             &sink,
@@ -588,6 +589,9 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
             }
             Happening::CommandRefused { reason, .. } => {
                 return Err(anyhow::anyhow!("the order was refused: {reason}").into());
+            }
+            Happening::CommandExpired { reason, .. } => {
+                return Err(anyhow::anyhow!("the order came too late: {reason}").into());
             }
             _ => {}
         }
