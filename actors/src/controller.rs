@@ -147,11 +147,17 @@ impl Controller {
             );
             self.refuse(&id, command, reason).await;
         } else if (self.args.due.start..next).contains(&receipt.offset) {
-            info!(id, command, offset = receipt.offset, "order read again, it was taken up before");
+            info!(
+                id,
+                command,
+                offset = receipt.offset,
+                "order read again, it was taken up before"
+            );
         } else if let Some(reason) = self.too_late(&record) {
             info!(id, command, reason, "order expired");
             let command = command.to_owned();
-            self.tell(&id, Happening::CommandExpired { command, reason }).await;
+            self.tell(&id, Happening::CommandExpired { command, reason })
+                .await;
         } else {
             // Before it is obeyed: if that fails half-way, it must not be obeyed a second time.
             self.args.due.next.store(receipt.offset + 1, Ordering::Release);
@@ -282,7 +288,11 @@ impl Controller {
     }
 
     /// Pins new utterances to the version that the registry calls current now, or says why it does not.
-    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, command: &str) -> Result<(), String> {
+    async fn serve(
+        &self,
+        current: Result<LoadedVersion, RegistryError>,
+        command: &str,
+    ) -> Result<(), String> {
         let loaded = current.map_err(|error| error.to_string())?;
         let to = loaded.adapter.version().to_owned();
         let from = self.args.current.swap(loaded.adapter).version().to_owned();

@@ -123,7 +123,8 @@ impl Streams {
                 Some(_) => "came again, and not as it was,",
                 None => "came",
             };
-            let message = format!("stream `{shown}`: chunk {found} {what} where chunk {expected} was expected");
+            let message =
+                format!("stream `{shown}`: chunk {found} {what} where chunk {expected} was expected");
             let stream = self.streams.remove(&name);
             let mut records = stream.map_or_else(Vec::new, |stream| stream.records);
             records.push(record);

@@ -2,24 +2,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::config::model::LayerMix;
 use speechverse::config::store::StoreConfig;
 use speechverse::config::trainer::TrainerConfig;
+use speechverse::kafka::SourceEvent;
 use speechverse::registry::{ModelIdentity, Registry};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
+use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::{Event, Happening};
-use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, PublishEvent, StartCycle};
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread,
-    until,
+    A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, record, sample,
+    start_in_thread, until,
 };
 
 fn identity(name: &str) -> ModelIdentity {
@@ -28,6 +31,9 @@ fn identity(name: &str) -> ModelIdentity {
         digest: format!("sha256:{name}"),
     }
 }
+
+/// Age from which orders are not obeyed here.
+const AGE_MAX: Duration = Duration::from_secs(3600);
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
@@ -43,6 +49,7 @@ struct Desk {
     store: Arc<SampleStore>,
     kafka: Kafka,
     orders: Feed,
+    inject: flume::Sender<SourceEvent>,
     _dir: tempfile::TempDir,
 }
 
@@ -53,6 +60,16 @@ impl Desk {
     }
 
     async fn between(
+        trainer: Ends<StartCycle>,
+        publisher: Ends<PublishEvent>,
+        settings: impl FnOnce(&mut TrainerConfig),
+    ) -> Self {
+        Self::after(&[], trainer, publisher, settings).await
+    }
+
+    /// As [`between`](Self::between), with orders that lay in the topic before.
+    async fn after(
+        before: &[&'static str],
         (trainer, cycles): Ends<StartCycle>,
         publisher: Ends<PublishEvent>,
         settings: impl FnOnce(&mut TrainerConfig),
@@ -77,7 +94,18 @@ impl Desk {
         }
         let store = Arc::new(open_store(dir.path()));
         let kafka = Kafka::start().await;
+        for order in before {
+            write_order(&kafka, order).await;
+        }
+        let due = OrdersDue::from_offset(before.len() as i64);
         let orders = kafka.feed(&kafka.config.topics.control);
+        let (inject, events_in) = flume::bounded(64);
+        let (read, passed_on) = (orders.events.clone(), inject.clone());
+        tokio::spawn(async move {
+            while let Ok(event) = read.recv_async().await {
+                let _ = passed_on.send_async(event).await; // a test that has ended
+            }
+        });
         let (publisher, events) = publisher;
         let (lost, found) = LostAndFound::new();
         let (dead_letters, letters) = probe();
@@ -89,8 +117,10 @@ impl Desk {
         let training = Control::new();
         let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
         let args = ControllerArgs {
-            events: orders.events.clone(),
+            events: events_in,
             ledger: orders.ledger.clone(),
+            due,
+            order_age_max: AGE_MAX,
             lost,
             config,
             registry: registry.clone(),
@@ -114,19 +144,40 @@ impl Desk {
             store,
             kafka,
             orders,
+            inject,
             _dir: dir,
         }
     }
 
     async fn order(&self, json: &'static str) {
-        let value = Some(Bytes::from_static(json.as_bytes()));
-        self.kafka
-            .write(&self.kafka.config.topics.control, value, Vec::new())
-            .await;
+        write_order(&self.kafka, json).await;
+    }
+
+    /// Lets the controller read a record that the source does not bring.
+    async fn inject(&self, record: Record) {
+        self.inject.send_async(SourceEvent::Record(record)).await.unwrap();
     }
 
     async fn event(&self) -> Event {
         next(&self.events).await.event
+    }
+
+    /// The next event, which has to say that an order was obeyed: id, command.
+    async fn obeyed(&self) -> (String, String) {
+        let event = self.event().await;
+        let Happening::CommandObeyed { command } = event.what else {
+            panic!("not obeyed: {event:?}")
+        };
+        (event.id, command)
+    }
+
+    /// The next event, which has to say that an order came too late: id, command, reason.
+    async fn expiry(&self) -> (String, String, String) {
+        let event = self.event().await;
+        let Happening::CommandExpired { command, reason } = event.what else {
+            panic!("not expired: {event:?}")
+        };
+        (event.id, command, reason)
     }
 
     /// The next event, which has to be a refusal: id, command, reason.
@@ -137,6 +188,11 @@ impl Desk {
         };
         (event.id, command, reason)
     }
+}
+
+async fn write_order(kafka: &Kafka, json: &'static str) {
+    let value = Some(Bytes::from_static(json.as_bytes()));
+    kafka.write(&kafka.config.topics.control, value, Vec::new()).await;
 }
 
 fn open_store(dir: &Path) -> SampleStore {
@@ -156,7 +212,7 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
         r#"{"command": "retrain", "id": "run-2"}"#,
     ] {
         desk.order(order).await;
-        desk.orders.idle().await;
+        assert_eq!(desk.obeyed().await.1, "retrain");
         tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
     }
     desk.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
@@ -177,17 +233,13 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_reach_the_training_and_are_told() {
     let desk = Desk::new(|_| {}).await;
-    let obeyed = |event: Event| match event.what {
-        Happening::CommandObeyed { command } => command,
-        other => panic!("{other:?}"),
-    };
-
-    desk.order(r#"{"command": "pause"}"#).await;
-    assert_eq!(obeyed(desk.event().await), "pause");
+    desk.order(r#"{"command": "pause", "id": "p-1"}"#).await;
+    assert_eq!(desk.obeyed().await, ("p-1".into(), "pause".into()));
     assert!(desk.training.is_paused());
 
     desk.order(r#"{"command": "resume"}"#).await;
-    assert_eq!(obeyed(desk.event().await), "resume");
+    let resumed = ("order-speechverse.control-0-1".into(), "resume".into());
+    assert_eq!(desk.obeyed().await, resumed);
     assert!(!desk.training.is_paused());
     desk.orders.idle().await;
 }
@@ -206,6 +258,7 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(desk.event().await),
         words("tiny-0002", "tiny-0001", "rollback")
     );
+    assert_eq!(desk.obeyed().await.1, "rollback");
     assert_eq!(desk.current.get().version(), "tiny-0001");
     assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 
@@ -215,6 +268,7 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(desk.event().await),
         words("tiny-0001", "tiny-0002", "promote")
     );
+    assert_eq!(desk.obeyed().await.1, "promote");
     assert_eq!(desk.current.get().version(), "tiny-0002");
     assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
@@ -223,11 +277,11 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
 async fn a_version_for_other_networks_is_refused_and_nothing_changes() {
     let desk = Desk::new(|_| {}).await;
 
-    desk.order(r#"{"command": "promote", "version": "tiny-0003"}"#)
+    desk.order(r#"{"command": "promote", "version": "tiny-0003", "id": "p-3"}"#)
         .await;
     let (id, command, reason) = desk.refusal().await;
 
-    assert_eq!((id.as_str(), command.as_str()), ("tiny-0003", "promote"));
+    assert_eq!((id.as_str(), command.as_str()), ("p-3", "promote"));
     assert!(reason.contains("another"), "{reason}");
     assert_eq!(desk.current.get().version(), "tiny-0002");
     assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
@@ -239,6 +293,7 @@ async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_
     let desk = Desk::new(|_| {}).await;
     desk.order(r#"{"command": "rollback"}"#).await;
     desk.event().await;
+    desk.obeyed().await;
     assert_eq!(desk.current.get().version(), "tiny-0001");
 
     desk.order(r#"{"command": "rollback"}"#).await;
@@ -292,14 +347,14 @@ async fn enough_new_samples_start_a_cycle_once() {
     for number in 0..2 {
         desk.store.put(&sample(number)).unwrap();
     }
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await; // longer than between two looks
+    tokio::time::sleep(Duration::from_millis(2_500)).await; // longer than between two looks
     assert!(desk.cycles.try_recv().is_err());
     desk.store.put(&sample(2)).unwrap();
     let cycle = next(&desk.cycles).await;
 
     assert_eq!(cycle.trigger, "3 new samples");
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(is_silent(&desk.cycles).await);
 }
 
@@ -336,7 +391,7 @@ async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
 
     assert!(id.starts_with("auto-"), "{id}");
     assert!(reason.contains("the trainer is not running"), "{reason}");
-    tokio::time::sleep(std::time::Duration::from_millis(4_500)).await; // two more looks
+    tokio::time::sleep(Duration::from_millis(4_500)).await; // two more looks
     assert!(desk.events.is_empty());
 }
 
@@ -356,4 +411,93 @@ async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
     assert_eq!(back.record.receipt.offset, 2);
     assert_eq!(back.stage, Stage::Control);
     assert!(desk.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_from_before_the_start_expire_and_later_ones_are_obeyed() {
+    let before = [
+        r#"{"command": "retrain", "id": "old-1"}"#,
+        r#"{"command": "rollback", "id": "old-2"}"#,
+        r#"{"command": "pause"}"#,
+    ];
+    let desk = Desk::after(&before, busy_probe(), probe(), |_| {}).await;
+
+    for (id, command) in [
+        ("old-1", "retrain"),
+        ("old-2", "rollback"),
+        ("order-speechverse.control-0-2", "pause"),
+    ] {
+        let expired = desk.expiry().await;
+        assert_eq!((expired.0.as_str(), expired.1.as_str()), (id, command));
+        assert!(expired.2.contains("before this process started"), "{}", expired.2);
+    }
+    desk.orders.idle().await;
+    assert!(!desk.training.is_paused());
+    assert!(desk.cycles.try_recv().is_err());
+    assert_eq!(desk.current.get().version(), "tiny-0002");
+
+    desk.order(r#"{"command": "pause", "id": "new"}"#).await;
+    assert_eq!(desk.obeyed().await, ("new".into(), "pause".into()));
+    assert!(desk.training.is_paused());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_is_read_again_is_not_obeyed_again() {
+    let desk = Desk::new(|_| {}).await;
+    desk.order(r#"{"command": "retrain", "id": "run-1"}"#).await;
+    desk.order(r#"{"command": "rollback"}"#).await;
+    assert_eq!(desk.obeyed().await.1, "retrain");
+    desk.event().await;
+    assert_eq!(desk.obeyed().await.1, "rollback");
+    desk.orders.idle().await;
+    next(&desk.cycles).await;
+
+    // The group's offsets are lost: another member of another group begins with the first order again.
+    let again = desk
+        .kafka
+        .feed_as("another-group", &desk.kafka.config.topics.control);
+    let first = again.record().await;
+    desk.inject(first).await;
+    let second = again.record().await;
+    desk.inject(second).await;
+
+    assert!(is_silent(&desk.events).await);
+    assert!(is_silent(&desk.cycles).await);
+    assert_eq!(desk.current.get().version(), "tiny-0001");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_obeyed() {
+    let desk = Desk::new(|_| {}).await;
+    let now = jiff::Timestamp::now().as_millisecond();
+    let age_ms = AGE_MAX.as_millis() as i64;
+    let order = |offset: i64, partition: i32, timestamp_ms: Option<i64>| {
+        let mut record = record(0);
+        record.receipt.topic = Arc::from("speechverse.control");
+        record.receipt.offset = offset;
+        record.receipt.partition = partition;
+        record.value = Some(Bytes::from_static(br#"{"command": "pause"}"#));
+        record.timestamp_ms = timestamp_ms;
+        record
+    };
+
+    desk.inject(order(0, 0, Some(now - age_ms - 5_000))).await;
+    let (_, command, reason) = desk.expiry().await;
+    assert_eq!(command, "pause");
+    assert!(reason.contains("service.order_age_seconds_max"), "{reason}");
+
+    desk.inject(order(1, 1, Some(now))).await;
+    assert!(desk.refusal().await.2.contains("overtake each other"));
+    assert!(!desk.training.is_paused());
+
+    let in_time = [
+        None,
+        Some(now + age_ms),
+        Some(i64::MAX),
+        Some(now - age_ms + 60_000),
+    ];
+    for (offset, timestamp_ms) in (2..).zip(in_time) {
+        desk.inject(order(offset, 0, timestamp_ms)).await;
+        assert_eq!(desk.obeyed().await.1, "pause", "{timestamp_ms:?}");
+    }
 }

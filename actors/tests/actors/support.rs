@@ -279,9 +279,17 @@ impl Kafka {
 
     /// Joins the group that reads `topic`.
     pub(crate) fn feed(&self, topic: &str) -> Feed {
+        self.feed_as(&self.config.group_id, topic)
+    }
+
+    /// Joins a group of another name.
+    pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
         let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
-            kafka: self.config.clone(),
+            kafka: KafkaConfig {
+                group_id: group_id.to_owned(),
+                ..self.config.clone()
+            },
             topics: vec![topic.to_owned()],
         };
         let (source, events) = Source::start(config, ledger.clone()).unwrap();
