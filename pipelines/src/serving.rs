@@ -145,7 +145,7 @@ impl Pipeline {
             },
             facts: Arc::new(facts(&settings, &placement)),
         };
-        let http = health::serve(settings.http.listen, http_state, http_stop.clone()).await?;
+        let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
         let sink = Sink::new(&settings.kafka).context("Kafka producer")?;
         let (lost, found) = LostAndFound::new();

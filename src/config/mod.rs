@@ -1,7 +1,8 @@
 //! Settings that people write: load, overlay, validate.
 //!
 //! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
-//! `SPEECHVERSE__KAFKA__BOOTSTRAP`. Misspelt keys are errors that name the key. Relative paths are relative to the
+//! `SPEECHVERSE__KAFKA__BOOTSTRAP`; a property of librdkafka, `[kafka.client] "sasl.password"`, is
+//! `SPEECHVERSE__KAFKA__CLIENT__SASL_PASSWORD`. Misspelt keys are errors that name the key. Relative paths are relative to the
 //! working directory.
 
 use std::fmt::Display;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub mod audio;
 pub mod broker;
 pub mod decoding;
+mod environment;
 pub mod kafka;
 pub mod model;
 pub mod pretrain;
@@ -23,14 +25,13 @@ pub mod training;
 use audio::AudioConfig;
 use broker::BrokerConfig;
 use decoding::DecodingConfig;
+pub use environment::ENV_PREFIX;
+use environment::Variable;
 use kafka::KafkaConfig;
 use model::ModelConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
 use store::StoreConfig;
 use trainer::{AdaptersConfig, TrainerConfig};
-
-/// Prefix of the environment variables that override settings.
-pub const ENV_PREFIX: &str = "SPEECHVERSE__";
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -84,8 +85,10 @@ pub enum ConfigError {
         message: String,
     },
     /// An environment variable does not fit the setting it names.
-    #[error("environment variables `{ENV_PREFIX}…`: {message}")]
+    #[error("environment variable `{variable}`: {message}")]
     Environment {
+        /// Its name.
+        variable: String,
         /// Key and what was expected.
         message: String,
     },
@@ -130,14 +133,16 @@ impl Settings {
             path: path.to_owned(),
             source,
         })?;
-        let settings = Self::parse(&text, std::env::vars()).map_err(|error| match error {
+        let env = environment::of_process(std::env::vars_os())?;
+        let settings = Self::parse(&text, env.iter().cloned()).map_err(|error| match error {
             ConfigError::Parse { message, .. } => ConfigError::Parse {
                 path: path.to_owned(),
                 message,
             },
             other => other,
         })?;
-        settings.validate()?;
+        let variables = Variable::all(env)?;
+        settings.validate().map_err(|error| environment::blame(error, &variables))?;
         Ok(settings)
     }
 
@@ -151,24 +156,17 @@ impl Settings {
             message: error.to_string(),
         };
         let from_file: Self = toml::from_str(text).map_err(parse_error)?;
-        let mut overlay: Vec<(String, String)> = env
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix(ENV_PREFIX)?.to_lowercase(), value)))
-            .collect();
-        if overlay.is_empty() {
+        let variables = Variable::all(env)?;
+        if variables.is_empty() {
             return Ok(from_file);
         }
-        overlay.sort();
-        let mut table: toml::Table = toml::from_str(text).map_err(parse_error)?;
-        for (name, value) in overlay {
-            let keys: Vec<&str> = name.split("__").collect();
-            set(&mut table, &keys, scalar(&value)).map_err(|message| ConfigError::Environment { message })?;
-        }
-        table
-            .try_into()
-            .map_err(|error: toml::de::Error| ConfigError::Environment {
-                message: error.to_string().trim().to_owned(),
-            })
+        environment::overlay(toml::from_str(text).map_err(parse_error)?, &variables)
+    }
+
+    /// Settings from a table; an error in one line.
+    fn try_from(table: toml::Table) -> Result<Self, String> {
+        let words = |error: toml::de::Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        table.try_into().map_err(words)
     }
 
     /// Checks ranges and the rules between settings.
@@ -190,6 +188,7 @@ impl Settings {
         self.adapters.validate()?;
         self.store.validate()?;
         self.trainer.validate()?;
+        self.http.validate()?;
         if self.service.drain_ms_max >= self.kafka.session_timeout_ms {
             return Err(ConfigError::invalid(
                 "service.drain_ms_max",
@@ -225,34 +224,6 @@ impl Settings {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown as TOML: {error}\n"))
     }
-}
-
-/// Sets `value` at the path `keys`, making tables on the way.
-fn set(table: &mut toml::Table, keys: &[&str], value: toml::Value) -> Result<(), String> {
-    match keys {
-        [] | [""] => Err("a variable names no setting".to_owned()),
-        [key] => {
-            table.insert((*key).to_owned(), value);
-            Ok(())
-        }
-        [key, rest @ ..] => {
-            let entry = table
-                .entry((*key).to_owned())
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            let inner = entry
-                .as_table_mut()
-                .ok_or_else(|| format!("`{key}` is a value, not a table"))?;
-            set(inner, rest, value)
-        }
-    }
-}
-
-/// Reads a variable's text as the TOML value it looks like: boolean, number, array or inline table; else a string.
-fn scalar(text: &str) -> toml::Value {
-    toml::from_str::<toml::Table>(&format!("v = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! The `[encoder]`, `[decoder]`, `[http]`, `[log]` and `[service]` tables.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -60,14 +58,14 @@ impl Default for DecoderConfig {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address to listen on; loopback unless you say otherwise. Port 0 takes a free one and logs it.
-    pub listen: SocketAddr,
+    /// Address or name, and port, to listen on; loopback unless you say otherwise. Port 0 takes a free one and logs it.
+    pub listen: String,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
+            listen: "127.0.0.1:9464".to_owned(),
         }
     }
 }
@@ -119,6 +117,25 @@ impl Default for ServiceConfig {
     }
 }
 
+impl HttpConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let fits = self.listen.rsplit_once(':').is_some_and(|(host, port)| {
+            let bare = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+            !host.is_empty() && bare && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok()
+        });
+        match fits {
+            true => Ok(()),
+            false => Err(ConfigError::invalid(
+                "http.listen",
+                format!(
+                    "`{}` is not `host:port`, such as 127.0.0.1:9464, localhost:9464 or [::1]:9464",
+                    self.listen.escape_debug()
+                ),
+            )),
+        }
+    }
+}
+
 impl ServiceConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         const YEAR_SECONDS: u64 = 365 * 24 * 3600;
@@ -144,5 +161,26 @@ impl DecoderConfig {
         ConfigError::range("decoder.positions_max", self.positions_max, 64, 131_072)?;
         ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
         ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_to_listen_on_is_a_host_and_a_port() {
+        let check = |listen: &str| {
+            let listen = listen.to_owned();
+            HttpConfig { listen }.validate()
+        };
+
+        for good in ["127.0.0.1:9464", "localhost:9464", "[::1]:0", "0.0.0.0:80", "metrics.example:9464"] {
+            check(good).unwrap();
+        }
+        for bad in ["", "9464", ":9464", "localhost", "localhost:", "localhost:99999", "::1:9464", "a b:1"] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.contains("http.listen"), "{error}");
+        }
     }
 }

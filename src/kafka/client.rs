@@ -2,7 +2,9 @@
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::producer::BaseProducer;
 use rdkafka::statistics::Statistics;
 use tracing::{debug, trace, warn};
 
@@ -109,6 +111,22 @@ pub(super) fn admin(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     Ok(client)
 }
 
+/// Whether librdkafka takes every property as the settings have it. No broker is asked.
+///
+/// # Errors
+/// [`KafkaError::Property`] or [`KafkaError::Client`] with its reason; [`KafkaError::Settings`].
+pub fn check_properties(config: &KafkaConfig) -> Result<(), KafkaError> {
+    let alone = |mut client: ClientConfig| {
+        client.remove("bootstrap.servers");
+        client
+    };
+    let consumer: Result<BaseConsumer<Logging>, _> = alone(group_consumer(config)?).create_with_context(Logging);
+    consumer.map_err(|error| creation_error("consumer", error))?;
+    let producer: Result<BaseProducer, _> = alone(producer(config)?).create();
+    producer.map_err(|error| creation_error("producer", error))?;
+    Ok(())
+}
+
 fn overlay(client: &mut ClientConfig, table: &str, overrides: &ClientOverrides) -> Result<(), KafkaError> {
     for (property, value) in overrides.resolved(table)? {
         client.set(property, value);
@@ -170,3 +188,40 @@ impl ClientContext for Logging {
 }
 
 impl rdkafka::consumer::ConsumerContext for Logging {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(table: &str, property: &str, value: &str) -> Result<(), KafkaError> {
+        let overrides: ClientOverrides = [(property.to_owned(), value.to_owned())].into_iter().collect();
+        let mut config = KafkaConfig::default();
+        match table {
+            "client" => config.client = overrides,
+            "consumer" => config.consumer = overrides,
+            _ => config.producer = overrides,
+        }
+        check_properties(&config)
+    }
+
+    #[test]
+    fn properties_are_checked_without_a_broker() {
+        check_properties(&KafkaConfig::default()).unwrap();
+        with("client", "enable.ssl.certificate.verification", "false").unwrap();
+        with("producer", "compression.type", "lz4").unwrap();
+
+        for (table, property, value) in [
+            ("client", "securty.protocol", "ssl"),
+            ("client", "security.protocol", "tls"),
+            ("consumer", "fetch.wait.max.ms", "soon"),
+            ("producer", "compression.type", "rar"),
+        ] {
+            let error = with(table, property, value).unwrap_err();
+
+            assert!(matches!(error, KafkaError::Property { .. }), "{error}");
+            assert!(error.to_string().contains(property), "{error}");
+        }
+        let file = with("client", "ssl.ca.location", "/no/such/file.pem");
+        assert!(file.is_ok(), "it is looked at only where `security.protocol` says so");
+    }
+}

@@ -15,6 +15,7 @@ mod sink;
 mod source;
 
 pub use budget::{Budget, BudgetHold, Ledger};
+pub use client::check_properties;
 pub use error::{KafkaError, SinkError};
 pub use ledger::{Admission, OffsetLedger, Position, Release, TopicPartition};
 pub use reader::{Read, ReadFrom, Reader};

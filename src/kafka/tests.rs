@@ -11,6 +11,7 @@ use super::*;
 use crate::config::kafka::KafkaConfig;
 use crate::wire::{OutgoingRecord, Record};
 
+mod orders;
 mod sink;
 mod source;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use speechverse::config::Settings;
 use speechverse::kafka::admin::broker_metadata;
+use speechverse::kafka::check_properties;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability, load_cuda};
 use speechverse::text::TaskTable;
 
@@ -15,6 +16,7 @@ use crate::output;
 
 pub(super) fn check_config(args: &SettingsFile) -> Result<(), Failure> {
     let settings = Settings::load(&args.config).map_err(Failure::usage)?;
+    check_properties(&settings.kafka).map_err(Failure::usage)?;
     TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
     output::line(settings.to_toml().trim_end());
     Ok(())
@@ -79,6 +81,9 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
     {
         Ok((_, loaded)) => report.good("adapter", &loaded.manifest.version),
         Err(error) => report.bad("adapter", format!("{error:#}")),
+    }
+    if let Err(error) = check_properties(&settings.kafka) {
+        report.bad("kafka properties", error);
     }
     if settings.kafka.embedded {
         report.note("broker", "the embedded one, started by `serve`");
