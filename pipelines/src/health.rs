@@ -60,11 +60,7 @@ pub struct HttpState {
 ///
 /// # Errors
 /// When the name does not resolve or the address cannot be bound.
-pub async fn serve(
-    listen: &str,
-    state: HttpState,
-    stop: CancellationToken,
-) -> anyhow::Result<SocketAddr> {
+pub async fn serve(listen: &str, state: HttpState, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
     let resolved = tokio::net::lookup_host(listen).await;
     let mut addresses: Vec<SocketAddr> = resolved
         .with_context(|| format!("`http.listen` is `{listen}`, whose name does not resolve"))?

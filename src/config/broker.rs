@@ -45,12 +45,17 @@ impl Default for BrokerConfig {
 fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     let address = match text.strip_prefix("localhost:") {
-        Some(port) => port.parse().ok().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        Some(port) => port
+            .parse()
+            .ok()
+            .map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         None => text.parse().ok(),
     };
     address.ok_or_else(|| {
         let found = text.escape_debug();
-        de::Error::custom(format!("`{found}` is no address such as 127.0.0.1:9092 or localhost:9092"))
+        de::Error::custom(format!(
+            "`{found}` is no address such as 127.0.0.1:9092 or localhost:9092"
+        ))
     })
 }
 

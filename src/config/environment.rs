@@ -25,9 +25,7 @@ impl Variable {
     ///
     /// # Errors
     /// [`ConfigError::Environment`] when two of them set the same.
-    pub(super) fn all(
-        env: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Vec<Self>, ConfigError> {
+    pub(super) fn all(env: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Self>, ConfigError> {
         let mut variables: Vec<Self> = env
             .into_iter()
             .filter_map(|(name, text)| {
@@ -44,7 +42,10 @@ impl Variable {
             .collect();
         variables.sort_by(|one, other| one.name.cmp(&other.name));
         for (index, variable) in variables.iter().enumerate() {
-            if let Some(other) = variables[..index].iter().find(|other| other.keys == variable.keys) {
+            if let Some(other) = variables[..index]
+                .iter()
+                .find(|other| other.keys == variable.keys)
+            {
                 return Err(variable.wrong(format!("`{}` sets the same: leave one out", other.name)));
             }
         }
@@ -93,7 +94,13 @@ pub(super) fn overlay(file: toml::Table, variables: &[Variable]) -> Result<Setti
         let value = variable.value(&file)?;
         set(&mut table, &variable.keys, value).map_err(|message| variable.wrong(message))?;
     }
-    let all = || variables.iter().map(|variable| variable.name.as_str()).collect::<Vec<_>>().join(", ");
+    let all = || {
+        variables
+            .iter()
+            .map(|variable| variable.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     Settings::try_from(table).map_err(|message| ConfigError::Environment {
         variable: all(),
         message,
@@ -106,7 +113,10 @@ pub(super) fn blame(error: ConfigError, variables: &[Variable]) -> ConfigError {
         return error;
     };
     let message = match variables.iter().find(|variable| variable.sets(&key)) {
-        Some(variable) => format!("{message} (it comes from the environment variable `{}`)", variable.name),
+        Some(variable) => format!(
+            "{message} (it comes from the environment variable `{}`)",
+            variable.name
+        ),
         None => message,
     };
     ConfigError::Invalid { key, message }
@@ -119,7 +129,9 @@ pub(super) fn blame(error: ConfigError, variables: &[Variable]) -> ConfigError {
 pub(super) fn of_process(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, ConfigError> {
-    let ours = env.into_iter().filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX));
+    let ours = env
+        .into_iter()
+        .filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX));
     ours.map(|(name, value)| match (name.into_string(), value.into_string()) {
         (Ok(name), Ok(value)) => Ok((name, value)),
         (name, _) => Err(ConfigError::Environment {
@@ -167,7 +179,9 @@ mod tests {
     use super::*;
 
     fn with(pairs: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-        let env = pairs.iter().map(|(name, text)| (format!("{ENV_PREFIX}{name}"), (*text).to_owned()));
+        let env = pairs
+            .iter()
+            .map(|(name, text)| (format!("{ENV_PREFIX}{name}"), (*text).to_owned()));
         Settings::parse("[kafka]\npartitions = 2\n", env)
     }
 
@@ -187,7 +201,12 @@ mod tests {
             "\u{e4}\n",
             "inf",
         ] {
-            let settings = with(&[("KAFKA__GROUP_ID", text), ("MODEL__SYSTEM", text), ("ADAPTERS__DIR", text)]).unwrap();
+            let settings = with(&[
+                ("KAFKA__GROUP_ID", text),
+                ("MODEL__SYSTEM", text),
+                ("ADAPTERS__DIR", text),
+            ])
+            .unwrap();
 
             assert_eq!(settings.kafka.group_id, text);
             assert_eq!(settings.model.system.as_deref(), Some(text));
@@ -234,7 +253,10 @@ mod tests {
             (("KAFKA__PARTITIONS", "3.5"), "3.5"),
             (("ENCODER__BATCH", "3"), "batch"),
             (("KAFKA__BOOTSTRAP__X", "3"), "bootstrap"),
-            (("KAFKA__CLIENT", "{ \"sasl.password\" = secret }"), "table of properties"),
+            (
+                ("KAFKA__CLIENT", "{ \"sasl.password\" = secret }"),
+                "table of properties",
+            ),
             (("", "3"), "names no setting"),
             (("KAFKA__", "3"), "names no setting"),
         ] {
@@ -245,7 +267,10 @@ mod tests {
             assert!(!error.contains("secret"), "{error}");
         }
         let twice = with(&[good, ("kafka__group_id", "b")]).unwrap_err().to_string();
-        assert!(twice.contains("GROUP_ID") && twice.contains("group_id"), "{twice}");
+        assert!(
+            twice.contains("GROUP_ID") && twice.contains("group_id"),
+            "{twice}"
+        );
     }
 
     #[test]
@@ -256,7 +281,10 @@ mod tests {
 
         let error = blame(settings.validate().unwrap_err(), &variables).to_string();
 
-        assert!(error.contains("kafka.partitions") && error.contains(&name), "{error}");
+        assert!(
+            error.contains("kafka.partitions") && error.contains(&name),
+            "{error}"
+        );
     }
 
     #[cfg(unix)]
@@ -265,8 +293,15 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let odd = || OsString::from_vec(vec![0xff]);
 
-        assert!(of_process([("LS_COLORS".into(), odd()), (odd(), odd())]).unwrap().is_empty());
+        assert!(
+            of_process([("LS_COLORS".into(), odd()), (odd(), odd())])
+                .unwrap()
+                .is_empty()
+        );
         let ours = of_process([("SPEECHVERSE__KAFKA__GROUP_ID".into(), odd())]).unwrap_err();
-        assert!(ours.to_string().contains("SPEECHVERSE__KAFKA__GROUP_ID"), "{ours}");
+        assert!(
+            ours.to_string().contains("SPEECHVERSE__KAFKA__GROUP_ID"),
+            "{ours}"
+        );
     }
 }

@@ -142,7 +142,9 @@ impl Settings {
             other => other,
         })?;
         let variables = Variable::all(env)?;
-        settings.validate().map_err(|error| environment::blame(error, &variables))?;
+        settings
+            .validate()
+            .map_err(|error| environment::blame(error, &variables))?;
         Ok(settings)
     }
 
@@ -165,7 +167,8 @@ impl Settings {
 
     /// Settings from a table; an error in one line.
     fn try_from(table: toml::Table) -> Result<Self, String> {
-        let words = |error: toml::de::Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let words =
+            |error: toml::de::Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         table.try_into().map_err(words)
     }
 

@@ -175,10 +175,25 @@ mod tests {
             HttpConfig { listen }.validate()
         };
 
-        for good in ["127.0.0.1:9464", "localhost:9464", "[::1]:0", "0.0.0.0:80", "metrics.example:9464"] {
+        for good in [
+            "127.0.0.1:9464",
+            "localhost:9464",
+            "[::1]:0",
+            "0.0.0.0:80",
+            "metrics.example:9464",
+        ] {
             check(good).unwrap();
         }
-        for bad in ["", "9464", ":9464", "localhost", "localhost:", "localhost:99999", "::1:9464", "a b:1"] {
+        for bad in [
+            "",
+            "9464",
+            ":9464",
+            "localhost",
+            "localhost:",
+            "localhost:99999",
+            "::1:9464",
+            "a b:1",
+        ] {
             let error = check(bad).unwrap_err().to_string();
             assert!(error.contains("http.listen"), "{error}");
         }

@@ -120,7 +120,8 @@ pub fn check_properties(config: &KafkaConfig) -> Result<(), KafkaError> {
         client.remove("bootstrap.servers");
         client
     };
-    let consumer: Result<BaseConsumer<Logging>, _> = alone(group_consumer(config)?).create_with_context(Logging);
+    let consumer: Result<BaseConsumer<Logging>, _> =
+        alone(group_consumer(config)?).create_with_context(Logging);
     consumer.map_err(|error| creation_error("consumer", error))?;
     let producer: Result<BaseProducer, _> = alone(producer(config)?).create();
     producer.map_err(|error| creation_error("producer", error))?;
@@ -222,6 +223,9 @@ mod tests {
             assert!(error.to_string().contains(property), "{error}");
         }
         let file = with("client", "ssl.ca.location", "/no/such/file.pem");
-        assert!(file.is_ok(), "it is looked at only where `security.protocol` says so");
+        assert!(
+            file.is_ok(),
+            "it is looked at only where `security.protocol` says so"
+        );
     }
 }

@@ -163,7 +163,10 @@ async fn topics(bench: &Bench) {
     let mut several = bench.config.clone();
     several.topics.control = bench.config.topics.requests.clone();
     several.topics.requests = format!("{}.of-their-own", bench.config.topics.requests);
-    let refused = admin::ensure_topics(&several, STEP).await.unwrap_err().to_string();
+    let refused = admin::ensure_topics(&several, STEP)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.contains("has 3 partitions") && refused.contains("--delete --topic"),
         "{refused}"

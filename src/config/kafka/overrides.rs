@@ -98,7 +98,11 @@ fn flatten(
     into: &mut BTreeMap<String, String>,
 ) -> Result<(), String> {
     for (key, value) in table {
-        let name = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+        let name = if prefix.is_empty() {
+            key
+        } else {
+            format!("{prefix}.{key}")
+        };
         let text = match value {
             Property::Text(text) => text,
             Property::Number(number) => number.to_string(),
@@ -272,7 +276,10 @@ mod tests {
         let again: ClientOverrides = toml::from_str(&toml::to_string(&table).unwrap()).unwrap();
         assert_eq!(again, table);
         let list = toml::from_str::<ClientOverrides>("debug = [\"all\"]").unwrap_err();
-        assert!(list.to_string().contains("expected text, a number or a flag"), "{list}");
+        assert!(
+            list.to_string().contains("expected text, a number or a flag"),
+            "{list}"
+        );
         let twice = toml::from_str::<ClientOverrides>("\"a.b\" = 1\na.b = 2").unwrap_err();
         assert!(twice.to_string().contains("`a.b` is set twice"), "{twice}");
     }

@@ -13,9 +13,17 @@ async fn a_control_topic_of_several_partitions_is_refused_with_the_remedy() {
 
     let error = admin::ensure_topics(&cluster.config, LIMIT).await.unwrap_err();
 
-    assert!(matches!(error, KafkaError::OrdersOvertake { partitions: 4, .. }), "{error}");
+    assert!(
+        matches!(error, KafkaError::OrdersOvertake { partitions: 4, .. }),
+        "{error}"
+    );
     let message = error.to_string();
-    for word in ["speechverse.control", "4 partitions", "--delete --topic", "kafka.topics.control"] {
+    for word in [
+        "speechverse.control",
+        "4 partitions",
+        "--delete --topic",
+        "kafka.topics.control",
+    ] {
         assert!(message.contains(word), "{word}: {message}");
     }
 }
