@@ -13,8 +13,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
-use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{
     DeviceChoice, Placement, PrecisionChoice, configure_threads, cpu_capability, ensure_passive_openmp,
 };

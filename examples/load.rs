@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, json};
-use speechverse::models::t5::{T5, T5Config};
-use speechverse::models::whisper::Window;
+use speechverse::models::encoders::whisper::Window;
+use speechverse::models::llms::t5::{T5, T5Config};
 use speechverse::models::{open_encoder, open_language_model};
 use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, ensure_passive_openmp};
 use speechverse::weights::Checkpoint;

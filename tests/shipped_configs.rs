@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use speechverse::config::Settings;
-use speechverse::config::training::TrainingConfig;
 use speechverse::text::TaskTable;
+use speechverse::training::config::TrainingConfig;
 
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")

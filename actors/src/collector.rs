@@ -11,18 +11,18 @@ use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, decode};
-use speechverse::kafka::{Ledger, SourceEvent};
+use speechverse::kafka::{OffsetTracker, SourceEvent};
 use speechverse::store::{Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Label, LabelledAudio};
 use speechverse::wire::request::{Instructions, RequestLimits};
-use speechverse::wire::{Receipt, Record};
+use speechverse::wire::{Record, RecordOffset};
 use tracing::{debug, error, info};
 
 use crate::inbox::{Arrival, Inbox};
 use crate::ingest::reason_of;
-use crate::messages::{InHand, LostAndFound, PublishDeadLetter, UtteranceAdmitted};
+use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
 
 /// Task of a sample that names none.
 pub const DEFAULT_TASK: &str = "asr";
@@ -33,7 +33,7 @@ pub struct CollectorArgs {
     /// Records of the label topic.
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
-    pub ledger: Ledger,
+    pub tracker: OffsetTracker,
     /// Where samples are kept.
     pub store: Arc<SampleStore>,
     /// What a value may be.
@@ -43,7 +43,7 @@ pub struct CollectorArgs {
     /// Instructions of samples that have none of their own.
     pub instructions: Arc<dyn Instructions + Send + Sync>,
     /// Where records go that it was at when it failed.
-    pub lost: LostAndFound,
+    pub lost: OrphanQueue,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
     /// Takes what cannot be kept.
@@ -98,19 +98,19 @@ impl Message<UtteranceAdmitted> for SampleCollector {
 
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
-        let record = InHand::new(record, Stage::Collect, self.args.lost.clone());
+        let record = RecordGuard::new(record, Stage::Collect, self.args.lost.clone());
         let sample = Label::parse(&record, &self.args.limits, &*self.args.instructions)
-            .and_then(|label| self.sample(label, &record.receipt));
+            .and_then(|label| self.sample(label, &record.record_offset));
         let outcome = sample.and_then(|sample| self.put(&sample));
-        let record = record.settle();
+        let record = record.complete();
         match outcome {
             Ok(()) => {
-                self.args.ledger.release(&record.receipt);
+                self.args.tracker.release(&record.record_offset);
                 self.count();
             }
             Err(rejection) => {
                 metrics::store_put("refused");
-                let letter = PublishDeadLetter::at_the_door(record, rejection);
+                let letter = PublishDeadLetter::at_admission(record, rejection);
                 if let Err(error) = self.args.publisher.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
@@ -118,11 +118,11 @@ impl SampleCollector {
         }
     }
 
-    fn sample(&self, label: Label, receipt: &Receipt) -> Result<Sample, Rejection> {
+    fn sample(&self, label: Label, record_offset: &RecordOffset) -> Result<Sample, Rejection> {
         let source = SampleSource {
-            topic: receipt.topic.to_string(),
-            partition: receipt.partition,
-            offset: receipt.offset,
+            topic: record_offset.topic.to_string(),
+            partition: record_offset.partition,
+            offset: record_offset.offset,
         };
         let received_ms = jiff::Timestamp::now().as_millisecond();
         match label {

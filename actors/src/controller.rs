@@ -13,20 +13,20 @@ use std::time::{Duration, Instant};
 use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::config::trainer::TrainerConfig;
-use speechverse::kafka::{Ledger, SourceEvent};
+use speechverse::kafka::{OffsetTracker, SourceEvent};
 use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryError};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::Record;
 use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::Stage;
-use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::event::{Event, EventKind};
 use tracing::{error, info};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
-use crate::messages::{InHand, LostAndFound, PublishDeadLetter, PublishEvent, StartCycle};
+use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
 
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
@@ -55,13 +55,13 @@ pub struct ControllerArgs {
     /// Records of the control topic.
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
-    pub ledger: Ledger,
+    pub tracker: OffsetTracker,
     /// Which orders are still to be obeyed.
     pub due: OrdersDue,
     /// An order that was written longer ago is not obeyed.
     pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
-    pub lost: LostAndFound,
+    pub lost: OrphanQueue,
     /// When to train by oneself.
     pub config: TrainerConfig,
     /// Versions to promote and to roll back to.
@@ -115,7 +115,7 @@ impl Actor for Controller {
         loop {
             match self.inbox.next(mailbox).await {
                 Arrival::Signal(signal) => return Ok(signal),
-                Arrival::Record(record) => self.obey(record).await,
+                Arrival::Record(record) => self.handle_order(record).await,
                 Arrival::Tick => self.follow_schedule().await,
                 Arrival::Revoked(_) => {}
             }
@@ -124,58 +124,61 @@ impl Actor for Controller {
 }
 
 impl Controller {
-    async fn obey(&mut self, record: Record) {
-        let record = InHand::new(record, Stage::Control, self.args.lost.clone());
+    async fn handle_order(&mut self, record: Record) {
+        let record = RecordGuard::new(record, Stage::Control, self.args.lost.clone());
         let order = match Order::parse(&record) {
             Ok(order) => order,
             Err(rejection) => {
-                let letter = PublishDeadLetter::at_the_door(record.settle(), rejection);
+                let letter = PublishDeadLetter::at_admission(record.complete(), rejection);
                 if let Err(error) = self.args.dead_letters.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
                 return;
             }
         };
-        let receipt = &record.receipt;
-        let (id, command) = (order.id_at(receipt), order.command.name());
+        let record_offset = &record.record_offset;
+        let (id, command) = (order.id_at(record_offset), order.command.name());
         let next = self.args.due.next.load(Ordering::Acquire);
-        if receipt.partition != 0 {
+        if record_offset.partition != 0 {
             let reason = format!(
                 "it came from partition {} of `{}`, and orders of several partitions overtake each other: send orders to \
                  partition 0, or make the topic anew with one partition",
-                receipt.partition, receipt.topic
+                record_offset.partition, record_offset.topic
             );
-            self.refuse(&id, command, reason).await;
-        } else if (self.args.due.start..next).contains(&receipt.offset) {
+            self.reject(&id, command, reason).await;
+        } else if (self.args.due.start..next).contains(&record_offset.offset) {
             info!(
                 id,
                 command,
-                offset = receipt.offset,
+                offset = record_offset.offset,
                 "order read again, it was taken up before"
             );
         } else if let Some(reason) = self.too_late(&record) {
             info!(id, command, reason, "order expired");
             let command = command.to_owned();
-            self.tell(&id, Happening::CommandExpired { command, reason })
+            self.tell(&id, EventKind::CommandExpired { command, reason })
                 .await;
         } else {
             // Before it is obeyed: if that fails half-way, it must not be obeyed a second time.
-            self.args.due.next.store(receipt.offset + 1, Ordering::Release);
+            self.args
+                .due
+                .next
+                .store(record_offset.offset + 1, Ordering::Release);
             info!(id, command = ?order.command, "order received");
             match self.carry_out(order.command, &id).await {
                 Ok(()) => {
                     let command = command.to_owned();
-                    self.tell(&id, Happening::CommandObeyed { command }).await;
+                    self.tell(&id, EventKind::CommandObeyed { command }).await;
                 }
-                Err(reason) => self.refuse(&id, command, reason).await,
+                Err(reason) => self.reject(&id, command, reason).await,
             }
         }
-        self.args.ledger.release(&record.settle().receipt);
+        self.args.tracker.release(&record.complete().record_offset);
     }
 
     /// Why an order is not obeyed any more.
     fn too_late(&self, record: &Record) -> Option<String> {
-        let (offset, start) = (record.receipt.offset, self.args.due.start);
+        let (offset, start) = (record.record_offset.offset, self.args.due.start);
         if offset < start {
             return Some(format!(
                 "it lay in the topic before this process started (offset {offset}, orders are obeyed from {start} on): give \
@@ -270,7 +273,7 @@ impl Controller {
             && self.told.as_ref() != Some(&reason)
         {
             self.told = Some(reason.clone());
-            self.refuse(&run, "retrain", reason).await;
+            self.reject(&run, "retrain", reason).await;
         }
     }
 
@@ -297,18 +300,18 @@ impl Controller {
         let to = loaded.adapter.version().to_owned();
         let from = self.args.current.swap(loaded.adapter).version().to_owned();
         let reason = command.to_owned();
-        self.tell(&to.clone(), Happening::AdapterSwapped { from, to, reason })
+        self.tell(&to.clone(), EventKind::AdapterSwapped { from, to, reason })
             .await;
         Ok(())
     }
 
-    async fn refuse(&self, id: &str, command: &str, reason: String) {
+    async fn reject(&self, id: &str, command: &str, reason: String) {
         info!(id, command, reason, "order refused");
         let command = command.to_owned();
-        self.tell(id, Happening::CommandRefused { command, reason }).await;
+        self.tell(id, EventKind::CommandRefused { command, reason }).await;
     }
 
-    async fn tell(&self, id: &str, what: Happening) {
+    async fn tell(&self, id: &str, what: EventKind) {
         let event = Event::now(id, what);
         if let Err(error) = self.args.publisher.tell(PublishEvent { event }).await {
             error!(error = %error.to_string(), "publisher is gone, an event is lost");

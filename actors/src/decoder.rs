@@ -21,7 +21,7 @@ use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
 
-use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, Ticket};
+use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, RequestContext};
 
 /// Makes the language model with its tokenizer and prompt layout, again after a restart.
 pub type BuildResponder = Arc<dyn Fn() -> Result<Responder<Active>, SpeechLlmError> + Send + Sync>;
@@ -44,7 +44,7 @@ pub struct DecoderArgs {
 /// What stays with an answer while it is generated.
 #[derive(Debug)]
 pub struct Active {
-    ticket: Ticket,
+    context: RequestContext,
     version: String,
     started: Instant,
     /// Whether its first token is there.
@@ -136,21 +136,21 @@ impl Decoder {
             let Some(mut message) = self.arrivals.pop_front() else {
                 break;
             };
-            let waited = message.ticket.taken_up();
+            let waited = message.context.dequeued();
             metrics::stage_entered(Stage::Decode.as_str(), waited);
             let started = Instant::now();
             match self.prompt(&message) {
                 Ok(prompt) => {
                     let version = message.adapter.version().to_owned();
                     let active = Active {
-                        ticket: message.ticket,
+                        context: message.context,
                         version,
                         started,
                         began: false,
                     };
                     ready.push((active, prompt));
                 }
-                Err(error) => self.reject(message.ticket, &error).await,
+                Err(error) => self.reject(message.context, &error).await,
             }
         }
         if ready.is_empty() {
@@ -166,19 +166,19 @@ impl Decoder {
                     .chain(finished.iter_mut().map(|(active, _)| active));
                 for active in newcomers.filter(|active| !active.began) {
                     active.began = true;
-                    active.ticket.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
-                    metrics::first_token(active.ticket.admitted.elapsed());
+                    active.context.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
+                    metrics::first_token(active.context.admitted.elapsed());
                 }
                 self.finish(finished).await;
             }
-            // Their tickets were dropped with the prompts; the publisher finds them in lost and found.
+            // Their contexts were dropped with the prompts; the publisher finds them in orphan queue.
             Err(error) => error!(%error, "cannot begin a batch of answers"),
         }
         metrics::decoder_slots(self.responder.used());
     }
 
     fn prompt(&mut self, message: &DecodeUtterance) -> Result<Prompt, SpeechLlmError> {
-        let request = &message.ticket.request;
+        let request = &message.context.request;
         let question = Question {
             features: &message.features,
             instruction: &request.instruction,
@@ -204,7 +204,7 @@ impl Decoder {
                 error!(%error, answers = self.responder.used(), "a decoding step failed, its answers are given up");
                 let error = SpeechLlmError::from(error);
                 for active in self.responder.clear() {
-                    self.reject(active.ticket, &error).await;
+                    self.reject(active.context, &error).await;
                 }
             }
         }
@@ -216,8 +216,8 @@ impl Decoder {
     fn tell_partials(&self) {
         let every = self.args.config.partial_tokens;
         for (active, decoded) in self.responder.so_far() {
-            let ticket = &active.ticket;
-            if !ticket.request.partials || !decoded.ids.len().is_multiple_of(every) {
+            let context = &active.context;
+            if !context.request.partials || !decoded.ids.len().is_multiple_of(every) {
                 continue;
             }
             let Ok(text) = self.responder.text(&decoded) else {
@@ -226,10 +226,10 @@ impl Decoder {
             // A character that is not complete yet.
             let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
             let number = (decoded.ids.len() / every - 1) as u64;
-            let whole = self.answer(ticket, active.version.clone(), &decoded, text);
-            let generated = active.started.elapsed().as_secs_f64() * 1e3 - ticket.times.prefill_ms;
+            let whole = self.answer(context, active.version.clone(), &decoded, text);
+            let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
             let answer = Answer {
-                id: Answer::id_of(&ticket.request.id, AnswerKind::Partial, number),
+                id: Answer::id_of(&context.request.id, AnswerKind::Partial, number),
                 kind: AnswerKind::Partial,
                 flags: Vec::new(),
                 timing_ms: Timing {
@@ -240,8 +240,8 @@ impl Decoder {
             };
             let partial = PublishPartial {
                 answer,
-                key: ticket.record.key.clone(),
-                trace: ticket.request.trace.clone(),
+                key: context.record.key.clone(),
+                trace: context.request.trace.clone(),
             };
             let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
         }
@@ -253,30 +253,30 @@ impl Decoder {
             let text = match self.responder.text(&decoded) {
                 Ok(text) => text,
                 Err(error) => {
-                    self.reject(active.ticket, &error).await;
+                    self.reject(active.context, &error).await;
                     continue;
                 }
             };
-            let mut ticket = active.ticket;
+            let mut context = active.context;
             let worked = active.started.elapsed();
-            ticket.times.generate_ms = (worked.as_secs_f64() * 1e3 - ticket.times.prefill_ms).max(0.0);
+            context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
             metrics::stage_left(Stage::Decode.as_str(), worked);
-            ticket.queue_for(Stage::Publish);
-            let answer = self.answer(&ticket, active.version, &decoded, text);
-            if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, ticket }).await {
+            context.queue_for(Stage::Publish);
+            let answer = self.answer(&context, active.version, &decoded, text);
+            if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
                 error!(error = %error.to_string(), "publisher is gone, an answer goes back");
             }
         }
     }
 
-    fn answer(&self, ticket: &Ticket, adapter: String, decoded: &Decoded, text: String) -> Answer {
-        let request = &ticket.request;
-        let times = ticket.times;
+    fn answer(&self, context: &RequestContext, adapter: String, decoded: &Decoded, text: String) -> Answer {
+        let request = &context.request;
+        let times = context.times;
         let label = decoded
             .label
             .and_then(|index| request.shape.as_ref()?.choice()?.get(index).cloned());
         let mut flags = flags(decoded, &text, self.args.config.low_confidence_below);
-        flags.extend(ticket.no_speech.then_some(Flag::NoSpeech));
+        flags.extend(context.no_speech.then_some(Flag::NoSpeech));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -291,7 +291,7 @@ impl Decoder {
             fields,
             adapter,
             score: decoded.score(),
-            audio_seconds: ticket.audio_seconds,
+            audio_seconds: context.audio_seconds,
             tokens: decoded.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
@@ -299,19 +299,19 @@ impl Decoder {
                 encode: times.encode_ms,
                 prefill: times.prefill_ms,
                 generate: times.generate_ms,
-                total: ticket.admitted.elapsed().as_secs_f64() * 1e3,
+                total: context.admitted.elapsed().as_secs_f64() * 1e3,
             },
         }
     }
 
-    async fn reject(&mut self, ticket: Ticket, cause: &SpeechLlmError) {
+    async fn reject(&mut self, context: RequestContext, cause: &SpeechLlmError) {
         let reason = match cause {
             SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
             SpeechLlmError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
-        error!(error = %cause, request_id = %ticket.request.id, "cannot answer an utterance");
-        let letter = PublishDeadLetter::of(ticket, reason, cause.to_string());
+        error!(error = %cause, request_id = %context.request.id, "cannot answer an utterance");
+        let letter = PublishDeadLetter::of(context, reason, cause.to_string());
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

@@ -3,7 +3,7 @@
 //! Receives [`EncodeUtterance`], sends [`DecodeUtterance`]. Blocks on the device, so it lives in its own thread. Clips
 //! longer than the encoder's window are cut into equal windows whose features are joined again. A batch that fails is
 //! tried again one utterance at a time, so that only the one at fault becomes a dead letter; a panic outside that
-//! restarts the actor with a fresh model, and the tickets it held find their own way.
+//! restarts the actor with a fresh model, and the contexts it held find their own way.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl Message<EncodeUtterance> for Encoder {
     type Reply = ();
 
     async fn handle(&mut self, mut message: EncodeUtterance, ctx: &mut Context<Self, Self::Reply>) {
-        let waited = message.ticket.taken_up();
+        let waited = message.context.dequeued();
         metrics::stage_entered(Stage::Encode.as_str(), waited);
         if self.pending.is_empty() && self.args.config.batch_windows_max > 1 {
             let wait = Duration::from_millis(self.args.config.batch_wait_ms_max);
@@ -182,15 +182,15 @@ impl Encoder {
         let worked = started.elapsed();
         for (message, features) in batch.into_iter().zip(features) {
             let EncodeUtterance {
-                adapter, mut ticket, ..
+                adapter, mut context, ..
             } = message;
-            ticket.times.encode_ms += worked.as_secs_f64() * 1e3;
+            context.times.encode_ms += worked.as_secs_f64() * 1e3;
             metrics::stage_left(Stage::Encode.as_str(), worked);
-            ticket.queue_for(Stage::Decode);
+            context.queue_for(Stage::Decode);
             let order = DecodeUtterance {
                 features,
                 adapter,
-                ticket,
+                context,
             };
             if let Err(error) = self.args.decoder.tell(order).await {
                 warn!(error = %error.to_string(), "decoder is gone, its utterance goes back");
@@ -200,8 +200,8 @@ impl Encoder {
 
     async fn reject(&mut self, batch: Vec<EncodeUtterance>, cause: &ModelError) {
         for message in batch {
-            error!(error = %cause, request_id = %message.ticket.request.id, "cannot encode an utterance");
-            let letter = PublishDeadLetter::of(message.ticket, Reason::InternalError, cause.to_string());
+            error!(error = %cause, request_id = %message.context.request.id, "cannot encode an utterance");
+            let letter = PublishDeadLetter::of(message.context, Reason::InternalError, cause.to_string());
             if let Err(error) = self.args.publisher.tell(letter).await {
                 error!(error = %error.to_string(), "publisher is gone");
             }

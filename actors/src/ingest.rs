@@ -11,9 +11,9 @@ use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioError, AudioLimits, Waveform, decode, loudest_frame_dbfs};
-use speechverse::kafka::{Budget, Ledger, SourceEvent};
+use speechverse::kafka::{Budget, OffsetTracker, SourceEvent};
 use speechverse::telemetry::metrics;
-use speechverse::text::{Asked, Filling, TaskTable, TextError};
+use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
@@ -22,7 +22,9 @@ use tracing::{debug, error, warn};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
-use crate::messages::{EncodeUtterance, InHand, LostAndFound, PublishDeadLetter, Ticket, UtteranceAdmitted};
+use crate::messages::{
+    EncodeUtterance, OrphanQueue, PublishDeadLetter, RecordGuard, RequestContext, UtteranceAdmitted,
+};
 use crate::streams::{Assembled, Streams};
 
 /// How often unfinished streams are looked at.
@@ -38,8 +40,13 @@ pub struct TaskInstructions {
 }
 
 impl Instructions for TaskInstructions {
-    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
-        self.tasks.ask(names, filling, own)
+    fn of_task(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError> {
+        self.tasks.ask(names, variables, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -53,7 +60,7 @@ pub struct IngestArgs {
     /// Records of the request topic.
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
-    pub ledger: Ledger,
+    pub tracker: OffsetTracker,
     /// What a value may be.
     pub audio: AudioLimits,
     /// What a request may be.
@@ -64,8 +71,8 @@ pub struct IngestArgs {
     pub no_speech_below_dbfs: f64,
     /// The version to pin to.
     pub adapter: CurrentAdapter,
-    /// Where forgotten tickets go.
-    pub lost: LostAndFound,
+    /// Where forgotten contexts go.
+    pub lost: OrphanQueue,
     /// Training that gives way while utterances are in flight; absent when it should not.
     pub training: Option<Control>,
     /// Next stage.
@@ -125,7 +132,7 @@ impl Actor for AudioIngest {
     }
 }
 
-/// The chunks of unfinished streams have no tickets yet.
+/// The chunks of unfinished streams have no contexts yet.
 impl Drop for AudioIngest {
     fn drop(&mut self) {
         for record in self.streams.take_all() {
@@ -140,16 +147,16 @@ impl AudioIngest {
         let record = self.in_hand(record);
         let request = match Request::parse(&record, &self.args.limits, &*self.args.instructions) {
             Ok(request) => request,
-            Err(rejection) => return self.refuse(record.settle(), rejection).await,
+            Err(rejection) => return self.refuse(record.complete(), rejection).await,
         };
         if request.chunk.is_none() {
             return self.answer(record, request, Vec::new()).await;
         }
-        match self.streams.take(record.settle(), request) {
+        match self.streams.take(record.complete(), request) {
             Assembled::Waiting => {}
             Assembled::Repeated(record) => {
-                debug!(receipt = ?record.receipt, "a chunk that its stream had before is passed over");
-                self.args.ledger.release(&record.receipt);
+                debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
+                self.args.tracker.release(&record.record_offset);
             }
             Assembled::Whole(whole) => {
                 let record = self.in_hand(whole.record);
@@ -164,8 +171,8 @@ impl AudioIngest {
         }
     }
 
-    fn in_hand(&self, record: Record) -> InHand {
-        InHand::new(record, Stage::Ingest, self.args.lost.clone())
+    fn in_hand(&self, record: Record) -> RecordGuard {
+        RecordGuard::new(record, Stage::Ingest, self.args.lost.clone())
     }
 
     async fn give_up_old_streams(&mut self) {
@@ -177,12 +184,12 @@ impl AudioIngest {
     }
 
     /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
-    async fn answer(&self, record: InHand, request: Request, earlier: Vec<InHand>) {
+    async fn answer(&self, record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
         let started = Instant::now();
-        if !self.args.ledger.is_current(&record.receipt) {
-            debug!(receipt = ?record.receipt, "a record of a revoked partition, it is another process's business");
+        if !self.args.tracker.is_current(&record.record_offset) {
+            debug!(record_offset = ?record.record_offset, "a record of a revoked partition, it is another process's business");
             earlier.into_iter().chain([record]).for_each(|record| {
-                record.settle();
+                record.complete();
             });
             return;
         }
@@ -190,7 +197,7 @@ impl AudioIngest {
             Ok(waveform) => waveform,
             Err(rejection) => {
                 for record in earlier.into_iter().chain([record]) {
-                    self.refuse(record.settle(), rejection.clone()).await;
+                    self.refuse(record.complete(), rejection.clone()).await;
                 }
                 return;
             }
@@ -198,35 +205,35 @@ impl AudioIngest {
         let no_speech = loudest_frame_dbfs(&waveform.samples) < self.args.no_speech_below_dbfs;
         let seconds = waveform.seconds();
         metrics::utterance_admitted(seconds);
-        let budget: &Budget = self.args.ledger.budget();
+        let budget: &Budget = self.args.tracker.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
-        let receipt = record.receipt.clone();
-        let mut ticket = Ticket::new(record.settle(), request, seconds, self.args.lost.clone());
-        let earlier = earlier.into_iter().map(|record| record.settle().receipt);
-        ticket.hold(held, earlier.collect());
-        ticket.no_speech = no_speech;
-        ticket.go_first(self.args.training.as_ref());
+        let record_offset = record.record_offset.clone();
+        let mut context = RequestContext::new(record.complete(), request, seconds, self.args.lost.clone());
+        let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
+        context.hold(held, earlier.collect());
+        context.no_speech = no_speech;
+        context.yield_to_serving(self.args.training.as_ref());
         let worked = started.elapsed();
-        ticket.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
+        context.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
         metrics::stage_left(Stage::Ingest.as_str(), worked);
-        if ticket.request.train != Some(false) {
+        if context.request.train != Some(false) {
             let fact = UtteranceAdmitted {
                 request: Request {
                     audio: bytes::Bytes::new(),
-                    ..ticket.request.clone()
+                    ..context.request.clone()
                 },
-                receipt,
+                record_offset,
                 samples: Arc::from(waveform.samples.as_slice()),
             };
             if let Err(error) = self.args.collector.tell(fact).try_send() {
                 debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");
             }
         }
-        ticket.queue_for(Stage::Encode);
+        context.queue_for(Stage::Encode);
         let order = EncodeUtterance {
             samples: waveform.samples,
             adapter: self.args.adapter.get(),
-            ticket,
+            context,
         };
         if let Err(error) = self.args.encoder.tell(order).await {
             warn!(error = %error.to_string(), "encoder is gone, its utterance goes back");
@@ -250,7 +257,7 @@ impl AudioIngest {
     }
 
     async fn refuse(&self, record: Record, rejection: Rejection) {
-        let letter = PublishDeadLetter::at_the_door(record, rejection);
+        let letter = PublishDeadLetter::at_admission(record, rejection);
         if let Err(error) = self.args.publisher.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

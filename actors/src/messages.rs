@@ -1,4 +1,4 @@
-//! Messages that cross from one actor to another, and the ticket that travels with an utterance.
+//! Messages that cross from one actor to another, and the context that travels with an utterance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
 use speechverse::wire::trace::TraceContext;
-use speechverse::wire::{Receipt, Record};
+use speechverse::wire::{Record, RecordOffset};
 use tch::Tensor;
 
 /// Milliseconds that an utterance spent in each stage so far.
@@ -30,43 +30,43 @@ pub struct StageTimes {
     pub generate_ms: f64,
 }
 
-/// Where tickets go that nobody settled: a stage died with them, or a bug dropped them.
+/// Where contexts go that nobody settled: a stage died with them, or a bug dropped them.
 #[derive(Clone, Debug)]
-pub struct LostAndFound {
-    sender: flume::Sender<LostTicket>,
+pub struct OrphanQueue {
+    sender: flume::Sender<OrphanedRecord>,
     closing: Arc<AtomicBool>,
 }
 
 /// A record whose stage let go of it without an outcome.
 #[derive(Debug)]
-pub struct LostTicket {
+pub struct OrphanedRecord {
     /// The record, to be published as a dead letter.
     pub record: Record,
     /// Seconds of its audio, for the in-flight gauge.
     pub audio_seconds: f64,
     /// Where it was.
     pub stage: Stage,
-    /// Receipts of further records that its outcome settles.
-    pub earlier: Vec<Receipt>,
+    /// Record offsets of further records that its outcome settles.
+    pub earlier: Vec<RecordOffset>,
 }
 
-impl LostAndFound {
-    /// The two ends: tickets get the first, the publisher the second. Not bounded by itself: it can hold at most
+impl OrphanQueue {
+    /// The two ends: contexts get the first, the publisher the second. Not bounded by itself: it can hold at most
     /// what the ingest admitted.
-    pub fn new() -> (Self, flume::Receiver<LostTicket>) {
+    pub fn new() -> (Self, flume::Receiver<OrphanedRecord>) {
         let (sender, receiver) = flume::unbounded();
         let closing = Arc::new(AtomicBool::new(false));
         (Self { sender, closing }, receiver)
     }
 
-    /// From now on, tickets that are dropped are abandoned: their records are read again after the restart.
+    /// From now on, contexts that are dropped are abandoned: their records are read again after the restart.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
 
     /// Takes a record that was never admitted from a stage that cannot go on with it.
     pub fn take(&self, record: Record, stage: Stage) {
-        self.send(LostTicket {
+        self.send(OrphanedRecord {
             record,
             audio_seconds: 0.0,
             stage,
@@ -74,65 +74,69 @@ impl LostAndFound {
         });
     }
 
-    fn send(&self, lost: LostTicket) {
+    fn send(&self, lost: OrphanedRecord) {
         if !self.closing.load(Ordering::Acquire) {
             let _ = self.sender.send(lost); // without a publisher there is nobody left to tell
         }
     }
 }
 
-/// A record that a stage has in hand before it has a ticket, or that never gets one. Dropped without
-/// [`InHand::settle`], it becomes a dead letter, as a ticket does.
+/// A record that a stage has in hand before it has a context, or that never gets one. Dropped without
+/// [`RecordGuard::complete`], it becomes a dead letter, as a context does.
 #[derive(Debug)]
-pub struct InHand {
+pub struct RecordGuard {
     record: Option<Record>,
     stage: Stage,
-    home: LostAndFound,
+    orphans: OrphanQueue,
 }
 
-impl InHand {
+impl RecordGuard {
     /// Holds a record in `stage`.
-    pub fn new(record: Record, stage: Stage, home: LostAndFound) -> Self {
+    pub fn new(record: Record, stage: Stage, orphans: OrphanQueue) -> Self {
         let record = Some(record);
-        Self { record, stage, home }
+        Self {
+            record,
+            stage,
+            orphans,
+        }
     }
 
     /// Takes the record out: its outcome is in the caller's hands now.
-    pub fn settle(mut self) -> Record {
+    pub fn complete(mut self) -> Record {
         self.record.take().expect("a record is settled once, by value")
     }
 }
 
-impl std::ops::Deref for InHand {
+impl std::ops::Deref for RecordGuard {
     type Target = Record;
 
     fn deref(&self) -> &Record {
         let record = self.record.as_ref();
-        record.expect("only `settle` takes the record, and it consumes the guard")
+        record.expect("only `complete` takes the record, and it consumes the guard")
     }
 }
 
-impl Drop for InHand {
+impl Drop for RecordGuard {
     fn drop(&mut self) {
         if let Some(record) = self.record.take() {
-            self.home.take(record, self.stage);
+            self.orphans.take(record, self.stage);
         }
     }
 }
 
 /// What stays with an utterance from admission to its outcome: its record, its request, its clock.
 ///
-/// A ticket that is dropped without [`Ticket::settle`] turns its record into a dead letter, so nothing that was
+/// A context that is dropped without [`RequestContext::complete`] turns its record into a dead letter, so nothing that was
 /// admitted can be forgotten, whatever a stage does.
 #[derive(Debug)]
-pub struct Ticket {
-    inner: Option<Box<TicketInner>>,
-    home: LostAndFound,
+pub struct RequestContext {
+    inner: Option<Box<RequestState>>,
+    orphans: OrphanQueue,
 }
 
-/// The contents of a [`Ticket`].
+/// The contents of a [`RequestContext`].
 #[derive(Debug)]
-pub struct TicketInner {
+pub struct RequestState {
     /// The record as it was read.
     pub record: Record,
     /// What it asks for.
@@ -147,8 +151,8 @@ pub struct TicketInner {
     pub stage: Stage,
     /// When that stage's queue got it.
     pub queued: Instant,
-    /// Receipts of further records that the outcome settles: the earlier chunks of a stream.
-    pub earlier: Vec<Receipt>,
+    /// Record offsets of further records that the outcome settles: the earlier chunks of a stream.
+    pub earlier: Vec<RecordOffset>,
     /// Whether its audio is so quiet throughout that there can hardly be speech in it.
     pub no_speech: bool,
     /// The memory of its samples, counted until the outcome.
@@ -157,11 +161,11 @@ pub struct TicketInner {
     ahead: Option<Yield>,
 }
 
-impl Ticket {
-    /// A ticket for an admitted record.
-    pub fn new(record: Record, request: Request, audio_seconds: f64, home: LostAndFound) -> Self {
+impl RequestContext {
+    /// A context for an admitted record.
+    pub fn new(record: Record, request: Request, audio_seconds: f64, orphans: OrphanQueue) -> Self {
         let now = Instant::now();
-        let inner = TicketInner {
+        let inner = RequestState {
             record,
             request,
             admitted: now,
@@ -176,62 +180,62 @@ impl Ticket {
         };
         Self {
             inner: Some(Box::new(inner)),
-            home,
+            orphans,
         }
     }
 
     /// Counts the memory of its samples until the outcome, and lets the outcome settle `earlier` records too.
-    pub fn hold(&mut self, held: BudgetHold, earlier: Vec<Receipt>) {
+    pub fn hold(&mut self, held: BudgetHold, earlier: Vec<RecordOffset>) {
         self.held = Some(held);
         self.earlier = earlier;
     }
 
     /// Makes training give way until the outcome.
-    pub fn go_first(&mut self, training: Option<&Control>) {
-        self.ahead = training.map(Control::go_first);
+    pub fn yield_to_serving(&mut self, training: Option<&Control>) {
+        self.ahead = training.map(Control::yield_to_serving);
     }
 
-    /// Marks that the ticket waits for `stage` from now on.
+    /// Marks that the context waits for `stage` from now on.
     pub fn queue_for(&mut self, stage: Stage) {
         self.stage = stage;
         self.queued = Instant::now();
     }
 
     /// Marks that its stage took it up; adds the wait to its times and returns it.
-    pub fn taken_up(&mut self) -> std::time::Duration {
+    pub fn dequeued(&mut self) -> std::time::Duration {
         let waited = self.queued.elapsed();
         self.times.queue_ms += waited.as_secs_f64() * 1e3;
         waited
     }
 
     /// Takes the contents out: the outcome is in the caller's hands now.
-    pub fn settle(mut self) -> TicketInner {
-        *self.inner.take().expect("a ticket is settled once, by value")
+    pub fn complete(mut self) -> RequestState {
+        *self.inner.take().expect("a context is settled once, by value")
     }
 }
 
-impl std::ops::Deref for Ticket {
-    type Target = TicketInner;
+impl std::ops::Deref for RequestContext {
+    type Target = RequestState;
 
-    fn deref(&self) -> &TicketInner {
+    fn deref(&self) -> &RequestState {
         self.inner
             .as_ref()
-            .expect("only `settle` takes the contents, and it consumes the ticket")
+            .expect("only `complete` takes the contents, and it consumes the context")
     }
 }
 
-impl std::ops::DerefMut for Ticket {
-    fn deref_mut(&mut self) -> &mut TicketInner {
+impl std::ops::DerefMut for RequestContext {
+    fn deref_mut(&mut self) -> &mut RequestState {
         self.inner
             .as_mut()
-            .expect("only `settle` takes the contents, and it consumes the ticket")
+            .expect("only `complete` takes the contents, and it consumes the context")
     }
 }
 
-impl Drop for Ticket {
+impl Drop for RequestContext {
     fn drop(&mut self) {
         let Some(inner) = self.inner.take() else { return };
-        self.home.send(LostTicket {
+        self.orphans.send(OrphanedRecord {
             record: inner.record,
             audio_seconds: inner.audio_seconds,
             stage: inner.stage,
@@ -247,8 +251,8 @@ pub struct EncodeUtterance {
     pub samples: Vec<f32>,
     /// The adapter version this utterance is pinned to.
     pub adapter: AdapterSnapshot,
-    /// Its ticket.
-    pub ticket: Ticket,
+    /// Its context.
+    pub context: RequestContext,
 }
 
 /// Order to the decoder: one utterance, its features ready.
@@ -258,8 +262,8 @@ pub struct DecodeUtterance {
     pub features: Tensor,
     /// The adapter version this utterance is pinned to.
     pub adapter: AdapterSnapshot,
-    /// Its ticket.
-    pub ticket: Ticket,
+    /// Its context.
+    pub context: RequestContext,
 }
 
 /// Order to the publisher: an answer, to be acknowledged by the broker before its record's offset is released.
@@ -267,8 +271,8 @@ pub struct DecodeUtterance {
 pub struct PublishAnswer {
     /// The answer.
     pub answer: Answer,
-    /// Ticket of the utterance.
-    pub ticket: Ticket,
+    /// RequestContext of the utterance.
+    pub context: RequestContext,
 }
 
 /// Order to the publisher: the text so far of an answer that is still being written. It settles nothing, and it is not
@@ -290,15 +294,15 @@ pub struct PublishDeadLetter {
     pub record: Record,
     /// Why, and where that was found.
     pub rejection: Rejection,
-    /// Seconds of audio that were admitted for it; 0 when it was refused at the door.
+    /// Seconds of audio that were admitted for it; 0 when it was refused at admission.
     pub audio_seconds: f64,
-    /// Receipts of further records that this settles.
-    pub earlier: Vec<Receipt>,
+    /// Record offsets of further records that this settles.
+    pub earlier: Vec<RecordOffset>,
 }
 
 impl PublishDeadLetter {
-    /// A refusal at the door, before the record counted as in flight.
-    pub fn at_the_door(record: Record, rejection: Rejection) -> Self {
+    /// A refusal at admission, before the record counted as in flight.
+    pub fn at_admission(record: Record, rejection: Rejection) -> Self {
         Self {
             record,
             rejection,
@@ -307,10 +311,10 @@ impl PublishDeadLetter {
         }
     }
 
-    /// The record of a settled ticket, with the reason.
-    pub fn of(ticket: Ticket, reason: Reason, message: impl Into<String>) -> Self {
-        let stage = ticket.stage;
-        let inner = ticket.settle();
+    /// The record of a settled context, with the reason.
+    pub fn of(context: RequestContext, reason: Reason, message: impl Into<String>) -> Self {
+        let stage = context.stage;
+        let inner = context.complete();
         Self {
             record: inner.record,
             rejection: Rejection::new(reason, stage, message),
@@ -333,7 +337,7 @@ pub struct UtteranceAdmitted {
     /// Its request.
     pub request: Request,
     /// Where its record came from.
-    pub receipt: Receipt,
+    pub record_offset: RecordOffset,
     /// Mono, 16 kHz.
     pub samples: Arc<[f32]>,
 }

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::config::kafka::TopicsConfig;
-use speechverse::kafka::{Ledger, Sink};
+use speechverse::kafka::config::TopicsConfig;
+use speechverse::kafka::{OffsetTracker, Sink};
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
-use speechverse::wire::{OutgoingRecord, Receipt};
+use speechverse::wire::{OutgoingRecord, RecordOffset};
 use tokio::sync::Semaphore;
 use tracing::{debug, error, warn};
 
-use crate::messages::{LostTicket, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
+use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -46,13 +46,13 @@ pub struct PublisherArgs {
     /// Writes records.
     pub sink: Sink,
     /// By topic: which offsets may be committed.
-    pub ledgers: HashMap<String, Ledger>,
+    pub trackers: HashMap<String, OffsetTracker>,
     /// Names of the topics.
     pub topics: TopicsConfig,
     /// Value of `ce_source`.
     pub source: Arc<str>,
-    /// Tickets that a stage let go of.
-    pub lost: flume::Receiver<LostTicket>,
+    /// Request contexts that a stage let go of.
+    pub lost: flume::Receiver<OrphanedRecord>,
     /// Sends that may be on their way at once.
     pub sends_max: usize,
 }
@@ -77,7 +77,7 @@ impl Actor for Publisher {
         })
     }
 
-    /// Takes lost tickets as they come, beside the mailbox.
+    /// Takes lost contexts as they come, beside the mailbox.
     async fn next(
         &mut self,
         _: WeakActorRef<Self>,
@@ -116,8 +116,8 @@ impl Message<PublishAnswer> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishAnswer, _: &mut Context<Self, Self::Reply>) {
-        let PublishAnswer { answer, ticket } = message;
-        let inner = ticket.settle();
+        let PublishAnswer { answer, context } = message;
+        let inner = context.complete();
         let outgoing = answer.to_record(
             Arc::from(self.args.topics.results.as_str()),
             inner.record.key.clone(),
@@ -129,7 +129,7 @@ impl Message<PublishAnswer> for Publisher {
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
         self.send(
             outgoing,
-            settled(inner.record.receipt, inner.earlier),
+            settled(inner.record.record_offset, inner.earlier),
             audio_seconds,
             done,
         )
@@ -194,22 +194,27 @@ impl Publisher {
             earlier,
         } = message;
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
-        warn!(reason, stage, message = %rejection.message, receipt = ?record.receipt, "dead letter");
+        warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
         let outgoing = dead_letter(
             &record,
             &rejection,
             Arc::from(self.args.topics.dead_letters.as_str()),
         );
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(outgoing, settled(record.receipt, earlier), audio_seconds, done)
-            .await;
+        self.send(
+            outgoing,
+            settled(record.record_offset, earlier),
+            audio_seconds,
+            done,
+        )
+        .await;
     }
 
     /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
-        receipts: Vec<Receipt>,
+        record_offsets: Vec<RecordOffset>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -223,8 +228,8 @@ impl Publisher {
             let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
             if acknowledged {
                 done();
-                for receipt in &receipts {
-                    release(&args, receipt);
+                for record_offset in &record_offsets {
+                    release(&args, record_offset);
                 }
                 if audio_seconds > 0.0 {
                     metrics::utterance_left(audio_seconds);
@@ -289,14 +294,14 @@ fn shorten(outgoing: &mut OutgoingRecord) -> bool {
     true
 }
 
-/// A record's own receipt and those of the chunks before it.
-fn settled(receipt: Receipt, mut earlier: Vec<Receipt>) -> Vec<Receipt> {
-    earlier.push(receipt);
+/// A record's own record_offset and those of the chunks before it.
+fn settled(record_offset: RecordOffset, mut earlier: Vec<RecordOffset>) -> Vec<RecordOffset> {
+    earlier.push(record_offset);
     earlier
 }
 
-fn release(args: &PublisherArgs, receipt: &Receipt) {
-    if let Some(ledger) = args.ledgers.get(&*receipt.topic) {
-        ledger.release(receipt);
+fn release(args: &PublisherArgs, record_offset: &RecordOffset) {
+    if let Some(tracker) = args.trackers.get(&*record_offset.topic) {
+        tracker.release(record_offset);
     }
 }

@@ -180,7 +180,7 @@ impl Streams {
     fn forget_reread(&mut self, name: &Name, record: &Record) {
         let reread = self.streams.get(name).is_some_and(|stream| {
             stream.records.iter().any(|had| {
-                let (had, now) = (&had.receipt, &record.receipt);
+                let (had, now) = (&had.record_offset, &record.record_offset);
                 TopicPartition::of(had) == TopicPartition::of(now) && had.epoch != now.epoch
             })
         });
@@ -192,12 +192,12 @@ impl Streams {
     /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins another stream.
     fn was_complete(&self, name: &Name, record: &Record, request: &Request) -> bool {
         let Some(chunk) = request.chunk else { return false };
-        let partition = TopicPartition::of(&record.receipt);
+        let partition = TopicPartition::of(&record.record_offset);
         let found = self.complete.iter().rev().find(|stream| stream.name == *name);
         found.is_some_and(|stream| {
             let place = usize::try_from(chunk.sequence).unwrap_or(usize::MAX);
             stream.partition == partition
-                && record.receipt.offset > stream.end
+                && record.record_offset.offset > stream.end
                 && stream.digests.get(place) == Some(&digest(&request.audio))
                 && chunk.is_final == (place + 1 == stream.digests.len())
         })
@@ -207,8 +207,8 @@ impl Streams {
         let Some(last) = stream.records.last() else { return };
         self.complete.push_back(Complete {
             name,
-            partition: TopicPartition::of(&last.receipt),
-            end: last.receipt.offset,
+            partition: TopicPartition::of(&last.record_offset),
+            end: last.record_offset.offset,
             digests: stream.audio.iter().map(digest).collect(),
             since: Instant::now(),
         });
@@ -259,7 +259,7 @@ impl Streams {
             !stream
                 .records
                 .iter()
-                .any(|record| partitions.contains(&TopicPartition::of(&record.receipt)))
+                .any(|record| partitions.contains(&TopicPartition::of(&record.record_offset)))
         });
     }
 }
@@ -289,8 +289,8 @@ fn join(parts: &[Bytes]) -> Bytes {
 mod tests {
     use std::sync::Arc;
 
-    use speechverse::text::{Asked, Filling, TaskTable, TextError};
-    use speechverse::wire::Receipt;
+    use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+    use speechverse::wire::RecordOffset;
     use speechverse::wire::request::{Instructions, RequestLimits};
 
     use super::*;
@@ -298,8 +298,13 @@ mod tests {
     struct Words;
 
     impl Instructions for Words {
-        fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
-            TaskTable::default().ask(names, filling, own)
+        fn of_task(
+            &self,
+            names: &str,
+            variables: &TemplateVariables,
+            own: Option<&str>,
+        ) -> Result<ResolvedPrompt, TextError> {
+            TaskTable::default().ask(names, variables, own)
         }
         fn default_instruction(&self) -> String {
             "Transcribe the speech.".into()
@@ -309,7 +314,7 @@ mod tests {
     fn chunk(session: &str, sequence: u64, is_final: bool, audio: &'static [u8]) -> (Record, Request) {
         let header = |name: &str, value: String| (name.to_owned(), Some(Bytes::from(value)));
         let record = Record {
-            receipt: Receipt {
+            record_offset: RecordOffset {
                 topic: Arc::from("requests"),
                 partition: 0,
                 offset: sequence as i64,
@@ -355,7 +360,7 @@ mod tests {
 
         assert_eq!(&whole.request.audio[..], b"123456");
         assert_eq!(whole.earlier.len(), 2);
-        assert_eq!(whole.record.receipt.offset, 2);
+        assert_eq!(whole.record.record_offset.offset, 2);
         assert_eq!(streams.len(), 1);
     }
 
@@ -381,11 +386,17 @@ mod tests {
 
     /// The same chunk as a later record.
     fn later((record, request): (Record, Request), offset: i64) -> (Record, Request) {
-        let receipt = Receipt {
+        let record_offset = RecordOffset {
             offset,
-            ..record.receipt
+            ..record.record_offset
         };
-        (Record { receipt, ..record }, request)
+        (
+            Record {
+                record_offset,
+                ..record
+            },
+            request,
+        )
     }
 
     #[test]
@@ -398,7 +409,7 @@ mod tests {
             let taken = take(&mut streams, later(repeat, offset));
 
             assert!(
-                matches!(&taken, Assembled::Repeated(record) if record.receipt.offset == offset),
+                matches!(&taken, Assembled::Repeated(record) if record.record_offset.offset == offset),
                 "{taken:?}"
             );
         }
@@ -445,14 +456,14 @@ mod tests {
         };
 
         assert_eq!(&whole.request.audio[..], b"000000");
-        assert_eq!(whole.record.receipt.offset, 5);
+        assert_eq!(whole.record.record_offset.offset, 5);
     }
 
     #[test]
     fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
         let mut streams = Streams::new(100);
         let again = |(mut record, request): (Record, Request)| {
-            record.receipt.epoch = 2;
+            record.record_offset.epoch = 2;
             (record, request)
         };
         take(&mut streams, chunk("a", 0, false, b"12"));
@@ -468,7 +479,7 @@ mod tests {
         };
 
         assert_eq!(whole.earlier.len(), 2);
-        assert!(whole.earlier.iter().all(|record| record.receipt.epoch == 2));
+        assert!(whole.earlier.iter().all(|record| record.record_offset.epoch == 2));
         // And once more, after it was complete and its answer was lost.
         take(&mut streams, chunk("a", 0, false, b"12"));
         assert!(matches!(

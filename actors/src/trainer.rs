@@ -12,18 +12,18 @@ use std::time::Instant;
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
-use speechverse::config::model::ModelConfig;
-use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
-use speechverse::config::training::TrainingConfig;
 use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::models::config::ModelConfig;
 use speechverse::models::speech_llm::Learned;
 use speechverse::registry::Registry;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::training::config::TrainingConfig;
 use speechverse::training::evaluate::{EvaluateOptions, evaluate};
 use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
-use speechverse::wire::event::{Event, Happening, Verdict};
+use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
 use crate::current::CurrentAdapter;
@@ -99,7 +99,7 @@ impl Message<StartCycle> for Trainer {
         if let (Verdict::Promoted, Some(version)) = (outcome.verdict, &outcome.version) {
             self.tell(
                 version.clone(),
-                Happening::AdapterSwapped {
+                EventKind::AdapterSwapped {
                     from: parent.version().to_owned(),
                     to: version.clone(),
                     reason: format!("training cycle `{run}`"),
@@ -107,7 +107,7 @@ impl Message<StartCycle> for Trainer {
             )
             .await;
         }
-        let finished = Happening::CycleFinished {
+        let finished = EventKind::CycleFinished {
             verdict: outcome.verdict,
             reason: outcome.reason,
             version: outcome.version,
@@ -129,7 +129,7 @@ impl Outcome {
 }
 
 impl Trainer {
-    async fn tell(&self, id: String, what: Happening) {
+    async fn tell(&self, id: String, what: EventKind) {
         let event = Event::now(id, what);
         if let Err(error) = self.args.publisher.tell(PublishEvent { event }).await {
             warn!(error = %error.to_string(), "publisher is gone, an event is lost");
@@ -137,7 +137,7 @@ impl Trainer {
     }
 
     /// Tells without waiting: progress that does not get through is not missed.
-    fn tell_if_possible(&self, id: &str, what: Happening) {
+    fn tell_if_possible(&self, id: &str, what: EventKind) {
         let event = Event::now(id, what);
         let _ = self.args.publisher.tell(PublishEvent { event }).try_send();
     }
@@ -155,7 +155,7 @@ impl Trainer {
         }
         self.tell_if_possible(
             run,
-            Happening::CycleStarted {
+            EventKind::CycleStarted {
                 trigger: trigger.to_owned(),
                 parent: parent.version().to_owned(),
                 train_samples: train.len(),
@@ -281,7 +281,7 @@ impl Trainer {
             if *step == 1 || step % TELL_EVERY_STEPS == 0 {
                 self.tell_if_possible(
                     run,
-                    Happening::CycleProgress {
+                    EventKind::CycleProgress {
                         stage: kind.clone(),
                         step: *step,
                         loss: *loss,
@@ -320,7 +320,7 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         targets: BTreeMap::new(),
-        filling: Arc::default(),
+        variables: Arc::default(),
         domain: None,
         text: None,
     })

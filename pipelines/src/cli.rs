@@ -357,7 +357,7 @@ pub struct Eval {
     /// of the audio.
     #[arg(long)]
     pub cascade: bool,
-    /// Compare wordings: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.
+    /// Compare variants: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.
     #[arg(long, value_enum, value_name = "WHICH")]
     pub prompts: Option<PromptSet>,
     /// Compare prompts with and without label descriptions, each free and constrained.
@@ -380,10 +380,10 @@ pub struct Eval {
     pub decoding: Decoding,
 }
 
-/// Which wordings `speechverse eval --prompts` compares.
+/// Which variants `speechverse eval --prompts` compares.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PromptSet {
-    /// The wording trained on.
+    /// The variant trained on.
     Seen,
     /// Those kept out of training.
     HeldOut,

@@ -15,13 +15,13 @@ use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::Settings;
-use speechverse::config::kafka::KafkaConfig;
 use speechverse::kafka::admin::{end_of, ensure_topics};
-use speechverse::kafka::{Budget, Ledger, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::config::KafkaConfig;
+use speechverse::kafka::{Budget, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::models::responder::{Responder, ResponderSizes};
 use speechverse::models::speech_llm::SpeechLlm;
-use speechverse::models::whisper::Window;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability};
 use speechverse::store::SampleStore;
 use speechverse::telemetry::metrics;
@@ -34,7 +34,7 @@ use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::ingest::{AudioIngest, IngestArgs, TaskInstructions};
-use speechverse_actors::messages::LostAndFound;
+use speechverse_actors::messages::OrphanQueue;
 use speechverse_actors::publisher::{Publisher, PublisherArgs};
 use speechverse_actors::supervisor::Supervisor;
 use speechverse_actors::trainer::{Trainer, TrainerArgs};
@@ -79,7 +79,7 @@ pub struct Pipeline {
     labels: Source,
     control: Source,
     training: Control,
-    lost: LostAndFound,
+    lost: OrphanQueue,
     store: Arc<SampleStore>,
     stages: Stages,
     readiness: Readiness,
@@ -148,14 +148,14 @@ impl Pipeline {
         let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
         let sink = Sink::new(&settings.kafka).context("Kafka producer")?;
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let training = Control::new();
         let supervisor = Supervisor::spawn_with_mailbox((), kameo::mailbox::bounded(4)); // it gets no messages
-        let ledgers = Ledgers::new(&settings.kafka);
+        let trackers = Ledgers::new(&settings.kafka);
 
         let publisher_args = PublisherArgs {
             sink: sink.clone(),
-            ledgers: ledgers.by_topic(&settings.kafka),
+            trackers: trackers.by_topic(&settings.kafka),
             topics: settings.kafka.topics.clone(),
             source: Arc::from(settings.service.source.as_str()),
             lost: found,
@@ -205,10 +205,10 @@ impl Pipeline {
             tasks: Arc::new(tasks),
             default: settings.service.default_instruction.clone(),
         });
-        let (labels, label_events) = ledgers.source(&settings.kafka, Side::Labels)?;
+        let (labels, label_events) = trackers.source(&settings.kafka, Side::Labels)?;
         let collector_args = CollectorArgs {
             events: label_events,
-            ledger: ledgers.labels.clone(),
+            tracker: trackers.labels.clone(),
             store: Arc::clone(&store),
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
@@ -224,10 +224,10 @@ impl Pipeline {
             .await;
         started("collector", &collector).await?;
 
-        let (control, control_events) = ledgers.source(&settings.kafka, Side::Control)?;
+        let (control, control_events) = trackers.source(&settings.kafka, Side::Control)?;
         let controller_args = ControllerArgs {
             events: control_events,
-            ledger: ledgers.control.clone(),
+            tracker: trackers.control.clone(),
             due: OrdersDue::from_offset(orders_end),
             order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             lost: lost.clone(),
@@ -248,10 +248,10 @@ impl Pipeline {
             .await;
         started("controller", &controller).await?;
 
-        let (requests, request_events) = ledgers.source(&settings.kafka, Side::Requests)?;
+        let (requests, request_events) = trackers.source(&settings.kafka, Side::Requests)?;
         let ingest_args = IngestArgs {
             events: request_events,
-            ledger: ledgers.requests.clone(),
+            tracker: trackers.requests.clone(),
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
             instructions,
@@ -475,11 +475,11 @@ fn facts(settings: &Settings, placement: &Placement) -> Vec<(&'static str, Strin
     ]
 }
 
-/// One ledger a source: each is a group of its own, so that orders and labels never wait behind audio.
+/// One tracker a source: each is a group of its own, so that orders and labels never wait behind audio.
 struct Ledgers {
-    requests: Ledger,
-    labels: Ledger,
-    control: Ledger,
+    requests: OffsetTracker,
+    labels: OffsetTracker,
+    control: OffsetTracker,
 }
 
 #[derive(Clone, Copy)]
@@ -492,13 +492,13 @@ enum Side {
 impl Ledgers {
     fn new(kafka: &KafkaConfig) -> Self {
         Self {
-            requests: Ledger::new(Budget::new(kafka.in_flight_bytes_max)),
-            labels: Ledger::new(Budget::new(SIDE_BUDGET_BYTES)),
-            control: Ledger::new(Budget::new(SIDE_BUDGET_BYTES)),
+            requests: OffsetTracker::new(Budget::new(kafka.in_flight_bytes_max)),
+            labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
+            control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
         }
     }
 
-    fn by_topic(&self, kafka: &KafkaConfig) -> HashMap<String, Ledger> {
+    fn by_topic(&self, kafka: &KafkaConfig) -> HashMap<String, OffsetTracker> {
         HashMap::from([
             (kafka.topics.requests.clone(), self.requests.clone()),
             (kafka.topics.labels.clone(), self.labels.clone()),
@@ -512,7 +512,7 @@ impl Ledgers {
         side: Side,
     ) -> anyhow::Result<(Source, flume::Receiver<SourceEvent>)> {
         let mut kafka = kafka.clone();
-        let (topic, ledger) = match side {
+        let (topic, tracker) = match side {
             Side::Requests => (kafka.topics.requests.clone(), &self.requests),
             Side::Labels => {
                 kafka.group_id.push_str("-labels");
@@ -527,6 +527,6 @@ impl Ledgers {
             kafka,
             topics: vec![topic],
         };
-        Source::start(config, ledger.clone()).context("Kafka consumer")
+        Source::start(config, tracker.clone()).context("Kafka consumer")
     }
 }

@@ -3,8 +3,8 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use speechverse::config::model::AdapterSettings;
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
+use speechverse::models::config::AdapterSettings;
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, Registry, identify};
 use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};

@@ -66,7 +66,7 @@ pub struct AudioLimits {
 
 impl Default for AudioLimits {
     fn default() -> Self {
-        crate::config::audio::AudioConfig::default().limits()
+        crate::audio::config::AudioConfig::default().limits()
     }
 }
 

@@ -254,7 +254,7 @@ fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
     if targets.is_empty() && example.task.contains(TASK_SEPARATOR) {
         let layout = tasks
             .list(&example.task)
-            .and_then(|list| JointLayout::new(&list, &example.filling));
+            .and_then(|list| JointLayout::new(&list, &example.variables));
         if let Ok(layout) = layout {
             targets = layout.by_task(&example.target);
         }
@@ -264,19 +264,19 @@ fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
     }
     let text = example.text.take().or_else(|| targets.get(ASR).cloned());
     let one = |(name, target): (String, String)| {
-        let mut filling = (*example.filling).clone();
+        let mut variables = (*example.variables).clone();
         if tasks
             .get(&name)
             .is_ok_and(|task| !task.answer.format.takes_labels())
         {
-            filling.labels = None;
+            variables.labels = None;
         }
         Example {
             task: name,
             target,
             text: text.clone(),
             instruction: None,
-            filling: Arc::new(filling),
+            variables: Arc::new(variables),
             ..example.clone()
         }
     };
@@ -445,15 +445,15 @@ fn question(
     let list = tasks.list(&example.task)?;
     let [task] = *list.as_slice() else {
         // Taken apart already, were there a layout for them: why there is none.
-        JointLayout::new(&list, &example.filling)?;
+        JointLayout::new(&list, &example.variables)?;
         return Err(No::NotConcerned(
             "the row has several tasks and no answers to them",
         ));
     };
-    let mut filling = (*example.filling).clone();
-    filling.bare_labels = !system.descriptions;
+    let mut variables = (*example.variables).clone();
+    variables.bare_labels = !system.descriptions;
     if system.study == Study::Constraint
-        && (!task.answer.format.takes_labels() || task.labels_in(&filling)?.is_empty())
+        && (!task.answer.format.takes_labels() || task.labels_in(&variables)?.is_empty())
     {
         return Err(No::NotConcerned("the task has no labels"));
     }
@@ -464,7 +464,7 @@ fn question(
         transcription(tasks)?;
     }
     if system.source == Source::Search {
-        return match filling.fields.contains_key(KEYWORD) && task.name == KEYWORD_SEARCH {
+        return match variables.fields.contains_key(KEYWORD) && task.name == KEYWORD_SEARCH {
             true => Ok((transcription(tasks)?, None)),
             false => Err(No::NotConcerned("the task is not to find a keyword")),
         };
@@ -477,21 +477,21 @@ fn question(
         (Wording::HeldOut(at), _) => {
             let wording = task.held_out_prompts.get(at);
             let wording = wording.ok_or(No::NotConcerned("the task keeps no such wording"))?;
-            task.fill(wording, &filling)?
+            task.fill(wording, &variables)?
         }
-        _ if system.study == Study::Constraint => task.fill(wording_with_labels(task), &filling)?,
-        _ => task.fill(&task.instruction, &filling)?,
+        _ if system.study == Study::Constraint => task.fill(wording_with_labels(task), &variables)?,
+        _ => task.fill(&task.instruction, &variables)?,
     };
     if !system.joint {
         let shape = if system.constrained {
-            task.shape(&filling)?
+            task.shape(&variables)?
         } else {
             AnswerShape::free()
         };
         return Ok((Ask { instruction, shape }, None));
     }
     let asr = tasks.get(ASR)?;
-    let layout = JointLayout::new(&[asr, task], &filling)?;
+    let layout = JointLayout::new(&[asr, task], &variables)?;
     let instruction = layout.instruction(&[asr.instruction.as_str(), &instruction], 0);
     let shape = if system.constrained {
         layout.shape()

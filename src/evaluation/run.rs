@@ -232,7 +232,7 @@ pub fn run(
             set: recording.set.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
-            language: example.filling.fields.get("target_lang").cloned(),
+            language: example.variables.fields.get("target_lang").cloned(),
             domain: example.domain.clone(),
             instruction: ask.instruction.clone(),
             reference: example.target.clone(),
@@ -249,7 +249,7 @@ pub fn run(
             row.transcript = parts.remove(ASR);
         }
         if system.source == Source::Search {
-            let keyword = example.filling.fields.get(KEYWORD);
+            let keyword = example.variables.fields.get(KEYWORD);
             let found = keyword.is_some_and(|keyword| says(&reply.text, keyword));
             row.hypothesis = if found { "yes" } else { "no" }.to_owned();
             row.transcript = Some(reply.text.clone());

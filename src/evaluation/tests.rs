@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::plan::Wording;
 use super::*;
 use crate::scoring::Metric;
-use crate::text::{Filling, TaskTable};
+use crate::text::{TaskTable, TemplateVariables};
 use crate::training::{AudioSource, Example};
 
 fn tasks() -> TaskTable {
@@ -23,7 +23,7 @@ fn example(at: usize, task: &str, target: &str) -> Example {
         target: target.to_owned(),
         domain: None,
         text: None,
-        filling: Arc::default(),
+        variables: Arc::default(),
         targets: std::collections::BTreeMap::new(),
     }
 }
@@ -109,7 +109,7 @@ fn descriptions_and_constraint_are_as_the_grid_says() {
 fn a_rows_own_words_and_labels_are_used() {
     let mut row = example(1, "intent", "a");
     row.instruction = Some("Mine {labels}".into());
-    row.filling = Arc::new(Filling::default().with_labels(&["a".into(), "b".into()]));
+    row.variables = Arc::new(TemplateVariables::default().with_labels(&["a".into(), "b".into()]));
     let sets = set(vec![row]);
     let choices = Choices {
         constrained: true,
@@ -153,9 +153,9 @@ fn a_row_that_cannot_be_asked_is_a_problem_and_the_others_are_asked() {
 fn a_keyword_is_also_searched_for_in_the_transcript() {
     let mut row = example(1, "keyword_search", "yes");
     let fields = [("keyword".to_owned(), "radio".to_owned())];
-    row.filling = Arc::new(Filling {
+    row.variables = Arc::new(TemplateVariables {
         fields: fields.into(),
-        ..Filling::default()
+        ..TemplateVariables::default()
     });
     let sets = set(vec![row, example(2, "asr", "hello")]);
     let choices = Choices {
@@ -332,7 +332,7 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
         ]
     );
     assert_eq!(sets[0].examples[1].text.as_deref(), Some("turn on the radio"));
-    assert!(sets[0].examples[0].filling.labels.is_none() && sets[0].examples[1].filling.labels.is_some());
+    assert!(sets[0].examples[0].variables.labels.is_none() && sets[0].examples[1].variables.labels.is_some());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::client::{self, Logging};
 use super::error::{KafkaError, describe, reason};
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 
 /// Partitions of the control topic.
 const CONTROL_PARTITIONS: i32 = 1;

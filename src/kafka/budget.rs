@@ -1,16 +1,16 @@
-//! How much is in flight: the gauge that pauses the source, and the ledger handle that threads share.
+//! How much is in flight: the gauge that pauses the source, and the tracker handle that threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::ledger::{Admission, OffsetLedger, Position, Release, TopicPartition};
-use crate::wire::Receipt;
+use super::offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
+use crate::wire::RecordOffset;
 
 /// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
 ///
-/// Records that were read count by themselves, until their receipt is released. What a stage makes of them (decoded
+/// Records that were read count by themselves, until their record_offset is released. What a stage makes of them (decoded
 /// audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -90,21 +90,21 @@ impl Drop for BudgetHold {
     }
 }
 
-/// The offset ledger as the source, the publisher and the sample collector share it. Clones are the same ledger.
+/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same tracker.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct OffsetTracker {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    offsets: Mutex<OffsetLedger>,
+    offsets: Mutex<OffsetTable>,
     budget: Budget,
     idle: Notify,
 }
 
-impl Ledger {
-    /// An empty ledger whose records count against `budget`.
+impl OffsetTracker {
+    /// An empty tracker whose records count against `budget`.
     pub fn new(budget: Budget) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -115,11 +115,11 @@ impl Ledger {
         }
     }
 
-    /// Hands a receipt back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
-    pub fn release(&self, receipt: &Receipt) -> Release {
+    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
+    pub fn release(&self, record_offset: &RecordOffset) -> Release {
         let (release, idle) = {
             let mut offsets = self.offsets();
-            (offsets.release(receipt), offsets.unfinished() == 0)
+            (offsets.release(record_offset), offsets.unfinished() == 0)
         };
         if let Release::Released { bytes } = release {
             self.shared.budget.lower(bytes);
@@ -131,8 +131,8 @@ impl Ledger {
     }
 
     /// Whether work on the record still counts; false after a replay, or when its partition was taken away.
-    pub fn is_current(&self, receipt: &Receipt) -> bool {
-        self.offsets().epoch(&TopicPartition::of(receipt)) == Some(receipt.epoch)
+    pub fn is_current(&self, record_offset: &RecordOffset) -> bool {
+        self.offsets().epoch(&TopicPartition::of(record_offset)) == Some(record_offset.epoch)
     }
 
     /// Records that were read and are not released.
@@ -158,8 +158,8 @@ impl Ledger {
         }
     }
 
-    pub(super) fn admit(&self, receipt: &Receipt, bytes: u64) -> Admission {
-        let admission = self.offsets().admit(receipt, bytes);
+    pub(super) fn admit(&self, record_offset: &RecordOffset, bytes: u64) -> Admission {
+        let admission = self.offsets().admit(record_offset, bytes);
         if admission == Admission::New {
             self.shared.budget.raise(bytes);
         }
@@ -175,7 +175,7 @@ impl Ledger {
     }
 
     pub(super) fn replay(&self) -> Vec<Position> {
-        self.freeing(OffsetLedger::replay)
+        self.freeing(OffsetTable::replay)
     }
 
     pub(super) fn positions(&self) -> Vec<Position> {
@@ -203,7 +203,7 @@ impl Ledger {
     }
 
     /// Runs a change that may make records void, and takes their bytes off the gauge.
-    fn freeing<T>(&self, change: impl FnOnce(&mut OffsetLedger) -> T) -> T {
+    fn freeing<T>(&self, change: impl FnOnce(&mut OffsetTable) -> T) -> T {
         let (result, freed, idle) = {
             let mut offsets = self.offsets();
             let before = offsets.bytes();
@@ -218,7 +218,7 @@ impl Ledger {
     }
 
     /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is sound.
-    fn offsets(&self) -> MutexGuard<'_, OffsetLedger> {
+    fn offsets(&self) -> MutexGuard<'_, OffsetTable> {
         self.shared.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -229,8 +229,8 @@ mod tests {
 
     use super::*;
 
-    fn receipt(offset: i64, epoch: u64) -> Receipt {
-        Receipt {
+    fn record_offset(offset: i64, epoch: u64) -> RecordOffset {
+        RecordOffset {
             topic: "requests".into(),
             partition: 0,
             offset,
@@ -240,52 +240,52 @@ mod tests {
 
     #[test]
     fn a_record_counts_until_it_is_released_and_a_hold_until_it_is_dropped() {
-        let ledger = Ledger::new(Budget::new(100));
-        let epoch = ledger.assign(vec![TopicPartition::new("requests", 0)]);
+        let tracker = OffsetTracker::new(Budget::new(100));
+        let epoch = tracker.assign(vec![TopicPartition::new("requests", 0)]);
 
-        ledger.admit(&receipt(0, epoch), 60);
-        let hold = ledger.budget().hold(40);
-        assert!(ledger.budget().is_over());
+        tracker.admit(&record_offset(0, epoch), 60);
+        let hold = tracker.budget().hold(40);
+        assert!(tracker.budget().is_over());
 
-        ledger.release(&receipt(0, epoch));
-        ledger.release(&receipt(0, epoch));
-        assert_eq!(ledger.budget().bytes(), 40);
+        tracker.release(&record_offset(0, epoch));
+        tracker.release(&record_offset(0, epoch));
+        assert_eq!(tracker.budget().bytes(), 40);
         drop(hold);
-        assert_eq!(ledger.budget().bytes(), 0);
+        assert_eq!(tracker.budget().bytes(), 0);
     }
 
     #[test]
     fn partitions_that_leave_and_replays_free_their_bytes() {
-        let ledger = Ledger::new(Budget::new(100));
+        let tracker = OffsetTracker::new(Budget::new(100));
         let partition = TopicPartition::new("requests", 0);
-        let epoch = ledger.assign(vec![partition.clone()]);
-        ledger.admit(&receipt(0, epoch), 60);
+        let epoch = tracker.assign(vec![partition.clone()]);
+        tracker.admit(&record_offset(0, epoch), 60);
 
-        ledger.replay();
-        assert_eq!(ledger.budget().bytes(), 0);
-        let epoch = ledger.epoch(&partition).unwrap();
-        ledger.admit(&receipt(0, epoch), 60);
-        assert!(ledger.is_current(&receipt(0, epoch)));
+        tracker.replay();
+        assert_eq!(tracker.budget().bytes(), 0);
+        let epoch = tracker.epoch(&partition).unwrap();
+        tracker.admit(&record_offset(0, epoch), 60);
+        assert!(tracker.is_current(&record_offset(0, epoch)));
 
-        ledger.revoke(&[partition]);
-        assert_eq!(ledger.budget().bytes(), 0);
-        assert!(!ledger.is_current(&receipt(0, epoch)));
+        tracker.revoke(&[partition]);
+        assert_eq!(tracker.budget().bytes(), 0);
+        assert!(!tracker.is_current(&record_offset(0, epoch)));
     }
 
     #[tokio::test]
     async fn idle_waits_for_the_last_receipt() {
-        let ledger = Ledger::new(Budget::new(100));
-        let epoch = ledger.assign(vec![TopicPartition::new("requests", 0)]);
-        ledger.admit(&receipt(0, epoch), 1);
-        ledger.admit(&receipt(1, epoch), 1);
-        let (waiting, releasing) = (ledger.clone(), ledger.clone());
+        let tracker = OffsetTracker::new(Budget::new(100));
+        let epoch = tracker.assign(vec![TopicPartition::new("requests", 0)]);
+        tracker.admit(&record_offset(0, epoch), 1);
+        tracker.admit(&record_offset(1, epoch), 1);
+        let (waiting, releasing) = (tracker.clone(), tracker.clone());
         let idle = tokio::spawn(async move { waiting.idle().await });
 
-        releasing.release(&receipt(1, epoch));
+        releasing.release(&record_offset(1, epoch));
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!idle.is_finished());
 
-        releasing.release(&receipt(0, epoch));
+        releasing.release(&record_offset(0, epoch));
         tokio::time::timeout(Duration::from_secs(5), idle)
             .await
             .unwrap()

@@ -9,7 +9,7 @@ use rdkafka::statistics::Statistics;
 use tracing::{debug, trace, warn};
 
 use super::error::KafkaError;
-use crate::config::kafka::{ClientOverrides, KafkaConfig};
+use crate::kafka::config::{ClientOverrides, KafkaConfig};
 
 /// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however large,
 /// to be set aside; librdkafka would otherwise ask for it again for ever.

@@ -8,15 +8,15 @@ use bytes::Bytes;
 use rdkafka::bindings;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 
-use crate::wire::{OutgoingRecord, Receipt, Record};
+use crate::wire::{OutgoingRecord, Record, RecordOffset};
 
-/// What a record costs besides its bytes: itself, its receipt, its place in queues.
+/// What a record costs besides its bytes: itself, its record_offset, its place in queues.
 const RECORD_OVERHEAD_BYTES: u64 = 512;
 
 /// Copies a message out of librdkafka's memory.
 pub(super) fn record(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: u64) -> Record {
     Record {
-        receipt: Receipt {
+        record_offset: RecordOffset {
             topic,
             partition: message.partition(),
             offset: message.offset(),

@@ -2,7 +2,7 @@
 
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 
-use crate::config::ConfigError;
+use crate::util::ConfigError;
 
 /// A source, a reader or an administrative call failed.
 #[derive(Debug, thiserror::Error)]

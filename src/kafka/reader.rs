@@ -13,7 +13,7 @@ use tracing::debug;
 use super::client::{self, Logging};
 use super::convert;
 use super::error::{KafkaError, reason};
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 use crate::wire::Record;
 
 /// Pause before a partition without a leader is asked again.
@@ -31,7 +31,7 @@ pub enum ReadFrom {
 /// What [`Reader::next`] found.
 #[derive(Debug)]
 pub enum Read {
-    /// The next record; records of one partition come in order. Its receipt is for reading only (epoch 0).
+    /// The next record; records of one partition come in order. Its record_offset is for reading only (epoch 0).
     Record(Record),
     /// There is no further record for now; said once each time the end is reached.
     CaughtUp,
@@ -154,7 +154,7 @@ impl Reader {
         })?;
         reader.partitions = 1;
         match reader.next(limit.saturating_sub(began.elapsed())).await? {
-            Read::Record(record) => Ok(Some(record).filter(|record| record.receipt.offset == offset)),
+            Read::Record(record) => Ok(Some(record).filter(|record| record.record_offset.offset == offset)),
             Read::CaughtUp => Ok(None),
             Read::TimedOut => Err(KafkaError::Unreachable {
                 bootstrap: config.bootstrap.clone(),

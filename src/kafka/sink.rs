@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::client::{self, Logging};
 use super::convert;
 use super::error::{KafkaError, SinkError, reason};
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 use crate::wire::OutgoingRecord;
 
 /// Unit of the send buffer, bytes.

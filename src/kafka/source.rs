@@ -1,7 +1,7 @@
 //! `Source`: reads topics as a member of the group, on a thread of its own, and hands records on.
 //!
 //! The thread never stops polling: when the next stage is slow, or too much is in flight, it pauses the partitions
-//! and goes on polling, so that the group does not throw it out. Offsets are committed from the [`Ledger`], never
+//! and goes on polling, so that the group does not throw it out. Offsets are committed from the [`OffsetTracker`], never
 //! from what was merely read.
 
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::budget::Ledger;
+use super::budget::OffsetTracker;
 use super::error::KafkaError;
-use super::ledger::TopicPartition;
-use crate::config::kafka::KafkaConfig;
+use super::offset_tracker::TopicPartition;
+use crate::kafka::config::KafkaConfig;
 use crate::wire::Record;
 
 mod context;
@@ -33,13 +33,13 @@ pub struct SourceConfig {
 /// What a [`Source`] sends; in order.
 #[derive(Debug)]
 pub enum SourceEvent {
-    /// A record to work on. Its receipt goes back to [`Ledger::release`] when it is finished.
+    /// A record to work on. Its record_offset goes back to [`OffsetTracker::release`] when it is finished.
     Record(Record),
     /// Partitions are ours from now on; their records follow.
     Assigned {
         /// Which.
         partitions: Vec<TopicPartition>,
-        /// Epoch of their receipts.
+        /// Epoch of their record_offsets.
         epoch: u64,
     },
     /// Partitions are being taken away; the group waits while their records in flight finish, briefly.
@@ -51,7 +51,7 @@ pub enum SourceEvent {
 /// Partitions that are being taken away.
 ///
 /// The group waits until their records in flight are released, [`acknowledge`](Self::acknowledge) is called, or
-/// `revoke_wait_ms_max` is over, whatever comes first. Then finished offsets are committed and receipts are void.
+/// `revoke_wait_ms_max` is over, whatever comes first. Then finished offsets are committed and record_offsets are void.
 #[derive(Debug)]
 pub struct Revocation {
     /// Which.
@@ -113,7 +113,7 @@ impl Source {
     /// Joins the group and begins to read.
     ///
     /// Events arrive on the channel, which holds `queue_records_max` of them. When it is disconnected, the source has
-    /// ended. The ledger is emptied of what an earlier source of the same topics left in it as soon as partitions are
+    /// ended. The tracker is emptied of what an earlier source of the same topics left in it as soon as partitions are
     /// assigned.
     ///
     /// # Errors
@@ -121,13 +121,13 @@ impl Source {
     /// error here: the thread goes on trying.
     pub fn start(
         config: SourceConfig,
-        ledger: Ledger,
+        tracker: OffsetTracker,
     ) -> Result<(Self, flume::Receiver<SourceEvent>), KafkaError> {
         config.kafka.validate()?;
         let (events, receiver) = flume::bounded(config.kafka.queue_records_max);
         let (commands, orders) = flume::bounded(16);
         let status = Arc::new(Status::default());
-        let reading = thread::Reading::new(&config, ledger, events, orders, status.clone())?;
+        let reading = thread::Reading::new(&config, tracker, events, orders, status.clone())?;
         let thread = std::thread::Builder::new()
             .name("kafka-source".to_owned())
             .spawn(move || reading.run())
@@ -157,7 +157,7 @@ impl Source {
     }
 
     /// Reads every unfinished record again, after a stage lost what it held; returns how many partitions went back.
-    /// Receipts from before are void afterwards, so work that still goes on for them does not count.
+    /// Record offsets from before are void afterwards, so work that still goes on for them does not count.
     ///
     /// # Errors
     /// [`KafkaError::Replay`] when the broker refuses: make the source anew. [`KafkaError::Ended`].

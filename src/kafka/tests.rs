@@ -8,7 +8,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
 use super::*;
-use crate::config::kafka::KafkaConfig;
+use crate::kafka::config::KafkaConfig;
 use crate::wire::{OutgoingRecord, Record};
 
 mod orders;
@@ -55,25 +55,25 @@ impl Cluster {
     }
 
     fn start(&self) -> Running {
-        let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
+        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
             kafka: self.config.clone(),
             topics: vec![TOPIC.to_owned()],
         };
-        let (source, events) = Source::start(config, ledger.clone()).unwrap();
+        let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Running {
             source,
             events,
-            ledger,
+            tracker,
         }
     }
 }
 
-/// A source with its channel and its ledger.
+/// A source with its channel and its tracker.
 struct Running {
     source: Source,
     events: flume::Receiver<SourceEvent>,
-    ledger: Ledger,
+    tracker: OffsetTracker,
 }
 
 impl Running {

@@ -26,8 +26,8 @@ pub fn open_encoder(
         model_type: String,
     }
     let path = dir.join("config.json");
-    let kind: Kind = read_json(&path)?;
-    match kind.model_type.as_str() {
+    let dtype: Kind = read_json(&path)?;
+    match dtype.model_type.as_str() {
         "whisper" => Ok(Box::new(WhisperEncoder::load(dir, window, placement)?)),
         "wavlm" | "hubert" | "wav2vec2" => Ok(Box::new(WavEncoder::load(dir, placement)?)),
         conformer::MODEL_TYPE => Ok(Box::new(ConformerEncoder::load(dir, placement)?)),

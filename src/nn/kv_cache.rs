@@ -1,13 +1,13 @@
 //! Keys and values of past positions, per layer and slot, in memory set aside beforehand.
 //!
 //! A slot is one sequence's place. Slots fill, grow and empty independently, so sequences join and leave a
-//! running batch. A decoder-only model keeps prompt and answer in one room; an encoder–decoder has a second room, for
+//! running batch. A decoder-only model keeps prompt and answer in one buffer; an encoder–decoder has a second buffer, for
 //! what its cross-attention reads: the prompt's keys and values, written once. On the CPU keys and values stay f32
 //! whatever the model computes in: attention of a single query is several times slower there in bf16.
 
 use tch::{Device, Kind, Tensor};
 
-use super::one_pass::{self, Seen};
+use super::cpu_kernels::{self, KvView};
 use crate::models::ModelError;
 
 /// Sizes of a cache.
@@ -15,14 +15,14 @@ use crate::models::ModelError;
 pub struct KvCacheShape {
     /// Transformer layers.
     pub layers: i64,
-    /// Sequences that have room at the same time.
+    /// Sequences that have buffer at the same time.
     pub slots: i64,
     /// Key and value heads.
     pub heads: i64,
     /// Positions of each slot.
     pub capacity: i64,
-    /// Encoder–decoders: positions of each slot's prompt, in a room of its own. Absent: the prompt stands before the
-    /// answer in the one room.
+    /// Encoder–decoders: positions of each slot's prompt, in a buffer of its own. Absent: the prompt stands before the
+    /// answer in the one buffer.
     pub prompt_capacity: Option<i64>,
     /// Width of one head.
     pub head_dim: i64,
@@ -32,16 +32,16 @@ pub struct KvCacheShape {
 #[derive(Debug)]
 pub struct KvCache {
     /// Where steps append.
-    own: Room,
+    own: KvBuffer,
     /// Encoder–decoders: what cross-attention reads.
-    prompt: Option<Room>,
+    prompt: Option<KvBuffer>,
     /// How many sequences have begun.
     begun: u64,
 }
 
 /// One place for each slot, in every layer.
 #[derive(Debug)]
-struct Room {
+struct KvBuffer {
     /// Keys and values of each layer, both `[slots, N_kv, capacity, head_dim]`.
     layers: Vec<(Tensor, Tensor)>,
     /// Positions that each slot holds.
@@ -69,7 +69,7 @@ pub struct StepPlan {
     prompt: Option<View>,
 }
 
-/// The part of a room that a step looks at.
+/// The part of a buffer that a step looks at.
 #[derive(Debug)]
 struct View {
     /// Positions that each row may look at.
@@ -97,10 +97,10 @@ impl View {
     }
 }
 
-impl Room {
-    fn new(shape: KvCacheShape, capacity: i64, kind: Kind, device: Device) -> Self {
+impl KvBuffer {
+    fn new(shape: KvCacheShape, capacity: i64, dtype: Kind, device: Device) -> Self {
         let size = [shape.slots, shape.heads, capacity, shape.head_dim];
-        let zeros = || Tensor::zeros(size, (kind, device));
+        let zeros = || Tensor::zeros(size, (dtype, device));
         let slots = usize::try_from(shape.slots).unwrap_or(0);
         Self {
             layers: (0..shape.layers).map(|_| (zeros(), zeros())).collect(),
@@ -181,22 +181,22 @@ impl Room {
         bias: Option<&Tensor>,
     ) -> Tensor {
         let (keys, values) = &self.layers[layer];
-        let seen = Seen {
+        let seen = KvView {
             keys,
             values,
             slots: &plan.slots,
             lengths: &view.lengths,
         };
-        one_pass::attend(queries, seen, scale, bias).unwrap_or_else(|| {
+        cpu_kernels::decode_attention(queries, seen, scale, bias).unwrap_or_else(|| {
             let (keys, values) = self.seen(layer, plan, view);
             let size = queries.size();
             let (batch, heads, width) = (size[0], size[1], size[3]);
-            let (kv_heads, kind) = (keys.size()[1], keys.kind());
+            let (kv_heads, dtype) = (keys.size()[1], keys.kind());
             // The query heads that share a key head stand where positions would: nothing has to be repeated.
             let grouped = [batch, kv_heads, heads / kv_heads, width];
             // A bias has one row per query head, a mask one for all.
             let bias = bias.map(|bias| {
-                bias.to_kind(kind).expand([batch, heads, 1, -1], false).reshape([
+                bias.to_kind(dtype).expand([batch, heads, 1, -1], false).reshape([
                     batch,
                     kv_heads,
                     heads / kv_heads,
@@ -204,7 +204,7 @@ impl Room {
                 ])
             });
             let attended = Tensor::scaled_dot_product_attention(
-                &queries.to_kind(kind).reshape(grouped),
+                &queries.to_kind(dtype).reshape(grouped),
                 &keys,
                 &values,
                 bias.as_ref().or(view.mask.as_ref()),
@@ -246,15 +246,15 @@ impl Room {
 
 impl KvCache {
     /// An empty cache in `kind` on `device`.
-    pub fn new(shape: KvCacheShape, kind: Kind, device: Device) -> Self {
+    pub fn new(shape: KvCacheShape, dtype: Kind, device: Device) -> Self {
         Self {
-            own: Room::new(shape, shape.capacity, kind, device),
-            prompt: (shape.prompt_capacity).map(|capacity| Room::new(shape, capacity, kind, device)),
+            own: KvBuffer::new(shape, shape.capacity, dtype, device),
+            prompt: (shape.prompt_capacity).map(|capacity| KvBuffer::new(shape, capacity, dtype, device)),
             begun: 0,
         }
     }
 
-    /// How many sequences have room.
+    /// How many sequences have buffer.
     pub fn slots(&self) -> usize {
         self.own.lengths.len()
     }
@@ -275,7 +275,7 @@ impl KvCache {
     }
 
     /// Positions that a slot can still take.
-    pub fn room(&self, slot: usize) -> i64 {
+    pub fn remaining(&self, slot: usize) -> i64 {
         self.own.capacity - self.length(slot)
     }
 
@@ -283,7 +283,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`ModelError::TooManyPositions`] with what is wanted and what there is.
-    pub fn check_room(&self, prompt_positions: i64, answer_positions: i64) -> Result<(), ModelError> {
+    pub fn check_capacity(&self, prompt_positions: i64, answer_positions: i64) -> Result<(), ModelError> {
         match &self.prompt {
             None => self.own.check(prompt_positions.saturating_add(answer_positions)),
             Some(prompt) => {
@@ -295,8 +295,8 @@ impl KvCache {
 
     /// Forgets a slot's sequence; the others do not notice.
     pub fn clear(&mut self, slot: usize) {
-        for room in [Some(&mut self.own), self.prompt.as_mut()].into_iter().flatten() {
-            if let Some(length) = room.lengths.get_mut(slot) {
+        for buffer in [Some(&mut self.own), self.prompt.as_mut()].into_iter().flatten() {
+            if let Some(length) = buffer.lengths.get_mut(slot) {
                 *length = 0;
             }
         }
@@ -304,7 +304,7 @@ impl KvCache {
 
     /// Memory of keys and values, bytes.
     pub fn bytes(&self) -> usize {
-        self.own.bytes() + self.prompt.as_ref().map_or(0, Room::bytes)
+        self.own.bytes() + self.prompt.as_ref().map_or(0, KvBuffer::bytes)
     }
 
     /// Slots must exist and, where they are written, be named once.
@@ -349,8 +349,8 @@ impl KvCache {
     /// # Shapes
     /// `keys`, `values` `[B, N_kv, P, head_dim]`; of row `b` the first positions are kept, as many as `slots[b]` has.
     pub fn store(&mut self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
-        let room = self.prompt.as_ref().unwrap_or(&self.own);
-        room.store(layer, slots, keys, values);
+        let buffer = self.prompt.as_ref().unwrap_or(&self.own);
+        buffer.store(layer, slots, keys, values);
     }
 
     /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam search).
@@ -422,7 +422,7 @@ impl KvCache {
     pub fn append(&mut self, layer: usize, plan: &StepPlan, keys: &Tensor, values: &Tensor) {
         let (own_keys, own_values) = &mut self.own.layers[layer];
         for (own, new) in [(own_keys, keys), (own_values, values)] {
-            if one_pass::write(own, &plan.slots, &plan.positions, new) {
+            if cpu_kernels::append_kv(own, &plan.slots, &plan.positions, new) {
                 continue;
             }
             let place = [Some(&plan.slot_index), None, Some(&plan.position_index)];
@@ -445,7 +445,7 @@ impl KvCache {
         self.own.attend(layer, plan, &plan.own, queries, scale, bias)
     }
 
-    /// Encoder–decoders: the same over the prompts; none where the prompt has no room of its own.
+    /// Encoder–decoders: the same over the prompts; none where the prompt has no buffer of its own.
     pub fn attend_prompt(
         &self,
         layer: usize,
@@ -453,8 +453,8 @@ impl KvCache {
         queries: &Tensor,
         scale: f64,
     ) -> Option<Tensor> {
-        let (room, view) = (self.prompt.as_ref()?, plan.prompt.as_ref()?);
-        Some(room.attend(layer, plan, view, queries, scale, None))
+        let (buffer, view) = (self.prompt.as_ref()?, plan.prompt.as_ref()?);
+        Some(buffer.attend(layer, plan, view, queries, scale, None))
     }
 
     /// All that a step sees of one layer, `[B, N_kv, longest, head_dim]` each.

@@ -2,13 +2,13 @@
 
 use tch::Tensor;
 
-use super::matrix::Matrix;
+use super::linear_weight::LinearWeight;
 use crate::weights::Loader;
 
 /// A frozen matrix with an optional bias.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Matrix,
+    weight: LinearWeight,
     bias: Option<Tensor>,
 }
 
@@ -23,7 +23,7 @@ impl Linear {
     /// From tensors at hand: `weight` `[output, input]`, `bias` `[output]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self {
-            weight: Matrix::new(weight),
+            weight: LinearWeight::new(weight),
             bias,
         }
     }

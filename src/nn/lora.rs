@@ -301,8 +301,8 @@ impl LoraSet {
     /// `input` `[.., inputs]` → `[.., outputs]`, in the input's kind.
     pub fn delta(&self, path: &str, input: &Tensor) -> Option<Tensor> {
         let pair = self.pairs.get(path)?;
-        let kind = input.kind();
-        let (a, b) = (pair.a.to_kind(kind), pair.b.to_kind(kind));
+        let dtype = input.kind();
+        let (a, b) = (pair.a.to_kind(dtype), pair.b.to_kind(dtype));
         let none = None::<&Tensor>;
         let low = if self.training && self.config.dropout > 0.0 {
             input.dropout(self.config.dropout, true).linear(&a, none)
@@ -315,14 +315,14 @@ impl LoraSet {
 
     /// An independent, frozen copy for serving: what is trained afterwards does not change it. The matrices are
     /// held in `kind`, so that no step has to convert them.
-    pub fn snapshot(&self, kind: Kind, device: Device) -> Result<Self, LoraError> {
+    pub fn snapshot(&self, dtype: Kind, device: Device) -> Result<Self, LoraError> {
         let _no_grad = tch::no_grad_guard();
         let mut copy = Self::new(self.config.clone(), &self.sites, device)?;
         copy.copy_from(self);
         copy.store.freeze();
         for pair in copy.pairs.values_mut() {
-            pair.a = pair.a.to_kind(kind);
-            pair.b = pair.b.to_kind(kind);
+            pair.a = pair.a.to_kind(dtype);
+            pair.b = pair.b.to_kind(dtype);
         }
         Ok(copy)
     }

@@ -3,13 +3,13 @@
 pub mod accel;
 pub mod attention;
 pub mod conv;
+pub mod cpu_kernels;
 pub mod feed_forward;
 pub mod kv_cache;
 pub mod linear;
+pub mod linear_weight;
 pub mod lora;
-pub mod matrix;
 pub mod norm;
-pub mod one_pass;
 pub mod optimizer;
 pub mod packed;
 pub mod projections;

@@ -2,15 +2,15 @@
 
 use tch::Tensor;
 
+use super::linear_weight::LinearWeight;
 use super::lora::{LoraSet, LoraSite};
-use super::matrix::Matrix;
 use crate::weights::Loader;
 
 /// Frozen linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own name.
 #[derive(Debug)]
 pub struct Projections {
     /// `[sum of outputs, inputs]`.
-    weight: Matrix,
+    weight: LinearWeight,
     bias: Option<Tensor>,
     parts: Vec<LoraSite>,
 }
@@ -38,7 +38,7 @@ impl Projections {
                 .collect()
         };
         Self {
-            weight: Matrix::new(loader.take_joined(&rows("weight"), Some(inputs))),
+            weight: LinearWeight::new(loader.take_joined(&rows("weight"), Some(inputs))),
             bias: bias.then(|| loader.take_joined(&rows("bias"), None)),
             parts,
         }
@@ -49,7 +49,7 @@ impl Projections {
         Self::load(loader, prefix, inputs, &[(name, outputs)], false)
     }
 
-    /// Rounds the weights to 8-bit integers; see [`Matrix::quantize`].
+    /// Rounds the weights to 8-bit integers; see [`LinearWeight::quantize`].
     pub fn quantize(&mut self) {
         self.weight.quantize();
     }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::one_pass;
+use super::cpu_kernels;
 use crate::weights::Loader;
 
 /// `x / rms(x) · weight`, the variance in f32: no mean is subtracted, nothing is added.
@@ -23,7 +23,7 @@ impl RmsNorm {
 
     /// `[.., width]` → `[.., width]`.
     pub fn forward(&self, hidden: &Tensor) -> Tensor {
-        one_pass::rms_norm(hidden, &self.weight, self.epsilon).unwrap_or_else(|| {
+        cpu_kernels::rms_norm(hidden, &self.weight, self.epsilon).unwrap_or_else(|| {
             // libtorch raises half precisions to f32 inside.
             hidden.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon)
         })

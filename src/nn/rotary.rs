@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::one_pass;
+use super::cpu_kernels;
 
 /// The frequencies of one model.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Rotation {
     /// # Shapes
     /// `heads` `[B, N, P, head_dim]` → the same, f32.
     pub fn apply(&self, heads: &Tensor) -> Tensor {
-        one_pass::turn(heads, &self.cos, &self.sin).unwrap_or_else(|| {
+        cpu_kernels::apply_rope(heads, &self.cos, &self.sin).unwrap_or_else(|| {
             let heads = heads.to_kind(Kind::Float);
             let half = heads.size().last().copied().unwrap_or(0) / 2;
             let swapped = heads.roll([half], [-1]); // [second half, first half]

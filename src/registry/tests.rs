@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use tch::Device;
 
 use super::*;
-use crate::config::model::LayerMix;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
+use crate::models::config::LayerMix;
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
 fn snapshot(seed: u64) -> AdapterSnapshot {

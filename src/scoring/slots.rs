@@ -1,4 +1,4 @@
-//! Slot filling: SLURP's SLU-F1, and F1 of the slot labels alone (SD-F1).
+//! Slot variables: SLURP's SLU-F1, and F1 of the slot labels alone (SD-F1).
 //!
 //! Definition of SLU-F1 (Bastianelli et al. 2020, SpeechVerse §9.1). An utterance's entities are (type, filler), both in
 //! lower case, the filler's words joined by one space, as [`crate::text::AnswerFormat::parse`] reads them. Per utterance, twice, once with word distance (word error rate of

@@ -12,7 +12,7 @@ use super::outcome::{Put, Refusal};
 use super::sample::{self, ContentHash, Entry, RecordingHash, Sample, Split, Written};
 use super::segment::{Appender, Place, SegmentFile};
 use super::snapshot::IndexEntry;
-use crate::config::store::{FsyncPolicy, StoreConfig};
+use crate::store::config::{FsyncPolicy, StoreConfig};
 
 /// A segment is closed when it holds this share of its task's quota.
 const QUOTA_SEGMENTS: usize = 8;

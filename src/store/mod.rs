@@ -1,7 +1,7 @@
 //! The sample store: labelled samples in append-only, CRC-checked segments.
 //!
 //! One folder, one process, one segment file being written per task. A sample that [`SampleStore::put`] reports as
-//! durable survives kill -9 at any byte and a power cut; the receipt of its record may be released. The index lives in
+//! durable survives kill -9 at any byte and a power cut; the record_offset of its record may be released. The index lives in
 //! memory and is made anew from the segments at every start: a tail that a crash tore is cut off, a damaged record in
 //! the middle is skipped and counted.
 //!
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::info;
 
-use crate::config::store::StoreConfig;
+use crate::store::config::StoreConfig;
 
 mod error;
 mod inner;

@@ -15,7 +15,7 @@ use super::outcome::OpenReport;
 use super::sample::{ContentHash, Entry};
 use super::segment::{self, Appender, Scan};
 use super::snapshot::IndexEntry;
-use crate::config::store::StoreConfig;
+use crate::store::config::StoreConfig;
 
 /// Opens the folder and reads every segment.
 pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreError> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::store::FsyncPolicy;
+use crate::store::config::FsyncPolicy;
 
 fn config(dir: &Path) -> StoreConfig {
     StoreConfig {

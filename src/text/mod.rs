@@ -30,5 +30,5 @@ pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
 pub use spelling::Spelling;
-pub use tasks::{Asked, Filling, Task, TaskLabel, TaskMetric, TaskTable};
+pub use tasks::{ResolvedPrompt, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
 pub use tokenizer::{TokenStream, Tokenizer};

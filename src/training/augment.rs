@@ -1,7 +1,7 @@
 //! Cheap random changes to training audio: gain, speed, noise, telephone band. Seeded per clip and epoch.
 
-use crate::config::training::AugmentConfig;
 use crate::nn::random::SplitMix;
+use crate::training::config::AugmentConfig;
 
 const SAMPLE_RATE_HZ: f64 = 16_000.0;
 const TELEPHONE_LOW_HZ: f64 = 300.0;

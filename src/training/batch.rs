@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 use super::TrainingError;
 use super::augment::augment;
 use super::example::Example;
-use super::wordings::Wordings;
-use crate::config::training::{AugmentConfig, StageConfig};
+use super::prompt_variants::PromptVariants;
 use crate::nn::random::SplitMix;
+use crate::training::config::{AugmentConfig, StageConfig};
 
 /// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs still differ.
 const BATCHES_SORTED_TOGETHER: usize = 32;
@@ -83,7 +83,7 @@ pub struct BatchReaderArgs {
     /// The stage's examples.
     pub examples: Arc<Vec<Example>>,
     /// The ways in which each example can be asked, one of which is drawn.
-    pub wordings: Vec<Wordings>,
+    pub variants: Vec<PromptVariants>,
     /// How often each example is seen per epoch.
     pub weights: Vec<f64>,
     /// Row and length limits.
@@ -128,7 +128,7 @@ impl BatchReaderArgs {
             // The position is among the seeds because a weight above 1 brings a sample twice per epoch.
             let seeds = [self.seed, self.stage, epoch, row as u64, position as u64];
             let mut random = SplitMix::new(&seeds);
-            let instruction = self.wordings[row].draw(&mut random);
+            let instruction = self.variants[row].draw(&mut random);
             match example.audio.load() {
                 Ok(samples) if self.samples_max.is_some_and(|max| samples.len() > max) => {
                     batch.unreadable.push(format!(
@@ -235,7 +235,7 @@ mod tests {
             task: "asr".into(),
             instruction: None,
             targets: Default::default(),
-            filling: Default::default(),
+            variables: Default::default(),
             target: "x".into(),
             domain: None,
             text: None,
@@ -245,10 +245,10 @@ mod tests {
 
     fn args(examples: Arc<Vec<Example>>) -> BatchReaderArgs {
         let count = examples.len();
-        let choices = Wordings::verbatim(vec!["a".to_owned(), "b".to_owned()].into());
+        let choices = PromptVariants::verbatim(vec!["a".to_owned(), "b".to_owned()].into());
         BatchReaderArgs {
             examples,
-            wordings: vec![choices; count],
+            variants: vec![choices; count],
             weights: vec![1.0; count],
             rows_max: 4,
             seconds_max: 2.0,

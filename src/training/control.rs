@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a paused run sleeps before it looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest that one step waits for work that goes first: under constant load, training is slow but not starved.
-const GIVE_WAY_MAX: Duration = Duration::from_secs(2);
+const YIELD_MAX: Duration = Duration::from_secs(2);
 
 /// Pauses and stops a run between two steps. Clones steer the same run.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
     shared: Arc<Shared>,
     /// Whether this handle never reports a stop.
-    deaf: bool,
+    ignores_stop: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,14 +50,14 @@ impl Control {
 
     /// Whether the run was asked to end.
     pub fn is_stopped(&self) -> bool {
-        !self.deaf && self.shared.stop.load(Ordering::Acquire)
+        !self.ignores_stop && self.shared.stop.load(Ordering::Acquire)
     }
 
     /// A handle for work that must not be left half done: it waits as others do, but is not told to stop.
-    pub(crate) fn deaf_to_stop(&self) -> Self {
+    pub(crate) fn ignore_stop(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
-            deaf: true,
+            ignores_stop: true,
         }
     }
 
@@ -77,7 +77,7 @@ impl Control {
     }
 
     /// Makes training wait while the guard lives.
-    pub fn go_first(&self) -> Yield {
+    pub fn yield_to_serving(&self) -> Yield {
         self.shared.ahead.fetch_add(1, Ordering::AcqRel);
         Yield {
             shared: Arc::clone(&self.shared),
@@ -89,11 +89,11 @@ impl Control {
         let start = Instant::now();
         loop {
             let paused = self.shared.pause.load(Ordering::Acquire);
-            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < GIVE_WAY_MAX;
+            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < YIELD_MAX;
             if self.shared.stop.load(Ordering::Acquire) || !(paused || gives_way) {
                 break;
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
         start.elapsed()
     }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_run_waits_while_something_goes_first_and_no_longer() {
         let control = Control::new();
-        let guard = control.go_first();
+        let guard = control.yield_to_serving();
         let waiting = {
             let control = control.clone();
             std::thread::spawn(move || control.wait())
@@ -127,7 +127,7 @@ mod tests {
 
         assert!(control.wait() < Duration::from_millis(50));
         assert!(control.is_paused() && control.is_stopped());
-        assert!(!control.deaf_to_stop().is_stopped());
-        assert!(control.deaf_to_stop().wait() < Duration::from_millis(50));
+        assert!(!control.ignore_stop().is_stopped());
+        assert!(control.ignore_stop().wait() < Duration::from_millis(50));
     }
 }

@@ -138,8 +138,8 @@ impl CtcTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::LayerMix;
     use crate::models::adapter::{AdapterConfig, SpeechAdapter};
+    use crate::models::config::LayerMix;
     use tch::{Device, Kind};
 
     fn adapter() -> SpeechAdapter {

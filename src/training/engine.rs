@@ -18,11 +18,11 @@ use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
-use super::stage::StageAtWork;
-use crate::config::training::{StageConfig, TrainingConfig};
+use super::stage::StageRunner;
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
 use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
+use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
@@ -303,7 +303,7 @@ impl<'a> Engine<'a> {
         let classes = classes_of(samples.iter().map(|sample| sample.ctc.as_slice()));
         let networks = self.networks;
         let run = self.config.clone();
-        let work = StageAtWork::begin(networks, &run, stage, &mut self.learned, &classes)?;
+        let work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes)?;
         if stage.kind.has_lora()
             && let Some(folder) = self.start_lora.take()
         {
@@ -403,7 +403,7 @@ impl<'a> Engine<'a> {
     fn step(
         &mut self,
         stage: &StageConfig,
-        work: &StageAtWork<'_>,
+        work: &StageRunner<'_>,
         optimizer: &mut AdamW,
         reader: &BatchReader,
         samples: &[Sample],
@@ -493,7 +493,7 @@ impl<'a> Engine<'a> {
         BatchReader::start(
             BatchReaderArgs {
                 examples: Arc::new(samples.iter().map(|sample| sample.example.clone()).collect()),
-                wordings: samples.iter().map(|sample| sample.wordings.clone()).collect(),
+                variants: samples.iter().map(|sample| sample.variants.clone()).collect(),
                 weights: samples.iter().map(weight).collect(),
                 rows_max: 0,
                 seconds_max: 0.0,

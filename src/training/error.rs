@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::config::training::TrainingConfigError;
 use crate::models::ModelError;
 use crate::nn::accel::AccelError;
 use crate::nn::optimizer::OptimizerError;
 use crate::registry::RegistryError;
 use crate::text::TextError;
+use crate::training::config::TrainingConfigError;
 
 /// What can go wrong in training and evaluation.
 #[derive(Debug, thiserror::Error)]

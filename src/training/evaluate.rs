@@ -360,7 +360,7 @@ pub fn evaluate(
     let start = Instant::now();
     let recordings: Vec<(&Example, Vec<Ask>)> = samples
         .iter()
-        .map(|sample| (&sample.example, vec![Ask::free(sample.wordings.first())]))
+        .map(|sample| (&sample.example, vec![Ask::free(sample.variants.first())]))
         .collect();
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();

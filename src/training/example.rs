@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::audio::{AudioLimits, decode};
-use crate::text::Filling;
+use crate::text::TemplateVariables;
 
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
@@ -91,7 +91,7 @@ pub struct Example {
     /// Answers by task, where a row carries several.
     pub targets: BTreeMap<String, String>,
     /// What fills the places of the task's prompts.
-    pub filling: Arc<Filling>,
+    pub variables: Arc<TemplateVariables>,
     /// Group for reports (`domain` in manifests).
     pub domain: Option<String>,
     /// What was said, as in the manifest's `text`; the answer of other tasks is `target`.
@@ -112,12 +112,15 @@ pub fn digest(examples: &[Example]) -> String {
         take(&example.task);
         take(example.instruction.as_deref().unwrap_or(""));
         take(&example.target);
-        for (kind, pairs) in [("targets", &example.targets), ("fields", &example.filling.fields)] {
+        for (kind, pairs) in [
+            ("targets", &example.targets),
+            ("fields", &example.variables.fields),
+        ] {
             for (name, value) in pairs {
                 [kind, name, value].into_iter().for_each(&mut take);
             }
         }
-        for label in example.filling.labels.iter().flatten() {
+        for label in example.variables.labels.iter().flatten() {
             ["label", &label.name, &label.description]
                 .into_iter()
                 .for_each(&mut take);

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::TrainingError;
 use super::example::{AudioSource, Example};
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{Filling, TaskLabel};
+use crate::text::{TaskLabel, TemplateVariables};
 
 /// Longest line, bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
@@ -234,7 +234,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
         instruction,
         target,
         targets,
-        filling: Arc::new(Filling {
+        variables: Arc::new(TemplateVariables {
             fields,
             labels: (line.labels).map(|labels| labels.into_iter().map(TaskLabel::from).collect()),
             bare_labels: false,
@@ -290,7 +290,7 @@ mod tests {
         let examples = read(text, None).unwrap();
 
         let fields = |at: usize| -> Vec<(&str, &str)> {
-            let fields = &examples[at].filling.fields;
+            let fields = &examples[at].variables.fields;
             fields
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -298,7 +298,7 @@ mod tests {
         };
         assert_eq!(fields(0), [("keyword", "kept"), ("x", "y")]);
         assert_eq!(fields(1), [("target_lang", "de")]);
-        let labels = examples[1].filling.labels.as_ref().unwrap();
+        let labels = examples[1].variables.labels.as_ref().unwrap();
         assert_eq!(
             (
                 labels[0].name.as_str(),
@@ -307,7 +307,7 @@ mod tests {
             ),
             ("b", "c", "d")
         );
-        assert_eq!(examples[0].filling.labels, None);
+        assert_eq!(examples[0].variables.labels, None);
     }
 
     #[test]

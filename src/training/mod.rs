@@ -5,7 +5,7 @@
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
-//! | [`wordings`] | how samples are asked; compound examples from rows with several targets |
+//! | [`variants`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
 //! | [`augment`] | cheap random changes to audio |
 //! | [`ctc`] | alignment against the language model's own embedding table |
@@ -33,10 +33,10 @@ pub mod manifest;
 pub mod networks;
 pub mod prepare;
 pub mod pretrain;
+pub mod prompt_variants;
 mod run;
 pub mod schedule;
 pub mod stage;
-pub mod wordings;
 
 pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};

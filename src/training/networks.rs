@@ -3,9 +3,9 @@
 use std::fmt;
 
 use super::TrainingError;
-use crate::config::model::ModelConfig;
+use crate::models::config::ModelConfig;
+use crate::models::encoders::whisper::Window;
 use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
-use crate::models::whisper::Window;
 use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{Placement, configure_threads};
 use crate::registry::{ModelIdentity, identify};

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use super::TrainingError;
 use super::ctc::ctc_ids;
 use super::example::Example;
-use super::wordings::{TasksAtHand, Wordings};
-use crate::config::training::TrainingConfig;
+use super::prompt_variants::{PromptVariants, TaskCatalog};
 use crate::models::speech_llm::SpeechLlm;
 use crate::text::{AnswerFormat, JointLayout};
+use crate::training::config::TrainingConfig;
 
 /// A sample ready for both losses.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct Sample {
     /// Tokens for CTC.
     pub ctc: Vec<i64>,
     /// The ways in which it can be asked.
-    pub wordings: Wordings,
+    pub variants: PromptVariants,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -57,7 +57,7 @@ pub fn prepare(
     config: &TrainingConfig,
     llm: &SpeechLlm,
 ) -> Result<Prepared, TrainingError> {
-    let tasks = TasksAtHand::load(config)?;
+    let tasks = TaskCatalog::load(config)?;
     let mut prepared = Prepared::default();
     for mut example in tasks.expand(examples, config)? {
         let mut leave_out = |reason| *prepared.left_out.entry(reason).or_insert(0) += 1;
@@ -83,12 +83,12 @@ pub fn prepare(
             continue;
         }
         let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
-        let wordings = tasks.wordings_of(&example, layout)?;
+        let variants = tasks.variants_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
-            wordings,
+            variants,
         });
     }
     Ok(prepared)
@@ -98,7 +98,7 @@ pub fn prepare(
 fn final_spelling(
     example: &Example,
     layout: Option<&JointLayout>,
-    tasks: &TasksAtHand,
+    tasks: &TaskCatalog,
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
     let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
@@ -120,7 +120,7 @@ fn final_spelling(
         let Some(task) = tasks.file_of(&example.task) else {
             return spell(&example.task, AnswerFormat::Text, &[], &example.target);
         };
-        let labels: Vec<String> = (example.filling.labels.as_ref().unwrap_or(&task.labels).iter())
+        let labels: Vec<String> = (example.variables.labels.as_ref().unwrap_or(&task.labels).iter())
             .map(|label| label.name.clone())
             .collect();
         let labels = if task.answer.format.takes_labels() {

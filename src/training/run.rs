@@ -8,8 +8,8 @@ use super::events::TrainEvent;
 use super::manifest::read_manifest;
 use super::networks::Networks;
 use super::{TrainingError, checkpoint};
-use crate::config::training::TrainingConfig;
 use crate::registry::{Draft, Registry};
+use crate::training::config::TrainingConfig;
 
 /// What the `train` command asks for.
 #[derive(Clone, Debug)]

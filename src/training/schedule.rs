@@ -1,6 +1,6 @@
 //! Learning rate over a stage: linear warm-up, then constant, linear, cosine, or the original transformer schedule.
 
-use crate::config::training::{Decay, StageConfig};
+use crate::training::config::{Decay, StageConfig};
 
 /// Shape of the learning rate over a run or a stage.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,7 @@ pub fn progress(stage: &StageConfig, steps: u64, seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::training::StageKind;
+    use crate::training::config::StageKind;
 
     fn stage(decay: Decay) -> StageConfig {
         StageConfig {

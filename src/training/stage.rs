@@ -7,10 +7,10 @@ use super::checkpoint::{read_lora, seed_lora};
 use super::ctc::CtcTable;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::config::training::{StageConfig, StageKind, TrainingConfig};
 use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
+use crate::training::config::{StageConfig, StageKind, TrainingConfig};
 
 /// A batch's loss.
 #[derive(Debug)]
@@ -25,13 +25,13 @@ pub struct BatchLoss {
 
 /// What a stage needs beside the networks: the CTC table, when it has one.
 #[derive(Debug)]
-pub struct StageAtWork<'a> {
+pub struct StageRunner<'a> {
     networks: &'a Networks,
     config: &'a StageConfig,
     table: Option<CtcTable>,
 }
 
-impl<'a> StageAtWork<'a> {
+impl<'a> StageRunner<'a> {
     /// Brings `learned` into the form that the stage wants: a CTC head over `classes` where CTC is part of the loss, LoRA where it learns, no LoRA where it does not.
     ///
     /// # Errors

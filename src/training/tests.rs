@@ -9,16 +9,16 @@ use tch::Tensor;
 use super::evaluate::{EvaluateOptions, evaluate};
 use super::prepare::prepare;
 use super::*;
-use crate::config::model::{AdapterSettings, LayerMix, ModelConfig};
-use crate::config::training::{Decay, StageConfig, StageKind, TrainingConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
+use crate::models::config::{AdapterSettings, LayerMix, ModelConfig};
 use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
 use crate::testing::TinyModels;
+use crate::training::config::{Decay, StageConfig, StageKind, TrainingConfig};
 
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
@@ -38,7 +38,7 @@ fn example(at: usize) -> Example {
         task: "asr".into(),
         instruction: None,
         targets: Default::default(),
-        filling: Default::default(),
+        variables: Default::default(),
         target: WORDS[at % WORDS.len()].into(),
         domain: Some(if at.is_multiple_of(2) { "even" } else { "odd" }.into()),
         text: None,
@@ -212,7 +212,7 @@ fn what_learns_in_each_stage_is_listed() {
     let names = |kind| {
         let (mut learned, stage) = (fresh(), stage(kind, 1));
         let work =
-            stage::StageAtWork::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
+            stage::StageRunner::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
         work.parameters(&learned)
             .into_iter()
             .map(|parameter| parameter.name)

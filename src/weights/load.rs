@@ -179,11 +179,11 @@ impl Checkpoint {
     }
 
     /// Starts an exact load: every floating-point tensor arrives on `device` as `kind`.
-    pub fn loader(&self, device: Device, kind: Kind) -> Loader<'_> {
+    pub fn loader(&self, device: Device, dtype: Kind) -> Loader<'_> {
         Loader {
             checkpoint: self,
             device,
-            kind,
+            dtype,
             views_from: VIEWED_BYTES_MIN,
             taken: BTreeMap::new(),
             ignored: Vec::new(),
@@ -204,7 +204,7 @@ impl Checkpoint {
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: Device,
-    kind: Kind,
+    dtype: Kind,
     /// Files from this size on are looked at, not copied.
     views_from: usize,
     /// What was taken, and in which shape.
@@ -219,26 +219,26 @@ impl<'a> Loader<'a> {
     ///
     /// A placeholder of zeros comes back on failure; [`finish`](Self::finish) then fails and the model is dropped.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Tensor {
-        self.take_as(name, shape, self.kind)
+        self.take_as(name, shape, self.dtype)
     }
 
     /// As [`take`](Self::take), in a kind of its own (a norm kept in f32 beside bf16 matrices).
-    pub fn take_as(&mut self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+    pub fn take_as(&mut self, name: &str, shape: &[i64], dtype: Kind) -> Tensor {
         let Some((entry, source_kind)) = self.find(name, shape) else {
-            return placeholder(shape, kind);
+            return placeholder(shape, dtype);
         };
         let map = &self.checkpoint.maps[entry.map];
-        let as_it_is = source_kind == kind && self.device == Device::Cpu;
+        let as_it_is = source_kind == dtype && self.device == Device::Cpu;
         if as_it_is
             && map.bytes().len() >= self.views_from
-            && let Some(view) = map.view(&entry.range, shape, kind)
+            && let Some(view) = map.view(&entry.range, shape, dtype)
         {
             return view;
         }
-        let copy = tch::no_grad(|| map.copy(&entry.range, shape, source_kind, (kind, self.device)));
+        let copy = tch::no_grad(|| map.copy(&entry.range, shape, source_kind, (dtype, self.device)));
         copy.unwrap_or_else(|error| {
             self.torch.get_or_insert((name.to_owned(), error));
-            placeholder(shape, kind)
+            placeholder(shape, dtype)
         })
     }
 
@@ -255,10 +255,10 @@ impl<'a> Loader<'a> {
             .collect();
         // A shape that no file confirms may be absurd, and gets no memory.
         let Some(found) = found.into_iter().collect::<Option<Vec<_>>>() else {
-            return placeholder(&shape(rows), self.kind);
+            return placeholder(&shape(rows), self.dtype);
         };
         let join = || {
-            let joined = Tensor::f_empty(shape(rows), (self.kind, self.device))?;
+            let joined = Tensor::f_empty(shape(rows), (self.dtype, self.device))?;
             let mut first = 0;
             for ((_, rows), (entry, source_kind)) in parts.iter().zip(found) {
                 let map = &self.checkpoint.maps[entry.map];
@@ -270,7 +270,7 @@ impl<'a> Loader<'a> {
         };
         tch::no_grad(join).unwrap_or_else(|error| {
             self.torch.get_or_insert((parts[0].0.clone(), error));
-            placeholder(&shape(rows), self.kind)
+            placeholder(&shape(rows), self.dtype)
         })
     }
 
@@ -304,7 +304,7 @@ impl<'a> Loader<'a> {
                 found: format!("{:?}", entry.dtype),
             });
         }
-        source_kind.filter(|_| same_shape).map(|kind| (entry, kind))
+        source_kind.filter(|_| same_shape).map(|dtype| (entry, dtype))
     }
 
     /// Declares that `name`, where it is there, is another name of the tensor `of`: it must hold the same.
@@ -368,7 +368,7 @@ impl<'a> Loader<'a> {
 
     /// Kind that tensors are converted to.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.dtype
     }
 
     /// Ends the load: every tensor of the checkpoint must have been taken or ignored, and every taken one found.
@@ -396,8 +396,8 @@ impl<'a> Loader<'a> {
 }
 
 /// Zeros that pretend to have `shape` and cost one element: the shape may come from a lying `config.json`.
-fn placeholder(shape: &[i64], kind: Kind) -> Tensor {
-    let zero = Tensor::zeros([1], (kind, Device::Cpu));
+fn placeholder(shape: &[i64], dtype: Kind) -> Tensor {
+    let zero = Tensor::zeros([1], (dtype, Device::Cpu));
     zero.f_expand(shape, false).unwrap_or(zero)
 }
 

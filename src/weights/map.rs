@@ -60,9 +60,9 @@ impl WeightMap {
     }
 
     /// A tensor that looks at a range of the file; none where its numbers are not aligned.
-    pub(super) fn view(self: &Arc<Self>, range: &Range<usize>, shape: &[i64], kind: Kind) -> Option<Tensor> {
+    pub(super) fn view(self: &Arc<Self>, range: &Range<usize>, shape: &[i64], dtype: Kind) -> Option<Tensor> {
         let data = self.bytes[range.clone()].as_ptr();
-        if data.align_offset(kind.elt_size_in_bytes().max(1)) != 0 {
+        if data.align_offset(dtype.elt_size_in_bytes().max(1)) != 0 {
             return None;
         }
         let mut viewed = VIEWED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,7 +73,7 @@ impl WeightMap {
         let _ = self
             .bytes
             .advise_range(Advice::WillNeed, range.start, range.len());
-        self.look(range, shape, kind).ok()
+        self.look(range, shape, dtype).ok()
     }
 
     /// Copies a range out, converted and placed, and gives its pages back.
@@ -110,17 +110,17 @@ impl WeightMap {
     }
 
     /// A tensor over aligned bytes of the mapping, which the caller keeps alive for as long as the tensor lives.
-    fn look(&self, range: &Range<usize>, shape: &[i64], kind: Kind) -> Result<Tensor, TchError> {
+    fn look(&self, range: &Range<usize>, shape: &[i64], dtype: Kind) -> Result<Tensor, TchError> {
         let count: i64 = shape.iter().product();
         assert_eq!(
-            usize::try_from(count).map(|count| count * kind.elt_size_in_bytes()),
+            usize::try_from(count).map(|count| count * dtype.elt_size_in_bytes()),
             Ok(range.len()),
             "the header was checked against the shape"
         );
         // SAFETY: the bytes lie within the mapping, are as many as the shape needs, and are aligned (both callers
         // checked). `view` has put the mapping where it is never dropped; `copy_into` drops the tensor before it returns.
         // Writes through the tensor go to private pages.
-        unsafe { Tensor::f_from_blob(self.bytes[range.clone()].as_ptr(), shape, &[], kind, Device::Cpu) }
+        unsafe { Tensor::f_from_blob(self.bytes[range.clone()].as_ptr(), shape, &[], dtype, Device::Cpu) }
     }
 
     /// Gives the pages of a range back to the system; read again, they come from the file again.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::Headers;
-use super::{Receipt, Record};
+use super::{Record, RecordOffset};
 
 /// Longest id of an order and longest name of a version, bytes.
 const NAME_BYTES_MAX: usize = 128;
@@ -125,7 +125,7 @@ impl Order {
     }
 
     /// The id that the order brings, else one made of its place in the topic.
-    pub fn id_at(&self, receipt: &Receipt) -> String {
+    pub fn id_at(&self, record_offset: &RecordOffset) -> String {
         let kind = if self.command == Command::Retrain {
             "run"
         } else {
@@ -134,7 +134,7 @@ impl Order {
         let place = || {
             format!(
                 "{kind}-{}-{}-{}",
-                receipt.topic, receipt.partition, receipt.offset
+                record_offset.topic, record_offset.partition, record_offset.offset
             )
         };
         self.id.clone().unwrap_or_else(place)

@@ -131,16 +131,16 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 /// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name counts.
 pub fn dead_letter(record: &Record, rejection: &Rejection, topic: Arc<str>) -> OutgoingRecord {
     let mut headers = record.headers.clone();
-    let receipt = &record.receipt;
+    let record_offset = &record.record_offset;
     let mut end = rejection.message.len().min(MESSAGE_BYTES_MAX);
     while !rejection.message.is_char_boundary(end) {
         end -= 1;
     }
     let connect = |name: &str| format!("__connect.errors.{name}");
     headers.extend([
-        header(&connect("topic"), &*receipt.topic),
-        header(&connect("partition"), receipt.partition.to_string()),
-        header(&connect("offset"), receipt.offset.to_string()),
+        header(&connect("topic"), &*record_offset.topic),
+        header(&connect("partition"), record_offset.partition.to_string()),
+        header(&connect("offset"), record_offset.offset.to_string()),
         header(&connect("stage"), rejection.stage.as_str()),
         header(&connect("class.name"), "speechverse"),
         header(&connect("exception.class.name"), rejection.reason.as_str()),

@@ -22,7 +22,7 @@ pub struct Event {
     pub time: Timestamp,
     /// What happened.
     #[serde(flatten)]
-    pub what: Happening,
+    pub what: EventKind,
 }
 
 /// Outcome of a training cycle.
@@ -51,7 +51,7 @@ impl Verdict {
 /// What happened; told apart by `type`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Happening {
+pub enum EventKind {
     /// A training cycle began.
     CycleStarted {
         /// Why: an order, the schedule, enough new samples.
@@ -117,7 +117,7 @@ pub enum Happening {
 
 impl Event {
     /// An event that happens now.
-    pub fn now(id: impl Into<String>, what: Happening) -> Self {
+    pub fn now(id: impl Into<String>, what: EventKind) -> Self {
         Self {
             id: id.into(),
             time: Timestamp::now(),

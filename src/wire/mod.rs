@@ -15,4 +15,4 @@ pub mod request;
 mod tests;
 pub mod trace;
 
-pub use record::{OutgoingRecord, Receipt, Record};
+pub use record::{OutgoingRecord, Record, RecordOffset};

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Where a record came from; handed back to the offset ledger once its answer (or its dead letter) is acknowledged.
+/// Where a record came from; handed back to the offset tracker once its answer (or its dead letter) is acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Receipt {
+pub struct RecordOffset {
     /// Topic the record was read from.
     pub topic: Arc<str>,
     /// Partition of that topic.
     pub partition: i32,
     /// Offset of the record itself (not of the one after it).
     pub offset: i64,
-    /// Which assignment of the partition the record was read under; a receipt of an older one is void.
+    /// Which assignment of the partition the record was read under; a record_offset of an older one is void.
     pub epoch: u64,
 }
 
@@ -21,7 +21,7 @@ pub struct Receipt {
 #[derive(Clone, Debug)]
 pub struct Record {
     /// Where it came from.
-    pub receipt: Receipt,
+    pub record_offset: RecordOffset,
     /// Key, byte for byte.
     pub key: Option<Bytes>,
     /// Value, byte for byte; `None` is a tombstone.

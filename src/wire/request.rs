@@ -14,7 +14,7 @@ use super::dead_letter::{Reason, Rejection, Stage};
 use super::envelope::open;
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
-use crate::text::{AnswerShape, Asked, Filling, JointLayout, TextError};
+use crate::text::{AnswerShape, JointLayout, ResolvedPrompt, TemplateVariables, TextError};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -63,7 +63,12 @@ pub trait Instructions {
     ///
     /// # Errors
     /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer with.
-    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError>;
+    fn of_task(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError>;
     /// For a request that names neither instruction nor task.
     fn default_instruction(&self) -> String;
 }
@@ -184,7 +189,7 @@ impl Request {
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),
             audio: envelope.data,
-            trace: TraceContext::of(headers, &record.receipt),
+            trace: TraceContext::of(headers, &record.record_offset),
         })
     }
 }
@@ -203,8 +208,13 @@ pub(crate) fn name(
 
 /// The id that a record brings, else where it stands.
 pub(crate) fn id(headers: Headers<'_>, record: &Record, limits: &RequestLimits) -> Result<String, Rejection> {
-    let receipt = &record.receipt;
-    let place = || format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset);
+    let record_offset = &record.record_offset;
+    let place = || {
+        format!(
+            "{}/{}/{}",
+            record_offset.topic, record_offset.partition, record_offset.offset
+        )
+    };
     Ok(name(headers, "ce_id", limits)?.unwrap_or_else(place))
 }
 
@@ -227,26 +237,26 @@ pub(crate) fn asked(
     labels: Option<&[String]>,
     limits: &RequestLimits,
     instructions: &dyn Instructions,
-) -> Result<Asked, Rejection> {
+) -> Result<ResolvedPrompt, Rejection> {
     let own = match headers.text("ce_instruction", limits.instruction_bytes_max)? {
         Some(text) if text.trim().is_empty() => {
             return Err(invalid("ce_instruction", text, "words, or no such header"));
         }
         own => own,
     };
-    let filling = Filling {
+    let variables = TemplateVariables {
         fields: fields(headers, limits)?,
-        ..Filling::default()
+        ..TemplateVariables::default()
     };
     let Some(task) = task else {
         let instruction = own.map_or_else(|| instructions.default_instruction(), str::to_owned);
-        return Ok(Asked::plainly(instruction, labels));
+        return Ok(ResolvedPrompt::plain(instruction, labels));
     };
-    let filling = match labels {
-        Some(labels) => filling.with_labels(labels),
-        None => filling,
+    let variables = match labels {
+        Some(labels) => variables.with_labels(labels),
+        None => variables,
     };
-    instructions.of_task(task, &filling, own).map_err(|error| {
+    instructions.of_task(task, &variables, own).map_err(|error| {
         let (reason, header) = match &error {
             TextError::UnknownTask { .. } => (Reason::UnknownTask, "ce_task"),
             TextError::Label { .. } => (Reason::InvalidLabels, "ce_labels"),

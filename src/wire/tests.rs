@@ -9,13 +9,13 @@ use proptest::prelude::*;
 
 use super::answer::{Answer, AnswerKind, Flag, Timing};
 use super::dead_letter::{REASON_HEADER, Reason, Rejection, Stage, dead_letter};
-use super::event::{Event, Happening, Verdict};
+use super::event::{Event, EventKind, Verdict};
 use super::headers::Headers;
 use super::label::Label;
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
-use super::{OutgoingRecord, Receipt, Record};
-use crate::text::{AnswerShape, Asked, Filling, TaskTable, TextError};
+use super::{OutgoingRecord, Record, RecordOffset};
+use crate::text::{AnswerShape, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 
 mod envelope;
 mod hostile;
@@ -26,12 +26,17 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 struct Configured;
 
 impl Instructions for Configured {
-    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+    fn of_task(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError> {
         static SHIPPED: LazyLock<TaskTable> = LazyLock::new(|| {
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
             TaskTable::load(&folder).unwrap()
         });
-        SHIPPED.ask(names, filling, own)
+        SHIPPED.ask(names, variables, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -42,7 +47,7 @@ impl Instructions for Configured {
 fn record(value: &[u8], headers: &[(&str, &[u8])]) -> Record {
     let owned = |(name, value): &(&str, &[u8])| ((*name).to_owned(), Some(Bytes::copy_from_slice(value)));
     Record {
-        receipt: Receipt {
+        record_offset: RecordOffset {
             topic: "speechverse.requests".into(),
             partition: 2,
             offset: 17,
@@ -583,7 +588,7 @@ fn an_answer_goes_out_under_the_key_of_its_request_in_the_same_trace() {
 fn events_look_as_they_always_did_and_are_read_back() {
     let cases = [
         (
-            Happening::CycleStarted {
+            EventKind::CycleStarted {
                 trigger: "order".to_owned(),
                 parent: "demo-0003".to_owned(),
                 train_samples: 20,
@@ -592,7 +597,7 @@ fn events_look_as_they_always_did_and_are_read_back() {
             r#""type":"cycle_started","trigger":"order","parent":"demo-0003","train_samples":20,"held_out_samples":5"#,
         ),
         (
-            Happening::CycleProgress {
+            EventKind::CycleProgress {
                 stage: "one".to_owned(),
                 step: 3,
                 loss: 1.5,
@@ -600,7 +605,7 @@ fn events_look_as_they_always_did_and_are_read_back() {
             r#""type":"cycle_progress","stage":"one","step":3,"loss":1.5"#,
         ),
         (
-            Happening::CycleFinished {
+            EventKind::CycleFinished {
                 verdict: Verdict::Refused,
                 reason: "word error rate rose".to_owned(),
                 version: Some("demo-0004".to_owned()),
@@ -609,7 +614,7 @@ fn events_look_as_they_always_did_and_are_read_back() {
             r#""type":"cycle_finished","verdict":"refused","reason":"word error rate rose","version":"demo-0004","metrics":{"asr.wer":0.25}"#,
         ),
         (
-            Happening::AdapterSwapped {
+            EventKind::AdapterSwapped {
                 from: "a".to_owned(),
                 to: "b".to_owned(),
                 reason: "promoted".to_owned(),
@@ -617,20 +622,20 @@ fn events_look_as_they_always_did_and_are_read_back() {
             r#""type":"adapter_swapped","from":"a","to":"b","reason":"promoted""#,
         ),
         (
-            Happening::CommandObeyed {
+            EventKind::CommandObeyed {
                 command: "pause".to_owned(),
             },
             r#""type":"command_obeyed","command":"pause""#,
         ),
         (
-            Happening::CommandRefused {
+            EventKind::CommandRefused {
                 command: "promote".to_owned(),
                 reason: "no such version".to_owned(),
             },
             r#""type":"command_refused","command":"promote","reason":"no such version""#,
         ),
         (
-            Happening::CommandExpired {
+            EventKind::CommandExpired {
                 command: "retrain".to_owned(),
                 reason: "it was written 900 s ago".to_owned(),
             },
@@ -657,7 +662,7 @@ fn events_look_as_they_always_did_and_are_read_back() {
 
 #[test]
 fn a_figure_that_could_not_be_computed_does_not_hide_the_end_of_a_cycle() {
-    let what = Happening::CycleFinished {
+    let what = EventKind::CycleFinished {
         verdict: Verdict::Failed,
         reason: "the loss is no number".to_owned(),
         version: None,
@@ -665,7 +670,7 @@ fn a_figure_that_could_not_be_computed_does_not_hide_the_end_of_a_cycle() {
     };
     let record = Event::now("run-7", what).to_record("events".into(), "/speechverse");
     let read: Event = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
-    let Happening::CycleFinished { metrics, .. } = read.what else {
+    let EventKind::CycleFinished { metrics, .. } = read.what else {
         panic!("{read:?}")
     };
     assert!(metrics["loss"].is_nan());

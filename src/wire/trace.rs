@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::Receipt;
+use super::RecordOffset;
 use super::headers::Headers;
 
 /// Identity of a trace and of the span that our work is a child of.
@@ -23,7 +23,7 @@ pub struct TraceContext {
 impl TraceContext {
     /// Continues the record's trace; a missing or malformed one begins a new trace, derived from where the record
     /// stands, so that a repeat after a crash has the same.
-    pub fn of(headers: Headers<'_>, receipt: &Receipt) -> Self {
+    pub fn of(headers: Headers<'_>, record_offset: &RecordOffset) -> Self {
         const STATE_BYTES_MAX: usize = 512; // what the standard asks a vendor to propagate at least
         headers
             .text("traceparent", 256)
@@ -38,7 +38,7 @@ impl TraceContext {
                     .map(str::to_owned),
                 ..context
             })
-            .unwrap_or_else(|| Self::begin(receipt))
+            .unwrap_or_else(|| Self::begin(record_offset))
     }
 
     /// Reads a `traceparent`; `None` when it is malformed.
@@ -63,8 +63,11 @@ impl TraceContext {
         })
     }
 
-    fn begin(receipt: &Receipt) -> Self {
-        let seed = format!("{}/{}/{}", receipt.topic, receipt.partition, receipt.offset);
+    fn begin(record_offset: &RecordOffset) -> Self {
+        let seed = format!(
+            "{}/{}/{}",
+            record_offset.topic, record_offset.partition, record_offset.offset
+        );
         let digits: String = Sha256::digest(seed.as_bytes())
             .iter()
             .map(|byte| format!("{byte:02x}"))

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use speechverse::config::model::{AdapterSettings, ModelConfig};
-use speechverse::config::pretrain::PretrainConfig;
-use speechverse::config::training::{StageConfig, StageKind, TrainingConfig};
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
+use speechverse::models::config::{AdapterSettings, ModelConfig};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use speechverse::testing::TinyModels;
+use speechverse::training::config::{StageConfig, StageKind, TrainingConfig};
+use speechverse::training::pretrain::config::PretrainConfig;
 use speechverse::training::pretrain::{PretrainArgs, PretrainEvent, pretrain};
 use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent};
 use tch::Kind;
@@ -80,7 +80,7 @@ fn example(at: usize) -> Example {
         task: "asr".into(),
         instruction: None,
         targets: Default::default(),
-        filling: Default::default(),
+        variables: Default::default(),
         target: ["ab", "cd", "ef", "gh"][at % 4].into(),
         domain: None,
         text: None,

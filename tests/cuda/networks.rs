@@ -3,8 +3,8 @@
 use speechverse::models::decoding::{
     BeamSettings, DecodeOptions, EarlyStopping, Prompt, Strategy, decode_alike, decode_all,
 };
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::speech_llm::SpeechLlm;
-use speechverse::models::whisper::Window;
 use speechverse::models::{LanguageModel, SpeechEncoder, open_encoder, open_language_model};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use speechverse::testing::TinyModels;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::broker::BrokerConfig;
-use speechverse::config::kafka::{KafkaConfig, TopicsConfig};
+use speechverse::kafka::config::{KafkaConfig, TopicsConfig};
 use speechverse::kafka::{
-    Budget, Closed, Ledger, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,
+    Budget, Closed, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,
     SourceEvent, admin,
 };
 use speechverse::wire::{OutgoingRecord, Record};
@@ -55,16 +55,16 @@ impl Bench {
     }
 
     fn start(&self) -> Running {
-        let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
+        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
             kafka: self.config.clone(),
             topics: vec![self.requests().to_owned()],
         };
-        let (source, events) = Source::start(config, ledger.clone()).unwrap();
+        let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Running {
             source,
             events,
-            ledger,
+            tracker,
         }
     }
 
@@ -86,7 +86,7 @@ impl Bench {
 struct Running {
     source: Source,
     events: flume::Receiver<SourceEvent>,
-    ledger: Ledger,
+    tracker: OffsetTracker,
 }
 
 impl Running {
@@ -195,14 +195,14 @@ async fn large(bench: &Bench) {
 
     assert!(read.value == record.value, "the value changed on its way");
     assert_eq!((&read.key, &read.headers), (&record.key, &record.headers));
-    assert!(running.ledger.budget().bytes() > 10_000_000);
+    assert!(running.tracker.budget().bytes() > 10_000_000);
     assert_eq!(
-        running.ledger.release(&read.receipt),
+        running.tracker.release(&read.record_offset),
         Release::Released {
             bytes: running_bytes(&read)
         }
     );
-    assert_eq!(running.ledger.budget().bytes(), 0);
+    assert_eq!(running.tracker.budget().bytes(), 0);
     let fetched = Reader::fetch(
         &bench.config,
         bench.requests(),
@@ -265,7 +265,7 @@ async fn crashes(bench: &Bench) {
             let Ok(record) = tokio::time::timeout(Duration::from_millis(100), running.record()).await else {
                 continue;
             };
-            finished.work_on(record, &running.ledger);
+            finished.work_on(record, &running.tracker);
         }
         if finished.distinct() < COUNT as usize || abandoned == 0 {
             abandoned += 1;
@@ -274,13 +274,13 @@ async fn crashes(bench: &Bench) {
             let Running {
                 source,
                 events,
-                ledger,
+                tracker,
             } = running;
             // Repeats may still be on their way.
             let work = async {
                 while let Ok(event) = events.recv_async().await {
                     if let SourceEvent::Record(record) = event {
-                        finished.work_on(record, &ledger);
+                        finished.work_on(record, &tracker);
                     }
                 }
             };
@@ -292,7 +292,7 @@ async fn crashes(bench: &Bench) {
     // Whoever comes next has only what the last crash left uncommitted, and after a clean end nothing at all.
     let last = bench.start();
     while let Ok(record) = tokio::time::timeout(Duration::from_secs(4), last.record()).await {
-        finished.work_on(record, &last.ledger);
+        finished.work_on(record, &last.tracker);
     }
     last.source.close(STEP).await.unwrap();
     let after = bench.start();
@@ -342,10 +342,10 @@ async fn replay(bench: &Bench) {
     let mut lost = Vec::new();
     for _ in 0..50 {
         let record = running.record().await;
-        if record.receipt.offset % 3 == 1 {
+        if record.record_offset.offset % 3 == 1 {
             lost.push(number(&record)); // as if a stage had died with it
         } else {
-            running.ledger.release(&record.receipt);
+            running.tracker.release(&record.record_offset);
         }
     }
 
@@ -354,7 +354,7 @@ async fn replay(bench: &Bench) {
     let mut again = Vec::new();
     while again.len() < lost.len() {
         let record = running.record().await;
-        running.ledger.release(&record.receipt);
+        running.tracker.release(&record.record_offset);
         again.push(number(&record));
     }
     lost.sort_unstable();
@@ -382,7 +382,7 @@ async fn latency(bench: &Bench) {
         sink.send(outgoing(bench.requests(), number)).await.unwrap();
         let record = running.record().await;
         waits.push(began.elapsed());
-        running.ledger.release(&record.receipt);
+        running.tracker.release(&record.record_offset);
     }
     waits.sort();
     assert!(
@@ -411,12 +411,12 @@ struct Finished {
 
 impl Finished {
     /// Finishes a record after 0 to 60 ms, so that they finish out of order.
-    fn work_on(&self, record: Record, ledger: &Ledger) {
-        let (counts, ledger) = (self.counts.clone(), ledger.clone());
+    fn work_on(&self, record: Record, tracker: &OffsetTracker) {
+        let (counts, tracker) = (self.counts.clone(), tracker.clone());
         let delay = self.turn.fetch_add(1, Ordering::Relaxed) * 37 % 61;
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
-            if matches!(ledger.release(&record.receipt), Release::Released { .. }) {
+            if matches!(tracker.release(&record.record_offset), Release::Released { .. }) {
                 *counts.lock().unwrap().entry(number(&record)).or_default() += 1;
             }
         });
@@ -446,13 +446,13 @@ impl Member {
         let Running {
             source,
             events,
-            ledger,
+            tracker,
         } = bench.start();
         let finished = finished.clone();
         let work = tokio::spawn(async move {
             while let Ok(event) = events.recv_async().await {
                 if let SourceEvent::Record(record) = event {
-                    finished.work_on(record, &ledger);
+                    finished.work_on(record, &tracker);
                 }
             }
         });
@@ -508,7 +508,7 @@ fn number(record: &Record) -> u64 {
         .unwrap()
 }
 
-/// What the ledger counts for a record: its bytes and a fixed overhead.
+/// What the tracker counts for a record: its bytes and a fixed overhead.
 fn running_bytes(record: &Record) -> u64 {
     let headers: usize = record
         .headers

@@ -8,15 +8,15 @@ use bytes::Bytes;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::Settings;
 use speechverse::config::broker::BrokerConfig;
-use speechverse::config::model::AdapterSettings;
-use speechverse::config::training::TrainingConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
+use speechverse::models::config::AdapterSettings;
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, Registry, identify};
 use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
+use speechverse::training::config::TrainingConfig;
 use speechverse::wire::answer::Answer;
-use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::{OutgoingRecord, Record};
 use speechverse_pipelines::serving::Pipeline;
@@ -241,7 +241,7 @@ impl Client {
     }
 
     /// The first event from here on that `wanted` accepts.
-    pub(crate) async fn event(&mut self, wanted: impl Fn(&Happening) -> bool) -> Event {
+    pub(crate) async fn event(&mut self, wanted: impl Fn(&EventKind) -> bool) -> Event {
         loop {
             let record = next(&mut self.events, "an event").await;
             let event: Event = serde_json::from_slice(&record.value.expect("an event has a value")).unwrap();

@@ -1,6 +1,6 @@
 //! Labelled samples, training cycles, swaps.
 
-use speechverse::wire::event::{Happening, Verdict};
+use speechverse::wire::event::{EventKind, Verdict};
 
 use crate::harness::{Client, Sandbox, header, tone};
 
@@ -56,12 +56,12 @@ async fn an_ordered_cycle_makes_a_version_that_the_next_answer_names_and_no_answ
             assert!(number < 2_000, "the swap did not come");
         }
         let finished = client
-            .event(|what| matches!(what, Happening::CycleFinished { .. }))
+            .event(|what| matches!(what, EventKind::CycleFinished { .. }))
             .await;
         (finished, during)
     };
 
-    let Happening::CycleFinished { verdict, version, .. } = &finished.what else {
+    let EventKind::CycleFinished { verdict, version, .. } = &finished.what else {
         unreachable!("asked for above")
     };
     assert_eq!(finished.id, "run-1");
@@ -85,12 +85,12 @@ async fn a_cycle_without_enough_samples_fails_with_that_reason_and_serving_goes_
 
     client.order("{\"command\": \"retrain\"}").await;
     let finished = client
-        .event(|what| matches!(what, Happening::CycleFinished { .. }))
+        .event(|what| matches!(what, EventKind::CycleFinished { .. }))
         .await;
     client.request("after", "k", tone(0.5, 200.0), Vec::new()).await;
     let (answer, _) = client.answer().await;
 
-    let Happening::CycleFinished { verdict, reason, .. } = finished.what else {
+    let EventKind::CycleFinished { verdict, reason, .. } = finished.what else {
         unreachable!("asked for above")
     };
     assert_eq!(verdict, Verdict::Failed);
@@ -109,10 +109,10 @@ async fn an_order_for_a_version_that_does_not_exist_is_refused_by_an_event() {
         .order("{\"command\": \"promote\", \"version\": \"tiny-0099\"}")
         .await;
     let refused = client
-        .event(|what| matches!(what, Happening::CommandRefused { .. }))
+        .event(|what| matches!(what, EventKind::CommandRefused { .. }))
         .await;
 
-    let Happening::CommandRefused { command, reason } = refused.what else {
+    let EventKind::CommandRefused { command, reason } = refused.what else {
         unreachable!("asked for above")
     };
     assert_eq!(command, "promote");
@@ -143,9 +143,9 @@ async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learn
     for cycle in 1..=2 {
         client.order("{\"command\": \"retrain\"}").await;
         let finished = client
-            .event(|what| matches!(what, Happening::CycleFinished { .. }))
+            .event(|what| matches!(what, EventKind::CycleFinished { .. }))
             .await;
-        let Happening::CycleFinished { verdict, version, .. } = &finished.what else {
+        let EventKind::CycleFinished { verdict, version, .. } = &finished.what else {
             unreachable!("asked for above")
         };
         assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);
@@ -162,7 +162,7 @@ async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learn
     // An older version and the newest one, asked in one breath.
     client.order("{\"command\": \"rollback\"}").await;
     client
-        .event(|what| matches!(what, Happening::AdapterSwapped { reason, .. } if reason == "rollback"))
+        .event(|what| matches!(what, EventKind::AdapterSwapped { reason, .. } if reason == "rollback"))
         .await;
     client.request("back", "k", tone(0.5, 200.0), Vec::new()).await;
     let (back, _) = client.answer().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use speechverse::wire::answer::{AnswerKind, Flag};
-use speechverse::wire::event::{Happening, Verdict};
+use speechverse::wire::event::{EventKind, Verdict};
 use speechverse::wire::headers::Headers;
 
 use crate::harness::{FIXTURES, Sandbox, header, tone};
@@ -276,9 +276,9 @@ async fn an_encoder_decoder_serves_and_learns_like_any_other_language_model() {
         .order("{\"command\": \"retrain\", \"id\": \"run-1\"}")
         .await;
     let finished = client
-        .event(|what| matches!(what, Happening::CycleFinished { .. }))
+        .event(|what| matches!(what, EventKind::CycleFinished { .. }))
         .await;
-    let Happening::CycleFinished { verdict, .. } = &finished.what else {
+    let EventKind::CycleFinished { verdict, .. } = &finished.what else {
         unreachable!("asked for above")
     };
     assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);

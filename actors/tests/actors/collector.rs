@@ -5,29 +5,29 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::AudioLimits;
-use speechverse::config::store::StoreConfig;
+use speechverse::store::config::StoreConfig;
 use speechverse::store::{SampleStore, Split};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, UtteranceAdmitted};
+use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    Feed, Kafka, PATIENCE, Touchy, header, instructions, is_silent, next, pcm, probe, record,
+    FailingEncoder, Feed, Kafka, PATIENCE, header, instructions, is_silent, next, pcm, probe, record,
     start_in_thread, took_all, until,
 };
 
-struct Desk {
+struct Harness {
     collector: ActorRef<SampleCollector>,
     store: Arc<SampleStore>,
     letters: flume::Receiver<PublishDeadLetter>,
-    found: flume::Receiver<LostTicket>,
+    found: flume::Receiver<OrphanedRecord>,
     kafka: Kafka,
     labels: Feed,
     _dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Harness {
     /// A collector that remembers `remembered` samples of sound.
     async fn new(remembered: usize, settings: impl FnOnce(&mut StoreConfig)) -> Self {
         let kafka = Kafka::start().await;
@@ -40,14 +40,14 @@ impl Desk {
         settings(&mut config);
         let store = Arc::new(SampleStore::open(&config).unwrap());
         let (publisher, letters) = probe();
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let args = CollectorArgs {
             events: labels.events.clone(),
-            ledger: labels.ledger.clone(),
+            tracker: labels.tracker.clone(),
             store: Arc::clone(&store),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: Arc::new(Touchy),
+            instructions: Arc::new(FailingEncoder),
             lost,
             remembered_bytes_max: remembered * size_of::<f32>(),
             publisher,
@@ -82,7 +82,7 @@ impl Desk {
         request.instruction = format!("instruction {number}");
         let fact = UtteranceAdmitted {
             request,
-            receipt: record.receipt,
+            record_offset: record.record_offset,
             samples: Arc::from(vec![0.25; samples]),
         };
         self.collector.tell(fact).await.unwrap();
@@ -113,34 +113,39 @@ impl Desk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_that_comes_twice_is_stored_once_and_released_twice() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
     for _ in 0..2 {
-        desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello"), ("ce_id", "same")])
+        harness
+            .label(Some(pcm(800, 0.25)), &[("ce_target", "hello"), ("ce_id", "same")])
             .await;
     }
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 
-    desk.labels.idle().await;
-    assert_eq!(desk.store.len(), 2);
-    assert!(is_silent(&desk.letters).await);
+    harness.labels.idle().await;
+    assert_eq!(harness.store.len(), 2);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_its_request() {
-    let desk = Desk::new(10_000, |_| {}).await;
-    desk.admitted(1, 700, Some("translate")).await;
-    desk.admitted(2, 900, None).await;
-    until("it has heard of both", || took_all(&desk.collector)).await;
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness.admitted(1, 700, Some("translate")).await;
+    harness.admitted(2, 900, None).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
 
-    desk.label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
+    harness
+        .label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
         .await;
-    desk.label(None, &[("ce_subject", "request-2"), ("ce_target", "hello")])
+    harness
+        .label(None, &[("ce_subject", "request-2"), ("ce_target", "hello")])
         .await;
-    desk.stored(2).await;
+    harness.stored(2).await;
 
-    desk.labels.idle().await;
+    harness.labels.idle().await;
     let sample = |number: usize, target: &str, task: &str, length| {
         (
             format!("instruction {number}"),
@@ -150,7 +155,7 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
         )
     };
     assert_eq!(
-        desk.samples(),
+        harness.samples(),
         [
             sample(1, "guten Tag", "translate", 700),
             sample(2, "hello", "asr", 900)
@@ -160,22 +165,23 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
-    let desk = Desk::new(2_000, |_| {}).await;
+    let harness = Harness::new(2_000, |_| {}).await;
     for number in 0..3 {
-        desk.admitted(number, 900, None).await; // two of them fit
+        harness.admitted(number, 900, None).await; // two of them fit
     }
     // A request that is read again counts once.
-    desk.admitted(2, 900, None).await;
-    until("it has heard of all", || took_all(&desk.collector)).await;
+    harness.admitted(2, 900, None).await;
+    until("it has heard of all", || took_all(&harness.collector)).await;
 
     for number in 0..3 {
         let subject = format!("request-{number}");
-        desk.label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
+        harness
+            .label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
             .await;
     }
-    let letter = next(&desk.letters).await;
-    desk.stored(2).await;
-    until("all are looked at", || desk.labels.ledger.unfinished() == 1).await;
+    let letter = next(&harness.letters).await;
+    harness.stored(2).await;
+    until("all are looked at", || harness.labels.tracker.unfinished() == 1).await;
 
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
     assert!(
@@ -183,27 +189,30 @@ async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
         "{}",
         letter.rejection.message
     );
-    assert!(is_silent(&desk.letters).await);
+    assert!(is_silent(&harness.letters).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_kept_becomes_a_dead_letter_that_the_collector_does_not_release_itself() {
-    let desk = Desk::new(0, |store| {
+    let harness = Harness::new(0, |store| {
         store.tasks_max = 1;
         store.audio_seconds_max = 1.0;
     })
     .await;
 
-    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
-    desk.stored(1).await;
+    harness
+        .label(Some(pcm(800, 0.25)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(1).await;
     let too_long = pcm(17_000, 0.25);
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "")]).await;
-    desk.label(Some(too_long), &[("ce_target", "hello")]).await;
-    desk.label(Some(Bytes::from_static(b"x")), &[("ce_target", "hello")])
+    harness.label(Some(pcm(800, 0.5)), &[("ce_target", "")]).await;
+    harness.label(Some(too_long), &[("ce_target", "hello")]).await;
+    harness
+        .label(Some(Bytes::from_static(b"x")), &[("ce_target", "hello")])
         .await;
     let mut reasons = Vec::new();
     for _ in 0..3 {
-        let letter = next(&desk.letters).await;
+        let letter = next(&harness.letters).await;
         assert_eq!(letter.rejection.stage, Stage::Collect);
         reasons.push(letter.rejection.reason);
     }
@@ -217,23 +226,28 @@ async fn what_cannot_be_kept_becomes_a_dead_letter_that_the_collector_does_not_r
         ]
     );
     // Their offsets wait until the publisher has the broker's word for it.
-    assert_eq!(desk.labels.ledger.unfinished(), 3);
-    desk.label(Some(pcm(800, 0.75)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    assert_eq!(harness.labels.tracker.unfinished(), 3);
+    harness
+        .label(Some(pcm(800, 0.75)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sample_that_may_not_be_trained_on_is_kept_out_of_what_the_trainer_sees() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
-    desk.label(
-        Some(pcm(800, 0.25)),
-        &[("ce_target", "secret"), ("ce_train", "no")],
-    )
-    .await;
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_target", "secret"), ("ce_train", "no")],
+        )
+        .await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
     until("both are looked at", || {
-        let counts = desk.store.counts();
+        let counts = harness.store.counts();
         counts
             .iter()
             .map(|count| count.samples + count.withheld)
@@ -242,39 +256,49 @@ async fn a_sample_that_may_not_be_trained_on_is_kept_out_of_what_the_trainer_see
     })
     .await;
 
-    desk.labels.idle().await;
-    let targets: Vec<String> = desk.samples().into_iter().map(|sample| sample.1).collect();
+    harness.labels.idle().await;
+    let targets: Vec<String> = harness.samples().into_iter().map(|sample| sample.1).collect();
     assert_eq!(targets, ["hello"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_dies_and_comes_back_goes_on_with_the_next_label() {
-    let desk = Desk::new(0, |_| {}).await;
-    desk.label(Some(pcm(800, 0.25)), &[("ce_target", "hello")]).await;
-    desk.stored(1).await;
+    let harness = Harness::new(0, |_| {}).await;
+    harness
+        .label(Some(pcm(800, 0.25)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(1).await;
 
-    desk.collector.kill();
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    desk.stored(2).await;
+    harness.collector.kill();
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    harness.stored(2).await;
 
-    tokio::time::timeout(PATIENCE, desk.labels.ledger.idle())
+    tokio::time::timeout(PATIENCE, harness.labels.tracker.idle())
         .await
         .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_at_which_the_collector_panics_is_handed_back_and_the_next_is_stored() {
-    let desk = Desk::new(0, |_| {}).await;
+    let harness = Harness::new(0, |_| {}).await;
 
-    desk.label(
-        Some(pcm(800, 0.25)),
-        &[("ce_target", "hello"), ("ce_task", Touchy::SORE)],
-    )
-    .await;
-    desk.label(Some(pcm(800, 0.5)), &[("ce_target", "hello")]).await;
-    let back = next(&desk.found).await;
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_target", "hello"), ("ce_task", FailingEncoder::SORE)],
+        )
+        .await;
+    harness
+        .label(Some(pcm(800, 0.5)), &[("ce_target", "hello")])
+        .await;
+    let back = next(&harness.found).await;
 
-    assert_eq!((back.record.receipt.offset, back.stage), (0, Stage::Collect));
-    desk.stored(1).await;
-    assert!(desk.letters.is_empty() && desk.found.is_empty());
+    assert_eq!(
+        (back.record.record_offset.offset, back.stage),
+        (0, Stage::Collect)
+    );
+    harness.stored(1).await;
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
 }

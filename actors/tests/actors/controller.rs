@@ -6,19 +6,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::config::model::LayerMix;
-use speechverse::config::store::StoreConfig;
-use speechverse::config::trainer::TrainerConfig;
 use speechverse::kafka::SourceEvent;
+use speechverse::models::config::LayerMix;
 use speechverse::registry::{ModelIdentity, Registry};
 use speechverse::store::SampleStore;
+use speechverse::store::config::StoreConfig;
 use speechverse::training::Control;
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse::wire::event::{Event, Happening};
+use speechverse::wire::event::{Event, EventKind};
 use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
-use speechverse_actors::messages::{LostAndFound, LostTicket, PublishDeadLetter, PublishEvent, StartCycle};
+use speechverse_actors::messages::{
+    OrphanQueue, OrphanedRecord, PublishDeadLetter, PublishEvent, StartCycle,
+};
 
 use crate::support::{
     A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, record, sample,
@@ -37,12 +39,12 @@ const AGE_MAX: Duration = Duration::from_secs(3600);
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
-struct Desk {
+struct Harness {
     controller: ActorRef<Controller>,
     cycles: flume::Receiver<StartCycle>,
     events: flume::Receiver<PublishEvent>,
     letters: flume::Receiver<PublishDeadLetter>,
-    found: flume::Receiver<LostTicket>,
+    found: flume::Receiver<OrphanedRecord>,
     training: Control,
     current: CurrentAdapter,
     registry: Registry,
@@ -53,7 +55,7 @@ struct Desk {
     _dir: tempfile::TempDir,
 }
 
-impl Desk {
+impl Harness {
     /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         Self::between(busy_probe(), probe(), settings).await
@@ -107,7 +109,7 @@ impl Desk {
             }
         });
         let (publisher, events) = publisher;
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let (dead_letters, letters) = probe();
         let mut config = TrainerConfig {
             samples_min: 1,
@@ -118,7 +120,7 @@ impl Desk {
         let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
         let args = ControllerArgs {
             events: events_in,
-            ledger: orders.ledger.clone(),
+            tracker: orders.tracker.clone(),
             due,
             order_age_max: AGE_MAX,
             lost,
@@ -165,7 +167,7 @@ impl Desk {
     /// The next event, which has to say that an order was obeyed: id, command.
     async fn obeyed(&self) -> (String, String) {
         let event = self.event().await;
-        let Happening::CommandObeyed { command } = event.what else {
+        let EventKind::CommandObeyed { command } = event.what else {
             panic!("not obeyed: {event:?}")
         };
         (event.id, command)
@@ -174,7 +176,7 @@ impl Desk {
     /// The next event, which has to say that an order came too late: id, command, reason.
     async fn expiry(&self) -> (String, String, String) {
         let event = self.event().await;
-        let Happening::CommandExpired { command, reason } = event.what else {
+        let EventKind::CommandExpired { command, reason } = event.what else {
             panic!("not expired: {event:?}")
         };
         (event.id, command, reason)
@@ -183,7 +185,7 @@ impl Desk {
     /// The next event, which has to be a refusal: id, command, reason.
     async fn refusal(&self) -> (String, String, String) {
         let event = self.event().await;
-        let Happening::CommandRefused { command, reason } = event.what else {
+        let EventKind::CommandRefused { command, reason } = event.what else {
             panic!("not a refusal: {event:?}")
         };
         (event.id, command, reason)
@@ -205,121 +207,127 @@ fn open_store(dir: &Path) -> SampleStore {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
     for order in [
         r#"{"command": "retrain", "id": "run-1"}"#,
         r#"{"command": "retrain", "id": "run-2"}"#,
     ] {
-        desk.order(order).await;
-        assert_eq!(desk.obeyed().await.1, "retrain");
+        harness.order(order).await;
+        assert_eq!(harness.obeyed().await.1, "retrain");
         tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
     }
-    desk.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
-    let (id, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
+    let (id, command, reason) = harness.refusal().await;
 
     assert_eq!((id.as_str(), command.as_str()), ("run-3", "retrain"));
     assert!(reason.contains("is running"), "{reason}");
-    let runs = [next(&desk.cycles).await, next(&desk.cycles).await].map(|cycle| (cycle.run, cycle.trigger));
+    let runs =
+        [next(&harness.cycles).await, next(&harness.cycles).await].map(|cycle| (cycle.run, cycle.trigger));
     assert_eq!(
         runs,
         [("run-1".into(), "order".into()), ("run-2".into(), "order".into())]
     );
-    desk.orders.idle().await; // refused or obeyed, the order is finished
-    desk.order(r#"{"command": "retrain"}"#).await;
-    assert_eq!(next(&desk.cycles).await.run, "run-speechverse.control-0-3");
+    harness.orders.idle().await; // refused or obeyed, the order is finished
+    harness.order(r#"{"command": "retrain"}"#).await;
+    assert_eq!(next(&harness.cycles).await.run, "run-speechverse.control-0-3");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_reach_the_training_and_are_told() {
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "pause", "id": "p-1"}"#).await;
-    assert_eq!(desk.obeyed().await, ("p-1".into(), "pause".into()));
-    assert!(desk.training.is_paused());
+    let harness = Harness::new(|_| {}).await;
+    harness.order(r#"{"command": "pause", "id": "p-1"}"#).await;
+    assert_eq!(harness.obeyed().await, ("p-1".into(), "pause".into()));
+    assert!(harness.training.is_paused());
 
-    desk.order(r#"{"command": "resume"}"#).await;
+    harness.order(r#"{"command": "resume"}"#).await;
     let resumed = ("order-speechverse.control-0-1".into(), "resume".into());
-    assert_eq!(desk.obeyed().await, resumed);
-    assert!(!desk.training.is_paused());
-    desk.orders.idle().await;
+    assert_eq!(harness.obeyed().await, resumed);
+    assert!(!harness.training.is_paused());
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
     let swapped = |event: Event| match event.what {
-        Happening::AdapterSwapped { from, to, reason } => (from, to, reason),
+        EventKind::AdapterSwapped { from, to, reason } => (from, to, reason),
         other => panic!("{other:?}"),
     };
     let words = |from: &str, to: &str, reason: &str| (from.to_owned(), to.to_owned(), reason.to_owned());
 
-    desk.order(r#"{"command": "rollback"}"#).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
     assert_eq!(
-        swapped(desk.event().await),
+        swapped(harness.event().await),
         words("tiny-0002", "tiny-0001", "rollback")
     );
-    assert_eq!(desk.obeyed().await.1, "rollback");
-    assert_eq!(desk.current.get().version(), "tiny-0001");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+    assert_eq!(harness.obeyed().await.1, "rollback");
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 
-    desk.order(r#"{"command": "promote", "version": "tiny-0002"}"#)
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0002"}"#)
         .await;
     assert_eq!(
-        swapped(desk.event().await),
+        swapped(harness.event().await),
         words("tiny-0001", "tiny-0002", "promote")
     );
-    assert_eq!(desk.obeyed().await.1, "promote");
-    assert_eq!(desk.current.get().version(), "tiny-0002");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    assert_eq!(harness.obeyed().await.1, "promote");
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_for_other_networks_is_refused_and_nothing_changes() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
-    desk.order(r#"{"command": "promote", "version": "tiny-0003", "id": "p-3"}"#)
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0003", "id": "p-3"}"#)
         .await;
-    let (id, command, reason) = desk.refusal().await;
+    let (id, command, reason) = harness.refusal().await;
 
     assert_eq!((id.as_str(), command.as_str()), ("p-3", "promote"));
     assert!(reason.contains("another"), "{reason}");
-    assert_eq!(desk.current.get().version(), "tiny-0002");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
-    desk.orders.idle().await;
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_stays_where_it_was() {
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "rollback"}"#).await;
-    desk.event().await;
-    desk.obeyed().await;
-    assert_eq!(desk.current.get().version(), "tiny-0001");
+    let harness = Harness::new(|_| {}).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    harness.event().await;
+    harness.obeyed().await;
+    assert_eq!(harness.current.get().version(), "tiny-0001");
 
-    desk.order(r#"{"command": "rollback"}"#).await;
-    let (_, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    let (_, command, reason) = harness.refusal().await;
 
     assert_eq!(command, "rollback");
     assert!(reason.contains("another"), "{reason}");
-    assert_eq!(desk.current.get().version(), "tiny-0001");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
 
-    desk.order(r#"{"command": "retrian"}"#).await;
-    desk.order(r#"{"command": "pause"}"#).await;
-    let letter = next(&desk.letters).await;
-    desk.event().await;
-    until("the order is released", || desk.orders.ledger.unfinished() == 1).await;
+    harness.order(r#"{"command": "retrian"}"#).await;
+    harness.order(r#"{"command": "pause"}"#).await;
+    let letter = next(&harness.letters).await;
+    harness.event().await;
+    until("the order is released", || {
+        harness.orders.tracker.unfinished() == 1
+    })
+    .await;
 
     assert_eq!(letter.rejection.reason, Reason::InvalidCommand);
-    assert!(desk.training.is_paused());
-    assert!(is_silent(&desk.letters).await);
+    assert!(harness.training.is_paused());
+    assert!(is_silent(&harness.letters).await);
     assert_eq!(
-        desk.orders.ledger.unfinished(),
+        harness.orders.tracker.unfinished(),
         1,
         "the dead letter's offset is the publisher's to release"
     );
@@ -327,35 +335,36 @@ async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orders_that_this_process_cannot_obey_are_refused_with_the_reason() {
-    let desk = Desk::new(|trainer| trainer.enabled = false).await;
+    let harness = Harness::new(|trainer| trainer.enabled = false).await;
 
-    desk.order(r#"{"command": "retrain"}"#).await;
-    assert!(desk.refusal().await.2.contains("trainer.enabled"));
+    harness.order(r#"{"command": "retrain"}"#).await;
+    assert!(harness.refusal().await.2.contains("trainer.enabled"));
 
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "retrain", "id": "../elsewhere"}"#)
+    let harness = Harness::new(|_| {}).await;
+    harness
+        .order(r#"{"command": "retrain", "id": "../elsewhere"}"#)
         .await;
-    assert!(desk.refusal().await.2.contains("../elsewhere"));
-    assert!(desk.cycles.try_recv().is_err());
-    desk.orders.idle().await;
+    assert!(harness.refusal().await.2.contains("../elsewhere"));
+    assert!(harness.cycles.try_recv().is_err());
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enough_new_samples_start_a_cycle_once() {
-    let desk = Desk::new(|trainer| trainer.new_samples_trigger = 3).await;
+    let harness = Harness::new(|trainer| trainer.new_samples_trigger = 3).await;
 
     for number in 0..2 {
-        desk.store.put(&sample(number)).unwrap();
+        harness.store.put(&sample(number)).unwrap();
     }
     tokio::time::sleep(Duration::from_millis(2_500)).await; // longer than between two looks
-    assert!(desk.cycles.try_recv().is_err());
-    desk.store.put(&sample(2)).unwrap();
-    let cycle = next(&desk.cycles).await;
+    assert!(harness.cycles.try_recv().is_err());
+    harness.store.put(&sample(2)).unwrap();
+    let cycle = next(&harness.cycles).await;
 
     assert_eq!(cycle.trigger, "3 new samples");
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(is_silent(&desk.cycles).await);
+    assert!(is_silent(&harness.cycles).await);
 }
 
 /// A trainer that has ended.
@@ -369,48 +378,51 @@ async fn nobody() -> Ends<StartCycle> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_trainer_the_refusal_says_so() {
-    let desk = Desk::between(nobody().await, probe(), |_| {}).await;
+    let harness = Harness::between(nobody().await, probe(), |_| {}).await;
 
-    desk.order(r#"{"command": "retrain"}"#).await;
-    let (_, command, reason) = desk.refusal().await;
+    harness.order(r#"{"command": "retrain"}"#).await;
+    let (_, command, reason) = harness.refusal().await;
 
     assert_eq!(command, "retrain");
     assert!(reason.contains("the trainer is not running"), "{reason}");
-    desk.orders.idle().await;
+    harness.orders.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
-    let desk = Desk::between(nobody().await, probe(), |trainer| {
+    let harness = Harness::between(nobody().await, probe(), |trainer| {
         trainer.new_samples_trigger = 1;
     })
     .await;
-    desk.store.put(&sample(0)).unwrap();
+    harness.store.put(&sample(0)).unwrap();
 
-    let (id, _, reason) = desk.refusal().await;
+    let (id, _, reason) = harness.refusal().await;
 
     assert!(id.starts_with("auto-"), "{id}");
     assert!(reason.contains("the trainer is not running"), "{reason}");
     tokio::time::sleep(Duration::from_millis(4_500)).await; // two more looks
-    assert!(desk.events.is_empty());
+    assert!(harness.events.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
-    let desk = Desk::between(busy_probe(), busy_probe(), |_| {}).await;
+    let harness = Harness::between(busy_probe(), busy_probe(), |_| {}).await;
     // The publisher takes two events; the controller waits with a third.
     for _ in 0..3 {
-        desk.order(r#"{"command": "pause"}"#).await;
+        harness.order(r#"{"command": "pause"}"#).await;
     }
-    until("two orders are obeyed", || desk.orders.ledger.unfinished() == 1).await;
+    until("two orders are obeyed", || {
+        harness.orders.tracker.unfinished() == 1
+    })
+    .await;
     tokio::time::sleep(A_WHILE).await;
 
-    desk.controller.kill();
-    let back = next(&desk.found).await;
+    harness.controller.kill();
+    let back = next(&harness.found).await;
 
-    assert_eq!(back.record.receipt.offset, 2);
+    assert_eq!(back.record.record_offset.offset, 2);
     assert_eq!(back.stage, Stage::Control);
-    assert!(desk.found.is_empty());
+    assert!(harness.found.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -420,75 +432,75 @@ async fn orders_from_before_the_start_expire_and_later_ones_are_obeyed() {
         r#"{"command": "rollback", "id": "old-2"}"#,
         r#"{"command": "pause"}"#,
     ];
-    let desk = Desk::after(&before, busy_probe(), probe(), |_| {}).await;
+    let harness = Harness::after(&before, busy_probe(), probe(), |_| {}).await;
 
     for (id, command) in [
         ("old-1", "retrain"),
         ("old-2", "rollback"),
         ("order-speechverse.control-0-2", "pause"),
     ] {
-        let expired = desk.expiry().await;
+        let expired = harness.expiry().await;
         assert_eq!((expired.0.as_str(), expired.1.as_str()), (id, command));
         assert!(expired.2.contains("before this process started"), "{}", expired.2);
     }
-    desk.orders.idle().await;
-    assert!(!desk.training.is_paused());
-    assert!(desk.cycles.try_recv().is_err());
-    assert_eq!(desk.current.get().version(), "tiny-0002");
+    harness.orders.idle().await;
+    assert!(!harness.training.is_paused());
+    assert!(harness.cycles.try_recv().is_err());
+    assert_eq!(harness.current.get().version(), "tiny-0002");
 
-    desk.order(r#"{"command": "pause", "id": "new"}"#).await;
-    assert_eq!(desk.obeyed().await, ("new".into(), "pause".into()));
-    assert!(desk.training.is_paused());
+    harness.order(r#"{"command": "pause", "id": "new"}"#).await;
+    assert_eq!(harness.obeyed().await, ("new".into(), "pause".into()));
+    assert!(harness.training.is_paused());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_is_read_again_is_not_obeyed_again() {
-    let desk = Desk::new(|_| {}).await;
-    desk.order(r#"{"command": "retrain", "id": "run-1"}"#).await;
-    desk.order(r#"{"command": "rollback"}"#).await;
-    assert_eq!(desk.obeyed().await.1, "retrain");
-    desk.event().await;
-    assert_eq!(desk.obeyed().await.1, "rollback");
-    desk.orders.idle().await;
-    next(&desk.cycles).await;
+    let harness = Harness::new(|_| {}).await;
+    harness.order(r#"{"command": "retrain", "id": "run-1"}"#).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    assert_eq!(harness.obeyed().await.1, "retrain");
+    harness.event().await;
+    assert_eq!(harness.obeyed().await.1, "rollback");
+    harness.orders.idle().await;
+    next(&harness.cycles).await;
 
     // The group's offsets are lost: another member of another group begins with the first order again.
-    let again = desk
+    let again = harness
         .kafka
-        .feed_as("another-group", &desk.kafka.config.topics.control);
+        .feed_as("another-group", &harness.kafka.config.topics.control);
     let first = again.record().await;
-    desk.inject(first).await;
+    harness.inject(first).await;
     let second = again.record().await;
-    desk.inject(second).await;
+    harness.inject(second).await;
 
-    assert!(is_silent(&desk.events).await);
-    assert!(is_silent(&desk.cycles).await);
-    assert_eq!(desk.current.get().version(), "tiny-0001");
+    assert!(is_silent(&harness.events).await);
+    assert!(is_silent(&harness.cycles).await);
+    assert_eq!(harness.current.get().version(), "tiny-0001");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_obeyed() {
-    let desk = Desk::new(|_| {}).await;
+    let harness = Harness::new(|_| {}).await;
     let now = jiff::Timestamp::now().as_millisecond();
     let age_ms = AGE_MAX.as_millis() as i64;
     let order = |offset: i64, partition: i32, timestamp_ms: Option<i64>| {
         let mut record = record(0);
-        record.receipt.topic = Arc::from("speechverse.control");
-        record.receipt.offset = offset;
-        record.receipt.partition = partition;
+        record.record_offset.topic = Arc::from("speechverse.control");
+        record.record_offset.offset = offset;
+        record.record_offset.partition = partition;
         record.value = Some(Bytes::from_static(br#"{"command": "pause"}"#));
         record.timestamp_ms = timestamp_ms;
         record
     };
 
-    desk.inject(order(0, 0, Some(now - age_ms - 5_000))).await;
-    let (_, command, reason) = desk.expiry().await;
+    harness.inject(order(0, 0, Some(now - age_ms - 5_000))).await;
+    let (_, command, reason) = harness.expiry().await;
     assert_eq!(command, "pause");
     assert!(reason.contains("service.order_age_seconds_max"), "{reason}");
 
-    desk.inject(order(1, 1, Some(now))).await;
-    assert!(desk.refusal().await.2.contains("overtake each other"));
-    assert!(!desk.training.is_paused());
+    harness.inject(order(1, 1, Some(now))).await;
+    assert!(harness.refusal().await.2.contains("overtake each other"));
+    assert!(!harness.training.is_paused());
 
     let in_time = [
         None,
@@ -497,7 +509,7 @@ async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_o
         Some(now - age_ms + 60_000),
     ];
     for (offset, timestamp_ms) in (2..).zip(in_time) {
-        desk.inject(order(offset, 0, timestamp_ms)).await;
-        assert_eq!(desk.obeyed().await.1, "pause", "{timestamp_ms:?}");
+        harness.inject(order(offset, 0, timestamp_ms)).await;
+        assert_eq!(harness.obeyed().await.1, "pause", "{timestamp_ms:?}");
     }
 }

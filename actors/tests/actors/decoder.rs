@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::config::model::LayerMix;
 use speechverse::config::serving::DecoderConfig;
+use speechverse::models::config::LayerMix;
 use speechverse::models::decoding::DecodeOptions;
-use speechverse::models::llama::Llama;
+use speechverse::models::llms::llama::Llama;
 use speechverse::models::responder::{Responder, ResponderSizes};
 use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
@@ -20,12 +20,12 @@ use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, LostAndFound, LostTicket, PublishAnswer, PublishDeadLetter, PublishPartial,
+    DecodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishPartial,
 };
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{
-    adapter, busy_probe, fill, header, is_silent, next, probe, record, start_in_thread, stop, ticket,
+    adapter, busy_probe, context, fill, header, is_silent, next, probe, record, start_in_thread, stop,
     took_all, until,
 };
 
@@ -122,18 +122,18 @@ impl LanguageModel for Moody {
     }
 }
 
-struct Desk {
+struct Harness {
     decoder: ActorRef<Decoder>,
     answers: flume::Receiver<PublishAnswer>,
     letters: flume::Receiver<PublishDeadLetter>,
     partials: flume::Receiver<PublishPartial>,
     mood: Mood,
-    lost: LostAndFound,
-    found: flume::Receiver<LostTicket>,
+    lost: OrphanQueue,
+    found: flume::Receiver<OrphanedRecord>,
     _models: tempfile::TempDir,
 }
 
-impl Desk {
+impl Harness {
     async fn new(slots: usize) -> Self {
         let next_stage = probe();
         Self::before(next_stage, slots, 8).await
@@ -183,7 +183,7 @@ impl Desk {
             partials: tell_partials,
             dead_letters,
         };
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         Self {
             decoder: start_in_thread(args, mailbox).await,
             answers,
@@ -212,12 +212,12 @@ impl Desk {
         let channels = Tensor::arange(WIDTH as i64, (Kind::Float, Device::Cpu)).unsqueeze(0) + 1.0;
         let mut record = record(number);
         record.headers.extend(headers);
-        let mut ticket = ticket(record, &self.lost);
-        ticket.queue_for(Stage::Decode);
+        let mut context = context(record, &self.lost);
+        context.queue_for(Stage::Decode);
         DecodeUtterance {
             features: (frames * channels * sound).sin(),
             adapter: adapter(version, LayerMix::Paper, WIDTH, LLM_WIDTH),
-            ticket,
+            context,
         }
     }
 
@@ -234,8 +234,12 @@ impl Desk {
 
     /// The next answer: number, version, text.
     async fn answer(&self) -> (i64, String, String) {
-        let PublishAnswer { answer, ticket } = next(&self.answers).await;
-        (ticket.settle().record.receipt.offset, answer.adapter, answer.text)
+        let PublishAnswer { answer, context } = next(&self.answers).await;
+        (
+            context.complete().record.record_offset.offset,
+            answer.adapter,
+            answer.text,
+        )
     }
 
     /// That the decoder still answers.
@@ -248,11 +252,11 @@ impl Desk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_is_computed_and_named_by_the_version_that_its_utterance_is_pinned_to() {
-    let desk = Desk::new(4).await;
+    let harness = Harness::new(4).await;
     let mut alone = Vec::new();
     for version in ["one", "two"] {
-        desk.tell(desk.utterance(0, version, 0.3)).await;
-        alone.push(desk.answer().await.2);
+        harness.tell(harness.utterance(0, version, 0.3)).await;
+        alone.push(harness.answer().await.2);
     }
     assert_ne!(
         alone[0], alone[1],
@@ -261,11 +265,11 @@ async fn an_answer_is_computed_and_named_by_the_version_that_its_utterance_is_pi
 
     // Pinned before, after, and again before a swap; all four under way at once.
     for (number, version) in ["one", "two", "one", "two"].into_iter().enumerate() {
-        desk.tell(desk.utterance(number, version, 0.3)).await;
+        harness.tell(harness.utterance(number, version, 0.3)).await;
     }
     let mut answers = Vec::new();
     for _ in 0..4 {
-        answers.push(desk.answer().await);
+        answers.push(harness.answer().await);
     }
 
     answers.sort();
@@ -279,15 +283,15 @@ async fn an_answer_is_computed_and_named_by_the_version_that_its_utterance_is_pi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_versions_than_are_kept_ready_are_all_answered_as_if_alone() {
-    let desk = Desk::new(2).await;
+    let harness = Harness::new(2).await;
     let versions: Vec<String> = (0..6).map(|number| format!("version-{number}")).collect();
 
     let mut rounds = Vec::new();
     for _ in 0..2 {
         let mut texts = Vec::new();
         for (number, version) in versions.iter().enumerate() {
-            desk.tell(desk.utterance(number, version, 0.3)).await;
-            let (_, named, text) = desk.answer().await;
+            harness.tell(harness.utterance(number, version, 0.3)).await;
+            let (_, named, text) = harness.answer().await;
             assert_eq!(named, *version);
             texts.push(text);
         }
@@ -299,20 +303,21 @@ async fn more_versions_than_are_kept_ready_are_all_answered_as_if_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_answer_joins_while_a_long_one_is_under_way_and_is_there_first() {
-    let desk = Desk::new(2).await;
+    let harness = Harness::new(2).await;
 
-    desk.tell(desk.long(0)).await;
-    until("the long one is under way", || took_all(&desk.decoder)).await;
-    desk.tell(desk.asked(1, "one", 0.3, vec![header("ce_maxtokens", "1")]))
+    harness.tell(harness.long(0)).await;
+    until("the long one is under way", || took_all(&harness.decoder)).await;
+    harness
+        .tell(harness.asked(1, "one", 0.3, vec![header("ce_maxtokens", "1")]))
         .await;
 
-    let first = next(&desk.answers).await;
+    let first = next(&harness.answers).await;
     assert_eq!(first.answer.request_id, "request-1");
     assert_eq!(
         first.answer.flags.contains(&Flag::Truncated),
         first.answer.tokens == 1
     );
-    let second = next(&desk.answers).await;
+    let second = next(&harness.answers).await;
     assert_eq!(second.answer.request_id, "request-0");
     assert_eq!(second.answer.text.len(), 100);
     assert_eq!(second.answer.label, Some(second.answer.text.clone()));
@@ -320,61 +325,61 @@ async fn a_short_answer_joins_while_a_long_one_is_under_way_and_is_there_first()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are_answered() {
-    let desk = Desk::new(4).await;
-    let mut wrong = desk.utterance(1, "one", 0.3);
+    let harness = Harness::new(4).await;
+    let mut wrong = harness.utterance(1, "one", 0.3);
     wrong.features = Tensor::zeros([20, 3], (Kind::Float, Device::Cpu));
-    let mut endless = desk.utterance(2, "one", 0.3);
+    let mut endless = harness.utterance(2, "one", 0.3);
     endless.features = Tensor::zeros([20_000, WIDTH as i64], (Kind::Float, Device::Cpu));
 
-    desk.tell(desk.utterance(0, "one", 0.3)).await;
-    desk.tell(wrong).await;
-    desk.tell(endless).await;
-    desk.tell(desk.utterance(3, "one", 0.3)).await;
-    let letters = [next(&desk.letters).await, next(&desk.letters).await];
+    harness.tell(harness.utterance(0, "one", 0.3)).await;
+    harness.tell(wrong).await;
+    harness.tell(endless).await;
+    harness.tell(harness.utterance(3, "one", 0.3)).await;
+    let letters = [next(&harness.letters).await, next(&harness.letters).await];
 
-    assert_eq!(letters[0].record.receipt, record(1).receipt);
+    assert_eq!(letters[0].record.record_offset, record(1).record_offset);
     assert_eq!(letters[0].rejection.reason, Reason::InternalError);
-    assert_eq!(letters[1].record.receipt, record(2).receipt);
+    assert_eq!(letters[1].record.record_offset, record(2).record_offset);
     assert_eq!(letters[1].rejection.reason, Reason::AudioTooLong);
     assert!(
         letters
             .iter()
             .all(|letter| letter.rejection.stage == Stage::Decode)
     );
-    let mut answered = [desk.answer().await.0, desk.answer().await.0];
+    let mut answered = [harness.answer().await.0, harness.answer().await.0];
     answered.sort_unstable();
     assert_eq!(answered, [0, 3]);
-    assert!(is_silent(&desk.found).await);
+    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_cannot_begin_are_handed_back_and_the_decoder_goes_on() {
-    let desk = Desk::new(4).await;
-    desk.mood.set(Mood::PREFILL_FAILS);
+    let harness = Harness::new(4).await;
+    harness.mood.set(Mood::PREFILL_FAILS);
 
-    desk.tell(desk.utterance(0, "one", 0.3)).await;
-    let back = next(&desk.found).await;
+    harness.tell(harness.utterance(0, "one", 0.3)).await;
+    let back = next(&harness.found).await;
 
-    assert_eq!(back.record.receipt, record(0).receipt);
+    assert_eq!(back.record.record_offset, record(0).record_offset);
     assert_eq!(back.stage, Stage::Decode);
-    desk.is_well().await;
+    harness.is_well().await;
     assert!(
-        desk.letters.is_empty() && desk.found.is_empty(),
+        harness.letters.is_empty() && harness.found.is_empty(),
         "it has one outcome"
     );
 }
 
 /// The model breaks while two answers are under way: both become dead letters, and their slots are free again.
 async fn two_answers_under_way_when_the_model(mood: u8) {
-    let desk = Desk::new(2).await;
-    desk.tell(desk.long(0)).await;
-    desk.tell(desk.long(1)).await;
-    until("both are under way", || took_all(&desk.decoder)).await;
+    let harness = Harness::new(2).await;
+    harness.tell(harness.long(0)).await;
+    harness.tell(harness.long(1)).await;
+    until("both are under way", || took_all(&harness.decoder)).await;
 
-    desk.mood.set(mood);
-    let mut given_up = [next(&desk.letters).await, next(&desk.letters).await].map(|letter| {
+    harness.mood.set(mood);
+    let mut given_up = [next(&harness.letters).await, next(&harness.letters).await].map(|letter| {
         (
-            letter.record.receipt.offset,
+            letter.record.record_offset.offset,
             letter.rejection.reason,
             letter.rejection.stage,
         )
@@ -384,9 +389,9 @@ async fn two_answers_under_way_when_the_model(mood: u8) {
     let internal = |number| (number, Reason::InternalError, Stage::Decode);
     assert_eq!(given_up, [internal(0), internal(1)]);
     for _ in 0..3 {
-        desk.is_well().await; // more often than there are slots
+        harness.is_well().await; // more often than there are slots
     }
-    assert!(is_silent(&desk.found).await);
+    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -401,73 +406,73 @@ async fn a_step_that_panics_gives_its_answers_up_as_dead_letters_and_the_next_ar
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses_nothing() {
-    let desk = Desk::before(busy_probe(), 2, 1).await;
+    let harness = Harness::before(busy_probe(), 2, 1).await;
 
-    let (taken, refused) = fill(&desk.decoder, |number| desk.utterance(number, "one", 0.3)).await;
+    let (taken, refused) = fill(&harness.decoder, |number| harness.utterance(number, "one", 0.3)).await;
 
     // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more is in its
     // other slot or about to join, and one is in its mailbox.
     assert!((4..=6).contains(&taken), "{taken}");
-    refused.ticket.settle();
+    refused.context.complete();
     let mut answered = Vec::new();
     for _ in 0..taken {
-        answered.push(desk.answer().await.0);
+        answered.push(harness.answer().await.0);
     }
     answered.sort_unstable();
     assert_eq!(answered, (0..taken as i64).collect::<Vec<_>>());
-    assert!(is_silent(&desk.found).await);
+    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_finishes_the_answers_that_have_begun() {
-    let desk = Desk::new(2).await;
-    desk.tell(desk.long(0)).await;
-    until("it has begun", || took_all(&desk.decoder)).await;
+    let harness = Harness::new(2).await;
+    harness.tell(harness.long(0)).await;
+    until("it has begun", || took_all(&harness.decoder)).await;
 
-    stop(&desk.decoder).await;
+    stop(&harness.decoder).await;
 
-    assert_eq!(desk.answer().await.0, 0);
-    assert!(desk.found.is_empty());
+    assert_eq!(harness.answer().await.0, 0);
+    assert!(harness.found.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_decoder_held_when_it_died_is_handed_back_and_its_successor_answers() {
-    let desk = Desk::before(busy_probe(), 2, 4).await;
+    let harness = Harness::before(busy_probe(), 2, 4).await;
     for number in 0..3 {
-        desk.tell(desk.utterance(number, "one", 0.3)).await;
+        harness.tell(harness.utterance(number, "one", 0.3)).await;
     }
     // Two answers are with the publisher; the decoder waits with the third until it dies.
-    until("it has taken all", || took_all(&desk.decoder)).await;
+    until("it has taken all", || took_all(&harness.decoder)).await;
     tokio::time::sleep(crate::support::A_WHILE).await;
 
-    desk.decoder.kill();
-    let back = next(&desk.found).await;
-    desk.tell(desk.utterance(3, "one", 0.3)).await;
-    let mut outcomes = vec![back.record.receipt.offset];
+    harness.decoder.kill();
+    let back = next(&harness.found).await;
+    harness.tell(harness.utterance(3, "one", 0.3)).await;
+    let mut outcomes = vec![back.record.record_offset.offset];
     for _ in 0..3 {
-        outcomes.push(desk.answer().await.0);
+        outcomes.push(harness.answer().await.0);
     }
 
     outcomes.sort_unstable();
     assert_eq!(outcomes, [0, 1, 2, 3], "each has exactly one outcome");
-    assert!(is_silent(&desk.found).await);
+    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_wants_partial_answers_gets_the_text_so_far_by_number_and_then_the_answer() {
-    let desk = Desk::new(2).await;
-    let mut wanted = desk.long(0);
-    wanted.ticket.request.partials = true;
-    let mut again = desk.long(1);
-    again.ticket.request.partials = true;
+    let harness = Harness::new(2).await;
+    let mut wanted = harness.long(0);
+    wanted.context.request.partials = true;
+    let mut again = harness.long(1);
+    again.context.request.partials = true;
 
-    desk.tell(wanted).await;
-    desk.tell(desk.long(2)).await;
-    let answers = [desk.answer().await, desk.answer().await];
-    let partials: Vec<PublishPartial> = desk.partials.drain().collect();
-    desk.tell(again).await;
-    desk.answer().await;
-    let repeated: Vec<PublishPartial> = desk.partials.drain().collect();
+    harness.tell(wanted).await;
+    harness.tell(harness.long(2)).await;
+    let answers = [harness.answer().await, harness.answer().await];
+    let partials: Vec<PublishPartial> = harness.partials.drain().collect();
+    harness.tell(again).await;
+    harness.answer().await;
+    let repeated: Vec<PublishPartial> = harness.partials.drain().collect();
 
     let whole = &answers.iter().find(|(number, ..)| *number == 0).unwrap().2;
     assert!(partials.len() >= 5, "{}", partials.len());
@@ -489,14 +494,14 @@ async fn who_wants_partial_answers_gets_the_text_so_far_by_number_and_then_the_a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sound_without_speech_is_answered_and_flagged() {
-    let desk = Desk::new(2).await;
-    let mut quiet = desk.utterance(0, "one", 0.3);
-    quiet.ticket.no_speech = true;
+    let harness = Harness::new(2).await;
+    let mut quiet = harness.utterance(0, "one", 0.3);
+    quiet.context.no_speech = true;
 
-    desk.tell(quiet).await;
-    let flagged = next(&desk.answers).await;
-    desk.tell(desk.utterance(1, "one", 0.3)).await;
-    let plain = next(&desk.answers).await;
+    harness.tell(quiet).await;
+    let flagged = next(&harness.answers).await;
+    harness.tell(harness.utterance(1, "one", 0.3)).await;
+    let plain = next(&harness.answers).await;
 
     assert!(flagged.answer.flags.contains(&Flag::NoSpeech));
     assert!(!plain.answer.flags.contains(&Flag::NoSpeech));
@@ -505,26 +510,27 @@ async fn sound_without_speech_is_answered_and_flagged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_for_more_tokens_than_a_slot_has_room_for_gets_as_many_as_fit() {
-    let desk = Desk::new(2).await;
+    let harness = Harness::new(2).await;
 
-    desk.tell(desk.asked(0, "one", 0.3, vec![header("ce_maxtokens", "1000")]))
+    harness
+        .tell(harness.asked(0, "one", 0.3, vec![header("ce_maxtokens", "1000")]))
         .await;
-    let answer = next(&desk.answers).await.answer;
+    let answer = next(&harness.answers).await.answer;
 
     assert!((1..POSITIONS).contains(&answer.tokens));
-    assert!(desk.letters.is_empty());
+    assert!(harness.letters.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_without_an_answer_of_so_few_tokens_is_a_dead_letter_that_names_the_shortest() {
-    let desk = Desk::new(2).await;
+    let harness = Harness::new(2).await;
     let headers = vec![
         header("ce_labels", r#"["affirmative","negative"]"#),
         header("ce_maxtokens", "2"),
     ];
 
-    desk.tell(desk.asked(0, "one", 0.3, headers)).await;
-    let letter = next(&desk.letters).await;
+    harness.tell(harness.asked(0, "one", 0.3, headers)).await;
+    let letter = next(&harness.letters).await;
 
     assert_eq!(letter.rejection.reason, Reason::InvalidLabels);
     let message = &letter.rejection.message;

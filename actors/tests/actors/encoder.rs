@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kameo::prelude::*;
-use speechverse::config::model::LayerMix;
 use speechverse::config::serving::EncoderConfig;
+use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, EncodeUtterance, LostAndFound, LostTicket, PublishDeadLetter,
+    DecodeUtterance, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter,
 };
 use tch::{Kind, Tensor};
 
 use crate::support::{
-    adapter, busy_probe, fill, is_silent, next, probe, record, start_in_thread, stop, ticket, took_all, until,
+    adapter, busy_probe, context, fill, is_silent, next, probe, record, start_in_thread, stop, took_all,
+    until,
 };
 
 /// Samples a frame.
@@ -71,17 +72,17 @@ impl SpeechEncoder for Network {
     }
 }
 
-struct Desk {
+struct Harness {
     encoder: ActorRef<Encoder>,
     features: flume::Receiver<DecodeUtterance>,
     letters: flume::Receiver<PublishDeadLetter>,
     /// Lengths of the clips of each pass.
     calls: flume::Receiver<Vec<usize>>,
-    lost: LostAndFound,
-    found: flume::Receiver<LostTicket>,
+    lost: OrphanQueue,
+    found: flume::Receiver<OrphanedRecord>,
 }
 
-impl Desk {
+impl Harness {
     async fn new(batch_windows_max: usize, batch_wait_ms_max: u64) -> Self {
         let next_stage = probe();
         Self::before(next_stage, batch_windows_max, batch_wait_ms_max, 8).await
@@ -108,7 +109,7 @@ impl Desk {
             decoder,
             publisher,
         };
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         Self {
             encoder: start_in_thread(args, mailbox).await,
             features,
@@ -120,12 +121,12 @@ impl Desk {
     }
 
     fn utterance(&self, number: usize, samples: Vec<f32>) -> EncodeUtterance {
-        let mut ticket = ticket(record(number), &self.lost);
-        ticket.queue_for(Stage::Encode);
+        let mut context = context(record(number), &self.lost);
+        context.queue_for(Stage::Encode);
         EncodeUtterance {
             samples,
             adapter: adapter("one", LayerMix::Last, 2, 4),
-            ticket,
+            context,
         }
     }
 
@@ -139,7 +140,7 @@ impl Desk {
     async fn result(&self) -> (i64, Vec<f32>) {
         let message = next(&self.features).await;
         let column = message.features.select(1, 0).contiguous();
-        let number = message.ticket.settle().record.receipt.offset;
+        let number = message.context.complete().record.record_offset.offset;
         (number, Vec::try_from(column).unwrap())
     }
 }
@@ -149,75 +150,75 @@ const FOREVER_MS: u64 = 600_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_batch_goes_at_once_in_one_pass() {
-    let desk = Desk::new(3, FOREVER_MS).await;
+    let harness = Harness::new(3, FOREVER_MS).await;
 
     for number in 0..3 {
-        desk.tell(number, number as f32, 40).await;
+        harness.tell(number, number as f32, 40).await;
     }
 
     for number in 0..3 {
-        assert_eq!(desk.result().await, (number, vec![number as f32; 4]));
+        assert_eq!(harness.result().await, (number, vec![number as f32; 4]));
     }
-    assert_eq!(next(&desk.calls).await, [40, 40, 40]);
-    assert!(desk.calls.is_empty());
+    assert_eq!(next(&harness.calls).await, [40, 40, 40]);
+    assert!(harness.calls.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_utterance_without_company_goes_when_it_has_waited_long_enough_and_not_before() {
-    let desk = Desk::new(8, 200).await;
+    let harness = Harness::new(8, 200).await;
     let told = Instant::now();
 
-    desk.tell(0, 0.5, 40).await;
-    desk.result().await;
+    harness.tell(0, 0.5, 40).await;
+    harness.result().await;
 
     assert!(
         told.elapsed() >= Duration::from_millis(200),
         "{:?}",
         told.elapsed()
     );
-    assert_eq!(next(&desk.calls).await, [40]);
+    assert_eq!(next(&harness.calls).await, [40]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clips_of_like_length_share_a_pass_and_a_long_clip_comes_back_whole() {
-    let desk = Desk::new(4, FOREVER_MS).await;
+    let harness = Harness::new(4, FOREVER_MS).await;
     let long: Vec<f32> = (0..250).map(|index| (index / 10) as f32).collect(); // three windows
 
-    desk.tell(0, 0.25, 90).await;
-    desk.tell(1, 0.5, 30).await;
-    desk.encoder.tell(desk.utterance(2, long)).await.unwrap();
+    harness.tell(0, 0.25, 90).await;
+    harness.tell(1, 0.5, 30).await;
+    harness.encoder.tell(harness.utterance(2, long)).await.unwrap();
 
     // Windows of 83, 83 and 84 samples begin with samples 0, 83 and 166; nine frames each.
     let joined = [0.0, 8.0, 16.0].map(|first| vec![first; 9]).concat();
-    assert_eq!(desk.result().await, (1, vec![0.5; 3]));
-    assert_eq!(desk.result().await, (0, vec![0.25; 9]));
-    assert_eq!(desk.result().await, (2, joined));
-    assert_eq!(next(&desk.calls).await, [30, 90]);
-    assert_eq!(next(&desk.calls).await, [83, 83, 84]);
+    assert_eq!(harness.result().await, (1, vec![0.5; 3]));
+    assert_eq!(harness.result().await, (0, vec![0.25; 9]));
+    assert_eq!(harness.result().await, (2, joined));
+    assert_eq!(next(&harness.calls).await, [30, 90]);
+    assert_eq!(next(&harness.calls).await, [83, 83, 84]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version() {
-    let desk = Desk::new(2, FOREVER_MS).await;
+    let harness = Harness::new(2, FOREVER_MS).await;
 
     for (number, mix) in [LayerMix::Last, LayerMix::Softmax].into_iter().enumerate() {
         let utterance = EncodeUtterance {
             adapter: adapter(&format!("version-{number}"), mix, 2, 4),
-            ..desk.utterance(number, vec![0.5; 20])
+            ..harness.utterance(number, vec![0.5; 20])
         };
-        desk.encoder.tell(utterance).await.unwrap();
+        harness.encoder.tell(utterance).await.unwrap();
     }
     let mut mixed = Vec::new();
     for _ in 0..2 {
-        let message = next(&desk.features).await;
+        let message = next(&harness.features).await;
         mixed.push((
             message.adapter.version().to_owned(),
             message.features.double_value(&[0, 1]),
         ));
-        message.ticket.settle();
+        message.context.complete();
     }
 
-    assert_eq!(next(&desk.calls).await.len(), 2, "one pass for both");
+    assert_eq!(next(&harness.calls).await.len(), 2, "one pass for both");
     assert_eq!(mixed[0], ("version-0".to_owned(), 100.0)); // the last state alone
     assert_eq!(mixed[1].0, "version-1");
     assert!(
@@ -228,28 +229,28 @@ async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version(
 
 /// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor lives.
 async fn one_bad_utterance_of_three(bad: f32) {
-    let desk = Desk::new(3, FOREVER_MS).await;
+    let harness = Harness::new(3, FOREVER_MS).await;
 
-    desk.tell(0, 0.5, 40).await;
-    desk.tell(1, bad, 40).await;
-    desk.tell(2, 0.25, 40).await;
-    let letter = next(&desk.letters).await;
-    let others = [desk.result().await.0, desk.result().await.0];
+    harness.tell(0, 0.5, 40).await;
+    harness.tell(1, bad, 40).await;
+    harness.tell(2, 0.25, 40).await;
+    let letter = next(&harness.letters).await;
+    let others = [harness.result().await.0, harness.result().await.0];
 
     assert_eq!(others, [0, 2]);
-    assert_eq!(letter.record.receipt, record(1).receipt);
+    assert_eq!(letter.record.record_offset, record(1).record_offset);
     assert_eq!(letter.rejection.reason, Reason::InternalError);
     assert_eq!(letter.rejection.stage, Stage::Encode);
     assert_eq!(letter.audio_seconds, 1.0);
-    let passes: Vec<_> = desk.calls.drain().map(|pass| pass.len()).collect();
+    let passes: Vec<_> = harness.calls.drain().map(|pass| pass.len()).collect();
     assert_eq!(passes, [3, 1, 1, 1], "all together, then one by one");
     for number in 3..6 {
-        desk.tell(number, 0.5, 40).await;
+        harness.tell(number, 0.5, 40).await;
     }
-    assert_eq!(desk.result().await.0, 3);
+    assert_eq!(harness.result().await.0, 3);
     assert!(
-        is_silent(&desk.found).await,
-        "a dead letter is an outcome: the ticket is settled"
+        is_silent(&harness.found).await,
+        "a dead letter is an outcome: the context is settled"
     );
 }
 
@@ -265,47 +266,50 @@ async fn an_utterance_that_makes_the_network_panic_becomes_a_dead_letter_and_its
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_decoder_is_busy_the_encoder_holds_its_sender_back_and_loses_nothing() {
-    let desk = Desk::before(busy_probe(), 1, FOREVER_MS, 1).await;
+    let harness = Harness::before(busy_probe(), 1, FOREVER_MS, 1).await;
 
-    let (taken, refused) = fill(&desk.encoder, |number| desk.utterance(number, vec![0.5; 40])).await;
+    let (taken, refused) = fill(&harness.encoder, |number| {
+        harness.utterance(number, vec![0.5; 40])
+    })
+    .await;
 
     // The decoder holds one and has one in its mailbox, the encoder holds one and has one in its mailbox.
     assert_eq!(taken, 4);
-    assert_eq!(desk.calls.len(), 3);
-    refused.ticket.settle();
+    assert_eq!(harness.calls.len(), 3);
+    refused.context.complete();
     for number in 0..taken as i64 {
-        assert_eq!(desk.result().await.0, number);
+        assert_eq!(harness.result().await.0, number);
     }
-    assert!(is_silent(&desk.found).await);
+    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_encoder_held_when_it_died_is_handed_back_and_its_successor_goes_on() {
-    let desk = Desk::new(2, FOREVER_MS).await;
-    desk.tell(0, 0.5, 40).await;
-    until("the encoder holds it", || took_all(&desk.encoder)).await;
+    let harness = Harness::new(2, FOREVER_MS).await;
+    harness.tell(0, 0.5, 40).await;
+    until("the encoder holds it", || took_all(&harness.encoder)).await;
 
-    desk.encoder.kill();
-    let back = next(&desk.found).await;
-    desk.tell(1, 0.5, 40).await;
-    desk.tell(2, 0.5, 40).await;
+    harness.encoder.kill();
+    let back = next(&harness.found).await;
+    harness.tell(1, 0.5, 40).await;
+    harness.tell(2, 0.5, 40).await;
 
-    assert_eq!(back.record.receipt, record(0).receipt);
+    assert_eq!(back.record.record_offset, record(0).record_offset);
     assert_eq!(back.stage, Stage::Encode);
-    assert_eq!([desk.result().await.0, desk.result().await.0], [1, 2]);
-    assert_eq!(next(&desk.calls).await, [40, 40]);
+    assert_eq!([harness.result().await.0, harness.result().await.0], [1, 2]);
+    assert_eq!(next(&harness.calls).await, [40, 40]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_encodes_what_is_in_the_mailbox() {
-    let desk = Desk::new(1, FOREVER_MS).await;
+    let harness = Harness::new(1, FOREVER_MS).await;
     for number in 0..4 {
-        desk.tell(number, 0.5, 40).await;
+        harness.tell(number, 0.5, 40).await;
     }
 
-    stop(&desk.encoder).await;
+    stop(&harness.encoder).await;
 
     for number in 0..4 {
-        assert_eq!(desk.result().await.0, number);
+        assert_eq!(harness.result().await.0, number);
     }
 }

@@ -1,46 +1,46 @@
-//! The ticket: what happens to a record that its stage lets go of.
+//! The context: what happens to a record that its stage lets go of.
 
 use speechverse::kafka::Budget;
 use speechverse::training::Control;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse_actors::messages::{LostAndFound, PublishDeadLetter};
+use speechverse_actors::messages::{OrphanQueue, PublishDeadLetter};
 
-use crate::support::{record, ticket};
+use crate::support::{context, record};
 
 #[test]
 fn a_ticket_that_is_dropped_comes_back_with_its_stage_and_the_receipts_it_answers_for() {
-    let (lost, found) = LostAndFound::new();
-    let mut dropped = ticket(record(7), &lost);
+    let (lost, found) = OrphanQueue::new();
+    let mut dropped = context(record(7), &lost);
     dropped.hold(
         Budget::new(100).hold(1),
-        vec![record(5).receipt, record(6).receipt],
+        vec![record(5).record_offset, record(6).record_offset],
     );
     dropped.queue_for(Stage::Decode);
 
     drop(dropped);
 
     let back = found.try_recv().unwrap();
-    assert_eq!(back.record.receipt, record(7).receipt);
-    assert_eq!(back.earlier, [record(5).receipt, record(6).receipt]);
+    assert_eq!(back.record.record_offset, record(7).record_offset);
+    assert_eq!(back.earlier, [record(5).record_offset, record(6).record_offset]);
     assert_eq!(back.stage, Stage::Decode);
     assert!(found.try_recv().is_err(), "it comes back once");
 }
 
 #[test]
 fn a_ticket_that_is_settled_does_not_come_back() {
-    let (lost, found) = LostAndFound::new();
+    let (lost, found) = OrphanQueue::new();
 
-    ticket(record(1), &lost).settle();
-    let letter = PublishDeadLetter::of(ticket(record(2), &lost), Reason::InternalError, "no luck");
+    context(record(1), &lost).complete();
+    let letter = PublishDeadLetter::of(context(record(2), &lost), Reason::InternalError, "no luck");
 
     assert!(found.try_recv().is_err());
-    assert_eq!(letter.record.receipt, record(2).receipt);
+    assert_eq!(letter.record.record_offset, record(2).record_offset);
 }
 
 #[test]
 fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
-    let (lost, found) = LostAndFound::new();
-    let under_way = ticket(record(1), &lost);
+    let (lost, found) = OrphanQueue::new();
+    let under_way = context(record(1), &lost);
 
     lost.close();
     drop(under_way);
@@ -50,16 +50,16 @@ fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
 
 #[test]
 fn memory_and_right_of_way_last_as_long_as_the_ticket() {
-    let (lost, _found) = LostAndFound::new();
+    let (lost, _found) = OrphanQueue::new();
     let (budget, training) = (Budget::new(100), Control::new());
-    let mut under_way = ticket(record(1), &lost);
+    let mut under_way = context(record(1), &lost);
 
     under_way.hold(budget.hold(40), Vec::new());
-    under_way.go_first(Some(&training));
+    under_way.yield_to_serving(Some(&training));
     assert_eq!(budget.bytes(), 40);
     assert!(training.is_paused());
 
-    drop(under_way.settle());
+    drop(under_way.complete());
     assert_eq!(budget.bytes(), 0);
     assert!(!training.is_paused());
 }

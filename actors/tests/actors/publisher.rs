@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::config::kafka::KafkaConfig;
+use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Release, Sink};
 use speechverse::wire::Record;
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
-use speechverse_actors::messages::{LostAndFound, PublishAnswer, PublishDeadLetter, PublishPartial};
+use speechverse_actors::messages::{OrphanQueue, PublishAnswer, PublishDeadLetter, PublishPartial};
 use speechverse_actors::publisher::{
     HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Publisher, PublisherArgs, VALUE_OMITTED_HEADER,
 };
 
-use crate::support::{Feed, Kafka, fill, header, stop, text_of, ticket, until};
+use crate::support::{Feed, Kafka, context, fill, header, stop, text_of, until};
 
 /// A publisher with the requests that it answers.
-struct Desk {
+struct Harness {
     publisher: ActorRef<Publisher>,
     kafka: Kafka,
     requests: Feed,
     records: Vec<Record>,
-    lost: LostAndFound,
+    lost: OrphanQueue,
 }
 
-impl Desk {
+impl Harness {
     /// Reads `count` requests; what the publisher writes goes where `sink` says.
     async fn new(count: usize, sends_max: usize, sink: impl FnOnce(&mut KafkaConfig)) -> Self {
         let kafka = Kafka::start().await;
@@ -45,10 +45,10 @@ impl Desk {
         }
         let mut config = kafka.config.clone();
         sink(&mut config);
-        let (lost, found) = LostAndFound::new();
+        let (lost, found) = OrphanQueue::new();
         let args = PublisherArgs {
             sink: Sink::new(&config).unwrap(),
-            ledgers: HashMap::from([(topics.requests.clone(), requests.ledger.clone())]),
+            trackers: HashMap::from([(topics.requests.clone(), requests.tracker.clone())]),
             topics,
             source: Arc::from("/test"),
             lost: found,
@@ -64,8 +64,8 @@ impl Desk {
     }
 
     fn answer(&self, number: usize, text: String) -> PublishAnswer {
-        let ticket = ticket(self.records[number].clone(), &self.lost);
-        let request = &ticket.request;
+        let context = context(self.records[number].clone(), &self.lost);
+        let request = &context.request;
         let answer = Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
@@ -83,7 +83,7 @@ impl Desk {
             tokens: 3,
             timing_ms: Timing::default(),
         };
-        PublishAnswer { answer, ticket }
+        PublishAnswer { answer, context }
     }
 
     async fn results(&self, count: usize) -> Vec<Record> {
@@ -106,7 +106,7 @@ fn nobody_listens() -> std::net::SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everything_is_sent() {
     let address = nobody_listens();
-    let desk = Desk::new(6, 2, |sink| {
+    let harness = Harness::new(6, 2, |sink| {
         sink.bootstrap = address.to_string();
         sink.send_timeout_ms = 300; // so that the publisher has to repeat
         let quick = ("reconnect.backoff.max.ms".to_owned(), "200".to_owned());
@@ -114,17 +114,24 @@ async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everythi
     })
     .await;
 
-    let (taken, refused) = fill(&desk.publisher, |number| desk.answer(number.min(5), "yes".into())).await;
+    let (taken, refused) = fill(&harness.publisher, |number| {
+        harness.answer(number.min(5), "yes".into())
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(1)).await; // several sends time out
 
     // Two are on their way, one waits for its turn, one is in the mailbox.
     assert_eq!(taken, 4);
-    assert_eq!(desk.requests.ledger.unfinished(), 6);
+    assert_eq!(harness.requests.tracker.unfinished(), 6);
 
     let other = Kafka::start_at(address).await;
-    desk.publisher.tell(refused).await.unwrap();
-    desk.publisher.tell(desk.answer(5, "yes".into())).await.unwrap();
-    desk.requests.idle().await;
+    harness.publisher.tell(refused).await.unwrap();
+    harness
+        .publisher
+        .tell(harness.answer(5, "yes".into()))
+        .await
+        .unwrap();
+    harness.requests.idle().await;
     let mut ids: Vec<String> = other
         .read(&other.config.topics.results, 6)
         .await
@@ -138,17 +145,18 @@ async fn while_the_broker_is_away_nothing_is_released_and_few_wait_then_everythi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_too_large_for_the_topic_goes_without_its_value_and_says_so() {
-    let desk = Desk::new(1, 8, |sink| sink.message_bytes_max = 2_048).await;
+    let harness = Harness::new(1, 8, |sink| sink.message_bytes_max = 2_048).await;
 
-    desk.publisher
-        .tell(desk.answer(0, "x".repeat(5_000)))
+    harness
+        .publisher
+        .tell(harness.answer(0, "x".repeat(5_000)))
         .await
         .unwrap();
-    desk.requests.idle().await;
+    harness.requests.idle().await;
 
-    let results = desk.results(1).await;
+    let results = harness.results(1).await;
     assert_eq!(results[0].value, None);
-    assert_eq!(results[0].key, desk.records[0].key);
+    assert_eq!(results[0].key, harness.records[0].key);
     assert_eq!(text_of(&results[0], "ce_subject"), "request-0");
     let omitted: usize = text_of(&results[0], VALUE_OMITTED_HEADER).parse().unwrap();
     assert!(omitted > 5_000, "{omitted}");
@@ -156,22 +164,22 @@ async fn an_answer_too_large_for_the_topic_goes_without_its_value_and_says_so() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_that_is_too_large_even_without_its_value_is_named_and_released_all_the_same() {
-    let desk = Desk::new(3, 8, |sink| sink.message_bytes_max = 2_048).await;
-    let mut wordy = desk.records[0].clone();
+    let harness = Harness::new(3, 8, |sink| sink.message_bytes_max = 2_048).await;
+    let mut wordy = harness.records[0].clone();
     wordy.headers.push(header("ce_instruction", vec![b'x'; 5_000]));
-    let mut busy = desk.records[2].clone();
+    let mut busy = harness.records[2].clone();
     busy.headers.extend((0..500).map(|_| header("x-mine", "1234567")));
-    let mut long_key = desk.records[1].clone();
+    let mut long_key = harness.records[1].clone();
     long_key.key = Some(Bytes::from(vec![b'k'; 5_000]));
 
     for record in [wordy, long_key, busy] {
         let rejection = Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, "too much");
-        let letter = PublishDeadLetter::at_the_door(record, rejection);
-        desk.publisher.tell(letter).await.unwrap();
+        let letter = PublishDeadLetter::at_admission(record, rejection);
+        harness.publisher.tell(letter).await.unwrap();
     }
-    desk.requests.idle().await;
+    harness.requests.idle().await;
 
-    let letters = desk.dead_letters(3).await;
+    let letters = harness.dead_letters(3).await;
     let mut offsets: Vec<String> = letters
         .iter()
         .map(|letter| text_of(letter, "__connect.errors.offset"))
@@ -191,20 +199,20 @@ async fn a_dead_letter_that_is_too_large_even_without_its_value_is_named_and_rel
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
-    let desk = Desk::new(3, 8, |_| {}).await;
-    let mut dropped = ticket(desk.records[2].clone(), &desk.lost);
-    let earlier = desk.records[..2]
+    let harness = Harness::new(3, 8, |_| {}).await;
+    let mut dropped = context(harness.records[2].clone(), &harness.lost);
+    let earlier = harness.records[..2]
         .iter()
-        .map(|record| record.receipt.clone())
+        .map(|record| record.record_offset.clone())
         .collect();
-    dropped.hold(desk.requests.ledger.budget().hold(1), earlier);
+    dropped.hold(harness.requests.tracker.budget().hold(1), earlier);
     dropped.queue_for(Stage::Decode);
 
     drop(dropped);
-    desk.requests.idle().await;
+    harness.requests.idle().await;
 
-    let letter = desk.dead_letters(1).await.swap_remove(0);
-    assert_eq!(letter.value, desk.records[2].value);
+    let letter = harness.dead_letters(1).await.swap_remove(0);
+    assert_eq!(letter.value, harness.records[2].value);
     assert_eq!(text_of(&letter, "ce_id"), "request-2");
     assert_eq!(text_of(&letter, "speechverse_reason"), "internal_error");
     assert_eq!(text_of(&letter, "__connect.errors.stage"), "decode");
@@ -212,87 +220,103 @@ async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_settles_the_earlier_records_of_its_stream_and_no_other() {
-    let desk = Desk::new(3, 8, |_| {}).await;
-    let mut order = desk.answer(1, "yes".into());
-    let budget = desk.requests.ledger.budget();
+    let harness = Harness::new(3, 8, |_| {}).await;
+    let mut order = harness.answer(1, "yes".into());
+    let budget = harness.requests.tracker.budget();
     order
-        .ticket
-        .hold(budget.hold(1), vec![desk.records[0].receipt.clone()]);
+        .context
+        .hold(budget.hold(1), vec![harness.records[0].record_offset.clone()]);
 
-    desk.publisher.tell(order).await.unwrap();
-    desk.results(1).await;
+    harness.publisher.tell(order).await.unwrap();
+    harness.results(1).await;
 
-    until("two are released", || desk.requests.ledger.unfinished() == 1).await;
+    until("two are released", || harness.requests.tracker.unfinished() == 1).await;
     assert_eq!(
-        desk.requests.ledger.release(&desk.records[0].receipt),
+        harness
+            .requests
+            .tracker
+            .release(&harness.records[0].record_offset),
         Release::Unknown
     );
-    assert_eq!(desk.requests.ledger.unfinished(), 1, "the third is nobody's yet");
+    assert_eq!(
+        harness.requests.tracker.unfinished(),
+        1,
+        "the third is nobody's yet"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_waits_for_the_sends_that_are_on_their_way() {
     // The sink collects for half a second before it sends, so nothing is there when the stop is asked for.
-    let desk = Desk::new(3, 8, |sink| {
+    let harness = Harness::new(3, 8, |sink| {
         let slow = ("linger.ms".to_owned(), "500".to_owned());
         sink.producer = [slow].into_iter().collect();
     })
     .await;
     for number in 0..3 {
-        desk.publisher
-            .tell(desk.answer(number, "yes".into()))
+        harness
+            .publisher
+            .tell(harness.answer(number, "yes".into()))
             .await
             .unwrap();
     }
 
-    stop(&desk.publisher).await;
+    stop(&harness.publisher).await;
 
-    assert_eq!(desk.requests.ledger.unfinished(), 0);
+    assert_eq!(harness.requests.tracker.unfinished(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_broker_does_not_take_before_a_stop_is_not_released() {
-    let desk = Desk::new(1, 8, |sink| {
+    let harness = Harness::new(1, 8, |sink| {
         sink.bootstrap = nobody_listens().to_string();
         sink.send_timeout_ms = 300;
     })
     .await;
 
-    desk.publisher.tell(desk.answer(0, "yes".into())).await.unwrap();
-    stop(&desk.publisher).await;
+    harness
+        .publisher
+        .tell(harness.answer(0, "yes".into()))
+        .await
+        .unwrap();
+    stop(&harness.publisher).await;
     tokio::time::sleep(Duration::from_secs(1)).await; // the last try has failed by now
 
-    assert_eq!(desk.requests.ledger.unfinished(), 1);
+    assert_eq!(harness.requests.tracker.unfinished(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
-    let desk = Desk::new(2, 8, |_| {}).await;
+    let harness = Harness::new(2, 8, |_| {}).await;
     for number in 0..5 {
-        let of = desk.answer(0, "ye".into());
+        let of = harness.answer(0, "ye".into());
         let answer = Answer {
             id: Answer::id_of("request-0", AnswerKind::Partial, number),
             kind: AnswerKind::Partial,
             ..of.answer
         };
-        let inner = of.ticket.settle();
+        let inner = of.context.complete();
         let partial = PublishPartial {
             answer,
             key: inner.record.key,
             trace: inner.request.trace,
         };
-        desk.publisher.tell(partial).await.unwrap();
+        harness.publisher.tell(partial).await.unwrap();
     }
-    desk.results(5).await;
-    assert_eq!(desk.requests.ledger.unfinished(), 2);
+    harness.results(5).await;
+    assert_eq!(harness.requests.tracker.unfinished(), 2);
 
-    desk.publisher.tell(desk.answer(0, "yes".into())).await.unwrap();
+    harness
+        .publisher
+        .tell(harness.answer(0, "yes".into()))
+        .await
+        .unwrap();
     until("the answered request is released", || {
-        desk.requests.ledger.unfinished() == 1
+        harness.requests.tracker.unfinished() == 1
     })
     .await;
 
-    let ids: Vec<String> = desk
+    let ids: Vec<String> = harness
         .results(6)
         .await
         .iter()

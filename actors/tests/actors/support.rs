@@ -1,4 +1,4 @@
-//! What every module here needs: probes behind recipients, records with tickets, a broker with a source.
+//! What every module here needs: probes behind recipients, records with contexts, a broker with a source.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +10,22 @@ use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
 use speechverse::broker::EmbeddedBroker;
 use speechverse::config::broker::BrokerConfig;
-use speechverse::config::kafka::KafkaConfig;
-use speechverse::config::model::{AdapterSettings, LayerMix};
 use speechverse::kafka::admin::ensure_topics;
-use speechverse::kafka::{Budget, Ledger, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::config::KafkaConfig;
+use speechverse::kafka::{
+    Budget, OffsetTracker, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent,
+};
 use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
+use speechverse::models::config::{AdapterSettings, LayerMix};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
-use speechverse::text::{Asked, Filling, TextError};
+use speechverse::text::{ResolvedPrompt, TemplateVariables, TextError};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
-use speechverse::wire::{OutgoingRecord, Receipt, Record};
+use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use speechverse_actors::ingest::TaskInstructions;
-use speechverse_actors::messages::{LostAndFound, Ticket};
+use speechverse_actors::messages::{OrphanQueue, RequestContext};
 use speechverse_actors::supervisor::Supervisor;
 
 /// Longest that a test waits for what must happen.
@@ -160,16 +162,21 @@ pub(crate) fn instructions() -> TaskInstructions {
 }
 
 /// Instructions without tasks that panic at one name.
-pub(crate) struct Touchy;
+pub(crate) struct FailingEncoder;
 
-impl Touchy {
+impl FailingEncoder {
     pub(crate) const SORE: &str = "sore";
 }
 
-impl Instructions for Touchy {
-    fn of_task(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+impl Instructions for FailingEncoder {
+    fn of_task(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError> {
         assert_ne!(names, Self::SORE, "on purpose");
-        instructions().of_task(names, filling, own)
+        instructions().of_task(names, variables, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -180,7 +187,7 @@ impl Instructions for Touchy {
 /// A record of the request topic that no broker ever saw; its request's id is `request-N`.
 pub(crate) fn record(number: usize) -> Record {
     Record {
-        receipt: Receipt {
+        record_offset: RecordOffset {
             topic: Arc::from("speechverse.requests"),
             partition: 0,
             offset: number as i64,
@@ -193,10 +200,10 @@ pub(crate) fn record(number: usize) -> Record {
     }
 }
 
-/// The ticket of a record with a request in it, and with one second of sound.
-pub(crate) fn ticket(record: Record, lost: &LostAndFound) -> Ticket {
+/// The context of a record with a request in it, and with one second of sound.
+pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
     let request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
-    Ticket::new(record, request, 1.0, lost.clone())
+    RequestContext::new(record, request, 1.0, lost.clone())
 }
 
 /// An adapter version between an encoder of two layers and a language model.
@@ -284,7 +291,7 @@ impl Kafka {
 
     /// Joins a group of another name.
     pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
-        let ledger = Ledger::new(Budget::new(self.config.in_flight_bytes_max));
+        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
             kafka: KafkaConfig {
                 group_id: group_id.to_owned(),
@@ -292,10 +299,10 @@ impl Kafka {
             },
             topics: vec![topic.to_owned()],
         };
-        let (source, events) = Source::start(config, ledger.clone()).unwrap();
+        let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Feed {
             events,
-            ledger,
+            tracker,
             _source: source,
         }
     }
@@ -322,10 +329,10 @@ impl Kafka {
     }
 }
 
-/// A source with its channel and its ledger.
+/// A source with its channel and its tracker.
 pub(crate) struct Feed {
     pub(crate) events: flume::Receiver<SourceEvent>,
-    pub(crate) ledger: Ledger,
+    pub(crate) tracker: OffsetTracker,
     _source: Source,
 }
 
@@ -342,9 +349,9 @@ impl Feed {
 
     /// Waits until every record that was read is released.
     pub(crate) async fn idle(&self) {
-        tokio::time::timeout(PATIENCE, self.ledger.idle())
+        tokio::time::timeout(PATIENCE, self.tracker.idle())
             .await
-            .expect("every receipt comes back in time");
+            .expect("every record_offset comes back in time");
     }
 }
 

@@ -3,21 +3,21 @@
 use std::sync::Arc;
 
 use kameo::prelude::*;
-use speechverse::config::model::LayerMix;
-use speechverse::config::store::StoreConfig;
-use speechverse::config::trainer::{AdaptersConfig, TrainerConfig};
+use speechverse::models::config::LayerMix;
 use speechverse::registry::{Registry, identify};
 use speechverse::store::SampleStore;
+use speechverse::store::config::StoreConfig;
 use speechverse::testing::{ENCODER_WIDTH, LLM_WIDTH, TinyModels};
 use speechverse::training::Control;
-use speechverse::wire::event::{Event, Happening, Verdict};
+use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
+use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::messages::{PublishEvent, StartCycle};
 use speechverse_actors::trainer::{Trainer, TrainerArgs};
 
 use crate::support::{adapter, draft, is_silent, next, probe, sample, start_in_thread};
 
-struct Desk {
+struct Harness {
     trainer: ActorRef<Trainer>,
     events: flume::Receiver<PublishEvent>,
     control: Control,
@@ -30,7 +30,7 @@ struct Desk {
 const CURRICULUM: &str = "[validation]\nevery_steps = 100\n[[stage]]\nkind = \"asr\"\nsteps_max = 3\nbatch_rows = 4\n\
     learning_rate = 1e-9\n";
 
-impl Desk {
+impl Harness {
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 7);
@@ -60,7 +60,7 @@ impl Desk {
             ..TrainerConfig::default()
         };
         settings(&mut config);
-        let mut model = speechverse::config::model::ModelConfig {
+        let mut model = speechverse::models::config::ModelConfig {
             encoder: models.encoder,
             llm: models.llm,
             threads: 1,
@@ -107,14 +107,14 @@ impl Desk {
         loop {
             let Event { id, what, .. } = next(&self.events).await.event;
             let name = match &what {
-                Happening::CycleStarted { .. } => "started",
-                Happening::CycleProgress { .. } => "progress",
-                Happening::AdapterSwapped { .. } => "swapped",
-                Happening::CycleFinished { .. } => "finished",
+                EventKind::CycleStarted { .. } => "started",
+                EventKind::CycleProgress { .. } => "progress",
+                EventKind::AdapterSwapped { .. } => "swapped",
+                EventKind::CycleFinished { .. } => "finished",
                 other => panic!("{other:?}"),
             };
             names.push((name, id));
-            if let Happening::CycleFinished { verdict, reason, .. } = what {
+            if let EventKind::CycleFinished { verdict, reason, .. } = what {
                 return (names, verdict, reason);
             }
         }
@@ -134,103 +134,103 @@ fn about(run: &str, names: &[&'static str]) -> Vec<(&'static str, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_candidate_that_the_gate_refuses_changes_nothing_and_the_next_cycle_runs_in_a_folder_of_its_own() {
     // It would have to be better by ten words a word.
-    let desk = Desk::new(|trainer| trainer.wer_regression_max = -10.0).await;
+    let harness = Harness::new(|trainer| trainer.wer_regression_max = -10.0).await;
 
-    desk.start("run").await;
-    desk.start("run").await;
+    harness.start("run").await;
+    harness.start("run").await;
 
     for _ in 0..2 {
-        let (events, verdict, reason) = desk.cycle().await;
+        let (events, verdict, reason) = harness.cycle().await;
         assert_eq!(events, about("run", &["started", "progress", "finished"]));
         assert_eq!(verdict, Verdict::Refused, "{reason}");
         assert!(reason.contains("allowed"), "{reason}");
     }
-    desk.assert_nothing_changed();
+    harness.assert_nothing_changed();
     for folder in ["runs/run", "runs/run-2"] {
-        assert!(desk.dir.path().join(folder).is_dir(), "{folder}");
+        assert!(harness.dir.path().join(folder).is_dir(), "{folder}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_candidate_that_is_no_worse_serves_from_now_on_and_the_next_cycle_starts_from_it() {
-    let desk = Desk::new(|trainer| trainer.wer_regression_max = 1.0).await;
+    let harness = Harness::new(|trainer| trainer.wer_regression_max = 1.0).await;
 
-    desk.start("run-1").await;
-    let (events, verdict, reason) = desk.cycle().await;
+    harness.start("run-1").await;
+    let (events, verdict, reason) = harness.cycle().await;
 
     assert_eq!(verdict, Verdict::Promoted, "{reason}");
     let mut wanted = about("run-1", &["started", "progress", "finished"]);
     wanted.insert(2, ("swapped", "tiny-0002".to_owned()));
     assert_eq!(events, wanted);
-    assert_eq!(desk.current.get().version(), "tiny-0002");
-    assert_eq!(desk.registry.current().unwrap().as_deref(), Some("tiny-0002"));
-    let manifest = desk.registry.manifest("tiny-0002").unwrap();
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+    let manifest = harness.registry.manifest("tiny-0002").unwrap();
     assert_eq!(manifest.parent.as_deref(), Some("tiny-0001"));
     assert!(!manifest.data_digest.is_empty());
 
-    desk.start("run-2").await;
-    assert_eq!(desk.cycle().await.1, Verdict::Promoted);
+    harness.start("run-2").await;
+    assert_eq!(harness.cycle().await.1, Verdict::Promoted);
     assert_eq!(
-        desk.registry.manifest("tiny-0003").unwrap().parent.as_deref(),
+        harness.registry.manifest("tiny-0003").unwrap().parent.as_deref(),
         Some("tiny-0002")
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_cycle_waits_until_it_is_resumed() {
-    let desk = Desk::new(|trainer| trainer.wer_regression_max = 1.0).await;
-    desk.control.pause();
+    let harness = Harness::new(|trainer| trainer.wer_regression_max = 1.0).await;
+    harness.control.pause();
 
-    desk.start("run").await;
-    let started = next(&desk.events).await.event;
+    harness.start("run").await;
+    let started = next(&harness.events).await.event;
     assert!(
-        matches!(started.what, Happening::CycleStarted { .. }),
+        matches!(started.what, EventKind::CycleStarted { .. }),
         "{started:?}"
     );
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // longer than a whole cycle takes
-    assert!(is_silent(&desk.events).await);
-    desk.assert_nothing_changed();
+    assert!(is_silent(&harness.events).await);
+    harness.assert_nothing_changed();
 
-    desk.control.resume();
-    assert_eq!(desk.cycle().await.1, Verdict::Promoted);
+    harness.control.resume();
+    assert_eq!(harness.cycle().await.1, Verdict::Promoted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cycle_that_is_stopped_has_failed_and_changes_nothing() {
-    let desk = Desk::new(|trainer| trainer.wer_regression_max = 1.0).await;
-    desk.control.stop();
+    let harness = Harness::new(|trainer| trainer.wer_regression_max = 1.0).await;
+    harness.control.stop();
 
-    desk.start("run").await;
-    let (_, verdict, reason) = desk.cycle().await;
+    harness.start("run").await;
+    let (_, verdict, reason) = harness.cycle().await;
 
     assert_eq!(verdict, Verdict::Failed);
     assert!(reason.contains("stopped"), "{reason}");
-    desk.assert_nothing_changed();
+    harness.assert_nothing_changed();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cycle_that_cannot_run_says_why_and_the_trainer_takes_the_next_order() {
-    let desk = Desk::new(|trainer| trainer.wer_regression_max = 1.0).await;
-    let curriculum = desk.dir.path().join("online.toml");
+    let harness = Harness::new(|trainer| trainer.wer_regression_max = 1.0).await;
+    let curriculum = harness.dir.path().join("online.toml");
     std::fs::write(&curriculum, "[[stage]]\nkind = \"no such stage\"\n").unwrap();
 
-    desk.start("run-1").await;
-    let (_, verdict, reason) = desk.cycle().await;
+    harness.start("run-1").await;
+    let (_, verdict, reason) = harness.cycle().await;
     assert_eq!(verdict, Verdict::Failed);
     assert!(reason.contains("no such stage"), "{reason}");
-    desk.assert_nothing_changed();
+    harness.assert_nothing_changed();
 
     std::fs::write(&curriculum, CURRICULUM).unwrap();
-    desk.start("run-2").await;
-    assert_eq!(desk.cycle().await.1, Verdict::Promoted);
+    harness.start("run-2").await;
+    assert_eq!(harness.cycle().await.1, Verdict::Promoted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_with_too_few_samples_is_not_trained_on() {
-    let desk = Desk::new(|trainer| trainer.samples_min = 9).await;
+    let harness = Harness::new(|trainer| trainer.samples_min = 9).await;
 
-    desk.start("run").await;
-    let (events, verdict, reason) = desk.cycle().await;
+    harness.start("run").await;
+    let (events, verdict, reason) = harness.cycle().await;
 
     assert_eq!(events, about("run", &["finished"]));
     assert_eq!(verdict, Verdict::Failed);

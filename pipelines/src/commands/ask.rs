@@ -7,12 +7,12 @@ use speechverse::audio::{decode, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::decoding::DecodeOptions;
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::responder::{Question, Responder, ResponderSizes};
 use speechverse::models::speech_llm::{Learned, SpeechLlm};
-use speechverse::models::whisper::Window;
 use speechverse::models::{SpeechEncoder, open_encoder};
 use speechverse::nn::accel::{Placement, configure_threads};
-use speechverse::text::{AnswerShape, Asked, TaskTable};
+use speechverse::text::{AnswerShape, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse_actors::decoder::flags;
 use speechverse_actors::encoder::windows;
@@ -54,7 +54,7 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
 /// What is asked about every file.
 struct Order {
     task: Option<String>,
-    asked: Asked,
+    asked: ResolvedPrompt,
     /// What the answer is held to.
     shape: Option<AnswerShape>,
 }
@@ -68,9 +68,9 @@ impl Order {
         let labels = (!args.given.labels.is_empty()).then_some(args.given.labels.as_slice());
         let asked = match &args.task {
             Some(task) => TaskTable::load(&settings.service.tasks_dir)
-                .and_then(|tasks| tasks.ask(task, &args.given.filling(), own))
+                .and_then(|tasks| tasks.ask(task, &args.given.variables(), own))
                 .map_err(Failure::usage)?,
-            None => Asked::plainly(
+            None => ResolvedPrompt::plain(
                 own.unwrap_or(&settings.service.default_instruction).to_owned(),
                 labels,
             ),

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use speechverse::config::Settings;
-use speechverse::config::kafka::KafkaConfig;
+use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
 use speechverse::wire::answer::{Answer, AnswerKind};
 use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
-use speechverse::wire::event::{Event, Happening, Verdict};
+use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{CHUNK_TYPE, REQUEST_TYPE};
 use speechverse::wire::{OutgoingRecord, Record};
@@ -333,7 +333,7 @@ fn answer_of(record: &Record) -> Option<Answer> {
     let value = record.value.as_ref()?;
     serde_json::from_slice(value)
         .inspect_err(
-            |error| tracing::warn!(%error, offset = record.receipt.offset, "not an answer of this version"),
+            |error| tracing::warn!(%error, offset = record.record_offset.offset, "not an answer of this version"),
         )
         .ok()
 }
@@ -580,17 +580,17 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
         }
         output::line(serde_json::to_string(&event).unwrap_or_default());
         match event.what {
-            Happening::CycleFinished {
+            EventKind::CycleFinished {
                 verdict: Verdict::Promoted,
                 ..
             } => return Ok(()),
-            Happening::CycleFinished { verdict, reason, .. } => {
+            EventKind::CycleFinished { verdict, reason, .. } => {
                 return Err(anyhow::anyhow!("the cycle ended as {}: {reason}", verdict.as_str()).into());
             }
-            Happening::CommandRefused { reason, .. } => {
+            EventKind::CommandRefused { reason, .. } => {
                 return Err(anyhow::anyhow!("the order was refused: {reason}").into());
             }
-            Happening::CommandExpired { reason, .. } => {
+            EventKind::CommandExpired { reason, .. } => {
                 return Err(anyhow::anyhow!("the order came too late: {reason}").into());
             }
             _ => {}

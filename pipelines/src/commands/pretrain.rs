@@ -1,8 +1,8 @@
 //! `speechverse pretrain`: a speech encoder from recordings without labels.
 
 use anyhow::Context;
-use speechverse::config::pretrain::PretrainConfig;
 use speechverse::training::Control;
+use speechverse::training::pretrain::config::PretrainConfig;
 use speechverse::training::pretrain::{PretrainArgs, PretrainEvent, pretrain as run};
 
 use super::Failure;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::config::Settings;
 use speechverse::models::decoding::DecodeOptions;
-use speechverse::models::whisper::Window;
+use speechverse::models::encoders::whisper::Window;
 use speechverse::models::{probe, probe_llm};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use tch::{Kind, Tensor};

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use speechverse::config::Settings;
-use speechverse::text::{AnswerPiece, AnswerShape, Asked, Filling, Task, TaskTable};
+use speechverse::text::{AnswerPiece, AnswerShape, ResolvedPrompt, Task, TaskTable, TemplateVariables};
 
 use super::Failure;
 use crate::cli::{Given, OptionalSettings, Tasks};
@@ -10,14 +10,14 @@ use crate::output;
 
 impl Given {
     /// What fills a task's prompts.
-    pub(super) fn filling(&self) -> Filling {
-        let filling = Filling {
+    pub(super) fn variables(&self) -> TemplateVariables {
+        let variables = TemplateVariables {
             fields: self.fields.iter().cloned().collect(),
-            ..Filling::default()
+            ..TemplateVariables::default()
         };
         match self.labels.is_empty() {
-            true => filling,
-            false => filling.with_labels(&self.labels),
+            true => variables,
+            false => variables.with_labels(&self.labels),
         }
     }
 }
@@ -32,11 +32,11 @@ pub(super) fn tasks(command: Tasks) -> Result<(), Failure> {
             bare_labels,
             task,
         } => {
-            let filling = Filling {
+            let variables = TemplateVariables {
                 bare_labels,
-                ..given.filling()
+                ..given.variables()
             };
-            show(&load(&settings)?, &task, filling, prompts)
+            show(&load(&settings)?, &task, variables, prompts)
         }
     }
 }
@@ -90,20 +90,25 @@ fn list(table: &TaskTable, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(table: &TaskTable, names: &str, mut filling: Filling, prompts: bool) -> Result<(), Failure> {
+fn show(
+    table: &TaskTable,
+    names: &str,
+    mut variables: TemplateVariables,
+    prompts: bool,
+) -> Result<(), Failure> {
     let tasks = table.list(names).map_err(Failure::usage)?;
     for task in &tasks {
         for (name, field) in &task.fields {
-            if !filling.fields.contains_key(name) && !filling.fields.contains_key(&field.key) {
-                filling.fields.insert(name.clone(), field.example.clone());
+            if !variables.fields.contains_key(name) && !variables.fields.contains_key(&field.key) {
+                variables.fields.insert(name.clone(), field.example.clone());
             }
         }
     }
-    let Asked {
+    let ResolvedPrompt {
         instruction,
         shape,
         joint,
-    } = table.ask(names, &filling, None).map_err(Failure::usage)?;
+    } = table.ask(names, &variables, None).map_err(Failure::usage)?;
     for task in &tasks {
         output::line(format!("{}: {}", task.name, task.description));
         output::line(format!(
@@ -127,13 +132,13 @@ fn show(table: &TaskTable, names: &str, mut filling: Filling, prompts: bool) -> 
     if prompts {
         for task in &tasks {
             let held_out = task.held_out_prompts.iter().map(String::as_str);
-            for (kind, wordings) in [
+            for (kind, variants) in [
                 ("trained on", task.training_prompts().collect::<Vec<_>>()),
                 ("held out", held_out.collect()),
             ] {
-                for (number, wording) in wordings.into_iter().enumerate() {
+                for (number, variant) in variants.into_iter().enumerate() {
                     heading(&format!("{}, {kind}, {}", task.name, number + 1));
-                    output::line(task.fill(wording, &filling).map_err(Failure::usage)?);
+                    output::line(task.fill(variant, &variables).map_err(Failure::usage)?);
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use speechverse::config::training::TrainingConfig;
+use speechverse::training::config::TrainingConfig;
 use speechverse::training::{Control, TrainArgs, TrainEvent, run};
 
 use super::Failure;

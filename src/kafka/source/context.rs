@@ -16,9 +16,9 @@ use rdkafka::util::Timeout;
 use tracing::{debug, info, warn};
 
 use super::{PartitionLag, Revocation, SourceEvent};
-use crate::kafka::budget::Ledger;
+use crate::kafka::budget::OffsetTracker;
 use crate::kafka::client;
-use crate::kafka::ledger::{Position, TopicPartition};
+use crate::kafka::offset_tracker::{Position, TopicPartition};
 use crate::telemetry::metrics;
 
 /// How often a waiting rebalance looks whether the records in flight are finished.
@@ -79,7 +79,7 @@ impl Outbox {
     /// Drops records that wait, where `unwanted` says so.
     pub(super) fn drop_records(&self, unwanted: impl Fn(&TopicPartition) -> bool) {
         locked(&self.waiting).retain(|event| match event {
-            SourceEvent::Record(record) => !unwanted(&TopicPartition::of(&record.receipt)),
+            SourceEvent::Record(record) => !unwanted(&TopicPartition::of(&record.record_offset)),
             _ => true,
         });
     }
@@ -102,7 +102,7 @@ impl Outbox {
 
 /// The state that callbacks and the poll loop share; all of them run on the source's thread.
 pub(super) struct SourceContext {
-    pub(super) ledger: Ledger,
+    pub(super) tracker: OffsetTracker,
     pub(super) outbox: Outbox,
     pub(super) status: Arc<Status>,
     pub(super) revoke_wait_max: Duration,
@@ -123,7 +123,7 @@ impl SourceContext {
     /// the statistics confirm it, and what they do not confirm is sent again.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         let mut sent = locked(&self.commits_sent);
-        let mut positions = self.ledger.positions();
+        let mut positions = self.tracker.positions();
         positions.retain(|position| match sent.get(&position.partition) {
             Some((offset, when)) => *offset != position.offset || when.elapsed() > COMMIT_CONFIRM_MAX,
             None => true,
@@ -154,7 +154,7 @@ impl SourceContext {
         }
         match consumer.commit(&list(positions), CommitMode::Sync) {
             Ok(()) => {
-                self.ledger.committed(positions);
+                self.tracker.committed(positions);
                 debug!(partitions = positions.len(), "committed");
                 true
             }
@@ -175,7 +175,7 @@ impl SourceContext {
         if partitions.is_empty() {
             return;
         }
-        let epoch = self.ledger.assign(partitions.clone());
+        let epoch = self.tracker.assign(partitions.clone());
         info!(partitions = %names(&partitions), epoch, "partitions assigned");
         self.outbox.push(SourceEvent::Assigned { partitions, epoch });
     }
@@ -190,8 +190,8 @@ impl SourceContext {
         if !self.closing.load(Ordering::Relaxed) {
             self.wait_for_records_in_flight(&partitions, lost);
         }
-        let unfinished = self.ledger.unfinished_of(&partitions);
-        let positions = self.ledger.revoke(&partitions);
+        let unfinished = self.tracker.unfinished_of(&partitions);
+        let positions = self.tracker.revoke(&partitions);
         if !lost && !self.commit_last(consumer, &positions) {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
@@ -218,10 +218,10 @@ impl SourceContext {
         }
     }
 
-    /// Tells the ledger what the broker has, as far as librdkafka knows.
+    /// Tells the tracker what the broker has, as far as librdkafka knows.
     fn confirm_commits(&self, statistics: &Statistics) {
         let mut confirmed = Vec::new();
-        for partition in self.ledger.assigned() {
+        for partition in self.tracker.assigned() {
             let topic = statistics.topics.get(partition.topic.as_ref());
             let Some(found) = topic.and_then(|topic| topic.partitions.get(&partition.partition)) else {
                 continue;
@@ -231,7 +231,7 @@ impl SourceContext {
                 confirmed.push(Position { partition, offset });
             }
         }
-        self.ledger.committed(&confirmed);
+        self.tracker.committed(&confirmed);
     }
 
     fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
@@ -245,7 +245,7 @@ impl SourceContext {
             return;
         }
         let deadline = Instant::now() + self.revoke_wait_max;
-        while self.ledger.unfinished_of(partitions) > 0 && Instant::now() < deadline {
+        while self.tracker.unfinished_of(partitions) > 0 && Instant::now() < deadline {
             self.outbox.flush();
             if acknowledgement.recv_timeout(REVOKE_TICK).is_ok() || self.outbox.is_disconnected() {
                 return;
@@ -269,7 +269,7 @@ impl ClientContext for SourceContext {
     fn stats(&self, statistics: Statistics) {
         self.confirm_commits(&statistics);
         let lag: Vec<PartitionLag> = self
-            .ledger
+            .tracker
             .assigned()
             .into_iter()
             .filter_map(|partition| {
@@ -279,7 +279,7 @@ impl ClientContext for SourceContext {
                 let end = [found.ls_offset, found.hi_offset]
                     .into_iter()
                     .find(|offset| *offset >= 0)?;
-                let position = self.ledger.position(&partition);
+                let position = self.tracker.position(&partition);
                 let known = [position.unwrap_or(-1), found.committed_offset, found.lo_offset];
                 let position = known.into_iter().find(|offset| *offset >= 0)?;
                 let records = (end - position).max(0);

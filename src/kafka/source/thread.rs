@@ -14,9 +14,9 @@ use tracing::{debug, error, warn};
 
 use super::context::{Outbox, SourceContext, Status, list};
 use super::{Closed, Command, SourceConfig, SourceEvent};
-use crate::kafka::budget::Ledger;
+use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
-use crate::kafka::ledger::{Admission, TopicPartition};
+use crate::kafka::offset_tracker::{Admission, TopicPartition};
 use crate::kafka::{client, convert};
 
 /// Longest the loop waits for a record: how soon it notices an order.
@@ -54,14 +54,14 @@ enum End {
 impl Reading {
     pub(super) fn new(
         config: &SourceConfig,
-        ledger: Ledger,
+        tracker: OffsetTracker,
         events: flume::Sender<SourceEvent>,
         orders: flume::Receiver<Command>,
         status: Arc<Status>,
     ) -> Result<Self, KafkaError> {
         let kafka = &config.kafka;
         let context = SourceContext {
-            ledger,
+            tracker,
             outbox: Outbox::new(events),
             status,
             revoke_wait_max: Duration::from_millis(kafka.revoke_wait_ms_max),
@@ -145,12 +145,15 @@ impl Reading {
             return; // not subscribed; cannot happen, and must not end the thread
         };
         let partition = TopicPartition::new(topic.clone(), message.partition());
-        let Some(epoch) = context.ledger.epoch(&partition) else {
+        let Some(epoch) = context.tracker.epoch(&partition) else {
             debug!(topic = %topic, partition = message.partition(), "a record of a partition that is not ours");
             return;
         };
         let record = convert::record(message, topic.clone(), epoch);
-        match context.ledger.admit(&record.receipt, convert::weight(&record)) {
+        match context
+            .tracker
+            .admit(&record.record_offset, convert::weight(&record))
+        {
             Admission::New => context.outbox.push(SourceEvent::Record(record)),
             Admission::InFlight | Admission::Finished | Admission::Void => {}
         }
@@ -159,7 +162,7 @@ impl Reading {
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
     fn balance(&self) {
         let context = self.context();
-        let (unfinished, budget) = (context.ledger.unfinished(), context.ledger.budget());
+        let (unfinished, budget) = (context.tracker.unfinished(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
         let enough = self.held
             || context.outbox.is_full()
@@ -206,7 +209,7 @@ impl Reading {
     fn replay(&self) -> Result<usize, KafkaError> {
         let context = self.context();
         context.outbox.drop_records(|_| true);
-        let positions = context.ledger.replay();
+        let positions = context.tracker.replay();
         if positions.is_empty() {
             return Ok(0);
         }
@@ -223,7 +226,7 @@ impl Reading {
 
     fn close(mut self, deadline: Instant, done: Option<oneshot::Sender<Closed>>) {
         self.held = true;
-        while self.context().ledger.unfinished() > 0 && Instant::now() < deadline {
+        while self.context().tracker.unfinished() > 0 && Instant::now() < deadline {
             if let Err(reason) = self.turn() {
                 error!(reason, "the consumer failed while it drained");
                 break;
@@ -232,7 +235,7 @@ impl Reading {
         let deadline = deadline.max(Instant::now() + COMMIT_RETRY_MAX);
         while !self
             .context()
-            .commit_now(&self.consumer, &self.context().ledger.positions())
+            .commit_now(&self.consumer, &self.context().tracker.positions())
             && Instant::now() < deadline
         {
             if let Err(reason) = self.turn() {
@@ -242,7 +245,7 @@ impl Reading {
         }
         let context = self.context();
         context.closing.store(true, Ordering::Relaxed);
-        let unfinished = context.ledger.unfinished();
+        let unfinished = context.tracker.unfinished();
         self.leave();
         if let Some(done) = done {
             let _ = done.send(Closed { unfinished }); // who asked may have gone
@@ -268,9 +271,9 @@ impl Reading {
 
     /// Leaves the group; the partitions are revoked on the way, with their callback.
     fn leave(self) {
-        let ledger = self.context().ledger.clone();
+        let tracker = self.context().tracker.clone();
         drop(self);
-        ledger.revoke(&ledger.assigned()); // where the group was lost, nobody told
+        tracker.revoke(&tracker.assigned()); // where the group was lost, nobody told
     }
 
     fn complain(&mut self, complaint: String) {

@@ -37,7 +37,10 @@ async fn a_record_arrives_byte_for_byte() {
     assert_eq!((&records[0].key, &records[0].value), (&sent.key, &sent.value));
     assert_eq!(records[0].headers, sent.headers);
     assert_eq!(records[1].value, None);
-    assert_eq!((records[0].receipt.offset, records[1].receipt.offset), (0, 1));
+    assert_eq!(
+        (records[0].record_offset.offset, records[1].record_offset.offset),
+        (0, 1)
+    );
     assert!(records[0].timestamp_ms.is_some());
 }
 
@@ -48,9 +51,9 @@ async fn what_was_not_finished_is_read_again_after_a_crash() {
     let first = cluster.start();
     let records = first.records(6).await;
     for index in [0, 1, 4] {
-        first.ledger.release(&records[index].receipt); // 2 holds the position back
+        first.tracker.release(&records[index].record_offset); // 2 holds the position back
     }
-    until("a commit", || first.ledger.positions().is_empty()).await;
+    until("a commit", || first.tracker.positions().is_empty()).await;
     first.source.abandon().await.unwrap();
 
     let second = cluster.start();
@@ -67,12 +70,12 @@ async fn a_closed_source_has_committed_what_was_finished() {
     let records = first.records(20).await;
     let (slow, quick) = records.split_last().unwrap();
     for record in quick {
-        first.ledger.release(&record.receipt);
+        first.tracker.release(&record.record_offset);
     }
-    let (ledger, receipt) = (first.ledger.clone(), slow.receipt.clone());
+    let (tracker, record_offset) = (first.tracker.clone(), slow.record_offset.clone());
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        ledger.release(&receipt);
+        tracker.release(&record_offset);
     });
 
     let closed = first.source.close(LIMIT).await.unwrap();
@@ -94,7 +97,7 @@ async fn a_drain_has_an_end_and_says_what_is_unfinished() {
     cluster.publish(3).await;
     let running = cluster.start();
     let records = running.records(3).await;
-    running.ledger.release(&records[0].receipt);
+    running.tracker.release(&records[0].record_offset);
 
     let closed = running.source.close(Duration::from_millis(200)).await.unwrap();
 
@@ -112,9 +115,9 @@ async fn a_full_queue_pauses_the_source_and_loses_nothing() {
     until("a full queue", || running.events.is_full()).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(
-        running.ledger.unfinished() <= 6,
+        running.tracker.unfinished() <= 6,
         "{} were read",
-        running.ledger.unfinished()
+        running.tracker.unfinished()
     );
 
     let records = running.records(60).await;
@@ -131,13 +134,13 @@ async fn too_many_records_in_flight_pause_the_source_until_half_are_finished() {
 
     let first = running.records(10).await;
     assert!(running.is_silent().await);
-    assert_eq!(running.ledger.unfinished(), 10);
+    assert_eq!(running.tracker.unfinished(), 10);
 
     for record in &first[..4] {
-        running.ledger.release(&record.receipt);
+        running.tracker.release(&record.record_offset);
     }
     assert!(running.is_silent().await, "six are more than half");
-    running.ledger.release(&first[4].receipt);
+    running.tracker.release(&first[4].record_offset);
     assert_eq!(texts(&running.records(5).await), numbers(10..15));
     assert!(running.is_silent().await);
 }
@@ -147,7 +150,10 @@ async fn too_many_bytes_in_flight_pause_the_source() {
     let cluster = Cluster::quick(1);
     let running = cluster.start();
     running.event().await;
-    let hold = running.ledger.budget().hold(running.ledger.budget().bytes_max());
+    let hold = running
+        .tracker
+        .budget()
+        .hold(running.tracker.budget().bytes_max());
     tokio::time::sleep(Duration::from_secs(1)).await; // several rounds of the loop, also on a busy machine
 
     cluster.publish(5).await;
@@ -165,7 +171,7 @@ async fn a_replay_brings_back_what_a_stage_lost_and_nothing_that_was_finished() 
     let running = cluster.start();
     let records = running.records(7).await;
     for index in [0, 1, 3, 6] {
-        running.ledger.release(&records[index].receipt);
+        running.tracker.release(&records[index].record_offset);
     }
 
     assert_eq!(running.source.replay().await.unwrap(), 1);
@@ -173,16 +179,16 @@ async fn a_replay_brings_back_what_a_stage_lost_and_nothing_that_was_finished() 
     let mut found = BTreeMap::new();
     while found.len() < 16 {
         let record = running.record().await;
-        if running.ledger.is_current(&record.receipt) {
-            found.insert(record.receipt.offset, text(&record));
-            running.ledger.release(&record.receipt);
+        if running.tracker.is_current(&record.record_offset) {
+            found.insert(record.record_offset.offset, text(&record));
+            running.tracker.release(&record.record_offset);
         }
     }
     let offsets: Vec<i64> = found.into_keys().collect();
     let expected: Vec<i64> = [2, 4, 5].into_iter().chain(7..20).collect();
     assert_eq!(offsets, expected);
     assert!(running.is_silent().await);
-    assert_eq!(running.ledger.unfinished(), 0);
+    assert_eq!(running.tracker.unfinished(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +223,7 @@ async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
     };
     assert!(!revocation.lost);
     for record in &records {
-        first.ledger.release(&record.receipt); // while the group waits
+        first.tracker.release(&record.record_offset); // while the group waits
     }
 
     let mut moved = Vec::new();
@@ -253,7 +259,7 @@ async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished
     let of_moved = |record: &&Record| {
         revocation
             .partitions
-            .contains(&TopicPartition::of(&record.receipt))
+            .contains(&TopicPartition::of(&record.record_offset))
     };
     let moved: Vec<&Record> = records.iter().filter(of_moved).collect();
     let mut expected: Vec<String> = moved.iter().map(|record| text(record)).collect();
@@ -262,7 +268,7 @@ async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished
     again.sort();
     assert_eq!(again, expected);
     for record in moved {
-        assert_eq!(first.ledger.release(&record.receipt), Release::Void);
+        assert_eq!(first.tracker.release(&record.record_offset), Release::Void);
     }
 }
 
@@ -273,7 +279,7 @@ async fn lag_counts_what_is_not_finished() {
     let running = cluster.start();
     let records = running.records(10).await;
     for record in &records[..7] {
-        running.ledger.release(&record.receipt);
+        running.tracker.release(&record.record_offset);
     }
 
     until("a lag of three", || {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::model::{AdapterSettings, LayerMix};
+use crate::models::config::{AdapterSettings, LayerMix};
 use crate::models::{EncoderInfo, LanguageModelInfo, ModelError};
 
 /// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file says what it is.

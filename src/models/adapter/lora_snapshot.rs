@@ -63,7 +63,7 @@ impl LoraSnapshot {
     /// # Errors
     /// [`ModelError::Weights`] with every tensor that does not fit the settings and `sites`; [`ModelError::File`] when the
     /// settings name projections that the language model does not have.
-    pub fn to_set(&self, sites: &[LoraSite], kind: Kind, device: Device) -> Result<LoraSet, ModelError> {
+    pub fn to_set(&self, sites: &[LoraSite], dtype: Kind, device: Device) -> Result<LoraSet, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let origin = || Path::new("lora").join(WEIGHTS_FILE);
         let unfit = |error: crate::nn::lora::LoraError| ModelError::File {
@@ -103,6 +103,6 @@ impl LoraSnapshot {
         for (name, mut own) in declared {
             own.f_copy_(&self.tensors[&name].to_tensor(device)?)?;
         }
-        set.snapshot(kind, device).map_err(unfit)
+        set.snapshot(dtype, device).map_err(unfit)
     }
 }

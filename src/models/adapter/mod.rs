@@ -27,7 +27,7 @@ pub use ctc_head::CtcHead;
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
-use crate::config::model::LayerMix;
+use crate::models::config::LayerMix;
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
 use plain::{PlainData, PlainTensor};

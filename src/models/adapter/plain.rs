@@ -43,11 +43,11 @@ impl PlainTensor {
             tensor.kind(),
             Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
         );
-        let kind = if float { Kind::Float } else { Kind::Int64 };
+        let dtype = if float { Kind::Float } else { Kind::Int64 };
         let flat = tensor
             .detach()
             .f_to_device(Device::Cpu)?
-            .f_to_kind(kind)?
+            .f_to_kind(dtype)?
             .f_contiguous()?
             .f_view([-1])?;
         let data = if float {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::model::LayerMix;
 use crate::models::ModelError;
+use crate::models::config::LayerMix;
 use crate::weights::{Mismatch, WeightsError};
 
 use super::plain::{PlainFile, PlainTensor};

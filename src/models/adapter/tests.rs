@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::model::AdapterSettings;
+use crate::models::config::AdapterSettings;
 
 fn config(mix: LayerMix) -> AdapterConfig {
     AdapterConfig {

@@ -304,7 +304,7 @@ impl Constraint {
     /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with forbidden bytes
     /// is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
-        let mut seen = Seen::new(self, state);
+        let mut seen = KvView::new(self, state);
         let tokens = self.spelling.tokens();
         // States after each byte of the token at hand.
         let mut path: Vec<usize> = vec![0];
@@ -355,14 +355,14 @@ impl Constraint {
 }
 
 /// States met in one walk over the vocabulary, by number, and the steps between them.
-struct Seen<'c> {
+struct KvView<'c> {
     automaton: &'c Automaton,
     states: Vec<State>,
     numbers: HashMap<State, usize>,
     steps: HashMap<(usize, u8), usize>,
 }
 
-impl<'c> Seen<'c> {
+impl<'c> KvView<'c> {
     fn new(constraint: &'c Constraint, state: &State) -> Self {
         Self {
             automaton: &constraint.automaton,

@@ -131,7 +131,7 @@ impl<K> SlotDecoder<K> {
         }
         match prompt.embeds.size().as_slice() {
             [positions, width] if *positions > 0 && *width == self.width => {
-                self.cache.check_room(*positions, tokens)
+                self.cache.check_capacity(*positions, tokens)
             }
             other => Err(ModelError::Shape {
                 what: "a prompt",
@@ -334,7 +334,7 @@ impl<K> SlotDecoder<K> {
     /// Readies an answer for its first token, now that its prompt is in its first slot.
     fn set_out(&mut self, answer: usize) {
         let answer = &mut self.answers[answer];
-        let room = usize::try_from(self.cache.room(answer.slots[0])).unwrap_or(0);
+        let room = usize::try_from(self.cache.remaining(answer.slots[0])).unwrap_or(0);
         answer.tokens_max = answer.prompt.options.tokens_max.min(room + 1);
         if let (Strategy::Beam(settings), Search::One { progress, .. }) =
             (answer.prompt.options.strategy, &mut answer.search)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::llama::Llama;
+use crate::models::llms::llama::Llama;
 
 /// Folder of a fixture.
 fn fixture(name: &str) -> PathBuf {

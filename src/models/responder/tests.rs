@@ -4,9 +4,9 @@ use std::path::Path;
 use tch::Kind;
 
 use super::*;
-use crate::config::model::AdapterSettings;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms};
+use crate::models::config::AdapterSettings;
 use crate::models::decoding::{BeamSettings, EarlyStopping, Strategy};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraConfig;

@@ -55,12 +55,12 @@ impl Learned {
         llm: &dyn LanguageModel,
         device: Device,
     ) -> Result<Self, ModelError> {
-        let kind = llm.embedding_table().kind();
+        let dtype = llm.embedding_table().kind();
         let lora = snapshot.lora();
         Ok(Self {
             adapter: SpeechAdapter::from_snapshot(snapshot, device, false)?,
             lora: lora
-                .map(|lora| lora.to_set(&llm.lora_sites(), kind, device))
+                .map(|lora| lora.to_set(&llm.lora_sites(), dtype, device))
                 .transpose()?,
         })
     }

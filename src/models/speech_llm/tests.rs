@@ -1,7 +1,7 @@
 use super::*;
-use crate::config::model::AdapterSettings;
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, embedding_rms};
+use crate::models::config::AdapterSettings;
 use crate::models::decoding::decode_alike;
 use crate::nn::lora::LoraConfig;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};

@@ -94,7 +94,7 @@ fn a_prompt_goes_with_its_sequence() {
     let mut cache = cache(3, Some(4));
     begin(&mut cache, 0, 10.0, 4);
     begin(&mut cache, 1, 20.0, 2);
-    assert_eq!((cache.length(0), cache.room(0)), (0, 8));
+    assert_eq!((cache.length(0), cache.remaining(0)), (0, 8));
     let _ = step(&mut cache, &[0, 1], &[1.0, 2.0]);
 
     cache.reorder(&[2, 0, 1], &[0, 1, 0]).unwrap();
@@ -127,11 +127,11 @@ fn what_was_not_finite_does_not_outlive_a_reorder() {
 
 #[test]
 fn room_is_counted_together_or_apart() {
-    assert!(cache(1, None).check_room(5, 3).is_ok());
-    assert!(cache(1, None).check_room(6, 3).is_err());
-    assert!(cache(1, Some(4)).check_room(4, 8).is_ok());
-    assert!(cache(1, Some(4)).check_room(5, 1).is_err());
-    assert!(cache(1, Some(4)).check_room(1, 9).is_err());
+    assert!(cache(1, None).check_capacity(5, 3).is_ok());
+    assert!(cache(1, None).check_capacity(6, 3).is_err());
+    assert!(cache(1, Some(4)).check_capacity(4, 8).is_ok());
+    assert!(cache(1, Some(4)).check_capacity(5, 1).is_err());
+    assert!(cache(1, Some(4)).check_capacity(1, 9).is_err());
     assert!(cache(1, Some(4)).begin(&[0], &[5]).is_err());
 }
 

@@ -9,7 +9,7 @@
 //! before it, so that a model that forgets to escape loses nothing.
 //!
 //! # Source
-//! arXiv 2405.08295, section 4.3.2 and table 8; the wording is ours.
+//! arXiv 2405.08295, section 4.3.2 and table 8; the variant is ours.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use std::fmt::Write;
 
 use super::TextError;
 use super::answer::{AnswerFormat, AnswerPiece, AnswerShape};
-use super::tasks::{Filling, TASK_SEPARATOR, Task};
+use super::tasks::{TASK_SEPARATOR, Task, TemplateVariables};
 
 /// Stands after every value.
 const SEPARATOR: char = '|';
@@ -63,9 +63,12 @@ pub struct JointLayout {
 ///
 /// # Errors
 /// [`TextError::TaskList`] when labels are given and none or several of the tasks take labels.
-pub fn share_out<'f>(tasks: &[&Task], filling: &'f Filling) -> Result<Vec<Cow<'f, Filling>>, TextError> {
-    if filling.labels.is_none() || tasks.len() == 1 {
-        return Ok(tasks.iter().map(|_| Cow::Borrowed(filling)).collect());
+pub fn share_out<'f>(
+    tasks: &[&Task],
+    variables: &'f TemplateVariables,
+) -> Result<Vec<Cow<'f, TemplateVariables>>, TextError> {
+    if variables.labels.is_none() || tasks.len() == 1 {
+        return Ok(tasks.iter().map(|_| Cow::Borrowed(variables)).collect());
     }
     let takers = tasks
         .iter()
@@ -78,10 +81,10 @@ pub fn share_out<'f>(tasks: &[&Task], filling: &'f Filling) -> Result<Vec<Cow<'f
         });
     }
     let share = |task: &&Task| match task.answer.format.takes_labels() {
-        true => Cow::Borrowed(filling),
-        false => Cow::Owned(Filling {
+        true => Cow::Borrowed(variables),
+        false => Cow::Owned(TemplateVariables {
             labels: None,
-            ..filling.clone()
+            ..variables.clone()
         }),
     };
     Ok(tasks.iter().map(share).collect())
@@ -94,19 +97,19 @@ fn names(tasks: &[&Task]) -> String {
 
 impl JointLayout {
     /// Different frames that [`JointLayout::instruction`] can put around the tasks.
-    pub const WORDINGS: usize = OPENINGS.len() * CLOSINGS.len();
+    pub const VARIANTS: usize = OPENINGS.len() * CLOSINGS.len();
 
     /// The layout of these tasks, with the labels in force for each.
     ///
     /// # Errors
     /// [`TextError::Label`] for a label that cannot stand in the layout.
-    pub fn new(tasks: &[&Task], filling: &Filling) -> Result<Self, TextError> {
+    pub fn new(tasks: &[&Task], variables: &TemplateVariables) -> Result<Self, TextError> {
         let mut fields = Vec::with_capacity(tasks.len());
-        for (task, filling) in tasks.iter().zip(share_out(tasks, filling)?) {
+        for (task, variables) in tasks.iter().zip(share_out(tasks, variables)?) {
             let mut labels = Vec::new();
             if task.answer.format.takes_labels() {
                 labels = task
-                    .labels_in(&filling)?
+                    .labels_in(&variables)?
                     .into_iter()
                     .map(|label| label.name)
                     .collect();
@@ -134,11 +137,11 @@ impl JointLayout {
         &self.fields
     }
 
-    /// The compound prompt around one instruction per task. `wording` picks one of
-    /// [`JointLayout::WORDINGS`] frames, counted round.
-    pub fn instruction(&self, parts: &[impl AsRef<str>], wording: usize) -> String {
-        let opening = OPENINGS[wording % OPENINGS.len()];
-        let closing = CLOSINGS[wording / OPENINGS.len() % CLOSINGS.len()];
+    /// The compound prompt around one instruction per task. `variant` picks one of
+    /// [`JointLayout::VARIANTS`] frames, counted round.
+    pub fn instruction(&self, parts: &[impl AsRef<str>], variant: usize) -> String {
+        let opening = OPENINGS[variant % OPENINGS.len()];
+        let closing = CLOSINGS[variant / OPENINGS.len() % CLOSINGS.len()];
         let mut text = format!("{opening}\n");
         for (field, part) in self.fields.iter().zip(parts) {
             let _ = writeln!(text, "=== Task: {} ===\n{}", field.heading, part.as_ref().trim());

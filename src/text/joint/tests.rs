@@ -13,7 +13,7 @@ fn table() -> TaskTable {
 
 fn layout(names: &str) -> JointLayout {
     let table = table();
-    JointLayout::new(&table.list(names).unwrap(), &Filling::default()).unwrap()
+    JointLayout::new(&table.list(names).unwrap(), &TemplateVariables::default()).unwrap()
 }
 
 fn some(values: &[&str]) -> Vec<Option<String>> {
@@ -22,7 +22,9 @@ fn some(values: &[&str]) -> Vec<Option<String>> {
 
 #[test]
 fn a_compound_prompt_names_the_tasks_in_order_and_ends_with_the_layout_of_the_answer() {
-    let asked = table().ask("asr,keywords", &Filling::default(), None).unwrap();
+    let asked = table()
+        .ask("asr,keywords", &TemplateVariables::default(), None)
+        .unwrap();
 
     assert_eq!(
         asked.instruction,
@@ -36,11 +38,11 @@ fn a_compound_prompt_names_the_tasks_in_order_and_ends_with_the_layout_of_the_an
 #[test]
 fn every_frame_of_a_compound_prompt_is_another_one() {
     let layout = layout("asr,emotion");
-    let all: std::collections::BTreeSet<String> = (0..JointLayout::WORDINGS)
-        .map(|wording| layout.instruction(&["a", "b"], wording))
+    let all: std::collections::BTreeSet<String> = (0..JointLayout::VARIANTS)
+        .map(|variant| layout.instruction(&["a", "b"], variant))
         .collect();
 
-    assert_eq!(all.len(), JointLayout::WORDINGS);
+    assert_eq!(all.len(), JointLayout::VARIANTS);
     assert!(
         all.iter()
             .all(|text| text.ends_with(" ASR: ... | Emotion: ... |"))
@@ -102,7 +104,11 @@ fn the_shape_of_a_compound_answer_constrains_the_parts_that_have_labels() {
     let table = table();
     let labels = ["a".to_owned(), "b".to_owned()];
     let asked = table
-        .ask("asr,intent", &Filling::default().with_labels(&labels), None)
+        .ask(
+            "asr,intent",
+            &TemplateVariables::default().with_labels(&labels),
+            None,
+        )
         .unwrap();
 
     assert_eq!(
@@ -121,12 +127,12 @@ fn the_shape_of_a_compound_answer_constrains_the_parts_that_have_labels() {
 #[test]
 fn labels_that_could_go_to_two_tasks_or_to_none_are_refused() {
     let table = table();
-    let filling = Filling::default().with_labels(&["a".to_owned()]);
+    let variables = TemplateVariables::default().with_labels(&["a".to_owned()]);
     for names in ["intent,slots", "asr,keywords"] {
-        let error = table.ask(names, &filling, None).unwrap_err().to_string();
+        let error = table.ask(names, &variables, None).unwrap_err().to_string();
         assert!(error.contains("expected 1"), "{error}");
     }
-    let separator = Filling::default().with_labels(&["a|b".to_owned()]);
+    let separator = TemplateVariables::default().with_labels(&["a|b".to_owned()]);
     assert!(matches!(
         table.ask("asr,intent", &separator, None),
         Err(TextError::Label { .. })

@@ -1,7 +1,7 @@
 //! Tasks: what the program is asked to do, one TOML file each (`configs/tasks/*.toml`).
 //!
-//! A task gives a request that only names it its default instruction, gives training many wordings of the same
-//! wish, keeps some wordings back to see whether the model follows words it was not trained on, and says how its
+//! A task gives a request that only names it its default instruction, gives training many variants of the same
+//! wish, keeps some variants back to see whether the model follows words it was not trained on, and says how its
 //! answers are written and scored. How to add one: `docs/TASKS.md`.
 
 mod table;
@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::TextError;
 use super::answer::{AnswerFormat, AnswerShape};
 
-pub use table::{Asked, TaskTable};
-pub use template::{Filling, LABEL_NAMES, LABELS};
+pub use table::{ResolvedPrompt, TaskTable};
+pub use template::{LABEL_NAMES, LABELS, TemplateVariables};
 
 /// Between the names of tasks that are asked at once (joint decoding): `asr,intent`.
 pub const TASK_SEPARATOR: char = ',';
@@ -73,7 +73,7 @@ pub struct TaskAnswer {
     pub heading: String,
 }
 
-/// A `[fields.NAME]` table of a task: a place in its prompts, written `{NAME}`.
+/// A `[fields.NAME]` table of a task: a placeholder in its prompts, written `{NAME}`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct TaskField {
@@ -97,9 +97,9 @@ pub struct Task {
     pub name: String,
     /// What the task is, for people.
     pub description: String,
-    /// Instruction used when a request only names the task; the first of the wordings used in training.
+    /// Instruction used when a request only names the task; the first of the variants used in training.
     pub instruction: String,
-    /// Further wordings used in training.
+    /// Further variants used in training.
     #[serde(default)]
     pub prompts: Vec<String>,
     /// Wordings kept out of training.
@@ -110,7 +110,7 @@ pub struct Task {
     /// How answers are written.
     #[serde(default)]
     pub answer: TaskAnswer,
-    /// Places in the prompts besides `{labels}` and `{label_names}`.
+    /// Placeholders in the prompts besides `{labels}` and `{label_names}`.
     #[serde(default)]
     pub fields: BTreeMap<String, TaskField>,
     /// Allowed answers; empty for free text.
@@ -127,44 +127,53 @@ impl Task {
         }
     }
 
-    /// The wordings used in training, the default instruction first, each once.
+    /// The variants used in training, the default instruction first, each once.
     pub fn training_prompts(&self) -> impl Iterator<Item = &str> {
         let others = self
             .prompts
             .iter()
-            .filter(|wording| **wording != self.instruction);
+            .filter(|variant| **variant != self.instruction);
         std::iter::once(self.instruction.as_str()).chain(others.map(String::as_str))
     }
 
-    /// A template with every place of these wordings once, nothing else: what fills it fills them all.
+    /// A template with every placeholder of these variants once, nothing else: what fills it fills them all.
     ///
     /// # Errors
-    /// [`TextError::Placeholder`] for a wording that is no template, or names a place that the task does not have.
-    pub fn every_place<'w>(&self, wordings: impl IntoIterator<Item = &'w str>) -> Result<String, TextError> {
+    /// [`TextError::Placeholder`] for a variant that is no template, or names a placeholder that the task does not have.
+    pub fn every_placeholder<'w>(
+        &self,
+        variants: impl IntoIterator<Item = &'w str>,
+    ) -> Result<String, TextError> {
         let wrong = |reason| TextError::Placeholder {
             task: self.name.clone(),
             reason,
         };
-        let mut places = BTreeSet::new();
-        for wording in wordings {
-            places.extend(template::places(wording).map_err(wrong)?);
+        let mut placeholders = BTreeSet::new();
+        for variant in variants {
+            placeholders.extend(template::placeholders(variant).map_err(wrong)?);
         }
-        if let Some(unknown) = places.iter().find(|place| !self.has_place(place)) {
+        if let Some(unknown) = placeholders
+            .iter()
+            .find(|placeholder| !self.has_place(placeholder))
+        {
             return Err(wrong(format!("`{{{unknown}}}` is not among its `[fields]`")));
         }
-        Ok(places.iter().map(|place| format!("{{{place}}}")).collect())
+        Ok(placeholders
+            .iter()
+            .map(|placeholder| format!("{{{placeholder}}}"))
+            .collect())
     }
 
     fn has_place(&self, name: &str) -> bool {
         [LABELS, LABEL_NAMES].contains(&name) || self.fields.contains_key(name)
     }
 
-    /// The labels in force: the filling's, described by the task where it knows them, else the task's own.
+    /// The labels in force: the variables's, described by the task where it knows them, else the task's own.
     ///
     /// # Errors
     /// [`TextError::Label`] for a label that would break the answer's layout.
-    pub fn labels_in<'t>(&'t self, filling: &'t Filling) -> Result<Vec<TaskLabel>, TextError> {
-        let Some(given) = &filling.labels else {
+    pub fn labels_in<'t>(&'t self, variables: &'t TemplateVariables) -> Result<Vec<TaskLabel>, TextError> {
+        let Some(given) = &variables.labels else {
             return Ok(self.labels.clone());
         };
         check_labels(self.answer.format, given).map_err(|reason| TextError::Label {
@@ -178,33 +187,33 @@ impl Task {
         Ok(given.iter().map(described).collect())
     }
 
-    /// Fills the places of one of this task's wordings.
+    /// Fills the placeholders of one of this task's variants.
     ///
     /// # Errors
-    /// [`TextError::Placeholder`] when a place has no value; [`TextError::Label`] as [`Task::labels_in`].
-    pub fn fill(&self, wording: &str, filling: &Filling) -> Result<String, TextError> {
-        let labels = self.labels_in(filling)?;
+    /// [`TextError::Placeholder`] when a placeholder has no value; [`TextError::Label`] as [`Task::labels_in`].
+    pub fn fill(&self, variant: &str, variables: &TemplateVariables) -> Result<String, TextError> {
+        let labels = self.labels_in(variables)?;
         let value = |name: &str| match name {
             LABELS | LABEL_NAMES if labels.is_empty() => Err(format!(
                 "`{{{name}}}`: the task lists no labels and none are given"
             )),
-            LABELS => Ok(template::bullets(&labels, filling.bare_labels)),
+            LABELS => Ok(template::bullets(&labels, variables.bare_labels)),
             LABEL_NAMES => Ok(template::in_one_line(&labels)),
-            name => self.value_of(name, filling),
+            name => self.value_of(name, variables),
         };
-        template::fill(wording, &value).map_err(|reason| TextError::Placeholder {
+        template::fill(variant, &value).map_err(|reason| TextError::Placeholder {
             task: self.name.clone(),
             reason,
         })
     }
 
-    fn value_of(&self, name: &str, filling: &Filling) -> Result<String, String> {
+    fn value_of(&self, name: &str, variables: &TemplateVariables) -> Result<String, String> {
         let field =
             (self.fields.get(name)).ok_or_else(|| format!("`{{{name}}}` is not among its `[fields]`"))?;
-        let found = filling
+        let found = variables
             .fields
             .get(name)
-            .or_else(|| filling.fields.get(&field.key));
+            .or_else(|| variables.fields.get(&field.key));
         let value = found
             .map(|value| value.trim())
             .filter(|value| !value.is_empty())
@@ -226,24 +235,24 @@ impl Task {
     ///
     /// # Errors
     /// [`TextError::Label`] as [`Task::labels_in`].
-    pub fn shape(&self, filling: &Filling) -> Result<AnswerShape, TextError> {
-        let names = self.labels_in(filling)?.into_iter().map(|label| label.name);
-        if filling.labels.is_some() && !self.answer.format.takes_labels() {
+    pub fn shape(&self, variables: &TemplateVariables) -> Result<AnswerShape, TextError> {
+        let names = self.labels_in(variables)?.into_iter().map(|label| label.name);
+        if variables.labels.is_some() && !self.answer.format.takes_labels() {
             return Ok(AnswerShape::one_of(names));
         }
         Ok(self.answer.format.shape(&names.collect::<Vec<_>>()))
     }
 
     /// Every field at its example: for showing and checking prompts.
-    pub fn example_filling(&self) -> Filling {
+    pub fn example_filling(&self) -> TemplateVariables {
         let example = |(name, field): (&String, &TaskField)| (name.clone(), field.example.clone());
-        Filling {
+        TemplateVariables {
             fields: self.fields.iter().map(example).collect(),
-            ..Filling::default()
+            ..TemplateVariables::default()
         }
     }
 
-    /// Checks what the file format cannot: names, repeats, places, wordings both trained on and held out.
+    /// Checks what the file format cannot: names, repeats, placeholders, variants both trained on and held out.
     fn validate(&self) -> Result<(), String> {
         let good_name = !self.name.is_empty()
             && self.name.len() <= 64
@@ -290,25 +299,27 @@ impl Task {
         }
         let mut seen = BTreeSet::new();
         let default = std::slice::from_ref(&self.instruction);
-        for (list, wordings) in [
+        for (list, variants) in [
             ("instruction", default),
             ("prompts", &self.prompts),
             ("held_out_prompts", &self.held_out_prompts),
         ] {
-            for wording in wordings {
-                if wording.trim().is_empty() {
-                    return Err(format!("`{list}` is empty or holds an empty wording"));
+            for variant in variants {
+                if variant.trim().is_empty() {
+                    return Err(format!("`{list}` is empty or holds an empty variant"));
                 }
-                if list != "instruction" && !seen.insert(wording) {
+                if list != "instruction" && !seen.insert(variant) {
                     return Err(format!(
-                        "`{wording}` in `{list}` is there twice; held-out wordings must not be trained on"
+                        "`{variant}` in `{list}` is there twice; held-out variants must not be trained on"
                     ));
                 }
-                for place in template::places(wording).map_err(|reason| format!("`{list}`: {reason}"))? {
-                    if !self.has_place(place) {
+                for placeholder in
+                    template::placeholders(variant).map_err(|reason| format!("`{list}`: {reason}"))?
+                {
+                    if !self.has_place(placeholder) {
                         let declared: Vec<&str> = self.fields.keys().map(String::as_str).collect();
                         return Err(format!(
-                            "`{list}`: unknown placeholder `{{{place}}}` in `{wording}`; known are `{LABELS}`, `{LABEL_NAMES}` and the task's `[fields]`: {}",
+                            "`{list}`: unknown placeholder `{{{placeholder}}}` in `{variant}`; known are `{LABELS}`, `{LABEL_NAMES}` and the task's `[fields]`: {}",
                             declared.join(", ")
                         ));
                     }

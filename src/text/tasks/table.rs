@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Filling, TASK_SEPARATOR, Task};
+use super::{TASK_SEPARATOR, Task, TemplateVariables};
 use crate::text::TextError;
 use crate::text::answer::AnswerShape;
 use crate::text::error::read_text;
@@ -23,8 +23,8 @@ pub struct TaskTable {
 
 /// What naming one or several tasks asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// The default instruction, its places filled; the compound one for several tasks.
+pub struct ResolvedPrompt {
+    /// The default instruction, its placeholders filled; the compound one for several tasks.
     pub instruction: String,
     /// What the answer may look like when it is held to the labels in force.
     pub shape: AnswerShape,
@@ -32,9 +32,9 @@ pub struct Asked {
     pub joint: Option<Arc<JointLayout>>,
 }
 
-impl Asked {
+impl ResolvedPrompt {
     /// An instruction without a task; `labels` are the answers to choose from.
-    pub fn plainly(instruction: String, labels: Option<&[String]>) -> Self {
+    pub fn plain(instruction: String, labels: Option<&[String]>) -> Self {
         Self {
             instruction,
             shape: labels.map_or_else(AnswerShape::free, AnswerShape::one_of),
@@ -162,24 +162,31 @@ impl TaskTable {
     ///
     /// # Errors
     /// As [`TaskTable::list`], [`Task::fill`] and [`JointLayout::new`].
-    pub fn ask(&self, names: &str, filling: &Filling, own: Option<&str>) -> Result<Asked, TextError> {
+    pub fn ask(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError> {
         let tasks = self.list(names)?;
-        let shares = share_out(&tasks, filling)?;
+        let shares = share_out(&tasks, variables)?;
         let instructions = || -> Result<Vec<String>, TextError> {
             (tasks.iter().zip(&shares))
-                .map(|(task, filling)| task.fill(&task.instruction, filling))
+                .map(|(task, variables)| task.fill(&task.instruction, variables))
                 .collect()
         };
         if let [task] = tasks.as_slice() {
-            return Ok(Asked {
-                instruction: own
-                    .map_or_else(|| task.fill(&task.instruction, filling), |own| Ok(own.to_owned()))?,
-                shape: task.shape(filling)?,
+            return Ok(ResolvedPrompt {
+                instruction: own.map_or_else(
+                    || task.fill(&task.instruction, variables),
+                    |own| Ok(own.to_owned()),
+                )?,
+                shape: task.shape(variables)?,
                 joint: None,
             });
         }
-        let layout = JointLayout::new(&tasks, filling)?;
-        Ok(Asked {
+        let layout = JointLayout::new(&tasks, variables)?;
+        Ok(ResolvedPrompt {
             instruction: match own {
                 Some(own) => own.to_owned(),
                 None => layout.instruction(&instructions()?, 0),

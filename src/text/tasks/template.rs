@@ -1,21 +1,21 @@
-//! Prompts with places to fill: `{labels}`, `{label_names}` and the fields that a task declares.
+//! Prompts with placeholders to fill: `{labels}`, `{label_names}` and the fields that a task declares.
 //!
 //! Only the prompts of task files are templates. The instruction of a request or a manifest row is taken word for
-//! word, and what is filled in is never looked at again, so nobody's words become a place.
+//! word, and what is filled in is never looked at again, so nobody's words become a placeholder.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::TaskLabel;
 
-/// The place for the bulleted list of labels, with their descriptions where there are any.
+/// The placeholder for the bulleted list of labels, with their descriptions where there are any.
 pub const LABELS: &str = "labels";
-/// The place for the labels' names in one line: `a, b or c`.
+/// The placeholder for the labels' names in one line: `a, b or c`.
 pub const LABEL_NAMES: &str = "label_names";
 
 /// What a request or a manifest row gives to the prompts of a task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filling {
+pub struct TemplateVariables {
     /// Values of the task's fields, by the field's name or by the key that it declares.
     pub fields: BTreeMap<String, String>,
     /// Labels instead of the task's own.
@@ -24,7 +24,7 @@ pub struct Filling {
     pub bare_labels: bool,
 }
 
-impl Filling {
+impl TemplateVariables {
     /// These labels, without descriptions of their own.
     pub fn with_labels(mut self, labels: &[String]) -> Self {
         let label = |name: &String| TaskLabel {
@@ -39,7 +39,7 @@ impl Filling {
 #[derive(Debug, PartialEq, Eq)]
 enum Part<'t> {
     Words(&'t str),
-    Place(&'t str),
+    Placeholder(&'t str),
 }
 
 /// Takes a template apart. `{{` and `}}` are braces.
@@ -68,7 +68,7 @@ fn parts(template: &str) -> Result<Vec<Part<'_>>, String> {
                 "`{{{name}}}` in `{template}` is no placeholder: its name must be of a-z, 0-9 and `_`"
             ));
         }
-        parts.push(Part::Place(name));
+        parts.push(Part::Placeholder(name));
         rest = after;
     }
     if !rest.is_empty() {
@@ -83,22 +83,22 @@ pub(super) fn is_field_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 64 && name.bytes().all(fits)
 }
 
-/// The names of a template's places.
-pub(super) fn places(template: &str) -> Result<Vec<&str>, String> {
-    let place = |part| match part {
-        Part::Place(name) => Some(name),
+/// The names of a template's placeholders.
+pub(super) fn placeholders(template: &str) -> Result<Vec<&str>, String> {
+    let placeholder = |part| match part {
+        Part::Placeholder(name) => Some(name),
         Part::Words(_) => None,
     };
-    Ok(parts(template)?.into_iter().filter_map(place).collect())
+    Ok(parts(template)?.into_iter().filter_map(placeholder).collect())
 }
 
-/// Fills a template's places; `value` says with what.
+/// Fills a template's placeholders; `value` says with what.
 pub(super) fn fill(template: &str, value: &dyn Fn(&str) -> Result<String, String>) -> Result<String, String> {
     let mut filled = String::with_capacity(template.len());
     for part in parts(template)? {
         match part {
             Part::Words(words) => filled.push_str(words),
-            Part::Place(name) => filled.push_str(&value(name)?),
+            Part::Placeholder(name) => filled.push_str(&value(name)?),
         }
     }
     Ok(filled)
@@ -147,7 +147,7 @@ mod tests {
             filled,
             "Say {x} in <target_language {labels}>, <a {labels}><a {labels}>."
         );
-        assert_eq!(places("{{x}} {a} {b_1}").unwrap(), ["a", "b_1"]);
+        assert_eq!(placeholders("{{x}} {a} {b_1}").unwrap(), ["a", "b_1"]);
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
             ("{Labels}", "`{Labels}`"),
             ("{}", "`{}`"),
         ] {
-            let error = places(bad).unwrap_err();
+            let error = placeholders(bad).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }
@@ -185,7 +185,7 @@ mod tests {
         #[test]
         fn doubled_braces_give_any_text_back(text in any::<String>()) {
             let template = text.replace('{', "{{").replace('}', "}}");
-            prop_assert_eq!(fill(&template, &|_| Err("no place".into())).unwrap(), text);
+            prop_assert_eq!(fill(&template, &|_| Err("no placeholder".into())).unwrap(), text);
         }
     }
 }

@@ -21,13 +21,13 @@ fn shipped() -> TaskTable {
     TaskTable::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks")).unwrap()
 }
 
-fn fields(pairs: &[(&str, &str)]) -> Filling {
-    Filling {
+fn fields(pairs: &[(&str, &str)]) -> TemplateVariables {
+    TemplateVariables {
         fields: pairs
             .iter()
             .map(|(name, value)| ((*name).into(), (*value).into()))
             .collect(),
-        ..Filling::default()
+        ..TemplateVariables::default()
     }
 }
 
@@ -72,16 +72,16 @@ fn every_shipped_task_has_fifteen_wordings_and_two_held_out_all_different() {
 
         assert!(training.len() >= 15, "{}: {}", task.name, training.len());
         assert!(task.held_out_prompts.len() >= 2, "{}", task.name);
-        for wording in training
+        for variant in training
             .into_iter()
             .chain(task.held_out_prompts.iter().map(String::as_str))
         {
-            let words: Vec<String> = wording
+            let words: Vec<String> = variant
                 .split(|c: char| !c.is_alphanumeric())
                 .filter(|word| !word.is_empty())
                 .map(str::to_lowercase)
                 .collect();
-            assert!(all.insert(words.join(" ")), "{}: `{wording}` twice", task.name);
+            assert!(all.insert(words.join(" ")), "{}: `{variant}` twice", task.name);
         }
     }
 }
@@ -89,12 +89,12 @@ fn every_shipped_task_has_fifteen_wordings_and_two_held_out_all_different() {
 #[test]
 fn every_shipped_wording_can_be_filled_and_shows_what_to_choose_from() {
     for task in shipped().iter() {
-        let filling = task.example_filling();
-        for wording in task
+        let variables = task.example_filling();
+        for variant in task
             .training_prompts()
             .chain(task.held_out_prompts.iter().map(String::as_str))
         {
-            let instruction = task.fill(wording, &filling).unwrap();
+            let instruction = task.fill(variant, &variables).unwrap();
 
             assert!(!instruction.contains(['{', '}']), "{}: {instruction}", task.name);
             for label in &task.labels {
@@ -124,8 +124,8 @@ fn training_prompts_of_intents_and_slots_describe_every_label() {
     let table = shipped();
     for name in ["intent", "slots"] {
         let task = table.get(name).unwrap();
-        for wording in task.training_prompts() {
-            let instruction = task.fill(wording, &Filling::default()).unwrap();
+        for variant in task.training_prompts() {
+            let instruction = task.fill(variant, &TemplateVariables::default()).unwrap();
             for TaskLabel { name, description } in &task.labels {
                 let line = format!("- {name}: {description};");
                 assert!(instruction.lines().any(|found| found == line), "{instruction}");
@@ -136,8 +136,8 @@ fn training_prompts_of_intents_and_slots_describe_every_label() {
 
 #[test]
 fn held_out_wordings_are_clearly_other_words_than_those_trained_on() {
-    let words = |wording: &str| -> BTreeSet<String> {
-        let split = wording.split(|c: char| !c.is_alphanumeric() && c != '_');
+    let words = |variant: &str| -> BTreeSet<String> {
+        let split = variant.split(|c: char| !c.is_alphanumeric() && c != '_');
         split
             .filter(|word| word.len() > 3)
             .map(str::to_lowercase)
@@ -221,7 +221,7 @@ fn a_language_code_is_written_out_and_a_language_that_was_never_trained_goes_in_
 #[test]
 fn a_place_without_a_value_is_an_error_that_names_task_and_place() {
     let error = shipped()
-        .ask("translation", &Filling::default(), None)
+        .ask("translation", &TemplateVariables::default(), None)
         .unwrap_err()
         .to_string();
 
@@ -253,11 +253,11 @@ fn what_is_filled_in_is_never_a_place_itself() {
 fn given_labels_replace_the_tasks_own_and_keep_its_descriptions() {
     let table = shipped();
     let labels = ["play_radio".to_owned(), "order_pizza".to_owned()];
-    let mut filling = Filling::default().with_labels(&labels);
+    let mut variables = TemplateVariables::default().with_labels(&labels);
 
-    let asked = table.ask("intent", &filling, None).unwrap();
-    filling.bare_labels = true;
-    let bare = table.ask("intent", &filling, None).unwrap();
+    let asked = table.ask("intent", &variables, None).unwrap();
+    variables.bare_labels = true;
+    let bare = table.ask("intent", &variables, None).unwrap();
 
     assert!(
         asked.instruction.contains("- play_radio: wants to listen"),
@@ -287,7 +287,7 @@ fn labels_given_to_a_task_of_free_text_are_the_answers_to_choose_from() {
     let labels = ["on".to_owned(), "off".to_owned()];
 
     let asked = shipped()
-        .ask("asr", &Filling::default().with_labels(&labels), None)
+        .ask("asr", &TemplateVariables::default().with_labels(&labels), None)
         .unwrap();
 
     assert_eq!(asked.shape.choice(), Some(&labels[..]));
@@ -300,7 +300,7 @@ fn labels_that_would_break_the_answers_layout_are_refused() {
     for bad in [&["a=b"][..], &["a;"], &["a", "A"], &[" "], &["a\nb"]] {
         let labels: Vec<String> = bad.iter().map(|label| (*label).to_owned()).collect();
         let error = table
-            .ask("slots", &Filling::default().with_labels(&labels), None)
+            .ask("slots", &TemplateVariables::default().with_labels(&labels), None)
             .unwrap_err();
         assert!(matches!(error, TextError::Label { .. }), "{error}");
     }
@@ -328,11 +328,11 @@ fn a_task_is_added_by_adding_a_file() {
         .ask("asr,urgency", &fields(&[("listener", "a nurse")]), None)
         .unwrap();
 
-    for wording in task
+    for variant in task
         .training_prompts()
         .chain(task.held_out_prompts.iter().map(String::as_str))
     {
-        task.fill(wording, &task.example_filling()).unwrap();
+        task.fill(variant, &task.example_filling()).unwrap();
     }
     assert!(asked.instruction.contains("a nurse"), "{}", asked.instruction);
     let read = asked.joint.unwrap().by_task("ASR: help | Urgency: urgent |");

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Engine;
-use crate::config::training::{StageConfig, StageKind};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
 use crate::models::decoding::DecodeOptions;
 use crate::models::speech_llm::Learned;
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::checkpoint::{self, Best};
+use crate::training::config::{StageConfig, StageKind};
 use crate::training::evaluate::{EvaluateOptions, evaluate};
 use crate::training::events::{TrainEvent, Transcribed};
 use crate::training::log::plot_losses;
 use crate::training::prepare::Sample;
-use crate::training::stage::StageAtWork;
+use crate::training::stage::StageRunner;
 
 /// References with answers told at each validation.
 const SAMPLES_TOLD: usize = 4;
@@ -37,7 +37,7 @@ impl Engine<'_> {
     pub(super) fn validate(
         &mut self,
         stage: &StageConfig,
-        work: &StageAtWork<'_>,
+        work: &StageRunner<'_>,
         valid: &[Sample],
         on_event: &mut dyn FnMut(&TrainEvent),
     ) -> Result<(), TrainingError> {
@@ -79,7 +79,7 @@ impl Engine<'_> {
             if rows.is_empty() {
                 continue;
             }
-            let instructions: Vec<String> = rows.iter().map(|sample| sample.wordings.first()).collect();
+            let instructions: Vec<String> = rows.iter().map(|sample| sample.variants.first()).collect();
             if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
@@ -111,7 +111,7 @@ impl Engine<'_> {
                 &self.learned,
                 &transcribed,
                 &options,
-                &self.control.deaf_to_stop(),
+                &self.control.ignore_stop(),
                 &mut |_| {},
             )?;
             count = found.rows.len();

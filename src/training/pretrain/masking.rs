@@ -2,9 +2,9 @@
 
 use tch::{TchError, Tensor};
 
-use crate::config::pretrain::{MaskConfig, MaskUnit};
-use crate::models::conformer::{Features, MELS_PER_FRAME};
+use crate::models::encoders::conformer::{Features, MELS_PER_FRAME};
 use crate::nn::random::SplitMix;
+use crate::training::pretrain::config::{MaskConfig, MaskUnit};
 
 /// Which units of a sequence are masked.
 ///

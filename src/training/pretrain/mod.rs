@@ -3,7 +3,7 @@
 //! | file | one thought |
 //! |---|---|
 //! | [`masking`] | which frames are hidden, and by what |
-//! | [`objective`] | a batch as a riddle, its loss and its gradients |
+//! | [`objective`] | a batch as a masked_batch, its loss and its gradients |
 //! | [`codes`] | how labels are distributed, what a blind guesser would reach |
 //! | [`events`] | what a run tells, and its picture |
 //! | `run` | the run: batches, steps, validation, checkpoints, resume |

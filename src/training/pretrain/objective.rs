@@ -3,14 +3,14 @@
 use tch::Tensor;
 
 use super::masking::mask;
-use crate::config::pretrain::MaskConfig;
 use crate::models::ModelError;
-use crate::models::conformer::{Features, Predicted, Pretraining};
+use crate::models::encoders::conformer::{Features, Predicted, Pretraining};
 use crate::nn::random::SplitMix;
+use crate::training::pretrain::config::MaskConfig;
 
-/// A batch of clips as a riddle.
+/// A batch of clips as a masked_batch.
 #[derive(Debug)]
-pub struct Riddle {
+pub struct MaskedBatch {
     /// Features with holes.
     masked: Features,
     /// i64 `[N]`: hidden frames among the encoder frames of the batch.
@@ -19,7 +19,7 @@ pub struct Riddle {
     codes: Tensor,
 }
 
-impl Riddle {
+impl MaskedBatch {
     /// Makes one from clips, one generator a clip; `None` when chance hid nothing.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use super::codes::CodeCounts;
 use super::events::{PretrainEvent, plot};
-use super::objective::Riddle;
-use crate::config::pretrain::PretrainConfig;
-use crate::models::conformer::{Normalization, Pretraining, Statistics, StatisticsGatherer, parameter_count};
+use super::objective::MaskedBatch;
+use crate::models::encoders::conformer::{
+    Normalization, Pretraining, Statistics, StatisticsGatherer, parameter_count,
+};
 use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
@@ -19,8 +20,9 @@ use crate::training::control::Control;
 use crate::training::example::{self, Example};
 use crate::training::log::EventLog;
 use crate::training::manifest::read_audio_manifest;
+use crate::training::pretrain::config::PretrainConfig;
+use crate::training::prompt_variants::PromptVariants;
 use crate::training::schedule::Schedule;
-use crate::training::wordings::Wordings;
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
@@ -292,12 +294,12 @@ impl Run {
                 })
                 .collect();
             let clips: Vec<&[f32]> = batch.clips.iter().map(Vec::as_slice).collect();
-            let riddle = if clips.is_empty() {
+            let masked_batch = if clips.is_empty() {
                 None
             } else {
-                Riddle::new(&self.network, &clips, &self.config.mask, &mut random)?
+                MaskedBatch::new(&self.network, &clips, &self.config.mask, &mut random)?
             };
-            let Some(riddle) = riddle else {
+            let Some(masked_batch) = masked_batch else {
                 empty_in_a_row += 1;
                 if empty_in_a_row > EMPTY_IN_A_ROW_MAX {
                     return Err(TrainingError::NoExamples {
@@ -310,9 +312,9 @@ impl Run {
                 continue;
             };
             empty_in_a_row = 0;
-            loss += riddle.learn(&self.network, settings.dropout, share)? * share;
+            loss += masked_batch.learn(&self.network, settings.dropout, share)? * share;
             batches += 1;
-            masked += riddle.frames();
+            masked += masked_batch.frames();
             samples += clips.iter().map(|clip| clip.len()).sum::<usize>();
         }
         let norm = self.optimizer.grad_norm();
@@ -368,7 +370,7 @@ impl Run {
         schedule.factor(self.state.step - 1, by_steps.max(by_time))
     }
 
-    /// Solves the same riddles each time, and keeps the encoder when it never did better.
+    /// Solves the same masked_batches each time, and keeps the encoder when it never did better.
     fn validate(&mut self, on_event: &mut dyn FnMut(&PretrainEvent)) -> Result<(), TrainingError> {
         if self.valid.is_empty() {
             return Ok(());
@@ -382,16 +384,18 @@ impl Run {
                 last: format!("{}: {reason}", one.id),
             })?;
             let mut random = [SplitMix::new(&[self.config.seed, MASKS, VALIDATION, at as u64])];
-            let Some(riddle) = Riddle::new(&self.network, &[&clip], &self.config.mask, &mut random)? else {
+            let Some(masked_batch) =
+                MaskedBatch::new(&self.network, &[&clip], &self.config.mask, &mut random)?
+            else {
                 continue;
             };
-            let found = riddle.predict(&self.network)?;
+            let found = masked_batch.predict(&self.network)?;
             #[expect(clippy::cast_precision_loss, reason = "a frame count")]
-            let weight = riddle.frames() as f64;
+            let weight = masked_batch.frames() as f64;
             loss += found.loss * weight;
             accuracy += found.accuracy * weight;
-            frames += riddle.frames();
-            counts.add(riddle.codes())?;
+            frames += masked_batch.frames();
+            counts.add(masked_batch.codes())?;
         }
         if frames == 0 {
             return Err(TrainingError::NoExamples {
@@ -429,7 +433,7 @@ impl Run {
     }
 
     fn reader(&self) -> Result<BatchReader, TrainingError> {
-        let nothing = Wordings::verbatim(vec![String::new()].into());
+        let nothing = PromptVariants::verbatim(vec![String::new()].into());
         let settings = &self.config.optimizer;
         let seconds_max = self.config.data.seconds_max;
         #[expect(
@@ -441,7 +445,7 @@ impl Run {
         let encoder_max = self.network.samples_max();
         BatchReader::start(BatchReaderArgs {
             examples: Arc::clone(&self.train),
-            wordings: vec![nothing; self.train.len()],
+            variants: vec![nothing; self.train.len()],
             weights: vec![1.0; self.train.len()],
             rows_max: settings.batch_rows,
             seconds_max: settings.batch_seconds_max,

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Reduction, Tensor};
 
-use super::objective::Riddle;
+use super::objective::MaskedBatch;
 use super::*;
-use crate::config::pretrain::{MaskConfig, ModelShape, PretrainConfig, PretrainOptimizerConfig};
-use crate::models::conformer::{ConformerEncoder, Normalization, Pretraining, QuantizerConfig};
-use crate::models::whisper::Window;
+use crate::models::encoders::conformer::{ConformerEncoder, Normalization, Pretraining, QuantizerConfig};
+use crate::models::encoders::whisper::Window;
 use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{DeviceChoice, Placement};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
+use crate::training::pretrain::config::{MaskConfig, ModelShape, PretrainConfig, PretrainOptimizerConfig};
 use crate::training::{Control, TrainingError};
 
 fn shape() -> ModelShape {
@@ -61,9 +61,9 @@ fn generators(count: usize) -> Vec<SplitMix> {
     (0..count).map(|row| SplitMix::new(&[9, row as u64])).collect()
 }
 
-fn riddle(network: &Pretraining, clips: &[Vec<f32>]) -> Riddle {
+fn masked_batch(network: &Pretraining, clips: &[Vec<f32>]) -> MaskedBatch {
     let rows: Vec<&[f32]> = clips.iter().map(Vec::as_slice).collect();
-    Riddle::new(
+    MaskedBatch::new(
         network,
         &rows,
         &MaskConfig::default(),
@@ -90,18 +90,18 @@ fn adamw(network: &Pretraining) -> AdamW {
 #[test]
 fn a_small_batch_can_be_learnt_by_heart() {
     let network = network(1);
-    let riddle = riddle(&network, &clips());
+    let masked_batch = masked_batch(&network, &clips());
     let mut optimizer = adamw(&network);
-    let before = riddle.predict(&network).unwrap();
+    let before = masked_batch.predict(&network).unwrap();
 
     for _ in 0..120 {
         optimizer.zero_grad();
-        riddle.learn(&network, 0.0, 1.0).unwrap();
+        masked_batch.learn(&network, 0.0, 1.0).unwrap();
         optimizer.step(5e-3);
     }
 
-    let after = riddle.predict(&network).unwrap();
-    assert!(riddle.frames() > 15, "{}", riddle.frames());
+    let after = masked_batch.predict(&network).unwrap();
+    assert!(masked_batch.frames() > 15, "{}", masked_batch.frames());
     assert!((before.loss - 12f64.ln()).abs() < 1.0, "{before:?}");
     assert!(after.loss < 0.05 && after.accuracy > 0.99, "{after:?}");
 }
@@ -164,7 +164,9 @@ fn gradients_head_by_head_equal_those_of_the_whole_loss() {
 fn every_variable_of_network_and_heads_receives_a_gradient() {
     let network = network(3);
 
-    riddle(&network, &clips()).learn(&network, 0.1, 1.0).unwrap();
+    masked_batch(&network, &clips())
+        .learn(&network, 0.1, 1.0)
+        .unwrap();
 
     for (name, tensor) in network.variables() {
         let gradient = tensor.grad();
@@ -180,12 +182,12 @@ fn the_loss_of_a_padded_batch_is_the_mean_over_its_clips_alone() {
     let network = network(4);
     let clips = clips();
 
-    let together = riddle(&network, &clips);
+    let together = masked_batch(&network, &clips);
 
     let (mut loss, mut frames) = (0.0, 0);
     for (row, clip) in clips.iter().enumerate() {
         let mut random = [generators(3).swap_remove(row)];
-        let alone = Riddle::new(&network, &[clip], &MaskConfig::default(), &mut random)
+        let alone = MaskedBatch::new(&network, &[clip], &MaskConfig::default(), &mut random)
             .unwrap()
             .unwrap();
         loss += alone.predict(&network).unwrap().loss * alone.frames() as f64;
@@ -237,8 +239,8 @@ fn a_saved_network_comes_back_equal_and_opens_as_a_frozen_encoder() {
 
 #[test]
 fn batch_norm_is_refused_by_name() {
-    let config = crate::models::conformer::ConformerConfig {
-        conv_norm: crate::models::conformer::ConvNorm::Batch,
+    let config = crate::models::encoders::conformer::ConformerConfig {
+        conv_norm: crate::models::encoders::conformer::ConvNorm::Batch,
         ..shape().conformer()
     };
 

@@ -57,13 +57,13 @@ fn every_float_type_arrives_in_the_wanted_kind_with_its_values() {
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
 
-    for kind in [Kind::Float, Kind::BFloat16] {
-        let mut loader = checkpoint.loader(Device::Cpu, kind);
+    for dtype in [Kind::Float, Kind::BFloat16] {
+        let mut loader = checkpoint.loader(Device::Cpu, dtype);
         for name in ["f32", "f16", "bf16", "f64"] {
             let tensor = loader.take(name, &[2, 2]);
-            assert_eq!(tensor.kind(), kind);
+            assert_eq!(tensor.kind(), dtype);
             let found: Vec<f32> = tensor.to_kind(Kind::Float).view([-1]).try_into().unwrap();
-            assert_eq!(found, values, "{name} as {kind:?}");
+            assert_eq!(found, values, "{name} as {dtype:?}");
         }
         loader.finish().unwrap();
     }
@@ -270,9 +270,9 @@ fn a_large_file_is_looked_at_where_the_kind_is_the_wanted_one_and_stays_whole() 
         ],
     );
     let on_disk = std::fs::read(&path).unwrap();
-    let take = |from: usize, kind: Kind| {
+    let take = |from: usize, dtype: Kind| {
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let mut loader = checkpoint.loader(Device::Cpu, kind).views_from(from);
+        let mut loader = checkpoint.loader(Device::Cpu, dtype).views_from(from);
         let tensors = (loader.take("a", &[3, 100_000]), loader.take("b", &[2]));
         loader.finish().unwrap();
         tensors

@@ -89,7 +89,7 @@ fn what_is_no_order_is_refused() {
 fn an_order_has_the_id_that_it_brings_or_one_of_its_place() {
     let id = |value: &str, headers: &[(&str, &[u8])]| {
         let record = record(value.as_bytes(), headers);
-        Order::parse(&record).unwrap().id_at(&record.receipt)
+        Order::parse(&record).unwrap().id_at(&record.record_offset)
     };
 
     assert_eq!(id(r#"{"command":"pause","id":"a"}"#, &[("ce_id", b"b")]), "a");

@@ -1,0 +1,585 @@
+//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows with
+//! several targets make.
+//!
+//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the task's
+//! file. Prompts with places are kept as they are and filled when one is drawn, so that a million samples share them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::TrainingError;
+use super::example::Example;
+use crate::nn::random::SplitMix;
+use crate::text::tasks::TASK_SEPARATOR;
+use crate::text::{JointLayout, Task, TaskTable, TemplateVariables, TextError};
+use crate::training::config::TrainingConfig;
+
+/// The task of transcripts.
+const TRANSCRIPT: &str = "asr";
+/// How transcripts are asked for where neither settings nor task files say.
+const TRANSCRIBE: &str = "Transcribe the speech.";
+
+/// Every way in which one sample can be asked.
+#[derive(Clone, Debug)]
+pub struct PromptVariants {
+    /// One part per task.
+    parts: Vec<Part>,
+    joint: Option<Arc<JointLayout>>,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    variants: Arc<[String]>,
+    /// Fills the variants' places; absent: they are taken word for word.
+    template: Option<(Arc<Task>, Arc<TemplateVariables>)>,
+}
+
+impl Part {
+    fn render(&self, at: usize) -> String {
+        let variant = &self.variants[at];
+        match &self.template {
+            None => variant.clone(),
+            Some((task, variables)) => task
+                .fill(variant, variables)
+                .expect("every place was filled once when the sample was prepared"),
+        }
+    }
+}
+
+impl PromptVariants {
+    /// These instructions, word for word.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn verbatim(variants: Arc<[String]>) -> Self {
+        assert!(!variants.is_empty(), "a sample can be asked in at least one way");
+        let part = Part {
+            variants,
+            template: None,
+        };
+        Self {
+            parts: vec![part],
+            joint: None,
+        }
+    }
+
+    /// The first way: the default instruction.
+    pub fn first(&self) -> String {
+        let parts: Vec<String> = self.parts.iter().map(|part| part.render(0)).collect();
+        self.join(parts, 0)
+    }
+
+    /// One way of all, each as likely as the others.
+    pub fn draw(&self, random: &mut SplitMix) -> String {
+        let parts = (self.parts.iter())
+            .map(|part| part.render(random.below(part.variants.len())))
+            .collect();
+        let frame = self
+            .joint
+            .as_ref()
+            .map_or(0, |_| random.below(JointLayout::VARIANTS));
+        self.join(parts, frame)
+    }
+
+    fn join(&self, mut parts: Vec<String>, frame: usize) -> String {
+        match &self.joint {
+            Some(layout) => layout.instruction(&parts, frame),
+            None => parts.swap_remove(0),
+        }
+    }
+}
+
+/// A task as training uses it.
+struct CatalogTask {
+    /// Absent: only the settings' prompts know it.
+    task: Option<Arc<Task>>,
+    variants: Arc<[String]>,
+    every_placeholder: String,
+}
+
+/// The tasks of a run: settings' prompts and task files together.
+pub(super) struct TaskCatalog {
+    table: Option<TaskTable>,
+    tasks: BTreeMap<String, CatalogTask>,
+}
+
+impl TaskCatalog {
+    /// Reads the task files that the settings name, if they do.
+    ///
+    /// # Errors
+    /// [`TrainingError::Text`] as [`TaskTable::load`], or when a prompt of the settings has an unknown place.
+    pub(super) fn load(config: &TrainingConfig) -> Result<Self, TrainingError> {
+        let table = (config.tasks_dir.as_deref()).map(TaskTable::load).transpose()?;
+        let mut tasks = BTreeMap::new();
+        for task in table.iter().flat_map(TaskTable::iter) {
+            let variants: Arc<[String]> = match config.prompts.get(&task.name) {
+                Some(own) => own.as_slice().into(),
+                None => task.training_prompts().map(str::to_owned).collect(),
+            };
+            let at_hand = CatalogTask {
+                every_placeholder: task.every_placeholder(variants.iter().map(String::as_str))?,
+                task: Some(Arc::new(task.clone())),
+                variants,
+            };
+            tasks.insert(task.name.clone(), at_hand);
+        }
+        let transcribe = (TRANSCRIPT.to_owned(), vec![TRANSCRIBE.to_owned()]);
+        for (name, prompts) in config.prompts.iter().chain([(&transcribe.0, &transcribe.1)]) {
+            tasks.entry(name.clone()).or_insert_with(|| CatalogTask {
+                task: None,
+                variants: prompts.as_slice().into(),
+                every_placeholder: String::new(),
+            });
+        }
+        Ok(Self { table, tasks })
+    }
+
+    /// See [`expand`], with share and seed of the settings.
+    pub(super) fn expand(
+        &self,
+        examples: Vec<Example>,
+        config: &TrainingConfig,
+    ) -> Result<Vec<Example>, TrainingError> {
+        expand(
+            examples,
+            self.table.as_ref(),
+            config.data.compound_share,
+            config.seed,
+        )
+    }
+
+    /// The task files' entry of a single task.
+    pub(super) fn file_of(&self, name: &str) -> Option<&Task> {
+        self.tasks.get(name)?.task.as_deref()
+    }
+
+    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names
+    /// tasks that no file describes: it is taught as it stands.
+    ///
+    /// # Errors
+    /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.
+    pub(super) fn layout_of(&self, example: &Example) -> Result<Option<JointLayout>, TrainingError> {
+        if !example.task.contains(TASK_SEPARATOR) {
+            return Ok(None);
+        }
+        let Some(table) = &self.table else {
+            return match example.instruction {
+                Some(_) => Ok(None),
+                None => Err(no_files(example)),
+            };
+        };
+        let layout = JointLayout::new(&table.list(&example.task)?, &example.variables);
+        Ok(Some(layout.map_err(|error| in_sample(example, &error))?))
+    }
+
+    /// Every way in which an example can be asked; all its prompts' places can be filled.
+    ///
+    /// # Errors
+    /// [`TrainingError::Settings`] that names the sample and what it lacks.
+    pub(super) fn variants_of(
+        &self,
+        example: &Example,
+        layout: Option<JointLayout>,
+    ) -> Result<PromptVariants, TrainingError> {
+        if let Some(own) = &example.instruction {
+            return Ok(PromptVariants::verbatim(vec![own.clone()].into()));
+        }
+        let names = match &layout {
+            Some(layout) => layout.fields().iter().map(|field| field.task.as_str()).collect(),
+            None => vec![example.task.as_str()],
+        };
+        let parts: Result<Vec<Part>, TrainingError> = names
+            .iter()
+            .map(|name| self.part(name, example, names.len()))
+            .collect();
+        Ok(PromptVariants {
+            parts: parts?,
+            joint: layout.map(Arc::new),
+        })
+    }
+
+    fn part(&self, name: &str, example: &Example, tasks: usize) -> Result<Part, TrainingError> {
+        let at_hand = self.tasks.get(name).ok_or_else(|| TrainingError::Settings {
+            problem: format!(
+                "sample `{}` has task `{name}`, for which neither `[prompts]` nor a file in `tasks_dir` has instructions",
+                example.id
+            ),
+        })?;
+        let template = match &at_hand.task {
+            Some(task) => {
+                let mut variables = Arc::clone(&example.variables);
+                // Given labels are those of the one task that takes some; the layout has checked that there is one.
+                if tasks > 1 && variables.labels.is_some() && !task.answer.format.takes_labels() {
+                    Arc::make_mut(&mut variables).labels = None;
+                }
+                task.fill(&at_hand.every_placeholder, &variables)
+                    .map_err(|error| in_sample(example, &error))?;
+                Some((Arc::clone(task), variables))
+            }
+            None => None,
+        };
+        Ok(Part {
+            variants: Arc::clone(&at_hand.variants),
+            template,
+        })
+    }
+}
+
+/// Turns rows that carry several targets into examples: one for each target, and for the share `compound_share` of
+/// them, drawn by seed and id, a compound one of the transcript and another target (of two targets where there is no
+/// transcript). Other examples pass as they are.
+///
+/// # Errors
+/// [`TrainingError::Settings`] when a row gives labels and not exactly one of its targets is made of labels.
+pub fn expand(
+    examples: Vec<Example>,
+    tasks: Option<&TaskTable>,
+    compound_share: f64,
+    seed: u64,
+) -> Result<Vec<Example>, TrainingError> {
+    let takes_labels = |name: &str| {
+        let task = tasks.and_then(|tasks| tasks.get(name).ok());
+        task.is_none_or(|task| task.answer.format.takes_labels())
+    };
+    let mut expanded = Vec::with_capacity(examples.len());
+    for example in examples {
+        if example.targets.is_empty() || !example.task.is_empty() {
+            expanded.push(example);
+            continue;
+        }
+        let takers = example.targets.keys().filter(|name| takes_labels(name)).count();
+        if example.variables.labels.is_some() && takers != 1 {
+            return Err(TrainingError::Settings {
+                problem: format!(
+                    "sample `{}` gives `labels`, and {takers} of its `targets` take labels, expected 1",
+                    example.id
+                ),
+            });
+        }
+        for (name, target) in &example.targets {
+            let mut single = Example {
+                id: format!("{}/{name}", example.id),
+                task: name.clone(),
+                target: target.clone(),
+                targets: BTreeMap::new(),
+                ..example.clone()
+            };
+            if single.variables.labels.is_some() && !takes_labels(name) {
+                Arc::make_mut(&mut single.variables).labels = None;
+            }
+            expanded.push(single);
+        }
+        let mut random = SplitMix::new(&[seed, hash(&example.id)]);
+        if example.targets.len() > 1 && random.chance(compound_share) {
+            expanded.push(compound(example, &mut random, &takes_labels));
+        }
+    }
+    Ok(expanded)
+}
+
+/// Two of an example's targets: the transcript first, where there is one.
+fn compound(mut example: Example, random: &mut SplitMix, takes_labels: &dyn Fn(&str) -> bool) -> Example {
+    let mut names: Vec<String> = example.targets.keys().cloned().collect();
+    let first = match names.iter().position(|name| name == TRANSCRIPT) {
+        Some(at) => names.remove(at),
+        None => names.remove(random.below(names.len())),
+    };
+    let second = names.swap_remove(random.below(names.len()));
+    if example.variables.labels.is_some() && !takes_labels(&first) && !takes_labels(&second) {
+        Arc::make_mut(&mut example.variables).labels = None;
+    }
+    example
+        .targets
+        .retain(|name, _| *name == first || *name == second);
+    example.task = format!("{first}{TASK_SEPARATOR}{second}");
+    example.id = format!("{}/{}", example.id, example.task);
+    example
+}
+
+/// FNV-1a, so that a choice depends on an id and not on its place among others.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn no_files(example: &Example) -> TrainingError {
+    TrainingError::Settings {
+        problem: format!(
+            "sample `{}` has several tasks (`{}`): `tasks_dir` must name the folder of task files",
+            example.id, example.task
+        ),
+    }
+}
+
+fn in_sample(example: &Example, error: &TextError) -> TrainingError {
+    TrainingError::Settings {
+        problem: format!("sample `{}`: {error}", example.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::text::TaskLabel;
+    use crate::training::example::AudioSource;
+
+    fn config(compound_share: f64) -> TrainingConfig {
+        let mut config = TrainingConfig {
+            tasks_dir: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks")),
+            ..TrainingConfig::default()
+        };
+        config.data.compound_share = compound_share;
+        config
+    }
+
+    fn example(id: &str, task: &str, targets: &[(&str, &str)]) -> Example {
+        Example {
+            id: id.into(),
+            audio: AudioSource::Samples(vec![0.0].into()),
+            seconds: 1.0,
+            task: task.into(),
+            instruction: None,
+            target: String::new(),
+            targets: targets
+                .iter()
+                .map(|(name, target)| ((*name).into(), (*target).into()))
+                .collect(),
+            variables: Arc::default(),
+            domain: None,
+            text: None,
+        }
+    }
+
+    fn with_field(mut example: Example, name: &str, value: &str) -> Example {
+        let variables = Arc::make_mut(&mut example.variables);
+        variables.fields.insert(name.into(), value.into());
+        example
+    }
+
+    fn variants(config: &TrainingConfig, example: &Example) -> Result<PromptVariants, TrainingError> {
+        let tasks = TaskCatalog::load(config)?;
+        let layout = tasks.layout_of(example)?;
+        tasks.variants_of(example, layout)
+    }
+
+    #[test]
+    fn prompts_are_drawn_uniformly_and_the_same_ones_for_the_same_seed() {
+        let all = variants(
+            &config(0.0),
+            &with_field(example("e", "translation", &[]), "target_lang", "fr"),
+        )
+        .unwrap();
+        let draw = |seed| {
+            let mut random = SplitMix::new(&[seed]);
+            (0..9_000).map(|_| all.draw(&mut random)).collect::<Vec<_>>()
+        };
+
+        let drawn = draw(1);
+
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for prompt in &drawn {
+            assert!(prompt.contains("French"), "{prompt}");
+            *counts.entry(prompt).or_default() += 1;
+        }
+        let table = TaskTable::load(config(0.0).tasks_dir.as_deref().unwrap()).unwrap();
+        let expected = table.get("translation").unwrap().training_prompts().count();
+        assert_eq!(counts.len(), expected);
+        // Chi-squared over 18 prompts, 17 degrees of freedom: 40.8 is exceeded once in a thousand.
+        let mean = drawn.len() as f64 / expected as f64;
+        let spread: f64 = counts
+            .values()
+            .map(|count| (*count as f64 - mean).powi(2) / mean)
+            .sum();
+        assert!(spread < 40.8, "{spread}");
+        assert_eq!(drawn, draw(1));
+        assert_ne!(drawn, draw(2));
+        assert_eq!(all.first(), "Translate the speech into French.");
+    }
+
+    #[test]
+    fn held_out_prompts_are_never_drawn() {
+        let table = TaskTable::load(config(0.0).tasks_dir.as_deref().unwrap()).unwrap();
+        for task in table.iter() {
+            let mut asked = example("e", &task.name, &[]);
+            asked.variables = Arc::new(task.example_filling());
+            let all = variants(&config(0.0), &asked).unwrap();
+            let mut random = SplitMix::new(&[3]);
+            let drawn: BTreeSet<String> = (0..400).map(|_| all.draw(&mut random)).collect();
+            for held_out in &task.held_out_prompts {
+                let held_out = task.fill(held_out, &asked.variables).unwrap();
+                assert!(!drawn.contains(&held_out), "{}: {held_out}", task.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rows_own_instruction_counts_before_the_settings_prompts_and_these_before_the_files() {
+        let mut config = config(0.0);
+        config.prompts.insert(
+            "translation".into(),
+            vec!["To {target_language}!".into(), "{{x}}".into()],
+        );
+        config
+            .prompts
+            .insert("unlisted".into(), vec!["Just {so}.".into()]);
+        let mut asked = with_field(example("e", "translation", &[]), "target_lang", "de");
+
+        let of_settings = variants(&config, &asked).unwrap();
+        asked.instruction = Some("Word for {word}.".into());
+        let own = variants(&config, &asked).unwrap();
+        let verbatim = variants(&config, &example("e", "unlisted", &[])).unwrap();
+
+        assert_eq!(of_settings.first(), "To German!");
+        assert_eq!(own.first(), "Word for {word}.");
+        assert_eq!(verbatim.first(), "Just {so}.");
+    }
+
+    #[test]
+    fn without_task_files_transcription_has_an_instruction_and_nothing_else_has() {
+        let config = TrainingConfig::default();
+
+        assert_eq!(
+            variants(&config, &example("e", "asr", &[])).unwrap().first(),
+            "Transcribe the speech."
+        );
+        for task in ["intent", "asr,intent"] {
+            let error = variants(&config, &example("e7", task, &[]))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("`e7`") && error.contains("tasks_dir"), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_task_files_a_compound_sample_with_its_own_instruction_is_taught_as_it_stands() {
+        let mut asked = example("e", "asr,intent", &[]);
+        asked.instruction = Some("Do both.".into());
+
+        let found = variants(&TrainingConfig::default(), &asked).unwrap();
+
+        assert_eq!(found.first(), "Do both.");
+    }
+
+    #[test]
+    fn a_row_that_lacks_what_its_prompts_need_is_named() {
+        let error = variants(&config(0.0), &example("m.jsonl:7", "keyword_search", &[]))
+            .unwrap_err()
+            .to_string();
+
+        assert!(
+            error.contains("m.jsonl:7") && error.contains("`{keyword}`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_row_with_several_targets_is_an_example_for_each_and_a_share_of_them_is_also_compound() {
+        let rows = |count: usize| -> Vec<Example> {
+            (0..count)
+                .map(|at| {
+                    example(
+                        &format!("m:{at}"),
+                        "",
+                        &[("asr", "a"), ("intent", "b"), ("keywords", "c")],
+                    )
+                })
+                .collect()
+        };
+        let expand = |share: f64, seed: u64| {
+            let mut config = config(share);
+            config.seed = seed;
+            TaskCatalog::load(&config)
+                .unwrap()
+                .expand(rows(400), &config)
+                .unwrap()
+        };
+        let compound = |examples: &[Example]| -> Vec<String> {
+            let several = examples.iter().filter(|example| example.task.contains(','));
+            several.map(|example| example.id.clone()).collect()
+        };
+
+        let some = expand(0.25, 1);
+
+        assert_eq!(some.len() - compound(&some).len(), 3 * 400);
+        assert!(
+            (60..140).contains(&compound(&some).len()),
+            "{}",
+            compound(&some).len()
+        );
+        assert_eq!(compound(&some), compound(&expand(0.25, 1)));
+        assert_ne!(compound(&some), compound(&expand(0.25, 2)));
+        assert_eq!(compound(&expand(0.0, 1)).len(), 0);
+        assert_eq!(compound(&expand(1.0, 1)).len(), 400);
+        let kinds: BTreeSet<&str> = some.iter().map(|example| example.task.as_str()).collect();
+        assert_eq!(
+            kinds.into_iter().collect::<Vec<_>>(),
+            ["asr", "asr,intent", "asr,keywords", "intent", "keywords"]
+        );
+        assert_eq!(
+            (some[1].id.as_str(), some[1].target.as_str()),
+            ("m:0/intent", "b")
+        );
+    }
+
+    #[test]
+    fn a_compound_example_draws_a_prompt_for_each_task_and_a_frame() {
+        let all = variants(
+            &config(0.0),
+            &example("e", "asr,emotion", &[("asr", "x"), ("emotion", "sad")]),
+        )
+        .unwrap();
+        let mut random = SplitMix::new(&[5]);
+
+        let drawn: BTreeSet<String> = (0..2_000).map(|_| all.draw(&mut random)).collect();
+
+        assert!(drawn.len() > 1_000, "{}", drawn.len());
+        assert!(drawn.iter().all(
+            |text| text.contains("=== Task: Emotion ===") && text.ends_with(" ASR: ... | Emotion: ... |")
+        ));
+        assert!(
+            all.first()
+                .contains("=== Task: ASR ===\nTranscribe the speech.\n")
+        );
+    }
+
+    #[test]
+    fn given_labels_go_to_the_one_target_that_takes_them() {
+        let labelled = |targets: &[(&str, &str)]| {
+            let mut row = example("e", "", targets);
+            let label = TaskLabel {
+                name: "b".into(),
+                description: "second".into(),
+            };
+            Arc::make_mut(&mut row.variables).labels = Some(vec![label]);
+            row
+        };
+        let config = config(1.0);
+        let tasks = TaskCatalog::load(&config).unwrap();
+
+        let good = tasks
+            .expand(vec![labelled(&[("asr", "a"), ("intent", "b")])], &config)
+            .unwrap();
+        let bad = tasks
+            .expand(vec![labelled(&[("intent", "b"), ("emotion", "sad")])], &config)
+            .unwrap_err()
+            .to_string();
+
+        assert_eq!(good.len(), 3);
+        assert_eq!(good[0].variables.labels, None);
+        assert_eq!(good[1].variables.labels.as_ref().unwrap().len(), 1);
+        for example in &good {
+            let layout = tasks.layout_of(example).unwrap();
+            let asked = tasks.variants_of(example, layout).unwrap().first();
+            assert_eq!(
+                asked.contains("- b: second;"),
+                example.task.contains("intent"),
+                "{asked}"
+            );
+        }
+        assert!(bad.contains("2 of its `targets`"), "{bad}");
+    }
+}
