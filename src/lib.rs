@@ -1,7 +1,6 @@
 //! What we know: data, models, settings. No actors live here.
 
 pub mod audio;
-pub mod broker;
 pub mod config;
 pub mod evaluation;
 pub mod kafka;
@@ -15,5 +14,6 @@ pub mod telemetry;
 pub mod testing;
 pub mod text;
 pub mod training;
+pub mod util;
 pub mod weights;
 pub mod wire;

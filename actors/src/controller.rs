@@ -1,10 +1,11 @@
 //! `Controller`: obeys orders from the control topic, and starts training cycles by the schedule.
 //!
 //! Takes records of the control topic from a source's channel; sends [`StartCycle`], [`PublishEvent`] and
-//! [`PublishDeadLetter`]. Orders are obeyed in the order of the topic's one partition, each at most once: what lay in the
-//! topic before this process started, what was obeyed already, and what is older than the age limit is not obeyed, whatever
-//! offset the group begins with. Each order has one event that says what became of it. Its offset is released then; a
-//! cycle goes on after that, and an order that a crash interrupts has to be given again.
+//! [`PublishDeadLetter`]. Orders are obeyed in the order of the topic's one partition, each at most once:
+//! what lay in the topic before this process started, what was obeyed already, and what is older than the age
+//! limit is not obeyed, whatever offset the group begins with. Each order has one event that says what became
+//! of it. Its offset is released then; a cycle goes on after that, and an order that a crash interrupts has
+//! to be given again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -31,8 +32,8 @@ use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard,
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
 
-/// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes on where the
-/// one before was.
+/// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes
+/// on where the one before was.
 #[derive(Clone, Debug)]
 pub struct OrdersDue {
     start: i64,
@@ -40,7 +41,8 @@ pub struct OrdersDue {
 }
 
 impl OrdersDue {
-    /// Orders at `offset` of the control topic's partition and behind it: where the topic ended when the process started.
+    /// Orders at `offset` of the control topic's partition and behind it: where the topic ended when the
+    /// process started.
     pub fn from_offset(offset: i64) -> Self {
         Self {
             start: offset,
@@ -249,8 +251,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be, it says why
-    /// once, and looks again.
+    /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be,
+    /// it says why once, and looks again.
     async fn follow_schedule(&mut self) {
         let config = &self.args.config;
         if !config.enabled || self.args.store.len() < config.samples_min {

@@ -1,8 +1,9 @@
 //! `AudioIngest`: Kafka records become utterances.
 //!
-//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or [`PublishDeadLetter`].
-//! Decodes and resamples sound, so it lives in its own thread. It pins each utterance to the adapter version of the
-//! moment. When the stages behind it are full it waits, the channel fills, and the source pauses its partitions.
+//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or
+//! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
+//! to the adapter version of the moment. When the stages behind it are full it waits, the channel fills, and
+//! the source pauses its partitions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,9 @@
 //! Chunked streams: chunks in order become one recording.
 //!
-//! Chunks of a stream share a key, so they come from one partition in order. A chunk that arrives again as it was (a
-//! producer that was unsure sends twice) is passed over, also for a while after the last one. A chunk that is missing, or that
-//! comes again with other sound, breaks its stream: everything of it becomes dead letters, up to and including its last chunk.
+//! Chunks of a stream share a key, so they come from one partition in order. A chunk that arrives again as it
+//! was (a producer that was unsure sends twice) is passed over, also for a while after the last one. A chunk
+//! that is missing, or that comes again with other sound, breaks its stream: everything of it becomes dead
+//! letters, up to and including its last chunk.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -63,7 +64,8 @@ struct Stream {
 struct Complete {
     name: Name,
     partition: TopicPartition,
-    /// Offset of its last chunk. What comes from there or before is the stream itself, read again after a failure.
+    /// Offset of its last chunk. What comes from there or before is the stream itself, read again after a
+    /// failure.
     end: i64,
     digests: Vec<[u8; 32]>,
     since: Instant,
@@ -175,8 +177,8 @@ impl Streams {
         }))
     }
 
-    /// Drops what is had of a stream whose chunk is read again from its own place: after a failure its records begin anew
-    /// under another epoch, and what was had before counts no more.
+    /// Drops what is had of a stream whose chunk is read again from its own place: after a failure its
+    /// records begin anew under another epoch, and what was had before counts no more.
     fn forget_reread(&mut self, name: &Name, record: &Record) {
         let reread = self.streams.get(name).is_some_and(|stream| {
             stream.records.iter().any(|had| {
@@ -189,7 +191,8 @@ impl Streams {
         }
     }
 
-    /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins another stream.
+    /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins
+    /// another stream.
     fn was_complete(&self, name: &Name, record: &Record, request: &Request) -> bool {
         let Some(chunk) = request.chunk else { return false };
         let partition = TopicPartition::of(&record.record_offset);

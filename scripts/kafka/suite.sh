@@ -18,4 +18,4 @@ if address=$("$here/start.sh" "$port" | head -1) && [ -n "$address" ]; then
 else
     echo "SKIPPED: Apache Kafka could not be started; its checks are skipped by name" >&2
 fi
-cargo test -p speechverse --test broker --test kafka -- "$@"
+cargo test -p speechverse -p embedded-broker --test broker --test kafka -- "$@"

@@ -19,6 +19,7 @@
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
+pub mod config;
 mod content_type;
 mod error;
 mod flac;

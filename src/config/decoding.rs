@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
 use crate::models::ModelError;
 use crate::models::decoding::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+use crate::util::ConfigError;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]

@@ -1,14 +1,14 @@
 //! Settings from environment variables: `SPEECHVERSE__TABLE__KEY`.
 //!
-//! Where a setting is text, the variable's text is taken as it is, whatever it looks like; elsewhere it is read as TOML: a
-//! number, a flag, a list, a table. Each variable is tried by itself, so that an error can name it.
+//! Where a setting is text, the variable's text is taken as it is, whatever it looks like; elsewhere it is
+//! read as TOML: a number, a flag, a list, a table. Each variable is tried by itself, so that an error can
+//! name it.
 
 use std::ffi::OsString;
 
-use super::{ConfigError, Settings};
+use super::Settings;
+use crate::util::{ConfigError, ENV_PREFIX};
 
-/// Prefix of the environment variables that override settings.
-pub const ENV_PREFIX: &str = "SPEECHVERSE__";
 /// Tables of librdkafka's properties, whose names have dots; no variable's name can have one.
 const PROPERTIES: [&str; 3] = ["client", "consumer", "producer"];
 
@@ -125,7 +125,8 @@ pub(super) fn blame(error: ConfigError, variables: &[Variable]) -> ConfigError {
 /// The process's variables that begin with our prefix.
 ///
 /// # Errors
-/// [`ConfigError::Environment`] for one that is not Unicode; what other programs' variables hold does not matter.
+/// [`ConfigError::Environment`] for one that is not Unicode; what other programs' variables hold does not
+/// matter.
 pub(super) fn of_process(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, ConfigError> {

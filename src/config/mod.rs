@@ -1,37 +1,28 @@
 //! Settings that people write: load, overlay, validate.
 //!
-//! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
-//! `SPEECHVERSE__KAFKA__BOOTSTRAP`; a property of librdkafka, `[kafka.client] "sasl.password"`, is
-//! `SPEECHVERSE__KAFKA__CLIENT__SASL_PASSWORD`. Misspelt keys are errors that name the key. Relative paths are relative to the
-//! working directory.
+//! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap`
+//! is `SPEECHVERSE__KAFKA__BOOTSTRAP`; a property of librdkafka, `[kafka.client] "sasl.password"`, is
+//! `SPEECHVERSE__KAFKA__CLIENT__SASL_PASSWORD`. Misspelt keys are errors that name the key. Relative paths
+//! are relative to the working directory.
 
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use embedded_broker::BrokerConfig;
 use serde::{Deserialize, Serialize};
 
-pub mod audio;
-pub mod broker;
 pub mod decoding;
 mod environment;
-pub mod kafka;
-pub mod model;
-pub mod pretrain;
 pub mod serving;
-pub mod store;
-pub mod trainer;
-pub mod training;
 
-use audio::AudioConfig;
-use broker::BrokerConfig;
+use crate::audio::config::AudioConfig;
+use crate::kafka::config::KafkaConfig;
+use crate::models::config::ModelConfig;
+use crate::store::config::StoreConfig;
+use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
+use crate::util::ConfigError;
 use decoding::DecodingConfig;
-pub use environment::ENV_PREFIX;
 use environment::Variable;
-use kafka::KafkaConfig;
-use model::ModelConfig;
 use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
-use store::StoreConfig;
-use trainer::{AdaptersConfig, TrainerConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -63,64 +54,6 @@ pub struct Settings {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
-}
-
-/// What is wrong with the settings, and where.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the settings file `{}`: {source}", path.display())]
-    Read {
-        /// File that was asked for.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or a key is unknown or has the wrong type.
-    #[error("settings file `{}`: {message}", path.display())]
-    Parse {
-        /// File that was read.
-        path: PathBuf,
-        /// Line, column, key and what was expected.
-        message: String,
-    },
-    /// An environment variable does not fit the setting it names.
-    #[error("environment variable `{variable}`: {message}")]
-    Environment {
-        /// Its name.
-        variable: String,
-        /// Key and what was expected.
-        message: String,
-    },
-    /// A value is out of its range, or two settings contradict each other.
-    #[error("setting `{key}`: {message}")]
-    Invalid {
-        /// Dotted name of the setting.
-        key: String,
-        /// What was found and what is allowed.
-        message: String,
-    },
-}
-
-impl ConfigError {
-    /// An error about the setting `key`.
-    pub fn invalid(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid {
-            key: key.into(),
-            message: message.into(),
-        }
-    }
-
-    /// Checks that `low <= value <= high`.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`] that names the key, the value and the range.
-    pub fn range<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<(), Self> {
-        if value >= low && value <= high {
-            return Ok(());
-        }
-        Err(Self::invalid(key, format!("{value} is outside {low}..={high}")))
-    }
 }
 
 impl Settings {
@@ -202,7 +135,8 @@ impl Settings {
                 ),
             ));
         }
-        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
+        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short
+        // instruction.
         let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {
             return Err(ConfigError::invalid(

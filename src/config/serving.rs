@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
 use crate::telemetry::logs::LogFormat;
+use crate::util::ConfigError;
 
 /// The `[encoder]` table: how utterances are gathered for the speech encoder.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -30,11 +30,12 @@ impl Default for EncoderConfig {
 pub struct DecoderConfig {
     /// Answers generated side by side; utterances join and leave between steps.
     pub slots: usize,
-    /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder keeps
-    /// `tokens_max` of them for the answer.
+    /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder
+    /// keeps `tokens_max` of them for the answer.
     pub positions_max: usize,
-    /// Answer tokens, when the request does not say; every slot has room for them, or the audio is too long. A request
-    /// for more gets as many as its slot has room for. An answer that reaches its most tokens is flagged `truncated`.
+    /// Answer tokens, when the request does not say; every slot has room for them, or the audio is too long.
+    /// A request for more gets as many as its slot has room for. An answer that reaches its most tokens is
+    /// flagged `truncated`.
     pub tokens_max: usize,
     /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
     pub partial_tokens: usize,
@@ -58,7 +59,8 @@ impl Default for DecoderConfig {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address or name, and port, to listen on; loopback unless you say otherwise. Port 0 takes a free one and logs it.
+    /// Address or name, and port, to listen on; loopback unless you say otherwise. Port 0 takes a free one
+    /// and logs it.
     pub listen: String,
 }
 
@@ -93,7 +95,8 @@ impl Default for LogConfig {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
-    /// Longest a shutdown waits for answers in flight, milliseconds; what is left then is read again after a restart.
+    /// Longest a shutdown waits for answers in flight, milliseconds; what is left then is read again after a
+    /// restart.
     pub drain_ms_max: u64,
     /// Instruction for a request that names neither an instruction nor a task.
     pub default_instruction: String,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use crate::util::ConfigError;
 
 mod overrides;
 

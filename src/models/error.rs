@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tch::TchError;
 
 use crate::audio::log_mel::LogMelError;
+use crate::nn::NnError;
 use crate::weights::WeightsError;
 
 /// What can go wrong when a model is loaded or run.
@@ -138,6 +139,29 @@ pub enum ModelError {
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] TchError),
+}
+
+impl From<NnError> for ModelError {
+    fn from(error: NnError) -> Self {
+        match error {
+            NnError::Shape {
+                what,
+                expected,
+                found,
+            } => Self::Shape {
+                what,
+                expected,
+                found,
+            },
+            NnError::TooManyPositions {
+                positions,
+                positions_max,
+            } => Self::TooManyPositions {
+                positions,
+                positions_max,
+            },
+        }
+    }
 }
 
 impl ModelError {

@@ -7,16 +7,14 @@
 //! **N** heads, **V** vocabulary.
 
 pub mod adapter;
-pub mod conformer;
+pub mod config;
 pub mod decoding;
-pub mod llama;
+pub mod encoders;
+pub mod llms;
 pub mod probe;
 pub mod probe_llm;
 pub mod responder;
 pub mod speech_llm;
-pub mod t5;
-pub mod wavlm;
-pub mod whisper;
 
 mod clips;
 mod config_file;
@@ -26,9 +24,9 @@ mod open_llm;
 mod probe_encoder;
 mod traits;
 
+pub use encoders::wavlm::WavEncoder;
+pub use encoders::whisper::WhisperEncoder;
 pub use error::ModelError;
 pub use open::open_encoder;
 pub use open_llm::open_language_model;
 pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
-pub use wavlm::WavEncoder;
-pub use whisper::WhisperEncoder;

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config_file::{read_json, refuse};
-use super::conformer::{self, ConformerEncoder};
-use super::whisper::Window;
+use super::encoders::conformer::{self, ConformerEncoder};
+use super::encoders::whisper::Window;
 use super::{ModelError, SpeechEncoder, WavEncoder, WhisperEncoder};
 use crate::nn::accel::Placement;
 

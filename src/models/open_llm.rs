@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::llama::Llama;
-use super::t5::T5;
+use super::llms::llama::Llama;
+use super::llms::t5::T5;
 use super::{LanguageModel, ModelError, config_file};
 use crate::nn::accel::{Placement, Precision};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::whisper::Window;
+use super::encoders::whisper::Window;
 use super::{ModelError, open_encoder};
 use crate::nn::accel::Placement;
 

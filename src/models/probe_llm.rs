@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::llama::Llama;
-use super::t5::T5;
+use super::llms::llama::Llama;
+use super::llms::t5::T5;
 use super::{ModelError, config_file};
 
 /// Runs the model of a folder on `ids` in f32 on the CPU and names its outputs, numbered and defined as the hidden

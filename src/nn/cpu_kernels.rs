@@ -63,35 +63,51 @@ pub fn apply_rope(heads: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> 
     tensor_of(&turned, input.size(), Kind::Float)
 }
 
-/// Writes `new` `[B, N, 1, head]` into `buffer` `[slots, N, capacity, head]` (f32), row `b` at `positions[b]` of `slots[b]`; whether it did.
-pub fn append_kv(buffer: &mut Tensor, slots: &[usize], positions: &[i64], new: &Tensor) -> bool {
-    let mut write = || {
-        let input = View::of(new)?;
-        let [batch, heads, 1, width] = *input.size() else {
-            return None;
-        };
-        let buffer = ViewMut::of(buffer)?;
-        let [_, buffer_heads, capacity, buffer_width] = buffer.size[..] else {
-            return None;
-        };
-        if (heads, width) != (buffer_heads, buffer_width) || slots.len() != batch || positions.len() != batch
-        {
-            return None;
-        }
-        let mut scratch = Vec::new();
-        for (row, (slot, position)) in slots.iter().zip(positions).enumerate() {
-            let position = usize::try_from(*position)
-                .ok()
-                .filter(|position| *position < capacity)?;
-            for head in 0..heads {
-                let from = input.row(&[row, head, 0], &mut scratch);
-                let at = ((slot * heads + head) * capacity + position) * width;
-                buffer.elements.get_mut(at..at + width)?.copy_from_slice(from);
-            }
-        }
-        Some(())
+/// Writes `new` `[B, N, 1, head]` into `buffer` `[slots, N, capacity, head]` (f32), row `b` at `positions[b]` of
+/// `slots[b]`. Returns whether it did: the tensors must be contiguous, on the CPU, and share no memory.
+///
+/// # Safety
+/// While it runs, nothing else reads or writes the storage of `buffer`: no view of it (a `Tensor` is a reference-counted
+/// handle, so `&mut` alone does not say so) is used on another thread.
+pub(crate) unsafe fn append_kv(
+    buffer: &mut Tensor,
+    slots: &[usize],
+    positions: &[i64],
+    new: &Tensor,
+) -> bool {
+    // SAFETY: as this function's contract says.
+    unsafe { try_append_kv(buffer, slots, positions, new) }.is_some()
+}
+
+/// See [`append_kv`].
+///
+/// # Safety
+/// As [`append_kv`].
+unsafe fn try_append_kv(buffer: &mut Tensor, slots: &[usize], positions: &[i64], new: &Tensor) -> Option<()> {
+    let input = View::of(new)?;
+    let [batch, heads, 1, width] = *input.size() else {
+        return None;
     };
-    write().is_some()
+    // SAFETY: the caller keeps others away from the storage.
+    let buffer = unsafe { ViewMut::of(buffer, &input) }?;
+    let [_, buffer_heads, capacity, buffer_width] = buffer.size[..] else {
+        return None;
+    };
+    if (heads, width) != (buffer_heads, buffer_width) || slots.len() != batch || positions.len() != batch {
+        return None;
+    }
+    let mut scratch = Vec::new();
+    for (row, (slot, position)) in slots.iter().zip(positions).enumerate() {
+        let position = usize::try_from(*position)
+            .ok()
+            .filter(|position| *position < capacity)?;
+        for head in 0..heads {
+            let from = input.row(&[row, head, 0], &mut scratch);
+            let at = ((slot * heads + head) * capacity + position) * width;
+            buffer.elements.get_mut(at..at + width)?.copy_from_slice(from);
+        }
+    }
+    Some(())
 }
 
 /// What one new position of each row sees.

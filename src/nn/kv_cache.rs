@@ -7,8 +7,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::NnError;
 use super::cpu_kernels::{self, KvView};
-use crate::models::ModelError;
 
 /// Sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,9 +122,9 @@ impl KvBuffer {
             .sum()
     }
 
-    fn check(&self, positions: i64) -> Result<(), ModelError> {
+    fn check(&self, positions: i64) -> Result<(), NnError> {
         if positions > self.capacity {
-            return Err(ModelError::TooManyPositions {
+            return Err(NnError::TooManyPositions {
                 positions,
                 positions_max: self.capacity,
             });
@@ -282,8 +282,8 @@ impl KvCache {
     /// Whether a prompt of so many positions and an answer of so many tokens fit an empty slot.
     ///
     /// # Errors
-    /// [`ModelError::TooManyPositions`] with what is wanted and what there is.
-    pub fn check_capacity(&self, prompt_positions: i64, answer_positions: i64) -> Result<(), ModelError> {
+    /// [`NnError::TooManyPositions`] with what is wanted and what there is.
+    pub fn check_capacity(&self, prompt_positions: i64, answer_positions: i64) -> Result<(), NnError> {
         match &self.prompt {
             None => self.own.check(prompt_positions.saturating_add(answer_positions)),
             Some(prompt) => {
@@ -308,10 +308,10 @@ impl KvCache {
     }
 
     /// Slots must exist and, where they are written, be named once.
-    fn check_slots(&self, slots: &[usize], once: bool) -> Result<(), ModelError> {
+    fn check_slots(&self, slots: &[usize], once: bool) -> Result<(), NnError> {
         for (row, slot) in slots.iter().enumerate() {
             if *slot >= self.slots() || (once && slots[..row].contains(slot)) {
-                return Err(ModelError::Shape {
+                return Err(NnError::Shape {
                     what: "the list of cache slots",
                     expected: format!("different slots below {}", self.slots()),
                     found: slots.iter().map(|slot| *slot as i64).collect(),
@@ -324,9 +324,9 @@ impl KvCache {
     /// Makes slots ready for new sequences, whose prompts have `lengths` positions: whatever was there is forgotten.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] for a slot that does not exist or is named twice, [`ModelError::TooManyPositions`]
+    /// [`NnError::Shape`] for a slot that does not exist or is named twice, [`NnError::TooManyPositions`]
     /// for a prompt that does not fit; nothing has changed then.
-    pub fn begin(&mut self, slots: &[usize], lengths: &[i64]) -> Result<(), ModelError> {
+    pub fn begin(&mut self, slots: &[usize], lengths: &[i64]) -> Result<(), NnError> {
         self.check_slots(slots, true)?;
         for length in lengths {
             self.prompt.as_ref().unwrap_or(&self.own).check(*length)?;
@@ -359,13 +359,13 @@ impl KvCache {
     /// one, is not copied again.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] for a slot that does not exist, for a target that is named twice, and when there is not
+    /// [`NnError::Shape`] for a slot that does not exist, for a target that is named twice, and when there is not
     /// one source per target; nothing has changed then.
-    pub fn reorder(&mut self, slots: &[usize], sources: &[usize]) -> Result<(), ModelError> {
+    pub fn reorder(&mut self, slots: &[usize], sources: &[usize]) -> Result<(), NnError> {
         self.check_slots(slots, true)?;
         self.check_slots(sources, false)?;
         if slots.len() != sources.len() {
-            return Err(ModelError::Shape {
+            return Err(NnError::Shape {
                 what: "the list of source slots",
                 expected: format!("[{}]", slots.len()),
                 found: vec![sources.len() as i64],
@@ -391,9 +391,9 @@ impl KvCache {
     /// Plans a step that appends one position to each of `slots`; nothing changes until [`KvCache::advance`].
     ///
     /// # Errors
-    /// [`ModelError::Shape`] for a slot that does not exist or is named twice; [`ModelError::TooManyPositions`]
+    /// [`NnError::Shape`] for a slot that does not exist or is named twice; [`NnError::TooManyPositions`]
     /// for one that is full.
-    pub fn plan_step(&self, slots: &[usize]) -> Result<StepPlan, ModelError> {
+    pub fn plan_step(&self, slots: &[usize]) -> Result<StepPlan, NnError> {
         self.check_slots(slots, true)?;
         let positions: Vec<i64> = slots.iter().map(|slot| self.own.lengths[*slot]).collect();
         let lengths: Vec<i64> = positions.iter().map(|position| position + 1).collect();
@@ -422,7 +422,9 @@ impl KvCache {
     pub fn append(&mut self, layer: usize, plan: &StepPlan, keys: &Tensor, values: &Tensor) {
         let (own_keys, own_values) = &mut self.own.layers[layer];
         for (own, new) in [(own_keys, keys), (own_values, values)] {
-            if cpu_kernels::append_kv(own, &plan.slots, &plan.positions, new) {
+            // SAFETY: the buffer belongs to this cache alone, which is borrowed exclusively; the views of it that
+            // attention makes do not outlive their call, and a cache lives on one thread at a time.
+            if unsafe { cpu_kernels::append_kv(own, &plan.slots, &plan.positions, new) } {
                 continue;
             }
             let place = [Some(&plan.slot_index), None, Some(&plan.position_index)];

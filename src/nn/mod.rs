@@ -4,6 +4,7 @@ pub mod accel;
 pub mod attention;
 pub mod conv;
 pub mod cpu_kernels;
+mod error;
 pub mod feed_forward;
 pub mod kv_cache;
 pub mod linear;
@@ -19,3 +20,4 @@ pub mod rms_norm;
 pub mod rotary;
 
 pub use accel::{DeviceChoice, Placement, Precision, PrecisionChoice};
+pub use error::NnError;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::RegistryError;
 use super::manifest::sha256_file;
-use crate::training::example::hex;
+use crate::util::hex;
 
 /// Remembers the digests of large files; a note, never trusted when a file's size or time has changed.
 const CACHE: &str = ".speechverse-digest.json";

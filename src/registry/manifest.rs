@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ADAPTER, ModelIdentity, RegistryError};
-use crate::training::example::hex;
+use crate::util::hex;
 
 /// The manifest's file name.
 pub(super) const MANIFEST: &str = "manifest.json";

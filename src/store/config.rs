@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use crate::util::ConfigError;
 
 /// The `[store]` table.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]

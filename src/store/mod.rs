@@ -21,6 +21,7 @@ use tracing::info;
 
 use crate::store::config::StoreConfig;
 
+pub mod config;
 mod error;
 mod inner;
 mod outcome;

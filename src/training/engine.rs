@@ -559,5 +559,5 @@ fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) 
     });
     let mut hash = <sha2::Sha256 as sha2::Digest>::new();
     sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
-    example::hex(&sha2::Digest::finalize(hash))
+    crate::util::hex(&sha2::Digest::finalize(hash))
 }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::audio::{AudioLimits, decode};
 use crate::text::TemplateVariables;
+use crate::util::hex;
 
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
@@ -127,15 +128,4 @@ pub fn digest(examples: &[Example]) -> String {
         }
     }
     hex(&hash.finalize())
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }

@@ -21,6 +21,7 @@
 pub mod augment;
 pub mod batch;
 pub mod checkpoint;
+pub mod config;
 pub mod control;
 pub mod ctc;
 pub mod engine;
@@ -37,6 +38,7 @@ pub mod prompt_variants;
 mod run;
 pub mod schedule;
 pub mod stage;
+pub mod trainer_config;
 
 pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};

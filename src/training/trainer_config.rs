@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use crate::util::ConfigError;
 
 /// The `[adapters]` table: where adapter versions live.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -70,7 +70,7 @@ impl Default for TrainerConfig {
 }
 
 impl AdaptersConfig {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let plain = |text: &str| {
             text.chars()
                 .all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
@@ -92,7 +92,7 @@ impl AdaptersConfig {
 }
 
 impl TrainerConfig {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("trainer.samples_min", self.samples_min, 1, 100_000_000)?;
         ConfigError::range("trainer.wer_regression_max", self.wer_regression_max, 0.0, 1.0)
     }

@@ -1,11 +1,10 @@
-//! Files to variables: safetensors loading with exact coverage, and importers of other formats.
+//! Files to variables: safetensors loading with exact coverage.
 //!
 //! A [`Checkpoint`] is a folder as published on Hugging Face, opened but not yet read; a [`Loader`] hands its
 //! tensors out by name and, at the end, accounts for every one of them: what the model declares and the files
 //! lack, what the files hold and the model does not know, and what is there in another shape or type are
 //! reported together in one error. Pickle is never read.
 
-pub mod import;
 mod load;
 mod map;
 

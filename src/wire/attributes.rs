@@ -1,8 +1,10 @@
-//! Header names: which attributes are read, how else they are written, and what is refused as a misspelling of one.
+//! Header names: which attributes are read, how else they are written, and what is refused as a misspelling
+//! of one.
 //!
-//! CloudEvents' Kafka binding writes an attribute as `ce_name`. Clients also write `ce-name` (the HTTP binding), `ceName`,
-//! `cloudEvents:name`, or leave the prefix out; those are understood. A name that is almost one of ours is refused, because
-//! a request whose instruction is passed over is answered with another one. Any other header belongs to somebody else.
+//! CloudEvents' Kafka binding writes an attribute as `ce_name`. Clients also write `ce-name` (the HTTP
+//! binding), `ceName`, `cloudEvents:name`, or leave the prefix out; those are understood. A name that is
+//! almost one of ours is refused, because a request whose instruction is passed over is answered with another
+//! one. Any other header belongs to somebody else.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,8 @@ use super::dead_letter::{Reason, Rejection, Stage};
 
 /// The header that names the type of the data.
 const CONTENT_TYPE: &str = "content-type";
-/// Attributes of requests and labels, with the header that carries each. They are understood without a prefix too.
+/// Attributes of requests and labels, with the header that carries each. They are understood without a prefix
+/// too.
 const OURS: &[(&str, &str)] = &[
     ("instruction", "ce_instruction"),
     ("task", "ce_task"),
@@ -29,7 +32,8 @@ const OURS: &[(&str, &str)] = &[
     ("target", "ce_target"),
     ("subjectsource", "ce_subjectsource"),
 ];
-/// Attributes of CloudEvents itself that are read here. Without a prefix these words are too usual to be taken for them.
+/// Attributes of CloudEvents itself that are read here. Without a prefix these words are too usual to be
+/// taken for them.
 const CLOUD_EVENTS: &[(&str, &str)] = &[
     ("id", "ce_id"),
     ("source", "ce_source"),
@@ -78,7 +82,8 @@ enum Meaning {
     Near(&'static str),
 }
 
-/// The headers of a record, or the attributes of a structured event, that are read here: by their usual names, each once.
+/// The headers of a record, or the attributes of a structured event, that are read here: by their usual
+/// names, each once.
 #[derive(Debug, Default)]
 pub(super) struct Known(BTreeMap<&'static str, Entry>);
 
@@ -94,7 +99,8 @@ impl Known {
     /// Takes a header of a record. Of a repeated name the last one counts.
     ///
     /// # Errors
-    /// A [`Rejection`] for a name that is almost known, and for two spellings of one name that say different things.
+    /// A [`Rejection`] for a name that is almost known, and for two spellings of one name that say different
+    /// things.
     pub(super) fn header(&mut self, name: &str, value: Option<Bytes>) -> Result<(), Rejection> {
         self.take(meaning(name), name, value)
     }
@@ -256,8 +262,8 @@ fn squeezed(name: &str) -> String {
         .collect()
 }
 
-/// Whether at most `edits` letters were added, left out, changed, or exchanged with their neighbour (optimal string
-/// alignment distance).
+/// Whether at most `edits` letters were added, left out, changed, or exchanged with their neighbour (optimal
+/// string alignment distance).
 fn differ_by(found: &str, known: &str, edits: usize) -> bool {
     let (found, known) = (found.as_bytes(), known.as_bytes());
     if found.len().abs_diff(known.len()) > edits {

@@ -60,8 +60,8 @@ pub struct Order {
     pub command: Command,
 }
 
-/// What a control record may say. Every order may bring an `id` and a `reason`; an unknown key is refused, because a
-/// misspelt `version` must not become an order about another version.
+/// What a control record may say. Every order may bring an `id` and a `reason`; an unknown key is refused,
+/// because a misspelt `version` must not become an order about another version.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct OrderJson {

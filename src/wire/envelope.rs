@@ -1,7 +1,7 @@
 //! How an event lies in a record: CloudEvents 1.0, Kafka protocol binding, binary or structured mode.
 //!
-//! The JSON of a structured event comes from outside: the number of its attributes and of the items in a list is bounded
-//! while it is read, so that it takes no more memory than its own size and its audio.
+//! The JSON of a structured event comes from outside: the number of its attributes and of the items in a list
+//! is bounded while it is read, so that it takes no more memory than its own size and its audio.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -118,8 +118,8 @@ fn structured(data: &[u8], mut known: Known, limits: &RequestLimits) -> Result<E
         let text = match value {
             Attribute::Null => continue,
             Attribute::Text(text) => text,
-            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array and `fields` as an object are too
-            // natural to refuse.
+            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array and `fields` as an
+            // object are too natural to refuse.
             Attribute::List(json) if name == "labels" => json,
             Attribute::Object(json) if name == "fields" => json,
             Attribute::List(_) | Attribute::Object(_) => {

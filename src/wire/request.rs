@@ -1,7 +1,7 @@
 //! Requests: audio and what to do with it.
 //!
-//! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and structured
-//! mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
+//! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and
+//! structured mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,10 +59,12 @@ impl Default for RequestLimits {
 
 /// Finds the instruction of a request.
 pub trait Instructions {
-    /// What one task, or several (`asr,intent`), ask for; `own` is the request's instruction instead of theirs.
+    /// What one task, or several (`asr,intent`), ask for; `own` is the request's instruction instead of
+    /// theirs.
     ///
     /// # Errors
-    /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer with.
+    /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer
+    /// with.
     fn of_task(
         &self,
         names: &str,
@@ -123,7 +125,8 @@ impl Request {
     /// Reads a record of the request topic.
     ///
     /// # Errors
-    /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked at.
+    /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked
+    /// at.
     pub fn parse(
         record: &Record,
         limits: &RequestLimits,
@@ -229,8 +232,8 @@ pub(super) fn source(headers: Headers<'_>, header: &str) -> Result<Option<String
     }
 }
 
-/// What to do with the audio, and what the answer may look like: the header's words, else the task's, else the
-/// configured default.
+/// What to do with the audio, and what the answer may look like: the header's words, else the task's, else
+/// the configured default.
 pub(crate) fn asked(
     headers: Headers<'_>,
     task: Option<&str>,

@@ -1,5 +1,6 @@
 //! The Kafka room on a broker: crashes, rebalances, replays, large records. On the embedded broker always, on
-//! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start it.
+//! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::config::{KafkaConfig, TopicsConfig};
 use speechverse::kafka::{
     Budget, Closed, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,
@@ -305,7 +305,8 @@ async fn crashes(bench: &Bench) {
     after.source.close(STEP).await.unwrap();
 }
 
-/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing repeated.
+/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing
+/// repeated.
 async fn members(bench: &Bench) {
     const COUNT: u64 = 900;
     let finished = Arc::new(Finished::default());

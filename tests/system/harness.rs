@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use speechverse::broker::EmbeddedBroker;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::config::Settings;
-use speechverse::config::broker::BrokerConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
 use speechverse::models::config::AdapterSettings;

@@ -56,7 +56,8 @@ struct Harness {
 }
 
 impl Harness {
-    /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
+    /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another
+    /// language model.
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         Self::between(busy_probe(), probe(), settings).await
     }

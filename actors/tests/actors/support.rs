@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use kameo::error::{Infallible, SendError};
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{
@@ -91,7 +90,8 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that it refused.
+/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that
+/// it refused.
 pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> (usize, M)
 where
     A: Actor + Message<M>,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use model_import::{FetchProgress, FloatFormat, ImportOptions, available_models};
 use speechverse::weights::Checkpoint;
-use speechverse::weights::import::{self, FetchProgress, FloatFormat, ImportOptions, available_models};
 
 use super::Failure;
 use crate::cli::{FloatKind, Models};
@@ -27,7 +27,8 @@ fn convert(source: &Path, out: &Path, kind: FloatKind) -> Result<(), Failure> {
         },
         ..ImportOptions::default()
     };
-    let report = import::import(source, out, &options, &mut |_, _| ()).context("nothing was imported")?;
+    let report =
+        model_import::import(source, out, &options, &mut |_, _| ()).context("nothing was imported")?;
     output::line(format!(
         "{}: {} {} of {} tensors, {:.1} million numbers as {}, {:.1} s",
         out.display(),
@@ -68,7 +69,7 @@ fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
     } else {
         names.to_vec()
     };
-    let fetched = import::fetch(&names, dir, &cache, &mut |step| match step {
+    let fetched = model_import::fetch(&names, dir, &cache, &mut |step| match step {
         FetchProgress::Importing { .. } => {}
         step => tracing::info!("{step:?}"),
     })

@@ -1,4 +1,5 @@
-//! Properties that are passed on to librdkafka: which are allowed, which are secret, and where secrets come from.
+//! Properties that are passed on to librdkafka: which are allowed, which are secret, and where secrets come
+//! from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -66,8 +67,8 @@ const FORBIDDEN: &[(&str, &str)] = &[
 
 /// A table of librdkafka properties; secrets print as `***`.
 ///
-/// Values are text, numbers or flags, as librdkafka takes them. A name without quotes, which TOML reads as tables inside
-/// each other (`sasl.password = "…"`), is the same as one with quotes.
+/// Values are text, numbers or flags, as librdkafka takes them. A name without quotes, which TOML reads as
+/// tables inside each other (`sasl.password = "…"`), is the same as one with quotes.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientOverrides(BTreeMap<String, String>);
 
@@ -124,7 +125,8 @@ impl ClientOverrides {
     /// The properties with `env:NAME` values replaced by the variable's content.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] naming the property and the variable that is not set. The content is never printed.
+    /// [`ConfigError::Invalid`] naming the property and the variable that is not set. The content is never
+    /// printed.
     pub fn resolved(&self, table: &str) -> Result<Vec<(String, String)>, ConfigError> {
         self.resolved_from(table, |name| std::env::var(name).ok())
     }

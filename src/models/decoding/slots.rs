@@ -131,7 +131,7 @@ impl<K> SlotDecoder<K> {
         }
         match prompt.embeds.size().as_slice() {
             [positions, width] if *positions > 0 && *width == self.width => {
-                self.cache.check_capacity(*positions, tokens)
+                Ok(self.cache.check_capacity(*positions, tokens)?)
             }
             other => Err(ModelError::Shape {
                 what: "a prompt",

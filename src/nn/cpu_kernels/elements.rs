@@ -116,6 +116,15 @@ impl<'t> Elements<'t> {
         }
     }
 
+    /// The addresses that the elements take.
+    fn memory(self) -> std::ops::Range<usize> {
+        let (start, bytes) = match self {
+            Self::F32(elements) => (elements.as_ptr() as usize, size_of_val(elements)),
+            Self::Bf16(elements) => (elements.as_ptr() as usize, size_of_val(elements)),
+        };
+        start..start + bytes
+    }
+
     /// The elements, where they are f32.
     pub(super) fn f32(self) -> Option<&'t [f32]> {
         match self {
@@ -163,13 +172,22 @@ impl<'t> Elements<'t> {
 }
 
 impl<'t> ViewMut<'t> {
-    /// Looks into a contiguous f32 tensor on the CPU.
-    pub(super) fn of(tensor: &'t mut Tensor) -> Option<Self> {
+    /// Looks into a contiguous f32 tensor on the CPU that shares no memory with `other`.
+    ///
+    /// # Safety
+    /// While the view lives, nothing else reads or writes the tensor's storage.
+    pub(super) unsafe fn of(tensor: &'t mut Tensor, other: &View<'_>) -> Option<Self> {
         let layout = Layout::of(tensor)?;
         if tensor.kind() != Kind::Float || !layout.contiguous() {
             return None;
         }
-        // SAFETY: as in `View::of`; the borrow is exclusive, and other handles to the storage are not read meanwhile.
+        let start = tensor.data_ptr() as usize;
+        let memory = start..start + layout.span * size_of::<f32>();
+        let read = other.elements.memory();
+        if memory.start < read.end && read.start < memory.end {
+            return None;
+        }
+        // SAFETY: as in `View::of`; the caller keeps others away, and `other` lies elsewhere.
         let elements = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), layout.span) };
         Some(Self {
             size: layout.size,
@@ -179,7 +197,7 @@ impl<'t> ViewMut<'t> {
 }
 
 /// The elements of a contiguous i8 tensor on the CPU.
-pub(super) fn codes_of(tensor: &Tensor) -> Option<&[i8]> {
+pub(super) fn qweight_of(tensor: &Tensor) -> Option<&[i8]> {
     let layout = Layout::of(tensor)?;
     if tensor.kind() != Kind::Int8 || !layout.contiguous() {
         return None;

@@ -7,7 +7,7 @@
 use half::bf16 as Bf16;
 use tch::Tensor;
 
-use super::elements::{Elements, View, codes_of, tensor_of};
+use super::elements::{Elements, View, qweight_of, tensor_of};
 use crate::nn::accel;
 
 /// Rows of the matrix that are multiplied side by side.
@@ -38,7 +38,7 @@ pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
 pub fn multiply_qweight(input: &Tensor, qweight: &Tensor, scales: &Tensor) -> Option<Tensor> {
     let scales = View::of(scales)?;
     let scales = scales.contiguous()?.f32()?;
-    product(input, codes_of(qweight)?, scales.len(), Some(scales))
+    product(input, qweight_of(qweight)?, scales.len(), Some(scales))
 }
 
 fn product<W: Weight>(

@@ -146,7 +146,7 @@ fn a_reorder_that_makes_no_sense_is_an_error() {
     ] {
         assert!(matches!(
             cache.reorder(slots, sources),
-            Err(ModelError::Shape { .. })
+            Err(NnError::Shape { .. })
         ));
     }
 }

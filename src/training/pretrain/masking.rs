@@ -210,7 +210,7 @@ mod tests {
         let noise = masked.values.masked_select(&hidden.unsqueeze(-1));
         assert!((noise.std(true).double_value(&[]) - 0.1).abs() < 0.005);
         assert!(noise.mean(tch::Kind::Double).double_value(&[]).abs() < 0.005);
-        assert!(!hidden.get(1).narrow(0, 37, 363).any().int64_value(&[]) != 0);
+        assert_eq!(hidden.get(1).narrow(0, 37, 363).any().int64_value(&[]), 0);
         let stacks = Vec::<i64>::try_from(&masked.stacks).unwrap();
         assert_eq!(Vec::<i64>::try_from(&masked.frames).unwrap(), stacks);
         for stack in stacks {

@@ -11,6 +11,7 @@
 //! Source: Chiu et al. (arXiv 2202.01855); SpeechVerse's figures (arXiv 2405.08295, appendix A.1).
 
 pub mod codes;
+pub mod config;
 pub mod events;
 pub mod masking;
 pub mod objective;

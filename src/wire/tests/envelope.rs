@@ -1,4 +1,5 @@
-//! Near misses: header names and event formats that other clients write are understood, or refused by what they are.
+//! Near misses: header names and event formats that other clients write are understood, or refused by what
+//! they are.
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE};

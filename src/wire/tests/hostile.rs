@@ -1,4 +1,5 @@
-//! Records from hostile senders: whatever the bytes are, an outcome, no panic, and no more memory than the record's own.
+//! Records from hostile senders: whatever the bytes are, an outcome, no panic, and no more memory than the
+//! record's own.
 
 use proptest::prelude::*;
 

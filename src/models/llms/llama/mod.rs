@@ -17,8 +17,8 @@ use tch::{Device, Kind, Tensor};
 pub use config::{LlamaConfig, Variant};
 use layers::Layer;
 
-use super::traits::{check_lesson, check_rows};
-use super::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::models::traits::{check_lesson, check_rows};
+use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
 use crate::nn::lora::{LoraSet, LoraSite};

@@ -543,7 +543,7 @@ struct RealChat {
 #[test]
 fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
     let golden: std::collections::BTreeMap<String, Real> =
-        serde_json::from_str(include_str!("../../../tests/fixtures/llama_real.json")).unwrap();
+        serde_json::from_str(include_str!("../../../../tests/fixtures/llama_real.json")).unwrap();
     for (name, golden) in golden {
         let test = "models::llms::llama::real_checkpoints_give_the_logits_and_the_answer_of_transformers";
         let Some(folder) = crate::testing::real_model(test, &name) else {

@@ -23,8 +23,8 @@ use tch::{Device, Kind, Tensor};
 pub use config::{Activation, T5Config};
 use stacks::{Decoder, Encoder, Visit};
 
-use super::traits::{check_lesson, check_rows};
-use super::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::models::traits::{check_lesson, check_rows};
+use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
 use crate::nn::lora::{LoraSet, LoraSite};

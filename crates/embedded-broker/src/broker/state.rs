@@ -11,8 +11,8 @@ use tracing::warn;
 use super::groups::Groups;
 use super::topics::Topics;
 use super::transactions::{Ended, Transactions};
+use crate::BrokerConfig;
 use crate::broker::log::control::Outcome;
-use crate::config::broker::BrokerConfig;
 
 /// The id of the only broker of the cluster.
 pub(super) const BROKER_ID: BrokerId = BrokerId(1);

@@ -10,7 +10,7 @@ use super::log::batch::CheckedBatch;
 use super::log::control::Outcome;
 use super::log::partition::PartitionLog;
 use super::topic_settings::TopicSettings;
-use crate::config::broker::BrokerConfig;
+use crate::BrokerConfig;
 
 /// One topic.
 #[derive(Debug)]

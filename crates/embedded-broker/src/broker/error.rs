@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::config::broker::BrokerConfigError;
+use crate::BrokerConfigError;
 
 /// Why the embedded broker did not start.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::broker::BrokerConfig;
+use crate::BrokerConfig;
 
 /// A topic's settings, as their creator wrote them and as the broker reads them.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -62,7 +62,7 @@ fn expected_digest(home: &Path) -> String {
         format: FloatFormat::F32,
         ..ImportOptions::default()
     };
-    super::super::import(&source, &home.join("whole"), &options, &mut |_, _| {}).unwrap();
+    crate::import(&source, &home.join("whole"), &options, &mut |_, _| {}).unwrap();
     hex(&std::fs::read(home.join("whole/model.safetensors")).unwrap())
 }
 

@@ -2,14 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, ProduceRequest, ProducerId, ResponseHeader,
     TopicName,
 };
 use kafka_protocol::protocol::{Decodable, StrBytes};
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
 
 use crate::raw::{ANYBODY, RawClient, Writer, batch, framed, request_frame};
 use crate::support::run;

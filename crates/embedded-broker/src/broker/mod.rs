@@ -1,17 +1,4 @@
-//! The embedded broker: a small single-node, in-memory Kafka broker for trying, developing and testing.
-//!
-//! It lets one command start the whole pipeline with nothing else installed, and any Kafka client can connect while
-//! it runs. It is not a substitute for Kafka: what it holds is gone when the process ends, it listens on loopback
-//! only, and when a topic is full its oldest records go. It does topics, headers, all codecs (untouched), idempotent
-//! and transactional producers, classic consumer groups, committed offsets with metadata, offsets by time, retention
-//! by bytes and by time. It does not do: KIP-848 groups, compaction, quotas, authentication, replicas.
-//!
-//! ```text
-//! server ─▶ connection ─▶ wire (outline, decode) ─▶ handlers ─▶ state { topics, groups, transactions } ─▶ log
-//! ```
-//!
-//! Invariants: the one lock is never held across an await; nothing a client sends can panic or allocate without
-//! bound (`wire::shape`, `limits`); a fetch listens for news before it looks; batches stay the bytes that came.
+//! The broker itself: listens, answers, and stops.
 
 mod connection;
 mod error;
@@ -34,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::BrokerConfig;
+
 pub use error::BrokerError;
 
-use crate::config::broker::BrokerConfig;
 use state::Shared;
 
 /// A running broker. Dropping it stops it; [`shutdown`](Self::shutdown) also waits until it has stopped.

@@ -107,7 +107,7 @@ struct Prepared {
 ///
 /// # Examples
 /// ```no_run
-/// use speechverse::weights::import::{ImportOptions, import};
+/// use model_import::{ImportOptions, import};
 ///
 /// let report = import(
 ///     "SmolLM2-135M-Instruct.Q4_1.gguf".as_ref(),
@@ -116,7 +116,7 @@ struct Prepared {
 ///     &mut |done, total| eprintln!("{done} of {total}"),
 /// )?;
 /// assert_eq!(report.architecture, "llama");
-/// # Ok::<(), speechverse::weights::import::ImportError>(())
+/// # Ok::<(), model_import::ImportError>(())
 /// ```
 pub fn import(
     source: &Path,

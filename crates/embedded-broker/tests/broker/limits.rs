@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use embedded_broker::{BrokerConfig, BrokerError, EmbeddedBroker};
 use kafka_protocol::messages::{ApiVersionsRequest, MetadataRequest};
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureRecord;
 use rdkafka::types::RDKafkaErrorCode;
-use speechverse::broker::{BrokerError, EmbeddedBroker};
-use speechverse::config::broker::BrokerConfig;
 
 use crate::raw::RawClient;
 use crate::support::{Kind, STEP, Target, blocking, eventually, run};

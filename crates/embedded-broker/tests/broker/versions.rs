@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
@@ -24,8 +25,6 @@ use kafka_protocol::messages::txn_offset_commit_request::{
 };
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::StrBytes;
-use speechverse::broker::EmbeddedBroker;
-use speechverse::config::broker::BrokerConfig;
 
 use crate::raw::{ANYBODY, RawClient, batch};
 use crate::support::run;

@@ -91,7 +91,7 @@ pub fn available_models() -> Vec<AvailableModel> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::import::FloatFormat;
+    use crate::FloatFormat;
 
     #[test]
     fn the_shipped_list_is_complete() {

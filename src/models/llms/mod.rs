@@ -1,0 +1,4 @@
+//! Language models, one folder each; see [`super::open_language_model`].
+
+pub mod llama;
+pub mod t5;
