@@ -1,9 +1,8 @@
 //! `SampleCollector`: keeps the labelled samples that pass by.
 //!
 //! Takes records of the label topic from a source's channel, and [`UtteranceAdmitted`] from the ingest; sends
-//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction
-//! needs the audio of the request that it corrects, so the latest utterances are remembered, up to a number
-//! of bytes.
+//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction needs the
+//! audio of the request that it corrects, so the latest utterances are remembered, up to a number of bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! `Decoder`: features become text, through the adapter and the LLM.
 //!
-//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it lives in its own thread. Answers
-//! are generated side by side in slots: between two steps, new utterances join and finished ones leave, so a short
-//! answer never waits for a long one. While every slot is taken the mailbox fills, which holds the encoder back.
+//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it
+//! lives in its own thread. Answers are generated side by side in slots: between two steps, new utterances
+//! join and finished ones leave, so a short answer never waits for a long one. While every slot is taken the
+//! mailbox fills, which holds the encoder back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -211,8 +212,9 @@ impl Decoder {
         metrics::decoder_slots(self.responder.used());
     }
 
-    /// Tells how far the answers are whose requests want to know, whenever so many tokens have been added. A text so far is
-    /// always one of a multiple of these, so its sequence number names it, also when it is told again after a crash.
+    /// Tells how far the answers are whose requests want to know, whenever so many tokens have been added. A
+    /// text so far is always one of a multiple of these, so its sequence number names it, also when it is
+    /// told again after a crash.
     fn tell_partials(&self) {
         let every = self.args.config.partial_tokens;
         for (active, decoded) in self.responder.so_far() {
@@ -307,6 +309,7 @@ impl Decoder {
     async fn reject(&mut self, context: RequestContext, cause: &SpeechLlmError) {
         let reason = match cause {
             SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            SpeechLlmError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
             SpeechLlmError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };

@@ -56,9 +56,9 @@ pub enum KafkaError {
     },
     /// The control topic has several partitions, and orders would not stay in order.
     #[error(
-        "the control topic `{topic}` has {partitions} partitions, expected 1: orders in several partitions overtake each \
-         other; stop who writes to it, delete it (`kafka-topics.sh --delete --topic {topic}`) and start again, which makes it \
-         anew, or name another topic in `kafka.topics.control`"
+        "the control topic `{topic}` has {partitions} partitions, expected 1: orders in several partitions overtake \
+         each other; stop who writes to it, delete it (`kafka-topics.sh --delete --topic {topic}`) and start again, \
+         which makes it anew, or name another topic in `kafka.topics.control`"
     )]
     OrdersOvertake {
         /// Name of the topic.
@@ -132,8 +132,8 @@ pub enum SinkError {
         /// The broker's reason.
         reason: String,
     },
-    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe
-    /// where ids make repeats harmless.
+    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe where ids
+    /// make repeats harmless.
     #[error("topic `{topic}`: no acknowledgement within {waited_ms} ms ({reason})")]
     NotAcknowledged {
         /// Topic that the record was meant for.

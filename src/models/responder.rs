@@ -1,5 +1,5 @@
-//! `Responder`: the speech LLM as a service uses it. Utterances with features come in, each pinned to an adapter
-//! version; answers come out, generated side by side.
+//! `Responder`: the speech LLM as a service uses it. Utterances with features come in, each pinned to an
+//! adapter version; answers come out, generated side by side.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +18,10 @@ const VERSIONS_MAX: usize = 4;
 /// Compiled answer shapes kept ready: a service has a few tasks.
 const SHAPES_MAX: usize = 32;
 
+/// Where less room than this is left beside the audio, the audio is at fault and not the instruction: the
+/// settings promise room for a layout and a short one.
+const SHORT_INSTRUCTION_TOKENS: i64 = 32;
+
 /// What an utterance asks for.
 #[derive(Clone, Debug)]
 pub struct Question<'q> {
@@ -27,8 +31,8 @@ pub struct Question<'q> {
     pub instruction: &'q str,
     /// What the answer may be; free text when absent.
     pub shape: Option<&'q AnswerShape>,
-    /// Most answer tokens, instead of the responder's own. More than these are a wish: the answer gets as many of them as
-    /// its slot has room for.
+    /// Most answer tokens, instead of the responder's own. More than these are a wish: the answer gets as
+    /// many of them as its slot has room for.
     pub tokens_max: Option<usize>,
 }
 
@@ -37,8 +41,8 @@ pub struct Question<'q> {
 pub struct ResponderSizes {
     /// Sequences side by side; a beam search takes several.
     pub slots: usize,
-    /// Positions of a slot, prompt and answer together; how strictly the two are told apart is the language model's
-    /// affair, see [`LanguageModel::new_cache`](super::LanguageModel::new_cache).
+    /// Positions of a slot, prompt and answer together; how strictly the two are told apart is the language
+    /// model's affair, see [`LanguageModel::new_cache`](super::LanguageModel::new_cache).
     pub positions_max: usize,
     /// How many of them are the answer's.
     pub answer_positions: usize,
@@ -107,8 +111,8 @@ impl<K> Responder<K> {
     /// Embeds a question with the given adapter version.
     ///
     /// # Errors
-    /// [`SpeechLlmError`] when it does not fit a slot, the answer cannot be held to its shape, or the version does not fit
-    /// the networks.
+    /// [`SpeechLlmError`] when it does not fit a slot, the answer cannot be held to its shape, or the version
+    /// does not fit the networks.
     pub fn prompt(
         &mut self,
         adapter: &AdapterSnapshot,
@@ -136,8 +140,27 @@ impl<K> Responder<K> {
             lora: version.lora,
         };
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
-        self.decoder.check(&prompt, promised)?;
+        let fits = self.decoder.check(&prompt, promised);
+        fits.map_err(|error| self.blame(error, question.instruction))?;
         Ok(prompt)
+    }
+
+    /// Says that the instruction is too long, where the audio would have fitted beside a short one.
+    fn blame(&self, error: ModelError, instruction: &str) -> ModelError {
+        let ModelError::TooManyPositions {
+            positions,
+            positions_max,
+        } = error
+        else {
+            return error;
+        };
+        let ids = self.model.tokenizer().encode_plain(instruction);
+        let tokens = ids.map_or(0, |ids| i64::try_from(ids.len()).unwrap_or(i64::MAX));
+        let tokens_max = positions_max - (positions - tokens);
+        match tokens > tokens_max && tokens_max >= SHORT_INSTRUCTION_TOKENS {
+            true => ModelError::InstructionTooLong { tokens, tokens_max },
+            false => error,
+        }
     }
 
     fn constraint(&mut self, shape: &AnswerShape) -> Result<Option<Arc<Constraint>>, SpeechLlmError> {
@@ -154,7 +177,8 @@ impl<K> Responder<K> {
         Ok(self.shapes.last().and_then(|(_, made)| made.clone()))
     }
 
-    /// Makes the version's tensors on this device, unless they are there; the one used longest ago makes room.
+    /// Makes the version's tensors on this device, unless they are there; the one used longest ago makes
+    /// room.
     fn load(&mut self, adapter: &AdapterSnapshot) -> Result<(), SpeechLlmError> {
         self.clock += 1;
         if let Some(version) = self.versions.get_mut(adapter.version()) {

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! adapters/
-//! ├── current                  first line: the version in use; next lines: what `rollback` goes back to, newest first
-//! └── demo-0001/
+//! ├── current                  first line: the version in use; next lines: what `rollback` goes back to,
+//! newest first └── demo-0001/
 //!     ├── adapter.safetensors  layer mix, downsampler, optional CTC head
 //!     ├── lora/                what the `peft` library loads, when there is LoRA
-//!     ├── manifest.json        parent, networks with digests, curriculum, data digest, metrics, settings, sha256 of each file
+//!     ├── manifest.json        parent, networks with digests, curriculum, data digest, metrics, settings,
+//! sha256 of each file
 //!     └── README.md            model card
 //! ```
 //!
-//! A version appears whole or not at all: its folder is written under a temporary name in the same directory, synced, and renamed. It never changes
-//! afterwards; every file's digest is checked when it is loaded.
+//! A version appears whole or not at all: its folder is written under a temporary name in the same directory,
+//! synced, and renamed. It never changes afterwards; every file's digest is checked when it is loaded.
 
 mod identity;
 mod manifest;
@@ -50,6 +51,14 @@ pub enum RegistryError {
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,
+    },
+    /// A file of a model folder is something else.
+    #[error("`{}` is {found}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        found: String,
     },
     /// Not a version's name.
     #[error(
@@ -206,7 +215,8 @@ impl Registry {
         Ok(names)
     }
 
-    /// Manifests of all versions, in order of name; a damaged one is an error in its place. Digests are not checked.
+    /// Manifests of all versions, in order of name; a damaged one is an error in its place. Digests are not
+    /// checked.
     ///
     /// # Errors
     /// [`RegistryError::Io`].
@@ -242,7 +252,8 @@ impl Registry {
     /// Loads a version after checking the digest of every one of its files.
     ///
     /// # Errors
-    /// [`RegistryError::Missing`]; [`RegistryError::Corrupt`] with the file and what is wrong; [`RegistryError::Model`].
+    /// [`RegistryError::Missing`]; [`RegistryError::Corrupt`] with the file and what is wrong;
+    /// [`RegistryError::Model`].
     pub fn load(&self, version: &str) -> Result<LoadedVersion, RegistryError> {
         let folder = self.folder(version)?;
         let manifest = read_manifest(&folder, version)?;
@@ -280,7 +291,8 @@ impl Registry {
         self.load(&current)
     }
 
-    /// Makes a version the current one, after verifying it. The one before is remembered for [`rollback`](Self::rollback).
+    /// Makes a version the current one, after verifying it. The one before is remembered for
+    /// [`rollback`](Self::rollback).
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -295,11 +307,12 @@ impl Registry {
         self.point(&pointers)
     }
 
-    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back twice goes
-    /// back two versions.
+    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back
+    /// twice goes back two versions.
     ///
     /// # Errors
-    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], those of `fits`, and as for [`load`](Self::load).
+    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], those of `fits`, and as for
+    /// [`load`](Self::load).
     pub fn rollback(
         &self,
         fits: impl FnOnce(&LoadedVersion) -> Result<(), RegistryError>,

@@ -8,6 +8,7 @@ use speechverse::kafka::admin::broker_metadata;
 use speechverse::kafka::check_properties;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability, load_cuda};
 use speechverse::text::TaskTable;
+use speechverse::weights::{Checkpoint, check_folder};
 
 use super::{Failure, runtime};
 use crate::adapters;
@@ -112,7 +113,8 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
 }
 
 fn check_model(report: &mut Report, role: &str, folder: &Path) {
-    match speechverse::weights::Checkpoint::open(folder) {
+    let needs_tokenizer = role == "language model";
+    match check_folder(folder, needs_tokenizer).and_then(|()| Checkpoint::open(folder)) {
         Ok(checkpoint) => report.good(
             role,
             format!("{}, {} tensors", folder.display(), checkpoint.tensors().count()),

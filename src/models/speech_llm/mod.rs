@@ -1,11 +1,12 @@
 //! `SpeechLlm`: audio positions placed before an instruction inside the prompt of a frozen language model.
 //!
-//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part ([`Learned`]: adapter and optional
-//! LoRA), because one language model serves several adapter versions at once.
+//! The frozen part ([`SpeechLlm`]: language model, tokenizer, prompt layout) is apart from the learned part
+//! ([`Learned`]: adapter and optional LoRA), because one language model serves several adapter versions at
+//! once.
 //!
-//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295) §2.1, §2.2. An encoder–decoder reads
-//! `[audio positions][instruction]` with its encoder, as the paper's does; for a decoder-only model the audio comes first inside the user's
-//! turn, the instruction after it.
+//! Sequence: `[prefix ids][audio positions][suffix ids][answer]`. Source: SpeechVerse (arXiv 2405.08295)
+//! §2.1, §2.2. An encoder–decoder reads `[audio positions][instruction]` with its encoder, as the paper's
+//! does; for a decoder-only model the audio comes first inside the user's turn, the instruction after it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::{LanguageModel, ModelError, open_language_model};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
 use crate::text::{AnswerPiece, AnswerShape, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
+use crate::weights::check_folder;
 
 /// What can go wrong around a speech LLM: its network, or its text.
 #[derive(Debug, thiserror::Error)]
@@ -122,11 +124,13 @@ impl SpeechLlm {
         })
     }
 
-    /// Opens a model folder. `system` replaces the template's own system message; a model without chat template has none.
+    /// Opens a model folder. `system` replaces the template's own system message; a model without chat
+    /// template has none.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when a file is missing or does not fit.
     pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, SpeechLlmError> {
+        check_folder(folder, true).map_err(ModelError::from)?;
         let llm = open_language_model(folder, placement)?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;
@@ -161,7 +165,8 @@ impl SpeechLlm {
     /// Prompts of a batch, ready for the language model and differentiable in the adapter.
     ///
     /// # Shapes
-    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language model's kind.
+    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language
+    /// model's kind.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when shapes disagree, or there is not one instruction per row.
@@ -176,7 +181,8 @@ impl SpeechLlm {
         self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
     }
 
-    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B tensors `[P_i, H]`.
+    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B
+    /// tensors `[P_i, H]`.
     ///
     /// # Errors
     /// [`SpeechLlmError`] when there is not one length and one instruction per row.
@@ -208,10 +214,12 @@ impl SpeechLlm {
         Ok(prompts)
     }
 
-    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in `lora`.
+    /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in
+    /// `lora`.
     ///
     /// # Shapes
-    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included ([`answer_ids`](Self::answer_ids)).
+    /// `prompts`: `[P_i, H]` each; `answers`: token ids of each, end included
+    /// ([`answer_ids`](Self::answer_ids)).
     ///
     /// # Errors
     /// [`ModelError`] when there is not one non-empty answer per prompt, or a sequence is too long.
