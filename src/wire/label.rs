@@ -13,29 +13,37 @@ use super::request::{Instructions, RequestLimits, asked, id, labels, name, sourc
 pub enum Label {
     /// Audio with its right answer.
     Sample(LabelledAudio),
-    /// The right answer to a request that was answered before.
-    Correction {
-        /// Id of that request.
-        subject: String,
-        /// Source of that request (`ce_subjectsource`), when the record says.
-        subject_source: Option<String>,
-        /// Source of the correction itself (`ce_source`): the request's too, where who asks also corrects.
-        source: Option<String>,
-        /// The right answer.
-        target: String,
-    },
+    /// The right answer to a request.
+    Correction(Correction),
+}
+
+/// The right answer to a request, which is named by source and id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Correction {
+    /// Id of the request.
+    pub subject: String,
+    /// `ce_source` of the request (`ce_subjectsource`), when the sender says.
+    pub subject_source: Option<String>,
+    /// `ce_source` of the correction itself: the request's too, where a client corrects its own requests.
+    pub source: Option<String>,
+    /// The right answer.
+    pub target: String,
 }
 
 /// Audio with its right answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledAudio {
+    /// `ce_source`: who labelled it. Source and id together name a sample.
+    pub source: Option<String>,
     /// Id of the sample.
     pub id: String,
     /// Name of a configured task.
     pub task: Option<String>,
     /// What the answer answers.
     pub instruction: String,
-    /// The right answer.
+    /// Allowed answers, as the record lists them.
+    pub labels: Option<Vec<String>>,
+    /// The right answer; one of those in force, where there are some.
     pub target: String,
     /// Whether it may be trained on.
     pub may_train: bool,
@@ -80,12 +88,12 @@ impl Label {
             (true, Some(_)) if headers.flag("ce_train")? == Some(false) => Err(wrong(
                 "`ce_train` forbids training, and a correction is for nothing else",
             )),
-            (true, Some(subject)) => Ok(Self::Correction {
+            (true, Some(subject)) => Ok(Self::Correction(Correction {
                 subject,
                 subject_source: source(headers, "ce_subjectsource")?,
                 source: source(headers, "ce_source")?,
                 target,
-            }),
+            })),
             (true, None) => Err(wrong(
                 "no audio and no `ce_subject`: send audio, or name the request whose answer is corrected",
             )),
@@ -93,10 +101,13 @@ impl Label {
                 let task = name(headers, "ce_task", limits)?;
                 let labels = labels(headers, limits)?;
                 let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
+                asked.check_target(&target).map_err(|reason| wrong(&reason))?;
                 Ok(Self::Sample(LabelledAudio {
+                    source: source(headers, "ce_source")?,
                     id: id(headers, record, limits)?,
                     instruction: asked.instruction,
                     task,
+                    labels,
                     target,
                     may_train: headers.flag("ce_train")?.unwrap_or(true),
                     content_type: headers.text("content-type", 256)?.map(str::to_owned),
