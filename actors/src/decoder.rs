@@ -282,6 +282,7 @@ impl Decoder {
     async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
         let reason = match cause {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
             InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };

@@ -18,6 +18,7 @@ mod sink;
 mod source;
 
 pub use budget::{Budget, BudgetHold, OffsetTracker};
+pub use client::check_properties;
 pub use error::{KafkaError, SinkError};
 pub use monitor::{ConnectionMonitor, RecordsDeleted};
 pub use offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};

@@ -10,6 +10,7 @@ use super::*;
 use crate::kafka::config::KafkaConfig;
 use crate::wire::{OutgoingRecord, Record};
 
+mod orders;
 mod sink;
 mod source;
 

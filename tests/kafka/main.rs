@@ -160,9 +160,26 @@ async fn topics(bench: &Bench) {
     let cluster = admin::broker_metadata(&bench.config, STEP).await.unwrap();
 
     assert!(again.is_empty(), "{again:?}");
-    for (_, name) in bench.config.topics.all() {
-        assert_eq!(cluster.topic(name).unwrap().partitions, 3, "{name}");
+    for (setting, name) in bench.config.topics.all() {
+        let expected = if setting == "control" { 1 } else { 3 };
+        assert_eq!(cluster.topic(name).unwrap().partitions, expected, "{name}");
     }
+    let mut several = bench.config.clone();
+    several.topics.control = bench.config.topics.requests.clone();
+    several.topics.requests = format!("{}.of-their-own", bench.config.topics.requests);
+    let refused = admin::ensure_topics(&several, STEP)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("has 3 partitions") && refused.contains("--delete --topic"),
+        "{refused}"
+    );
+    let control = &bench.config.topics.control;
+    let end = || admin::end_of(&bench.config, control, 0, STEP);
+    assert_eq!(end().await.unwrap(), 0);
+    bench.sink().send(outgoing(control, 0)).await.unwrap();
+    assert_eq!(end().await.unwrap(), 1);
     let missing = Reader::open(&bench.config, "no.such.topic.here", ReadFrom::End, STEP).await;
     assert!(missing.is_err());
 }
