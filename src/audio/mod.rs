@@ -24,6 +24,7 @@
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
+mod adpcm;
 mod adts;
 mod au;
 mod channels;
