@@ -121,7 +121,6 @@ pub struct Answer {
 }
 
 /// Whether a field has nothing to say.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(seconds: &f64) -> bool {
     *seconds == 0.0
 }
