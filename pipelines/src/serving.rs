@@ -1,8 +1,8 @@
-//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer and
-//! controller beside it, supervised.
+//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer
+//! and controller beside it, supervised.
 //!
-//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the source
-//! forwards: stop reading, finish what is in flight, commit, then let go.
+//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the
+//! source forwards: stop reading, finish what is in flight, commit, then let go.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -46,8 +46,8 @@ use crate::health::{self, HttpState, Phase, Readiness};
 
 /// Longest wait for a broker that should be there, at the start.
 const BROKER_WAIT: Duration = Duration::from_secs(30);
-/// A stage that fails more often than this within [`RESTART_WINDOW`] stays down, and the process ends: its supervisor
-/// outside (systemd, Kubernetes) has the better view.
+/// A stage that fails more often than this within [`RESTART_WINDOW`] stays down, and the process ends: its
+/// supervisor outside (systemd, Kubernetes) has the better view.
 const RESTARTS_MAX: u32 = 5;
 /// See [`RESTARTS_MAX`].
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
@@ -435,8 +435,8 @@ async fn ended<A: Actor>(stage: &ActorRef<A>) {
     stage.wait_for_shutdown_with_result(|_| ()).await;
 }
 
-/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
-/// moment after the stage has said that it ended.
+/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's
+/// memory goes a moment after the stage has said that it ended.
 async fn released(store: Arc<SampleStore>, limit: Duration) {
     let deadline = tokio::time::Instant::now() + limit;
     while Arc::strong_count(&store) > 1 && tokio::time::Instant::now() < deadline {

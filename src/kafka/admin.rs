@@ -1,4 +1,5 @@
-//! What is asked of the broker beside records: is it there, which topics has it, create those that are missing.
+//! What is asked of the broker beside records: is it there, which topics has it, create those that are
+//! missing.
 
 use std::time::{Duration, Instant};
 
@@ -101,7 +102,8 @@ pub async fn broker_metadata(config: &KafkaConfig, limit: Duration) -> Result<Cl
         .map_err(|_| KafkaError::Ended)?
 }
 
-/// Creates the configured topics that are missing, with the configured partitions and largest record; returns which.
+/// Creates the configured topics that are missing, with the configured partitions and largest record; returns
+/// which.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`], or [`KafkaError::Topic`] for the first one that the broker refuses.

@@ -9,8 +9,8 @@ use super::error::KafkaError;
 use super::monitor::{ClientMonitor, ConnectionMonitor};
 use crate::kafka::config::{ClientOverrides, KafkaConfig};
 
-/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however large,
-/// to be set aside; librdkafka would otherwise ask for it again for ever.
+/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however
+/// large, to be set aside; librdkafka would otherwise ask for it again for ever.
 const RECEIVE_BYTES_MAX: usize = 1 << 30; // 1 GiB
 /// Least memory for records that wait inside librdkafka, KiB.
 const PREFETCH_KIB_MIN: usize = 8 * 1024;
@@ -36,7 +36,8 @@ fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
     client
 }
 
-/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little prefetch.
+/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little
+/// prefetch.
 fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
     let mut client = common(config, role);
     let prefetch_kib = PREFETCH_KIB_MIN.max(config.batch_bytes_max() / 1024);

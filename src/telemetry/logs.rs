@@ -30,8 +30,8 @@ impl FromStr for LogFormat {
 
 /// Installs the log writer for the whole process; later calls change nothing.
 ///
-/// The level comes from `RUST_LOG` when that is set, else from `default_level` (`info`, `debug`, or a filter such
-/// as `speechverse=debug,rdkafka=warn`).
+/// The level comes from `RUST_LOG` when that is set, else from `default_level` (`info`, `debug`, or a filter
+/// such as `speechverse=debug,rdkafka=warn`).
 pub fn init(format: LogFormat, default_level: &str) {
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(default_level))

@@ -52,7 +52,8 @@ pub enum Flag {
     Truncated,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
-    /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
+    /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the
+    /// same.
     NoSpeech,
 }
 
@@ -110,8 +111,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash is
-    /// recognisable.
+    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash
+    /// is recognisable.
     pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
         match kind {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),

@@ -176,8 +176,8 @@ impl Respondent {
         })
     }
 
-    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L, V]` over the
-    /// whole prompt; and the greedy answer.
+    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits`
+    /// `[L, V]` over the whole prompt; and the greedy answer.
     pub(super) fn probe(
         &mut self,
         samples: &[f32],

@@ -1,4 +1,5 @@
-//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over its topics.
+//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over
+//! its topics.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
