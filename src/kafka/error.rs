@@ -126,8 +126,8 @@ pub enum SinkError {
         /// The broker's reason.
         reason: String,
     },
-    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe where ids
-    /// make repeats harmless.
+    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe
+    /// where ids make repeats harmless.
     #[error("topic `{topic}`: no acknowledgement within {waited_ms} ms ({reason})")]
     NotAcknowledged {
         /// Topic that the record was meant for.

@@ -1,9 +1,9 @@
 //! The only room that says rdkafka: source, sink, offset tracker, rebalance.
 //!
-//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes back to the
-//! [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the source commits what the tracker
-//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics. A
-//! [`ConnectionMonitor`] knows whether they reach a broker.
+//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes
+//! back to the [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the
+//! source commits what the tracker calls finished. [`Reader`] reads outside any group; [`admin`] looks after
+//! topics. A [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
 mod budget;

@@ -126,8 +126,8 @@ fn is_zero(seconds: &f64) -> bool {
 }
 
 impl Answer {
-    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash is
-    /// recognisable.
+    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash
+    /// is recognisable.
     pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
         match kind {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),

@@ -1,4 +1,5 @@
-//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could answer.
+//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could
+//! answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

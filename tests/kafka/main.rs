@@ -1,5 +1,6 @@
-//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always, on
-//! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start it.
+//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
+//! on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test`
+//! start it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -255,7 +256,8 @@ async fn too_large_for_the_topic(bench: &Bench) {
     sink.send(outgoing(&topic, 1)).await.unwrap();
 }
 
-/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing repeated.
+/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing
+/// repeated.
 async fn members(bench: &Bench) {
     const COUNT: u64 = 900;
     let finished = Arc::new(Finished::default());
