@@ -198,7 +198,12 @@ impl Trainer {
             let control = &self.args.control;
             Ok(judge(&networks, adapter, &judged.samples, &self.args.engine, control)?.scores)
         };
+        // A judgement that was stopped halfway is none.
+        let stopped = || Outcome::failed("the cycle was stopped".to_owned());
         let before = judge(parent)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
         if before.is_empty() {
             return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
         }
@@ -213,9 +218,12 @@ impl Trainer {
         })?;
         let outcome = engine.run(&mut |event| self.progress(run, event))?;
         if outcome.stopped {
-            return Ok(Outcome::failed("the cycle was stopped".to_owned()));
+            return Ok(stopped());
         }
         let after = judge(&outcome.adapter)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
         let answers: usize = after.iter().map(|score| score.answers).sum();
         let mut metrics = BTreeMap::from([
             ("held_out_samples".to_owned(), answers as f64),
