@@ -60,7 +60,7 @@ impl Place {
              [http]\nlisten = \"127.0.0.1:0\"\n\
              [audio]\nseconds_max = 90.0\n\
              [encoder]\nbatch_windows_max = 4\n\
-             [decoder]\nslots = 6\npositions_max = 1024\ntokens_max = 24\n\
+             [decoder]\nslots = 6\npositions_max = 1300\ntokens_max = 24\n\
              [decoding]\n{decoding}\n\
              [store]\ndir = {store:?}\n\
              [trainer]\nruns_dir = {runs:?}\n\
