@@ -3,5 +3,8 @@
 mod config_error;
 
 pub use config_error::{ConfigError, ENV_PREFIX};
+
 /// Bytes as lower-case hexadecimal digits.
-pub use hex::encode as hex;
+pub fn hex(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}
