@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
 use speechverse::config::decoding::StrategyName;
-use speechverse::models::decoding::{DecodeOptions, EarlyStopping};
+use speechverse::inference::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
 /// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
@@ -45,6 +45,9 @@ pub enum Command {
     /// Look into the configured tasks: their prompts, labels, answers.
     #[command(subcommand)]
     Tasks(Tasks),
+    /// Make manifests of corpora, and prove that what is tested is not learned.
+    #[command(subcommand)]
+    Data(Data),
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
@@ -110,7 +113,7 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
@@ -227,7 +230,7 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Wait for the answers and print them.
@@ -281,6 +284,9 @@ pub struct Label {
     /// Id of an answered request whose answer is corrected.
     #[arg(long, value_name = "ID")]
     pub request: Option<String>,
+    /// `ce_source` of that request, where requests of several sources have that id.
+    #[arg(long, value_name = "SOURCE", requires = "request")]
+    pub request_source: Option<String>,
     /// The instruction that the target answers.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
@@ -487,6 +493,31 @@ pub enum FloatKind {
     F16,
     /// bfloat16.
     Bf16,
+}
+
+/// `speechverse data`.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Write manifests for every task from a folder of corpora (`CORPUS/manifest.jsonl`, and a README whose table
+    /// names each corpus's origin and licence).
+    Import {
+        /// The folder.
+        folder: PathBuf,
+        /// Folder for the manifests: `TASK_train.jsonl`, `TASK_valid.jsonl`, `TASK_test.jsonl`, and
+        /// `sources.json`.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Manifests whose `text`s no training row may say.
+        #[arg(long = "held-out", value_name = "FILE", num_args = 1..)]
+        held_out: Vec<PathBuf>,
+    },
+    /// Prove that no voice, sentence or recording of the test lines is in the lines for training and validation; exit
+    /// code 1 and the list of those that are.
+    Check {
+        /// Manifests whose lines name their `split`.
+        #[arg(required = true, value_name = "MANIFEST")]
+        manifests: Vec<PathBuf>,
+    },
 }
 
 /// `speechverse models`.

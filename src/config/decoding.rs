@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::ModelError;
-use crate::models::decoding::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::util::ConfigError;
 
 /// How the next token is chosen.
@@ -170,7 +170,7 @@ impl std::str::FromStr for EarlyStopping {
 #[cfg(test)]
 mod tests {
     use crate::config::Settings;
-    use crate::models::decoding::{EarlyStopping, Strategy};
+    use crate::inference::{EarlyStopping, Strategy};
 
     #[test]
     fn early_stopping_is_written_as_in_transformers_and_reads_back() {

@@ -13,13 +13,15 @@ pub mod decoding;
 pub mod serving;
 
 use crate::audio::config::AudioConfig;
+use crate::inference::EngineConfig;
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
+use crate::telemetry::config::{LogConfig, TraceConfig};
 use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use crate::util::{ConfigError, ENV_PREFIX};
 use decoding::DecodingConfig;
-use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
+use serving::{DecoderConfig, EncoderConfig, HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -51,9 +53,24 @@ pub struct Settings {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Export of traces.
+    pub trace: TraceConfig,
 }
 
 impl Settings {
+    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the `[encoder]`, `[decoder]`
+    /// and `[decoding]` tables. Its memory grows with what is asked; serving sets all of it aside at the start.
+    pub fn engine(&self) -> EngineConfig {
+        EngineConfig {
+            slots: self.decoder.slots,
+            positions_max: self.decoder.positions_max,
+            answer_positions: self.decoder.tokens_max,
+            batch_windows_max: self.encoder.batch_windows_max,
+            options: self.decoding.options(self.decoder.tokens_max),
+            preallocate: false,
+        }
+    }
+
     /// Reads the file, applies the environment, and checks the rules between settings.
     ///
     /// # Errors
@@ -129,6 +146,15 @@ impl Settings {
                     "{} must be less than `kafka.session_timeout_ms` ({}), or the group hands the partitions on \
                      before the drain ends",
                     self.service.drain_ms_max, self.kafka.session_timeout_ms
+                ),
+            ));
+        }
+        if self.store.correction_wait_ms >= self.service.drain_ms_max {
+            return Err(ConfigError::invalid(
+                "store.correction_wait_ms",
+                format!(
+                    "{} must be less than `service.drain_ms_max` ({}), or a shutdown cannot finish the corrections that wait",
+                    self.store.correction_wait_ms, self.service.drain_ms_max
                 ),
             ));
         }

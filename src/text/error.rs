@@ -47,7 +47,7 @@ pub enum TextError {
         "answers cannot be constrained with this tokenizer: it has {found}; supported are `ByteLevel`, `Metaspace`, and \
          sequences of `Replace`, `ByteFallback`, `Fuse` and `Strip`"
     )]
-    Spelling {
+    TokenBytes {
         /// Its decoder.
         found: String,
     },
@@ -174,4 +174,9 @@ pub(crate) fn read_text(path: &std::path::Path, limit: u64) -> Result<String, Te
         expected: "UTF-8 text",
         reason: error.to_string(),
     })
+}
+
+/// The first characters of a stranger's words, safe to print.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_debug).collect()
 }

@@ -199,7 +199,7 @@ pub struct ValidationConfig {
     pub every_steps: u64,
     /// Clips used for the loss.
     pub clips_max: usize,
-    /// Clips among them that are also transcribed, for the word error rate.
+    /// Clips among them that are also answered, for each task's score by its own metric.
     pub transcribed_clips_max: usize,
     /// Rows of one validation batch.
     pub batch_rows: usize,

@@ -19,13 +19,17 @@ use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
 use super::stage::StageRunner;
+use crate::inference::speech_llm::Learned;
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
-use crate::models::speech_llm::Learned;
 use crate::nn::optimizer::AdamW;
+use crate::nn::random::SplitMix;
 use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
+/// Sets the random numbers of dropout apart from others that come of the same seed.
+const DROPOUT_STREAM: u64 = 0xd0;
+
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -411,6 +415,7 @@ impl<'a> Engine<'a> {
     ) -> Result<bool, TrainingError> {
         let start = Instant::now();
         optimizer.zero_grad();
+        self.set_dropout_active(true);
         let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
         let mut epoch = self.state.epoch;
         while batches < stage.accumulate {
@@ -439,6 +444,7 @@ impl<'a> Engine<'a> {
             let seconds = batch.clips.iter().map(Vec::len).sum::<usize>() as f64 / 16_000.0;
             audio_seconds += seconds;
         }
+        self.set_dropout_active(false);
         let norm = optimizer.grad_norm();
         self.state.step += 1;
         self.state.total_steps += 1;
@@ -486,6 +492,25 @@ impl<'a> Engine<'a> {
             on_event,
         )?;
         Ok(true)
+    }
+
+    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
+    fn set_dropout_active(&mut self, active: bool) {
+        let Some(lora) = &mut self.learned.lora else {
+            return;
+        };
+        lora.set_training(active);
+        if active && lora.config().dropout > 0.0 {
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                self.state.step,
+                DROPOUT_STREAM,
+            ];
+            tch::manual_seed(SplitMix::new(&seeds).bits().cast_signed());
+        }
     }
 
     fn reader(&self, stage: &StageConfig, samples: &[Sample]) -> Result<BatchReader, TrainingError> {

@@ -6,7 +6,8 @@ use super::TrainingError;
 use super::ctc::ctc_ids;
 use super::example::Example;
 use super::prompt_variants::{PromptVariants, TaskCatalog};
-use crate::models::speech_llm::SpeechLlm;
+use crate::inference::speech_llm::SpeechLlm;
+use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};
 use crate::training::config::TrainingConfig;
 
@@ -21,6 +22,8 @@ pub struct Sample {
     pub ctc: Vec<i64>,
     /// The ways in which it can be asked.
     pub variants: PromptVariants,
+    /// Its tasks, each with the metric that its answers are judged by.
+    pub metrics: Vec<(String, Metric)>,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -83,12 +86,19 @@ pub fn prepare(
             continue;
         }
         let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
+        let metrics = match &layout {
+            None => vec![(example.task.clone(), tasks.metric_of(&example.task))],
+            Some(layout) => (layout.fields().iter())
+                .map(|field| (field.task.clone(), tasks.metric_of(&field.task)))
+                .collect(),
+        };
         let variants = tasks.variants_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
             variants,
+            metrics,
         });
     }
     Ok(prepared)
@@ -101,13 +111,18 @@ fn final_spelling(
     tasks: &TaskCatalog,
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
-    let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
+    let spell = |task: &str, format: AnswerFormat, labels: &[String], given: &str| {
         let target = match config.data.plain_targets && task == "asr" {
-            true => plain_target(target),
-            false => format.canonical(target, labels),
+            true => plain_target(given),
+            false => format.canonical(given, labels),
         };
         if target.is_empty() {
-            return Err("empty target");
+            // Nothing said is taught as an empty answer; what has no words that can be taught is not the
+            // same.
+            return match given.trim().is_empty() && format == AnswerFormat::Text {
+                true => Ok(target),
+                false => Err("empty target"),
+            };
         }
         let answered = format.parse(&target);
         let listed = |label: &&str| labels.iter().any(|known| known.to_lowercase() == **label);

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::TrainingError;
 use super::example::Example;
 use crate::nn::random::SplitMix;
+use crate::scoring::Metric;
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{JointLayout, Task, TaskTable, TemplateVariables, TextError};
+use crate::text::{JointLayout, Task, TaskMetric, TaskTable, TemplateVariables, TextError};
 use crate::training::config::TrainingConfig;
 
 /// The task of transcripts.
-const TRANSCRIPT: &str = "asr";
+pub(super) const TRANSCRIPT: &str = "asr";
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
 
@@ -61,6 +62,11 @@ impl PromptVariants {
             parts: vec![part],
             joint: None,
         }
+    }
+
+    /// How the answers of several tasks are laid out; absent for one task.
+    pub fn layout(&self) -> Option<&JointLayout> {
+        self.joint.as_deref()
     }
 
     /// The first way: the default instruction.
@@ -151,6 +157,12 @@ impl TaskCatalog {
     /// The task files' entry of a single task.
     pub(super) fn file_of(&self, name: &str) -> Option<&Task> {
         self.tasks.get(name)?.task.as_deref()
+    }
+
+    /// The metric that a task's answers are judged by: that of its file; word error rate where there is none.
+    pub(super) fn metric_of(&self, name: &str) -> Metric {
+        let metric = self.file_of(name).map_or(TaskMetric::Wer, |task| task.metric);
+        Metric::of_task(metric)[0]
     }
 
     /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names

@@ -7,7 +7,8 @@ use super::checkpoint::{read_lora, seed_lora};
 use super::ctc::CtcTable;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::models::speech_llm::Learned;
+use crate::inference::hidden_states;
+use crate::inference::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::training::config::{StageConfig, StageKind, TrainingConfig};
@@ -72,17 +73,16 @@ impl<'a> StageRunner<'a> {
         })
     }
 
-    /// Puts a saved LoRA in place of the fresh one.
+    /// Puts a saved LoRA in place of the fresh one, which has the run's dropout.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] when it does not fit.
     pub fn restore_lora(&self, learned: &mut Learned, folder: &std::path::Path) -> Result<(), TrainingError> {
-        if self.config.kind.has_lora() {
-            learned.lora = Some(read_lora(
-                folder,
-                self.networks.speech_llm.llm(),
-                self.networks.placement.device,
-            )?);
+        if let Some(fresh) = &mut learned.lora {
+            let (llm, device) = (self.networks.speech_llm.llm(), self.networks.placement.device);
+            let mut saved = read_lora(folder, llm, device)?;
+            saved.set_dropout(fresh.config().dropout);
+            *fresh = saved;
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl<'a> StageRunner<'a> {
             return Ok(None);
         }
         let kept: Vec<&[f32]> = keep.iter().map(|row| clips[*row].as_slice()).collect();
-        let hidden = self.networks.encoder.hidden_states(&kept)?;
+        let hidden = hidden_states(self.networks.encoder.as_ref(), &kept)?;
         let features = learned.adapter.mix(&hidden)?; // [B, T, D]
         let adapted = learned.adapter.forward(&features, &hidden.lengths)?; // [B, P, H]
 

@@ -15,7 +15,7 @@ use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
-use crate::text::{AnswerShape, JointLayout, ResolvedPrompt, TemplateVariables, TextError};
+use crate::text::{JointLayout, OutputGrammar, ResolvedPrompt, TemplateVariables, TextError};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -86,6 +86,8 @@ pub struct Chunk {
 /// Audio, and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
+    /// `ce_source`: who asks. Source and id together name a request.
+    pub source: Option<String>,
     /// Request id.
     pub id: String,
     /// Stream or conversation it belongs to.
@@ -98,8 +100,8 @@ pub struct Request {
     pub instruction: String,
     /// Allowed answers, as the request lists them.
     pub labels: Option<Vec<String>>,
-    /// What the answer is held to; absent: free text.
-    pub shape: Option<AnswerShape>,
+    /// What the answer is constrained to; absent: free text.
+    pub grammar: Option<OutputGrammar>,
     /// How the answers of several tasks are laid out.
     pub joint: Option<Arc<JointLayout>>,
     /// Most answer tokens.
@@ -244,10 +246,11 @@ impl Request {
             ));
         }
         let id = id(headers, record, limits)?;
+        let source = name("ce_source")?;
         let task = name("ce_task")?;
         let labels = labels(headers, limits)?;
         let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
-        let held = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
+        let constrained = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
         let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
         if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
             return Err(invalid(
@@ -257,11 +260,12 @@ impl Request {
             ));
         }
         Ok(Self {
+            source,
             id,
             session,
             chunk,
             task,
-            shape: asked.held(held),
+            grammar: asked.constrained(constrained),
             instruction: asked.instruction,
             labels,
             joint: asked.joint,

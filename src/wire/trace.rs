@@ -19,6 +19,10 @@ pub struct TraceContext {
     pub flags: u8,
     /// Vendors' entries, carried through.
     pub state: Option<String>,
+    /// Whether it was begun here, because the record named none.
+    pub is_new: bool,
+    /// Our own span in it, 8 bytes in lower-case hexadecimal digits, where traces are exported.
+    pub own_span: Option<String>,
 }
 
 impl TraceContext {
@@ -62,6 +66,8 @@ impl TraceContext {
             parent_id: parent_id.to_owned(),
             flags: u8::from_str_radix(flags, 16).ok()?,
             state: None,
+            is_new: false,
+            own_span: None,
         })
     }
 
@@ -76,11 +82,22 @@ impl TraceContext {
             parent_id: digits[32..48].to_owned(),
             flags: 0,
             state: None,
+            is_new: true,
+            own_span: None,
         }
     }
 
-    /// The `traceparent` of a record that we write: same trace, a span of ours derived from `name`.
+    /// The flags for our own span: a trace that was begun here is sampled, another as its beginning decided.
+    pub fn span_flags(&self) -> u8 {
+        self.flags | u8::from(self.is_new)
+    }
+
+    /// The `traceparent` of a record that we write: same trace, and our span, or where traces are not exported one
+    /// derived from `name`, so that a repeat after a crash has the same.
     pub fn child(&self, name: &str) -> String {
+        if let Some(span) = &self.own_span {
+            return format!("00-{}-{span}-{:02x}", self.trace_id, self.span_flags());
+        }
         let seed = format!("{}/{}/{name}", self.trace_id, self.parent_id);
         let span = hex(&Sha256::digest(seed.as_bytes())[..8]);
         format!("00-{}-{span}-{:02x}", self.trace_id, self.flags)

@@ -210,7 +210,10 @@ pub(crate) fn store_segments() -> Vec<Vec<u8>> {
                 partition: 0,
                 offset: i64::from(number),
             },
+            request_source: "/device".to_owned(),
             request_id: format!("request-{number}"),
+            labels: Vec::new(),
+            written_ms: 1_700_000_000_000,
             received_ms: 1_700_000_000_000,
             may_train: number != 3,
         };

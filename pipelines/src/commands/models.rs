@@ -40,7 +40,7 @@ fn convert(source: &Path, out: &Path, kind: FloatKind) -> Result<(), Failure> {
         report.parameters as f64 / 1e6,
         report.format.name(),
         report.elapsed.as_secs_f64(),
-    ));
+    ))?;
     Ok(())
 }
 
@@ -52,12 +52,12 @@ fn inspect(dir: &Path) -> Result<(), Failure> {
         numbers += tensor.shape.iter().map(|size| *size as u64).product::<u64>();
         rows.push(vec![tensor.name, tensor.dtype, format!("{:?}", tensor.shape)]);
     }
-    output::table(&rows, &[]);
+    output::table(&rows, &[])?;
     output::line(format!(
         "{} tensors, {:.1} million numbers",
         rows.len() - 1,
         numbers as f64 / 1e6
-    ));
+    ))?;
     Ok(())
 }
 
@@ -89,7 +89,7 @@ fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
         } else {
             "in place"
         };
-        output::line(format!("{}: {how}", model.folder.display()));
+        output::line(format!("{}: {how}", model.folder.display()))?;
     }
     Ok(())
 }
@@ -109,6 +109,6 @@ fn fetch_from_hub(name: &str, dir: &Path) -> Result<(), Failure> {
         if fetched.in_place { "in place" } else { "fetched" },
         fetched.commit,
         fetched.bytes as f64 / 1e6,
-    ));
+    ))?;
     Ok(())
 }
