@@ -8,5 +8,8 @@ mod file_content;
 pub use clock::Clock;
 pub use config_error::{ConfigError, ENV_PREFIX};
 pub use file_content::{file_mistaken_for, mistaken_for};
+
 /// Bytes as lower-case hexadecimal digits.
-pub use hex::encode as hex;
+pub fn hex(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}
