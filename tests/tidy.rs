@@ -156,7 +156,10 @@ fn module_of(source: &Path, path: &Path) -> Option<String> {
             name.trim_end_matches(".rs").to_owned()
         })
         .collect();
-    if parts.iter().any(|part| part == "tests" || part.ends_with("_tests")) {
+    if parts
+        .iter()
+        .any(|part| part == "tests" || part.ends_with("_tests"))
+    {
         return None;
     }
     parts.into_iter().next()
