@@ -113,6 +113,7 @@ fn a_long_instruction_and_long_audio_are_told_apart() {
             instruction: instruction.to_owned(),
             grammar: None,
             tokens_max: None,
+            verbatim: false,
         };
         bench.generator.prompt(&request).unwrap_err()
     };
