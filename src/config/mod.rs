@@ -161,7 +161,7 @@ impl Settings {
                 ),
             ));
         }
-        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
+        // Whisper's 50 frames a second through strides [2, 2], and positions for the chat layout and a short instruction.
         let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {
             return Err(ConfigError::invalid(

@@ -32,8 +32,8 @@ pub struct DecoderConfig {
     /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder
     /// keeps `tokens_max` of them for the answer.
     pub positions_max: usize,
-    /// Answer tokens, when the request does not say; every slot has room for them, or the audio is too long.
-    /// A request for more gets as many as its slot has room for. An answer that reaches its most tokens is
+    /// Answer tokens, when the request does not say; every slot reserves positions for them, or the audio is too long.
+    /// A request for more gets as many as its slot has positions for. An answer that reaches its most tokens is
     /// flagged `truncated`.
     pub tokens_max: usize,
     /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.

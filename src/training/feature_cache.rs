@@ -1,6 +1,6 @@
 //! Features of the frozen encoder on disk, so that a clip is encoded once for many epochs, stages and runs.
 //!
-//! One file a clip and variant, named by a digest of all that its numbers depend on: the recording (path,
+//! One file a clip and variant, named by a digest of all that its values depend on: the recording (path,
 //! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
 //! mix. So a folder may be shared, and what no longer fits is never found. Numbers are bf16, the mixture of
 //! the layers, `[T, D]`.
@@ -135,7 +135,7 @@ impl FeatureCache {
         found
     }
 
-    /// Keeps the features `[T, D]` of a key, where there is room. Tells once when there is none.
+    /// Keeps the features `[T, D]` of a key, where the limit allows it. Tells once when there is none.
     ///
     /// # Errors
     /// [`TrainingError`] when the disk fails.
