@@ -23,7 +23,7 @@ use prost::Message as _;
 use speechverse::telemetry::config::{LogConfig, TraceConfig};
 use speechverse::telemetry::logs;
 
-use harness::{WAIT_MAX, Sandbox, tone};
+use harness::{Sandbox, WAIT_MAX, tone};
 
 /// Trace and span that the producer names in its `traceparent`.
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";

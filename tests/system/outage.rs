@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::admin::ensure_topics;
 
-use crate::harness::{WAIT_MAX, Sandbox, tone};
+use crate::harness::{Sandbox, WAIT_MAX, tone};
 
 /// Status and body of a page.
 fn get(address: SocketAddr, path: &str) -> (u16, String) {

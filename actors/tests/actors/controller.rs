@@ -23,7 +23,7 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, WAIT_MAX, Probe, adapter, busy_probe, draft, is_silent, next, probe, record,
+    A_WHILE, Feed, Kafka, Probe, WAIT_MAX, adapter, busy_probe, draft, is_silent, next, probe, record,
     sample, start, until,
 };
 

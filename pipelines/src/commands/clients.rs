@@ -449,7 +449,11 @@ const END_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn results(args: &Results) -> Result<(), Failure> {
     let config = kafka(&args.broker)?;
-    let wait = if args.follow { READER_CHECK_INTERVAL } else { END_WAIT };
+    let wait = if args.follow {
+        READER_CHECK_INTERVAL
+    } else {
+        END_WAIT
+    };
     runtime()?.block_on(async {
         let mut reader = Reader::open(&config, &config.topics.results, ReadFrom::Beginning, BROKER_WAIT)
             .await

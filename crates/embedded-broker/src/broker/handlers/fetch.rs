@@ -108,8 +108,16 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn look(log: &PartitionLog, asked: &FetchPartition, committed_only: bool, bytes_left: usize, first: bool) -> Found {
-    let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).min(bytes_left);
+fn look(
+    log: &PartitionLog,
+    asked: &FetchPartition,
+    committed_only: bool,
+    bytes_left: usize,
+    first: bool,
+) -> Found {
+    let most = usize::try_from(asked.partition_max_bytes)
+        .unwrap_or(0)
+        .min(bytes_left);
     Found {
         partition: asked.partition,
         result: log.read(asked.fetch_offset, committed_only, most, first),
