@@ -11,7 +11,7 @@ use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::{OffsetTracker, SourceEvent};
-use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryError};
+use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
@@ -21,7 +21,7 @@ use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::event::{Event, EventKind};
 use tracing::{error, info};
 
-use crate::current::CurrentAdapter;
+use crate::current::{CurrentAdapter, Swap};
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
 
@@ -129,15 +129,12 @@ impl Controller {
                     self.reject(&run, "retrain", reason).await;
                 }
             }
-            Command::Promote { version } => self.serve(self.named(&version), &version, "promote").await,
-            Command::Rollback {
-                version: Some(version),
-            } => {
-                self.serve(self.named(&version), &version, "rollback").await;
+            Command::Promote { version } => {
+                self.serve(Some(version.clone()), &version, "promote").await;
             }
-            Command::Rollback { version: None } => {
-                let before = self.args.registry.rollback(|loaded| self.fits(loaded));
-                self.serve(before, default_id, "rollback").await;
+            Command::Rollback { version } => {
+                let id = version.clone().unwrap_or_else(|| default_id.to_owned());
+                self.serve(version, &id, "rollback").await;
             }
             Command::Pause => {
                 self.args.control.pause();
@@ -220,30 +217,38 @@ impl Controller {
         }
     }
 
-    /// Makes a version that fits the registry's current one.
-    fn named(&self, version: &str) -> Result<LoadedVersion, RegistryError> {
-        let loaded = self.args.registry.load(version)?;
-        self.fits(&loaded)?;
-        self.args.registry.promote(version)?;
-        Ok(loaded)
-    }
-
-    fn fits(&self, loaded: &LoadedVersion) -> Result<(), RegistryError> {
-        let (encoder, llm) = &*self.args.identities;
-        loaded.check_models(encoder, llm)
-    }
-
-    /// Pins new utterances to the version that the registry calls current now, or says why it does not.
-    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, id: &str, command: &str) {
-        match current {
-            Ok(loaded) => {
-                let to = loaded.adapter.version().to_owned();
-                let from = self.args.current.swap(loaded.adapter).version().to_owned();
+    /// Makes the named version the registry's current one, or (none) the one before it, and pins new
+    /// utterances to it; or says why not. The version is read and hashed once, on a thread that may block.
+    async fn serve(&self, version: Option<String>, id: &str, command: &str) {
+        let (registry, current) = (self.args.registry.clone(), self.args.current.clone());
+        let identities = Arc::clone(&self.args.identities);
+        let change = move || {
+            let fits = |loaded: &LoadedVersion| loaded.check_models(&identities.0, &identities.1);
+            current.change(|| {
+                let loaded = match version {
+                    None => registry.rollback(fits)?,
+                    Some(version) => {
+                        let loaded = registry.load(&version)?;
+                        fits(&loaded)?;
+                        registry.promote_loaded(&loaded, Expected::Any)?;
+                        loaded
+                    }
+                };
+                Ok::<_, RegistryError>(loaded.adapter)
+            })
+        };
+        match tokio::task::spawn_blocking(change).await {
+            Ok(Ok(Swap { from, to })) => {
                 let reason = command.to_owned();
                 self.tell(&to.clone(), EventKind::AdapterSwapped { from, to, reason })
                     .await;
             }
-            Err(error) => self.reject(id, command, error.to_string()).await,
+            Ok(Err(error)) => self.reject(id, command, error.to_string()).await,
+            Err(error) => {
+                error!(%error, id, command, "an order panicked");
+                self.reject(id, command, format!("a fault of this program: {error}"))
+                    .await;
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
+use speechverse::audio::Damage;
 use speechverse::config::serving::DecoderConfig;
 use speechverse::inference::{
     Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
@@ -48,6 +49,8 @@ pub struct DecoderArgs {
 /// What stays with a request while its answer is generated.
 #[derive(Debug)]
 struct Active {
+    /// The span of what is being done: prefill, then generate.
+    phase: tracing::Span,
     context: RequestContext,
     version: String,
     started: Instant,
@@ -97,16 +100,6 @@ impl Actor for Decoder {
         }
     }
 
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "decoder panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Decode.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
-
     /// A graceful stop finishes the answers that have begun.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
         while matches!(reason, ActorStopReason::Normal) && self.generator.has_unfinished() {
@@ -125,7 +118,7 @@ impl Message<DecodeUtterance> for Decoder {
             adapter,
             mut context,
         } = message;
-        metrics::stage_entered(Stage::Decode.as_str(), context.dequeued());
+        context.dequeued();
         let version = adapter.version().to_owned();
         let request = &context.request;
         let id = self.generator.add_request(GenerateRequest {
@@ -139,6 +132,7 @@ impl Message<DecodeUtterance> for Decoder {
             },
         });
         let active = Active {
+            phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
             context,
             version,
             started: Instant::now(),
@@ -179,6 +173,7 @@ impl Decoder {
     fn begin(&mut self, id: RequestId) {
         if let Some(active) = self.active.get_mut(&id).filter(|active| !active.began) {
             active.began = true;
+            active.phase = tracing::info_span!(parent: active.context.stage_span(), "generate");
             active.context.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
             metrics::first_token(active.context.admitted.elapsed());
         }
@@ -234,7 +229,7 @@ impl Decoder {
         let mut context = active.context;
         let worked = active.started.elapsed();
         context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
-        metrics::stage_left(Stage::Decode.as_str(), worked);
+        drop(active.phase);
         context.queue_for(Stage::Publish);
         let answer = self.answer(&context, active.version, generation, text);
         if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
@@ -254,7 +249,12 @@ impl Decoder {
         let label = generation
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
-        let flags = flags(generation, &text, &self.args.config, context.no_speech);
+        let mut flags = flags(generation, &text, &self.args.config);
+        flags.extend(audio_flags(
+            &context.damage,
+            context.no_speech || says_nothing(generation, &self.args.config),
+            context.long_pause,
+        ));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -270,6 +270,7 @@ impl Decoder {
             adapter,
             score: generation.score(),
             audio_seconds: context.audio_seconds,
+            audio_unheard_seconds: context.damage.unheard_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
@@ -288,7 +289,7 @@ impl Decoder {
             InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
-        error!(error = %cause, request_id = %context.request.id, "cannot answer an utterance");
+        (context.span).in_scope(|| error!(error = %cause, "cannot answer an utterance"));
         let letter = PublishDeadLetter::of(context, reason, cause.to_string());
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
@@ -296,10 +297,29 @@ impl Decoder {
     }
 }
 
+/// What a reader should know about the sound that was asked about.
+pub fn audio_flags(damage: &Damage, no_speech: bool, long_pause: bool) -> Vec<Flag> {
+    let flags = [
+        (damage.cut_short, Flag::Truncated),
+        (damage.repaired, Flag::AudioRepaired),
+        (no_speech, Flag::NoSpeech),
+        (long_pause, Flag::LongPause),
+    ];
+    flags
+        .into_iter()
+        .filter_map(|(found, flag)| found.then_some(flag))
+        .collect()
+}
+
+/// Whether the CTC head hears nothing but blanks, where it was asked.
+pub fn says_nothing(generation: &Generation, config: &DecoderConfig) -> bool {
+    let blank = |share: f64| share > config.no_speech_above;
+    generation.blank_share.is_some_and(blank)
+}
+
 /// What a reader should know about an answer.
-pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
+pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig) -> Vec<Flag> {
     let unlikely = |agreement: f64| agreement < config.unsupported_below;
-    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
         (text.is_empty(), Flag::Empty),
@@ -311,10 +331,6 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet:
         (
             !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
             Flag::Unsupported,
-        ),
-        (
-            quiet || generation.blank_share.is_some_and(nothing_said),
-            Flag::NoSpeech,
         ),
     ]
     .into_iter()

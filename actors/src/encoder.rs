@@ -60,24 +60,13 @@ impl Actor for Encoder {
             batch: 0,
         })
     }
-
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "encoder panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Encode.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
 }
 
 impl Message<EncodeUtterance> for Encoder {
     type Reply = ();
 
     async fn handle(&mut self, mut message: EncodeUtterance, ctx: &mut Context<Self, Self::Reply>) {
-        let waited = message.context.dequeued();
-        metrics::stage_entered(Stage::Encode.as_str(), waited);
+        message.context.dequeued();
         if self.pending.is_empty() && self.args.config.batch_windows_max > 1 {
             let wait = Duration::from_millis(self.args.config.batch_wait_ms_max);
             let flush = FlushBatch { batch: self.batch };
@@ -148,7 +137,6 @@ impl Encoder {
             adapter, mut context, ..
         } = message;
         context.times.encode_ms += worked.as_secs_f64() * 1e3;
-        metrics::stage_left(Stage::Encode.as_str(), worked);
         context.queue_for(Stage::Decode);
         let order = DecodeUtterance {
             features,
@@ -161,7 +149,7 @@ impl Encoder {
     }
 
     async fn reject(&mut self, context: RequestContext, cause: &ModelError) {
-        error!(error = %cause, request_id = %context.request.id, "cannot encode an utterance");
+        (context.span).in_scope(|| error!(error = %cause, "cannot encode an utterance"));
         let letter = PublishDeadLetter::of(context, Reason::InternalError, cause.to_string());
         if let Err(error) = self.args.publisher.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::audio::{AudioError, AudioLimits, Waveform, decode, loudest_frame_dbfs};
+use speechverse::audio::{
+    AudioError, AudioLimits, Damage, Waveform, decode, has_long_pause, loudest_frame_dbfs,
+};
 use speechverse::kafka::{Budget, OffsetTracker, SourceEvent};
 use speechverse::telemetry::metrics;
 use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
@@ -18,12 +20,13 @@ use speechverse::training::Control;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{
     EncodeUtterance, OrphanQueue, PublishDeadLetter, RecordGuard, RequestContext, UtteranceAdmitted,
+    request_span,
 };
 use crate::streams::{Assembled, Streams};
 
@@ -120,16 +123,6 @@ impl Actor for AudioIngest {
             }
         }
     }
-
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "ingest panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Ingest.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
 }
 
 /// The chunks of unfinished streams have no contexts yet.
@@ -147,7 +140,7 @@ impl AudioIngest {
         let record = self.in_hand(record);
         let request = match Request::parse(&record, &self.args.limits, &*self.args.instructions) {
             Ok(request) => request,
-            Err(rejection) => return self.refuse(record.complete(), rejection).await,
+            Err(rejection) => return self.refuse(record.reject(), rejection).await,
         };
         if request.chunk.is_none() {
             return self.answer(record, request, Vec::new()).await;
@@ -180,8 +173,10 @@ impl AudioIngest {
     }
 
     /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
-    async fn answer(&self, record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
+    async fn answer(&self, mut record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
         let started = Instant::now();
+        let span = request_span(&record.record_offset, &request);
+        record.belongs_to(&span);
         if !self.args.tracker.is_current(&record.record_offset) {
             debug!(record_offset = ?record.record_offset, "a record of a revoked partition, it is another process's business");
             earlier.into_iter().chain([record]).for_each(|record| {
@@ -189,11 +184,11 @@ impl AudioIngest {
             });
             return;
         }
-        let waveform = match self.decode(&request) {
+        let waveform = match span.in_scope(|| self.decode(&request)) {
             Ok(waveform) => waveform,
             Err(rejection) => {
                 for record in earlier.into_iter().chain([record]) {
-                    self.refuse(record.complete(), rejection.clone()).await;
+                    self.refuse(record.reject(), rejection.clone()).await;
                 }
                 return;
             }
@@ -204,14 +199,16 @@ impl AudioIngest {
         let budget: &Budget = self.args.tracker.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let record_offset = record.record_offset.clone();
-        let mut context = RequestContext::new(record.complete(), request, seconds, self.args.lost.clone());
+        let mut context =
+            RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
         context.no_speech = no_speech;
+        context.long_pause = has_long_pause(&waveform.samples);
+        context.damage = waveform.damage;
         context.yield_to_serving(self.args.training.as_ref());
         let worked = started.elapsed();
         context.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
-        metrics::stage_left(Stage::Ingest.as_str(), worked);
         if context.request.train != Some(false) {
             let fact = UtteranceAdmitted {
                 request: Request {
@@ -248,6 +245,14 @@ impl AudioIngest {
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
         if waveform.content_type_mismatch {
             debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
+        }
+        if waveform.damage != Damage::default() {
+            let Damage {
+                unheard_seconds,
+                notes,
+                ..
+            } = &waveform.damage;
+            info!(request_id = %request.id, unheard_seconds, ?notes, "the sound is damaged");
         }
         Ok(waveform)
     }

@@ -2,8 +2,10 @@
 //!
 //! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
 //! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
-//! from the serving version, is compared with it on held-out samples, and is promoted when it is no worse
-//! than allowed; refusal is a normal outcome. Either way the cycle's folder keeps settings, log and verdict.
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
+//! there are enough of them to tell, and the version that it started from is current still
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the cycle's folder keeps
+//! settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,13 +17,14 @@ use kameo::prelude::*;
 use speechverse::inference::EngineConfig;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
-use speechverse::registry::Registry;
+use speechverse::registry::{Expected, Registry, RegistryError};
 use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
+use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
-use speechverse::training::evaluate::{EvaluateOptions, Evaluation, TaskScore, evaluate};
+use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
 use speechverse::training::prepare::{self, prepare};
 use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use speechverse::training::{
@@ -30,10 +33,12 @@ use speechverse::training::{
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
-use crate::current::CurrentAdapter;
+use crate::current::{CurrentAdapter, Swap};
+use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
-/// Fewest held-out samples that a candidate is judged by; training samples make up what the store lacks.
+/// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
+/// a verdict takes is `trainer.held_out_samples_min`.
 const HELD_OUT_MIN: usize = 2;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
@@ -81,6 +86,8 @@ struct Outcome {
     reason: String,
     version: Option<String>,
     metrics: BTreeMap<String, f64>,
+    /// What serves now, where that has changed.
+    swap: Option<Swap>,
 }
 
 impl Message<StartCycle> for Trainer {
@@ -104,16 +111,10 @@ impl Message<StartCycle> for Trainer {
                 info!(run, verdict = verdict.as_str(), reason = %outcome.reason, "training cycle ended")
             }
         }
-        if let (Verdict::Promoted, Some(version)) = (outcome.verdict, &outcome.version) {
-            self.tell(
-                version.clone(),
-                EventKind::AdapterSwapped {
-                    from: parent.version().to_owned(),
-                    to: version.clone(),
-                    reason: format!("training cycle `{run}`"),
-                },
-            )
-            .await;
+        if let Some(Swap { from, to }) = outcome.swap {
+            let reason = format!("training cycle `{run}`");
+            self.tell(to.clone(), EventKind::AdapterSwapped { from, to, reason })
+                .await;
         }
         let finished = EventKind::CycleFinished {
             verdict: outcome.verdict,
@@ -132,6 +133,7 @@ impl Outcome {
             reason,
             version: None,
             metrics: BTreeMap::new(),
+            swap: None,
         }
     }
 }
@@ -152,6 +154,9 @@ impl Trainer {
 
     fn cycle(&self, run: &str, trigger: &str, parent: &AdapterSnapshot) -> anyhow::Result<Outcome> {
         let started = Instant::now();
+        if let Some(reason) = self.superseded(parent)? {
+            return Ok(Outcome::failed(reason));
+        }
         let snapshot = Arc::new(self.args.store.snapshot());
         let (train, held_out) = sides(&snapshot);
         let all = train.len() + held_out.len();
@@ -194,12 +199,13 @@ impl Trainer {
                 sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
             }
         }
-        let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Vec<TaskScore>> {
+        let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Scores> {
             let control = &self.args.control;
-            Ok(judge(&networks, adapter, &judged.samples, &self.args.engine, control)?.scores)
+            let found = judge(&networks, adapter, &judged.samples, &self.args.engine, control)?;
+            Ok(Scores::of(found.scores))
         };
         let before = judge(parent)?;
-        if before.is_empty() {
+        if before.samples == 0 {
             return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
         }
         let engine = Engine::new(EngineArgs {
@@ -216,44 +222,83 @@ impl Trainer {
             return Ok(Outcome::failed("the cycle was stopped".to_owned()));
         }
         let after = judge(&outcome.adapter)?;
-        let answers: usize = after.iter().map(|score| score.answers).sum();
+        let Decision {
+            mut verdict,
+            keep,
+            mut reason,
+        } = decide(&before, &after, &self.args.config);
         let mut metrics = BTreeMap::from([
-            ("held_out_samples".to_owned(), answers as f64),
+            ("held_out_error_before".to_owned(), before.overall),
+            ("held_out_error_after".to_owned(), after.overall),
+            ("held_out_samples".to_owned(), after.samples as f64),
             ("steps".to_owned(), outcome.steps as f64),
             ("seconds".to_owned(), started.elapsed().as_secs_f64()),
         ]);
         for (side, scores) in [("before", &before), ("after", &after)] {
-            let named = scores.iter().map(|score| {
-                let name = format!("held_out_{}_{}_{side}", score.task, score.metric.name());
+            let named = scores.by_task.iter().map(|(task, score)| {
+                let name = format!("held_out_{task}_{}_{side}", score.metric.name());
                 (name, score.score)
             });
             metrics.extend(named);
         }
-        let allowed = self.args.config.wer_regression_max;
-        let (figures, worse) = compare(&before, &after, allowed);
-        if worse {
-            return Ok(Outcome {
-                verdict: Verdict::Refused,
-                reason: format!("{figures}; at most {:.2} worse is allowed", allowed * 100.0),
-                version: None,
-                metrics,
-            });
+        let (mut version, mut swap) = (None, None);
+        if keep {
+            let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
+            draft.data_digest = snapshot.digest();
+            draft.metrics.extend(
+                metrics
+                    .iter()
+                    .map(|(name, value)| (name.clone(), serde_json::json!(value))),
+            );
+            let candidate = self
+                .args
+                .registry
+                .publish(&self.args.adapters.prefix, &draft)?
+                .version;
+            match verdict {
+                Verdict::Promoted => match self.promote(&candidate, parent) {
+                    Ok(promoted) => swap = Some(promoted),
+                    Err(error @ RegistryError::Moved { .. }) => {
+                        warn!(run, %error, "the candidate is not promoted");
+                        verdict = Verdict::Refused;
+                        reason = format!("{reason}; {error}; `{candidate}` is kept, an order can promote it");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                _ => reason = format!("{reason}; `{candidate}` is kept, an order can promote it"),
+            }
+            version = Some(candidate);
         }
-        let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
-        draft.data_digest = snapshot.digest();
-        draft.metrics.extend(
-            metrics
-                .iter()
-                .map(|(name, value)| (name.clone(), serde_json::json!(value))),
-        );
-        let manifest = self.args.registry.publish(&self.args.adapters.prefix, &draft)?;
-        self.args.registry.promote(&manifest.version)?;
-        self.args.current.swap(outcome.adapter.renamed(&manifest.version));
         Ok(Outcome {
-            verdict: Verdict::Promoted,
-            reason: figures,
-            version: Some(manifest.version),
+            verdict,
+            reason,
+            version,
             metrics,
+            swap,
+        })
+    }
+
+    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version
+    /// is another.
+    fn superseded(&self, parent: &AdapterSnapshot) -> Result<Option<String>, RegistryError> {
+        let current = self.args.registry.current()?;
+        let same = current.as_deref() == Some(parent.version());
+        Ok((!same).then(|| {
+            format!(
+                "this process serves `{}`, and the registry's current version is {}: a candidate would undo that; promote the \
+                 one that is to be trained on",
+                parent.version(),
+                current.map_or_else(|| "none".to_owned(), |current| format!("`{current}`"))
+            )
+        }))
+    }
+
+    /// Makes a candidate serve in place of its parent, if that is current still.
+    fn promote(&self, candidate: &str, parent: &AdapterSnapshot) -> Result<Swap, RegistryError> {
+        let expected = Expected::Version(parent.version());
+        self.args.current.change(|| {
+            let loaded = self.args.registry.promote(candidate, expected)?;
+            Ok(loaded.adapter)
         })
     }
 
@@ -329,26 +374,6 @@ fn unlimited(config: &TrainingConfig) -> TrainingConfig {
     config
 }
 
-/// The figures of both sides for people, and whether some task is worse than allowed. A task that has no
-/// score any more is.
-fn compare(before: &[TaskScore], after: &[TaskScore], allowed: f64) -> (String, bool) {
-    let mut figures = Vec::with_capacity(before.len());
-    let mut worse = false;
-    for old in before {
-        let new = after.iter().find(|new| new.task == old.task);
-        let (shown, passes) = match new {
-            Some(new) => (format!("{:.2}", new.score), new.error() <= old.error() + allowed),
-            None => ("nothing".to_owned(), false),
-        };
-        worse |= !passes;
-        figures.push(format!(
-            "{} {} {:.2} before, {shown} after",
-            old.task, old.metric, old.score
-        ));
-    }
-    (format!("on held-out samples {}", figures.join(", ")), worse)
-}
-
 /// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
 /// with the lowest identity, so the choice is stable) are held out of this cycle.
 fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
@@ -377,7 +402,10 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         targets: BTreeMap::new(),
-        variables: Arc::default(),
+        variables: Arc::new(match stored.sample.labels.as_slice() {
+            [] => TemplateVariables::default(),
+            labels => TemplateVariables::default().with_labels(labels),
+        }),
         domain: None,
         text: None,
     })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use speechverse::config::Settings;
-use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, identify};
+use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError, identify};
 
 /// Identities of the two frozen networks: encoder and language model.
 ///
@@ -66,9 +66,19 @@ fn begin(registry: &Registry, seed: &Path) -> anyhow::Result<()> {
             .join(format!(".tmp-{name}-{}", std::process::id()));
         copy(seed, &part)
             .with_context(|| format!("cannot copy `{}` to `{}`", seed.display(), part.display()))?;
-        std::fs::rename(&part, &target).with_context(|| format!("cannot make `{}`", target.display()))?;
+        if let Err(error) = std::fs::rename(&part, &target) {
+            std::fs::remove_dir_all(&part).ok();
+            // Another process that begins with the same folder may have been quicker.
+            if !target.exists() {
+                return Err(error).with_context(|| format!("cannot make `{}`", target.display()));
+            }
+        }
     }
-    registry.promote(name)?;
+    match registry.promote(name, Expected::Nothing) {
+        // Another process has begun, perhaps with another version: that one counts.
+        Err(RegistryError::Moved { .. }) => return Ok(()),
+        promoted => promoted?,
+    };
     tracing::info!(
         version = name,
         "the registry was empty, it begins with the shipped adapter"

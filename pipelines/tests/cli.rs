@@ -28,6 +28,7 @@ fn every_command_has_help() {
         "eval",
         "adapters",
         "tasks",
+        "data",
         "models",
         "probe",
         "check-config",
@@ -161,4 +162,44 @@ fn a_task_that_is_not_there_or_lacks_a_value_is_exit_code_two_and_named() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", words(&output));
         assert!(words(&output).contains(word), "{args:?}: {}", words(&output));
     }
+}
+
+#[test]
+fn data_is_imported_and_a_leak_is_exit_code_one_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
+    std::fs::create_dir_all(pack.join("readers")).unwrap();
+    std::fs::write(
+        pack.join("README.md"),
+        "| folder | from | licence |\n|---|---|---|\n| readers | a/b | CC BY 4.0 |\n",
+    )
+    .unwrap();
+    let row = |name: &str, voice: &str, text: &str, split: &str| {
+        format!(
+            "{{\"audio_filepath\": \"{name}\", \"duration\": 1, \"task\": \"asr\", \"speaker\": \"{voice}\", \
+             \"text\": \"{text}\", \"split\": \"{split}\"}}\n"
+        )
+    };
+    let rows = row("a.ogg", "ann", "one two", "train") + &row("b.ogg", "bob", "Three.", "test");
+    std::fs::write(pack.join("readers/manifest.jsonl"), rows).unwrap();
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+
+    let imported = speechverse(&["data", "import", &text(&pack), "--out", &text(&out)]);
+    let (train, test) = (
+        text(&out.join("asr_train.jsonl")),
+        text(&out.join("asr_test.jsonl")),
+    );
+    let clean = speechverse(&["data", "check", &train, &test]);
+    let leak = dir.path().join("leak.jsonl");
+    std::fs::write(&leak, row("c.ogg", "cid", "three", "train")).unwrap();
+    let leaking = speechverse(&["data", "check", &train, &test, &text(&leak)]);
+
+    assert_eq!(imported.status.code(), Some(0), "{}", words(&imported));
+    assert_eq!(clean.status.code(), Some(0), "{}", words(&clean));
+    assert_eq!(leaking.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&leaking.stdout).into_owned();
+    assert!(
+        said.contains("sentence `three`") && said.contains("leak.jsonl:1"),
+        "{said}"
+    );
 }

@@ -15,7 +15,7 @@ use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
 use speechverse::models::config::AdapterSettings;
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
-use speechverse::registry::{Draft, Registry, identify};
+use speechverse::registry::{Draft, Expected, Registry, identify};
 use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::prepare::prepare;
@@ -256,7 +256,7 @@ fn publish_first_version(models: &TinyModels, registry: &Path) {
         extra: Vec::new(),
     };
     let first = registry.publish("tiny", &draft).unwrap();
-    registry.promote(&first.version).unwrap();
+    registry.promote(&first.version, Expected::Nothing).unwrap();
 }
 
 /// A tone that rises and falls, another for each number: mono, 16 kHz, 16 bits.

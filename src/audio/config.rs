@@ -21,6 +21,9 @@ pub struct AudioConfig {
     pub rate_hz_min: u32,
     /// Highest sample rate that is accepted, hertz.
     pub rate_hz_max: u32,
+    /// Largest share of a sound that may be missing or undecodable, 0 to 1. Up to it the rest is heard, and the answer says
+    /// `audio_repaired` or `truncated` and how many seconds were not; above it the value becomes a dead letter.
+    pub unheard_share_max: f64,
     /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale. That finds
     /// silence and dead microphones; it is no voice activity detector, and music or noise are not told from speech.
     pub no_speech_below_dbfs: f64,
@@ -35,6 +38,7 @@ impl Default for AudioConfig {
             channels_max: 64,
             rate_hz_min: 1_000,
             rate_hz_max: 768_000,
+            unheard_share_max: 0.5,
             no_speech_below_dbfs: -60.0,
         }
     }
@@ -96,6 +100,10 @@ impl AudioConfig {
                 "`audio.rate_hz_min` to 1000000",
             );
         }
+        if !(0.0..=1.0).contains(&self.unheard_share_max) {
+            let found = self.unheard_share_max.to_string();
+            return wrong("unheard_share_max", found, "0 to 1");
+        }
         if !(-200.0..=0.0).contains(&self.no_speech_below_dbfs) {
             let found = self.no_speech_below_dbfs.to_string();
             return wrong("no_speech_below_dbfs", found, "-200 to 0");
@@ -112,6 +120,7 @@ impl AudioConfig {
             channels_max: self.channels_max,
             rate_hz_min: self.rate_hz_min,
             rate_hz_max: self.rate_hz_max,
+            unheard_share_max: self.unheard_share_max,
         }
     }
 }
@@ -195,6 +204,13 @@ mod tests {
                 "rate_hz_max",
                 AudioConfig {
                     rate_hz_max: 10,
+                    ..good.clone()
+                },
+            ),
+            (
+                "unheard_share_max",
+                AudioConfig {
+                    unheard_share_max: 1.5,
                     ..good.clone()
                 },
             ),

@@ -14,14 +14,26 @@ use super::{Container, PcmEncoding, PcmSpec};
 /// | `audio/basic` (RFC 2046), `audio/PCMU`, `audio/PCMA` (RFC 3551) | µ-law, µ-law, A-law | `rate=8000`, `channels=1` |
 #[derive(Clone, Debug, PartialEq)]
 pub enum ContentType {
-    /// One of the containers that are decoded, by family: WAV, FLAC, Ogg, MP3.
+    /// RIFF/WAVE.
     Wav,
+    /// AU.
+    Au,
     /// FLAC in its own container.
     Flac,
     /// Ogg, whatever the codec in it.
     Ogg,
     /// MPEG audio.
     Mpeg,
+    /// AAC, in ADTS or in MP4.
+    Aac,
+    /// MP4, M4A, 3GP or QuickTime.
+    Mp4,
+    /// Matroska or WebM.
+    Matroska,
+    /// AIFF.
+    Aiff,
+    /// Core Audio Format.
+    Caf,
     /// Raw samples.
     Pcm(PcmSpec),
     /// A type that says nothing, such as `application/octet-stream`.
@@ -56,8 +68,16 @@ impl ContentType {
         Ok(match media_type.as_str() {
             "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => Self::Wav,
             "audio/flac" | "audio/x-flac" => Self::Flac,
-            "audio/ogg" | "application/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg" => Self::Ogg,
+            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg"
+            | "audio/opus" => Self::Ogg,
             "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => Self::Mpeg,
+            "audio/aac" | "audio/aacp" | "audio/x-aac" => Self::Aac,
+            "audio/mp4" | "audio/m4a" | "audio/x-m4a" | "video/mp4" | "video/quicktime" | "audio/3gpp"
+            | "video/3gpp" => Self::Mp4,
+            "audio/webm" | "video/webm" | "audio/x-matroska" | "video/x-matroska" => Self::Matroska,
+            "audio/aiff" | "audio/x-aiff" => Self::Aiff,
+            "audio/x-caf" | "audio/caf" => Self::Caf,
+            "audio/au" | "audio/x-au" => Self::Au,
             "audio/l8" => Self::Pcm(parameters.spec(PcmEncoding::U8, None)?),
             "audio/l16" | "audio/x-l16" => {
                 let little = parameters.little_endian()?;
@@ -92,8 +112,17 @@ impl ContentType {
             Self::Generic => true,
             Self::Wav => container == Container::Wav,
             Self::Flac => container == Container::Flac,
-            Self::Ogg => matches!(container, Container::OggVorbis | Container::OggFlac),
-            Self::Mpeg => container == Container::Mp3,
+            Self::Ogg => matches!(
+                container,
+                Container::OggVorbis | Container::OggFlac | Container::OggOpus
+            ),
+            Self::Mpeg => container == Container::Mpeg,
+            Self::Aac => matches!(container, Container::Adts | Container::Mp4),
+            Self::Mp4 => container == Container::Mp4,
+            Self::Matroska => container == Container::Matroska,
+            Self::Aiff => container == Container::Aiff,
+            Self::Caf => container == Container::Caf,
+            Self::Au => container == Container::Au,
             Self::Pcm(spec) => container == Container::Pcm(*spec),
             Self::Other(_) => false,
         }
@@ -316,8 +345,12 @@ mod tests {
         );
         assert_eq!(ContentType::parse(""), Ok(ContentType::Generic));
         assert_eq!(
-            ContentType::parse("audio/AAC;x=y"),
-            Ok(ContentType::Other("audio/aac".to_owned()))
+            ContentType::parse("audio/webm;codecs=opus"),
+            Ok(ContentType::Matroska)
+        );
+        assert_eq!(
+            ContentType::parse("audio/AMR;x=y"),
+            Ok(ContentType::Other("audio/amr".to_owned()))
         );
     }
 }

@@ -18,7 +18,7 @@ pub enum AudioError {
     },
     /// The bytes are none of the containers that are known, and no header says raw PCM.
     #[error(
-        "the value begins with {beginning}, which is no audio: expected WAV, FLAC, Ogg Vorbis or MP3, \
+        "the value begins with {beginning}, which is no audio: expected WAV, FLAC, Ogg, MP3, M4A, WebM or another sound file, \
          or a content type such as `audio/L16;rate=16000;channels=1`"
     )]
     NotAudio {
@@ -26,7 +26,10 @@ pub enum AudioError {
         beginning: String,
     },
     /// The bytes are audio of a kind that is not decoded here.
-    #[error("the value is {found}, which is not decoded here: send WAV, FLAC, Ogg Vorbis, MP3 or raw PCM")]
+    #[error(
+        "the value is {found}, which is not decoded here: send WAV, FLAC, MP3, Opus or Vorbis in Ogg or WebM, AAC in M4A, \
+         or raw PCM"
+    )]
     UnsupportedCodec {
         /// What it is.
         found: String,

@@ -2,7 +2,7 @@
 //!
 //! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are told
 //! to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was dropped is
-//! found by adding up: bytes used, time stamps without gaps, the declared number of samples, the MD5 sum.
+//! found by adding up: bytes used, gaps between time stamps, the declared number of samples, the MD5 sum.
 
 use std::io::Cursor;
 
@@ -11,21 +11,16 @@ use symphonia::core::codecs::audio::well_known::CODEC_ID_FLAC;
 use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
 use symphonia::core::formats::{FormatOptions, FormatReader};
 use symphonia::core::io::MediaSourceStream;
+use symphonia::core::packet::PacketRef;
+use symphonia::core::units::{Duration, Timestamp};
 use symphonia::default::codecs::FlacDecoder;
 use symphonia::default::formats::FlacReader;
 
 use super::sink::Sink;
-use super::{AudioError, AudioLimits, Container, Waveform, mp3};
+use super::{AudioError, Container};
 
 /// Bytes of the body of a STREAMINFO block.
 pub(super) const STREAM_INFO_BYTES: usize = 34;
-
-/// Whether the bytes are FLAC, possibly behind ID3 tags that do not belong there.
-pub(super) fn recognise(bytes: &[u8]) -> bool {
-    bytes
-        .get(mp3::tags_end(bytes)..)
-        .is_some_and(|rest| rest.starts_with(b"fLaC"))
-}
 
 /// What STREAMINFO declares.
 #[derive(Clone, Copy, Debug)]
@@ -67,43 +62,60 @@ pub(super) fn decoder(
 /// Puts what a codec decoded into the sink.
 pub(super) fn push_decoded(
     sink: &mut Sink,
-    container: Container,
     decoded: &GenericAudioBufferRef<'_>,
     interleaved: &mut Vec<f32>,
 ) -> Result<(), AudioError> {
     if decoded.is_empty() {
         return Ok(());
     }
-    let channels = decoded.spec().channels().count();
-    if channels != usize::from(sink.channels()) {
-        let declared = sink.channels();
-        return Err(corrupt(
-            container,
-            format!("it declares {declared} channels and a frame has {channels}"),
-        ));
-    }
+    let spec = decoded.spec();
+    sink.start(
+        spec.rate(),
+        u16::try_from(spec.channels().count()).unwrap_or(u16::MAX),
+    )?;
     decoded.copy_to_vec_interleaved(interleaved);
     sink.push_interleaved(interleaved)
 }
 
-/// Decodes a FLAC file.
-pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, AudioError> {
-    let (block, audio) = metadata(&bytes[mp3::tags_end(bytes)..])?;
+/// Decodes a FLAC file, or several that stand one behind the other.
+pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    // The mark and the header of a STREAMINFO block, which may be the last block.
+    let begins = |eight: &[u8]| {
+        eight.starts_with(b"fLaC") && eight[4] & 0x7f == 0 && eight[5..] == [0, 0, STREAM_INFO_BYTES as u8]
+    };
+    let mut rest = bytes;
+    let mut number = 0;
+    loop {
+        let next = rest.get(4..).and_then(|rest| rest.windows(8).position(begins));
+        let (file, after) = rest.split_at(next.map_or(rest.len(), |next| next + 4));
+        match decode_file(file, sink) {
+            Err(error @ (AudioError::Corrupt { .. } | AudioError::Truncated { .. })) if number > 0 => {
+                sink.repaired(0.0, format!("file {} in it: {error}", number + 1));
+            }
+            result => result?,
+        }
+        if after.is_empty() {
+            return Ok(());
+        }
+        rest = after;
+        number += 1;
+    }
+}
+
+fn decode_file(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    let (block, audio) = metadata(bytes)?;
     let info = StreamInfo::read(block);
-    let mut sink = Sink::new(Container::Flac, info.rate_hz, info.channels, limits)?;
+    sink.start(info.rate_hz, info.channels)?;
     if let Some(frames) = info.frames {
         sink.expect_frames(frames)?;
     }
     let audio = without_id3v1(audio);
     if audio.is_empty() {
-        return match info.frames {
-            None => Err(AudioError::ZeroSamples {
-                container: Container::Flac,
-            }),
-            Some(frames) => Err(truncated(format!(
-                "it declares {frames} samples and ends before the first"
-            ))),
-        };
+        if let Some(frames) = info.frames {
+            let detail = format!("it declares {frames} samples and ends before the first");
+            sink.cut_short(sink.seconds(frames), detail);
+        }
+        return Ok(());
     }
 
     let mut plain = Vec::with_capacity(8 + STREAM_INFO_BYTES + audio.len());
@@ -123,48 +135,72 @@ pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, Aud
 
     let mut decoder = decoder(Container::Flac, block)?;
     let mut interleaved = Vec::new();
-    let mut used = 0;
+    let (mut used, mut frames, mut lost) = (0, 0_u64, 0);
     // The reader ends with an error when samples are missing; what is missing is found below all the same.
     while let Ok(Some(packet)) = reader.next_packet() {
         used += packet.data.len();
-        let expected = sink.frames();
-        if u64::try_from(packet.pts.get()) != Ok(expected) {
-            let detail = format!("after sample {expected} its frames go on at {}", packet.pts.get());
-            return Err(corrupt(Container::Flac, detail));
+        let at = u64::try_from(packet.pts.get()).unwrap_or_default();
+        if let Some(gap) = at.checked_sub(frames + lost).filter(|gap| *gap > 0) {
+            // A gap that a damaged number makes is no longer than the sound can be.
+            let gap = gap.min(info.frames.unwrap_or(gap).saturating_sub(frames + lost));
+            lost += gap;
+            let detail = format!("after sample {frames} its frames go on at {at}");
+            sink.repaired(sink.seconds(gap), detail);
         }
-        let decoded = decoder.decode(&packet).map_err(|error| {
-            corrupt(
-                Container::Flac,
-                format!("the frame at sample {expected}: {error}"),
-            )
-        })?;
-        push_decoded(&mut sink, Container::Flac, &decoded, &mut interleaved)?;
+        match decoder.decode(&packet) {
+            Ok(decoded) => {
+                frames += decoded.frames() as u64;
+                push_decoded(sink, &decoded, &mut interleaved)?;
+            }
+            Err(error) => {
+                let missing = packet.dur.get();
+                lost += missing;
+                let detail = format!("the frame at sample {at}: {error}");
+                sink.repaired(sink.seconds(missing), detail);
+            }
+        }
     }
 
-    let (frames, left_over) = (sink.frames(), audio.len() - used.min(audio.len()));
-    match info.frames {
-        Some(declared) if frames < declared => {
-            return Err(truncated(format!(
-                "it declares {declared} samples and holds {frames}"
-            )));
+    // The reader takes a last frame for cut when anything follows it; the decoder knows where it ends.
+    let mut left_over = audio.len() - used.min(audio.len());
+    if let Some(declared) = info.frames
+        && frames + lost < declared
+        && lost == 0
+        && left_over > 0
+    {
+        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, &audio[used..]);
+        if let Ok(decoded) = decoder.decode_ref(&packet)
+            && decoded.frames() as u64 == declared - frames
+        {
+            frames = declared;
+            left_over = 0;
+            push_decoded(sink, &decoded, &mut interleaved)?;
+            sink.repaired(0.0, "something follows its last frame".to_owned());
         }
-        Some(declared) if frames > declared || left_over > 0 => {
+    }
+    let seen = frames + lost;
+    match info.frames {
+        Some(declared) if seen < declared => {
+            let detail = format!("it declares {declared} samples and holds {seen}");
+            sink.cut_short(sink.seconds(declared - seen), detail);
+        }
+        None if left_over > 0 && lost == 0 => {
+            let detail = format!("its last {left_over} bytes are no whole frame");
+            let seconds = sink.seconds(frames) * left_over as f64 / used.max(1) as f64;
+            sink.cut_short(seconds, detail);
+        }
+        Some(declared) if frames > declared || (left_over > 0 && lost == 0) => {
             let detail =
                 format!("it declares {declared} samples, holds {frames} and {left_over} further bytes");
-            return Err(corrupt(Container::Flac, detail));
+            sink.repaired(0.0, detail);
         }
-        None if left_over > 0 => {
-            return Err(truncated(format!(
-                "its last {left_over} bytes are no whole frame"
-            )));
+        _ if lost == 0 && decoder.finalize().verify_ok == Some(false) => {
+            let detail = "its samples do not have the MD5 sum that it declares".to_owned();
+            sink.repaired(0.0, detail);
         }
         _ => {}
     }
-    if decoder.finalize().verify_ok == Some(false) {
-        let detail = "its samples do not have the MD5 sum that it declares".to_owned();
-        return Err(corrupt(Container::Flac, detail));
-    }
-    sink.finish()
+    Ok(())
 }
 
 /// STREAMINFO and the bytes behind the metadata.

@@ -1,32 +1,45 @@
 //! Sound before tensors: decoding, resampling, validation.
 //!
 //! [`decode`] turns the bytes of a record into a [`Waveform`]: mono, 16 kHz, `f32`. Everything about those bytes
-//! is untrusted, so the containers are walked by our own readers (`wav`, `ogg`, `mp3`, `flac`), which know what
-//! was declared and what is there, and only the codecs behind them are somebody else's (symphonia). That is how a
-//! cut file is told from a short one:
+//! is untrusted. What ffmpeg hears is heard; what of the input is not heard is said in [`Waveform::damage`], with its
+//! length; what cannot be heard at all, or by more than `audio.unheard_share_max`, is an [`AudioError`].
 //!
-//! | container | reported as truncated | length unknown, read to the end |
+//! | container | read by | sound inside |
 //! |---|---|---|
-//! | WAV | the data chunk declares more bytes than follow, or ends inside a frame | declared size 0 or at least `0x7fff_f000` (what ffmpeg, sox and arecord write into a pipe) |
-//! | FLAC | fewer samples than STREAMINFO declares, or bytes of a cut frame at the end | STREAMINFO total of 0 |
-//! | Ogg | a page is cut, or the last page lacks the end-of-stream flag | never |
-//! | MP3 | a frame is cut, or the Xing/Info header declares more frames | no Xing/Info header |
-//! | raw PCM | the bytes end inside a frame | always |
+//! | WAV, RF64, BW64, RIFX | `wav` | PCM, float, A-law, µ-law, IMA and Microsoft ADPCM, MPEG audio |
+//! | AU | `au` | PCM, float, A-law, µ-law |
+//! | FLAC | `flac`, symphonia's frame reader | FLAC |
+//! | Ogg, chained and with several streams | `ogg` | Vorbis, FLAC, Opus |
+//! | MPEG audio | `mp3` | layers I, II and III |
+//! | ADTS | `adts` | AAC |
+//! | MP4, M4A, Matroska, WebM, AIFF, CAF | `demux`, symphonia's demuxers | AAC, ALAC, FLAC, MP3, Opus, Vorbis, PCM, ADPCM |
+//! | raw | `pcm`, by the content type alone | PCM, float, A-law, µ-law |
 //!
-//! Vorbis of more than two channels and MP3 with block types that differ between channels are refused as unsupported:
-//! symphonia 0.6.1 decodes the first wrongly and the second not at all.
+//! Codecs are symphonia's, Opus is `opus-decoder`. Readers of our own stand where symphonia's stop at the first
+//! irregularity or do not tell what they left out; `docs/decisions/0008` has the measurements.
+//!
+//! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is heard in its
+//! Low Complexity profile; of HE-AAC the part below half the rate is.
 //!
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
+mod adts;
+mod au;
+mod channels;
+mod codec;
 pub mod config;
 mod content_type;
+mod demux;
 mod error;
 mod flac;
 pub mod log_mel;
 pub mod mel_frames;
+mod mend;
 mod mp3;
+mod mpeg;
 mod ogg;
+mod opus;
 mod pcm;
 mod resample;
 mod sink;
@@ -38,6 +51,9 @@ mod wav;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use channels::Mix;
+use sink::Sink;
+
 pub use content_type::{ContentType, ContentTypeError};
 pub use error::AudioError;
 pub use pcm::{PcmEncoding, PcmSpec};
@@ -47,6 +63,12 @@ pub use wav::{WriteWavError, encode_wav, write_wav};
 
 /// Sample rate of every [`Waveform`], hertz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
+
+/// Sound is judged in pieces of 30 ms.
+const FRAME_SAMPLES: usize = 480; // 0.030 s · 16 000 Hz
+
+/// Shortest pause after which answers are flagged `long_pause`, seconds.
+pub const LONG_PAUSE_SECONDS: f64 = 1.5;
 
 /// What a value may be before it is refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +85,8 @@ pub struct AudioLimits {
     pub rate_hz_min: u32,
     /// Highest sample rate, hertz.
     pub rate_hz_max: u32,
+    /// Largest share of a sound that may be unheard, 0 to 1, before the value is refused.
+    pub unheard_share_max: f64,
 }
 
 impl Default for AudioLimits {
@@ -78,12 +102,27 @@ pub struct Waveform {
     pub samples: Vec<f32>,
     /// Sample rate of the source, hertz.
     pub source_rate_hz: u32,
-    /// Channels of the source, which were averaged.
+    /// Channels of the source. They were averaged; where the mean cancels, the loudest was taken instead.
     pub source_channels: u16,
     /// What the bytes were.
     pub container: Container,
     /// Whether the declared content type named another container than the bytes are.
     pub content_type_mismatch: bool,
+    /// What of the input could not be heard.
+    pub damage: Damage,
+}
+
+/// What of an input was not heard, and why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Damage {
+    /// Length of what is not in the samples, seconds; an estimate where bytes cannot be read at all.
+    pub unheard_seconds: f64,
+    /// The sound ends before it should: its end is missing.
+    pub cut_short: bool,
+    /// Something inside was mended or stepped over.
+    pub repaired: bool,
+    /// The first few findings.
+    pub notes: Vec<String>,
 }
 
 impl Waveform {
@@ -93,23 +132,42 @@ impl Waveform {
     }
 }
 
-/// Mean power of the loudest 30 ms of 16 kHz sound, dB of full scale: 0 where all samples are at ±1, minus infinity for
-/// digital silence.
+/// Power of the loudest 30 ms of 16 kHz sound, each without its constant part (DC), dB of full scale: 0 where all
+/// samples are at ±1 by turns, minus infinity for digital silence and for any constant.
 pub fn loudest_frame_dbfs(samples: &[f32]) -> f64 {
-    const FRAME_SAMPLES: usize = 480; // 0.030 s · 16 000 Hz
-    let power = |frame: &[f32]| {
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let count = frame.len() as f64;
-        frame.iter().map(|sample| f64::from(*sample).powi(2)).sum::<f64>() / count
+    let powers = samples.chunks(FRAME_SAMPLES).map(power_without_dc);
+    10.0 * powers.fold(0.0, f64::max).log10()
+}
+
+fn power_without_dc(frame: &[f32]) -> f64 {
+    let count = frame.len() as f64;
+    let mean = frame.iter().map(|sample| f64::from(*sample)).sum::<f64>() / count;
+    let squares = frame.iter().map(|sample| (f64::from(*sample) - mean).powi(2));
+    squares.sum::<f64>() / count
+}
+
+/// Whether sound goes on behind a pause of at least [`LONG_PAUSE_SECONDS`]: 30 ms pieces that are more than 25 dB weaker
+/// than the loudest, without their constant parts. Room noise in the pause does not hide it.
+pub fn has_long_pause(samples: &[f32]) -> bool {
+    const BELOW_LOUDEST: f64 = 0.003_162; // -25 dB
+    let powers: Vec<f64> = samples.chunks(FRAME_SAMPLES).map(power_without_dc).collect();
+    let loud = powers.iter().copied().fold(0.0, f64::max) * BELOW_LOUDEST;
+    let pieces = (LONG_PAUSE_SECONDS * f64::from(SAMPLE_RATE_HZ) / FRAME_SAMPLES as f64) as usize;
+    let mut spoken = powers.iter().enumerate().filter(|(_, power)| **power > loud);
+    let Some((mut before, _)) = spoken.next() else {
+        return false;
     };
-    let loudest = samples.chunks(FRAME_SAMPLES).map(power).fold(0.0, f64::max);
-    10.0 * loudest.log10()
+    spoken.any(|(at, _)| {
+        let pause = at - before;
+        before = at;
+        pause > pieces
+    })
 }
 
 /// Decodes a record's bytes into mono 16 kHz samples.
 ///
-/// `content_type` is the record's header, when there is one. Channels are averaged; the length is exactly
-/// `round(frames · 16000 / rate)`. Memory is bounded by the value, the limits and a few resampler blocks: decoding
+/// `content_type` is the record's header, when there is one. Channels are averaged, at the level of those that carry
+/// sound; the length is exactly `round(frames · 16000 / rate)`. Memory is bounded by the value, the limits and a few resampler blocks: decoding
 /// stops at the first sample over a limit.
 ///
 /// # Errors
@@ -129,29 +187,72 @@ pub fn decode(
         });
     }
     let declared = content_type.map(ContentType::parse).transpose()?;
-    let container = sniff::decide(bytes, declared.as_ref())?;
+    let (container, start) = sniff::decide(bytes, declared.as_ref())?;
+    let bytes = without_trailing_tag(container, &bytes[start..]);
 
-    // The codecs are third-party code that meets hostile bytes: a panic in them is a corrupt value, not our end.
+    let mut mix = Mix::Mean;
+    loop {
+        let (mut waveform, better) = decode_as(container, bytes, limits, mix)?;
+        if let Some(better) = better {
+            mix = better;
+            continue; // at most once: a mix other than the mean is final
+        }
+        if mix != Mix::Mean {
+            waveform.damage.repaired = true;
+            waveform
+                .damage
+                .notes
+                .push("its channels cancel each other, one of them was taken".to_owned());
+        }
+        waveform.content_type_mismatch = declared.is_some_and(|declared| !declared.agrees_with(container));
+        return Ok(waveform);
+    }
+}
+
+/// Some taggers append an ID3v1 tag, 128 bytes, to whatever they meet. Readers that walk over tags do it themselves, and
+/// plain samples may look like one.
+fn without_trailing_tag(container: Container, bytes: &[u8]) -> &[u8] {
+    let own = matches!(
+        container,
+        Container::Pcm(_) | Container::Wav | Container::Mpeg | Container::Adts
+    );
+    match bytes.split_last_chunk::<128>() {
+        Some((before, tag)) if !own && tag.starts_with(b"TAG") => before,
+        _ => bytes,
+    }
+}
+
+/// Decodes bytes that are known to be of this container. Codecs and demuxers are third-party code that meets hostile
+/// bytes: a panic in them is a corrupt value, not our end, and what they log names neither record nor file, so it is
+/// not logged.
+fn decode_as(
+    container: Container,
+    bytes: &[u8],
+    limits: &AudioLimits,
+    mix: Mix,
+) -> Result<(Waveform, Option<Mix>), AudioError> {
+    let read = || {
+        let mut sink = Sink::new(container, limits, mix);
+        match container {
+            Container::Wav => wav::decode(bytes, &mut sink),
+            Container::Au => au::decode(bytes, &mut sink),
+            Container::Flac => flac::decode(bytes, &mut sink),
+            Container::OggVorbis | Container::OggFlac | Container::OggOpus => ogg::decode(bytes, &mut sink),
+            Container::Mpeg => mp3::decode(bytes, &mut sink),
+            Container::Adts => adts::decode(bytes, &mut sink),
+            Container::Mp4 | Container::Matroska | Container::Aiff | Container::Caf => {
+                demux::decode(bytes, &mut sink)
+            }
+            Container::Pcm(spec) => pcm::decode(bytes, spec, &mut sink),
+        }?;
+        sink.finish()
+    };
     // Nothing that outlives the closure is touched by it.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_as(container, bytes, limits)));
-    let mut waveform = decoded.unwrap_or_else(|_| {
+    let quietly = || tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), read);
+    catch_unwind(AssertUnwindSafe(quietly)).unwrap_or_else(|_| {
         Err(AudioError::Corrupt {
             container,
             detail: "the decoder gave up in a way that it should not".to_owned(),
         })
-    })?;
-
-    waveform.content_type_mismatch = declared.is_some_and(|declared| !declared.agrees_with(container));
-    Ok(waveform)
-}
-
-/// Decodes bytes that are known to be of this container.
-fn decode_as(container: Container, bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, AudioError> {
-    match container {
-        Container::Wav => wav::decode(bytes, limits),
-        Container::Flac => flac::decode(bytes, limits),
-        Container::OggVorbis | Container::OggFlac => ogg::decode(bytes, container, limits),
-        Container::Mp3 => mp3::decode(bytes, limits),
-        Container::Pcm(spec) => pcm::decode(bytes, spec, limits),
-    }
+    })
 }

@@ -1,172 +1,40 @@
-//! MP3: our own walk from frame to frame, symphonia for what is in them.
+//! MPEG audio: the walk of `mpeg` from frame to frame, symphonia for what is in them.
 //!
-//! The walk comes first and decodes nothing: it knows the length of every frame from its header, so it finds a cut
-//! file, bytes that are no frame, and a start that was cut away (its first frames refer to data that is not there).
 //! The Xing or Info header says how many frames there should be, and, from LAME and ffmpeg, how many samples at
-//! both ends are the encoder's own; those are taken off.
+//! both ends are the encoder's own; those are taken off, as ffmpeg does: at the end only when no other file was joined
+//! behind. A frame of layer III refers to bytes of the frames before it; where those are missing it is silent.
 
-use symphonia::core::codecs::audio::well_known::CODEC_ID_MP3;
-use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
-use symphonia::core::errors::Error;
-use symphonia::core::packet::PacketRef;
-use symphonia::core::units::{Duration, Timestamp};
-use symphonia::default::codecs::MpaDecoder;
+use symphonia::core::codecs::audio::well_known::{CODEC_ID_MP1, CODEC_ID_MP2, CODEC_ID_MP3};
+use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters};
 
+use super::codec::Codec;
+use super::mpeg::{Found, FrameHeader as _, Frames, Header, follows, is_in_step, tags_end};
 use super::sink::Sink;
-use super::{AudioError, AudioLimits, Container, Waveform};
+use super::{AudioError, Container};
 
 /// Samples that a decoder itself is late, on top of what the encoder says.
 const DECODER_DELAY: u64 = 529; // 528 of the filter bank, and 1
 
-/// The part of a frame header that decides anything here.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Header {
-    layer: u8,
-    /// MPEG 1, as opposed to 2 and 2.5.
-    mpeg_1: bool,
-    rate_hz: u32,
-    channels: u16,
-    has_crc: bool,
-    /// Length of the whole frame, bytes.
-    len: usize,
-}
-
-impl Header {
-    /// Reads the four bytes at the beginning; `None` when they are no frame header, or one of free bit rate.
-    fn read(bytes: &[u8]) -> Option<Self> {
-        const RATES_HZ: [u32; 3] = [44_100, 48_000, 32_000];
-        // kbit/s by index, for MPEG 1 layer I, II, III and for MPEG 2 layer I, II and III.
-        const KBITS: [[u32; 15]; 5] = [
-            [
-                0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448,
-            ],
-            [0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384],
-            [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320],
-            [0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256],
-            [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160],
-        ];
-        let &[first, second, third, fourth] = bytes.first_chunk::<4>()?;
-        if first != 0xff || second & 0xe0 != 0xe0 {
-            return None;
-        }
-        let divisor = match (second >> 3) & 0x3 {
-            0b00 => 4, // MPEG 2.5
-            0b10 => 2, // MPEG 2
-            0b11 => 1, // MPEG 1
-            _ => return None,
-        };
-        let mpeg_1 = divisor == 1;
-        let layer = 4 - ((second >> 1) & 0x3); // 4 is reserved
-        let table = match (mpeg_1, layer) {
-            (true, 1..=3) => usize::from(layer) - 1,
-            (false, 1) => 3,
-            (false, 2 | 3) => 4,
-            _ => return None,
-        };
-        let bits_per_second = KBITS[table].get(usize::from(third >> 4))? * 1_000;
-        let rate_hz = RATES_HZ.get(usize::from((third >> 2) & 0x3))? / divisor;
-        if bits_per_second == 0 {
-            return None;
-        }
-        let padding = u32::from((third >> 1) & 1);
-        let len = match (layer, mpeg_1) {
-            (1, _) => (12 * bits_per_second / rate_hz + padding) * 4,
-            (3, false) => 72 * bits_per_second / rate_hz + padding,
-            _ => 144 * bits_per_second / rate_hz + padding,
-        };
-        let channels = if fourth >> 6 == 0b11 { 1 } else { 2 };
-        Some(Self {
-            layer,
-            mpeg_1,
-            rate_hz,
-            channels,
-            has_crc: second & 1 == 0,
-            len: len as usize,
-        })
-    }
-
-    /// Samples per channel in one frame of layer III.
-    fn frames(&self) -> u64 {
-        if self.mpeg_1 { 1_152 } else { 576 }
-    }
-
-    /// Bytes of the side information of layer III.
-    fn side_info_bytes(&self) -> usize {
-        match (self.mpeg_1, self.channels) {
-            (true, 1) => 17,
-            (true, _) => 32,
-            (false, 1) => 9,
-            (false, _) => 17,
-        }
-    }
-
-    /// Whether a frame with this header can follow one with the other in the same stream.
-    fn continues(&self, other: &Self) -> bool {
-        (self.layer, self.mpeg_1, self.rate_hz, self.channels)
-            == (other.layer, other.mpeg_1, other.rate_hz, other.channels)
-    }
-}
-
-/// What the first bytes say.
-pub(super) enum Recognised {
-    /// MP3.
-    Layer3,
-    /// MPEG audio of layer I or II.
-    OtherLayer,
-    /// Nothing of the kind.
-    No,
-}
-
-/// Looks for a frame at the very beginning that is followed by another or by the end. When the content type says
+/// Whether a frame stands at the very beginning that is followed by another or by the end. When the content type says
 /// MPEG, one frame is enough, even a cut one.
-pub(super) fn recognise(bytes: &[u8], declared: bool) -> Recognised {
+pub(super) fn recognise(bytes: &[u8], declared: bool) -> bool {
     let Some(header) = Header::read(bytes) else {
-        return Recognised::No;
+        return false;
     };
-    let confirmed = match bytes.get(header.len..) {
-        Some([]) => true,
-        Some(rest) => {
-            Header::read(rest).is_some_and(|next| next.continues(&header))
-                || end_of_frames(rest)
-                || (rest.len() < 4 && b"\xff".starts_with(&rest[..1]))
-        }
-        None => false,
-    };
-    match header.layer {
-        _ if !confirmed && !declared => Recognised::No,
-        3 => Recognised::Layer3,
-        _ => Recognised::OtherLayer,
-    }
+    declared
+        || bytes
+            .get(header.frame_bytes()..)
+            .is_some_and(|after| follows(&header, after))
 }
 
-/// Whether ID3 tags are followed by MPEG audio of layer I or II.
-pub(super) fn is_other_layer_after_tags(bytes: &[u8]) -> bool {
-    let rest = bytes.get(tags_end(bytes)..).unwrap_or_default();
-    Header::read(rest).is_some_and(|header| header.layer != 3)
+/// Whether frames follow something else at the beginning.
+pub(super) fn recognise_behind(bytes: &[u8]) -> bool {
+    is_in_step::<Header>(bytes)
 }
 
-/// Where the ID3v2 tags at the beginning end, as far as they go; past the end of the bytes when they are cut.
-pub(super) fn tags_end(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(header) = bytes.get(at..at + 10)
-        && header.starts_with(b"ID3")
-        && header[6..].iter().all(|byte| *byte < 0x80)
-    {
-        let size = header[6..]
-            .iter()
-            .fold(0, |size, byte| size << 7 | usize::from(*byte));
-        let footer = if header[5] & 0x10 != 0 { 10 } else { 0 };
-        at += 10 + size + footer;
-    }
-    at
-}
-
-/// Whether nothing but tags and padding follows.
-fn end_of_frames(rest: &[u8]) -> bool {
-    [&b"TAG"[..], b"APETAGEX", b"LYRICSBEGIN", b"ID3"]
-        .iter()
-        .any(|tag| rest.starts_with(tag))
-        || rest.iter().all(|byte| *byte == 0)
+/// Whether ID3 tags stand at the beginning.
+pub(super) fn has_tags(bytes: &[u8]) -> bool {
+    tags_end(bytes) > 0 || bytes.starts_with(b"ID3")
 }
 
 /// What the Xing or Info header says; absent fields are zero.
@@ -216,153 +84,224 @@ impl Info {
     }
 }
 
-/// Decodes an MP3 file.
-pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, AudioError> {
-    let tags = tags_end(bytes);
-    let Some(behind_tags) = bytes.get(tags..) else {
-        return truncated(format!(
-            "its ID3 tag declares {tags} bytes and there are {}",
-            bytes.len()
-        ));
-    };
-    let padding = behind_tags.iter().take_while(|byte| **byte == 0).count();
-    let stream = &behind_tags[padding..];
-    if stream.is_empty() {
-        return Err(AudioError::ZeroSamples {
-            container: Container::Mp3,
-        });
-    }
-    let Some(first) = Header::read(stream).filter(|header| header.layer == 3) else {
-        return if stream.len() < 4 {
-            truncated("it ends inside its first frame".to_owned())
-        } else {
-            corrupt("no frame begins behind its tags, or one of free bit rate".to_owned())
-        };
-    };
-    let mut sink = Sink::new(Container::Mp3, first.rate_hz, first.channels, limits)?;
-    let info = stream
-        .get(..first.len)
-        .and_then(|frame| Info::read(&first, frame));
-    let sound = &stream[info.as_ref().map_or(0, |_| first.len)..];
-    let info = info.unwrap_or_default();
+/// What a walk over all frames says before anything is decoded.
+#[derive(Default)]
+struct Survey {
+    /// Frames of sound.
+    frames: u64,
+    /// Another file's header stands among them, so that files were joined.
+    joined: bool,
+    first: Option<Header>,
+    info: Option<Info>,
+}
 
-    let frames = walk(sound, &first)?;
-    let slack = if info.exact { 0 } else { 1 }; // some encoders count the frame that holds the header
-    if let Some(declared) = info.frames
-        && frames + slack < declared
-    {
-        return truncated(format!(
-            "its header declares {declared} frames and {frames} are there"
-        ));
+impl Survey {
+    fn of(bytes: &[u8]) -> Self {
+        let mut survey = Self::default();
+        for found in Frames::<Header>::of(bytes) {
+            let Found::Frame(header, frame) = found else {
+                continue;
+            };
+            let info = Info::read(&header, frame);
+            survey.joined |= survey.first.is_some() && info.is_some();
+            if survey.first.is_none() {
+                survey.first = Some(header);
+                survey.info = info;
+                if survey.info.is_some() {
+                    continue;
+                }
+            } else if info.is_some() {
+                continue;
+            }
+            survey.frames += 1;
+        }
+        survey
     }
-    let whole = frames * first.frames();
-    let (skipped, end) = if info.exact {
-        (
+}
+
+/// Decodes MPEG audio.
+pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    let survey = Survey::of(bytes);
+    let Some(first) = survey.first else {
+        return nothing(bytes, sink);
+    };
+    sink.start(first.rate_hz, first.channels)?;
+    let info = survey.info.unwrap_or_default();
+    let whole = survey.frames * first.frames();
+    let (skipped, end) = match (info.exact, survey.joined) {
+        (true, false) => (
             info.delay + DECODER_DELAY,
             whole - info.padding.saturating_sub(DECODER_DELAY).min(whole),
-        )
-    } else {
-        (0, whole)
+        ),
+        (true, true) => (info.delay + DECODER_DELAY, u64::MAX),
+        (false, _) => (0, u64::MAX),
     };
-    sink.expect_frames(end.saturating_sub(skipped))?;
+    sink.expect_frames(end.min(whole).saturating_sub(skipped))?;
 
-    let mut parameters = AudioCodecParameters::new();
-    parameters.for_codec(CODEC_ID_MP3);
-    let mut decoder = MpaDecoder::try_new(&parameters, &AudioDecoderOptions::default())
-        .expect("the decoder takes MP3 without further parameters");
-    let mut interleaved: Vec<f32> = Vec::new();
-    let mut rest = sound;
-    for number in 0..frames {
-        let header = Header::read(rest).expect("the walk went over this frame");
-        let (frame, after) = rest.split_at(header.len);
-        rest = after;
-        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::from(header.frames() as u32), frame);
-        let decoded = match decoder.decode_ref(&packet) {
-            Ok(decoded) => decoded,
-            // Legal, and what some recorders write; symphonia 0.6.1 does not decode it.
-            Err(Error::DecodeError(problem)) if problem.contains("block_type mismatch") => {
-                let found = "an MP3 file whose channels choose their block types apart".to_owned();
-                return Err(AudioError::UnsupportedCodec { found });
+    let mut stream = Stream::new(skipped, end);
+    let (mut cut, mut junk_seconds) = (None, 0.0);
+    for found in Frames::<Header>::of(bytes) {
+        match found {
+            Found::Frame(header, frame) if Info::read(&header, frame).is_some() => stream.reservoir = 0,
+            Found::Frame(header, frame) => stream.take(&header, frame, sink)?,
+            Found::Junk(len, seconds) => {
+                stream.reservoir = 0;
+                junk_seconds += seconds;
+                sink.repaired(seconds, format!("{len} bytes between its frames are no frame"));
             }
-            Err(error) => return corrupt(format!("frame {number}: {error}")),
-        };
-        if decoded.frames() as u64 != first.frames() {
-            return corrupt(format!("frame {number} holds {} samples", decoded.frames()));
-        }
-        decoded.copy_to_vec_interleaved(&mut interleaved);
-        let start = number * first.frames();
-        let from = skipped.saturating_sub(start).min(first.frames());
-        let to = end.saturating_sub(start).min(first.frames());
-        if from < to {
-            let channels = u64::from(first.channels);
-            sink.push_interleaved(&interleaved[(from * channels) as usize..(to * channels) as usize])?;
+            Found::Cut(header, left) => cut = Some((header, left)),
         }
     }
-    sink.finish()
+    let slack = if info.exact { 0 } else { 1 }; // some encoders count the frame that holds the header
+    match (info.frames, cut) {
+        (Some(declared), _) if survey.frames + slack < declared => {
+            let frames = survey.frames;
+            let seconds = (declared - frames) as f64 * first.seconds();
+            let detail = format!("its header declares {declared} frames and {frames} are there");
+            if junk_seconds > 0.0 {
+                sink.repaired(seconds - junk_seconds, detail);
+            } else {
+                sink.cut_short(seconds, detail);
+            }
+        }
+        (_, Some((header, left))) => {
+            let len = header.frame_bytes();
+            sink.cut_short(
+                header.seconds(),
+                format!("its last frame has {len} bytes and {left} follow"),
+            );
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
-/// Goes from frame to frame and counts them.
-///
-/// # Errors
-/// A cut frame, something that is no frame, a change of rate or channels, or a frame that refers to more of what
-/// came before it than did.
-fn walk(sound: &[u8], first: &Header) -> Result<u64, AudioError> {
-    let mut frames = 0;
-    let mut reservoir = 0;
-    let mut rest = sound;
-    while !rest.is_empty() && !end_of_frames(rest) {
-        let at = sound.len() - rest.len();
-        let Some(header) = Header::read(rest) else {
-            return if rest.len() < 4 && rest[0] == 0xff {
-                truncated(format!("it ends inside frame {frames}"))
-            } else {
-                corrupt(format!("after frame {frames}, {at} bytes in, no frame begins"))
-            };
-        };
-        if !header.continues(first) {
-            return corrupt(format!("frame {frames} has another rate or number of channels"));
-        }
-        let Some((frame, after)) = rest.split_at_checked(header.len) else {
-            let (len, left) = (header.len, rest.len());
-            return truncated(format!("frame {frames} has {len} bytes and {left} follow"));
-        };
-        rest = after;
+/// Why there is no frame.
+fn nothing(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    let container = sink.container();
+    let (tags, len) = (tags_end(bytes), bytes.len());
+    let behind_tags = bytes.get(tags..).unwrap_or_default();
+    if tags > len {
+        let detail = format!("its ID3 tag declares {tags} bytes and there are {len}");
+        return Err(AudioError::Truncated { container, detail });
+    }
+    if behind_tags.iter().all(|byte| *byte == 0) {
+        return Err(AudioError::ZeroSamples { container });
+    }
+    if Header::read(behind_tags).is_some() || behind_tags.len() < 4 {
+        let detail = "it ends inside its first frame".to_owned();
+        return Err(AudioError::Truncated { container, detail });
+    }
+    let detail = "no frame begins behind its tags, or one of free bit rate".to_owned();
+    Err(AudioError::Corrupt { container, detail })
+}
 
+/// The state between two frames.
+struct Stream {
+    codec: Option<(Codec, Header)>,
+    /// Bytes of the frames before that the next one may refer to.
+    reservoir: usize,
+    /// Position of the next sample, counted from the beginning of the file.
+    at: u64,
+    skipped: u64,
+    end: u64,
+    samples: Vec<f32>,
+}
+
+impl Stream {
+    fn new(skipped: u64, end: u64) -> Self {
+        Self {
+            codec: None,
+            reservoir: 0,
+            at: 0,
+            skipped,
+            end,
+            samples: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, header: &Header, frame: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+        let at = self.at;
+        let missing = self.borrow(header, frame);
+        if self
+            .codec
+            .as_ref()
+            .is_none_or(|(_, before)| !header.continues(before))
+        {
+            self.codec = Some((open(header)?, *header));
+        }
+        let Some((codec, _)) = &mut self.codec else {
+            return Ok(());
+        };
+        sink.start(header.rate_hz, header.channels)?;
+        let wanted = (header.frames() * u64::from(header.channels)) as usize;
+        let decoded = codec.decode(frame, header.frames(), &mut self.samples);
+        let problem = match decoded {
+            _ if missing > 0 => Some(format!("it refers to {missing} bytes before it that are gone")),
+            Err(problem) => Some(problem),
+            Ok(_) if self.samples.len() != wanted => Some("it holds another number of samples".to_owned()),
+            Ok(_) => None,
+        };
+        if let Some(problem) = problem {
+            self.samples.clear();
+            self.samples.resize(wanted, 0.0);
+            sink.silenced(
+                header.seconds(),
+                format!("the frame at sample {at} is silent: {problem}"),
+            );
+        }
+        self.at += header.frames();
+        let from = self.skipped.saturating_sub(at).min(header.frames());
+        let to = self.end.saturating_sub(at).min(header.frames());
+        if from < to {
+            let channels = u64::from(header.channels);
+            sink.push_interleaved(&self.samples[(from * channels) as usize..(to * channels) as usize])?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of the bytes that a frame of layer III leaves for the next ones; says how many it lacks itself.
+    fn borrow(&mut self, header: &Header, frame: &[u8]) -> usize {
+        if header.layer != 3 {
+            return 0;
+        }
         let side_info = if header.has_crc { 6 } else { 4 };
         let main_data = side_info + header.side_info_bytes();
-        if main_data > frame.len() {
-            return corrupt(format!(
-                "frame {frames} is too short for its own side information"
-            ));
-        }
-        let (first_byte, second_byte) = (usize::from(frame[side_info]), frame[side_info + 1]);
-        let (borrowed, reservoir_max) = if header.mpeg_1 {
-            (first_byte << 1 | usize::from(second_byte >> 7), 511)
-        } else {
-            (first_byte, 255)
+        let (Some(&first), Some(&second)) = (frame.get(side_info), frame.get(side_info + 1)) else {
+            return 0; // too short for its own side information: the decoder says so
         };
-        if borrowed > reservoir {
-            return corrupt(format!(
-                "frame {frames} refers to {borrowed} bytes before it and {reservoir} are there: \
-                 its beginning is missing"
-            ));
-        }
-        reservoir = (reservoir + frame.len() - main_data).min(reservoir_max);
-        frames += 1;
+        let (first, second) = (usize::from(first), usize::from(second));
+        let (borrowed, reservoir_max) = if header.mpeg_1 {
+            (first << 1 | second >> 7, 511)
+        } else {
+            (first, 255)
+        };
+        let missing = borrowed.saturating_sub(self.reservoir);
+        self.reservoir = (self.reservoir + frame.len().saturating_sub(main_data)).min(reservoir_max);
+        missing
     }
-    Ok(frames)
 }
 
-fn truncated<T>(detail: String) -> Result<T, AudioError> {
-    Err(AudioError::Truncated {
-        container: Container::Mp3,
-        detail,
+fn open(header: &Header) -> Result<Codec, AudioError> {
+    let codec: AudioCodecId = match header.layer {
+        1 => CODEC_ID_MP1,
+        2 => CODEC_ID_MP2,
+        _ => CODEC_ID_MP3,
+    };
+    let mut parameters = AudioCodecParameters::new();
+    parameters.for_codec(codec);
+    Codec::open(&parameters).map_err(|why| AudioError::UnsupportedCodec {
+        found: format!("MPEG audio of layer {}: {why}", header.layer),
     })
 }
 
-fn corrupt<T>(detail: String) -> Result<T, AudioError> {
-    Err(AudioError::Corrupt {
-        container: Container::Mp3,
-        detail,
-    })
+/// Decodes MPEG audio that stands in another container, which says no more about it than that.
+pub(super) fn decode_inside(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    match Survey::of(bytes).first {
+        Some(_) => decode(bytes, sink),
+        None => Err(AudioError::Corrupt {
+            container: Container::Wav,
+            detail: "it declares MPEG audio and holds no frame of it".to_owned(),
+        }),
+    }
 }

@@ -1,23 +1,32 @@
-//! Ogg: pages to packets, with every check that pages offer, and the codecs behind them.
+//! Ogg: pages to packets, and the codecs behind them.
+//!
+//! A file may hold several streams side by side, of which one is heard, and several one after the other (chained), of
+//! which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound that costs is told from
+//! the positions of the others. The end mark decides nothing but whether the last page may cut samples off.
 
-use symphonia::core::codecs::audio::AudioDecoder;
+use symphonia::core::codecs::audio::AudioDecoder as _;
 use symphonia::core::packet::PacketRef;
 use symphonia::core::units::{Duration, Timestamp};
 use symphonia::default::codecs::FlacDecoder;
 
 use super::flac::{self, STREAM_INFO_BYTES, StreamInfo};
+use super::opus::OpusInOgg;
 use super::sink::Sink;
 use super::vorbis::VorbisStream;
-use super::{AudioError, AudioLimits, Container, Waveform};
+use super::{AudioError, Container};
 
 /// Bytes of a page header before its segment table.
 const PAGE_HEADER_BYTES: usize = 27;
+
+/// Most pages with a wrong check sum; behind them nothing is looked for any more.
+const DAMAGED_PAGES_MAX: u32 = 1_000;
 
 /// One page.
 struct Page<'a> {
     /// It continues a packet of the page before.
     continued: bool,
-    /// It is the last of its stream.
+    /// It is the first of its stream, or the last.
+    first: bool,
     last: bool,
     /// Codec's position at the end of the last packet that ends here; -1 when none does.
     granule: i64,
@@ -30,162 +39,295 @@ struct Page<'a> {
     crc: u32,
 }
 
+/// What stands at a place of the file.
+enum Found<'a> {
+    Page(Page<'a>),
+    /// Bytes that are no page, or one with a wrong check sum; and whether the end of the file cuts them.
+    Junk(usize, bool),
+}
+
 /// Where a packet ended.
 #[derive(Clone, Copy)]
 pub(super) struct PacketEnd {
     /// The granule position of the page, when the packet is the last that ends on it.
     pub(super) granule: Option<i64>,
-    /// Whether that page is the last.
+    /// Whether that page is marked as the last.
     pub(super) last_page: bool,
 }
 
-/// Decodes an Ogg file with Vorbis or FLAC in it.
-pub(super) fn decode(
-    bytes: &[u8],
-    container: Container,
-    limits: &AudioLimits,
-) -> Result<Waveform, AudioError> {
-    let last_granule = check(bytes, container)?;
-    if container == Container::OggVorbis {
-        let mut stream = VorbisStream::new(last_granule, limits);
-        packets(bytes, container, |packet, end| stream.take(packet, end))?;
-        return stream.finish();
-    }
-    let mut stream = FlacStream::new(limits);
-    packets(bytes, container, |packet, _| stream.take(packet))?;
-    stream.finish()
+/// One stream that is heard.
+struct Link {
+    codec: Container,
+    serial: u32,
+    /// Where its first page begins, and where the next link's does.
+    start: usize,
+    end: usize,
+    last_granule: i64,
+    /// Sound, not only headers, has begun.
+    begun: bool,
 }
 
-/// Walks all pages: check sums, order, one stream, an end. Returns the last granule position.
-fn check(bytes: &[u8], container: Container) -> Result<i64, AudioError> {
+/// What a walk over all pages says before anything is decoded.
+#[derive(Default)]
+struct Survey {
+    links: Vec<Link>,
+    /// Where whole pages begin.
+    pages: Vec<usize>,
+    /// Bytes that are no page, in how many places, and whether the last place is the end of the file.
+    junk_bytes: usize,
+    junk_places: usize,
+    cut: bool,
+    /// Streams beside those that are heard, with sound in them.
+    unheard: usize,
+}
+
+/// The codec of a stream, by its first packet.
+pub(super) fn codec_of(packet: &[u8]) -> Option<Container> {
+    [
+        (&b"\x01vorbis"[..], Container::OggVorbis),
+        (b"\x7fFLAC", Container::OggFlac),
+        (b"OpusHead", Container::OggOpus),
+    ]
+    .iter()
+    .find(|(mark, _)| packet.starts_with(mark))
+    .map(|(_, codec)| *codec)
+}
+
+/// The first packets of the streams that begin the file.
+pub(super) fn first_packets(bytes: &[u8]) -> Vec<&[u8]> {
+    let mut packets = Vec::new();
     let mut rest = bytes;
-    let mut before: Option<Page<'_>> = None;
-    let mut granule = 0;
-    while let Some(page) = Page::next(&mut rest, container)? {
-        let number = page.sequence;
-        match &before {
-            None if bytes[5] & 0x02 == 0 => {
-                let detail = "its first page does not begin a stream".to_owned();
-                return Err(AudioError::Corrupt { container, detail });
-            }
-            Some(before) if page.serial != before.serial => {
-                return Err(AudioError::UnsupportedCodec {
-                    found: "an Ogg file of more than one stream".to_owned(),
-                });
-            }
-            Some(before) if before.last => {
-                let detail = "pages follow the one that is marked as the last".to_owned();
-                return Err(AudioError::Corrupt { container, detail });
-            }
-            Some(before) if page.sequence != before.sequence.wrapping_add(1) => {
-                let expected = before.sequence.wrapping_add(1);
-                let detail = format!("page {expected} is missing, page {number} follows");
-                return Err(AudioError::Corrupt { container, detail });
-            }
-            _ => {}
-        }
-        if crc(page.whole) != page.crc {
-            let detail = format!("page {number} does not have the check sum that it declares");
-            return Err(AudioError::Corrupt { container, detail });
-        }
-        if page.granule != -1 {
-            granule = page.granule;
-        }
-        before = Some(page);
+    while let Some(page) = Page::read(rest)
+        && page.first
+        && packets.len() < 16
+    {
+        packets.push(page.body);
+        rest = &rest[page.whole.len()..];
     }
-    match before {
-        Some(page) if page.last => Ok(granule),
-        _ => {
-            let detail = "its last page is not marked as the last".to_owned();
-            Err(AudioError::Truncated { container, detail })
+    packets
+}
+
+/// Decodes an Ogg file.
+pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    let survey = Survey::of(bytes);
+    if survey.links.is_empty() {
+        let container = sink.container();
+        let detail = "it ends inside its first page".to_owned();
+        return Err(if Page::read(bytes).is_none() && survey.pages.is_empty() {
+            AudioError::Truncated { container, detail }
+        } else {
+            let detail = "the page that begins its stream is damaged".to_owned();
+            AudioError::Corrupt { container, detail }
+        });
+    }
+    let links = survey.links.len();
+    for (index, link) in survey.links.iter().enumerate() {
+        let from = survey.pages.partition_point(|at| *at < link.start);
+        let pages = survey.pages[from..].iter().take_while(|at| **at < link.end);
+        let pages = pages
+            .filter_map(|at| Page::read(&bytes[*at..]))
+            .filter(|page| page.serial == link.serial);
+        match link.read(pages, sink) {
+            Err(
+                error @ (AudioError::Corrupt { .. }
+                | AudioError::Truncated { .. }
+                | AudioError::UnsupportedCodec { .. }),
+            ) if index > 0 => {
+                // What came before is heard, and this is told.
+                let share = (link.end - link.start) as f64 / link.start.max(1) as f64;
+                let seconds = sink.seconds(sink.frames()) * share;
+                sink.repaired(seconds, format!("stream {} of {links}: {error}", index + 1));
+            }
+            result => result?,
+        }
+    }
+    if survey.junk_places > 0 {
+        let (count, places) = (survey.junk_bytes, survey.junk_places);
+        if survey.cut {
+            // Sound that the positions do not tell of: by the share of the bytes.
+            let share = count as f64 / (bytes.len() - count).max(1) as f64;
+            let seconds = sink.seconds(sink.frames()) * share;
+            sink.cut_short(seconds, format!("its last {count} bytes are no whole page"));
+        } else {
+            sink.repaired(0.0, format!("{count} bytes in {places} places are no whole page"));
+        }
+    }
+    if survey.unheard > 0 {
+        let unheard = survey.unheard;
+        sink.repaired(
+            0.0,
+            format!("{unheard} further streams beside the one that is heard"),
+        );
+    }
+    Ok(())
+}
+
+impl Survey {
+    fn of(bytes: &[u8]) -> Self {
+        let mut survey = Self::default();
+        let (mut at, mut budget) = (0, DAMAGED_PAGES_MAX);
+        while let Some(found) = find(&bytes[at..], &mut budget) {
+            match found {
+                Found::Junk(len, cut) => {
+                    survey.junk_bytes += len;
+                    survey.junk_places += 1;
+                    survey.cut = cut;
+                    at += len;
+                }
+                Found::Page(page) => {
+                    survey.pages.push(at);
+                    survey.take(&page, at);
+                    at += page.whole.len();
+                }
+            }
+        }
+        if let Some(link) = survey.links.last_mut() {
+            link.end = bytes.len();
+        }
+        survey
+    }
+
+    fn take(&mut self, page: &Page<'_>, at: usize) {
+        if page.first {
+            let Some(codec) = codec_of(page.body) else {
+                return;
+            };
+            if self.links.last().is_some_and(|link| !link.begun) {
+                self.unheard += 1;
+                return;
+            }
+            if let Some(before) = self.links.last_mut() {
+                before.end = at;
+            }
+            self.links.push(Link {
+                codec,
+                serial: page.serial,
+                start: at,
+                end: at,
+                last_granule: 0,
+                begun: false,
+            });
+            return;
+        }
+        let link = self.links.last_mut().filter(|link| link.serial == page.serial);
+        if let Some(link) = link {
+            link.begun = true;
+            if page.granule != -1 {
+                link.last_granule = page.granule;
+            }
         }
     }
 }
 
-/// Puts packets together and hands them out.
-fn packets(
-    bytes: &[u8],
-    container: Container,
+impl Link {
+    /// Decodes the pages of this stream.
+    fn read<'a>(&self, pages: impl Iterator<Item = Page<'a>>, sink: &mut Sink) -> Result<(), AudioError> {
+        match self.codec {
+            Container::OggFlac => {
+                let mut stream = FlacStream::default();
+                packets(pages, |packet, _| stream.take(packet, sink))?;
+                stream.finish(self.last_granule, sink)
+            }
+            Container::OggOpus => {
+                let mut stream = OpusInOgg::new(self.last_granule);
+                packets(pages, |packet, end| stream.take(packet, end, sink))?;
+                stream.finish(sink);
+                Ok(())
+            }
+            _ => {
+                let mut stream = VorbisStream::new(self.last_granule);
+                packets(pages, |packet, end| stream.take(packet, end, sink))?;
+                stream.finish(sink)
+            }
+        }
+    }
+}
+
+/// Puts packets together and hands them out. A packet of which a part is missing is left out.
+fn packets<'a>(
+    pages: impl Iterator<Item = Page<'a>>,
     mut take: impl FnMut(&[u8], PacketEnd) -> Result<(), AudioError>,
 ) -> Result<(), AudioError> {
-    let mut rest = bytes;
     let mut partial = Vec::new();
     let mut open = false;
-    while let Some(page) = Page::next(&mut rest, container)? {
-        if page.continued != open {
-            let detail = format!(
-                "page {} does not continue where the one before ends",
-                page.sequence
-            );
-            return Err(AudioError::Corrupt { container, detail });
+    let mut expected = None;
+    for page in pages {
+        let gap = expected.is_some_and(|expected| expected != page.sequence);
+        expected = Some(page.sequence.wrapping_add(1));
+        // What the page begins with is the end of a packet whose beginning is not there.
+        let mut orphan = page.continued && (gap || !open);
+        if gap || !page.continued {
+            partial.clear();
         }
         let last_end = page.segments.iter().rposition(|size| *size < 255);
-        if last_end.is_some() && page.granule == -1 {
-            let detail = format!("a packet ends on page {}, which has no position", page.sequence);
-            return Err(AudioError::Corrupt { container, detail });
-        }
         let mut at = 0;
         for (index, size) in page.segments.iter().enumerate() {
             partial.extend_from_slice(&page.body[at..at + usize::from(*size)]);
             at += usize::from(*size);
             open = *size == 255;
-            if !open {
-                let granule = (last_end == Some(index)).then_some(page.granule);
-                take(
-                    &partial,
-                    PacketEnd {
-                        granule,
-                        last_page: page.last,
-                    },
-                )?;
-                partial.clear();
+            if open {
+                continue;
             }
+            let granule = (last_end == Some(index) && page.granule != -1).then_some(page.granule);
+            let end = PacketEnd {
+                granule,
+                last_page: page.last,
+            };
+            if !std::mem::take(&mut orphan) {
+                take(&partial, end)?;
+            }
+            partial.clear();
         }
-    }
-    if open {
-        let detail = "its last packet does not end".to_owned();
-        return Err(AudioError::Truncated { container, detail });
     }
     Ok(())
 }
 
+/// What stands at the beginning of `bytes`; `None` at the end, or when only zeros follow. `budget` is how many pages
+/// with a wrong check sum are still looked at, so that a file made of them takes no time.
+fn find<'a>(bytes: &'a [u8], budget: &mut u32) -> Option<Found<'a>> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    let whole = |at: usize, budget: &mut u32| {
+        let page = bytes.get(at..).and_then(Page::read).filter(|_| *budget > 0)?;
+        if crc(page.whole) == page.crc {
+            return Some(page);
+        }
+        *budget -= 1;
+        None
+    };
+    if let Some(page) = whole(0, budget) {
+        return Some(Found::Page(page));
+    }
+    let mut at = 1;
+    while let Some(next) = bytes[at..].windows(4).position(|four| four == b"OggS") {
+        at += next;
+        if whole(at, budget).is_some() {
+            return Some(Found::Junk(at, false));
+        }
+        at += 4;
+    }
+    Some(Found::Junk(bytes.len(), true))
+}
+
 impl<'a> Page<'a> {
-    /// Takes a page off the beginning; `None` at the end, or when only zeros follow.
-    fn next(rest: &mut &'a [u8], container: Container) -> Result<Option<Self>, AudioError> {
-        let bytes = *rest;
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        let cut = |left: usize| {
-            let detail = format!("its last {left} bytes are no whole page");
-            Err(AudioError::Truncated { container, detail })
-        };
-        if !bytes.starts_with(&b"OggS"[..bytes.len().min(4)]) {
-            let detail = format!("{} bytes before its end no page begins", bytes.len());
-            return Err(AudioError::Corrupt { container, detail });
-        }
-        let Some(header) = bytes.first_chunk::<PAGE_HEADER_BYTES>() else {
-            return cut(bytes.len());
-        };
-        if header[4] != 0 {
-            let found = format!("an Ogg file of version {}", header[4]);
-            return Err(AudioError::UnsupportedCodec { found });
+    /// Reads the page at the beginning; `None` when there is none, or not a whole one.
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let header = bytes.first_chunk::<PAGE_HEADER_BYTES>()?;
+        if !header.starts_with(b"OggS\0") {
+            return None;
         }
         let body_start = PAGE_HEADER_BYTES + usize::from(header[26]);
-        let Some(segments) = bytes.get(PAGE_HEADER_BYTES..body_start) else {
-            return cut(bytes.len());
-        };
+        let segments = bytes.get(PAGE_HEADER_BYTES..body_start)?;
         let len = body_start + segments.iter().map(|size| usize::from(*size)).sum::<usize>();
-        let Some((whole, after)) = bytes.split_at_checked(len) else {
-            return cut(bytes.len());
-        };
-        *rest = after;
+        let whole = bytes.get(..len)?;
 
         let u32_at =
             |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let granule = u64::from(u32_at(6)) | u64::from(u32_at(10)) << 32;
-        Ok(Some(Self {
+        Some(Self {
             continued: header[5] & 0x01 != 0,
+            first: header[5] & 0x02 != 0,
             last: header[5] & 0x04 != 0,
             granule: granule.cast_signed(),
             serial: u32_at(14),
@@ -194,7 +336,7 @@ impl<'a> Page<'a> {
             body: &whole[body_start..],
             whole,
             crc: u32_at(22),
-        }))
+        })
     }
 }
 
@@ -227,23 +369,17 @@ fn crc(page: &[u8]) -> u32 {
 }
 
 /// FLAC in Ogg: the first packet holds STREAMINFO, then come metadata blocks, then one frame per packet.
+#[derive(Default)]
 struct FlacStream {
-    limits: AudioLimits,
-    started: Option<(Sink, FlacDecoder, StreamInfo)>,
+    started: Option<(FlacDecoder, StreamInfo)>,
+    frames: u64,
+    lost: bool,
     interleaved: Vec<f32>,
 }
 
 impl FlacStream {
-    fn new(limits: &AudioLimits) -> Self {
-        Self {
-            limits: *limits,
-            started: None,
-            interleaved: Vec::new(),
-        }
-    }
-
-    fn take(&mut self, packet: &[u8]) -> Result<(), AudioError> {
-        let Some((sink, decoder, _)) = &mut self.started else {
+    fn take(&mut self, packet: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+        let Some((decoder, _)) = &mut self.started else {
             // 0x7f "FLAC", version, number of header packets, "fLaC", header of the STREAMINFO block
             let block = packet
                 .get(17..)
@@ -252,39 +388,63 @@ impl FlacStream {
                 return corrupt("its first packet holds no stream information".to_owned());
             };
             let info = StreamInfo::read(block);
-            let sink = Sink::new(Container::OggFlac, info.rate_hz, info.channels, &self.limits)?;
+            sink.start(info.rate_hz, info.channels)?;
             if let Some(frames) = info.frames {
                 sink.expect_frames(frames)?;
             }
             let decoder = flac::decoder(Container::OggFlac, block)?;
-            self.started = Some((sink, decoder, info));
+            self.started = Some((decoder, info));
             return Ok(());
         };
         if packet.first() != Some(&0xff) {
             return Ok(()); // a metadata block
         }
-        let at = sink.frames();
         let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, packet);
         match decoder.decode_ref(&packet) {
-            Ok(decoded) => flac::push_decoded(sink, Container::OggFlac, &decoded, &mut self.interleaved),
-            Err(error) => corrupt(format!("the frame at sample {at}: {error}")),
+            Ok(decoded) => {
+                self.frames += decoded.frames() as u64;
+                flac::push_decoded(sink, &decoded, &mut self.interleaved)
+            }
+            Err(error) => {
+                self.lost = true;
+                let detail = format!("the frame at sample {}: {error}", self.frames);
+                sink.repaired(0.0, detail); // its length is told at the end, by what is missing
+                Ok(())
+            }
         }
     }
 
-    fn finish(self) -> Result<Waveform, AudioError> {
-        let Some((sink, mut decoder, info)) = self.started else {
+    fn finish(self, last_granule: i64, sink: &mut Sink) -> Result<(), AudioError> {
+        let Some((mut decoder, info)) = self.started else {
             return corrupt("it has no packets".to_owned());
         };
-        if let Some(declared) = info.frames
-            && declared != sink.frames()
-        {
-            let held = sink.frames();
-            return corrupt(format!("it declares {declared} samples and holds {held}"));
+        let held = self.frames;
+        // Where the encoder did not know the length, the last position tells what is missing before it.
+        let position = u64::try_from(last_granule).unwrap_or_default();
+        if info.frames.is_none() && position > held {
+            let detail = format!("its last position is {position} and it holds {held} samples");
+            sink.repaired(sink.seconds(position - held), detail);
         }
-        if decoder.finalize().verify_ok == Some(false) {
-            return corrupt("its samples do not have the MD5 sum that it declares".to_owned());
+        match info.frames {
+            Some(declared) if held < declared => {
+                let detail = format!("it declares {declared} samples and holds {held}");
+                let seconds = sink.seconds(declared - held);
+                if self.lost {
+                    sink.repaired(seconds, detail);
+                } else {
+                    sink.cut_short(seconds, detail);
+                }
+            }
+            Some(declared) if held > declared => {
+                sink.repaired(0.0, format!("it declares {declared} samples and holds {held}"));
+            }
+            _ if !self.lost && decoder.finalize().verify_ok == Some(false) => {
+                let detail = "its samples do not have the MD5 sum that it declares";
+                sink.repaired(0.0, detail.to_owned());
+            }
+            _ => {}
         }
-        sink.finish()
+        Ok(())
     }
 }
 
@@ -320,8 +480,7 @@ pub(super) mod tests {
     pub(in crate::audio) fn repair(bytes: &mut [u8]) {
         let mut at = 0;
         loop {
-            let mut rest = &bytes[at..];
-            let Ok(Some(page)) = Page::next(&mut rest, Container::OggVorbis) else {
+            let Some(page) = bytes.get(at..).and_then(Page::read) else {
                 return;
             };
             let (len, crc) = (page.whole.len(), crc(page.whole));
@@ -331,25 +490,27 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_missing_page_a_second_stream_and_a_missing_end_are_told_apart() {
+    fn streams_side_by_side_and_one_after_the_other_are_told_apart() {
+        let survey = |pages: &[Vec<u8>]| Survey::of(&pages.concat());
         let first = page(0, 0, 0, b"\x01vorbis");
-        let check_sum = |pages: &[Vec<u8>]| check(&pages.concat(), Container::OggVorbis);
-        let mut other = page(1, 4, 9, b"x");
+        let sound = page(1, 4, 9, b"x");
+        let mut other = page(0, 0, 0, b"OpusHead");
         other[14] = 8;
         repair(&mut other);
+        let mut damaged = page(1, 0, 5, b"y");
+        damaged[20] ^= 1;
 
-        assert_eq!(check_sum(&[first.clone(), page(1, 4, 9, b"x")]), Ok(9));
-        assert!(matches!(
-            check_sum(&[first.clone(), page(1, 0, 9, b"x")]),
-            Err(AudioError::Truncated { .. })
-        ));
-        assert!(matches!(
-            check_sum(&[first.clone(), page(2, 4, 9, b"x")]),
-            Err(AudioError::Corrupt { .. })
-        ));
-        assert!(matches!(
-            check_sum(&[first, other]),
-            Err(AudioError::UnsupportedCodec { .. })
-        ));
+        let chained = survey(&[first.clone(), sound.clone(), other.clone(), sound.clone()]);
+        assert_eq!(chained.links.len(), 2);
+        assert_eq!((chained.links[0].last_granule, chained.unheard), (9, 0));
+        let beside = survey(&[first.clone(), other, sound.clone()]);
+        assert_eq!((beside.links.len(), beside.unheard), (1, 1));
+        let broken = survey(&[first.clone(), damaged, sound.clone()]);
+        assert_eq!(
+            (broken.links.len(), broken.junk_places, broken.cut),
+            (1, 1, false)
+        );
+        let cut = survey(&[first, sound[..20].to_vec()]);
+        assert!(cut.cut);
     }
 }

@@ -1,7 +1,7 @@
 //! Plain samples: every width and byte order, companded or not, to `f32`.
 
+use super::AudioError;
 use super::sink::Sink;
-use super::{AudioError, AudioLimits, Container, Waveform};
 
 /// Samples are turned into `f32` in pieces of this many frames.
 const PIECE_FRAMES: usize = 4096;
@@ -62,6 +62,18 @@ impl PcmEncoding {
         }
     }
 
+    /// The same in the other byte order.
+    pub(super) fn big_endian(self) -> Self {
+        match self {
+            Self::S16Le => Self::S16Be,
+            Self::S24Le => Self::S24Be,
+            Self::S32Le => Self::S32Be,
+            Self::F32Le => Self::F32Be,
+            Self::F64Le => Self::F64Be,
+            other => other,
+        }
+    }
+
     /// Appends the samples in `bytes`, a whole number of them, scaled to `[-1, 1)`.
     fn append(self, bytes: &[u8], samples: &mut Vec<f32>) {
         const SCALE_8: f32 = 1.0 / 128.0; // 2^-7
@@ -117,38 +129,33 @@ fn a_law(byte: u8) -> i16 {
 }
 
 /// Decodes raw samples.
-pub(super) fn decode(bytes: &[u8], spec: PcmSpec, limits: &AudioLimits) -> Result<Waveform, AudioError> {
-    let mut sink = Sink::new(Container::Pcm(spec), spec.rate_hz, spec.channels, limits)?;
-    push(&mut sink, Container::Pcm(spec), spec.encoding, bytes)?;
-    sink.finish()
+pub(super) fn decode(bytes: &[u8], spec: PcmSpec, sink: &mut Sink) -> Result<(), AudioError> {
+    sink.start(spec.rate_hz, spec.channels)?;
+    push(sink, spec.encoding, bytes)
 }
 
-/// Puts samples that stand one after the other into the sink, which must have the right number of channels.
+/// Puts samples that stand one after the other into the sink, which knows their number of channels. Bytes that end
+/// inside a frame are a sound that is cut short.
 ///
 /// # Errors
-/// [`AudioError::Truncated`] when the bytes end inside a frame; what the sink refuses.
-pub(super) fn push(
-    sink: &mut Sink,
-    container: Container,
-    encoding: PcmEncoding,
-    bytes: &[u8],
-) -> Result<(), AudioError> {
+/// What the sink refuses.
+pub(super) fn push(sink: &mut Sink, encoding: PcmEncoding, bytes: &[u8]) -> Result<(), AudioError> {
     let frame_bytes = encoding.sample_bytes() * usize::from(sink.channels());
     sink.expect_frames((bytes.len() / frame_bytes) as u64)?;
     let left_over = bytes.len() % frame_bytes;
-    if left_over != 0 {
-        let found = bytes.len();
-        return Err(AudioError::Truncated {
-            container,
-            detail: format!("{found} bytes of samples end {left_over} bytes into a frame of {frame_bytes}"),
-        });
-    }
 
     let mut samples = Vec::new();
-    for piece in bytes.chunks(PIECE_FRAMES * frame_bytes) {
+    for piece in bytes[..bytes.len() - left_over].chunks(PIECE_FRAMES * frame_bytes) {
         samples.clear();
         encoding.append(piece, &mut samples);
         sink.push_interleaved(&samples)?;
+    }
+    if left_over != 0 {
+        let found = bytes.len();
+        sink.cut_short(
+            sink.seconds(1),
+            format!("{found} bytes of samples end {left_over} bytes into a frame of {frame_bytes}"),
+        );
     }
     Ok(())
 }

@@ -1,65 +1,142 @@
-//! Where decoders put their samples: limits are kept, channels averaged, the rate turned into 16 kHz.
+//! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and what could
+//! not be heard is written down.
 
+use super::channels::{ChannelMeter, Mix, mix};
 use super::resample::Resampler;
-use super::{AudioError, AudioLimits, Container, Waveform};
+use super::{AudioError, AudioLimits, Container, Damage, Waveform};
 
 /// Largest magnitude of a sample. Full scale is 1, and 32,768 where somebody wrote integers as floats.
 const SAMPLE_MAX: f32 = 1e9;
 
+/// Most notes about one value; the seconds are counted on.
+const NOTES_MAX: usize = 4;
+
 /// Takes decoded samples and stops at the first one over a limit, so that a decoder never runs away.
 pub(super) struct Sink {
     container: Container,
+    limits: AudioLimits,
+    mix: Mix,
+    /// The part of the sound that has one rate and one number of channels; absent before the first.
+    part: Option<Part>,
+    /// Rate and channels of the first part.
+    source: Option<(u32, u16)>,
+    /// Samples at 16 kHz of the parts before this one.
+    finished: Vec<f32>,
+    /// Seconds and samples (frames times channels) of the parts before this one.
+    seconds_before: f64,
+    samples_before: u64,
+    frames: u64,
+    verdict: Option<(Mix, f32)>,
+    damage: Damage,
+    /// Seconds among those taken that are silence in the place of what could not be decoded.
+    silent_seconds: f64,
+}
+
+/// Sound of one rate and one number of channels.
+struct Part {
     rate_hz: u32,
     channels: u16,
-    limits: AudioLimits,
     frames: u64,
     resampler: Resampler,
+    meter: ChannelMeter,
     mono: Vec<f32>,
 }
 
 impl Sink {
-    /// A sink for a source of this rate and this many channels, both as declared and unchecked.
+    /// A sink for one value.
+    pub(super) fn new(container: Container, limits: &AudioLimits, mix: Mix) -> Self {
+        Self {
+            container,
+            limits: *limits,
+            mix,
+            part: None,
+            source: None,
+            finished: Vec::new(),
+            seconds_before: 0.0,
+            samples_before: 0,
+            frames: 0,
+            verdict: None,
+            damage: Damage::default(),
+            silent_seconds: 0.0,
+        }
+    }
+
+    /// Says of what rate and how many channels the next samples are, both as declared and unchecked. It may change
+    /// in the middle of a sound.
     ///
     /// # Errors
     /// [`AudioError::AbsurdRate`], [`AudioError::AbsurdChannels`].
-    pub(super) fn new(
-        container: Container,
-        rate_hz: u32,
-        channels: u16,
-        limits: &AudioLimits,
-    ) -> Result<Self, AudioError> {
-        check_source(rate_hz, channels, limits)?;
-        Ok(Self {
-            container,
+    pub(super) fn start(&mut self, rate_hz: u32, channels: u16) -> Result<(), AudioError> {
+        if let Some(part) = &self.part
+            && (part.rate_hz, part.channels) == (rate_hz, channels)
+        {
+            return Ok(());
+        }
+        check_source(rate_hz, channels, &self.limits)?;
+        let before = self.part.take();
+        let mut resampler = None;
+        if let Some(mut part) = before {
+            self.judge_channels(&mut part);
+            self.seconds_before += part.frames as f64 / f64::from(part.rate_hz);
+            self.samples_before += part.frames * u64::from(part.channels);
+            // The resampler goes on where only the number of channels changes: the sound has no seam there.
+            if part.rate_hz == rate_hz {
+                resampler = Some(part.resampler);
+            } else {
+                self.finished.append(&mut part.resampler.finish());
+            }
+        }
+        self.source.get_or_insert((rate_hz, channels));
+        self.part = Some(Part {
             rate_hz,
             channels,
-            limits: *limits,
             frames: 0,
-            resampler: Resampler::new(rate_hz),
+            resampler: resampler.unwrap_or_else(|| Resampler::new(rate_hz)),
+            meter: ChannelMeter::new(channels, rate_hz),
             mono: Vec::new(),
-        })
+        });
+        Ok(())
     }
 
-    /// Number of channels of the source.
+    /// What the sound is in.
+    pub(super) fn container(&self) -> Container {
+        self.container
+    }
+
+    /// What the value may be.
+    pub(super) fn limits(&self) -> &AudioLimits {
+        &self.limits
+    }
+
+    /// Number of channels now; 0 before [`Self::start`].
     pub(super) fn channels(&self) -> u16 {
-        self.channels
+        self.part.as_ref().map_or(0, |part| part.channels)
     }
 
-    /// Frames taken so far.
+    /// Rate now, hertz; 0 before [`Self::start`].
+    pub(super) fn rate_hz(&self) -> u32 {
+        self.part.as_ref().map_or(0, |part| part.rate_hz)
+    }
+
+    /// Frames taken so far, of all rates.
     pub(super) fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// Refuses a declared length over a limit before anything is decoded.
+    /// Refuses a declared number of further frames over a limit before they are decoded.
     pub(super) fn expect_frames(&self, frames: u64) -> Result<(), AudioError> {
-        let seconds = frames as f64 / f64::from(self.rate_hz);
-        if seconds > self.limits.seconds_max {
-            return Err(AudioError::TooLong {
-                seconds,
-                seconds_max: self.limits.seconds_max,
-            });
+        let Some(part) = &self.part else {
+            return Ok(());
+        };
+        let frames = part.frames.saturating_add(frames);
+        let seconds = self.seconds_before + frames as f64 / f64::from(part.rate_hz);
+        let seconds_max = self.limits.seconds_max;
+        if seconds > seconds_max {
+            return Err(AudioError::TooLong { seconds, seconds_max });
         }
-        let samples = frames.saturating_mul(u64::from(self.channels));
+        let samples = frames
+            .saturating_mul(u64::from(part.channels))
+            .saturating_add(self.samples_before);
         if samples > self.limits.decoded_samples_max {
             let samples_max = self.limits.decoded_samples_max;
             return Err(AudioError::TooManySamples { samples, samples_max });
@@ -67,51 +144,141 @@ impl Sink {
         Ok(())
     }
 
-    /// Takes frames whose channels are averaged already.
-    pub(super) fn push_mono(&mut self, mono: &[f32]) -> Result<(), AudioError> {
-        self.expect_frames(self.frames + mono.len() as u64)?;
-        if let Some(at) = mono.iter().position(|sample| !usable(*sample)) {
+    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is ignored.
+    pub(super) fn push_interleaved(&mut self, samples: &[f32]) -> Result<(), AudioError> {
+        let channels = usize::from(self.channels()).max(1);
+        self.expect_frames((samples.len() / channels) as u64)?;
+        let at = self.frames;
+        let part = self.part.as_mut().expect("`start` comes before samples");
+        let mono = if channels == 1 {
+            samples
+        } else {
+            part.mono.clear();
+            for frame in samples.chunks_exact(channels) {
+                let mean = mix(frame, Mix::Mean);
+                part.meter.take(frame, mean);
+                part.mono.push(match self.mix {
+                    Mix::Mean => mean,
+                    other => mix(frame, other),
+                });
+            }
+            &part.mono
+        };
+        if let Some(bad) = mono.iter().position(|sample| !usable(*sample)) {
             return Err(AudioError::NonFinite {
-                frame: self.frames + at as u64,
+                frame: at + bad as u64,
             });
         }
+        part.frames += mono.len() as u64;
         self.frames += mono.len() as u64;
-        self.resampler.push(mono);
+        part.resampler.push(mono);
         Ok(())
     }
 
-    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is ignored.
-    pub(super) fn push_interleaved(&mut self, samples: &[f32]) -> Result<(), AudioError> {
-        let channels = usize::from(self.channels);
-        if channels == 1 {
-            return self.push_mono(samples);
-        }
-        let mut mono = std::mem::take(&mut self.mono);
-        mono.clear();
-        mono.extend(samples.chunks_exact(channels).map(average));
-        let pushed = self.push_mono(&mono);
-        self.mono = mono;
-        pushed
+    /// Writes down that sound of this length ends before it should: it is not there, or not whole.
+    pub(super) fn cut_short(&mut self, seconds: f64, detail: String) {
+        self.damage.cut_short = true;
+        self.note(seconds, detail);
     }
 
-    /// The waveform, once all is in.
+    /// Writes down that something was mended or stepped over, and how much sound that cost.
+    pub(super) fn repaired(&mut self, seconds: f64, detail: String) {
+        self.damage.repaired = true;
+        self.note(seconds, detail);
+    }
+
+    /// Writes down that silence of this length stands in the place of what could not be decoded.
+    pub(super) fn silenced(&mut self, seconds: f64, detail: String) {
+        self.silent_seconds += seconds;
+        self.repaired(seconds, detail);
+    }
+
+    fn note(&mut self, seconds: f64, detail: String) {
+        if seconds.is_finite() {
+            self.damage.unheard_seconds += seconds.max(0.0);
+        }
+        if self.damage.notes.len() < NOTES_MAX {
+            self.damage.notes.push(detail);
+        }
+    }
+
+    /// Seconds taken so far.
+    pub(super) fn heard_seconds(&self) -> f64 {
+        self.seconds_before
+            + self
+                .part
+                .as_ref()
+                .map_or(0.0, |part| part.frames as f64 / f64::from(part.rate_hz))
+    }
+
+    /// Seconds that are known not to be heard.
+    pub(super) fn unheard_seconds(&self) -> f64 {
+        self.damage.unheard_seconds
+    }
+
+    /// Seconds of a number of frames at the rate of now.
+    pub(super) fn seconds(&self, frames: u64) -> f64 {
+        frames as f64 / f64::from(self.rate_hz().max(1))
+    }
+
+    fn judge_channels(&mut self, part: &mut Part) {
+        // The first part that has something to say decides for all: parts differ where streams were joined.
+        let verdict = part.meter.verdict();
+        if verdict != (Mix::Mean, 1.0) {
+            self.verdict.get_or_insert(verdict);
+        }
+    }
+
+    /// The waveform, once all is in, and the mix with which it should be decoded again, if another one.
     ///
     /// # Errors
-    /// [`AudioError::ZeroSamples`].
-    pub(super) fn finish(self) -> Result<Waveform, AudioError> {
-        let samples = self.resampler.finish();
-        if samples.is_empty() {
-            return Err(AudioError::ZeroSamples {
-                container: self.container,
+    /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share than
+    /// allowed is not heard.
+    pub(super) fn finish(mut self) -> Result<(Waveform, Option<Mix>), AudioError> {
+        let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
+        if let Some(mut part) = self.part.take() {
+            self.judge_channels(&mut part);
+            samples.append(&mut part.resampler.finish());
+        }
+        let damage = self.damage;
+        let taken = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
+        let whole = (taken - self.silent_seconds).max(0.0) + damage.unheard_seconds;
+        let refused = damage.unheard_seconds > self.limits.unheard_share_max * whole;
+        if let Some(first) = damage.notes.first()
+            && (refused || samples.is_empty())
+        {
+            let unheard = damage.unheard_seconds;
+            let detail = match samples.is_empty() {
+                true => first.clone(),
+                false => format!(
+                    "{first}; {unheard:.3} s of {whole:.3} s cannot be heard, more than `audio.unheard_share_max`"
+                ),
+            };
+            return Err(match damage.cut_short {
+                true => AudioError::Truncated { container, detail },
+                false => AudioError::Corrupt { container, detail },
             });
         }
-        Ok(Waveform {
+        if samples.is_empty() {
+            return Err(AudioError::ZeroSamples { container });
+        }
+        let (better, gain) = self.verdict.unwrap_or((Mix::Mean, 1.0));
+        if self.mix == Mix::Mean && gain != 1.0 {
+            samples.iter_mut().for_each(|sample| *sample *= gain);
+        }
+        let (source_rate_hz, source_channels) = self.source.unwrap_or_default();
+        let waveform = Waveform {
             samples,
-            source_rate_hz: self.rate_hz,
-            source_channels: self.channels,
-            container: self.container,
+            source_rate_hz,
+            source_channels,
+            container,
             content_type_mismatch: false,
-        })
+            damage,
+        };
+        Ok((
+            waveform,
+            (better != self.mix && better != Mix::Mean).then_some(better),
+        ))
     }
 }
 
@@ -146,8 +313,4 @@ pub(super) fn check_source(rate_hz: u32, channels: u16, limits: &AudioLimits) ->
 /// Whether a sample is a number that can be resampled without running over.
 fn usable(sample: f32) -> bool {
     sample.abs() <= SAMPLE_MAX // false for NaN
-}
-
-fn average(frame: &[f32]) -> f32 {
-    frame.iter().sum::<f32>() / frame.len() as f32
 }

@@ -2,21 +2,35 @@
 
 use std::fmt;
 
-use super::{AudioError, ContentType, PcmSpec, flac, mp3};
+use super::{AudioError, ContentType, PcmSpec, adts, mp3, mpeg, ogg};
 
 /// What a value is, and so which reader takes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Container {
-    /// RIFF/WAVE, RF64 or BW64 with linear PCM, float, A-law or µ-law.
+    /// RIFF/WAVE, RF64, BW64 or RIFX with linear PCM, float, A-law, µ-law, ADPCM or MPEG audio.
     Wav,
+    /// AU with linear PCM, float, A-law or µ-law.
+    Au,
     /// FLAC in its own container.
     Flac,
     /// Vorbis in Ogg.
     OggVorbis,
     /// FLAC in Ogg.
     OggFlac,
-    /// MPEG audio layer III.
-    Mp3,
+    /// Opus in Ogg.
+    OggOpus,
+    /// MPEG audio, layers I to III.
+    Mpeg,
+    /// AAC in ADTS.
+    Adts,
+    /// MP4, M4A, 3GP or QuickTime.
+    Mp4,
+    /// Matroska or WebM.
+    Matroska,
+    /// AIFF or AIFC.
+    Aiff,
+    /// Core Audio Format.
+    Caf,
     /// Raw samples, by the word of the content type alone.
     Pcm(PcmSpec),
 }
@@ -25,10 +39,17 @@ impl fmt::Display for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Wav => "WAV file",
+            Self::Au => "AU file",
             Self::Flac => "FLAC file",
             Self::OggVorbis => "Ogg Vorbis file",
             Self::OggFlac => "Ogg FLAC file",
-            Self::Mp3 => "MP3 file",
+            Self::OggOpus => "Ogg Opus file",
+            Self::Mpeg => "MP3 file",
+            Self::Adts => "AAC file (ADTS)",
+            Self::Mp4 => "MP4 or M4A file",
+            Self::Matroska => "Matroska or WebM file",
+            Self::Aiff => "AIFF file",
+            Self::Caf => "CAF file",
             Self::Pcm(_) => "raw PCM",
         })
     }
@@ -40,30 +61,46 @@ impl fmt::Display for Container {
 /// [`AudioError::EmptyValue`], [`AudioError::UnsupportedCodec`] for sound that is recognised and not decoded,
 /// [`AudioError::NotAudio`] for everything else.
 pub fn probe_container(bytes: &[u8]) -> Result<Container, AudioError> {
-    decide(bytes, None)
+    decide(bytes, None).map(|(container, _)| container)
 }
 
-/// What the bytes are, with the header's help where the bytes carry no mark.
+/// What the bytes are, with the header's help where the bytes carry no mark; and where it begins, which is behind ID3
+/// tags that do not belong there.
 ///
-/// The marks of WAV, FLAC, Ogg and ID3 are long enough to win over a header that says raw PCM; the two bytes that
-/// begin an MPEG frame are not.
-pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<Container, AudioError> {
+/// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that begin an
+/// MPEG or ADTS frame are not.
+pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<(Container, usize), AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);
     }
-    if let Some(container) = by_long_mark(bytes)? {
-        return Ok(container);
+    let start = mpeg::tags_end(bytes);
+    let behind_tags = bytes.get(start..).unwrap_or_default();
+    if let Some(container) = by_long_mark(behind_tags)? {
+        return Ok((container, start));
+    }
+    if adts::recognise(behind_tags) && start > 0 {
+        return Ok((Container::Adts, start));
+    }
+    if mp3::has_tags(bytes) {
+        return Ok((Container::Mpeg, 0));
     }
     if let Some(ContentType::Pcm(spec)) = declared {
-        return Ok(Container::Pcm(*spec));
+        return Ok((Container::Pcm(*spec), 0));
     }
-    match mp3::recognise(bytes, declared == Some(&ContentType::Mpeg)) {
-        mp3::Recognised::Layer3 => return Ok(Container::Mp3),
-        mp3::Recognised::OtherLayer => return unsupported("MPEG audio layer I or II"),
-        mp3::Recognised::No => {}
+    if adts::recognise(bytes) {
+        return Ok((Container::Adts, 0));
+    }
+    if mp3::recognise(bytes, declared == Some(&ContentType::Mpeg)) {
+        return Ok((Container::Mpeg, 0));
     }
     if let Some(found) = known_elsewhere(bytes) {
         return unsupported(found);
+    }
+    if mp3::recognise_behind(bytes) {
+        return Ok((Container::Mpeg, 0));
+    }
+    if adts::recognise_behind(bytes) {
+        return Ok((Container::Adts, 0));
     }
     if let Some(ContentType::Other(name)) = declared
         && (name.starts_with("audio/") || name.starts_with("video/"))
@@ -82,7 +119,7 @@ fn unsupported<T>(found: &str) -> Result<T, AudioError> {
 }
 
 fn by_long_mark(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
-    if matches!(bytes.get(..4), Some(b"RIFF" | b"RF64" | b"BW64")) {
+    if matches!(bytes.get(..4), Some(b"RIFF" | b"RF64" | b"BW64" | b"RIFX")) {
         return match bytes.get(8..12) {
             Some(b"WAVE") | None => Ok(Some(Container::Wav)), // a cut header is a cut WAV
             Some(b"AVI ") => unsupported("an AVI file"),
@@ -92,33 +129,58 @@ fn by_long_mark(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
     if bytes.starts_with(b"OggS") {
         return by_ogg_codec(bytes);
     }
-    if flac::recognise(bytes) {
-        return Ok(Some(Container::Flac));
+    if bytes.starts_with(b"FORM") && matches!(bytes.get(8..12), Some(b"AIFF" | b"AIFC") | None) {
+        return Ok(Some(Container::Aiff));
     }
-    if bytes.starts_with(b"ID3") && !mp3::is_other_layer_after_tags(bytes) {
-        return Ok(Some(Container::Mp3));
+    // An MP4 begins with any of these atoms: `ftyp` in all newer ones, the others in QuickTime files.
+    let atom = bytes.get(4..8).unwrap_or_default();
+    let small = bytes.first() == Some(&0);
+    if atom == b"ftyp" || (small && [&b"moov"[..], b"mdat", b"wide", b"styp", b"moof"].contains(&atom)) {
+        return Ok(Some(Container::Mp4));
     }
-    Ok(None)
+    let marks: [(&[u8], Container); 4] = [
+        (b"fLaC", Container::Flac),
+        (b".snd", Container::Au),
+        (b"\x1a\x45\xdf\xa3", Container::Matroska),
+        (b"caff", Container::Caf),
+    ];
+    Ok(marks
+        .iter()
+        .find(|(mark, _)| bytes.starts_with(mark))
+        .map(|(_, container)| *container))
 }
 
-/// The codec of an Ogg file stands at the beginning of its first packet.
+/// The codec of an Ogg file stands at the beginning of its first packets.
 fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
     let segments = bytes.get(26).copied().unwrap_or_default();
-    let packet = bytes.get(27 + usize::from(segments)..).unwrap_or_default();
+    let first = bytes.get(27 + usize::from(segments)..).unwrap_or_default();
+    let packets = ogg::first_packets(bytes);
+    if let Some(codec) = packets
+        .iter()
+        .chain([&first])
+        .find_map(|packet| ogg::codec_of(packet))
+    {
+        return Ok(Some(codec));
+    }
     for (mark, found) in [
-        (&b"OpusHead"[..], "Opus in Ogg"),
-        (b"Speex   ", "Speex in Ogg"),
-        (b"\x80theora", "a Theora video"),
-        (b"fishead\0", "an Ogg file with a skeleton stream"),
+        (&b"Speex   "[..], "Speex in Ogg"),
+        (b"PCM     ", "PCM in Ogg"),
+        (b"CELT    ", "CELT in Ogg"),
+        (b"\x80theora", "a Theora video without sound in Ogg"),
+        (
+            b"fishead\0",
+            "an Ogg file with a skeleton stream and no sound that is known",
+        ),
     ] {
-        if packet.starts_with(mark) {
+        if packets
+            .iter()
+            .chain([&first])
+            .any(|packet| packet.starts_with(mark))
+        {
             return unsupported(found);
         }
     }
-    if packet.starts_with(b"\x7fFLAC") {
-        return Ok(Some(Container::OggFlac));
-    }
-    if packet.starts_with(b"\x01vorbis") || packet.len() < 8 {
+    if first.len() < 8 {
         return Ok(Some(Container::OggVorbis)); // a cut header is a cut Ogg
     }
     unsupported("an unknown codec in Ogg")
@@ -126,26 +188,20 @@ fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
 
 /// Sound and video that is recognised in order to say what it is.
 fn known_elsewhere(bytes: &[u8]) -> Option<&'static str> {
-    if bytes.get(4..8) == Some(b"ftyp") {
-        return Some("an MP4 or M4A file");
-    }
-    if bytes.starts_with(b"FORM") && matches!(bytes.get(8..12), Some(b"AIFF" | b"AIFC")) {
-        return Some("an AIFF file");
-    }
     let marks: [(&[u8], &str); 13] = [
-        (b"\x1a\x45\xdf\xa3", "a Matroska or WebM file"),
-        (b"RIFX", "a big-endian WAV file"),
-        (b".snd", "an AU file"),
-        (b"caff", "a CAF file"),
-        (b"#!AMR", "an AMR file"),
+        (b"riff\x2e\x91\xcf\x11", "a Wave64 file"),
+        (b"#!AMR-WB", "AMR-WB in an AMR file"),
+        (b"#!AMR", "AMR-NB in an AMR file"),
         (b"wvpk", "a WavPack file"),
         (b"MAC ", "a Monkey's Audio file"),
         (b"TTA1", "a True Audio file"),
         (b"MPCK", "a Musepack file"),
         (b"MThd", "a MIDI file"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a WMA file"),
-        (b"\xff\xf1", "AAC in ADTS"),
-        (b"\xff\xf9", "AAC in ADTS"),
+        (b".RMF", "a RealMedia file"),
+        (b"FLV\x01", "a Flash video"),
+        (b"\x0b\x77", "AC-3"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA in an ASF file"),
+        (b"\x56\xe0", "AAC in LOAS"),
     ];
     marks
         .iter()
@@ -190,11 +246,9 @@ mod tests {
             page
         };
         for (bytes, name) in [
-            (b"\0\0\0\x20ftypM4A ".to_vec(), "M4A"),
-            (b"FORM\0\0\0\0AIFF".to_vec(), "AIFF"),
-            (b"\x1a\x45\xdf\xa3....".to_vec(), "WebM"),
-            (b"\xff\xf1\x50\x80\x00\x1f\xfc".to_vec(), "AAC"),
-            (ogg(b"OpusHead\x01\x01"), "Opus"),
+            (b"#!AMR\n".to_vec(), "AMR"),
+            (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11".to_vec(), "WMA"),
+            (ogg(b"\x80theora\x03"), "Theora"),
             (ogg(b"Speex   1.2"), "Speex"),
         ] {
             let error = probe_container(&bytes).unwrap_err();

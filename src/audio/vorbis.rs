@@ -1,15 +1,13 @@
 //! Vorbis packets to samples: symphonia's decoder, with a bound on what its set-up may allocate, and the granule
 //! positions obeyed to the sample.
 
+use symphonia::core::codecs::audio::AudioCodecParameters;
 use symphonia::core::codecs::audio::well_known::CODEC_ID_VORBIS;
-use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
-use symphonia::core::packet::PacketRef;
-use symphonia::core::units::{Duration, Timestamp};
-use symphonia::default::codecs::VorbisDecoder;
 
+use super::codec::Codec;
 use super::ogg::PacketEnd;
-use super::sink::Sink;
-use super::{AudioError, AudioLimits, Container, Waveform};
+use super::sink::{Sink, check_source};
+use super::{AudioError, Container};
 
 /// Most numbers in all code books together. Real encoders stay far below a million; a hostile set-up header of a
 /// few kilobytes can ask for a billion.
@@ -19,9 +17,11 @@ const CODE_BOOK_VALUES_MAX: u64 = 4 << 20; // 16 MiB as f32
 /// two channels come out as something else than went in, without an error. Refused, until that is mended.
 const CHANNELS_MAX: u8 = 2;
 
-/// Takes the packets of one Vorbis stream.
+/// Bytes of the identification header.
+pub(super) const IDENTIFICATION_BYTES: usize = 30;
+
+/// Takes the packets of one Vorbis stream in Ogg.
 pub(super) struct VorbisStream {
-    limits: AudioLimits,
     last_granule: i64,
     /// The identification header, until the set-up header has come.
     identification: Option<Vec<u8>>,
@@ -31,24 +31,22 @@ pub(super) struct VorbisStream {
 
 /// The state once all three headers are in.
 struct Decoding {
-    decoder: VorbisDecoder,
-    sink: Sink,
+    codec: Codec,
+    rate_hz: u32,
+    channels: u16,
     interleaved: Vec<f32>,
     /// Decoded frames of the first page that ends a packet, held until its granule position says where they start.
     held: Vec<f32>,
-    /// Frames still wanted, once that is known.
+    /// Frames still to come by the last granule position, once that is known.
     wanted: Option<u64>,
-    /// Frames decoded beyond what was wanted, since the last page began.
-    beyond: u64,
-    /// Frames were decoded beyond what was wanted on a page before the last.
-    beyond_too_early: bool,
+    /// Frames came beyond that, so that it cannot be believed.
+    beyond: bool,
 }
 
 impl VorbisStream {
     /// A stream whose last granule position is known from a walk over its pages.
-    pub(super) fn new(last_granule: i64, limits: &AudioLimits) -> Self {
+    pub(super) fn new(last_granule: i64) -> Self {
         Self {
-            limits: *limits,
             last_granule,
             identification: None,
             comment_seen: false,
@@ -57,44 +55,64 @@ impl VorbisStream {
     }
 
     /// Takes the next packet.
-    pub(super) fn take(&mut self, packet: &[u8], end: PacketEnd) -> Result<(), AudioError> {
+    pub(super) fn take(&mut self, packet: &[u8], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
         if let Some(decoding) = &mut self.decoding {
-            return decoding.take(packet, end, self.last_granule);
+            return decoding.take(packet, end, self.last_granule, sink);
         }
         match (packet.first(), &self.identification) {
             (Some(1), None) => self.identification = Some(packet.to_vec()),
             (Some(3), Some(_)) if !self.comment_seen => self.comment_seen = true,
             (Some(5), Some(identification)) => {
-                self.decoding = Some(Decoding::new(identification, packet, &self.limits)?);
+                self.decoding = Some(Decoding::new(identification, packet, sink)?);
             }
             _ => return corrupt("its three headers do not come in order".to_owned()),
         }
         Ok(())
     }
 
-    /// The waveform, once all packets are in.
-    pub(super) fn finish(self) -> Result<Waveform, AudioError> {
-        let Some(decoding) = self.decoding else {
+    /// Says what is missing, once all packets are in.
+    pub(super) fn finish(self, sink: &mut Sink) -> Result<(), AudioError> {
+        let Some(mut decoding) = self.decoding else {
             let detail = "it ends before its set-up header".to_owned();
             return Err(AudioError::Truncated {
                 container: Container::OggVorbis,
                 detail,
             });
         };
-        if decoding.beyond_too_early {
-            return corrupt("its last position lies before sound that it holds".to_owned());
+        if !decoding.held.is_empty() {
+            let held = std::mem::take(&mut decoding.held);
+            decoding.start(sink)?;
+            sink.push_interleaved(&held)?; // no page said where it ends
         }
-        match decoding.wanted {
-            Some(missing) if missing > 0 => corrupt(format!(
-                "its last position lies {missing} samples behind its last packet"
-            )),
-            _ => decoding.sink.finish(),
+        if let (Some(missing), false) = (decoding.wanted.filter(|missing| *missing > 0), decoding.beyond) {
+            let seconds = missing as f64 / f64::from(decoding.rate_hz);
+            sink.repaired(
+                seconds,
+                format!("{seconds:.3} s of it are missing between its packets"),
+            );
         }
+        Ok(())
     }
 }
 
+/// Refuses headers that symphonia must not see.
+///
+/// # Errors
+/// Why.
+pub(super) fn check_headers(identification: &[u8], set_up: &[u8]) -> Result<(), String> {
+    let channels = identification.get(11).copied().unwrap_or_default();
+    if channels > CHANNELS_MAX {
+        return Err(format!("Vorbis of {channels} channels"));
+    }
+    let values = code_book_values(set_up);
+    if values > CODE_BOOK_VALUES_MAX {
+        return Err(format!("its code books ask for at least {values} values"));
+    }
+    Ok(())
+}
+
 impl Decoding {
-    fn new(identification: &[u8], set_up: &[u8], limits: &AudioLimits) -> Result<Self, AudioError> {
+    fn new(identification: &[u8], set_up: &[u8], sink: &mut Sink) -> Result<Self, AudioError> {
         // 1 "vorbis", version, channels, rate
         let (Some(channels), Some(rate)) = (
             identification.get(11),
@@ -102,10 +120,10 @@ impl Decoding {
         ) else {
             return corrupt("its identification header is too short".to_owned());
         };
-        let rate_hz = u32::from_le_bytes(*rate);
-        let sink = Sink::new(Container::OggVorbis, rate_hz, u16::from(*channels), limits)?;
-        if *channels > CHANNELS_MAX {
-            let found = format!("Vorbis of {channels} channels");
+        let (rate_hz, channels) = (u32::from_le_bytes(*rate), *channels);
+        check_source(rate_hz, u16::from(channels), sink.limits())?;
+        if channels > CHANNELS_MAX {
+            let found = format!("Vorbis of {channels} channels in Ogg");
             return Err(AudioError::UnsupportedCodec { found });
         }
         let values = code_book_values(set_up);
@@ -120,24 +138,34 @@ impl Decoding {
         parameters
             .for_codec(CODEC_ID_VORBIS)
             .with_extra_data([identification, set_up].concat().into_boxed_slice());
-        let decoder = VorbisDecoder::try_new(&parameters, &AudioDecoderOptions::default());
-        match decoder {
-            Ok(decoder) => Ok(Self {
-                decoder,
-                sink,
+        match Codec::open(&parameters) {
+            Ok(codec) => Ok(Self {
+                codec,
+                rate_hz,
+                channels: u16::from(channels),
                 interleaved: Vec::new(),
                 held: Vec::new(),
                 wanted: None,
-                beyond: 0,
-                beyond_too_early: false,
+                beyond: false,
             }),
             Err(error) => corrupt(format!("its headers: {error}")),
         }
     }
 
-    fn take(&mut self, packet: &[u8], end: PacketEnd, last_granule: i64) -> Result<(), AudioError> {
+    fn start(&self, sink: &mut Sink) -> Result<(), AudioError> {
+        sink.start(self.rate_hz, self.channels)
+    }
+
+    fn take(
+        &mut self,
+        packet: &[u8],
+        end: PacketEnd,
+        last_granule: i64,
+        sink: &mut Sink,
+    ) -> Result<(), AudioError> {
+        self.start(sink)?;
         if !packet.is_empty() {
-            self.decode(packet, end)?;
+            self.decode(packet, end, sink)?;
         }
         let (None, Some(granule)) = (self.wanted, end.granule) else {
             return Ok(());
@@ -145,7 +173,7 @@ impl Decoding {
 
         // The first position: the stream starts that many samples before it, except that on a last page it also
         // cuts the end off, so that the start is taken to be zero.
-        let channels = u64::from(self.sink.channels());
+        let channels = u64::from(self.channels);
         let held_frames = self.held.len() as u64 / channels;
         let start = if end.last_page {
             0
@@ -155,41 +183,41 @@ impl Decoding {
         let skipped = start.min(0).unsigned_abs().min(held_frames);
         self.wanted = Some(last_granule.saturating_sub(start.max(0)).max(0).unsigned_abs());
         let held = std::mem::take(&mut self.held);
-        self.push(&held[(skipped * channels) as usize..], end)
+        self.push(&held[(skipped * channels) as usize..], end, sink)
     }
 
     /// Decodes a packet of sound.
-    fn decode(&mut self, packet: &[u8], end: PacketEnd) -> Result<(), AudioError> {
-        let at = self.sink.frames();
-        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, packet);
-        let decoded = match self.decoder.decode_ref(&packet) {
-            Ok(decoded) => decoded,
-            Err(error) => return corrupt(format!("the packet at sample {at}: {error}")),
-        };
-        decoded.copy_to_vec_interleaved(&mut self.interleaved);
+    fn decode(&mut self, packet: &[u8], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
+        if let Err(error) = self.codec.decode(packet, 0, &mut self.interleaved) {
+            // How long it was is told at the end, by what is missing.
+            sink.repaired(0.0, format!("the packet at sample {}: {error}", sink.frames()));
+            return Ok(());
+        }
         if self.wanted.is_some() {
             let interleaved = std::mem::take(&mut self.interleaved);
-            self.push(&interleaved, end)?;
+            self.push(&interleaved, end, sink)?;
             self.interleaved = interleaved;
             return Ok(());
         }
-        let frames = self.held.len() / usize::from(self.sink.channels());
-        self.sink.expect_frames(frames as u64)?;
+        let frames = self.held.len() / usize::from(self.channels);
+        sink.expect_frames(frames as u64)?;
         self.held.extend_from_slice(&self.interleaved);
         Ok(())
     }
 
-    /// Hands on as many frames as are still wanted.
-    fn push(&mut self, interleaved: &[f32], end: PacketEnd) -> Result<(), AudioError> {
-        let channels = usize::from(self.sink.channels());
+    /// Hands on frames; on a page that is marked as the last, as many as are still wanted.
+    fn push(&mut self, interleaved: &[f32], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
+        let channels = usize::from(self.channels);
         let frames = (interleaved.len() / channels) as u64;
         let wanted = self.wanted.unwrap_or_default();
-        let taken = frames.min(wanted);
-        self.wanted = Some(wanted - taken);
-        self.beyond += frames - taken;
-        self.beyond_too_early |= self.beyond > 0 && !end.last_page;
-        self.sink
-            .push_interleaved(&interleaved[..taken as usize * channels])
+        self.beyond |= frames > wanted && !end.last_page;
+        let taken = if end.last_page && !self.beyond {
+            frames.min(wanted)
+        } else {
+            frames
+        };
+        self.wanted = Some(wanted.saturating_sub(frames));
+        sink.push_interleaved(&interleaved[..taken as usize * channels])
     }
 }
 

@@ -6,8 +6,13 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use symphonia::core::audio::Channels;
+use symphonia::core::codecs::audio::AudioCodecParameters;
+use symphonia::core::codecs::audio::well_known::{CODEC_ID_ADPCM_IMA_WAV, CODEC_ID_ADPCM_MS};
+
+use super::codec::Codec;
 use super::sink::{Sink, check_source};
-use super::{AudioError, AudioLimits, Container, PcmEncoding, SAMPLE_RATE_HZ, Waveform, pcm};
+use super::{AudioError, AudioLimits, Container, PcmEncoding, SAMPLE_RATE_HZ, mp3, pcm};
 
 /// Declared data sizes from here on mean that the writer did not know: ffmpeg writes `0xffff_ffff` into a pipe,
 /// arecord about `0x8000_0000`, sox `0x7fff_f000`. No value on a topic is that large.
@@ -16,105 +21,245 @@ const UNKNOWN_SIZE_MIN: u64 = 0x7fff_f000;
 /// Bytes 2..16 of the sub-format of WAVE_FORMAT_EXTENSIBLE, the same for all formats that have a 16-bit tag.
 const GUID_TAIL: [u8; 14] = [0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71];
 
+/// How the samples are written.
+#[derive(Clone, Copy, Debug)]
+enum Coding {
+    Pcm(PcmEncoding),
+    /// 24 bits in the low part of four bytes, or in the high part: only the samples tell.
+    Pcm24In32,
+    /// Blocks of this many bytes and frames.
+    Adpcm {
+        microsoft: bool,
+        block_bytes: usize,
+        block_frames: u64,
+    },
+    Mpeg,
+}
+
 /// The `fmt ` chunk.
 #[derive(Clone, Copy, Debug)]
 struct Format {
-    encoding: PcmEncoding,
+    coding: Coding,
     channels: u16,
     rate_hz: u32,
+    /// Bytes of a second, as far as they are known.
+    second_bytes: f64,
 }
 
-/// Decodes a WAV file.
-pub(super) fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Waveform, AudioError> {
-    let (format, data) = parse(bytes, limits)?;
-    let mut sink = Sink::new(Container::Wav, format.rate_hz, format.channels, limits)?;
-    pcm::push(&mut sink, Container::Wav, format.encoding, data)?;
-    sink.finish()
+/// Decodes a WAV file, or several that stand one behind the other.
+pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    let mut rest = bytes;
+    let mut number = 0;
+    loop {
+        match decode_file(rest, sink) {
+            Ok(after) if after.is_empty() => return Ok(()),
+            Ok(after) => rest = after,
+            Err(error @ (AudioError::Corrupt { .. } | AudioError::Truncated { .. })) if number > 0 => {
+                sink.repaired(0.0, format!("file {} in it: {error}", number + 1));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        number += 1;
+    }
 }
 
-/// Walks the chunks up to the samples and looks at what follows them.
-fn parse<'a>(bytes: &'a [u8], limits: &AudioLimits) -> Result<(Format, &'a [u8]), AudioError> {
+/// Decodes one file; what follows it is returned when it is another one.
+fn decode_file<'a>(bytes: &'a [u8], sink: &mut Sink) -> Result<&'a [u8], AudioError> {
     if bytes.len() < 12 {
         return truncated("it ends inside the RIFF header".to_owned());
     }
+    let big_endian = bytes.starts_with(b"RIFX");
     let mut format = None;
     let mut size_64 = None;
     let mut at = 12;
-    loop {
-        let Some(chunk) = Chunk::at(bytes, at) else {
+    let (format, chunk) = loop {
+        let Some(chunk) = Chunk::at(bytes, at, big_endian) else {
             return truncated("it ends before a `data` chunk".to_owned());
         };
-        match &chunk.id {
-            b"fmt " => {
-                if format.is_some() {
-                    return corrupt("it has two `fmt ` chunks".to_owned());
-                }
-                format = Some(parse_format(chunk.body(bytes)?, limits)?);
+        match (&chunk.id, format) {
+            (b"fmt ", None) => {
+                format = Some(parse_format(chunk.body(bytes)?, big_endian, sink.limits())?);
             }
-            b"ds64" => size_64 = read_u64(chunk.body(bytes)?, 8),
-            b"data" => {
-                let Some(format) = format else {
-                    return corrupt("its `data` chunk comes before a `fmt ` chunk".to_owned());
-                };
-                return Ok((format, samples(bytes, &chunk, size_64)?));
-            }
-            id if !is_chunk_id(id) => {
+            (b"fmt ", Some(_)) => return corrupt("it has two `fmt ` chunks".to_owned()),
+            (b"ds64", _) => size_64 = read_u64(chunk.body(bytes)?, 8),
+            (b"data", Some(format)) => break (format, chunk),
+            (b"data", None) => return corrupt("its `data` chunk comes before a `fmt ` chunk".to_owned()),
+            (id, _) if !is_chunk_id(id) => {
                 return corrupt(format!("at byte {at} a chunk should begin and none does"));
             }
             _ => {
                 chunk.body(bytes)?;
             }
         }
-        at = chunk.next();
-    }
-}
+        at = chunk.next(bytes);
+    };
 
-/// The bytes of the samples, once it is clear that all of them are there.
-fn samples<'a>(bytes: &'a [u8], chunk: &Chunk, size_64: Option<u64>) -> Result<&'a [u8], AudioError> {
     let rest = &bytes[chunk.start..];
     let declared = match size_64 {
         Some(size) if chunk.size == 0xffff_ffff => size,
         _ => chunk.size,
     };
-    let riff_end = u64::from(read_u32(bytes, 4).unwrap_or_default()) + 8;
+    let riff_end = u64::from(read_u32(bytes, 4, big_endian).unwrap_or_default()) + 8;
     let empty_and_said_so = riff_end == bytes.len() as u64; // further chunks follow an empty one
-    if declared >= UNKNOWN_SIZE_MIN || (declared == 0 && !empty_and_said_so) {
-        return Ok(rest);
+    let to_the_end = declared >= UNKNOWN_SIZE_MIN || (declared == 0 && !empty_and_said_so);
+    let len = if to_the_end {
+        rest.len()
+    } else {
+        usize::try_from(declared).unwrap_or(usize::MAX).min(rest.len())
+    };
+    let (data, after) = rest.split_at(len);
+    sink.start(format.rate_hz, format.channels)?;
+    samples(&format, big_endian, data, sink)?;
+    if !to_the_end && declared > len as u64 {
+        let detail = format!("its `data` chunk declares {declared} bytes and {len} follow");
+        sink.cut_short((declared - len as u64) as f64 / format.second_bytes, detail);
     }
-    if declared > rest.len() as u64 {
-        return truncated(format!(
-            "its `data` chunk declares {declared} bytes and {} follow",
-            rest.len()
-        ));
-    }
-
-    let (data, after) = rest.split_at(declared as usize);
-    look_at_the_rest(after, data.len())?;
-    Ok(data)
+    Ok(behind(after, len, &format, big_endian, sink))
 }
 
-/// What follows the samples may be further chunks, a tag or padding. Anything else means that the declared size is
-/// a lie, and to go by it would shorten the sound in silence.
-fn look_at_the_rest(after: &[u8], data_len: usize) -> Result<(), AudioError> {
-    if after.starts_with(b"data") || after.starts_with(b"RIFF") {
-        return corrupt("a second sound follows the first".to_owned());
-    }
-    if after.iter().all(|byte| *byte == 0) {
-        return Ok(());
-    }
-    let padded = data_len % 2;
-    for start in [padded, 0] {
-        let id = after
-            .get(start..start + 4)
-            .and_then(|id| <[u8; 4]>::try_from(id).ok());
-        if id.is_some_and(|id| is_chunk_id(&id) || id.starts_with(b"TAG") || id.starts_with(b"ID3")) {
-            return Ok(());
+/// What follows the samples may be further chunks, tags, padding, or another file, which is returned. Samples in a
+/// second `data` chunk are not heard, nor is what is no chunk: then the declared size is a lie.
+fn behind<'a>(
+    after: &'a [u8],
+    data_len: usize,
+    format: &Format,
+    big_endian: bool,
+    sink: &mut Sink,
+) -> &'a [u8] {
+    let mut at = 0;
+    for padded in [data_len % 2, 0] {
+        if Chunk::at(after, padded, big_endian).is_some_and(|chunk| is_chunk_id(&chunk.id)) {
+            at = padded;
+            break;
         }
     }
-    corrupt(format!(
-        "its `data` chunk declares {data_len} bytes, and {} bytes follow that are no chunk",
-        after.len()
-    ))
+    loop {
+        let rest = after.get(at..).unwrap_or_default();
+        if matches!(rest.get(..4), Some(b"RIFF" | b"RIFX" | b"RF64")) && rest.get(8..12) == Some(b"WAVE") {
+            return rest;
+        }
+        let tag = [&b"TAG"[..], b"ID3", b"APETAGEX"]
+            .iter()
+            .any(|tag| rest.starts_with(tag));
+        if tag || rest.iter().all(|byte| *byte == 0) {
+            return &[];
+        }
+        let chunk = Chunk::at(rest, 0, big_endian);
+        let unheard = match &chunk {
+            Some(chunk) if &chunk.id == b"data" => chunk.body_bytes(rest),
+            Some(chunk) if is_chunk_id(&chunk.id) => 0,
+            _ if rest.len() < 8 => return &[], // less than a chunk
+            _ => rest.len(),
+        };
+        if unheard > 0 {
+            let detail = format!("behind {data_len} bytes of samples {unheard} more follow");
+            sink.repaired(unheard as f64 / format.second_bytes, detail);
+        }
+        match chunk {
+            Some(chunk) if is_chunk_id(&chunk.id) => at += chunk.next(rest),
+            _ => return &[],
+        }
+    }
+}
+
+/// Decodes the samples.
+fn samples(format: &Format, big_endian: bool, data: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+    match format.coding {
+        Coding::Pcm(encoding) if big_endian => pcm::push(sink, encoding.big_endian(), data),
+        Coding::Pcm(encoding) => pcm::push(sink, encoding, data),
+        Coding::Pcm24In32 => {
+            // In the low part the highest byte only repeats the sign.
+            let low = data.as_chunks::<4>().0.iter().all(|[a, b, c, d]| {
+                let bytes = if big_endian {
+                    [*d, *c, *b, *a]
+                } else {
+                    [*a, *b, *c, *d]
+                };
+                (i32::from_le_bytes(bytes) << 8 >> 8) == i32::from_le_bytes(bytes)
+            });
+            if !low {
+                let wide = PcmEncoding::S32Le;
+                return pcm::push(sink, if big_endian { wide.big_endian() } else { wide }, data);
+            }
+            let at = if big_endian { 1 } else { 0 };
+            let packed: Vec<u8> = data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .flat_map(|four| four[at..at + 3].to_vec())
+                .collect();
+            let narrow = PcmEncoding::S24Le;
+            pcm::push(
+                sink,
+                if big_endian { narrow.big_endian() } else { narrow },
+                &packed,
+            )
+        }
+        Coding::Adpcm {
+            microsoft,
+            block_bytes,
+            block_frames,
+        } => adpcm(format, microsoft, block_bytes, block_frames, data, sink),
+        Coding::Mpeg => mp3::decode_inside(data, sink),
+    }
+}
+
+/// Blocks of ADPCM; the last may be a part of one.
+fn adpcm(
+    format: &Format,
+    microsoft: bool,
+    block_bytes: usize,
+    block_frames: u64,
+    data: &[u8],
+    sink: &mut Sink,
+) -> Result<(), AudioError> {
+    sink.expect_frames((data.len() / block_bytes) as u64 * block_frames)?;
+    let mut parameters = AudioCodecParameters::new();
+    parameters
+        .for_codec(if microsoft {
+            CODEC_ID_ADPCM_MS
+        } else {
+            CODEC_ID_ADPCM_IMA_WAV
+        })
+        .with_sample_rate(format.rate_hz)
+        .with_channels(Channels::Discrete(format.channels))
+        .with_frames_per_block(block_frames)
+        .with_max_frames_per_packet(block_frames);
+    let mut codec = Codec::open(&parameters).map_err(|why| AudioError::UnsupportedCodec {
+        found: format!("ADPCM in a WAV file: {why}"),
+    })?;
+    let channels = usize::from(format.channels);
+    let mut interleaved = Vec::new();
+    let mut whole = Vec::new();
+    for (number, block) in data.chunks(block_bytes).enumerate() {
+        let frames = block_frames_of(microsoft, block.len(), channels).min(block_frames);
+        whole.clear();
+        whole.extend_from_slice(block);
+        whole.resize(block_bytes, 0);
+        match codec.decode(&whole, block_frames, &mut interleaved) {
+            Ok(_) => {
+                let samples = (frames as usize * channels).min(interleaved.len());
+                sink.push_interleaved(&interleaved[..samples])?;
+            }
+            Err(problem) => sink.repaired(sink.seconds(frames), format!("block {number}: {problem}")),
+        }
+    }
+    Ok(())
+}
+
+/// Frames in an ADPCM block of so many bytes.
+fn block_frames_of(microsoft: bool, bytes: usize, channels: usize) -> u64 {
+    let (head, first) = if microsoft { (7, 2) } else { (4, 1) };
+    let Some(codes) = bytes.checked_sub(head * channels) else {
+        return 0;
+    };
+    let frames = if microsoft {
+        codes * 2 / channels
+    } else {
+        codes / (4 * channels) * 8 // words of eight codes, channel by channel
+    };
+    (frames + first) as u64
 }
 
 /// Where a chunk lies.
@@ -127,13 +272,13 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn at(bytes: &[u8], at: usize) -> Option<Self> {
+    fn at(bytes: &[u8], at: usize, big_endian: bool) -> Option<Self> {
         let header = bytes.get(at..at.checked_add(8)?)?;
         let id = header[..4].try_into().ok()?;
         Some(Self {
             id,
             start: at + 8,
-            size: u64::from(read_u32(header, 4)?),
+            size: u64::from(read_u32(header, 4, big_endian)?),
         })
     }
 
@@ -150,20 +295,39 @@ impl Chunk {
         }
     }
 
-    /// Where the next chunk begins; bodies are padded to an even length. Only for chunks whose body is there.
-    fn next(&self) -> usize {
-        self.start + self.size as usize + self.size as usize % 2
+    /// Bytes of its body that are there.
+    fn body_bytes(&self, bytes: &[u8]) -> usize {
+        let there = bytes.len() - self.start;
+        usize::try_from(self.size).map_or(there, |size| size.min(there))
+    }
+
+    /// Where the next chunk begins. Bodies are padded to an even length; some writers forget that.
+    fn next(&self, bytes: &[u8]) -> usize {
+        let end = self.start + self.body_bytes(bytes);
+        let begins = |at: usize| bytes.get(at..at + 4).is_some_and(|id| id.iter().all(is_letter));
+        if self.size % 2 == 1 && begins(end) && !begins(end + 1) {
+            return end;
+        }
+        end + self.size as usize % 2
     }
 }
 
-fn parse_format(body: &[u8], limits: &AudioLimits) -> Result<Format, AudioError> {
-    let (Some(mut tag), Some(channels), Some(rate_hz), Some(frame_bytes), Some(bits)) = (
-        read_u16(body, 0),
-        read_u16(body, 2),
-        read_u32(body, 4),
-        read_u16(body, 12),
-        read_u16(body, 14),
+fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<Format, AudioError> {
+    let u16_at = |at| read_u16(body, at, big_endian);
+    let (Some(mut tag), Some(channels), Some(rate_hz), Some(second_bytes), Some(frame_bytes)) = (
+        u16_at(0),
+        u16_at(2),
+        read_u32(body, 4, big_endian),
+        read_u32(body, 8, big_endian),
+        u16_at(12),
     ) else {
+        let found = body.len();
+        return corrupt(format!(
+            "its `fmt ` chunk has {found} bytes, expected at least 16"
+        ));
+    };
+    let companded = matches!(tag, 6 | 7);
+    let Some(bits) = u16_at(14).or(companded.then_some(8)) else {
         let found = body.len();
         return corrupt(format!(
             "its `fmt ` chunk has {found} bytes, expected at least 16"
@@ -183,15 +347,32 @@ fn parse_format(body: &[u8], limits: &AudioLimits) -> Result<Format, AudioError>
         }
         tag = u16::from_le_bytes([guid[0], guid[1]]);
     }
-    let encoding = match (tag, bits) {
-        (1, 1..=8) => PcmEncoding::U8,
-        (1, 9..=16) => PcmEncoding::S16Le,
-        (1, 17..=24) => PcmEncoding::S24Le,
-        (1, 25..=32) => PcmEncoding::S32Le,
-        (3, 32) => PcmEncoding::F32Le,
-        (3, 64) => PcmEncoding::F64Le,
-        (6, _) => PcmEncoding::ALaw,
-        (7, _) => PcmEncoding::MuLaw,
+    // The block size is looked at where it changes how samples are written, and passed over where it contradicts.
+    let block_bytes = usize::from(frame_bytes);
+    let in_four_bytes = block_bytes == 4 * usize::from(channels);
+    let coding = match (tag, bits) {
+        (1, 17..=24) if in_four_bytes => Coding::Pcm24In32,
+        (1, 1..=8) => Coding::Pcm(PcmEncoding::U8),
+        (1, 9..=16) => Coding::Pcm(PcmEncoding::S16Le),
+        (1, 17..=24) => Coding::Pcm(PcmEncoding::S24Le),
+        (1, 25..=32) => Coding::Pcm(PcmEncoding::S32Le),
+        (3, 32) => Coding::Pcm(PcmEncoding::F32Le),
+        (3, 64) => Coding::Pcm(PcmEncoding::F64Le),
+        (6, _) => Coding::Pcm(PcmEncoding::ALaw),
+        (7, _) => Coding::Pcm(PcmEncoding::MuLaw),
+        (0x02 | 0x11, _) if channels <= 2 && bits == 4 && !big_endian => {
+            let microsoft = tag == 0x02;
+            let block_frames = block_frames_of(microsoft, block_bytes, usize::from(channels));
+            if block_frames == 0 {
+                return corrupt(format!("its ADPCM blocks have {block_bytes} bytes"));
+            }
+            Coding::Adpcm {
+                microsoft,
+                block_bytes,
+                block_frames,
+            }
+        }
+        (0x50 | 0x55, _) => Coding::Mpeg,
         (1 | 3, 0) => return corrupt("it declares samples of 0 bits".to_owned()),
         _ => {
             return Err(AudioError::UnsupportedCodec {
@@ -199,29 +380,39 @@ fn parse_format(body: &[u8], limits: &AudioLimits) -> Result<Format, AudioError>
             });
         }
     };
-    let expected = encoding.sample_bytes() * usize::from(channels);
-    if usize::from(frame_bytes) != expected {
-        return corrupt(format!(
-            "it declares frames of {frame_bytes} bytes; {channels} channels of {bits} bits make {expected}"
-        ));
-    }
+    let second_bytes = match coding {
+        Coding::Pcm(encoding) => {
+            (encoding.sample_bytes() * usize::from(channels)) as f64 * f64::from(rate_hz)
+        }
+        Coding::Pcm24In32 => block_bytes as f64 * f64::from(rate_hz),
+        Coding::Adpcm {
+            block_bytes,
+            block_frames,
+            ..
+        } => block_bytes as f64 * f64::from(rate_hz) / block_frames as f64,
+        Coding::Mpeg => f64::from(second_bytes.max(1_000)), // 8 kbit/s, the lowest
+    };
     Ok(Format {
-        encoding,
+        coding,
         channels,
         rate_hz,
+        second_bytes,
     })
 }
 
 fn codec_name(tag: u16, bits: u16) -> String {
     let name = match tag {
         1 | 3 => return format!("a WAV file with samples of {bits} bits"),
-        0x02 => "Microsoft ADPCM",
-        0x11 => "IMA ADPCM",
+        0x02 => "Microsoft ADPCM of an unknown layout",
+        0x11 => "IMA ADPCM of an unknown layout",
+        0x14 | 0x40 | 0x45 | 0x64 => "G.721, G.723 or G.726 ADPCM",
         0x31 => "GSM 6.10",
-        0x50 => "MPEG audio layer I or II",
-        0x55 => "MP3",
+        0x42 => "G.723.1",
+        0x65 | 0x28f => "G.722",
+        0x83 => "G.729",
         0xff => "AAC",
-        0x161 => "WMA",
+        0x2000 => "AC-3",
+        0x160..=0x163 => "WMA",
         _ => return format!("a WAV file with codec {tag:#06x}"),
     };
     format!("a WAV file with {name} inside")
@@ -231,12 +422,26 @@ fn is_chunk_id(id: &[u8; 4]) -> bool {
     id.iter().all(|byte| (0x20..0x7f).contains(byte))
 }
 
-fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+fn is_letter(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || *byte == b' '
 }
 
-fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+fn read_u16(bytes: &[u8], at: usize, big_endian: bool) -> Option<u16> {
+    let two = *bytes.get(at..)?.first_chunk()?;
+    Some(if big_endian {
+        u16::from_be_bytes(two)
+    } else {
+        u16::from_le_bytes(two)
+    })
+}
+
+fn read_u32(bytes: &[u8], at: usize, big_endian: bool) -> Option<u32> {
+    let four = *bytes.get(at..)?.first_chunk()?;
+    Some(if big_endian {
+        u32::from_be_bytes(four)
+    } else {
+        u32::from_le_bytes(four)
+    })
 }
 
 fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {

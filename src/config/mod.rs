@@ -17,10 +17,11 @@ use crate::inference::EngineConfig;
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
+use crate::telemetry::config::{LogConfig, TraceConfig};
 use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
 use crate::util::{ConfigError, ENV_PREFIX};
 use decoding::DecodingConfig;
-use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
+use serving::{DecoderConfig, EncoderConfig, HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -52,6 +53,8 @@ pub struct Settings {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Export of traces.
+    pub trace: TraceConfig,
 }
 
 impl Settings {
@@ -143,6 +146,15 @@ impl Settings {
                     "{} must be less than `kafka.session_timeout_ms` ({}), or the group hands the partitions on \
                      before the drain ends",
                     self.service.drain_ms_max, self.kafka.session_timeout_ms
+                ),
+            ));
+        }
+        if self.store.correction_wait_ms >= self.service.drain_ms_max {
+            return Err(ConfigError::invalid(
+                "store.correction_wait_ms",
+                format!(
+                    "{} must be less than `service.drain_ms_max` ({}), or a shutdown cannot finish the corrections that wait",
+                    self.store.correction_wait_ms, self.service.drain_ms_max
                 ),
             ));
         }

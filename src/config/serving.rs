@@ -1,10 +1,9 @@
-//! The `[encoder]`, `[decoder]`, `[http]`, `[log]` and `[service]` tables.
+//! The `[encoder]`, `[decoder]`, `[http]` and `[service]` tables.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::logs::LogFormat;
 use crate::util::ConfigError;
 
 /// The `[encoder]` table: how utterances are gathered for the speech encoder.
@@ -75,25 +74,6 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
-        }
-    }
-}
-
-/// The `[log]` table.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// Filter in the syntax of `RUST_LOG`, which overrides it.
-    pub level: String,
-    /// `text` for people, `json` for collectors.
-    pub format: LogFormat,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            level: "info,librdkafka=warn,kameo=warn".to_owned(),
-            format: LogFormat::Text,
         }
     }
 }

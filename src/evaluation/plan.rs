@@ -207,6 +207,8 @@ pub struct Dataset {
     pub name: String,
     /// Its recordings.
     pub examples: Vec<Example>,
+    /// Rows that are no recordings: how many, then which and why for the first of them.
+    pub refused: (usize, Vec<String>),
 }
 
 impl Dataset {
@@ -222,7 +224,8 @@ impl Dataset {
     ) -> Result<Vec<Self>, TrainingError> {
         let mut datasets: Vec<Self> = Vec::with_capacity(paths.len());
         for path in paths {
-            let mut examples = read_manifest(path, None)?;
+            let manifest = read_manifest(path, None)?;
+            let (mut examples, mut refused) = (manifest.examples, (manifest.refused, manifest.reasons));
             examples.truncate(limit.unwrap_or(usize::MAX));
             let stem = path
                 .file_stem()
@@ -230,12 +233,20 @@ impl Dataset {
                 .to_string_lossy()
                 .into_owned();
             let name = untaken(stem, &|name| datasets.iter().any(|dataset| dataset.name == name));
+            let apart = examples.into_iter().flat_map(|example| apart(example, tasks));
+            let (examples, blank): (Vec<Example>, Vec<Example>) =
+                apart.partition(|example| !lacks_label(example, tasks));
+            refused.0 += blank.len();
+            refused.1.extend(blank.iter().map(|example| {
+                format!(
+                    "{}: the target is empty, and task `{}` has labels",
+                    example.id, example.task
+                )
+            }));
             datasets.push(Self {
                 name,
-                examples: examples
-                    .into_iter()
-                    .flat_map(|example| apart(example, tasks))
-                    .collect(),
+                examples,
+                refused,
             });
         }
         Ok(datasets)
@@ -249,6 +260,13 @@ pub(super) fn untaken(name: String, taken: &dyn Fn(&str) -> bool) -> String {
         .chain(numbered)
         .find(|name| !taken(name))
         .expect("numbers do not end")
+}
+
+/// Whether an example has no target though its task's answers are labels. Without labels, it says that
+/// nothing is said.
+fn lacks_label(example: &Example, tasks: &TaskTable) -> bool {
+    let takes_labels = |task: &Task| task.answer.format.takes_labels();
+    example.target.trim().is_empty() && tasks.get(&example.task).is_ok_and(takes_labels)
 }
 
 /// A row's examples: one for each of its targets. Several tasks answered in one text are taken apart by their
@@ -394,6 +412,15 @@ impl<'s> Plan<'s> {
             problems: Vec::new(),
         };
         for dataset in datasets {
+            let (refused, reasons) = &dataset.refused;
+            plan.problems.extend(reasons.iter().cloned());
+            if *refused > reasons.len() {
+                plan.problems.push(format!(
+                    "{}: {} further rows",
+                    dataset.name,
+                    refused - reasons.len()
+                ));
+            }
             for example in &dataset.examples {
                 let mut recording = Recording {
                     dataset,

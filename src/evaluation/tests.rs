@@ -30,6 +30,7 @@ fn example(at: usize, task: &str, target: &str) -> Example {
 
 fn dataset(examples: Vec<Example>) -> Vec<Dataset> {
     vec![Dataset {
+        refused: Default::default(),
         name: "m".into(),
         examples,
     }]

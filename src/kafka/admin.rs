@@ -6,7 +6,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::info;
 
-use super::client::{self, Logging};
+use super::client::{self, Reporting};
 use super::error::{KafkaError, describe, reason};
 use crate::kafka::config::KafkaConfig;
 
@@ -182,8 +182,8 @@ async fn wait_until_known(config: &KafkaConfig, topics: &[&str], limit: Duration
     }
 }
 
-fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Logging>, KafkaError> {
+fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Reporting>, KafkaError> {
     client::admin(config)?
-        .create_with_context(Logging)
+        .create_with_context(Reporting::alone("admin client"))
         .map_err(|error| client::creation_error("admin client", error))
 }

@@ -36,6 +36,8 @@ pub struct KafkaConfig {
     pub revoke_wait_ms_max: u64,
     /// Longest the broker may take to acknowledge a record that we write, repeats included, milliseconds.
     pub send_timeout_ms: u64,
+    /// The process says that it is not ready when no broker has been in reach for so long, milliseconds.
+    pub unreachable_ms_max: u64,
     /// Partitions of a topic that is created because it is missing.
     pub partitions: i32,
     /// Copies of a topic that is created because it is missing; -1 leaves it to the broker.
@@ -100,6 +102,7 @@ impl Default for KafkaConfig {
             session_timeout_ms: 20_000,
             revoke_wait_ms_max: 1_000,
             send_timeout_ms: 30_000,
+            unreachable_ms_max: 5_000,
             partitions: 4,
             replication: -1,
             message_bytes_max: 16_000_000, // 8 minutes of 16 kHz mono 16-bit sound
@@ -163,6 +166,12 @@ impl KafkaConfig {
         )?;
         ConfigError::range("kafka.revoke_wait_ms_max", self.revoke_wait_ms_max, 0, 60_000)?;
         ConfigError::range("kafka.send_timeout_ms", self.send_timeout_ms, 100, 3_600_000)?;
+        ConfigError::range(
+            "kafka.unreachable_ms_max",
+            self.unreachable_ms_max,
+            500,
+            3_600_000,
+        )?;
         ConfigError::range("kafka.partitions", self.partitions, 1, 10_000)?;
         if self.replication != -1 {
             ConfigError::range("kafka.replication", self.replication, 1, 100)?;

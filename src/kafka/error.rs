@@ -62,12 +62,6 @@ pub enum KafkaError {
         /// librdkafka's reason.
         reason: String,
     },
-    /// A partition cannot be read again from where it is unfinished; the source has to be made anew.
-    #[error("cannot go back to the unfinished records: {reason}")]
-    Replay {
-        /// librdkafka's reason.
-        reason: String,
-    },
     /// The thread that reads cannot be started.
     #[error("cannot start the thread that reads from Kafka: {source}")]
     Thread {
@@ -151,11 +145,6 @@ impl SinkError {
     /// Whether the record is at fault: another record would pass, this one never will.
     pub fn is_about_the_record(&self) -> bool {
         matches!(self, Self::TooLarge { .. } | Self::Refused { .. })
-    }
-
-    /// Whether the same call may succeed later.
-    pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::NotAcknowledged { .. } | Self::Unflushed { .. })
     }
 }
 

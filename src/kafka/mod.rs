@@ -2,7 +2,8 @@
 //!
 //! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes back to the
 //! [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the source commits what the tracker
-//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics.
+//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics. A
+//! [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
 mod budget;
@@ -10,6 +11,7 @@ mod client;
 pub mod config;
 mod convert;
 mod error;
+mod monitor;
 mod offset_tracker;
 mod reader;
 mod sink;
@@ -17,10 +19,11 @@ mod source;
 
 pub use budget::{Budget, BudgetHold, OffsetTracker};
 pub use error::{KafkaError, SinkError};
+pub use monitor::{ConnectionMonitor, RecordsDeleted};
 pub use offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
 pub use reader::{Read, ReadFrom, Reader};
 pub use sink::{Sink, Written};
-pub use source::{Closed, PartitionLag, Revocation, Source, SourceConfig, SourceEvent};
+pub use source::{Closed, Revocation, Source, SourceConfig, SourceEvent};
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::debug;
 
-use super::client::{self, Logging};
+use super::client::{self, Reporting};
 use super::convert;
 use super::error::{KafkaError, reason};
 use crate::kafka::config::KafkaConfig;
@@ -41,7 +41,7 @@ pub enum Read {
 
 /// Reads all partitions of one topic.
 pub struct Reader {
-    consumer: StreamConsumer<Logging>,
+    consumer: StreamConsumer<Reporting>,
     topic: Arc<str>,
     partitions: usize,
     at_end: HashSet<i32>,
@@ -66,8 +66,8 @@ impl Reader {
         from: ReadFrom,
         limit: Duration,
     ) -> Result<Self, KafkaError> {
-        let consumer: StreamConsumer<Logging> = client::reader(config)?
-            .create_with_context(Logging)
+        let consumer: StreamConsumer<Reporting> = client::reader(config)?
+            .create_with_context(Reporting::alone("reader"))
             .map_err(|error| client::creation_error("consumer", error))?;
         let (topic, bootstrap) = (Arc::<str>::from(topic), config.bootstrap.clone());
         let open = move || {

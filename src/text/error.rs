@@ -175,3 +175,8 @@ pub(crate) fn read_text(path: &std::path::Path, limit: u64) -> Result<String, Te
         reason: error.to_string(),
     })
 }
+
+/// The first characters of a stranger's words, safe to print.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_debug).collect()
+}

@@ -33,7 +33,7 @@ impl Noises {
         let mut sounds = Vec::new();
         let mut seconds = 0.0;
         for path in manifests {
-            for example in read_audio_manifest(path, None)? {
+            for example in read_audio_manifest(path, None)?.warned() {
                 seconds += example.seconds;
                 if seconds > NOISE_SECONDS_MAX {
                     return Err(TrainingError::Settings {

@@ -32,6 +32,8 @@ use crate::training::config::{StageConfig, TrainingConfig};
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Tells the seed of feature masks from those of other choices.
 const MASK_SEED: u64 = 0x3a5c;
+/// Sets the random numbers of dropout apart from others that come of the same seed.
+const DROPOUT_STREAM: u64 = 0xd0;
 
 /// What a run needs.
 pub struct EngineArgs<'a> {
@@ -436,6 +438,7 @@ impl<'a> Engine<'a> {
     ) -> Result<bool, TrainingError> {
         let start = Instant::now();
         optimizer.zero_grad();
+        self.set_dropout_active(true);
         let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
         let mut epoch = self.state.epoch;
         while batches < stage.accumulate {
@@ -471,6 +474,7 @@ impl<'a> Engine<'a> {
             tokens += found.tokens;
             audio_seconds += batch.seconds.iter().sum::<f64>();
         }
+        self.set_dropout_active(false);
         let norm = optimizer.grad_norm();
         self.state.step += 1;
         self.state.total_steps += 1;
@@ -518,6 +522,25 @@ impl<'a> Engine<'a> {
             on_event,
         )?;
         Ok(true)
+    }
+
+    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
+    fn set_dropout_active(&mut self, active: bool) {
+        let Some(lora) = &mut self.learned.lora else {
+            return;
+        };
+        lora.set_training(active);
+        if active && lora.config().dropout > 0.0 {
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                self.state.step,
+                DROPOUT_STREAM,
+            ];
+            tch::manual_seed(SplitMix::new(&seeds).bits().cast_signed());
+        }
     }
 
     fn reader(

@@ -47,9 +47,12 @@ impl FeatureKey {
     ///
     /// `common` is what all features of a stage depend on, `changes` what those of this variant do.
     pub fn new(audio: &AudioSource, common: &str, changes: &str) -> Option<Self> {
-        let AudioSource::File(path) = audio else {
-            return None;
+        let (path, piece) = match audio {
+            AudioSource::File(path) => (path, None),
+            AudioSource::Clip(clip) => (&clip.path, clip.offset.map(|offset| (offset, clip.seconds))),
+            AudioSource::Samples(_) | AudioSource::Lazy(_) => return None,
         };
+        let piece = piece.map_or_else(String::new, |(offset, seconds)| format!("{offset} {seconds}"));
         let facts = std::fs::metadata(path).ok()?;
         let changed = facts
             .modified()
@@ -62,6 +65,7 @@ impl FeatureKey {
             path.as_os_str().as_encoded_bytes(),
             &facts.len().to_le_bytes(),
             &changed.as_nanos().to_le_bytes(),
+            piece.as_bytes(),
             common.as_bytes(),
             changes.as_bytes(),
         ] {
@@ -224,6 +228,7 @@ fn parse(bytes: &[u8]) -> Option<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::example::Clip;
 
     fn features() -> Tensor {
         Tensor::arange(12, (Kind::Float, Device::Cpu)).view([4, 3]) * 0.5
@@ -262,6 +267,16 @@ mod tests {
         assert_ne!(key(&audio, "encoder", "1"), first);
         assert_ne!(key(&audio, "another", "0"), first);
         assert_ne!(key(&recording(folder.path(), b"changed"), "encoder", "0"), first);
+        let piece = |offset| {
+            let clip = Clip {
+                path: folder.path().join("clip.wav"),
+                offset,
+                seconds: 1.0,
+            };
+            key(&AudioSource::Clip(clip), "encoder", "0")
+        };
+        assert_ne!(piece(Some(0.0)), piece(Some(1.0)));
+        assert_ne!(piece(Some(0.0)), piece(None));
         assert!(FeatureKey::new(&AudioSource::Samples(vec![0.0].into()), "", "").is_none());
         assert!(FeatureKey::new(&AudioSource::File("no/such.wav".into()), "", "").is_none());
     }

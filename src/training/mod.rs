@@ -4,6 +4,7 @@
 //! | file | one thought |
 //! |---|---|
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
+//! | [`corpora`] | manifests from folders of corpora; the proof that nothing tested is learned |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`variants`] | how samples are asked; compound examples from rows with several targets |
@@ -25,6 +26,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod control;
+pub mod corpora;
 pub mod ctc;
 pub mod engine;
 mod error;
@@ -47,8 +49,8 @@ pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};
 pub use error::TrainingError;
 pub use events::TrainEvent;
-pub use example::{AudioSource, Example};
-pub use manifest::read_manifest;
+pub use example::{AudioSource, Clip, Example};
+pub use manifest::{Manifest, read_manifest};
 pub use networks::Networks;
 pub use run::{TrainArgs, TrainReport, draft, run};
 

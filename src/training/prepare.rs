@@ -119,17 +119,18 @@ fn final_spelling(
     tasks: &TaskCatalog,
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
-    let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
-        // The transcript of a clip in which nothing is said: the end at once.
-        if task == TRANSCRIPT && target.trim().is_empty() {
-            return Ok(String::new());
-        }
+    let spell = |task: &str, format: AnswerFormat, labels: &[String], given: &str| {
         let target = match config.data.plain_targets && task == TRANSCRIPT {
-            true => plain_target(target),
-            false => format.canonical(target, labels),
+            true => plain_target(given),
+            false => format.canonical(given, labels),
         };
         if target.is_empty() {
-            return Err("empty target");
+            // Nothing said is taught as an empty answer; what has no words that can be taught is not the
+            // same.
+            return match given.trim().is_empty() && format == AnswerFormat::Text {
+                true => Ok(target),
+                false => Err("empty target"),
+            };
         }
         let answered = format.parse(&target);
         let listed = |label: &&str| labels.iter().any(|known| known.to_lowercase() == **label);

@@ -108,17 +108,16 @@ impl<'a> StageRunner<'a> {
         self.features.as_ref().map(|(features, _)| features)
     }
 
-    /// Puts a saved LoRA in place of the fresh one.
+    /// Puts a saved LoRA in place of the fresh one, which has the run's dropout.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] when it does not fit.
     pub fn restore_lora(&self, learned: &mut Learned, folder: &std::path::Path) -> Result<(), TrainingError> {
-        if self.config.kind.has_lora() {
-            learned.lora = Some(read_lora(
-                folder,
-                self.networks.speech_llm.llm(),
-                self.networks.placement.device,
-            )?);
+        if let Some(fresh) = &mut learned.lora {
+            let (llm, device) = (self.networks.speech_llm.llm(), self.networks.placement.device);
+            let mut saved = read_lora(folder, llm, device)?;
+            saved.set_dropout(fresh.config().dropout);
+            *fresh = saved;
         }
         Ok(())
     }

@@ -275,6 +275,56 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
 }
 
 #[test]
+fn dropout_of_low_rank_updates_acts_in_steps_and_not_in_validation() {
+    let place = Place::new();
+    let coarse = StageConfig {
+        lora_rate_factor: 1.0,
+        learning_rate: 0.05,
+        ..stage(StageKind::LoraWarmup, 4)
+    };
+    let (first, _) = place.train(place.config("first", vec![coarse]));
+    // From there, steps so small that no weight changes: what differs is dropout's doing.
+    let losses = |name: &str, dropout: f64| -> (Vec<f64>, Vec<f64>) {
+        let still = StageConfig {
+            learning_rate: 1e-9,
+            ..stage(StageKind::LoraWarmup, 3)
+        };
+        let mut config = place.config(name, vec![still]);
+        config.lora.dropout = dropout;
+        config.validation.every_steps = 1;
+        let args = EngineArgs {
+            start_from: Some((first.adapter.clone(), first.lora.clone())),
+            ..place.args(config)
+        };
+        let (mut steps, mut validations) = (Vec::new(), Vec::new());
+        let outcome = Engine::new(args).unwrap().run(&mut |event| match event {
+            TrainEvent::Step { loss, .. } => steps.push(*loss),
+            TrainEvent::Validated { loss, .. } => validations.push(*loss),
+            _ => {}
+        });
+        outcome.unwrap();
+        (steps, validations)
+    };
+
+    let (steps, validations) = losses("without", 0.0);
+    let (dropped, validated) = losses("with", 0.5);
+
+    assert_eq!((steps.len(), validations.len()), (3, 3));
+    for (with, without) in dropped.iter().zip(&steps) {
+        assert!(
+            (with - without).abs() > 1e-3,
+            "{with} with dropout, {without} without"
+        );
+    }
+    for (with, without) in validated.iter().zip(&validations) {
+        assert!(
+            (with - without).abs() < 1e-5,
+            "{with} with dropout, {without} without"
+        );
+    }
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let place = Place::new();
     let config = place.config("first", vec![stage(StageKind::CtcAlign, 2)]);

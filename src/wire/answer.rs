@@ -27,6 +27,9 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Partial, Self::Final, Self::Error];
+
     /// Its name in JSON, metrics and ids.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -45,14 +48,20 @@ pub enum Flag {
     Looping,
     /// The answer has no words.
     Empty,
-    /// The answer reached the token limit and was cut.
+    /// The answer reached the token limit and was cut; or, where [`Answer::audio_unheard_seconds`] says so, the end of the
+    /// sound is missing.
     Truncated,
+    /// The sound was damaged, or its channels cancelled each other: it was mended, and what could not be heard is counted
+    /// in [`Answer::audio_unheard_seconds`].
+    AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
     /// The transcript does not agree with the sound: the CTC head finds it unlikely.
     Unsupported,
     /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
     NoSpeech,
+    /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.
+    LongPause,
 }
 
 /// Milliseconds spent on an answer, by stage.
@@ -100,12 +109,21 @@ pub struct Answer {
     pub score: f64,
     /// What a reader should know.
     pub flags: Vec<Flag>,
-    /// Length of the audio, seconds.
+    /// Length of the audio that was heard, seconds.
     pub audio_seconds: f64,
+    /// Length of what could not be heard of it, seconds; not written where it is 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub audio_unheard_seconds: f64,
     /// Answer tokens.
     pub tokens: usize,
     /// Time spent.
     pub timing_ms: Timing,
+}
+
+/// Whether a field has nothing to say.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 impl Answer {

@@ -73,6 +73,8 @@ closed_list! {
         StoreRefused => "store_refused",
         /// A command that is not understood.
         InvalidCommand => "invalid_command",
+        /// The broker does not take the answer, whatever is left out of it.
+        AnswerRefused => "answer_refused",
         /// A fault of ours; publishing the record again may work.
         InternalError => "internal_error",
     }

@@ -1,4 +1,4 @@
-//! Life-cycle events: what happened to training and to the serving adapter.
+//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use super::{OutgoingRecord, number};
 /// `ce_type` of every event.
 pub const EVENT_TYPE: &str = "speechverse.event.v1";
 
-/// An event: what, about which run or version, when.
+/// An event: what, about which run, version or partition, when.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Event {
-    /// Run or adapter version; the record's key.
+    /// Run, adapter version, or partition (`topic/number`); the record's key.
     pub id: String,
     /// When it happened.
     pub time: Timestamp,
@@ -31,18 +31,26 @@ pub struct Event {
 pub enum Verdict {
     /// The candidate serves now.
     Promoted,
-    /// The candidate was worse than allowed; a normal outcome.
+    /// The candidate was not better, or somebody changed the current version while it was trained; a normal
+    /// outcome.
     Refused,
+    /// There were too few held-out samples to tell; a candidate that looks better is kept, and an order can
+    /// promote it.
+    Undecided,
     /// The cycle did not get as far as a candidate.
     Failed,
 }
 
 impl Verdict {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Promoted, Self::Refused, Self::Failed];
+
     /// Its name in metrics and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Promoted => "promoted",
             Self::Refused => "refused",
+            Self::Undecided => "undecided",
             Self::Failed => "failed",
         }
     }
@@ -98,6 +106,28 @@ pub enum EventKind {
     CommandObeyed {
         /// Name of the command.
         command: String,
+    },
+    /// The topic's retention deleted records before they were read.
+    RecordsDeleted {
+        /// Topic of the records.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Offset of the first record that is gone.
+        first_offset: i64,
+        /// How many offsets from there on are gone.
+        records: i64,
+    },
+    /// The broker takes neither an answer nor a dead letter of a record, which is passed over.
+    RecordRefused {
+        /// Topic of the record.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Its offset.
+        offset: i64,
+        /// The broker's reason.
+        reason: String,
     },
     /// An order could not be obeyed.
     CommandRefused {

@@ -86,6 +86,8 @@ pub struct Chunk {
 /// Audio, and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
+    /// `ce_source`: who asks. Source and id together name a request.
+    pub source: Option<String>,
     /// Request id.
     pub id: String,
     /// Stream or conversation it belongs to.
@@ -244,6 +246,7 @@ impl Request {
             ));
         }
         let id = id(headers, record, limits)?;
+        let source = name("ce_source")?;
         let task = name("ce_task")?;
         let labels = labels(headers, limits)?;
         let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
@@ -257,6 +260,7 @@ impl Request {
             ));
         }
         Ok(Self {
+            source,
             id,
             session,
             chunk,

@@ -12,7 +12,7 @@ use super::control::Command;
 use super::dead_letter::{REASON_HEADER, Reason, Rejection, Stage, dead_letter};
 use super::event::{Event, EventKind, Verdict};
 use super::headers::Headers;
-use super::label::Label;
+use super::label::{Correction, Label};
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
@@ -90,6 +90,7 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
     assert_eq!(
         request,
         Request {
+            source: None,
             id: "speechverse.requests/2/17".to_owned(),
             session: None,
             chunk: None,
@@ -137,6 +138,7 @@ fn every_header_of_the_contract_is_read() {
     assert_eq!(
         request,
         Request {
+            source: None,
             id: "r-1".to_owned(),
             session: Some("s".to_owned()),
             chunk: Some(Chunk {
@@ -237,7 +239,7 @@ fn an_answer_is_held_to_the_tasks_own_labels_when_that_is_asked() {
     assert_eq!(grammar(&[("ce_task", b"speaker_count")]), None);
     assert_eq!(
         grammar(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
-        Some(OutputGrammar::one_of(["one", "two"]))
+        Some(OutputGrammar::one_of(["one", "two", "three"]))
     );
     assert_eq!(grammar(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
 }
@@ -422,11 +424,73 @@ fn audio_with_a_target_is_a_sample_and_an_empty_value_with_a_subject_a_correctio
     let correction = label(b"", &[("ce_target", b"hello"), ("ce_subject", b"r-1")]).unwrap();
     assert_eq!(
         correction,
-        Label::Correction {
+        Label::Correction(Correction {
             subject: "r-1".to_owned(),
+            subject_source: None,
+            source: None,
             target: "hello".to_owned()
-        }
+        })
     );
+}
+
+#[test]
+fn a_request_is_named_by_its_source_and_its_id() {
+    let asked = request(b"audio", &[("ce_source", b"/phone"), ("ce_id", b"r-1")]).unwrap();
+    assert_eq!(
+        (asked.source.as_deref(), asked.id.as_str()),
+        (Some("/phone"), "r-1")
+    );
+
+    let headers: [(&str, &[u8]); 4] = [
+        ("ce_source", b"/desk"),
+        ("ce_subject", b"r-1"),
+        ("ce_subjectsource", b"/phone"),
+        ("ce_target", b"hello"),
+    ];
+    let Label::Correction(correction) = label(b"", &headers).unwrap() else {
+        panic!("no correction")
+    };
+    assert_eq!(correction.source.as_deref(), Some("/desk"));
+    assert_eq!(correction.subject_source.as_deref(), Some("/phone"));
+}
+
+#[test]
+fn a_target_that_is_none_of_the_labels_is_refused_with_the_list() {
+    let of = |headers: &[(&str, &[u8])]| label(b"audio", headers);
+    let listed: (&str, &[u8]) = ("ce_labels", br#"["lamp_on", "lamp_off"]"#);
+
+    let cases: [&[(&str, &[u8])]; 3] = [
+        &[listed, ("ce_target", b"lamp on")],
+        &[listed, ("ce_target", b"lamp_on, lamp_off")],
+        &[
+            listed,
+            ("ce_target", b"Fly_To_The_Moon"),
+            ("ce_instruction", b"Choose."),
+        ],
+    ];
+    for headers in cases {
+        let rejection = of(headers).unwrap_err();
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (Reason::InvalidSample, Stage::Collect)
+        );
+        assert!(rejection.message.contains("lamp_on, lamp_off"), "{rejection}");
+    }
+    for (task, target, part) in [
+        ("intent", "Fly_To_The_Moon", "play_radio"),
+        ("asr,intent", "ASR: fly | Intent: fly_to_the_moon |", "play_radio"),
+        ("asr,intent", "fly to the moon", "no part `ASR: … |`"),
+    ] {
+        let rejection = of(&[("ce_task", task.as_bytes()), ("ce_target", target.as_bytes())]).unwrap_err();
+        assert_eq!(rejection.reason, Reason::InvalidSample);
+        assert!(rejection.message.contains(part), "{rejection}");
+    }
+    let joint: (&str, &[u8]) = ("ce_target", b"ASR: play it | Intent: play_radio |");
+    assert!(of(&[("ce_task", b"asr,intent"), joint]).is_ok());
+    let Label::Sample(sample) = of(&[listed, ("ce_target", b" Lamp_On")]).unwrap() else {
+        panic!("no sample")
+    };
+    assert_eq!(sample.labels.unwrap(), ["lamp_on", "lamp_off"]);
 }
 
 #[test]
@@ -542,6 +606,7 @@ fn answer() -> Answer {
             Flag::NoSpeech,
         ],
         audio_seconds: 3.42,
+        audio_unheard_seconds: 0.0,
         tokens: 11,
         timing_ms: Timing {
             queue: 1.2,
@@ -566,6 +631,21 @@ fn an_answer_has_the_fields_of_the_contract_and_no_others() {
             r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
         )
     );
+}
+
+#[test]
+fn an_answer_about_damaged_sound_says_how_much_was_not_heard() {
+    let damaged = Answer {
+        flags: vec![Flag::AudioRepaired, Flag::LongPause],
+        audio_unheard_seconds: 0.036,
+        ..answer()
+    };
+
+    let json = serde_json::to_string(&damaged).unwrap();
+
+    let expected = r#""flags":["audio_repaired","long_pause"],"audio_seconds":3.42,"audio_unheard_seconds":0.036,"tokens":11,"#;
+    assert!(json.contains(expected), "{json}");
+    assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), damaged);
 }
 
 #[test]

@@ -130,7 +130,8 @@ async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learn
          learning_rate = 0.02\nlora_rate_factor = 1.0\n",
     )
     .unwrap();
-    sandbox.settings.trainer.wer_regression_max = 1.0;
+    sandbox.settings.trainer.improvement_min = -1.0;
+    sandbox.settings.trainer.regression_max = 1.0;
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
     label_some(&client, 22).await;

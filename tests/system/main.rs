@@ -3,5 +3,6 @@
 mod bad_input;
 mod harness;
 mod learning;
+mod outage;
 mod serving;
 mod soak;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::models::config::LayerMix;
-use speechverse::registry::{ModelIdentity, Registry};
+use speechverse::registry::{Draft, Expected, ModelIdentity, Registry};
 use speechverse::store::SampleStore;
 use speechverse::store::config::StoreConfig;
 use speechverse::training::Control;
@@ -20,7 +20,7 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread,
+    A_WHILE, Feed, Kafka, PATIENCE, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start,
     until,
 };
 
@@ -75,7 +75,7 @@ impl Harness {
         assert_eq!(version(Some("tiny-0001"), "llm"), "tiny-0002");
         assert_eq!(version(Some("tiny-0002"), "another"), "tiny-0003");
         for version in ["tiny-0003", "tiny-0001", "tiny-0002"] {
-            registry.promote(version).unwrap();
+            registry.promote(version, Expected::Any).unwrap();
         }
         let store = Arc::new(open_store(dir.path()));
         let kafka = Kafka::start().await;
@@ -105,7 +105,7 @@ impl Harness {
             dead_letters,
         };
         Self {
-            controller: start_in_thread(args, 4).await,
+            controller: start(args, 4).await,
             cycles,
             events,
             letters,
@@ -221,6 +221,53 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
     );
     assert_eq!(harness.current.get().version(), "tiny-0002");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+}
+
+/// Puts a pipe in place of an empty file of a version: who verifies the version waits there, once a time that
+/// it is read.
+fn pipe_in_place_of(path: &Path) -> std::thread::JoinHandle<std::fs::File> {
+    std::fs::remove_file(path).unwrap();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let path = path.to_owned();
+    std::thread::spawn(move || std::fs::OpenOptions::new().write(true).open(path).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_version_is_read_once_and_not_on_a_thread_that_others_need() {
+    let harness = Harness::new(|_| {}).await;
+    let empty = harness._dir.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let version = Draft {
+        extra: vec![("pipe".to_owned(), empty)],
+        ..draft(
+            None,
+            identity("encoder"),
+            identity("llm"),
+            adapter("draft", LayerMix::Paper, 4, 6),
+        )
+    };
+    harness.registry.publish_as("tiny-0004", &version).unwrap();
+    let opened = pipe_in_place_of(&harness.registry.root().join("tiny-0004/pipe"));
+
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0004"}"#)
+        .await;
+    until("the version is read", || opened.is_finished()).await;
+    let (told, heard) = std::sync::mpsc::channel();
+    tokio::spawn(async move { told.send(()) });
+    // Blocks the test's thread on purpose: what the runtime's only worker does is what counts.
+    let others_go_on = heard.recv_timeout(PATIENCE).is_ok();
+    drop(opened.join().unwrap()); // the end of the pipe; a second reader would wait for ever
+
+    assert!(others_go_on, "the runtime's worker waits for the disk");
+    assert!(matches!(harness.event().await.what, EventKind::AdapterSwapped { to, .. } if to == "tiny-0004"));
+    assert_eq!(harness.current.get().version(), "tiny-0004");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

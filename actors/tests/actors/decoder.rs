@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 use kameo::prelude::*;
+use speechverse::audio::Damage;
 use speechverse::config::serving::DecoderConfig;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{DecodeOptions, EngineConfig, Generator};
@@ -513,14 +514,24 @@ async fn sound_without_speech_is_answered_and_flagged() {
     let harness = Harness::new(2).await;
     let mut quiet = harness.utterance(0, "one", 0.3);
     quiet.context.no_speech = true;
+    quiet.context.damage = Damage {
+        unheard_seconds: 0.25,
+        cut_short: true,
+        repaired: true,
+        notes: Vec::new(),
+    };
 
     harness.tell(quiet).await;
     let flagged = next(&harness.answers).await;
     harness.tell(harness.utterance(1, "one", 0.3)).await;
     let plain = next(&harness.answers).await;
 
-    assert!(flagged.answer.flags.contains(&Flag::NoSpeech));
+    for flag in [Flag::NoSpeech, Flag::Truncated, Flag::AudioRepaired] {
+        assert!(flagged.answer.flags.contains(&flag), "{flag:?}");
+    }
+    assert_eq!(flagged.answer.audio_unheard_seconds, 0.25);
     assert!(!plain.answer.flags.contains(&Flag::NoSpeech));
+    assert_eq!(plain.answer.audio_unheard_seconds, 0.0);
     assert_eq!(flagged.answer.text, plain.answer.text);
 }
 

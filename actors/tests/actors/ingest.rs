@@ -101,7 +101,11 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
 
     harness.hand_on().await;
     let before = harness.utterance().await;
-    harness.current.swap(adapter("two", LayerMix::Last, 2, 4));
+    let two = adapter("two", LayerMix::Last, 2, 4);
+    harness
+        .current
+        .change(|| Ok::<_, std::convert::Infallible>(two))
+        .unwrap();
     harness.hand_on().await;
     let after = harness.utterance().await;
 
@@ -356,11 +360,21 @@ async fn a_record_at_which_the_ingest_panics_is_handed_back_and_the_next_is_admi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_sound_that_is_quiet_throughout_is_said_to_be_without_speech() {
     let harness = Harness::new(probe(), probe()).await;
+    let hum = |samples: usize, level: f32| -> bytes::Bytes {
+        let pair = [level, -level].map(|value| ((value * 32_767.0) as i16).to_be_bytes());
+        pair.as_flattened().repeat(samples / 2).into()
+    };
     let mut word = pcm(16_000, 0.0).to_vec();
-    word.extend_from_slice(&pcm(960, 0.1));
-    for (number, sound) in [pcm(1_600, 0.0), pcm(1_600, 0.0005), pcm(1_600, 0.25), word.into()]
-        .into_iter()
-        .enumerate()
+    word.extend_from_slice(&hum(960, 0.1));
+    // A constant value cannot be heard, however large it is.
+    for (number, sound) in [
+        pcm(1_600, 0.25),
+        hum(1_600, 0.0005),
+        hum(1_600, 0.25),
+        word.into(),
+    ]
+    .into_iter()
+    .enumerate()
     {
         harness.request(number, sound, Vec::new()).await;
     }

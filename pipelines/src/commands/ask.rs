@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::{decode, loudest_frame_dbfs};
+use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::{Learned, SpeechLlm};
 use speechverse::inference::{
@@ -16,7 +16,7 @@ use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
-use speechverse_actors::decoder::flags;
+use speechverse_actors::decoder::{audio_flags, flags, says_nothing};
 use tch::Tensor;
 
 use super::Failure;
@@ -36,10 +36,10 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
             .with_context(|| name.clone());
         match answer {
             Ok(answer) if args.json => {
-                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?);
+                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?)?;
             }
-            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text)),
-            Ok(answer) => output::line(&answer.text),
+            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text))?,
+            Ok(answer) => output::line(&answer.text)?,
             Err(error) => {
                 failed += 1;
                 tracing::error!("{error:#}");
@@ -193,8 +193,11 @@ impl Respondent {
             order.grammar.as_ref(),
             order.verbatim,
         )?;
-        let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        let flags = flags(&generation, &text, &self.settings.decoder, quiet);
+        let mut flags = flags(&generation, &text, &self.settings.decoder);
+        let no_speech = says_nothing(&generation, &self.settings.decoder)
+            || loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
+        let long_pause = has_long_pause(&waveform.samples);
+        flags.extend(audio_flags(&waveform.damage, no_speech, long_pause));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -209,6 +212,7 @@ impl Respondent {
             adapter: self.adapter.version().to_owned(),
             score: generation.score(),
             audio_seconds: waveform.seconds(),
+            audio_unheard_seconds: waveform.damage.unheard_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,

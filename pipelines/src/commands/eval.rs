@@ -43,38 +43,38 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     for problem in &report.problems {
         tracing::error!("{problem}");
     }
-    if args.json {
-        for row in &answered.rows {
-            output::line(serde_json::to_string(row).context("rows are always JSON")?);
-        }
-        for score in &report.scores {
-            output::line(serde_json::to_string(score).context("scores are always JSON")?);
-        }
-    } else {
-        for table in report.tables() {
-            output::line(format!("{}:", table.title()));
-            output::table(&markdown::long(&report, table), &[3]);
-            output::line("");
-        }
-        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
-        for name in ["adapter", "networks compute"] {
-            if let Some(value) = about(name) {
-                output::line(format!("{name}: {value}"));
-            }
-        }
-        output::line(format!(
-            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
-            report.audio_seconds, report.seconds
-        ));
-        for left_out in &report.left_out {
-            output::line(format!("left out: {left_out}"));
-        }
-    }
     if let Some(folder) = &args.report {
         let files = report
             .write(&answered.rows, folder)
             .context("the report could not be written")?;
         tracing::info!(folder = %folder.display(), files = files.len(), "the report is written");
+    }
+    if args.json {
+        for row in &answered.rows {
+            output::line(serde_json::to_string(row).context("rows are always JSON")?)?;
+        }
+        for score in &report.scores {
+            output::line(serde_json::to_string(score).context("scores are always JSON")?)?;
+        }
+    } else {
+        for table in report.tables() {
+            output::line(format!("{}:", table.title()))?;
+            output::table(&markdown::long(&report, table), &[3])?;
+            output::line("")?;
+        }
+        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
+        for name in ["adapter", "networks compute"] {
+            if let Some(value) = about(name) {
+                output::line(format!("{name}: {value}"))?;
+            }
+        }
+        output::line(format!(
+            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
+            report.audio_seconds, report.seconds
+        ))?;
+        for left_out in &report.left_out {
+            output::line(format!("left out: {left_out}"))?;
+        }
     }
     match report.problems.len() {
         0 => Ok(()),

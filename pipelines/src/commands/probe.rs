@@ -62,7 +62,7 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
                 .probe(&samples, &instruction)
                 .context("cannot probe the joined model")?;
             write(&tensors, &out)?;
-            output::line(text);
+            output::line(text)?;
             Ok(())
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{TASK_SEPARATOR, Task, TemplateVariables};
 use crate::text::TextError;
 use crate::text::answer::OutputGrammar;
-use crate::text::error::read_text;
+use crate::text::error::{read_text, shown};
 use crate::text::joint::{JointLayout, share_out};
 
 /// A task file is written by hand.
@@ -45,6 +45,31 @@ impl ResolvedPrompt {
     /// What the answer is constrained to, where it is; absent: free text.
     pub fn constrained(&self, constrained: bool) -> Option<OutputGrammar> {
         Some(self.grammar.clone()).filter(|grammar| constrained && !grammar.is_free())
+    }
+
+    /// Checks that a target is one of the answers that may be given, as labels are compared: trimmed, in
+    /// lower case. A target of several tasks has a part for each.
+    ///
+    /// # Errors
+    /// What is wrong with it, and the allowed answers.
+    pub fn check_target(&self, target: &str) -> Result<(), String> {
+        let Some(joint) = &self.joint else {
+            return self
+                .grammar
+                .check(target)
+                .map_err(|reason| format!("`ce_target`: {reason}"));
+        };
+        for (field, value) in joint.fields().iter().zip(joint.read(target)) {
+            let value = value.ok_or_else(|| {
+                format!(
+                    "`ce_target`: it has no part `{}: … |` for task `{}`",
+                    field.heading, field.task
+                )
+            })?;
+            (field.format.grammar(&field.labels).check(&value))
+                .map_err(|reason| format!("`ce_target`, task `{}`: {reason}", field.task))?;
+        }
+        Ok(())
     }
 
     /// An answer's values by task, where several tasks were asked; empty otherwise.
@@ -215,9 +240,4 @@ impl TaskTable {
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
-}
-
-/// The first characters of a stranger's words, safe to print.
-fn shown(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_debug).collect()
 }

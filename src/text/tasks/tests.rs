@@ -32,7 +32,7 @@ fn fields(pairs: &[(&str, &str)]) -> TemplateVariables {
 }
 
 #[test]
-fn the_papers_tasks_are_shipped_with_its_metrics_and_answer_formats() {
+fn the_papers_tasks_and_ours_are_shipped_with_their_metrics_and_answer_formats() {
     use AnswerFormat::{Keywords, Label, Slots, Text};
     use TaskMetric::{Accuracy, Bleu, KeywordF1, SluF1, TokenF1, Uar, Wer};
     let table = shipped();
@@ -46,13 +46,16 @@ fn the_papers_tasks_are_shipped_with_its_metrics_and_answer_formats() {
         found,
         [
             ("accent", Label, Uar),
+            ("age_group", Label, Uar),
             ("asr", Text, Wer),
+            ("command", Label, Accuracy),
             ("domain", Label, Accuracy),
             ("emotion", Label, Uar),
             ("instruct", Text, TokenF1),
             ("intent", Label, Accuracy),
             ("keyword_search", Label, Accuracy),
             ("keywords", Keywords, KeywordF1),
+            ("native_english", Label, Uar),
             ("question", Text, TokenF1),
             ("sentiment", Label, Uar),
             ("slots", Slots, SluF1),

@@ -183,12 +183,9 @@ impl Engine<'_> {
                 let (snapshot, lora) = checkpoint::read_adapter(&folder, &self.config.run)?;
                 let device = self.networks.placement.device;
                 self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
-                if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
-                    self.learned.lora = Some(checkpoint::read_lora(
-                        &folder,
-                        self.networks.speech_llm.llm(),
-                        device,
-                    )?);
+                if let (Some(folder), Some(lora)) = (lora, &mut self.learned.lora) {
+                    *lora = checkpoint::read_lora(&folder, self.networks.speech_llm.llm(), device)?;
+                    lora.set_dropout(self.config.lora.dropout);
                 }
                 Ok(())
             }

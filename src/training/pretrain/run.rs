@@ -103,7 +103,7 @@ impl Run {
         let mut read = |paths: &[PathBuf]| -> Result<Vec<Example>, TrainingError> {
             let mut all = Vec::new();
             for path in paths {
-                all.extend(read_audio_manifest(path, None)?);
+                all.extend(read_audio_manifest(path, None)?.warned());
             }
             let before = all.len();
             all.retain(|one| (config.data.seconds_min..=config.data.seconds_max).contains(&one.seconds));
