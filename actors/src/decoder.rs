@@ -249,12 +249,8 @@ impl Decoder {
         let label = generation
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
-        let mut flags = flags(generation, &text, &self.args.config);
-        flags.extend(audio_flags(
-            &context.damage,
-            context.no_speech || says_nothing(generation, &self.args.config),
-            context.long_pause,
-        ));
+        let mut flags = flags(generation, &text, &self.args.config, context.no_speech);
+        flags.extend(audio_flags(&context.damage, context.long_pause));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -286,6 +282,7 @@ impl Decoder {
     async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
         let reason = match cause {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
             InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
@@ -298,28 +295,20 @@ impl Decoder {
 }
 
 /// What a reader should know about the sound that was asked about.
-pub fn audio_flags(damage: &Damage, no_speech: bool, long_pause: bool) -> Vec<Flag> {
-    let flags = [
+pub fn audio_flags(damage: &Damage, long_pause: bool) -> impl Iterator<Item = Flag> + use<> {
+    [
         (damage.cut_short, Flag::Truncated),
         (damage.repaired, Flag::AudioRepaired),
-        (no_speech, Flag::NoSpeech),
         (long_pause, Flag::LongPause),
-    ];
-    flags
-        .into_iter()
-        .filter_map(|(found, flag)| found.then_some(flag))
-        .collect()
-}
-
-/// Whether the CTC head hears nothing but blanks, where it was asked.
-pub fn says_nothing(generation: &Generation, config: &DecoderConfig) -> bool {
-    let blank = |share: f64| share > config.no_speech_above;
-    generation.blank_share.is_some_and(blank)
+    ]
+    .into_iter()
+    .filter_map(|(found, flag)| found.then_some(flag))
 }
 
 /// What a reader should know about an answer.
-pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig) -> Vec<Flag> {
+pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
     let unlikely = |agreement: f64| agreement < config.unsupported_below;
+    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
         (text.is_empty(), Flag::Empty),
@@ -331,6 +320,10 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig) -> Vec
         (
             !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
             Flag::Unsupported,
+        ),
+        (
+            quiet || generation.blank_share.is_some_and(nothing_said),
+            Flag::NoSpeech,
         ),
     ]
     .into_iter()

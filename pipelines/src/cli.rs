@@ -122,7 +122,7 @@ pub struct Ask {
     /// Print one JSON object a line, with the fields of a result record.
     #[arg(long)]
     pub json: bool,
-    /// Audio files (WAV, FLAC, Ogg Vorbis, MP3); `-` reads standard input.
+    /// Audio files (WAV, FLAC, MP3, Ogg, WebM, M4A, AAC, AIFF, CAF and more); `-` reads standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// How the next token is chosen; last, for its heading would be that of what follows.

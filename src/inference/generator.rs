@@ -23,6 +23,9 @@ use crate::text::OutputGrammar;
 const VERSIONS_MAX: usize = 4;
 /// Compiled grammars kept ready: a service has a few tasks, a manifest rarely more lists of labels.
 const GRAMMARS_MAX: usize = 64;
+/// Where fewer positions than this are left beside the audio, the audio is at fault and not the instruction:
+/// the settings promise room for a layout and a short one.
+const SHORT_INSTRUCTION_TOKENS: i64 = 32;
 
 /// An adapter version on the device.
 struct Version {
@@ -228,8 +231,27 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
         // for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
-        self.scheduler.check(&prompt, promised)?;
+        let fits = self.scheduler.check(&prompt, promised);
+        fits.map_err(|error| self.blame(error, &request.instruction))?;
         Ok(prompt)
+    }
+
+    /// Says that the instruction is too long, where the audio would have fitted beside a short one.
+    fn blame(&self, error: ModelError, instruction: &str) -> ModelError {
+        let ModelError::TooManyPositions {
+            positions,
+            positions_max,
+        } = error
+        else {
+            return error;
+        };
+        let ids = self.model().tokenizer().encode_plain(instruction);
+        let tokens = ids.map_or(0, |ids| i64::try_from(ids.len()).unwrap_or(i64::MAX));
+        let tokens_max = positions_max - (positions - tokens);
+        match tokens > tokens_max && tokens_max >= SHORT_INSTRUCTION_TOKENS {
+            true => ModelError::InstructionTooLong { tokens, tokens_max },
+            false => error,
+        }
     }
 
     fn grammar(&mut self, grammar: &OutputGrammar) -> Result<Option<Arc<CompiledGrammar>>, InferenceError> {

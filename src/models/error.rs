@@ -98,6 +98,16 @@ pub enum ModelError {
         /// How many there are.
         positions_max: i64,
     },
+    /// An instruction that leaves no room, where the audio beside it would have fitted.
+    #[error(
+        "the instruction has {tokens} tokens, beside the audio and the answer there is room for {tokens_max}: shorten it"
+    )]
+    InstructionTooLong {
+        /// How many it has.
+        tokens: i64,
+        /// How many would fit.
+        tokens_max: i64,
+    },
     /// Allowed answers that generation cannot be held to.
     #[error("answers cannot be constrained as asked: {reason}")]
     Constraint {

@@ -58,7 +58,7 @@ pub struct ContentHash(pub(super) [u8; 32]);
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(self.0))
+        f.write_str(&hex(&self.0))
     }
 }
 

@@ -30,10 +30,10 @@ use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
-/// Tells the seed of feature masks from those of other choices.
-const MASK_SEED: u64 = 0x3a5c;
 /// Sets the random numbers of dropout apart from others that come of the same seed.
 const DROPOUT_STREAM: u64 = 0xd0;
+/// Tells the seed of feature masks from those of other choices.
+const MASK_SEED: u64 = 0x3a5c;
 
 /// What a run needs.
 pub struct EngineArgs<'a> {

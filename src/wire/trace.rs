@@ -76,7 +76,7 @@ impl TraceContext {
             "{}/{}/{}",
             record_offset.topic, record_offset.partition, record_offset.offset
         );
-        let digits = hex(Sha256::digest(seed.as_bytes()));
+        let digits = hex(&Sha256::digest(seed.as_bytes()));
         Self {
             trace_id: digits[..32].to_owned(),
             parent_id: digits[32..48].to_owned(),

@@ -20,6 +20,7 @@ use crate::models::{LanguageModel, ModelError, open_language_model};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
 use crate::text::{GrammarPiece, OutputGrammar, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
+use crate::weights::check_folder;
 
 /// The learned part: what an adapter version holds, as tensors of one device thread.
 #[derive(Debug)]
@@ -118,6 +119,7 @@ impl SpeechLlm {
     /// # Errors
     /// [`InferenceError`] when a file is missing or does not fit.
     pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, InferenceError> {
+        check_folder(folder, true).map_err(ModelError::from)?;
         let llm = open_language_model(folder, placement)?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;

@@ -207,16 +207,17 @@ pub fn fetch_from_hub(
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default();
-    if is_hex(&model.revision, 40) && recorded["repo"] == *model.repo && recorded["commit"] == *model.revision
+    let is_recorded = recorded["repo"] == *model.repo && recorded["commit"] == *model.revision;
+    if is_hex(&model.revision, 40)
+        && is_recorded
+        && let Some(bytes) = whole(&folder, &recorded)
     {
-        if let Some(bytes) = whole(&folder, &recorded) {
-            return Ok(HubFetched {
-                folder,
-                commit: model.revision.clone(),
-                bytes,
-                in_place: true,
-            });
-        }
+        return Ok(HubFetched {
+            folder,
+            commit: model.revision.clone(),
+            bytes,
+            in_place: true,
+        });
     }
     let cache = Cache::new(settings.cache.clone());
     let snapshot = if settings.offline {

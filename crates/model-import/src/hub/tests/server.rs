@@ -133,7 +133,7 @@ impl Model {
         storage: &str,
         stream: &mut TcpStream,
     ) -> std::io::Result<()> {
-        if self.fault == Fault::Busy && count % 2 == 0 {
+        if self.fault == Fault::Busy && count.is_multiple_of(2) {
             return respond(stream, "503 Service Unavailable", "", b"later");
         }
         if self.token.is_some() && asked.token.as_deref() != self.token {
