@@ -356,7 +356,7 @@ async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_tr
         sample
     });
     let harness = Harness::with_samples(samples.collect(), |trainer| {
-        trainer.regression_max = 1.0;
+        promote_equals(trainer);
         let curriculum = format!("{CURRICULUM}tasks = [\"emotion\"]\n");
         std::fs::write(&trainer.curriculum, curriculum).unwrap();
     })
@@ -381,6 +381,8 @@ async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_tr
         [
             "held_out_emotion_uar_after",
             "held_out_emotion_uar_before",
+            "held_out_error_after",
+            "held_out_error_before",
             "held_out_samples"
         ]
     );
