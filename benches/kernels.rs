@@ -4,6 +4,8 @@
 //! `cargo bench --bench kernels [PART OF A NAME]…` on a quiet machine, with OMP_NUM_THREADS set to what is
 //! compared. Shapes are those of SmolLM2-135M: width 576, 9 heads of 64, 3 key heads, feed-forward 1536.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;

@@ -19,6 +19,7 @@ use speechverse::inference::{
 };
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
+use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
@@ -33,6 +34,8 @@ pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Se
 pub struct DecoderArgs {
     /// Slots and limits.
     pub config: DecoderConfig,
+    /// Instruction of requests that name neither an instruction nor a task: it asks for a transcript.
+    pub default_instruction: String,
     /// Makes the networks on the actor's own thread.
     pub build: BuildGenerator,
     /// Takes answers.
@@ -123,6 +126,10 @@ impl Message<DecodeUtterance> for Decoder {
             instruction: request.instruction.clone(),
             grammar: request.grammar.clone(),
             tokens_max: request.max_tokens,
+            verbatim: match &request.task {
+                Some(task) => task == TRANSCRIPT,
+                None => request.instruction == self.args.default_instruction,
+            },
         });
         let active = Active {
             phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
@@ -242,12 +249,8 @@ impl Decoder {
         let label = generation
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
-        let mut flags = flags(generation, &text, self.args.config.low_confidence_below);
-        flags.extend(audio_flags(
-            &context.damage,
-            context.no_speech,
-            context.long_pause,
-        ));
+        let mut flags = flags(generation, &text, &self.args.config, context.no_speech);
+        flags.extend(audio_flags(&context.damage, context.long_pause));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -279,6 +282,7 @@ impl Decoder {
     async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
         let reason = match cause {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
             InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
@@ -291,33 +295,38 @@ impl Decoder {
 }
 
 /// What a reader should know about the sound that was asked about.
-pub fn audio_flags(damage: &Damage, no_speech: bool, long_pause: bool) -> Vec<Flag> {
-    let flags = [
+pub fn audio_flags(damage: &Damage, long_pause: bool) -> impl Iterator<Item = Flag> + use<> {
+    [
         (damage.cut_short, Flag::Truncated),
         (damage.repaired, Flag::AudioRepaired),
-        (no_speech, Flag::NoSpeech),
         (long_pause, Flag::LongPause),
-    ];
-    flags
-        .into_iter()
-        .filter_map(|(found, flag)| found.then_some(flag))
-        .collect()
+    ]
+    .into_iter()
+    .filter_map(|(found, flag)| found.then_some(flag))
 }
 
 /// What a reader should know about an answer.
-pub fn flags(generation: &Generation, text: &str, low_confidence_below: f64) -> Vec<Flag> {
-    let mut flags = Vec::new();
-    if generation.looping {
-        flags.push(Flag::Looping);
-    }
-    if text.is_empty() {
-        flags.push(Flag::Empty);
-    }
-    if !generation.ended {
-        flags.push(Flag::Truncated);
-    }
-    if generation.score() < low_confidence_below {
-        flags.push(Flag::LowConfidence);
-    }
-    flags
+pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
+    let unlikely = |agreement: f64| agreement < config.unsupported_below;
+    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
+    [
+        (generation.looping, Flag::Looping),
+        (text.is_empty(), Flag::Empty),
+        (!generation.ended, Flag::Truncated),
+        (
+            generation.score() < config.low_confidence_below,
+            Flag::LowConfidence,
+        ),
+        (
+            !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
+            Flag::Unsupported,
+        ),
+        (
+            quiet || generation.blank_share.is_some_and(nothing_said),
+            Flag::NoSpeech,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(raised, flag)| raised.then_some(flag))
+    .collect()
 }

@@ -1,8 +1,9 @@
 //! `AudioIngest`: Kafka records become utterances.
 //!
-//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or [`PublishDeadLetter`].
-//! Decodes and resamples sound, so it lives in its own thread. It pins each utterance to the adapter version of the
-//! moment. When the stages behind it are full it waits, the channel fills, and the source pauses its partitions.
+//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or
+//! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
+//! to the adapter version of the moment. When the stages behind it are full it waits, the channel fills, and
+//! the source pauses its partitions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,6 +148,10 @@ impl AudioIngest {
         }
         match self.streams.take(record.complete(), request) {
             Assembled::Waiting => {}
+            Assembled::Repeated(record) => {
+                debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
+                self.args.tracker.release(&record.record_offset);
+            }
             Assembled::Whole(whole) => {
                 let record = self.in_hand(whole.record);
                 let earlier = whole.earlier.into_iter().map(|record| self.in_hand(record));

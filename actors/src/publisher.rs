@@ -1,11 +1,11 @@
 //! `Publisher`: answers go to Kafka, then offsets are released.
 //!
-//! Receives [`PublishAnswer`], [`PublishPartial`], [`PublishDeadLetter`], [`PublishEvent`]. An offset
-//! is released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side by
-//! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
-//! bound fills and holds the pipeline back. What the broker refuses for good is shortened; an answer that it refuses
-//! even so becomes a dead letter, and a dead letter that it refuses even so is counted, told as an event and released,
-//! so that no partition stands still behind it.
+//! Receives [`PublishAnswer`], [`PublishPartial`], [`PublishDeadLetter`], [`PublishEvent`]. An offset is
+//! released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side
+//! by side, a bounded number of them; one that fails is repeated for as long as the process lives, and while
+//! it does the bound fills and holds the pipeline back. What the broker refuses for good is shortened; an
+//! answer that it refuses even so becomes a dead letter, and a dead letter that it refuses even so is
+//! counted, told as an event and released, so that no partition stands still behind it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -137,8 +137,8 @@ impl Actor for Publisher {
         }
     }
 
-    /// Waits for the sends that are on their way, for as long as a drain may take; what cannot be sent is read again after
-    /// the restart.
+    /// Waits for the sends that are on their way, for as long as a drain may take; what cannot be sent is
+    /// read again after the restart.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, _: ActorStopReason) -> Result<(), Self::Error> {
         self.stopping.store(true, Ordering::Release);
         let everything = u32::try_from(self.args.sends_max).unwrap_or(u32::MAX);
@@ -273,8 +273,8 @@ impl Publisher {
             .await;
     }
 
-    /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement, or when
-    /// the broker takes no word of them at all.
+    /// Sends in the background, up to the bound; the records behind it are released after the
+    /// acknowledgement, or when the broker takes no word of them at all.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
@@ -423,7 +423,8 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
     }
 }
 
-/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to take.
+/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to
+/// take.
 fn shorten(outgoing: &mut OutgoingRecord) -> bool {
     let count = |name: &str, number: usize| (name.to_owned(), Some(bytes::Bytes::from(number.to_string())));
     let headers = &mut outgoing.headers;

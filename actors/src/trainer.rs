@@ -204,7 +204,12 @@ impl Trainer {
             let found = judge(&networks, adapter, &judged.samples, &self.args.engine, control)?;
             Ok(Scores::of(found.scores))
         };
+        // A judgement that was stopped halfway is none.
+        let stopped = || Outcome::failed("the cycle was stopped".to_owned());
         let before = judge(parent)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
         if before.samples == 0 {
             return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
         }
@@ -219,9 +224,12 @@ impl Trainer {
         })?;
         let outcome = engine.run(&mut |event| self.progress(run, event))?;
         if outcome.stopped {
-            return Ok(Outcome::failed("the cycle was stopped".to_owned()));
+            return Ok(stopped());
         }
         let after = judge(&outcome.adapter)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
         let Decision {
             mut verdict,
             keep,

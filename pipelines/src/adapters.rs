@@ -5,21 +5,27 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use speechverse::config::Settings;
 use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError, identify};
+use speechverse::weights::check_folder;
 
 /// Identities of the two frozen networks: encoder and language model.
 ///
 /// # Errors
-/// When a model folder is missing.
+/// When a model folder is missing, or a file of it is missing, cut off or something else.
 pub fn identities(settings: &Settings) -> anyhow::Result<(ModelIdentity, ModelIdentity)> {
-    let read = |folder: &Path| {
-        identify(folder).with_context(|| {
+    let read = |folder: &Path, needs_tokenizer: bool| {
+        let place = || {
             format!(
                 "model folder `{}`: get the demo models with `models fetch`",
                 folder.display()
             )
-        })
+        };
+        check_folder(folder, needs_tokenizer).with_context(place)?;
+        identify(folder).with_context(place)
     };
-    Ok((read(&settings.model.encoder)?, read(&settings.model.llm)?))
+    Ok((
+        read(&settings.model.encoder, false)?,
+        read(&settings.model.llm, true)?,
+    ))
 }
 
 /// Opens the registry and loads the version to serve; an empty registry begins with the shipped adapter.

@@ -122,7 +122,7 @@ pub struct Ask {
     /// Print one JSON object a line, with the fields of a result record.
     #[arg(long)]
     pub json: bool,
-    /// Audio files (WAV, FLAC, Ogg Vorbis, MP3); `-` reads standard input.
+    /// Audio files (WAV, FLAC, MP3, Ogg, WebM, M4A, AAC, AIFF, CAF and more); `-` reads standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// How the next token is chosen; last, for its heading would be that of what follows.
@@ -164,6 +164,9 @@ pub struct Decoding {
     /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
     #[arg(long, value_name = "N")]
     pub no_repeat_ngram_size: Option<usize>,
+    /// Share of the CTC head in the choice of each token of a transcript.
+    #[arg(long, value_name = "X")]
+    pub ctc_weight: Option<f64>,
     /// Let an answer go on that repeats itself.
     #[arg(long)]
     pub let_loops_run: bool,
@@ -202,6 +205,7 @@ impl Decoding {
         config.seed = self.seed.unwrap_or(config.seed);
         config.repetition_penalty = self.repetition_penalty.unwrap_or(config.repetition_penalty);
         config.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(config.no_repeat_ngram_size);
+        config.ctc_weight = self.ctc_weight.unwrap_or(config.ctc_weight);
         config.stop_loops &= !self.let_loops_run;
         let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
         options.validate()?;

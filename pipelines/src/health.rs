@@ -139,13 +139,14 @@ pub struct HttpState {
 /// Starts the server; it stops when `stop` is cancelled. Returns the address it listens on.
 ///
 /// # Errors
-/// When the address cannot be bound.
-pub async fn serve(
-    listen: SocketAddr,
-    state: HttpState,
-    stop: CancellationToken,
-) -> anyhow::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(listen).await.with_context(|| {
+/// When the name does not resolve or the address cannot be bound.
+pub async fn serve(listen: &str, state: HttpState, stop: CancellationToken) -> anyhow::Result<SocketAddr> {
+    let resolved = tokio::net::lookup_host(listen).await;
+    let mut addresses: Vec<SocketAddr> = resolved
+        .with_context(|| format!("`http.listen` is `{listen}`, whose name does not resolve"))?
+        .collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6); // of the two that `localhost` has, the one that more clients try
+    let listener = tokio::net::TcpListener::bind(&*addresses).await.with_context(|| {
         format!(
             "cannot listen on {listen} for metrics and health: is another process there? set `http.listen`"
         )

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
         Err(Failure::Usage(error)) => (2, error),
         Err(Failure::Work(error)) => (1, error),
     };
-    // The last words of a command, whatever its log level; not `eprintln`, which panics where they cannot be written.
+    // The last words of a command, whatever its log level; not `eprintln`, which panics where they cannot be
+    // written.
     let _ = writeln!(std::io::stderr(), "speechverse: {}", in_full(&error));
     ExitCode::from(code)
 }

@@ -54,7 +54,8 @@ pub fn reader_is_gone() -> bool {
     found == 1 && standard_output.revents & libc::POLLERR != 0
 }
 
-/// Writes rows in aligned columns; the first row is the heading. Columns named in `right` are set flush right.
+/// Writes rows in aligned columns; the first row is the heading. Columns named in `right` are set flush
+/// right.
 ///
 /// # Errors
 /// [`OutputError`], as [`line`].

@@ -1,8 +1,8 @@
-//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer and
-//! controller beside it, supervised.
+//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer
+//! and controller beside it, supervised.
 //!
-//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the source
-//! forwards: stop reading, finish what is in flight, commit, then let go.
+//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the
+//! source forwards: stop reading, finish what is in flight, commit, then let go.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use kameo::prelude::*;
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
-use speechverse::kafka::admin::ensure_topics;
+use speechverse::kafka::admin::{end_of, ensure_topics};
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
@@ -27,7 +27,7 @@ use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::wire::request::RequestLimits;
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
@@ -112,6 +112,9 @@ impl Pipeline {
         if !created.is_empty() {
             info!(topics = ?created, "topics created");
         }
+        let orders_end = end_of(&settings.kafka, &settings.kafka.topics.control, 0, BROKER_WAIT)
+            .await
+            .context("end of the control topic")?;
 
         health::counters_at_zero(&settings.kafka.topics);
         let readiness = Readiness::default();
@@ -134,7 +137,7 @@ impl Pipeline {
             },
             facts: Arc::new(facts(&settings, &placement)),
         };
-        let http = health::serve(settings.http.listen, http_state, http_stop.clone()).await?;
+        let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
         let sink = Sink::watched(&settings.kafka, &monitor).context("Kafka producer")?;
         let (lost, found) = OrphanQueue::new();
@@ -229,6 +232,8 @@ impl Pipeline {
         let controller_args = ControllerArgs {
             events: control_events,
             tracker: trackers.control.clone(),
+            due: OrdersDue::from_offset(orders_end),
+            order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             lost: lost.clone(),
             config: settings.trainer.clone(),
             registry,
@@ -380,8 +385,8 @@ async fn until_ready(readiness: &Readiness, sources: &[&Source]) -> anyhow::Resu
     }
 }
 
-/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
-/// moment after the stage has said that it ended.
+/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's
+/// memory goes a moment after the stage has said that it ended.
 async fn released(store: Arc<SampleStore>, limit: Duration) {
     let deadline = tokio::time::Instant::now() + limit;
     while Arc::strong_count(&store) > 1 && tokio::time::Instant::now() < deadline {
@@ -403,6 +408,7 @@ fn decoder_args(
     };
     DecoderArgs {
         config: settings.decoder.clone(),
+        default_instruction: settings.service.default_instruction.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;

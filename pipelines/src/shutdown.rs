@@ -2,8 +2,8 @@
 
 use tokio::signal::unix::{self, Signal, SignalKind};
 
-/// Waits for SIGINT, SIGTERM, or SIGHUP (a terminal closes, or a service manager wants the settings read again by the
-/// next start). A SIGHUP that whoever started us wants ignored, as `nohup` does, stays ignored.
+/// Waits for SIGINT, SIGTERM, or SIGHUP (a terminal closes, or a service manager wants the settings read
+/// again by the next start). A SIGHUP that whoever started us wants ignored, as `nohup` does, stays ignored.
 pub async fn signal() {
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM");
     let mut hang_up = match is_ignored(SignalKind::hangup()) {

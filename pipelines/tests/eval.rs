@@ -1,5 +1,7 @@
 //! `speechverse eval` as a process, on tiny random networks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Output};
 
 use serde_json::Value;

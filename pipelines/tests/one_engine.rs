@@ -2,6 +2,8 @@
 //! gate. All four answer through one inference engine, so all four give the same answers, recordings longer
 //! than the encoder's window included.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,7 +60,7 @@ impl Place {
              [http]\nlisten = \"127.0.0.1:0\"\n\
              [audio]\nseconds_max = 90.0\n\
              [encoder]\nbatch_windows_max = 4\n\
-             [decoder]\nslots = 6\npositions_max = 1024\ntokens_max = 24\n\
+             [decoder]\nslots = 6\npositions_max = 1300\ntokens_max = 24\n\
              [decoding]\n{decoding}\n\
              [store]\ndir = {store:?}\n\
              [trainer]\nruns_dir = {runs:?}\n\

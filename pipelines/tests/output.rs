@@ -1,5 +1,7 @@
 //! What commands do when standard output, or standard error, takes nothing more.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::File;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};

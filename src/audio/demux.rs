@@ -14,8 +14,8 @@ use symphonia::default::formats::{AiffReader, CafReader, IsoMp4Reader, MkvReader
 
 use super::codec::{Codec, name};
 use super::mend::mend;
-use super::sink::Sink;
-use super::{AudioError, Container};
+use super::sink::{Sink, check_source};
+use super::{AudioError, AudioLimits, Container};
 
 /// Most packets in a row that a demuxer may fail to read before it is given up.
 const FAILURES_MAX: u32 = 64;
@@ -76,7 +76,7 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
         _ => CafReader::try_new(source, options).map(boxed),
     };
     let mut reader = reader.map_err(|error| refusal(container, &bytes, &error))?;
-    let (mut heard, others) = choose(reader.tracks(), container, &bytes)?;
+    let (mut heard, others) = choose(reader.tracks(), container, &bytes, sink.limits())?;
 
     let before = sink.heard_seconds() + sink.unheard_seconds();
     let mut stream = Stream {
@@ -183,7 +183,12 @@ impl Stream {
 
 /// Takes the first track of sound that can be decoded, one that is marked as the default before others; says how many
 /// further ones there are.
-fn choose(tracks: &[Track], container: Container, bytes: &[u8]) -> Result<(Heard, usize), AudioError> {
+fn choose(
+    tracks: &[Track],
+    container: Container,
+    bytes: &[u8],
+    limits: &AudioLimits,
+) -> Result<(Heard, usize), AudioError> {
     let mut sound: Vec<(usize, &Track, &AudioCodecParameters)> = tracks
         .iter()
         .filter_map(|track| Some((track, track.codec_params.as_ref()?.audio()?)))
@@ -195,6 +200,14 @@ fn choose(tracks: &[Track], container: Container, bytes: &[u8]) -> Result<(Heard
     }
     let mut problem = None;
     for (number, track, parameters) in &sound {
+        // Before a decoder makes room for them.
+        if let (Some(rate_hz), Some(channels)) = (parameters.sample_rate, &parameters.channels) {
+            check_source(
+                rate_hz,
+                u16::try_from(channels.count()).unwrap_or(u16::MAX),
+                limits,
+            )?;
+        }
         match Codec::open(parameters) {
             Ok(codec) => {
                 let tick = track.time_base.map_or(0.0, |base| {

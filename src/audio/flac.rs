@@ -20,19 +20,19 @@ use super::sink::Sink;
 use super::{AudioError, Container};
 
 /// Bytes of the body of a STREAMINFO block.
-pub(super) const STREAM_INFO_BYTES: usize = 34;
+const STREAM_INFO_BYTES: usize = 34;
 
 /// What STREAMINFO declares.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct StreamInfo {
-    pub(super) rate_hz: u32,
-    pub(super) channels: u16,
+struct StreamInfo {
+    rate_hz: u32,
+    channels: u16,
     /// Frames of the whole stream, when the encoder knew.
-    pub(super) frames: Option<u64>,
+    frames: Option<u64>,
 }
 
 impl StreamInfo {
-    pub(super) fn read(block: &[u8; STREAM_INFO_BYTES]) -> Self {
+    fn read(block: &[u8; STREAM_INFO_BYTES]) -> Self {
         // After the block and frame sizes: 20 bits of rate, 3 of channels, 5 of width, 36 of length.
         let packed = u64::from_be_bytes([
             block[10], block[11], block[12], block[13], block[14], block[15], block[16], block[17],
@@ -47,10 +47,7 @@ impl StreamInfo {
 }
 
 /// A decoder for the frames behind this STREAMINFO.
-pub(super) fn decoder(
-    container: Container,
-    stream_info: &[u8; STREAM_INFO_BYTES],
-) -> Result<FlacDecoder, AudioError> {
+fn decoder(container: Container, stream_info: &[u8; STREAM_INFO_BYTES]) -> Result<FlacDecoder, AudioError> {
     let mut parameters = AudioCodecParameters::new();
     parameters
         .for_codec(CODEC_ID_FLAC)
@@ -60,7 +57,7 @@ pub(super) fn decoder(
 }
 
 /// Puts what a codec decoded into the sink.
-pub(super) fn push_decoded(
+fn push_decoded(
     sink: &mut Sink,
     decoded: &GenericAudioBufferRef<'_>,
     interleaved: &mut Vec<f32>,
@@ -256,4 +253,87 @@ fn truncated(detail: String) -> AudioError {
 
 fn corrupt(container: Container, detail: String) -> AudioError {
     AudioError::Corrupt { container, detail }
+}
+
+/// FLAC in Ogg: the first packet holds STREAMINFO, then come metadata blocks, then one frame per packet.
+#[derive(Default)]
+pub(super) struct FlacInOgg {
+    started: Option<(FlacDecoder, StreamInfo)>,
+    frames: u64,
+    lost: bool,
+    interleaved: Vec<f32>,
+}
+
+impl FlacInOgg {
+    /// Takes the next packet.
+    pub(super) fn take(&mut self, packet: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
+        let Some((decoder, _)) = &mut self.started else {
+            // 0x7f "FLAC", version, number of header packets, "fLaC", header of the STREAMINFO block
+            let block = packet
+                .get(17..)
+                .and_then(<[u8]>::first_chunk::<STREAM_INFO_BYTES>);
+            let Some(block) = block.filter(|_| packet[9..13] == *b"fLaC") else {
+                let detail = "its first packet holds no stream information".to_owned();
+                return Err(corrupt(Container::OggFlac, detail));
+            };
+            let info = StreamInfo::read(block);
+            sink.start(info.rate_hz, info.channels)?;
+            if let Some(frames) = info.frames {
+                sink.expect_frames(frames)?;
+            }
+            let decoder = decoder(Container::OggFlac, block)?;
+            self.started = Some((decoder, info));
+            return Ok(());
+        };
+        if packet.first() != Some(&0xff) {
+            return Ok(()); // a metadata block
+        }
+        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, packet);
+        match decoder.decode_ref(&packet) {
+            Ok(decoded) => {
+                self.frames += decoded.frames() as u64;
+                push_decoded(sink, &decoded, &mut self.interleaved)
+            }
+            Err(error) => {
+                self.lost = true;
+                let detail = format!("the frame at sample {}: {error}", self.frames);
+                sink.repaired(0.0, detail); // its length is told at the end, by what is missing
+                Ok(())
+            }
+        }
+    }
+
+    /// Says what is missing, once all packets are in.
+    pub(super) fn finish(self, last_granule: i64, sink: &mut Sink) -> Result<(), AudioError> {
+        let Some((mut decoder, info)) = self.started else {
+            return Err(corrupt(Container::OggFlac, "it has no packets".to_owned()));
+        };
+        let held = self.frames;
+        // Where the encoder did not know the length, the last position tells what is missing before it.
+        let position = u64::try_from(last_granule).unwrap_or_default();
+        if info.frames.is_none() && position > held {
+            let detail = format!("its last position is {position} and it holds {held} samples");
+            sink.repaired(sink.seconds(position - held), detail);
+        }
+        match info.frames {
+            Some(declared) if held < declared => {
+                let detail = format!("it declares {declared} samples and holds {held}");
+                let seconds = sink.seconds(declared - held);
+                if self.lost {
+                    sink.repaired(seconds, detail);
+                } else {
+                    sink.cut_short(seconds, detail);
+                }
+            }
+            Some(declared) if held > declared => {
+                sink.repaired(0.0, format!("it declares {declared} samples and holds {held}"));
+            }
+            _ if !self.lost && decoder.finalize().verify_ok == Some(false) => {
+                let detail = "its samples do not have the MD5 sum that it declares";
+                sink.repaired(0.0, detail.to_owned());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }

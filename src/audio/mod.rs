@@ -24,6 +24,7 @@
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
+mod adpcm;
 mod adts;
 mod au;
 mod channels;
@@ -248,7 +249,7 @@ fn decode_as(
         sink.finish()
     };
     // Nothing that outlives the closure is touched by it.
-    let quietly = || tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), read);
+    let quietly = || tracing::dispatcher::with_default(&tracing::Dispatch::none(), read);
     catch_unwind(AssertUnwindSafe(quietly)).unwrap_or_else(|_| {
         Err(AudioError::Corrupt {
             container,

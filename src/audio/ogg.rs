@@ -4,12 +4,7 @@
 //! which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound that costs is told from
 //! the positions of the others. The end mark decides nothing but whether the last page may cut samples off.
 
-use symphonia::core::codecs::audio::AudioDecoder as _;
-use symphonia::core::packet::PacketRef;
-use symphonia::core::units::{Duration, Timestamp};
-use symphonia::default::codecs::FlacDecoder;
-
-use super::flac::{self, STREAM_INFO_BYTES, StreamInfo};
+use super::flac::FlacInOgg;
 use super::opus::OpusInOgg;
 use super::sink::Sink;
 use super::vorbis::VorbisStream;
@@ -224,7 +219,7 @@ impl Link {
     fn read<'a>(&self, pages: impl Iterator<Item = Page<'a>>, sink: &mut Sink) -> Result<(), AudioError> {
         match self.codec {
             Container::OggFlac => {
-                let mut stream = FlacStream::default();
+                let mut stream = FlacInOgg::default();
                 packets(pages, |packet, _| stream.take(packet, sink))?;
                 stream.finish(self.last_granule, sink)
             }
@@ -365,93 +360,6 @@ fn crc(page: &[u8]) -> u32 {
     let bytes = before.iter().chain(&[0; 4]).chain(&rest[4..]);
     bytes.fold(0, |crc, byte| {
         crc << 8 ^ TABLE[usize::from((crc >> 24) as u8 ^ byte)]
-    })
-}
-
-/// FLAC in Ogg: the first packet holds STREAMINFO, then come metadata blocks, then one frame per packet.
-#[derive(Default)]
-struct FlacStream {
-    started: Option<(FlacDecoder, StreamInfo)>,
-    frames: u64,
-    lost: bool,
-    interleaved: Vec<f32>,
-}
-
-impl FlacStream {
-    fn take(&mut self, packet: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
-        let Some((decoder, _)) = &mut self.started else {
-            // 0x7f "FLAC", version, number of header packets, "fLaC", header of the STREAMINFO block
-            let block = packet
-                .get(17..)
-                .and_then(<[u8]>::first_chunk::<STREAM_INFO_BYTES>);
-            let Some(block) = block.filter(|_| packet[9..13] == *b"fLaC") else {
-                return corrupt("its first packet holds no stream information".to_owned());
-            };
-            let info = StreamInfo::read(block);
-            sink.start(info.rate_hz, info.channels)?;
-            if let Some(frames) = info.frames {
-                sink.expect_frames(frames)?;
-            }
-            let decoder = flac::decoder(Container::OggFlac, block)?;
-            self.started = Some((decoder, info));
-            return Ok(());
-        };
-        if packet.first() != Some(&0xff) {
-            return Ok(()); // a metadata block
-        }
-        let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, packet);
-        match decoder.decode_ref(&packet) {
-            Ok(decoded) => {
-                self.frames += decoded.frames() as u64;
-                flac::push_decoded(sink, &decoded, &mut self.interleaved)
-            }
-            Err(error) => {
-                self.lost = true;
-                let detail = format!("the frame at sample {}: {error}", self.frames);
-                sink.repaired(0.0, detail); // its length is told at the end, by what is missing
-                Ok(())
-            }
-        }
-    }
-
-    fn finish(self, last_granule: i64, sink: &mut Sink) -> Result<(), AudioError> {
-        let Some((mut decoder, info)) = self.started else {
-            return corrupt("it has no packets".to_owned());
-        };
-        let held = self.frames;
-        // Where the encoder did not know the length, the last position tells what is missing before it.
-        let position = u64::try_from(last_granule).unwrap_or_default();
-        if info.frames.is_none() && position > held {
-            let detail = format!("its last position is {position} and it holds {held} samples");
-            sink.repaired(sink.seconds(position - held), detail);
-        }
-        match info.frames {
-            Some(declared) if held < declared => {
-                let detail = format!("it declares {declared} samples and holds {held}");
-                let seconds = sink.seconds(declared - held);
-                if self.lost {
-                    sink.repaired(seconds, detail);
-                } else {
-                    sink.cut_short(seconds, detail);
-                }
-            }
-            Some(declared) if held > declared => {
-                sink.repaired(0.0, format!("it declares {declared} samples and holds {held}"));
-            }
-            _ if !self.lost && decoder.finalize().verify_ok == Some(false) => {
-                let detail = "its samples do not have the MD5 sum that it declares";
-                sink.repaired(0.0, detail.to_owned());
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-fn corrupt<T>(detail: String) -> Result<T, AudioError> {
-    Err(AudioError::Corrupt {
-        container: Container::OggFlac,
-        detail,
     })
 }
 

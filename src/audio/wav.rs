@@ -6,11 +6,7 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use symphonia::core::audio::Channels;
-use symphonia::core::codecs::audio::AudioCodecParameters;
-use symphonia::core::codecs::audio::well_known::{CODEC_ID_ADPCM_IMA_WAV, CODEC_ID_ADPCM_MS};
-
-use super::codec::Codec;
+use super::adpcm::Adpcm;
 use super::sink::{Sink, check_source};
 use super::{AudioError, AudioLimits, Container, PcmEncoding, SAMPLE_RATE_HZ, mp3, pcm};
 
@@ -27,12 +23,7 @@ enum Coding {
     Pcm(PcmEncoding),
     /// 24 bits in the low part of four bytes, or in the high part: only the samples tell.
     Pcm24In32,
-    /// Blocks of this many bytes and frames.
-    Adpcm {
-        microsoft: bool,
-        block_bytes: usize,
-        block_frames: u64,
-    },
+    Adpcm(Adpcm),
     Mpeg,
 }
 
@@ -196,70 +187,9 @@ fn samples(format: &Format, big_endian: bool, data: &[u8], sink: &mut Sink) -> R
                 &packed,
             )
         }
-        Coding::Adpcm {
-            microsoft,
-            block_bytes,
-            block_frames,
-        } => adpcm(format, microsoft, block_bytes, block_frames, data, sink),
+        Coding::Adpcm(blocks) => blocks.decode(data, sink),
         Coding::Mpeg => mp3::decode_inside(data, sink),
     }
-}
-
-/// Blocks of ADPCM; the last may be a part of one.
-fn adpcm(
-    format: &Format,
-    microsoft: bool,
-    block_bytes: usize,
-    block_frames: u64,
-    data: &[u8],
-    sink: &mut Sink,
-) -> Result<(), AudioError> {
-    sink.expect_frames((data.len() / block_bytes) as u64 * block_frames)?;
-    let mut parameters = AudioCodecParameters::new();
-    parameters
-        .for_codec(if microsoft {
-            CODEC_ID_ADPCM_MS
-        } else {
-            CODEC_ID_ADPCM_IMA_WAV
-        })
-        .with_sample_rate(format.rate_hz)
-        .with_channels(Channels::Discrete(format.channels))
-        .with_frames_per_block(block_frames)
-        .with_max_frames_per_packet(block_frames);
-    let mut codec = Codec::open(&parameters).map_err(|why| AudioError::UnsupportedCodec {
-        found: format!("ADPCM in a WAV file: {why}"),
-    })?;
-    let channels = usize::from(format.channels);
-    let mut interleaved = Vec::new();
-    let mut whole = Vec::new();
-    for (number, block) in data.chunks(block_bytes).enumerate() {
-        let frames = block_frames_of(microsoft, block.len(), channels).min(block_frames);
-        whole.clear();
-        whole.extend_from_slice(block);
-        whole.resize(block_bytes, 0);
-        match codec.decode(&whole, block_frames, &mut interleaved) {
-            Ok(_) => {
-                let samples = (frames as usize * channels).min(interleaved.len());
-                sink.push_interleaved(&interleaved[..samples])?;
-            }
-            Err(problem) => sink.repaired(sink.seconds(frames), format!("block {number}: {problem}")),
-        }
-    }
-    Ok(())
-}
-
-/// Frames in an ADPCM block of so many bytes.
-fn block_frames_of(microsoft: bool, bytes: usize, channels: usize) -> u64 {
-    let (head, first) = if microsoft { (7, 2) } else { (4, 1) };
-    let Some(codes) = bytes.checked_sub(head * channels) else {
-        return 0;
-    };
-    let frames = if microsoft {
-        codes * 2 / channels
-    } else {
-        codes / (4 * channels) * 8 // words of eight codes, channel by channel
-    };
-    (frames + first) as u64
 }
 
 /// Where a chunk lies.
@@ -361,15 +291,9 @@ fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<F
         (6, _) => Coding::Pcm(PcmEncoding::ALaw),
         (7, _) => Coding::Pcm(PcmEncoding::MuLaw),
         (0x02 | 0x11, _) if channels <= 2 && bits == 4 && !big_endian => {
-            let microsoft = tag == 0x02;
-            let block_frames = block_frames_of(microsoft, block_bytes, usize::from(channels));
-            if block_frames == 0 {
-                return corrupt(format!("its ADPCM blocks have {block_bytes} bytes"));
-            }
-            Coding::Adpcm {
-                microsoft,
-                block_bytes,
-                block_frames,
+            match Adpcm::new(tag == 0x02, block_bytes, usize::from(channels)) {
+                Some(blocks) => Coding::Adpcm(blocks),
+                None => return corrupt(format!("its ADPCM blocks have {block_bytes} bytes")),
             }
         }
         (0x50 | 0x55, _) => Coding::Mpeg,
@@ -385,11 +309,7 @@ fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<F
             (encoding.sample_bytes() * usize::from(channels)) as f64 * f64::from(rate_hz)
         }
         Coding::Pcm24In32 => block_bytes as f64 * f64::from(rate_hz),
-        Coding::Adpcm {
-            block_bytes,
-            block_frames,
-            ..
-        } => block_bytes as f64 * f64::from(rate_hz) / block_frames as f64,
+        Coding::Adpcm(blocks) => blocks.second_bytes(rate_hz),
         Coding::Mpeg => f64::from(second_bytes.max(1_000)), // 8 kbit/s, the lowest
     };
     Ok(Format {

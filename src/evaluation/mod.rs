@@ -2,7 +2,7 @@
 //!
 //! | file | one thought |
 //! |---|---|
-//! | [`plan`] | variants (rows of a table) and what each asks about each recording; equal questions are asked once |
+//! | [`plan`] | variants (rows of a table) and what each asks of each recording; equal ones are asked once |
 //! | [`run()`] | the questions answered: first about audio, then about texts in place of audio |
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
 //! | [`markdown`], [`plot`] | the report for people |

@@ -465,7 +465,7 @@ impl<'s> Plan<'s> {
 
 /// The question for a transcript: what the cascade begins with.
 fn transcription(tasks: &TaskTable) -> Result<EvalPrompt, TextError> {
-    Ok(EvalPrompt::free(tasks.get(ASR)?.instruction.clone()))
+    Ok(EvalPrompt::transcript(tasks.get(ASR)?.instruction.clone()))
 }
 
 fn question(
@@ -519,7 +519,13 @@ fn question(
         } else {
             OutputGrammar::free()
         };
-        return Ok((EvalPrompt { instruction, grammar }, None));
+        let verbatim = task.name == ASR;
+        let prompt = EvalPrompt {
+            instruction,
+            grammar,
+            verbatim,
+        };
+        return Ok((prompt, None));
     }
     let asr = tasks.get(ASR)?;
     let layout = JointLayout::new(&[asr, task], &variables)?;
@@ -529,7 +535,12 @@ fn question(
     } else {
         OutputGrammar::free()
     };
-    Ok((EvalPrompt { instruction, grammar }, Some(Arc::new(layout))))
+    let prompt = EvalPrompt {
+        instruction,
+        grammar,
+        verbatim: false,
+    };
+    Ok((prompt, Some(Arc::new(layout))))
 }
 
 /// The first wording used in training that lists the labels, else the default one.

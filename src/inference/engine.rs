@@ -50,6 +50,9 @@ pub struct GenerateRequest {
     /// Most answer tokens, instead of the engine's own. More than these are a wish: the answer gets as many
     /// of them as its slot has positions for.
     pub tokens_max: Option<usize>,
+    /// Whether the answer should say what is heard, word for word: then the CTC head has a say in it, if the adapter has
+    /// one and the grammar is free.
+    pub verbatim: bool,
 }
 
 /// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or
@@ -151,6 +154,7 @@ struct Audio {
     instruction: String,
     grammar: Option<OutputGrammar>,
     tokens_max: Option<usize>,
+    verbatim: bool,
 }
 
 impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
@@ -181,6 +185,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
             instruction,
             grammar,
             tokens_max,
+            verbatim,
         } = request;
         match input {
             Input::Audio { samples, adapter } => {
@@ -190,6 +195,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     instruction,
                     grammar,
                     tokens_max,
+                    verbatim,
                 };
                 self.waiting.push_back((id, audio));
             }
@@ -200,6 +206,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     instruction,
                     grammar,
                     tokens_max,
+                    verbatim,
                 },
             ),
         }
@@ -257,6 +264,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                             instruction: audio.instruction,
                             grammar: audio.grammar,
                             tokens_max: audio.tokens_max,
+                            verbatim: audio.verbatim,
                         },
                     ),
                     Err(error) => events.push(Event::Failed {

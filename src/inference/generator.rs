@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
-    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, Prompt,
+    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, JointCtc, Prompt,
     RequestId, Scheduler,
 };
 use crate::models::ModelError;
-use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
+use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
 use crate::nn::lora::LoraSet;
 use crate::text::OutputGrammar;
 
@@ -23,6 +23,9 @@ use crate::text::OutputGrammar;
 const VERSIONS_MAX: usize = 4;
 /// Compiled grammars kept ready: a service has a few tasks, a manifest rarely more lists of labels.
 const GRAMMARS_MAX: usize = 64;
+/// Where fewer positions than this are left beside the audio, the audio is at fault and not the instruction:
+/// the settings promise room for a layout and a short one.
+const SHORT_INSTRUCTION_TOKENS: i64 = 32;
 
 /// An adapter version on the device.
 struct Version {
@@ -193,15 +196,23 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Some(grammar) => self.grammar(grammar)?,
         };
         let instruction = [request.instruction.as_str()];
+        let mut joint = None;
         let (mut prompts, lora) = match &request.input {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
                 let version = &self.versions[adapter.version()];
                 let features = features.f_unsqueeze(0)?; // [1, T, D]
                 let frames = [features.size().get(1).copied().unwrap_or(0)];
-                let prompts = self
-                    .model()
-                    .prompts(&version.adapter, &features, &frames, &instruction)?;
+                let adapted = version.adapter.forward(&features, &frames)?; // [1, P, H]
+                if let (true, None, Some(head)) = (request.verbatim, &grammar, version.adapter.ctc_head()) {
+                    joint = Some(JointCtc {
+                        scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
+                        weight: self.options.ctc_weight,
+                    });
+                }
+                let heard = version.adapter.positions(&adapted)?;
+                let model = self.model();
+                let prompts = model.prompts_around(&heard.positions, &heard.lengths, &instruction)?;
                 (prompts, version.lora)
             }
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
@@ -215,12 +226,32 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             },
             grammar,
             lora,
+            joint,
         };
         // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
         // for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
-        self.scheduler.check(&prompt, promised)?;
+        let fits = self.scheduler.check(&prompt, promised);
+        fits.map_err(|error| self.blame(error, &request.instruction))?;
         Ok(prompt)
+    }
+
+    /// Says that the instruction is too long, where the audio would have fitted beside a short one.
+    fn blame(&self, error: ModelError, instruction: &str) -> ModelError {
+        let ModelError::TooManyPositions {
+            positions,
+            positions_max,
+        } = error
+        else {
+            return error;
+        };
+        let ids = self.model().tokenizer().encode_plain(instruction);
+        let tokens = ids.map_or(0, |ids| i64::try_from(ids.len()).unwrap_or(i64::MAX));
+        let tokens_max = positions_max - (positions - tokens);
+        match tokens > tokens_max && tokens_max >= SHORT_INSTRUCTION_TOKENS {
+            true => ModelError::InstructionTooLong { tokens, tokens_max },
+            false => error,
+        }
     }
 
     fn grammar(&mut self, grammar: &OutputGrammar) -> Result<Option<Arc<CompiledGrammar>>, InferenceError> {
@@ -290,6 +321,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             instruction: "Transcribe the speech.".to_owned(),
             grammar: None,
             tokens_max: Some(2), // a prefill and a decode step
+            verbatim: true,
         });
         while self.has_unfinished() {
             for event in self.step() {

@@ -30,6 +30,6 @@ pub use error::InferenceError;
 pub use features::{Clip, FeatureExtractor, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
-pub use sampling::repeated_tail;
+pub use sampling::{JointCtc, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Generation, Loras, Prompt, RequestId};

@@ -71,6 +71,9 @@ pub struct DecodeOptions {
     /// Sequences of so many tokens occur once in the answer; 0 for no such rule. Constrained answers are left
     /// alone.
     pub no_repeat_ngram_size: usize,
+    /// Share of the CTC head's prefix scores in the choice of each token of a transcript, 0 to below 1; see
+    /// [`JointCtc`](super::JointCtc). Means nothing for other answers, and for adapters without a CTC head.
+    pub ctc_weight: f64,
 }
 
 impl DecodeOptions {
@@ -82,6 +85,7 @@ impl DecodeOptions {
             stop_loops: true,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
+            ctc_weight: 0.0,
         }
     }
 
@@ -111,6 +115,12 @@ impl DecodeOptions {
         };
         let positive = |number: f64| number.is_finite() && number > 0.0;
         check(self.tokens_max > 0, "tokens_max", "0".to_owned(), "at least 1")?;
+        check(
+            (0.0..1.0).contains(&self.ctc_weight),
+            "ctc_weight",
+            self.ctc_weight.to_string(),
+            "0 to below 1",
+        )?;
         check(
             positive(self.repetition_penalty),
             "repetition_penalty",

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::grammar::{CompiledGrammar, GrammarState};
 use super::sampling::beam::BeamSearch;
-use super::sampling::{Rules, continuations, penalises, repeated_tail, sample_next};
+use super::sampling::{JointCtc, Rules, continuations, penalises, repeated_tail, sample_next};
 use super::{DecodeOptions, Strategy};
 use crate::models::ModelError;
 use crate::nn::kv_cache::KvCache;
@@ -45,6 +45,8 @@ pub struct Prompt {
     pub grammar: Option<Arc<CompiledGrammar>>,
     /// Key into [`Loras`]: the low-rank parts of the adapter version that the answer is pinned to.
     pub lora: Option<u64>,
+    /// What the CTC head hears, where the answer should say it.
+    pub joint: Option<JointCtc>,
 }
 
 /// A generated answer, complete or so far.
@@ -63,6 +65,11 @@ pub struct Generation {
     pub label: Option<usize>,
     /// The score that a beam search chose it by.
     pub beam_score: Option<f32>,
+    /// Natural-log probability under the CTC head that exactly this was said, per token (per frame of an empty answer);
+    /// absent where the answer is no transcript, or the adapter has no such head.
+    pub agreement: Option<f64>,
+    /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
+    pub blank_share: Option<f64>,
 }
 
 impl Generation {
@@ -178,7 +185,11 @@ impl Sequence {
     /// Whether the likeliest token of the unchanged logits is all that it needs.
     pub(super) fn is_plain_greedy(&self) -> bool {
         let options = &self.prompt.options;
-        options.strategy == Strategy::Greedy && self.prompt.grammar.is_none() && !penalises(options)
+        let by_sound = self.prompt.joint.as_ref().is_some_and(|joint| joint.weight > 0.0);
+        options.strategy == Strategy::Greedy
+            && self.prompt.grammar.is_none()
+            && !by_sound
+            && !penalises(options)
     }
 
     /// Whether it is watched for loops: a listed text may repeat itself by nature.
@@ -203,6 +214,8 @@ impl Sequence {
             vocabulary,
             options: &self.prompt.options,
             grammar: self.prompt.grammar.as_deref(),
+            joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
+            end_ids,
             tokens_max: self.tokens_max,
         };
         match &mut self.search {
@@ -297,11 +310,16 @@ impl Sequence {
                     looping: best.looping,
                     label: None,
                     beam_score: Some(best.score),
+                    ..Generation::default()
                 }
             }
         };
         if let (Some(grammar), true) = (&self.prompt.grammar, found.ended) {
             found.label = grammar.label(&found.ids);
+        }
+        if let Some(joint) = &self.prompt.joint {
+            found.agreement = Some(joint.scorer.agreement(&found.ids));
+            found.blank_share = Some(joint.scorer.blank_share());
         }
         found
     }

@@ -9,8 +9,8 @@ use crate::wire::RecordOffset;
 
 /// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
 ///
-/// Records that were read count by themselves, until their record_offset is released. What a stage makes of them (decoded
-/// audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
+/// Records that were read count by themselves, until their record_offset is released. What a stage makes of
+/// them (decoded audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
 #[derive(Clone, Debug)]
 pub struct Budget {
     gauge: Arc<Gauge>,
@@ -38,7 +38,8 @@ impl Budget {
         }
     }
 
-    /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be worked on.
+    /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be
+    /// worked on.
     pub fn hold(&self, bytes: u64) -> BudgetHold {
         self.raise(bytes);
         BudgetHold {
@@ -82,7 +83,8 @@ impl Drop for BudgetHold {
     }
 }
 
-/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same tracker.
+/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same
+/// tracker.
 #[derive(Clone, Debug)]
 pub struct OffsetTracker {
     shared: Arc<Shared>,
@@ -108,7 +110,8 @@ impl OffsetTracker {
         }
     }
 
-    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
+    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is
+    /// stored).
     pub fn release(&self, record_offset: &RecordOffset) -> Release {
         let release = self.offsets().release(record_offset);
         if let Release::Released { bytes } = release {
@@ -133,7 +136,8 @@ impl OffsetTracker {
         &self.shared.budget
     }
 
-    /// Blocks until the records of `partitions` that were read are released, `limit` at most; whether they are.
+    /// Blocks until the records of `partitions` that were read are released, `limit` at most; whether they
+    /// are.
     pub(super) fn wait_finished(&self, partitions: &[TopicPartition], limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut offsets = self.offsets();
@@ -201,7 +205,8 @@ impl OffsetTracker {
         result
     }
 
-    /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is sound.
+    /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is
+    /// sound.
     fn offsets(&self) -> MutexGuard<'_, OffsetTable> {
         self.shared.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,15 +2,17 @@
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::producer::BaseProducer;
 use rdkafka::statistics::Statistics;
 
 use super::error::KafkaError;
 use super::monitor::{ClientMonitor, ConnectionMonitor};
 use crate::kafka::config::{ClientOverrides, KafkaConfig};
 
-/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however large,
-/// to be set aside; librdkafka would otherwise ask for it again for ever.
+/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however
+/// large, to be set aside; librdkafka would otherwise ask for it again for ever.
 const RECEIVE_BYTES_MAX: usize = 1 << 30; // 1 GiB
 /// Least memory for records that wait inside librdkafka, KiB.
 const PREFETCH_KIB_MIN: usize = 8 * 1024;
@@ -36,7 +38,8 @@ fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
     client
 }
 
-/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little prefetch.
+/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little
+/// prefetch.
 fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
     let mut client = common(config, role);
     let prefetch_kib = PREFETCH_KIB_MIN.max(config.batch_bytes_max() / 1024);
@@ -108,6 +111,23 @@ pub(super) fn admin(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     Ok(client)
 }
 
+/// Whether librdkafka takes every property as the settings have it. No broker is asked.
+///
+/// # Errors
+/// [`KafkaError::Property`] or [`KafkaError::Client`] with its reason; [`KafkaError::Settings`].
+pub fn check_properties(config: &KafkaConfig) -> Result<(), KafkaError> {
+    let alone = |mut client: ClientConfig| {
+        client.remove("bootstrap.servers");
+        client
+    };
+    let consumer: Result<BaseConsumer<Reporting>, _> =
+        alone(group_consumer(config)?).create_with_context(Reporting::alone("check"));
+    consumer.map_err(|error| creation_error("consumer", error))?;
+    let producer: Result<BaseProducer, _> = alone(producer(config)?).create();
+    producer.map_err(|error| creation_error("producer", error))?;
+    Ok(())
+}
+
 fn overlay(client: &mut ClientConfig, table: &str, overrides: &ClientOverrides) -> Result<(), KafkaError> {
     for (property, value) in overrides.resolved(table)? {
         client.set(property, value);
@@ -159,3 +179,38 @@ impl ClientContext for Reporting {
 }
 
 impl rdkafka::consumer::ConsumerContext for Reporting {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(table: &str, property: &str, value: &str) -> Result<(), KafkaError> {
+        let overrides: ClientOverrides = [(property.to_owned(), value.to_owned())].into_iter().collect();
+        let mut config = KafkaConfig::default();
+        match table {
+            "client" => config.client = overrides,
+            "consumer" => config.consumer = overrides,
+            _ => config.producer = overrides,
+        }
+        check_properties(&config)
+    }
+
+    #[test]
+    fn properties_are_checked_without_a_broker() {
+        check_properties(&KafkaConfig::default()).unwrap();
+        with("client", "enable.ssl.certificate.verification", "false").unwrap();
+        with("producer", "compression.type", "lz4").unwrap();
+
+        for (table, property, value) in [
+            ("client", "securty.protocol", "ssl"),
+            ("client", "security.protocol", "tls"),
+            ("consumer", "fetch.wait.max.ms", "soon"),
+            ("producer", "compression.type", "rar"),
+        ] {
+            let error = with(table, property, value).unwrap_err();
+
+            assert!(matches!(error, KafkaError::Property { .. }), "{error}");
+            assert!(error.to_string().contains(property), "{error}");
+        }
+    }
+}

@@ -54,6 +54,18 @@ pub enum KafkaError {
         /// Name of the topic.
         topic: String,
     },
+    /// The control topic has several partitions, and orders would not stay in order.
+    #[error(
+        "the control topic `{topic}` has {partitions} partitions, expected 1: orders in several partitions overtake \
+         each other; stop who writes to it, delete it (`kafka-topics.sh --delete --topic {topic}`) and start again, \
+         which makes it anew, or name another topic in `kafka.topics.control`"
+    )]
+    OrdersOvertake {
+        /// Name of the topic.
+        topic: String,
+        /// How many partitions it has.
+        partitions: usize,
+    },
     /// The consumer cannot go on and has to be made anew.
     #[error("the consumer of {topics} cannot go on: {reason}")]
     Fatal {
@@ -114,8 +126,8 @@ pub enum SinkError {
         /// The broker's reason.
         reason: String,
     },
-    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe where ids
-    /// make repeats harmless.
+    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe
+    /// where ids make repeats harmless.
     #[error("topic `{topic}`: no acknowledgement within {waited_ms} ms ({reason})")]
     NotAcknowledged {
         /// Topic that the record was meant for.

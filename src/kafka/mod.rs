@@ -1,9 +1,9 @@
 //! The only room that says rdkafka: source, sink, offset tracker, rebalance.
 //!
-//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes back to the
-//! [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the source commits what the tracker
-//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics. A
-//! [`ConnectionMonitor`] knows whether they reach a broker.
+//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes
+//! back to the [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the
+//! source commits what the tracker calls finished. [`Reader`] reads outside any group; [`admin`] looks after
+//! topics. A [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
 mod budget;
@@ -18,6 +18,7 @@ mod sink;
 mod source;
 
 pub use budget::{Budget, BudgetHold, OffsetTracker};
+pub use client::check_properties;
 pub use error::{KafkaError, SinkError};
 pub use monitor::{ConnectionMonitor, RecordsDeleted};
 pub use offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};

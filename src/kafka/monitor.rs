@@ -1,8 +1,8 @@
 //! `ConnectionMonitor`: whether the clients of this process reach a broker, said once an outage.
 //!
-//! Each client reports through its [`ClientMonitor`]: librdkafka's statistics every second, its errors and logs when
-//! they come. While no broker is in reach, what librdkafka and the callers complain of is counted and logged at `debug`
-//! only; the outage itself is one line at its begin and one at its end.
+//! Each client reports through its [`ClientMonitor`]: librdkafka's statistics every second, its errors and
+//! logs when they come. While no broker is in reach, what librdkafka and the callers complain of is counted
+//! and logged at `debug` only; the outage itself is one line at its begin and one at its end.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,8 @@ mod complaints;
 
 use complaints::{COMPLAINT_INTERVAL, Complaints};
 
-/// A broker that owes an answer and has sent nothing for so long is not in reach, though its connection stands.
+/// A broker that owes an answer and has sent nothing for so long is not in reach, though its connection
+/// stands.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How much later than `limit` a client may report before [`ConnectionMonitor::check`] takes it for stuck.
 const REPORT_SLACK: Duration = Duration::from_secs(5);
@@ -51,7 +52,8 @@ pub struct ConnectionMonitor {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Where deleted records are reported; only the monitor of a pipeline has one, and only that one exports metrics.
+    /// Where deleted records are reported; only the monitor of a pipeline has one, and only that one exports
+    /// metrics.
     reports: Option<flume::Sender<RecordsDeleted>>,
 }
 
@@ -101,7 +103,8 @@ struct Group {
 }
 
 impl ConnectionMonitor {
-    /// The monitor of a pipeline, which exports metrics, and where it reports records that were deleted unread.
+    /// The monitor of a pipeline, which exports metrics, and where it reports records that were deleted
+    /// unread.
     pub fn new() -> (Self, flume::Receiver<RecordsDeleted>) {
         let (sender, receiver) = flume::bounded(REPORTS_MAX);
         let shared = Shared {
@@ -112,7 +115,8 @@ impl ConnectionMonitor {
         (Self { shared }, receiver)
     }
 
-    /// Whether every client has had a broker within `limit`, every group its partitions, and every topic takes records.
+    /// Whether every client has had a broker within `limit`, every group its partitions, and every topic
+    /// takes records.
     ///
     /// # Errors
     /// What is missing, in words.
@@ -199,8 +203,8 @@ pub(super) struct ClientMonitor {
 }
 
 impl ClientMonitor {
-    /// Takes librdkafka's statistics: which brokers are up, and for a member, the state of its group. Returns whether
-    /// the client has its broker.
+    /// Takes librdkafka's statistics: which brokers are up, and for a member, the state of its group. Returns
+    /// whether the client has its broker.
     pub(super) fn statistics(&self, statistics: &Statistics) -> bool {
         let up = statistics.brokers.values().any(is_in_reach);
         // A producer is of use when it has the id that makes it idempotent, or had it and gets another.
@@ -288,6 +292,11 @@ impl ClientMonitor {
         });
     }
 
+    /// Whether no broker is in reach, and that has been said.
+    pub(super) fn in_outage(&self) -> bool {
+        self.monitor.state().outage.is_some()
+    }
+
     /// A line of librdkafka's own log.
     pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
@@ -303,7 +312,8 @@ impl ClientMonitor {
         }
     }
 
-    /// An error that librdkafka reports to the application. Those of connections, and fatal ones, are in its log too.
+    /// An error that librdkafka reports to the application. Those of connections, and fatal ones, are in its
+    /// log too.
     pub(super) fn error(&self, error: &ClientError, reason: &str) {
         match error.rdkafka_error_code() {
             // The end of a partition is an answer to readers that ask for it, not an error.

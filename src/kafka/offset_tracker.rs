@@ -1,8 +1,9 @@
 //! The offset tracker: which records are unfinished, and so which offset may be committed.
 //!
-//! Work finishes out of order; a committed offset says "everything before me is done". So per partition the tracker
-//! keeps the offsets that are unfinished, and the position to commit is the lowest of them, or the one after the last
-//! record when none is. It is pure data; [`OffsetTracker`](super::OffsetTracker) is the handle that threads share.
+//! Work finishes out of order; a committed offset says "everything before me is done". So per partition the
+//! tracker keeps the offsets that are unfinished, and the position to commit is the lowest of them, or the
+//! one after the last record when none is. It is pure data; [`OffsetTracker`](super::OffsetTracker) is the
+//! handle that threads share.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -63,7 +64,8 @@ pub enum Release {
     },
     /// The record_offset was handed back before, or never admitted.
     Unknown,
-    /// The record_offset is of an assignment that has ended: the record is or will be read again, here or elsewhere.
+    /// The record_offset is of an assignment that has ended: the record is or will be read again, here or
+    /// elsewhere.
     Void,
 }
 
@@ -106,7 +108,8 @@ impl OffsetTable {
         epoch
     }
 
-    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void afterwards.
+    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void
+    /// afterwards.
     pub fn revoke<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<Position> {
         let mut positions = Vec::new();
         for partition in partitions {
@@ -123,8 +126,9 @@ impl OffsetTable {
 
     /// Takes note of a record that was read and weighs `bytes`.
     ///
-    /// Records of a partition arrive in the order of their offsets. One that goes back and is not in flight means that
-    /// the topic was made anew or the position was reset: it is admitted, because a repeat is better than a loss.
+    /// Records of a partition arrive in the order of their offsets. One that goes back and is not in flight
+    /// means that the topic was made anew or the position was reset: it is admitted, because a repeat is
+    /// better than a loss.
     pub fn admit(&mut self, record_offset: &RecordOffset, bytes: u64) -> Admission {
         let Some(slots) = self.partitions.get_mut(&TopicPartition::of(record_offset)) else {
             return Admission::Void;

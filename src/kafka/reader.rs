@@ -31,7 +31,8 @@ pub enum ReadFrom {
 /// What [`Reader::next`] found.
 #[derive(Debug)]
 pub enum Read {
-    /// The next record; records of one partition come in order. Its record_offset is for reading only (epoch 0).
+    /// The next record; records of one partition come in order. Its record_offset is for reading only (epoch
+    /// 0).
     Record(Record),
     /// There is no further record for now; said once each time the end is reached.
     CaughtUp,
@@ -127,8 +128,8 @@ impl Reader {
             .map_err(|_| KafkaError::Ended)?
     }
 
-    /// Reads the record at one place, such as the request that a correction names; `None` when it is not there
-    /// any more.
+    /// Reads the record at one place, such as the request that a correction names; `None` when it is not
+    /// there any more.
     ///
     /// # Errors
     /// [`KafkaError::Unreachable`] when nobody answers within `limit`; [`KafkaError::Topic`].

@@ -34,11 +34,11 @@ pub struct Written {
 /// Least time between two producers, one made because the other failed for good.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An idempotent producer: every record is acknowledged by all in-sync replicas, in the order of the calls per
-/// partition, and librdkafka's own repeats make no duplicates. Clones are the same producer.
+/// An idempotent producer: every record is acknowledged by all in-sync replicas, in the order of the calls
+/// per partition, and librdkafka's own repeats make no duplicates. Clones are the same producer.
 ///
-/// A producer that librdkafka declares failed for good takes no record any more, so another one takes its place; what
-/// it had not acknowledged is written again, and may then be there twice.
+/// A producer that librdkafka declares failed for good takes no record any more, so another one takes its
+/// place; what it had not acknowledged is written again, and may then be there twice.
 #[derive(Clone)]
 pub struct Sink {
     shared: Arc<Shared>,
@@ -109,9 +109,9 @@ impl Sink {
 
     /// Writes `record`; resolves when the broker has acknowledged it, or says why it never will.
     ///
-    /// Waits while the send buffer is full. librdkafka repeats what may succeed for `send_timeout_ms`, and within that
-    /// time a producer that failed for good is made anew; a further repeat is the caller's decision. Dropping the future
-    /// does not take a record back that was handed over.
+    /// Waits while the send buffer is full. librdkafka repeats what may succeed for `send_timeout_ms`, and
+    /// within that time a producer that failed for good is made anew; a further repeat is the caller's
+    /// decision. Dropping the future does not take a record back that was handed over.
     ///
     /// # Errors
     /// [`SinkError`]: see [`is_about_the_record`](SinkError::is_about_the_record).
@@ -210,7 +210,8 @@ impl Sink {
         self.shared.monitor.complain("send", &error.to_string());
     }
 
-    /// Replaces producer `failed`, unless somebody has done so already; no more often than every [`RENEW_INTERVAL`].
+    /// Replaces producer `failed`, unless somebody has done so already; no more often than every
+    /// [`RENEW_INTERVAL`].
     async fn renew(&self, failed: u64, reason: &str) -> Result<(), SinkError> {
         let shared = &self.shared;
         loop {
@@ -287,8 +288,8 @@ impl Sink {
         }
     }
 
-    /// Waits until everything that was handed over is acknowledged or has failed, then ends the producer if this is its
-    /// last clone.
+    /// Waits until everything that was handed over is acknowledged or has failed, then ends the producer if
+    /// this is its last clone.
     ///
     /// # Errors
     /// [`SinkError::Unflushed`]; what was outstanding is then given up.

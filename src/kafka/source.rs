@@ -1,8 +1,8 @@
 //! `Source`: reads topics as a member of the group, on a thread of its own, and hands records on.
 //!
-//! The thread never stops polling: when the next stage is slow, or too much is in flight, it pauses the partitions
-//! and goes on polling, so that the group does not throw it out. Offsets are committed from the [`OffsetTracker`], never
-//! from what was merely read.
+//! The thread never stops polling: when the next stage is slow, or too much is in flight, it pauses the
+//! partitions and goes on polling, so that the group does not throw it out. Offsets are committed from the
+//! [`OffsetTracker`], never from what was merely read.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -51,8 +51,8 @@ pub enum SourceEvent {
 
 /// Partitions that are being taken away.
 ///
-/// The group waits until their records in flight are released, or `revoke_wait_ms_max` is over. Then finished offsets are
-/// committed and record_offsets are void.
+/// The group waits until their records in flight are released, or `revoke_wait_ms_max` is over. Then finished
+/// offsets are committed and record_offsets are void.
 #[derive(Debug)]
 pub struct Revocation {
     /// Which.
@@ -84,13 +84,13 @@ pub struct Source {
 impl Source {
     /// Joins the group and begins to read.
     ///
-    /// Events arrive on the channel, which holds `queue_records_max` of them. When it is disconnected, the source has
-    /// ended. The tracker is emptied of what an earlier source of the same topics left in it as soon as partitions are
-    /// assigned.
+    /// Events arrive on the channel, which holds `queue_records_max` of them. When it is disconnected, the
+    /// source has ended. The tracker is emptied of what an earlier source of the same topics left in it as
+    /// soon as partitions are assigned.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused or the thread cannot be started. A broker that cannot be reached is no
-    /// error here: the thread goes on trying.
+    /// [`KafkaError`] when a setting is refused or the thread cannot be started. A broker that cannot be
+    /// reached is no error here: the thread goes on trying.
     pub fn start(
         config: SourceConfig,
         tracker: OffsetTracker,
@@ -110,7 +110,8 @@ impl Source {
         Ok((source, receiver))
     }
 
-    /// Stops reading, waits up to `drain` for records in flight, commits what is finished, and leaves the group.
+    /// Stops reading, waits up to `drain` for records in flight, commits what is finished, and leaves the
+    /// group.
     ///
     /// # Errors
     /// [`KafkaError::CloseTimedOut`] when that takes 10 s longer than `drain`: the broker is gone.

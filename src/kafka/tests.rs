@@ -10,6 +10,7 @@ use super::*;
 use crate::kafka::config::KafkaConfig;
 use crate::wire::{OutgoingRecord, Record};
 
+mod orders;
 mod sink;
 mod source;
 
@@ -39,7 +40,8 @@ impl Cluster {
         Self { mock, config, topic }
     }
 
-    /// The mock shares partitions out at once under this protocol, and after three seconds under the classic one.
+    /// The mock shares partitions out at once under this protocol, and after three seconds under the classic
+    /// one.
     fn quick(partitions: i32) -> Self {
         let mut cluster = Self::new(partitions);
         let protocol = ("group.protocol".to_owned(), "consumer".to_owned());

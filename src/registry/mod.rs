@@ -56,6 +56,14 @@ pub enum RegistryError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A file of a model folder is something else.
+    #[error("`{}` is {found}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        found: String,
+    },
     /// Not a version's name.
     #[error(
         "`{name}` is not a version name: expected 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, beginning with a letter or digit"

@@ -5,7 +5,7 @@ use tch::Device;
 
 use super::*;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
-use crate::models::config::LayerMix;
+use crate::models::config::{Activation, LayerMix, Positions};
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
 fn snapshot(seed: u64) -> AdapterSnapshot {
@@ -16,6 +16,9 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         mix: LayerMix::Paper,
         strides: vec![2, 2],
         kernel: 3,
+        activation: Activation::None,
+        positions: Positions::Frames,
+        summary: false,
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()

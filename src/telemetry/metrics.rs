@@ -1,7 +1,8 @@
-//! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per event.
+//! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per
+//! event.
 //!
-//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets. Call
-//! sites say what happened (`metrics::answer_published(...)`), never a name.
+//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets.
+//! Call sites say what happened (`metrics::answer_published(...)`), never a name.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,7 +33,8 @@ pub use kafka::{
 
 static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
-/// Installs the recorder for the whole process and describes every metric; later calls return the first handle.
+/// Installs the recorder for the whole process and describes every metric; later calls return the first
+/// handle.
 ///
 /// # Errors
 /// [`BuildError`] when another recorder is already installed.
@@ -185,8 +187,8 @@ pub struct ClosedSets<'a> {
     pub verdicts: &'a [&'static str],
 }
 
-/// Makes every counter that has no labels, or labels of closed sets, 0 from the start: `increase` does not see the first
-/// event of a series that begins with it.
+/// Makes every counter that has no labels, or labels of closed sets, 0 from the start: `increase` does not
+/// see the first event of a series that begins with it.
 pub fn counters_at_zero(sets: &ClosedSets<'_>) {
     let ClosedSets {
         reasons,

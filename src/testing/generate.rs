@@ -65,6 +65,7 @@ pub fn generate_alike(
             options,
             grammar: None,
             lora: None,
+            joint: None,
         })
         .collect();
     generate_all(model, prompts, slots, end_ids, model.info().vocab, &[])

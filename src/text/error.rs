@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::util::mistaken_for;
+
 /// Errors of the text room.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -164,7 +166,14 @@ pub(crate) fn read_bounded(path: &std::path::Path, limit: u64) -> Result<Vec<u8>
             limit,
         });
     }
-    Ok(bytes)
+    match mistaken_for(&bytes) {
+        Some(found) => Err(TextError::Malformed {
+            path: path.to_path_buf(),
+            expected: "what its name says",
+            reason: format!("it is {found}"),
+        }),
+        None => Ok(bytes),
+    }
 }
 
 /// Reads a bounded file as UTF-8 text.

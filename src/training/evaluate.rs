@@ -12,10 +12,10 @@ use tch::Tensor;
 
 use super::TrainingError;
 use super::control::Control;
-use super::ctc::CtcTable;
 use super::example::Example;
 use super::networks::Networks;
 use super::prepare::Sample;
+use super::prompt_variants::TRANSCRIPT;
 use crate::inference::speech_llm::Learned;
 use crate::inference::{BorrowedEngine, Clip, EngineConfig, GenerateRequest, InferenceError, Input, Output};
 use crate::models::ModelError;
@@ -39,6 +39,8 @@ pub struct EvalPrompt {
     pub instruction: String,
     /// What the answer is constrained to.
     pub grammar: OutputGrammar,
+    /// Whether the answer is what is said, word for word.
+    pub verbatim: bool,
 }
 
 impl EvalPrompt {
@@ -47,6 +49,15 @@ impl EvalPrompt {
         Self {
             instruction: instruction.into(),
             grammar: OutputGrammar::free(),
+            verbatim: false,
+        }
+    }
+
+    /// A prompt for a transcript.
+    pub fn transcript(instruction: impl Into<String>) -> Self {
+        Self {
+            verbatim: true,
+            ..Self::free(instruction)
         }
     }
 
@@ -56,6 +67,7 @@ impl EvalPrompt {
             instruction: self.instruction.clone(),
             grammar: Some(self.grammar.clone()).filter(|grammar| !grammar.is_free()),
             tokens_max: None,
+            verbatim: self.verbatim,
         }
     }
 }
@@ -208,20 +220,18 @@ fn answer_of(output: Result<Output, InferenceError>) -> Result<EvalAnswer, Strin
 /// Transcripts by an adapter's CTC head.
 struct CtcReader {
     learned: Learned,
-    table: CtcTable,
 }
 
 impl CtcReader {
     fn new(networks: &Networks, adapter: &AdapterSnapshot) -> Result<Self, TrainingError> {
         let llm = networks.speech_llm.llm();
         let learned = Learned::frozen(adapter, llm, networks.placement.device)?;
-        let Some(head) = learned.adapter.ctc_head() else {
+        if learned.adapter.ctc_head().is_none() {
             return Err(TrainingError::Settings {
                 problem: "this adapter has no CTC head to read".into(),
             });
-        };
-        let table = CtcTable::new(head, &llm.embedding_table())?;
-        Ok(Self { learned, table })
+        }
+        Ok(Self { learned })
     }
 
     fn read(&self, networks: &Networks, features: &Tensor) -> Result<EvalAnswer, TrainingError> {
@@ -229,7 +239,7 @@ impl CtcReader {
         let frames = [features.size()[0]];
         let features = features.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
         let adapted = self.learned.adapter.forward(&features, &frames)?;
-        let ids = self.table.read(head, &adapted)?.swap_remove(0);
+        let ids = head.read(&adapted)?.swap_remove(0);
         Ok(EvalAnswer {
             text: networks.speech_llm.tokenizer().decode(&ids)?.trim().to_owned(),
             score: None,
@@ -340,7 +350,13 @@ pub fn evaluate(
     let start = Instant::now();
     let recordings: Vec<(&Example, Vec<EvalPrompt>)> = samples
         .iter()
-        .map(|sample| (&sample.example, vec![EvalPrompt::free(sample.variants.first())]))
+        .map(|sample| {
+            let prompt = EvalPrompt {
+                verbatim: sample.example.task == TRANSCRIPT,
+                ..EvalPrompt::free(sample.variants.first())
+            };
+            (&sample.example, vec![prompt])
+        })
         .collect();
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();

@@ -1,6 +1,7 @@
 //! Manifests: JSON lines in the style of NeMo, one labelled recording each.
 //!
-//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other tools.
+//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other
+//! tools.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -185,7 +186,8 @@ fn read_rows<L: DeserializeOwned + Into<Line>>(
     }
 }
 
-/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
+/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are
+/// passed over.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it;

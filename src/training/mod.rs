@@ -1,4 +1,5 @@
-//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that runs them.
+//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that
+//! runs them.
 //!
 //! | file | one thought |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`variants`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
-//! | [`augment`] | cheap random changes to audio |
-//! | [`ctc`] | alignment against the language model's own embedding table |
+//! | [`augment`] | cheap random changes to audio and features |
+//! | [`feature_cache`] | features of the frozen encoder on disk |
+//! | [`ctc`] | which tokens the CTC head can hear |
 //! | [`stage`] | what learns in a stage, and its loss |
 //! | [`schedule`] | learning rate over a stage |
 //! | [`checkpoint`] | what an exact resume needs |
@@ -31,6 +33,7 @@ mod error;
 pub mod evaluate;
 pub mod events;
 pub mod example;
+pub mod feature_cache;
 pub mod log;
 pub mod manifest;
 pub mod networks;

@@ -1,8 +1,9 @@
-//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows with
-//! several targets make.
+//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows
+//! with several targets make.
 //!
-//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the task's
-//! file. Prompts with places are kept as they are and filled when one is drawn, so that a million samples share them.
+//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the
+//! task's file. Prompts with places are kept as they are and filled when one is drawn, so that a million
+//! samples share them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +13,10 @@ use super::example::Example;
 use crate::nn::random::SplitMix;
 use crate::scoring::Metric;
 use crate::text::tasks::TASK_SEPARATOR;
+pub(super) use crate::text::tasks::TRANSCRIPT;
 use crate::text::{JointLayout, Task, TaskMetric, TaskTable, TemplateVariables, TextError};
 use crate::training::config::TrainingConfig;
 
-/// The task of transcripts.
-pub(super) const TRANSCRIPT: &str = "asr";
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
 
@@ -220,7 +220,8 @@ impl TaskCatalog {
         let template = match &at_hand.task {
             Some(task) => {
                 let mut variables = Arc::clone(&example.variables);
-                // Given labels are those of the one task that takes some; the layout has checked that there is one.
+                // Given labels are those of the one task that takes some; the layout has checked that there
+                // is one.
                 if tasks > 1 && variables.labels.is_some() && !task.answer.format.takes_labels() {
                     Arc::make_mut(&mut variables).labels = None;
                 }
@@ -237,9 +238,9 @@ impl TaskCatalog {
     }
 }
 
-/// Turns rows that carry several targets into examples: one for each target, and for the share `compound_share` of
-/// them, drawn by seed and id, a compound one of the transcript and another target (of two targets where there is no
-/// transcript). Other examples pass as they are.
+/// Turns rows that carry several targets into examples: one for each target, and for the share
+/// `compound_share` of them, drawn by seed and id, a compound one of the transcript and another target (of
+/// two targets where there is no transcript). Other examples pass as they are.
 ///
 /// # Errors
 /// [`TrainingError::Settings`] when a row gives labels and not exactly one of its targets is made of labels.

@@ -21,6 +21,8 @@ use crate::scoring::Metric;
 use crate::testing::TinyModels;
 use crate::training::config::{Decay, StageConfig, StageKind, TrainingConfig};
 
+mod aligned;
+
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
 fn clip(at: usize) -> Vec<f32> {
@@ -214,7 +216,7 @@ fn what_learns_in_each_stage_is_listed() {
     let names = |kind| {
         let (mut learned, stage) = (fresh(), stage(kind, 1));
         let work =
-            stage::StageRunner::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
+            stage::StageRunner::begin(&place.networks, &config, &stage, &mut learned, &[1, 2], None).unwrap();
         work.parameters(&learned)
             .into_iter()
             .map(|parameter| parameter.name)

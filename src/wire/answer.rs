@@ -56,6 +56,8 @@ pub enum Flag {
     AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
+    /// The transcript does not agree with the sound: the CTC head finds it unlikely.
+    Unsupported,
     /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
     NoSpeech,
     /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.
@@ -119,14 +121,13 @@ pub struct Answer {
 }
 
 /// Whether a field has nothing to say.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(seconds: &f64) -> bool {
     *seconds == 0.0
 }
 
 impl Answer {
-    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash is
-    /// recognisable.
+    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash
+    /// is recognisable.
     pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
         match kind {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),

@@ -1,4 +1,5 @@
-//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could answer.
+//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could
+//! answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use super::{OutgoingRecord, number};
 /// `ce_type` of every event.
 pub const EVENT_TYPE: &str = "speechverse.event.v1";
 
-/// An event: what, about which run, version or partition, when.
+/// An event: what, about which run, version, order or partition, when.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Event {
-    /// Run, adapter version, or partition (`topic/number`); the record's key.
+    /// Run, adapter version, order, or partition (`topic/number`); the record's key.
     pub id: String,
     /// When it happened.
     pub time: Timestamp,
@@ -102,7 +103,7 @@ pub enum EventKind {
         /// Why: promoted, ordered, rolled back.
         reason: String,
     },
-    /// An order was obeyed that changes nothing that is visible otherwise.
+    /// An order was obeyed. What it led to has events of its own: a cycle, another adapter.
     CommandObeyed {
         /// Name of the command.
         command: String,
@@ -134,6 +135,13 @@ pub enum EventKind {
         /// Name of the command.
         command: String,
         /// Why.
+        reason: String,
+    },
+    /// An order came too late to be obeyed.
+    CommandExpired {
+        /// Name of the command.
+        command: String,
+        /// How late it is.
         reason: String,
     },
 }

@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::envelope::open;
 use super::headers::Headers;
-use super::request::{Instructions, RequestLimits, asked, id, labels, name, open};
+use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
 
 /// What a record of the label topic teaches.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,8 +90,8 @@ impl Label {
             )),
             (true, Some(subject)) => Ok(Self::Correction(Correction {
                 subject,
-                subject_source: name(headers, "ce_subjectsource", limits)?,
-                source: name(headers, "ce_source", limits)?,
+                subject_source: source(headers, "ce_subjectsource")?,
+                source: source(headers, "ce_source")?,
                 target,
             })),
             (true, None) => Err(wrong(
@@ -102,7 +103,7 @@ impl Label {
                 let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
                 asked.check_target(&target).map_err(|reason| wrong(&reason))?;
                 Ok(Self::Sample(LabelledAudio {
-                    source: name(headers, "ce_source", limits)?,
+                    source: source(headers, "ce_source")?,
                     id: id(headers, record, limits)?,
                     instruction: asked.instruction,
                     task,

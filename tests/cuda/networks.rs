@@ -259,6 +259,7 @@ fn a_constrained_answer_is_the_cpu_s_and_one_of_the_list() {
                     options: DecodeOptions::greedy(24),
                     grammar: grammar.clone(),
                     lora: None,
+                    joint: None,
                 })
                 .collect();
             let vocabulary = model.tokenizer().vocab_size();

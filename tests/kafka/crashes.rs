@@ -25,8 +25,8 @@ impl Drop for Mortal {
     }
 }
 
-/// Processes with work that finishes out of order are killed in the middle of it, one after another: what they had not
-/// finished is read by the next, and after a clean end nothing is read again.
+/// Processes with work that finishes out of order are killed in the middle of it, one after another: what
+/// they had not finished is read by the next, and after a clean end nothing is read again.
 pub(super) async fn crashes(bench: &Bench) {
     const COUNT: u64 = 600;
     bench.publish(0..COUNT).await;

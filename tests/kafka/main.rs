@@ -1,5 +1,8 @@
-//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always, on
-//! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start it.
+//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
+//! on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test`
+//! start it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,9 +161,26 @@ async fn topics(bench: &Bench) {
     let cluster = admin::broker_metadata(&bench.config, STEP).await.unwrap();
 
     assert!(again.is_empty(), "{again:?}");
-    for (_, name) in bench.config.topics.all() {
-        assert_eq!(cluster.topic(name).unwrap().partitions, 3, "{name}");
+    for (setting, name) in bench.config.topics.all() {
+        let expected = if setting == "control" { 1 } else { 3 };
+        assert_eq!(cluster.topic(name).unwrap().partitions, expected, "{name}");
     }
+    let mut several = bench.config.clone();
+    several.topics.control = bench.config.topics.requests.clone();
+    several.topics.requests = format!("{}.of-their-own", bench.config.topics.requests);
+    let refused = admin::ensure_topics(&several, STEP)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("has 3 partitions") && refused.contains("--delete --topic"),
+        "{refused}"
+    );
+    let control = &bench.config.topics.control;
+    let end = || admin::end_of(&bench.config, control, 0, STEP);
+    assert_eq!(end().await.unwrap(), 0);
+    bench.sink().send(outgoing(control, 0)).await.unwrap();
+    assert_eq!(end().await.unwrap(), 1);
     let missing = Reader::open(&bench.config, "no.such.topic.here", ReadFrom::End, STEP).await;
     assert!(missing.is_err());
 }
@@ -236,7 +256,8 @@ async fn too_large_for_the_topic(bench: &Bench) {
     sink.send(outgoing(&topic, 1)).await.unwrap();
 }
 
-/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing repeated.
+/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing
+/// repeated.
 async fn members(bench: &Bench) {
     const COUNT: u64 = 900;
     let finished = Arc::new(Finished::default());

@@ -2,6 +2,8 @@
 //!
 //! One process of its own: the recorder of metrics and the export of traces are there once for a process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../system/harness.rs"]
 #[expect(
     dead_code,

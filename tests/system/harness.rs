@@ -244,10 +244,19 @@ impl Client {
 
     /// The first event from here on that `wanted` accepts.
     pub(crate) async fn event(&mut self, wanted: impl Fn(&EventKind) -> bool) -> Event {
+        self.next_event(|event| wanted(&event.what)).await
+    }
+
+    /// The first event from here on that is about `id`.
+    pub(crate) async fn event_of(&mut self, id: &str) -> Event {
+        self.next_event(|event| event.id == id).await
+    }
+
+    async fn next_event(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
         loop {
             let record = next(&mut self.events, "an event").await;
             let event: Event = serde_json::from_slice(&record.value.expect("an event has a value")).unwrap();
-            if wanted(&event.what) {
+            if wanted(&event) {
                 return event;
             }
         }

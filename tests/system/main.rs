@@ -1,4 +1,7 @@
-//! The whole system: audio in on a topic, an answer out on another, on tiny random models and the embedded broker.
+//! The whole system: audio in on a topic, an answer out on another, on tiny random models and the embedded
+//! broker.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
 mod harness;

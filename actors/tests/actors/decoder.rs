@@ -180,6 +180,7 @@ impl Harness {
         let switch = failure.clone();
         let args = DecoderArgs {
             config,
+            default_instruction: "Transcribe the speech.".into(),
             build: Arc::new(move || {
                 let llm = FailingModel {
                     llm: Llama::open(&folder, Device::Cpu, Kind::Float)?,

@@ -275,6 +275,33 @@ async fn a_broken_stream_is_refused_chunk_by_chunk_and_a_whole_one_answers_for_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
+    let harness = Harness::new(probe(), probe()).await;
+    let half = || pcm(800, 0.25);
+    for (number, sequence, last) in [(0, 0, false), (0, 0, false), (1, 1, true), (1, 1, true)] {
+        let headers = vec![
+            header("ce_session", "twice"),
+            header("ce_sequence", u64::to_string(&sequence)),
+            header("ce_final", bool::to_string(&last)),
+        ];
+        harness.request(number, half(), headers).await;
+        harness.hand_on().await;
+    }
+
+    let utterance = harness.utterance().await;
+
+    assert_eq!(utterance.samples.len(), 1_600);
+    assert_eq!(utterance.context.record.record_offset.offset, 2);
+    // What is left is the stream's own two records; both repeats are finished.
+    until("the repeats are released", || {
+        harness.requests.tracker.unfinished() == 2
+    })
+    .await;
+    assert!(is_silent(&harness.letters).await);
+    assert!(is_silent(&harness.utterances).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_ingest_held_when_it_died_is_handed_back_and_its_successor_reads_on() {
     let harness = Harness::new(busy_probe(), probe()).await;
     for number in 0..4 {

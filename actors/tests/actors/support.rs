@@ -90,7 +90,8 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that it refused.
+/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that
+/// it refused.
 pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> (usize, M)
 where
     A: Actor + Message<M>,
@@ -302,9 +303,17 @@ impl Kafka {
 
     /// Joins the group that reads `topic`.
     pub(crate) fn feed(&self, topic: &str) -> Feed {
+        self.feed_as(&self.config.group_id, topic)
+    }
+
+    /// Joins a group of another name.
+    pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
         let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
-            kafka: self.config.clone(),
+            kafka: KafkaConfig {
+                group_id: group_id.to_owned(),
+                ..self.config.clone()
+            },
             topics: vec![topic.to_owned()],
             monitor: ConnectionMonitor::default(),
         };

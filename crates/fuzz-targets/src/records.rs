@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use speechverse::audio::{self, AudioLimits};
 use speechverse::text::{ChatMessage, ChatTemplate, ResolvedPrompt, TemplateVariables, TextError};
-use speechverse::wire::control::Command;
+use speechverse::wire::control::Order;
 use speechverse::wire::headers::Headers;
 use speechverse::wire::label::Label;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
@@ -85,7 +85,7 @@ pub(crate) fn record(data: &[u8]) -> bool {
     let limits = RequestLimits::default();
     let request = Request::parse(&record, &limits, &Plain).is_ok();
     let label = Label::parse(&record, &limits, &Plain).is_ok();
-    let command = Command::parse(&record).is_ok();
+    let command = Order::parse(&record).is_ok();
     let _ = TraceContext::of(Headers::new(&record.headers), &record.record_offset);
     request || label || command
 }

@@ -5,6 +5,8 @@
 //! failed is written to a file that the message names (an allocation beyond the limit ends the process at
 //! once: then it is `/dev/shm/fuzz-input-*`); `fuzz/README.md` says how to run it again.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};

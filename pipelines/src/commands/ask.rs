@@ -13,6 +13,7 @@ use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
+use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::{audio_flags, flags};
@@ -57,6 +58,8 @@ struct Order {
     asked: ResolvedPrompt,
     /// What the answer is constrained to.
     grammar: Option<OutputGrammar>,
+    /// Whether it is a transcript that is asked for.
+    verbatim: bool,
 }
 
 impl Order {
@@ -77,6 +80,10 @@ impl Order {
         };
         Ok(Self {
             task: args.task.clone(),
+            verbatim: match &args.task {
+                Some(task) => task == TRANSCRIPT,
+                None => asked.instruction == settings.service.default_instruction,
+            },
             grammar: asked.constrained(args.constrain.unwrap_or(labels.is_some())),
             asked,
         })
@@ -135,6 +142,7 @@ impl Respondent {
         samples: &[f32],
         instruction: &str,
         grammar: Option<&OutputGrammar>,
+        verbatim: bool,
     ) -> anyhow::Result<Timed> {
         let features = self.features(samples)?;
         let encoded = Instant::now();
@@ -146,6 +154,7 @@ impl Respondent {
             instruction: instruction.to_owned(),
             grammar: grammar.cloned(),
             tokens_max: None,
+            verbatim,
         });
         let mut prefilled = None;
         while self.engine.has_unfinished() {
@@ -182,11 +191,11 @@ impl Respondent {
             &waveform.samples,
             &order.asked.instruction,
             order.grammar.as_ref(),
+            order.verbatim,
         )?;
-        let mut flags = flags(&generation, &text, self.settings.decoder.low_confidence_below);
-        let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        let long_pause = has_long_pause(&waveform.samples);
-        flags.extend(audio_flags(&waveform.damage, no_speech, long_pause));
+        let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
+        let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
+        flags.extend(audio_flags(&waveform.damage, has_long_pause(&waveform.samples)));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -227,11 +236,12 @@ impl Respondent {
         let model = self.engine.generator().model();
         let learned = Learned::frozen(&self.adapter, model.llm(), tch::Device::Cpu)?;
         let adapted = learned.adapter.forward(&features.unsqueeze(0), &frames)?;
+        let adapted = learned.adapter.positions(&adapted)?;
         let prompt = model
             .prompts(&learned.adapter, &features.unsqueeze(0), &frames, &[instruction])?
             .swap_remove(0); // [L, H]
         let logits = model.llm().prompt_logits(&prompt, learned.lora.as_ref())?;
-        let text = self.generate(samples, instruction, None)?.text;
+        let text = self.generate(samples, instruction, None, true)?.text;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
         let tensors = [("features", features), ("adapted", positions), ("logits", logits)];
         Ok((

@@ -1,4 +1,5 @@
-//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over its topics.
+//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over
+//! its topics.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
@@ -16,7 +17,7 @@ use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
 use speechverse::wire::answer::{Answer, AnswerKind};
-use speechverse::wire::control::Command;
+use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse::wire::headers::Headers;
@@ -549,8 +550,9 @@ pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
         };
         let sink = Sink::new(&config).context("Kafka producer")?;
         let run = fresh_id(0);
-        let order = Command::Retrain {
+        let order = Order {
             id: Some(run.clone()),
+            command: Command::Retrain,
         };
         send(
             &sink,
@@ -602,6 +604,9 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
             }
             EventKind::CommandRefused { reason, .. } => {
                 return Err(anyhow::anyhow!("the order was refused: {reason}").into());
+            }
+            EventKind::CommandExpired { reason, .. } => {
+                return Err(anyhow::anyhow!("the order came too late: {reason}").into());
             }
             _ => {}
         }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use speechverse::config::Settings;
 use speechverse::kafka::admin::broker_metadata;
+use speechverse::kafka::check_properties;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability, load_cuda};
 use speechverse::text::TaskTable;
+use speechverse::weights::{Checkpoint, check_folder};
 
 use super::{Failure, runtime};
 use crate::adapters;
@@ -15,6 +17,7 @@ use crate::output::{self, OutputError};
 
 pub(super) fn check_config(args: &SettingsFile) -> Result<(), Failure> {
     let settings = Settings::load(&args.config).map_err(Failure::usage)?;
+    check_properties(&settings.kafka).map_err(Failure::usage)?;
     TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
     output::line(settings.to_toml().trim_end())?;
     Ok(())
@@ -90,6 +93,9 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
         Ok((_, loaded)) => report.good("adapter", &loaded.manifest.version),
         Err(error) => report.bad("adapter", format!("{error:#}")),
     }
+    if let Err(error) = check_properties(&settings.kafka) {
+        report.bad("kafka properties", error);
+    }
     if settings.kafka.embedded {
         report.note("broker", "the embedded one, started by `serve`");
     } else {
@@ -118,7 +124,8 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
 }
 
 fn check_model(report: &mut Report, role: &str, folder: &Path) {
-    match speechverse::weights::Checkpoint::open(folder) {
+    let needs_tokenizer = role == "language model";
+    match check_folder(folder, needs_tokenizer).and_then(|()| Checkpoint::open(folder)) {
         Ok(checkpoint) => report.good(
             role,
             format!("{}, {} tensors", folder.display(), checkpoint.tensors().count()),

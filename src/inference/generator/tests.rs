@@ -74,6 +74,7 @@ fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
         instruction: "Say it.".to_owned(),
         grammar: None,
         tokens_max: None,
+        verbatim: false,
     }
 }
 
@@ -96,6 +97,42 @@ fn ask(bench: &mut Bench, questions: &[(usize, AdapterSnapshot)]) -> BTreeMap<us
         }
     }
     answers
+}
+
+#[test]
+fn a_long_instruction_and_long_audio_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 1, DecodeOptions::greedy(4));
+    let version = bench.versions[0].clone();
+    let mut refusal = |frames: i64, instruction: &str| {
+        let request = GenerateRequest {
+            input: Input::Features {
+                features: Tensor::zeros([frames, 32], (tch::Kind::Float, Device::Cpu)),
+                adapter: version.clone(),
+            },
+            instruction: instruction.to_owned(),
+            grammar: None,
+            tokens_max: None,
+            verbatim: false,
+        };
+        bench.generator.prompt(&request).unwrap_err()
+    };
+
+    let long = refusal(20, &"Say it. ".repeat(400));
+    let audio = refusal(8_000, "Say it.");
+    let both = refusal(8_000, &"Say it. ".repeat(400));
+
+    let InferenceError::Model(ModelError::InstructionTooLong { tokens, tokens_max }) = long else {
+        panic!("{long}")
+    };
+    assert!(
+        tokens > 400 && (32..200).contains(&tokens_max),
+        "{tokens} {tokens_max}"
+    );
+    for error in [audio, both] {
+        let is_audio = matches!(&error, InferenceError::Model(ModelError::TooManyPositions { .. }));
+        assert!(is_audio, "{error}");
+    }
 }
 
 #[test]

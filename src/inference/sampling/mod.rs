@@ -3,17 +3,20 @@
 //! | file | contents |
 //! |---|---|
 //! | `beam` | beam search, equal to the transformers library's |
+//! | [`JointCtc`] | the CTC head's prefix scores beside the language model's |
 //! | `sample` | temperature, top-k, top-p, seeded draws |
 //! | [`repeated_tail`] | answers caught in a loop; repetition penalties |
 //!
 //! Log-probabilities are always those of the full distribution, whatever the temperature, penalty or grammar.
 
 pub(super) mod beam;
+mod joint;
 mod repetition;
 pub(super) mod sample;
 
 use tch::{Kind, Tensor};
 
+pub use joint::JointCtc;
 pub use repetition::repeated_tail;
 
 use super::grammar::{Allowed, CompiledGrammar, GrammarState};
@@ -28,6 +31,9 @@ pub(super) struct Rules<'r> {
     pub(super) vocabulary: i64,
     pub(super) options: &'r DecodeOptions,
     pub(super) grammar: Option<&'r CompiledGrammar>,
+    /// Scores tokens by sound, where an answer says what is heard.
+    pub(super) joint: Option<&'r JointCtc>,
+    pub(super) end_ids: &'r [i64],
     /// Most tokens of the answer, as its slot has positions for.
     pub(super) tokens_max: usize,
 }
@@ -61,6 +67,13 @@ fn restrict(
     state: Option<&GrammarState>,
     ids: &[i64],
 ) -> Result<Tensor, ModelError> {
+    if let (Some(joint), None) = (rules.joint, rules.grammar) {
+        let log_probs = logits
+            .f_log_softmax(0, Kind::Float)?
+            .f_narrow(0, 0, rules.vocabulary)?;
+        let joint = joint.rescore(&log_probs, ids, rules.end_ids)?;
+        return forbid(&joint, &repeating(ids, rules.options.no_repeat_ngram_size));
+    }
     let logits = logits.f_narrow(0, 0, rules.vocabulary)?;
     let (Some(state), Some(grammar)) = (state, rules.grammar) else {
         let mut logits = logits;
@@ -115,7 +128,7 @@ pub(super) fn continuations(
     let log_probs = logits.f_log_softmax(-1, Kind::Float)?; // [beams, V]
     let so_far: Vec<f32> = beams.live().iter().map(|found| found.score).collect();
     let so_far = Tensor::f_from_slice(&so_far)?.f_to_device(logits.device())?;
-    let possible = if rules.grammar.is_none() && !penalises(rules.options) {
+    let possible = if rules.grammar.is_none() && rules.joint.is_none() && !penalises(rules.options) {
         log_probs.f_narrow(1, 0, vocabulary)?
     } else {
         let mut rows = Vec::with_capacity(beams.live().len());

@@ -33,6 +33,7 @@ fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Pro
         options,
         grammar: None,
         lora: None,
+        joint: None,
     }
 }
 

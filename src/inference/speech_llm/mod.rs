@@ -20,6 +20,7 @@ use crate::models::{LanguageModel, ModelError, open_language_model};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraSet;
 use crate::text::{GrammarPiece, OutputGrammar, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
+use crate::weights::check_folder;
 
 /// The learned part: what an adapter version holds, as tensors of one device thread.
 #[derive(Debug)]
@@ -42,8 +43,10 @@ impl Learned {
     ) -> Result<Self, ModelError> {
         let dtype = llm.embedding_table().kind();
         let lora = snapshot.lora();
+        let mut adapter = SpeechAdapter::from_snapshot(snapshot, device, false)?;
+        adapter.bind(&llm.embedding_table())?;
         Ok(Self {
-            adapter: SpeechAdapter::from_snapshot(snapshot, device, false)?,
+            adapter,
             lora: lora
                 .map(|lora| lora.to_set(&llm.lora_sites(), dtype, device))
                 .transpose()?,
@@ -116,6 +119,7 @@ impl SpeechLlm {
     /// # Errors
     /// [`InferenceError`] when a file is missing or does not fit.
     pub fn open(folder: &Path, system: Option<&str>, placement: &Placement) -> Result<Self, InferenceError> {
+        check_folder(folder, true).map_err(ModelError::from)?;
         let llm = open_language_model(folder, placement)?;
         let tokenizer = Tokenizer::open(folder)?;
         let layout = PromptLayout::open(folder, &tokenizer, system)?;
@@ -147,6 +151,19 @@ impl SpeechLlm {
         Ok(ids)
     }
 
+    /// The tokens of what is said, as they look inside running text; none where nothing is said. The CTC
+    /// head's targets, and those of a transcript, so that a position lies near the token that is to be
+    /// written.
+    ///
+    /// # Errors
+    /// [`TextError`] when the tokenizer refuses the text.
+    pub fn spoken_ids(&self, transcript: &str) -> Result<Vec<i64>, TextError> {
+        match transcript.trim() {
+            "" => Ok(Vec::new()),
+            said => self.tokenizer.encode_plain(&format!(" {said}")),
+        }
+    }
+
     /// Prompts of a batch, ready for the language model and differentiable in the adapter.
     ///
     /// # Shapes
@@ -162,7 +179,7 @@ impl SpeechLlm {
         lengths: &[i64],
         instructions: &[&str],
     ) -> Result<Vec<Tensor>, InferenceError> {
-        let adapted = adapter.forward(features, lengths)?;
+        let adapted = adapter.positions(&adapter.forward(features, lengths)?)?;
         self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
     }
 

@@ -138,8 +138,8 @@ impl SourceContext {
 
     /// Asks the broker to take the positions that have moved, without waiting.
     ///
-    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never sets), so
-    /// the statistics confirm it, and what they do not confirm is sent again.
+    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never
+    /// sets), so the statistics confirm it, and what they do not confirm is sent again.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         let mut sent = locked(&self.commits_sent);
         let mut positions = self.tracker.positions();
@@ -162,11 +162,11 @@ impl SourceContext {
         );
     }
 
-    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out anew and
-    /// takes no offsets until it has; ask again, polling in between.
+    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out
+    /// anew and takes no offsets until it has; ask again, polling in between.
     ///
-    /// A member that has joined the next generation, and does not know its number yet, commits under the old one:
-    /// librdkafka lets it, and the broker refuses (librdkafka issue 4059).
+    /// A member that has joined the next generation, and does not know its number yet, commits under the old
+    /// one: librdkafka lets it, and the broker refuses (librdkafka issue 4059).
     pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
         if positions.is_empty() {
             return true;
@@ -220,11 +220,15 @@ impl SourceContext {
         for partition in &partitions {
             metrics::consumer_lag(&partition.topic, partition.partition, None);
         }
-        info!(partitions = %names(&partitions), lost, unfinished, "partitions revoked");
+        let partitions = names(&partitions);
+        match self.monitor.in_outage() {
+            true => debug!(partitions, lost, unfinished, "partitions revoked"), // the outage is said already
+            false => info!(partitions, lost, unfinished, "partitions revoked"),
+        }
     }
 
-    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told their partitions, and a
-    /// revocation cannot be polled through.
+    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told
+    /// their partitions, and a revocation cannot be polled through.
     fn commit_last(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
         let deadline = Instant::now() + LAST_COMMIT_MAX;
         loop {
@@ -269,7 +273,8 @@ impl SourceContext {
         }
     }
 
-    /// Records of a partition that are not finished; `None` where the log's end or our place in it is not known.
+    /// Records of a partition that are not finished; `None` where the log's end or our place in it is not
+    /// known.
     fn lag(&self, partition: &TopicPartition, found: &Partition) -> Option<i64> {
         // -1 and -1001 mean "not known yet".
         let known = |offsets: [i64; 3]| offsets.into_iter().find(|offset| *offset >= 0);

@@ -141,8 +141,8 @@ impl Reading {
         }
     }
 
-    /// Takes note of what is read, and so of what was skipped. The first record of an assignment is measured by the
-    /// group's offset: what lies between was deleted while nobody read.
+    /// Takes note of what is read, and so of what was skipped. The first record of an assignment is measured
+    /// by the group's offset: what lies between was deleted while nobody read.
     fn note(&self, partition: &TopicPartition, offset: i64) {
         let mut unread = self.context().unread();
         if offset > 0 && unread.is_new(partition) {

@@ -1,8 +1,9 @@
-//! Records that retention deletes before they are read: where reading skipped, and what the log's start says of it.
+//! Records that retention deletes before they are read: where reading skipped, and what the log's start says
+//! of it.
 //!
-//! A gap between two records that were read need not be a loss: transaction markers, aborted and compacted records
-//! leave gaps too. Only what lies before the start of the log is gone. librdkafka tells of that start with every answer
-//! to a fetch, so a gap is judged by the statistics that follow it.
+//! A gap between two records that were read need not be a loss: transaction markers, aborted and compacted
+//! records leave gaps too. Only what lies before the start of the log is gone. librdkafka tells of that start
+//! with every answer to a fetch, so a gap is judged by the statistics that follow it.
 
 use std::collections::HashMap;
 
@@ -61,7 +62,8 @@ impl Unread {
         }
     }
 
-    /// Judges what was not read of `partition` by the start of its log; `drained`: everything fetched is handed out.
+    /// Judges what was not read of `partition` by the start of its log; `drained`: everything fetched is
+    /// handed out.
     pub(super) fn look(
         &mut self,
         partition: &TopicPartition,

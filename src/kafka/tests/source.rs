@@ -165,7 +165,8 @@ async fn too_many_bytes_in_flight_pause_the_source() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
-    // Under the classic protocol the mock, unlike Apache Kafka, takes no offsets while members join; `tests/kafka` has that case.
+    // Under the classic protocol the mock, unlike Apache Kafka, takes no offsets while members join;
+    // `tests/kafka` has that case.
     let mut cluster = Cluster::quick(4);
     cluster.config.revoke_wait_ms_max = 5_000;
     cluster.publish(40).await;

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
-/// Lag by topic and partition. The recorder cannot take a series back, and a lag that is not known must be absent.
+/// Lag by topic and partition. The recorder cannot take a series back, and a lag that is not known must be
+/// absent.
 static LAG: Mutex<BTreeMap<(String, i32), i64>> = Mutex::new(BTreeMap::new());
 
 pub(super) fn describe() {

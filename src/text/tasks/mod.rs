@@ -21,6 +21,8 @@ pub use template::{LABEL_NAMES, LABELS, TemplateVariables};
 
 /// Between the names of tasks that are asked at once (joint decoding): `asr,intent`.
 pub const TASK_SEPARATOR: char = ',';
+/// The task of transcripts: the words that are said, and nothing else.
+pub const TRANSCRIPT: &str = "asr";
 
 /// How answers of a task are scored.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,7 @@ use crate::inference::{DecodeOptions, EngineConfig};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
+use crate::training::batch::load_clip;
 use crate::training::checkpoint::{self, Best};
 use crate::training::config::{StageConfig, StageKind};
 use crate::training::evaluate::{EvaluateOptions, TaskScore, evaluate};
@@ -48,6 +49,8 @@ impl Engine<'_> {
         let start = Instant::now();
         let _guard = tch::no_grad_guard();
         let rows_max = self.config.validation.batch_rows;
+        // What is cached is one pass of the encoder; other long clips are cut into windows.
+        let samples_max = (self.networks.encoder.info().max_samples).filter(|_| work.features().is_some());
         let mut order: Vec<&Sample> = valid.iter().collect();
         order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
         let (mut total, mut clips_scored) = (0.0, 0usize);
@@ -56,19 +59,23 @@ impl Engine<'_> {
             let mut rows = Vec::with_capacity(chunk.len());
             let mut clips = Vec::with_capacity(chunk.len());
             for sample in chunk {
-                match sample.example.audio.load() {
+                let mut unused = SplitMix::new(&[]);
+                let features = work.features();
+                match load_clip(&sample.example, samples_max, None, features, &mut unused) {
                     Ok(clip) => {
                         rows.push(*sample);
                         clips.push(clip);
                     }
-                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
+                    Err(reason) => {
+                        tracing::warn!(id = sample.example.id, reason, "left a validation clip out");
+                    }
                 }
             }
             if rows.is_empty() {
                 continue;
             }
             let instructions: Vec<String> = rows.iter().map(|sample| sample.variants.first()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
+            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions, None)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
                 total += found.loss.double_value(&[]) * weight;

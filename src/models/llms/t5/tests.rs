@@ -538,7 +538,7 @@ fn flan_t5_xl_has_the_papers_parameters_and_its_lora_the_papers_trainable_ones()
         let settings = AdapterSettings {
             mix,
             strides: Some(strides.to_vec()),
-            kernel: 3,
+            ..AdapterSettings::default()
         };
         let encoder = EncoderInfo {
             layers: 24,
