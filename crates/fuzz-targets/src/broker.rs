@@ -9,8 +9,10 @@ use std::time::Duration;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use tokio::runtime::Runtime;
 
-/// Longest that the broker may take to answer or to hang up.
+/// Longest that the broker may take to answer a greeting.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest that is waited for the answer to a changed request.
+const WAIT_MAX: Duration = Duration::from_millis(300);
 /// The name of the broker's threads: other targets may run beside it, with panics that they catch.
 const THREAD: &str = "fuzz-broker";
 /// Most bytes of answers that are read.
@@ -57,31 +59,37 @@ static BROKER: LazyLock<Running> = LazyLock::new(|| {
 });
 
 /// Sends the bytes as one frame, then once more as they are: lengths that lie are for the broker to notice.
+/// Tells whether anything was answered; a request may wait for news longer than this does.
 ///
 /// # Panics
-/// When a task of the broker panicked, or it does not answer or hang up in time.
+/// When a task of the broker panicked, or it answers no other client any more.
 pub(crate) fn frame(data: &[u8]) -> bool {
-    let address = BROKER.address;
     let before = PANICS.load(Ordering::SeqCst);
     let length = i32::try_from(data.len()).unwrap_or(i32::MAX).to_be_bytes();
-    let mut stream = TcpStream::connect(address).expect("the broker accepts connections");
-    stream.set_read_timeout(Some(ANSWER_WAIT_MAX)).expect("a timeout");
-    // The broker may hang up in the middle.
-    let _ = stream
-        .write_all(&[&length[..], data, data].concat())
-        .and_then(|()| stream.shutdown(Shutdown::Write));
-    let mut answers = Vec::new();
-    if let Err(error) = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answers) {
-        assert_ne!(
-            error.kind(),
-            std::io::ErrorKind::WouldBlock,
-            "the broker neither answers nor hangs up"
-        );
-    }
+    let answered = !talk(&[&length[..], data, data].concat(), WAIT_MAX).is_empty();
     assert_eq!(
         PANICS.load(Ordering::SeqCst),
         before,
         "a task of the broker panicked"
     );
-    !answers.is_empty()
+    // ApiVersions, version 0, without a client's name.
+    let greeting = [0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff];
+    assert!(
+        !talk(&greeting, ANSWER_WAIT_MAX).is_empty(),
+        "the broker answers nobody any more"
+    );
+    answered
+}
+
+/// What the broker answers on a connection of its own, until it hangs up or nothing comes for so long.
+fn talk(bytes: &[u8], wait: Duration) -> Vec<u8> {
+    let mut stream = TcpStream::connect(BROKER.address).expect("the broker accepts connections");
+    stream.set_read_timeout(Some(wait)).expect("a timeout");
+    // The broker may hang up in the middle.
+    let _ = stream
+        .write_all(bytes)
+        .and_then(|()| stream.shutdown(Shutdown::Write));
+    let mut answers = Vec::new();
+    let _ = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answers);
+    answers
 }

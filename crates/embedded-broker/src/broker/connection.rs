@@ -3,12 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::handlers::{Client, answer, answer_unknown_api_versions};
@@ -74,12 +75,20 @@ async fn converse(broker: &Shared, stream: TcpStream, peer: SocketAddr) -> Resul
     Ok(())
 }
 
-/// Returns when the client has closed its end; never while it has something to say.
+/// Returns when the client has closed its end, also behind a next request that waits its turn.
 async fn hung_up(reader: &mut OwnedReadHalf) {
+    /// Between two looks at a connection with something in it: its readiness says no more than that.
+    const LOOK_EVERY: Duration = Duration::from_millis(250);
     let mut byte = [0];
-    match reader.peek(&mut byte).await {
-        Ok(0) | Err(_) => {}
-        Ok(_) => std::future::pending().await, // its next request waits its turn
+    if matches!(reader.peek(&mut byte).await, Ok(0) | Err(_)) {
+        return;
+    }
+    loop {
+        sleep(LOOK_EVERY).await;
+        match reader.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {}
+            _ => return,
+        }
     }
 }
 

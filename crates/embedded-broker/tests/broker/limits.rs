@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use embedded_broker::{BrokerConfig, BrokerError, EmbeddedBroker};
-use kafka_protocol::messages::{ApiVersionsRequest, MetadataRequest};
+use kafka_protocol::messages::{ApiVersionsRequest, FetchRequest, MetadataRequest};
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureRecord;
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::raw::RawClient;
+use crate::raw::{RawClient, request_frame};
 use crate::support::{Kind, STEP, Target, blocking, eventually, run};
 
 fn target(broker: &EmbeddedBroker) -> Target {
@@ -136,6 +136,36 @@ fn one_connection_too_many_is_closed_until_another_leaves() {
 
         second.ask(&greeting, 0).await?;
         Ok(())
+    });
+}
+
+#[test]
+fn a_client_that_hangs_up_behind_a_waiting_request_frees_its_place() {
+    run(async {
+        let config = BrokerConfig {
+            connections_max: 1,
+            ..BrokerConfig::default()
+        };
+        let broker = EmbeddedBroker::start(config).await?;
+        let waiting = FetchRequest::default()
+            .with_max_wait_ms(i32::MAX)
+            .with_min_bytes(1);
+        let greeting = request_frame(&ApiVersionsRequest::default(), 0)?;
+        let mut client = RawClient::connect(broker.address()).await?;
+        client
+            .send(&[request_frame(&waiting, 11)?, greeting].concat())
+            .await?;
+        tokio::time::sleep(Duration::from_millis(100)).await; // the broker waits for news by now
+        drop(client);
+
+        let started = std::time::Instant::now();
+        loop {
+            let mut again = RawClient::connect(broker.address()).await?;
+            if again.ask(&ApiVersionsRequest::default(), 0).await.is_ok() {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < STEP, "its place is still taken");
+        }
     });
 }
 
