@@ -20,6 +20,9 @@ const CANCELLED_SHARE_MAX: f64 = 0.25;
 /// which the other is more than about 9 dB down.
 const GAIN_MIN: f64 = 1.8;
 
+/// Of so many frames one is measured: power needs no more, and the measure costs a fifth.
+pub(super) const MEASURED_EVERY: usize = 5;
+
 /// Measures how much of its channels' power the mean keeps, in pieces of a quarter of a second. A constant part (DC)
 /// of a piece does not count.
 pub(super) struct ChannelMeter {
@@ -39,7 +42,7 @@ impl ChannelMeter {
             piece: vec![(0.0, 0.0); usize::from(channels)],
             mean: (0.0, 0.0),
             piece_frames: 0,
-            piece_frames_max: u64::from(rate_hz / 4).max(1),
+            piece_frames_max: (u64::from(rate_hz) / 4 / MEASURED_EVERY as u64).max(1),
             power: vec![0.0; usize::from(channels)],
             cancelled: 0.0,
         }
