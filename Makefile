@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY GOMP_SPINCOUNT CARGO MODELS
 BINARY = $(CARGO_TARGET_DIR)/release/speechverse
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build models demo test lint fmt doc deny clean
+.PHONY: help tools setup build models demo test lint fmt doc deny bench fuzz clean
 
 help: ## this list
 	@echo "make demo    first of all: sets everything up and shows the pipeline at work"
@@ -53,6 +53,12 @@ doc: setup ## the reference pages: target/doc/speechverse
 deny: ## licences, advisories and sources of the dependencies (needs cargo-deny)
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "cargo-deny is missing: $(CARGO) install --locked cargo-deny" >&2; exit 1; }
 	$(CARGO) deny check
+
+bench: setup ## micro-benchmarks of the CPU kernels and the engine; wants a quiet machine
+	$(CARGO) bench --locked -p speechverse --benches
+
+fuzz: setup ## every parser with libFuzzer, FUZZ_SECONDS each (60)
+	@set -e; for target in $$(scripts/fuzz.sh); do scripts/fuzz.sh $$target $(or $(FUZZ_SECONDS),60); done
 
 clean: ## removes what was built; downloads and models stay
 	$(CARGO) clean

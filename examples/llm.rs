@@ -17,11 +17,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use speechverse::models::decoding::{DecodeOptions, decode_alike};
-use speechverse::models::probe_llm;
-use speechverse::models::{LanguageModel, open_language_model};
+use speechverse::inference::DecodeOptions;
+use speechverse::models::{LanguageModel, open_language_model, probe};
 use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, configure_threads, cpu_capability};
 use speechverse::nn::lora::{LoraConfig, LoraSet};
+use speechverse::testing::generate_alike;
 use speechverse::text::{ChatMessage, ChatTemplate, Tokenizer, end_of_answer_ids};
 use tch::{Device, Tensor};
 
@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
                         .with_context(|| format!("`{id}` is no token id"))
                 })
                 .collect::<Result<_, _>>()?;
-            let outputs = probe_llm::llm(Path::new(folder), &ids, None)?;
+            let outputs = probe::llm(Path::new(folder), &ids, None)?;
             Tensor::write_safetensors(&outputs, out)?;
         }
         ["lora", folder, out, ids, rest @ ..] => {
@@ -65,8 +65,8 @@ fn main() -> anyhow::Result<()> {
             let prompt = model.embed(&ids)?;
             let answer = rest.first().map_or(Ok(Vec::new()), |answer| parse_ids(answer))?;
             let logits = match answer.as_slice() {
-                [] => model.read(&prompt, Some(&lora))?,
-                answer => model.teach(&[prompt], &[answer], Some(&lora))?,
+                [] => model.prompt_logits(&prompt, Some(&lora))?,
+                answer => model.teacher_forced_logits(&[prompt], &[answer], Some(&lora))?,
             };
             let mut outputs = vec![("logits", logits), ("ids", Tensor::from_slice(&ids))];
             if !answer.is_empty() {
@@ -85,7 +85,7 @@ fn main() -> anyhow::Result<()> {
                 ..DecodeOptions::greedy(64)
             };
             let answer =
-                decode_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
+                generate_alike(model.as_ref(), &[prompt], options, 1, &end_of_answer_ids(folder)?)?.remove(0);
             println!("{} {:?}", tokenizer.decode(&answer.ids)?, answer.score());
         }
         ["speed", folder, ids, batch, threads, tokens, precision, rest @ ..] => {
@@ -104,7 +104,7 @@ fn main() -> anyhow::Result<()> {
             for line in std::io::stdin().lock().lines() {
                 line?;
                 let (start, busy) = (Instant::now(), processor_seconds());
-                let answers = decode_alike(model.as_ref(), &prompts, options, batch, &[])?;
+                let answers = generate_alike(model.as_ref(), &prompts, options, batch, &[])?;
                 let (seconds, busy) = (start.elapsed().as_secs_f64(), processor_seconds() - busy);
                 let ids: Vec<String> = answers[0].ids.iter().map(i64::to_string).collect();
                 println!("{seconds} {busy} {}", ids.join(","));

@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
             let model = open_language_model(Path::new(folder), &placement)?;
             let (loaded, at_load) = (start.elapsed().as_secs_f64(), resident("VmHWM")?);
             let prompt = model.embed(&[5; 8])?;
-            let scores = model.read(&prompt, None)?;
+            let scores = model.prompt_logits(&prompt, None)?;
             if let Some(encoder) = &encoder {
                 let layers = encoder.info().layers + 1;
                 let mix = Tensor::full([1, layers], 1.0 / layers as f64, (Kind::Float, placement.device));

@@ -87,7 +87,10 @@ else
     cannot "Python Kafka client" "it could not be set up ($(tail -n 1 "$log")); tests that need it are skipped"
 fi
 step "format" "$cargo" fmt --all --check
+step "unused dependencies" python3 scripts/check-deps.py
 step "clippy" "$cargo" clippy --workspace --all-targets --locked -- -D warnings
+step "features" scripts/check-features.sh
+step "documentation" env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --locked
 if step "build" "$cargo" build --workspace --locked; then
     say "models"
     # shellcheck disable=SC2086

@@ -3,6 +3,7 @@
 pub mod audio;
 pub mod config;
 pub mod evaluation;
+pub mod inference;
 pub mod kafka;
 pub mod models;
 pub mod nn;

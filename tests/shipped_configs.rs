@@ -1,5 +1,7 @@
 //! What is shipped in `configs/` parses, is valid, and leaves no key out.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use speechverse::config::Settings;

@@ -1,21 +1,24 @@
 //! `SampleCollector`: keeps the labelled samples that pass by.
 //!
 //! Takes records of the label topic from a source's channel, and [`UtteranceAdmitted`] from the ingest; sends
-//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction needs the
-//! audio of the request that it corrects, so the latest utterances are remembered, up to a number of bytes.
+//! [`PublishDeadLetter`]. A record's offset is released only when its sample is in the store. A correction
+//! needs the audio of the request that it corrects, so the latest utterances are remembered, up to a number
+//! of bytes; a request that has a sample in the store is found there. Requests are read from another topic,
+//! so a correction that comes first waits a while.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, decode};
-use speechverse::kafka::{OffsetTracker, SourceEvent};
-use speechverse::store::{Put, Sample, SampleSource, SampleStore};
+use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
+use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
+use speechverse::text::{ResolvedPrompt, TemplateVariables};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
-use speechverse::wire::label::{Label, LabelledAudio};
+use speechverse::wire::label::{Correction, Label, LabelledAudio};
 use speechverse::wire::request::{Instructions, RequestLimits};
 use speechverse::wire::{Record, RecordOffset};
 use tracing::{debug, error, info};
@@ -23,9 +26,13 @@ use tracing::{debug, error, info};
 use crate::inbox::{Arrival, Inbox};
 use crate::ingest::reason_of;
 use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
+use crate::subjects::{Remembered, Waiting};
 
 /// Task of a sample that names none.
 pub const DEFAULT_TASK: &str = "asr";
+
+/// How often the corrections that wait are looked at.
+const LOOK_AT_WAITING: Duration = Duration::from_millis(100);
 
 /// Everything a [`SampleCollector`] needs to start, and to start again.
 #[derive(Clone)]
@@ -46,6 +53,10 @@ pub struct CollectorArgs {
     pub lost: OrphanQueue,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
+    /// Longest that a correction waits for its request.
+    pub correction_wait: Duration,
+    /// Corrections that may wait at once.
+    pub corrections_waiting_max: usize,
     /// Takes what cannot be kept.
     pub publisher: Recipient<PublishDeadLetter>,
 }
@@ -55,6 +66,7 @@ pub struct SampleCollector {
     args: CollectorArgs,
     inbox: Inbox,
     remembered: Remembered,
+    waiting: Vec<Waiting>,
 }
 
 impl Actor for SampleCollector {
@@ -64,9 +76,10 @@ impl Actor for SampleCollector {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let remembered = Remembered::new(args.remembered_bytes_max);
         let collector = Self {
-            inbox: Inbox::new("labels", args.events.clone(), None),
+            inbox: Inbox::new("labels", args.events.clone(), Some(LOOK_AT_WAITING)),
             args,
             remembered,
+            waiting: Vec::new(),
         };
         collector.count();
         Ok(collector)
@@ -82,7 +95,8 @@ impl Actor for SampleCollector {
             match self.inbox.next(mailbox).await {
                 Arrival::Signal(signal) => return Ok(signal),
                 Arrival::Record(record) => self.keep(record).await,
-                Arrival::Revoked(_) | Arrival::Tick => {}
+                Arrival::Revoked(revocation) => self.forget(&revocation.partitions),
+                Arrival::Tick => self.give_up_waiting().await,
             }
         }
     }
@@ -92,15 +106,38 @@ impl Message<UtteranceAdmitted> for SampleCollector {
     type Reply = ();
 
     async fn handle(&mut self, message: UtteranceAdmitted, _: &mut Context<Self, Self::Reply>) {
+        let id = message.request.id.clone();
         self.remembered.insert(message);
+        self.take_up(&id).await;
     }
+}
+
+/// A sample to store, or a correction whose request has not come.
+enum Read {
+    Sample(Box<Sample>),
+    TooEarly(Correction),
 }
 
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
         let record = RecordGuard::new(record, Stage::Collect, self.args.lost.clone());
-        let sample = Label::parse(&record, &self.args.limits, &*self.args.instructions)
-            .and_then(|label| self.sample(label, &record.record_offset));
+        let read =
+            Label::parse(&record, &self.args.limits, &*self.args.instructions).and_then(
+                |label| match label {
+                    Label::Sample(sample) => self
+                        .labelled(sample, &record)
+                        .map(|sample| Read::Sample(Box::new(sample))),
+                    Label::Correction(correction) => self.read_correction(correction, &record),
+                },
+            );
+        match read {
+            Ok(Read::TooEarly(correction)) => self.wait(record, correction).await,
+            Ok(Read::Sample(sample)) => self.finish(record, Ok(*sample)).await,
+            Err(rejection) => self.finish(record, Err(rejection)).await,
+        }
+    }
+
+    async fn finish(&self, record: RecordGuard, sample: Result<Sample, Rejection>) {
         let outcome = sample.and_then(|sample| self.put(&sample));
         let record = record.complete();
         match outcome {
@@ -118,73 +155,195 @@ impl SampleCollector {
         }
     }
 
-    fn sample(&self, label: Label, record_offset: &RecordOffset) -> Result<Sample, Rejection> {
-        let source = SampleSource {
-            topic: record_offset.topic.to_string(),
-            partition: record_offset.partition,
-            offset: record_offset.offset,
-        };
-        let received_ms = jiff::Timestamp::now().as_millisecond();
-        match label {
-            Label::Sample(LabelledAudio {
-                id,
-                task,
-                instruction,
-                target,
-                may_train,
-                content_type,
-                audio,
-            }) => {
-                let waveform = decode(&audio, content_type.as_deref(), &self.args.audio)
-                    .map_err(|error| Rejection::new(reason_of(&error), Stage::Collect, error.to_string()))?;
-                Ok(Sample {
-                    audio: waveform.samples,
-                    instruction,
-                    target,
-                    task: task.unwrap_or_else(|| DEFAULT_TASK.to_owned()),
-                    source,
-                    request_id: id,
-                    received_ms,
-                    may_train,
-                })
-            }
-            Label::Correction { subject, target } => {
-                let admitted = self.remembered.get(&subject).ok_or_else(|| {
-                    let message = format!(
-                        "request `{}` is not remembered (it never came, or too much came since): send the audio with the label",
-                        subject.escape_debug()
-                    );
-                    Rejection::new(Reason::UnknownSubject, Stage::Collect, message)
-                })?;
-                Ok(Sample {
-                    audio: admitted.samples.to_vec(),
-                    instruction: admitted.request.instruction.clone(),
-                    target,
-                    task: admitted
-                        .request
-                        .task
-                        .clone()
-                        .unwrap_or_else(|| DEFAULT_TASK.to_owned()),
-                    source,
-                    request_id: subject,
-                    received_ms,
-                    may_train: true,
-                })
+    async fn wait(&mut self, record: RecordGuard, correction: Correction) {
+        debug!(subject = %correction.subject, "a correction waits for its request");
+        self.waiting.push(Waiting {
+            record,
+            correction,
+            until: Instant::now() + self.args.correction_wait,
+        });
+        if self.waiting.len() > self.args.corrections_waiting_max {
+            let oldest = self.waiting.remove(0);
+            self.refuse_unknown(oldest).await;
+        }
+        if self.args.correction_wait.is_zero() {
+            self.give_up_waiting().await;
+        }
+    }
+
+    /// Takes up the corrections of a request that has just come, in the order in which they came.
+    async fn take_up(&mut self, id: &str) {
+        let (found, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.correction.subject == id);
+        self.waiting = waiting;
+        for Waiting {
+            record,
+            correction,
+            until,
+        } in found
+        {
+            match self.read_correction(correction, &record) {
+                Ok(Read::Sample(sample)) => self.finish(record, Ok(*sample)).await,
+                Err(rejection) => self.finish(record, Err(rejection)).await,
+                // The request has the same id, and another source than the correction says.
+                Ok(Read::TooEarly(correction)) => self.waiting.push(Waiting {
+                    record,
+                    correction,
+                    until,
+                }),
             }
         }
+    }
+
+    /// Refuses the corrections that have waited long enough.
+    async fn give_up_waiting(&mut self) {
+        let now = Instant::now();
+        let (over, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.until <= now);
+        self.waiting = waiting;
+        for waiting in over {
+            self.refuse_unknown(waiting).await;
+        }
+    }
+
+    async fn refuse_unknown(&self, waiting: Waiting) {
+        let rejection = waiting.unknown_subject();
+        self.finish(waiting.record, Err(rejection)).await;
+    }
+
+    /// Drops the corrections of partitions that were taken away; whoever gets them reads the records again.
+    fn forget(&mut self, partitions: &[TopicPartition]) {
+        let (gone, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| partitions.contains(&TopicPartition::of(&waiting.record.record_offset)));
+        self.waiting = waiting;
+        for Waiting { record, .. } in gone {
+            record.complete();
+        }
+    }
+
+    fn labelled(&self, label: LabelledAudio, record: &Record) -> Result<Sample, Rejection> {
+        let waveform = decode(&label.audio, label.content_type.as_deref(), &self.args.audio)
+            .map_err(|error| Rejection::new(reason_of(&error), Stage::Collect, error.to_string()))?;
+        let (received_ms, written_ms) = times(record);
+        Ok(Sample {
+            audio: waveform.samples,
+            instruction: label.instruction,
+            target: label.target,
+            task: label.task.unwrap_or_else(|| DEFAULT_TASK.to_owned()),
+            source: source(&record.record_offset),
+            request_source: label.source.unwrap_or_default(),
+            request_id: label.id,
+            labels: label.labels.unwrap_or_default(),
+            written_ms,
+            received_ms,
+            may_train: label.may_train,
+        })
+    }
+
+    /// The sample that a correction makes of its request.
+    fn read_correction(&self, correction: Correction, record: &Record) -> Result<Read, Rejection> {
+        let Some(mut sample) = self.subject_of(&correction)? else {
+            return Ok(Read::TooEarly(correction));
+        };
+        let (received_ms, written_ms) = times(record);
+        sample.target = self.allowed(&sample, correction.target)?;
+        sample.source = source(&record.record_offset);
+        (sample.received_ms, sample.written_ms) = (received_ms, written_ms);
+        Ok(Read::Sample(Box::new(sample)))
+    }
+
+    /// The request that a correction names, as a sample that has no target yet; none when it has not come.
+    ///
+    /// The source that the correction names counts. Where it names none, its own source does if there is such
+    /// a request, else the only one there is.
+    fn subject_of(&self, correction: &Correction) -> Result<Option<Sample>, Rejection> {
+        let id = correction.subject.as_str();
+        let mut sources = self.args.store.sources_of(id);
+        sources.extend(self.remembered.sources_of(id).map(str::to_owned));
+        sources.sort();
+        sources.dedup();
+        let has = |source: &String| sources.contains(source);
+        let chosen = match (
+            &correction.subject_source,
+            correction.source.as_ref().filter(|own| has(own)),
+        ) {
+            (Some(named), _) => named.clone(),
+            (None, Some(own)) => own.clone(),
+            (None, None) if sources.len() > 1 => {
+                let message = format!(
+                    "{} requests are called `{}`, of the sources {}: name one with `ce_subjectsource`",
+                    sources.len(),
+                    id.escape_debug(),
+                    sources.join(", ").escape_debug()
+                );
+                return Err(Rejection::new(Reason::UnknownSubject, Stage::Collect, message));
+            }
+            (None, None) => match sources.pop() {
+                Some(only) => only,
+                None => return Ok(None),
+            },
+        };
+        if let Some(admitted) = self.remembered.get(&chosen, id) {
+            return Ok(Some(untargeted(admitted)));
+        }
+        let stored = self.args.store.of_request(&chosen, id).map_err(|error| {
+            error!(%error, "the sample store failed");
+            Rejection::new(Reason::StoreRefused, Stage::Collect, error.to_string())
+        })?;
+        Ok(stored.map(|stored| stored.sample))
+    }
+
+    /// The target as it is stored, if it is one of the answers that the request or its task allows.
+    fn allowed(&self, sample: &Sample, target: String) -> Result<String, Rejection> {
+        let labels = (!sample.labels.is_empty()).then_some(sample.labels.as_slice());
+        let refused = |reason: String| Rejection::new(Reason::InvalidSample, Stage::Collect, reason);
+        let asked = match sample.task.as_str() {
+            DEFAULT_TASK => ResolvedPrompt::plain(sample.instruction.clone(), labels),
+            task => {
+                let variables = labels.map_or_else(TemplateVariables::default, |labels| {
+                    TemplateVariables::default().with_labels(labels)
+                });
+                let asked = self
+                    .args
+                    .instructions
+                    .of_task(task, &variables, Some(&sample.instruction));
+                asked.map_err(|error| refused(format!("the request's task: {error}")))?
+            }
+        };
+        asked.check_target(&target).map_err(refused)?;
+        Ok(target)
     }
 
     fn put(&self, sample: &Sample) -> Result<(), Rejection> {
         let refused = |message: String| Rejection::new(Reason::StoreRefused, Stage::Collect, message);
         match self.args.store.put(sample) {
-            Ok(Put::Stored { id, split, .. }) => {
+            Ok(Put::Stored {
+                id,
+                split,
+                supersedes,
+                ..
+            }) => {
                 metrics::store_put("stored");
                 info!(%id, split = split.name(), task = %sample.task, "sample stored");
+                superseded(sample, id, supersedes);
                 Ok(())
             }
-            Ok(Put::Duplicate { id, withdrawn }) => {
+            Ok(Put::Duplicate {
+                id,
+                withdrawn,
+                supersedes,
+            }) => {
                 metrics::store_put("duplicate");
                 debug!(%id, withdrawn, "sample was stored before");
+                superseded(sample, id, supersedes);
+                Ok(())
+            }
+            Ok(Put::Outdated { by }) => {
+                metrics::store_put("outdated");
+                info!(request_id = %sample.request_id, %by, "a later answer to the same question is stored, this one is not");
                 Ok(())
             }
             Ok(Put::Refused { refusal }) => Err(refused(refusal.to_string())),
@@ -202,42 +361,41 @@ impl SampleCollector {
     }
 }
 
-/// The latest utterances, for corrections; the oldest go first.
-struct Remembered {
-    bytes_max: usize,
-    bytes: usize,
-    by_id: HashMap<String, UtteranceAdmitted>,
-    order: VecDeque<String>,
+/// A remembered request as a sample that has no target yet.
+fn untargeted(admitted: &UtteranceAdmitted) -> Sample {
+    let request = &admitted.request;
+    Sample {
+        audio: admitted.samples.to_vec(),
+        instruction: request.instruction.clone(),
+        target: String::new(),
+        task: request.task.clone().unwrap_or_else(|| DEFAULT_TASK.to_owned()),
+        source: source(&admitted.record_offset),
+        request_source: request.source.clone().unwrap_or_default(),
+        request_id: request.id.clone(),
+        labels: request.labels.clone().unwrap_or_default(),
+        written_ms: 0,
+        received_ms: 0,
+        may_train: true,
+    }
 }
 
-impl Remembered {
-    fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes_max,
-            bytes: 0,
-            by_id: HashMap::new(),
-            order: VecDeque::new(),
-        }
+fn source(record_offset: &RecordOffset) -> SampleSource {
+    SampleSource {
+        topic: record_offset.topic.to_string(),
+        partition: record_offset.partition,
+        offset: record_offset.offset,
     }
+}
 
-    fn get(&self, id: &str) -> Option<&UtteranceAdmitted> {
-        self.by_id.get(id)
-    }
+/// When a record is received, and when it was written: not after that, whatever its sender's clock says.
+fn times(record: &Record) -> (i64, i64) {
+    let now = jiff::Timestamp::now().as_millisecond();
+    (now, record.timestamp_ms.map_or(now, |written| written.min(now)))
+}
 
-    fn insert(&mut self, admitted: UtteranceAdmitted) {
-        let id = admitted.request.id.clone();
-        self.bytes += size_of_val(&*admitted.samples);
-        match self.by_id.insert(id.clone(), admitted) {
-            Some(before) => self.bytes -= size_of_val(&*before.samples),
-            None => self.order.push_back(id),
-        }
-        while self.bytes > self.bytes_max {
-            let Some(oldest) = self.order.pop_front() else {
-                break;
-            };
-            if let Some(gone) = self.by_id.remove(&oldest) {
-                self.bytes -= size_of_val(&*gone.samples);
-            }
-        }
+fn superseded(sample: &Sample, by: ContentHash, earlier: Option<ContentHash>) {
+    if let Some(earlier) = earlier {
+        metrics::store_put("superseded");
+        info!(%earlier, %by, request_id = %sample.request_id, "an earlier answer to the same question is withdrawn");
     }
 }

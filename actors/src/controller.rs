@@ -1,32 +1,55 @@
 //! `Controller`: obeys orders from the control topic, and starts training cycles by the schedule.
 //!
 //! Takes records of the control topic from a source's channel; sends [`StartCycle`], [`PublishEvent`] and
-//! [`PublishDeadLetter`]. An order's offset is released when it is obeyed or refused; a cycle goes on after that, and an
-//! order that a crash interrupts has to be given again.
+//! [`PublishDeadLetter`]. Orders are obeyed in the order of the topic's one partition, each at most once:
+//! what lay in the topic before this process started, what was obeyed already, and what is older than the age
+//! limit is not obeyed, whatever offset the group begins with. Each order has one event that says what became
+//! of it. Its offset is released then; a cycle goes on after that, and an order that a crash interrupts has
+//! to be given again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::{OffsetTracker, SourceEvent};
-use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, RegistryError};
+use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError};
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::wire::Record;
-use speechverse::wire::control::Command;
+use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::event::{Event, EventKind};
 use tracing::{error, info};
 
-use crate::current::CurrentAdapter;
+use crate::current::{CurrentAdapter, Swap};
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
 
 /// How often the schedule is looked at.
 const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
+
+/// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes
+/// on where the one before was.
+#[derive(Clone, Debug)]
+pub struct OrdersDue {
+    start: i64,
+    next: Arc<AtomicI64>,
+}
+
+impl OrdersDue {
+    /// Orders at `offset` of the control topic's partition and behind it: where the topic ended when the
+    /// process started.
+    pub fn from_offset(offset: i64) -> Self {
+        Self {
+            start: offset,
+            next: Arc::new(AtomicI64::new(offset)),
+        }
+    }
+}
 
 /// Everything a [`Controller`] needs to start, and to start again.
 #[derive(Clone)]
@@ -35,6 +58,10 @@ pub struct ControllerArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub tracker: OffsetTracker,
+    /// Which orders are still to be obeyed.
+    pub due: OrdersDue,
+    /// An order that was written longer ago is not obeyed.
+    pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
     pub lost: OrphanQueue,
     /// When to train by oneself.
@@ -101,63 +128,89 @@ impl Actor for Controller {
 impl Controller {
     async fn handle_order(&mut self, record: Record) {
         let record = RecordGuard::new(record, Stage::Control, self.args.lost.clone());
-        match Command::parse(&record) {
-            Ok(command) => {
-                let record_offset = &record.record_offset;
-                let id = format!(
-                    "run-{}-{}-{}",
-                    record_offset.topic, record_offset.partition, record_offset.offset
-                );
-                self.carry_out(command, &id).await;
-                self.args.tracker.release(&record.complete().record_offset);
-            }
+        let order = match Order::parse(&record) {
+            Ok(order) => order,
             Err(rejection) => {
                 let letter = PublishDeadLetter::at_admission(record.complete(), rejection);
                 if let Err(error) = self.args.dead_letters.tell(letter).await {
                     error!(error = %error.to_string(), "publisher is gone");
                 }
+                return;
+            }
+        };
+        let record_offset = &record.record_offset;
+        let (id, command) = (order.id_at(record_offset), order.command.name());
+        let next = self.args.due.next.load(Ordering::Acquire);
+        if record_offset.partition != 0 {
+            let reason = format!(
+                "it came from partition {} of `{}`, and orders of several partitions overtake each other: send orders to \
+                 partition 0, or make the topic anew with one partition",
+                record_offset.partition, record_offset.topic
+            );
+            self.reject(&id, command, reason).await;
+        } else if (self.args.due.start..next).contains(&record_offset.offset) {
+            info!(
+                id,
+                command,
+                offset = record_offset.offset,
+                "order read again, it was taken up before"
+            );
+        } else if let Some(reason) = self.too_late(&record) {
+            info!(id, command, reason, "order expired");
+            let command = command.to_owned();
+            self.tell(&id, EventKind::CommandExpired { command, reason })
+                .await;
+        } else {
+            // Before it is obeyed: if that fails half-way, it must not be obeyed a second time.
+            self.args
+                .due
+                .next
+                .store(record_offset.offset + 1, Ordering::Release);
+            info!(id, command = ?order.command, "order received");
+            match self.carry_out(order.command, &id).await {
+                Ok(()) => {
+                    let command = command.to_owned();
+                    self.tell(&id, EventKind::CommandObeyed { command }).await;
+                }
+                Err(reason) => self.reject(&id, command, reason).await,
             }
         }
+        self.args.tracker.release(&record.complete().record_offset);
     }
 
-    async fn carry_out(&mut self, command: Command, default_id: &str) {
-        info!(?command, "order received");
+    /// Why an order is not obeyed any more.
+    fn too_late(&self, record: &Record) -> Option<String> {
+        let (offset, start) = (record.record_offset.offset, self.args.due.start);
+        if offset < start {
+            return Some(format!(
+                "it lay in the topic before this process started (offset {offset}, orders are obeyed from {start} on): give \
+                 it again if it is still wanted"
+            ));
+        }
+        let written = jiff::Timestamp::from_millisecond(record.timestamp_ms?).ok()?;
+        let age = Duration::try_from(jiff::Timestamp::now().duration_since(written)).ok()?; // none for the future
+        let limit = self.args.order_age_max;
+        (age > limit).then(|| {
+            format!(
+                "it was written {} s ago, at most {} s are allowed (`service.order_age_seconds_max`)",
+                age.as_secs(),
+                limit.as_secs()
+            )
+        })
+    }
+
+    async fn carry_out(&mut self, command: Command, id: &str) -> Result<(), String> {
         match command {
-            Command::Retrain { id } => {
-                let run = id.unwrap_or_else(|| default_id.to_owned());
-                if let Err(reason) = self.start_cycle(&run, "order") {
-                    self.reject(&run, "retrain", reason).await;
-                }
-            }
-            Command::Promote { version } => self.serve(self.named(&version), &version, "promote").await,
-            Command::Rollback {
-                version: Some(version),
-            } => {
-                self.serve(self.named(&version), &version, "rollback").await;
-            }
-            Command::Rollback { version: None } => {
-                let before = self.args.registry.rollback(|loaded| self.fits(loaded));
-                self.serve(before, default_id, "rollback").await;
-            }
+            Command::Retrain => self.start_cycle(id, "order"),
+            Command::Promote { version } => self.serve(Some(version), "promote").await,
+            Command::Rollback { version } => self.serve(version, "rollback").await,
             Command::Pause => {
                 self.args.control.pause();
-                self.tell(
-                    default_id,
-                    EventKind::CommandObeyed {
-                        command: "pause".into(),
-                    },
-                )
-                .await;
+                Ok(())
             }
             Command::Resume => {
                 self.args.control.resume();
-                self.tell(
-                    default_id,
-                    EventKind::CommandObeyed {
-                        command: "resume".into(),
-                    },
-                )
-                .await;
+                Ok(())
             }
         }
     }
@@ -192,8 +245,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be, it says why
-    /// once, and looks again.
+    /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be,
+    /// it says why once, and looks again.
     async fn follow_schedule(&mut self) {
         let config = &self.args.config;
         if !config.enabled || self.args.store.len() < config.samples_min {
@@ -220,30 +273,38 @@ impl Controller {
         }
     }
 
-    /// Makes a version that fits the registry's current one.
-    fn named(&self, version: &str) -> Result<LoadedVersion, RegistryError> {
-        let loaded = self.args.registry.load(version)?;
-        self.fits(&loaded)?;
-        self.args.registry.promote(version)?;
-        Ok(loaded)
-    }
-
-    fn fits(&self, loaded: &LoadedVersion) -> Result<(), RegistryError> {
-        let (encoder, llm) = &*self.args.identities;
-        loaded.check_models(encoder, llm)
-    }
-
-    /// Pins new utterances to the version that the registry calls current now, or says why it does not.
-    async fn serve(&self, current: Result<LoadedVersion, RegistryError>, id: &str, command: &str) {
-        match current {
-            Ok(loaded) => {
-                let to = loaded.adapter.version().to_owned();
-                let from = self.args.current.swap(loaded.adapter).version().to_owned();
+    /// Makes the named version the registry's current one, or (none) the one before it, and pins new
+    /// utterances to it; or says why not. The version is read and hashed once, on a thread that may block.
+    async fn serve(&self, version: Option<String>, command: &str) -> Result<(), String> {
+        let (registry, current) = (self.args.registry.clone(), self.args.current.clone());
+        let identities = Arc::clone(&self.args.identities);
+        let change = move || {
+            let fits = |loaded: &LoadedVersion| loaded.check_models(&identities.0, &identities.1);
+            current.change(|| {
+                let loaded = match version {
+                    None => registry.rollback(fits)?,
+                    Some(version) => {
+                        let loaded = registry.load(&version)?;
+                        fits(&loaded)?;
+                        registry.promote_loaded(&loaded, Expected::Any)?;
+                        loaded
+                    }
+                };
+                Ok::<_, RegistryError>(loaded.adapter)
+            })
+        };
+        match tokio::task::spawn_blocking(change).await {
+            Ok(Ok(Swap { from, to })) => {
                 let reason = command.to_owned();
                 self.tell(&to.clone(), EventKind::AdapterSwapped { from, to, reason })
                     .await;
+                Ok(())
             }
-            Err(error) => self.reject(id, command, error.to_string()).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => {
+                error!(%error, command, "an order panicked");
+                Err(format!("a fault of this program: {error}"))
+            }
         }
     }
 

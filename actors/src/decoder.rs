@@ -1,11 +1,12 @@
 //! `Decoder`: features become text, through the adapter and the LLM.
 //!
-//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it lives in its own thread. Answers
-//! are generated side by side in slots: between two steps, new utterances join and finished ones leave, so a short
-//! answer never waits for a long one. While every slot is taken the mailbox fills, which holds the encoder back.
+//! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it
+//! lives in its own thread. Drives the generating half of the inference engine: answers are generated side by
+//! side in slots, and between two steps new requests start and finished ones leave, so a short answer never
+//! waits for a long one. A failure, a panic included, ends its own request with a dead letter. While every
+//! slot is taken the mailbox fills, which holds the encoder back.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::AssertUnwindSafe;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,27 +14,30 @@ use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::Damage;
 use speechverse::config::serving::DecoderConfig;
+use speechverse::inference::{
+    Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
+};
 use speechverse::models::ModelError;
-use speechverse::models::decoding::{Decoded, Prompt};
-use speechverse::models::responder::{Question, Responder};
-use speechverse::models::speech_llm::SpeechLlmError;
 use speechverse::telemetry::metrics;
+use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use tracing::error;
 
 use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, RequestContext};
 
-/// Makes the language model with its tokenizer and prompt layout, again after a restart.
-pub type BuildResponder = Arc<dyn Fn() -> Result<Responder<Active>, SpeechLlmError> + Send + Sync>;
+/// Makes the generator, warmed up, again after a restart.
+pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Send + Sync>;
 
 /// Everything a [`Decoder`] needs to start, and to start again.
 #[derive(Clone)]
 pub struct DecoderArgs {
     /// Slots and limits.
     pub config: DecoderConfig,
+    /// Instruction of requests that name neither an instruction nor a task: it asks for a transcript.
+    pub default_instruction: String,
     /// Makes the networks on the actor's own thread.
-    pub build: BuildResponder,
+    pub build: BuildGenerator,
     /// Takes answers.
     pub publisher: Recipient<PublishAnswer>,
     /// Takes answers so far.
@@ -42,9 +46,11 @@ pub struct DecoderArgs {
     pub dead_letters: Recipient<PublishDeadLetter>,
 }
 
-/// What stays with an answer while it is generated.
+/// What stays with a request while its answer is generated.
 #[derive(Debug)]
-pub struct Active {
+struct Active {
+    /// The span of what is being done: prefill, then generate.
+    phase: tracing::Span,
     context: RequestContext,
     version: String,
     started: Instant,
@@ -55,40 +61,38 @@ pub struct Active {
 /// The decoder stage.
 pub struct Decoder {
     args: DecoderArgs,
-    responder: Responder<Active>,
-    arrivals: VecDeque<DecodeUtterance>,
+    generator: Generator,
+    active: HashMap<RequestId, Active>,
 }
 
 impl Actor for Decoder {
     type Args = DecoderArgs;
-    type Error = SpeechLlmError;
+    type Error = InferenceError;
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
-        let responder = (args.build)()?;
+        let generator = (args.build)()?;
         Ok(Self {
             args,
-            responder,
-            arrivals: VecDeque::new(),
+            generator,
+            active: HashMap::new(),
         })
     }
 
-    /// Advances the answers in the slots while there are any; looks into the mailbox between two steps.
+    /// Advances the answers while there are any; looks into the mailbox between two steps.
     async fn next(
         &mut self,
         _: WeakActorRef<Self>,
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
-            if self.responder.free() > self.arrivals.len() {
+            if self.generator.free() > 0 {
                 match mailbox.try_recv() {
                     Ok(signal) => return Ok(Some(signal)),
                     Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => return Ok(None),
                     Err(tokio::sync::mpsc::error::TryRecvError::Empty) => {}
                 }
             }
-            if !self.arrivals.is_empty() {
-                self.join_arrivals().await;
-            } else if self.responder.used() > 0 {
+            if self.generator.has_unfinished() {
                 self.step().await;
             } else {
                 return Ok(mailbox.recv().await);
@@ -96,26 +100,10 @@ impl Actor for Decoder {
         }
     }
 
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "decoder panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Decode.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
-
     /// A graceful stop finishes the answers that have begun.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
-        while matches!(reason, ActorStopReason::Normal)
-            && (self.responder.used() > 0 || !self.arrivals.is_empty())
-        {
-            if self.arrivals.is_empty() {
-                self.step().await;
-            } else {
-                self.join_arrivals().await;
-            }
+        while matches!(reason, ActorStopReason::Normal) && self.generator.has_unfinished() {
+            self.step().await;
         }
         Ok(())
     }
@@ -125,163 +113,144 @@ impl Message<DecodeUtterance> for Decoder {
     type Reply = ();
 
     async fn handle(&mut self, message: DecodeUtterance, _: &mut Context<Self, Self::Reply>) {
-        self.arrivals.push_back(message);
+        let DecodeUtterance {
+            features,
+            adapter,
+            mut context,
+        } = message;
+        context.dequeued();
+        let version = adapter.version().to_owned();
+        let request = &context.request;
+        let id = self.generator.add_request(GenerateRequest {
+            input: Input::Features { features, adapter },
+            instruction: request.instruction.clone(),
+            grammar: request.grammar.clone(),
+            tokens_max: request.max_tokens,
+            verbatim: match &request.task {
+                Some(task) => task == TRANSCRIPT,
+                None => request.instruction == self.args.default_instruction,
+            },
+        });
+        let active = Active {
+            phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
+            context,
+            version,
+            started: Instant::now(),
+            began: false,
+        };
+        self.active.insert(id, active);
     }
 }
 
 impl Decoder {
-    /// Lets the arrivals join in one pass over their prompts.
-    async fn join_arrivals(&mut self) {
-        let mut ready = Vec::new();
-        while self.responder.free() > ready.len() {
-            let Some(mut message) = self.arrivals.pop_front() else {
-                break;
-            };
-            let waited = message.context.dequeued();
-            metrics::stage_entered(Stage::Decode.as_str(), waited);
-            let started = Instant::now();
-            match self.prompt(&message) {
-                Ok(prompt) => {
-                    let version = message.adapter.version().to_owned();
-                    let active = Active {
-                        context: message.context,
-                        version,
-                        started,
-                        began: false,
-                    };
-                    ready.push((active, prompt));
+    /// One step of the generator; its events become records.
+    async fn step(&mut self) {
+        let events = self.generator.step();
+        let advanced = events.iter().filter(|event| matches!(event, Event::Token { .. }));
+        metrics::decoder_step(advanced.count());
+        for event in events {
+            match event {
+                Event::Token { id, tokens } => {
+                    self.begin(id);
+                    self.tell_partial(id, tokens);
                 }
-                Err(error) => self.reject(message.context, &error).await,
+                Event::Finished { id, generation, text } => {
+                    if let Some(active) = self.active.remove(&id) {
+                        self.finish(active, &generation, text).await;
+                    }
+                }
+                Event::Failed { id, error } => {
+                    if let Some(active) = self.active.remove(&id) {
+                        self.reject(active.context, &error).await;
+                    }
+                }
             }
         }
-        if ready.is_empty() {
+        metrics::decoder_slots(self.generator.slots_in_use());
+    }
+
+    /// Notes a request's first token.
+    fn begin(&mut self, id: RequestId) {
+        if let Some(active) = self.active.get_mut(&id).filter(|active| !active.began) {
+            active.began = true;
+            active.phase = tracing::info_span!(parent: active.context.stage_span(), "generate");
+            active.context.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
+            metrics::first_token(active.context.admitted.elapsed());
+        }
+    }
+
+    /// Tells how far an answer is, if its request wants to know and so many tokens have been added. A text so
+    /// far is always one of a multiple of these, so its sequence number names it, also when it is told again
+    /// after a crash.
+    fn tell_partial(&self, id: RequestId, tokens: usize) {
+        let every = self.args.config.partial_tokens;
+        let Some(active) = self
+            .active
+            .get(&id)
+            .filter(|active| active.context.request.partials)
+        else {
+            return;
+        };
+        if tokens == 0 || !tokens.is_multiple_of(every) {
             return;
         }
-        let joined = std::panic::catch_unwind(AssertUnwindSafe(|| self.responder.join(ready)))
-            .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
-        match joined {
-            Ok(mut finished) => {
-                let newcomers = self
-                    .responder
-                    .active()
-                    .chain(finished.iter_mut().map(|(active, _)| active));
-                for active in newcomers.filter(|active| !active.began) {
-                    active.began = true;
-                    active.context.times.prefill_ms = active.started.elapsed().as_secs_f64() * 1e3;
-                    metrics::first_token(active.context.admitted.elapsed());
-                }
-                self.finish(finished).await;
-            }
-            // Their contexts were dropped with the prompts; the publisher finds them in orphan queue.
-            Err(error) => error!(%error, "cannot begin a batch of answers"),
-        }
-        metrics::decoder_slots(self.responder.used());
-    }
-
-    fn prompt(&mut self, message: &DecodeUtterance) -> Result<Prompt, SpeechLlmError> {
-        let request = &message.context.request;
-        let question = Question {
-            features: &message.features,
-            instruction: &request.instruction,
-            shape: request.shape.as_ref(),
-            tokens_max: request.max_tokens,
+        let Some(generation) = self.generator.partial(id) else {
+            return;
         };
-        std::panic::catch_unwind(AssertUnwindSafe(|| {
-            self.responder.prompt(&message.adapter, &question)
-        }))
-        .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()))
+        let Ok(text) = self.generator.text(&generation) else {
+            return;
+        };
+        // A character that is not complete yet.
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+        let context = &active.context;
+        let number = (tokens / every - 1) as u64;
+        let whole = self.answer(context, active.version.clone(), &generation, text);
+        let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
+        let answer = Answer {
+            id: Answer::id_of(&context.request.id, AnswerKind::Partial, number),
+            kind: AnswerKind::Partial,
+            flags: Vec::new(),
+            timing_ms: Timing {
+                generate: generated.max(0.0),
+                ..whole.timing_ms
+            },
+            ..whole
+        };
+        let partial = PublishPartial {
+            answer,
+            key: context.record.key.clone(),
+            trace: context.request.trace.clone(),
+        };
+        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
     }
 
-    async fn step(&mut self) {
-        metrics::decoder_step(self.responder.used());
-        let stepped = std::panic::catch_unwind(AssertUnwindSafe(|| self.responder.step()))
-            .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
-        match stepped {
-            Ok(finished) => {
-                self.finish(finished).await;
-                self.tell_partials();
-            }
-            Err(error) => {
-                error!(%error, answers = self.responder.used(), "a decoding step failed, its answers are given up");
-                let error = SpeechLlmError::from(error);
-                for active in self.responder.clear() {
-                    self.reject(active.context, &error).await;
-                }
-            }
-        }
-        metrics::decoder_slots(self.responder.used());
-    }
-
-    /// Tells how far the answers are whose requests want to know, whenever so many tokens have been added. A text so far is
-    /// always one of a multiple of these, so its sequence number names it, also when it is told again after a crash.
-    fn tell_partials(&self) {
-        let every = self.args.config.partial_tokens;
-        for (active, decoded) in self.responder.so_far() {
-            let context = &active.context;
-            if !context.request.partials || !decoded.ids.len().is_multiple_of(every) {
-                continue;
-            }
-            let Ok(text) = self.responder.text(&decoded) else {
-                continue;
-            };
-            // A character that is not complete yet.
-            let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
-            let number = (decoded.ids.len() / every - 1) as u64;
-            let whole = self.answer(context, active.version.clone(), &decoded, text);
-            let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
-            let answer = Answer {
-                id: Answer::id_of(&context.request.id, AnswerKind::Partial, number),
-                kind: AnswerKind::Partial,
-                flags: Vec::new(),
-                timing_ms: Timing {
-                    generate: generated.max(0.0),
-                    ..whole.timing_ms
-                },
-                ..whole
-            };
-            let partial = PublishPartial {
-                answer,
-                key: context.record.key.clone(),
-                trace: context.request.trace.clone(),
-            };
-            let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+    /// Turns a complete answer into a result record.
+    async fn finish(&mut self, active: Active, generation: &Generation, text: String) {
+        let mut context = active.context;
+        let worked = active.started.elapsed();
+        context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
+        drop(active.phase);
+        context.queue_for(Stage::Publish);
+        let answer = self.answer(&context, active.version, generation, text);
+        if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
+            error!(error = %error.to_string(), "publisher is gone, an answer goes back");
         }
     }
 
-    /// Turns complete answers into result records.
-    async fn finish(&mut self, finished: Vec<(Active, Decoded)>) {
-        for (active, decoded) in finished {
-            let text = match self.responder.text(&decoded) {
-                Ok(text) => text,
-                Err(error) => {
-                    self.reject(active.context, &error).await;
-                    continue;
-                }
-            };
-            let mut context = active.context;
-            let worked = active.started.elapsed();
-            context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
-            metrics::stage_left(Stage::Decode.as_str(), worked);
-            context.queue_for(Stage::Publish);
-            let answer = self.answer(&context, active.version, &decoded, text);
-            if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
-                error!(error = %error.to_string(), "publisher is gone, an answer goes back");
-            }
-        }
-    }
-
-    fn answer(&self, context: &RequestContext, adapter: String, decoded: &Decoded, text: String) -> Answer {
+    fn answer(
+        &self,
+        context: &RequestContext,
+        adapter: String,
+        generation: &Generation,
+        text: String,
+    ) -> Answer {
         let request = &context.request;
         let times = context.times;
-        let label = decoded
+        let label = generation
             .label
-            .and_then(|index| request.shape.as_ref()?.choice()?.get(index).cloned());
-        let mut flags = flags(decoded, &text, self.args.config.low_confidence_below);
-        flags.extend(audio_flags(
-            &context.damage,
-            context.no_speech,
-            context.long_pause,
-        ));
+            .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
+        let mut flags = flags(generation, &text, &self.args.config, context.no_speech);
+        flags.extend(audio_flags(&context.damage, context.long_pause));
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -295,10 +264,10 @@ impl Decoder {
             label,
             fields,
             adapter,
-            score: decoded.score(),
+            score: generation.score(),
             audio_seconds: context.audio_seconds,
             audio_unheard_seconds: context.damage.unheard_seconds,
-            tokens: decoded.ids.len(),
+            tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
                 decode_audio: times.decode_audio_ms,
@@ -310,13 +279,14 @@ impl Decoder {
         }
     }
 
-    async fn reject(&mut self, context: RequestContext, cause: &SpeechLlmError) {
+    async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
         let reason = match cause {
-            SpeechLlmError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
-            SpeechLlmError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
+            InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
+            InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
+            InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
             _ => Reason::InternalError,
         };
-        error!(error = %cause, request_id = %context.request.id, "cannot answer an utterance");
+        (context.span).in_scope(|| error!(error = %cause, "cannot answer an utterance"));
         let letter = PublishDeadLetter::of(context, reason, cause.to_string());
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
@@ -325,33 +295,38 @@ impl Decoder {
 }
 
 /// What a reader should know about the sound that was asked about.
-pub fn audio_flags(damage: &Damage, no_speech: bool, long_pause: bool) -> Vec<Flag> {
-    let flags = [
+pub fn audio_flags(damage: &Damage, long_pause: bool) -> impl Iterator<Item = Flag> + use<> {
+    [
         (damage.cut_short, Flag::Truncated),
         (damage.repaired, Flag::AudioRepaired),
-        (no_speech, Flag::NoSpeech),
         (long_pause, Flag::LongPause),
-    ];
-    flags
-        .into_iter()
-        .filter_map(|(found, flag)| found.then_some(flag))
-        .collect()
+    ]
+    .into_iter()
+    .filter_map(|(found, flag)| found.then_some(flag))
 }
 
 /// What a reader should know about an answer.
-pub fn flags(decoded: &Decoded, text: &str, low_confidence_below: f64) -> Vec<Flag> {
-    let mut flags = Vec::new();
-    if decoded.looping {
-        flags.push(Flag::Looping);
-    }
-    if text.is_empty() {
-        flags.push(Flag::Empty);
-    }
-    if !decoded.ended {
-        flags.push(Flag::Truncated);
-    }
-    if decoded.score() < low_confidence_below {
-        flags.push(Flag::LowConfidence);
-    }
-    flags
+pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
+    let unlikely = |agreement: f64| agreement < config.unsupported_below;
+    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
+    [
+        (generation.looping, Flag::Looping),
+        (text.is_empty(), Flag::Empty),
+        (!generation.ended, Flag::Truncated),
+        (
+            generation.score() < config.low_confidence_below,
+            Flag::LowConfidence,
+        ),
+        (
+            !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
+            Flag::Unsupported,
+        ),
+        (
+            quiet || generation.blank_share.is_some_and(nothing_said),
+            Flag::NoSpeech,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(raised, flag)| raised.then_some(flag))
+    .collect()
 }

@@ -1,8 +1,9 @@
 //! `AudioIngest`: Kafka records become utterances.
 //!
-//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or [`PublishDeadLetter`].
-//! Decodes and resamples sound, so it lives in its own thread. It pins each utterance to the adapter version of the
-//! moment. When the stages behind it are full it waits, the channel fills, and the source pauses its partitions.
+//! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or
+//! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
+//! to the adapter version of the moment. When the stages behind it are full it waits, the channel fills, and
+//! the source pauses its partitions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{
     EncodeUtterance, OrphanQueue, PublishDeadLetter, RecordGuard, RequestContext, UtteranceAdmitted,
+    request_span,
 };
 use crate::streams::{Assembled, Streams};
 
@@ -122,16 +124,6 @@ impl Actor for AudioIngest {
             }
         }
     }
-
-    async fn on_panic(
-        &mut self,
-        _: WeakActorRef<Self>,
-        error: PanicError,
-    ) -> Result<std::ops::ControlFlow<ActorStopReason>, Self::Error> {
-        error!(%error, "ingest panicked, its supervisor restarts it");
-        metrics::stage_restarted(Stage::Ingest.as_str());
-        Ok(std::ops::ControlFlow::Break(ActorStopReason::Panicked(error)))
-    }
 }
 
 /// The chunks of unfinished streams have no contexts yet.
@@ -149,13 +141,17 @@ impl AudioIngest {
         let record = self.in_hand(record);
         let request = match Request::parse(&record, &self.args.limits, &*self.args.instructions) {
             Ok(request) => request,
-            Err(rejection) => return self.refuse(record.complete(), rejection).await,
+            Err(rejection) => return self.refuse(record.reject(), rejection).await,
         };
         if request.chunk.is_none() {
             return self.answer(record, request, Vec::new()).await;
         }
         match self.streams.take(record.complete(), request) {
             Assembled::Waiting => {}
+            Assembled::Repeated(record) => {
+                debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
+                self.args.tracker.release(&record.record_offset);
+            }
             Assembled::Whole(whole) => {
                 let record = self.in_hand(whole.record);
                 let earlier = whole.earlier.into_iter().map(|record| self.in_hand(record));
@@ -182,8 +178,10 @@ impl AudioIngest {
     }
 
     /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
-    async fn answer(&self, record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
+    async fn answer(&self, mut record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
         let started = Instant::now();
+        let span = request_span(&record.record_offset, &request);
+        record.belongs_to(&span);
         if !self.args.tracker.is_current(&record.record_offset) {
             debug!(record_offset = ?record.record_offset, "a record of a revoked partition, it is another process's business");
             earlier.into_iter().chain([record]).for_each(|record| {
@@ -191,11 +189,11 @@ impl AudioIngest {
             });
             return;
         }
-        let waveform = match self.decode(&request) {
+        let waveform = match span.in_scope(|| self.decode(&request)) {
             Ok(waveform) => waveform,
             Err(rejection) => {
                 for record in earlier.into_iter().chain([record]) {
-                    self.refuse(record.complete(), rejection.clone()).await;
+                    self.refuse(record.reject(), rejection.clone()).await;
                 }
                 return;
             }
@@ -206,7 +204,8 @@ impl AudioIngest {
         let budget: &Budget = self.args.tracker.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let record_offset = record.record_offset.clone();
-        let mut context = RequestContext::new(record.complete(), request, seconds, self.args.lost.clone());
+        let mut context =
+            RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
         context.no_speech = no_speech;
@@ -215,7 +214,6 @@ impl AudioIngest {
         context.yield_to_serving(self.args.training.as_ref());
         let worked = started.elapsed();
         context.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
-        metrics::stage_left(Stage::Ingest.as_str(), worked);
         if context.request.train != Some(false) {
             let fact = UtteranceAdmitted {
                 request: Request {

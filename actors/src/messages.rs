@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
 use speechverse::kafka::BudgetHold;
 use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::telemetry::StageItem;
+use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
 use speechverse::training::{Control, Yield};
 use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
@@ -15,6 +17,7 @@ use speechverse::wire::request::Request;
 use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
 use tch::Tensor;
+use tracing::Span;
 
 /// Milliseconds that an utterance spent in each stage so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -86,25 +89,43 @@ impl OrphanQueue {
 /// [`RecordGuard::complete`], it becomes a dead letter, as a context does.
 #[derive(Debug)]
 pub struct RecordGuard {
-    record: Option<Record>,
+    held: Option<(Record, StageItem)>,
     stage: Stage,
     orphans: OrphanQueue,
 }
 
 impl RecordGuard {
-    /// Holds a record in `stage`.
+    /// Holds a record in `stage`, which counts it as an item of its work.
     pub fn new(record: Record, stage: Stage, orphans: OrphanQueue) -> Self {
-        let record = Some(record);
+        let item = StageItem::enter(stage.as_str(), Duration::ZERO, &Span::current());
         Self {
-            record,
+            held: Some((record, item)),
             stage,
             orphans,
         }
     }
 
-    /// Takes the record out: its outcome is in the caller's hands now.
-    pub fn complete(mut self) -> Record {
-        self.record.take().expect("a record is settled once, by value")
+    /// Takes the record out: the stage is done with it, its outcome is in the caller's hands now.
+    pub fn complete(self) -> Record {
+        let (record, item) = self.take();
+        item.finish();
+        record
+    }
+
+    /// The request that the record turned out to hold: its work is inside the request's span from now on.
+    pub fn belongs_to(&mut self, request: &Span) {
+        if let Some((_, item)) = &mut self.held {
+            item.set_parent(request);
+        }
+    }
+
+    /// Takes the record out of a stage that cannot go on with it.
+    pub fn reject(self) -> Record {
+        self.take().0
+    }
+
+    fn take(mut self) -> (Record, StageItem) {
+        self.held.take().expect("a record is taken once, by value")
     }
 }
 
@@ -112,17 +133,34 @@ impl std::ops::Deref for RecordGuard {
     type Target = Record;
 
     fn deref(&self) -> &Record {
-        let record = self.record.as_ref();
-        record.expect("only `complete` takes the record, and it consumes the guard")
+        let held = self.held.as_ref();
+        &held.expect("only `take` empties the guard, and it consumes it").0
     }
 }
 
 impl Drop for RecordGuard {
     fn drop(&mut self) {
-        if let Some(record) = self.record.take() {
+        if let Some((record, _)) = self.held.take() {
             self.orphans.take(record, self.stage);
         }
     }
+}
+
+/// The span of a request, continuing the trace that it came with.
+pub fn request_span(record_offset: &RecordOffset, request: &Request) -> Span {
+    let identity = RequestIdentity {
+        request_id: &request.id,
+        session: request.session.as_deref(),
+        topic: &record_offset.topic,
+        partition: record_offset.partition,
+        offset: record_offset.offset,
+    };
+    let parent = RemoteParent {
+        trace_id: &request.trace.trace_id,
+        span_id: &request.trace.parent_id,
+        flags: request.trace.span_flags(),
+    };
+    spans::request_span(identity, parent)
 }
 
 /// What stays with an utterance from admission to its outcome: its record, its request, its clock.
@@ -160,17 +198,37 @@ pub struct RequestState {
     pub long_pause: bool,
     /// What of its audio could not be heard.
     pub damage: Damage,
+    /// The request's span: log lines and the spans of stages are inside it.
+    pub span: Span,
+    /// Its work in the present stage, from the moment that the stage took it up.
+    item: Option<StageItem>,
     /// The memory of its samples, counted until the outcome.
     held: Option<BudgetHold>,
     /// Training waits between steps while this is here.
     ahead: Option<Yield>,
 }
 
+impl RequestState {
+    /// Takes the guard of the present stage's work out.
+    pub fn take_item(&mut self) -> Option<StageItem> {
+        self.item.take()
+    }
+}
+
 impl RequestContext {
-    /// A context for an admitted record.
-    pub fn new(record: Record, request: Request, audio_seconds: f64, orphans: OrphanQueue) -> Self {
+    /// A context for an admitted record; `span` is the [`request_span`] of the request.
+    pub fn new(
+        record: Record,
+        mut request: Request,
+        audio_seconds: f64,
+        span: Span,
+        orphans: OrphanQueue,
+    ) -> Self {
         let now = Instant::now();
+        request.trace.own_span = spans::span_id(&span);
         let inner = RequestState {
+            span,
+            item: None,
             record,
             request,
             admitted: now,
@@ -202,17 +260,26 @@ impl RequestContext {
         self.ahead = training.map(Control::yield_to_serving);
     }
 
-    /// Marks that the context waits for `stage` from now on.
+    /// The present stage is done with it: it waits for `stage` from now on.
     pub fn queue_for(&mut self, stage: Stage) {
+        if let Some(item) = self.item.take() {
+            item.finish();
+        }
         self.stage = stage;
         self.queued = Instant::now();
     }
 
-    /// Marks that its stage took it up; adds the wait to its times and returns it.
-    pub fn dequeued(&mut self) -> std::time::Duration {
+    /// The stage that it waits for takes it up; adds the wait to its times.
+    pub fn dequeued(&mut self) {
         let waited = self.queued.elapsed();
         self.times.queue_ms += waited.as_secs_f64() * 1e3;
-        waited
+        let item = StageItem::enter(self.stage.as_str(), waited, &self.span);
+        self.item = Some(item);
+    }
+
+    /// The span of the present stage's work, the request's own where no stage has taken it up.
+    pub fn stage_span(&self) -> &Span {
+        self.item.as_ref().map_or(&self.span, StageItem::span)
     }
 
     /// Takes the contents out: the outcome is in the caller's hands now.
@@ -301,6 +368,8 @@ pub struct PublishDeadLetter {
     pub record: Record,
     /// Why, and where that was found.
     pub rejection: Rejection,
+    /// The span that it is told in.
+    pub span: Span,
     /// Seconds of audio that were admitted for it; 0 when it was refused at admission.
     pub audio_seconds: f64,
     /// Record offsets of further records that this settles.
@@ -310,7 +379,10 @@ pub struct PublishDeadLetter {
 impl PublishDeadLetter {
     /// A refusal at admission, before the record counted as in flight.
     pub fn at_admission(record: Record, rejection: Rejection) -> Self {
+        let offset = &record.record_offset;
+        let (topic, partition, offset) = (&*offset.topic, offset.partition, offset.offset);
         Self {
+            span: tracing::info_span!("record", topic, partition, offset),
             record,
             rejection,
             audio_seconds: 0.0,
@@ -323,6 +395,7 @@ impl PublishDeadLetter {
         let stage = context.stage;
         let inner = context.complete();
         Self {
+            span: inner.span,
             record: inner.record,
             rejection: Rejection::new(reason, stage, message),
             audio_seconds: inner.audio_seconds,

@@ -1,9 +1,11 @@
 //! `Publisher`: answers go to Kafka, then offsets are released.
 //!
-//! Receives [`PublishAnswer`], [`PublishPartial`], [`PublishDeadLetter`], [`PublishEvent`]. An offset
-//! is released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side by
-//! side, a bounded number of them; one that fails is repeated for as long as the process lives, and while it does the
-//! bound fills and holds the pipeline back.
+//! Receives [`PublishAnswer`], [`PublishPartial`], [`PublishDeadLetter`], [`PublishEvent`]. An offset is
+//! released only when the broker has acknowledged the answer or the dead letter of its record. Sends run side
+//! by side, a bounded number of them; one that fails is repeated for as long as the process lives, and while
+//! it does the bound fills and holds the pipeline back. What the broker refuses for good is shortened; an
+//! answer that it refuses even so becomes a dead letter, and a dead letter that it refuses even so is
+//! counted, told as an event and released, so that no partition stands still behind it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +16,14 @@ use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::config::TopicsConfig;
-use speechverse::kafka::{OffsetTracker, Sink};
-use speechverse::telemetry::metrics;
-use speechverse::wire::dead_letter::{Reason, Rejection, dead_letter};
-use speechverse::wire::{OutgoingRecord, RecordOffset};
+use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
+use speechverse::telemetry::{StageItem, metrics};
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
+use speechverse::wire::event::{Event, EventKind};
+use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
-use tracing::{debug, error, warn};
+use tokio::time::{Interval, MissedTickBehavior};
+use tracing::{Instrument as _, debug, error, warn};
 
 use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
@@ -27,6 +31,8 @@ use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishE
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a send is repeated.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often the producer is looked at while nothing is sent.
+const LOOK_AT_PRODUCER: Duration = Duration::from_secs(1);
 
 /// Header of a record whose value the broker refuses: how many bytes it had.
 pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
@@ -53,8 +59,12 @@ pub struct PublisherArgs {
     pub source: Arc<str>,
     /// Request contexts that a stage let go of.
     pub lost: flume::Receiver<OrphanedRecord>,
+    /// Records that retention deleted before they were read, to be told as events.
+    pub deleted: flume::Receiver<RecordsDeleted>,
     /// Sends that may be on their way at once.
     pub sends_max: usize,
+    /// Longest that a stop waits for them.
+    pub drain: Duration,
 }
 
 /// The publisher stage.
@@ -62,6 +72,32 @@ pub struct Publisher {
     args: PublisherArgs,
     permits: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
+    clock: Interval,
+}
+
+/// The records that a send is about.
+enum About {
+    /// The answer to a record, and the chunks before it.
+    Answer {
+        record: Record,
+        earlier: Vec<RecordOffset>,
+    },
+    /// The dead letter of a record, and of the chunks before it.
+    DeadLetter {
+        record_offset: RecordOffset,
+        earlier: Vec<RecordOffset>,
+    },
+    /// No record: an event.
+    Event,
+}
+
+/// How a send ended.
+enum Delivery {
+    Acknowledged,
+    /// The broker refuses it, whatever is left out.
+    Refused(SinkError),
+    /// The process stops; the record is read again after the restart.
+    Stopped,
 }
 
 impl Actor for Publisher {
@@ -70,44 +106,43 @@ impl Actor for Publisher {
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let permits = Arc::new(Semaphore::new(args.sends_max));
+        let mut clock = tokio::time::interval(LOOK_AT_PRODUCER);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             args,
             permits,
             stopping: Arc::new(AtomicBool::new(false)),
+            clock,
         })
     }
 
-    /// Takes lost contexts as they come, beside the mailbox.
+    /// Takes lost contexts and reports of deleted records as they come, beside the mailbox.
     async fn next(
         &mut self,
         _: WeakActorRef<Self>,
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
-            let lost = tokio::select! {
+            tokio::select! {
                 biased;
                 signal = mailbox.recv() => return Ok(signal),
-                lost = self.args.lost.recv_async() => lost,
-            };
-            let Ok(lost) = lost else {
-                return Ok(mailbox.recv().await);
-            };
-            let message = "the stage that held this record failed; publish it again to try once more";
-            let order = PublishDeadLetter {
-                rejection: Rejection::new(Reason::InternalError, lost.stage, message),
-                record: lost.record,
-                audio_seconds: lost.audio_seconds,
-                earlier: lost.earlier,
-            };
-            self.send_dead_letter(order).await;
+                Ok(lost) = self.args.lost.recv_async() => self.send_lost(lost).await,
+                Ok(deleted) = self.args.deleted.recv_async() => self.send_deleted(deleted).await,
+                _ = self.clock.tick() => {
+                    if let Err(error) = self.args.sink.renew_if_failed().await {
+                        self.args.sink.log_repeat(&error);
+                    }
+                }
+            }
         }
     }
 
-    /// Waits for the sends that are on their way; what cannot be sent is read again after the restart.
+    /// Waits for the sends that are on their way, for as long as a drain may take; what cannot be sent is
+    /// read again after the restart.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, _: ActorStopReason) -> Result<(), Self::Error> {
         self.stopping.store(true, Ordering::Release);
         let everything = u32::try_from(self.args.sends_max).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(RETRY_MAX, self.permits.acquire_many(everything)).await;
+        let _ = tokio::time::timeout(self.args.drain, self.permits.acquire_many(everything)).await;
         Ok(())
     }
 }
@@ -116,8 +151,10 @@ impl Message<PublishAnswer> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishAnswer, _: &mut Context<Self, Self::Reply>) {
-        let PublishAnswer { answer, context } = message;
-        let inner = context.complete();
+        let PublishAnswer { answer, mut context } = message;
+        context.dequeued();
+        let mut inner = context.complete();
+        let item = inner.take_item();
         let outgoing = answer.to_record(
             Arc::from(self.args.topics.results.as_str()),
             inner.record.key.clone(),
@@ -127,13 +164,13 @@ impl Message<PublishAnswer> for Publisher {
         let (admitted, audio_seconds) = (inner.admitted, inner.audio_seconds);
         let kind = answer.kind.as_str();
         let done = move || metrics::answer_published(kind, admitted.elapsed(), audio_seconds);
-        self.send(
-            outgoing,
-            settled(inner.record.record_offset, inner.earlier),
-            audio_seconds,
-            done,
-        )
-        .await;
+        let about = About::Answer {
+            record: inner.record,
+            earlier: inner.earlier,
+        };
+        self.send(outgoing, about, item, audio_seconds, done)
+            .instrument(inner.span)
+            .await;
     }
 }
 
@@ -179,42 +216,70 @@ impl Message<PublishEvent> for Publisher {
     type Reply = ();
 
     async fn handle(&mut self, message: PublishEvent, _: &mut Context<Self, Self::Reply>) {
-        let topic = Arc::from(self.args.topics.events.as_str());
-        let outgoing = message.event.to_record(topic, &self.args.source);
-        self.send(outgoing, Vec::new(), 0.0, || ()).await;
+        self.send_event(message.event).await;
     }
 }
 
 impl Publisher {
+    async fn send_lost(&self, lost: OrphanedRecord) {
+        let message = "the stage that held this record failed; publish it again to try once more";
+        let order = PublishDeadLetter {
+            audio_seconds: lost.audio_seconds,
+            earlier: lost.earlier,
+            ..PublishDeadLetter::at_admission(
+                lost.record,
+                Rejection::new(Reason::InternalError, lost.stage, message),
+            )
+        };
+        self.send_dead_letter(order).await;
+    }
+
+    async fn send_deleted(&self, deleted: RecordsDeleted) {
+        let (topic, partition) = (deleted.partition.topic, deleted.partition.partition);
+        let id = format!("{topic}/{partition}");
+        let what = EventKind::RecordsDeleted {
+            topic: topic.to_string(),
+            partition,
+            first_offset: deleted.first_offset,
+            records: deleted.records,
+        };
+        self.send_event(Event::now(id, what)).await;
+    }
+
+    async fn send_event(&self, event: Event) {
+        let topic = Arc::from(self.args.topics.events.as_str());
+        let outgoing = event.to_record(topic, &self.args.source);
+        self.send(outgoing, About::Event, None, 0.0, || ()).await;
+    }
+
     async fn send_dead_letter(&self, message: PublishDeadLetter) {
         let PublishDeadLetter {
             record,
             rejection,
+            span,
             audio_seconds,
             earlier,
         } = message;
+        let item = StageItem::enter(Stage::Publish.as_str(), Duration::ZERO, &span);
+        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection));
+        let about = About::DeadLetter {
+            record_offset: record.record_offset,
+            earlier,
+        };
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
-        warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
-        let outgoing = dead_letter(
-            &record,
-            &rejection,
-            Arc::from(self.args.topics.dead_letters.as_str()),
-        );
         let done = move || metrics::dead_letter_published(reason, stage);
-        self.send(
-            outgoing,
-            settled(record.record_offset, earlier),
-            audio_seconds,
-            done,
-        )
-        .await;
+        self.send(outgoing, about, Some(item), audio_seconds, done)
+            .instrument(span)
+            .await;
     }
 
-    /// Sends in the background, up to the bound; the records behind it are released after the acknowledgement.
+    /// Sends in the background, up to the bound; the records behind it are released after the
+    /// acknowledgement, or when the broker takes no word of them at all.
     async fn send(
         &self,
         outgoing: OutgoingRecord,
-        record_offsets: Vec<RecordOffset>,
+        about: About,
+        item: Option<StageItem>,
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
@@ -224,42 +289,133 @@ impl Publisher {
             .expect("the semaphore is never closed");
         let args = self.args.clone();
         let stopping = Arc::clone(&self.stopping);
-        tokio::spawn(async move {
-            let acknowledged = deliver(&args.sink, outgoing, &stopping).await;
-            if acknowledged {
-                done();
-                for record_offset in &record_offsets {
-                    release(&args, record_offset);
+        let sending = async move {
+            let over = match deliver(&args.sink, outgoing, &stopping).await {
+                Delivery::Acknowledged => {
+                    done();
+                    args.release(&about);
+                    true
                 }
-                if audio_seconds > 0.0 {
-                    metrics::utterance_left(audio_seconds);
-                }
+                Delivery::Refused(error) => args.refused(about, &error, &stopping).await,
+                Delivery::Stopped => false,
+            };
+            if over && audio_seconds > 0.0 {
+                metrics::utterance_left(audio_seconds);
+            }
+            // Where it is not over, the record is read again: the stage could not finish it.
+            if let Some(item) = item.filter(|_| over) {
+                item.finish();
             }
             drop(permit);
-        });
+        };
+        tokio::spawn(sending.in_current_span());
     }
 }
 
-/// Repeats a send until the broker acknowledges it, or the process stops; `true` when it was acknowledged.
-async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> bool {
+impl PublisherArgs {
+    fn dead_letter(&self, record: &Record, rejection: &Rejection) -> OutgoingRecord {
+        let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
+        warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
+        dead_letter(record, rejection, Arc::from(self.topics.dead_letters.as_str()))
+    }
+
+    /// What becomes of a record that the broker does not take; `true` when it is over with it.
+    async fn refused(&self, about: About, error: &SinkError, stopping: &AtomicBool) -> bool {
+        let (record_offset, earlier, error) = match about {
+            About::Answer { record, earlier } => {
+                metrics::record_refused("answer");
+                let message = format!("the answer could not be published: {error}");
+                let rejection = Rejection::new(Reason::AnswerRefused, Stage::Publish, message);
+                let letter = self.dead_letter(&record, &rejection);
+                match deliver(&self.sink, letter, stopping).await {
+                    Delivery::Acknowledged => {
+                        let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
+                        metrics::dead_letter_published(reason, stage);
+                        self.release(&About::Answer { record, earlier });
+                        return true;
+                    }
+                    Delivery::Stopped => return false,
+                    Delivery::Refused(error) => (record.record_offset, earlier, error),
+                }
+            }
+            About::DeadLetter {
+                record_offset,
+                earlier,
+            } => (record_offset, earlier, error.clone()),
+            About::Event => {
+                error!(%error, "an event is refused and given up");
+                metrics::record_refused("event");
+                return true;
+            }
+        };
+        // Nothing that the broker takes can be said of it on its topic: said elsewhere, and let go.
+        error!(%error, ?record_offset, "the dead letter of a record is refused and given up, its offset is released");
+        metrics::record_refused("dead_letter");
+        let what = EventKind::RecordRefused {
+            topic: record_offset.topic.to_string(),
+            partition: record_offset.partition,
+            offset: record_offset.offset,
+            reason: error.to_string(),
+        };
+        let event = Event::now(
+            format!("{}/{}", record_offset.topic, record_offset.partition),
+            what,
+        );
+        let told = event.to_record(Arc::from(self.topics.events.as_str()), &self.source);
+        match deliver(&self.sink, told, stopping).await {
+            Delivery::Acknowledged => {}
+            Delivery::Refused(error) => {
+                error!(%error, "an event is refused and given up");
+                metrics::record_refused("event");
+            }
+            Delivery::Stopped => return false,
+        }
+        self.release(&About::DeadLetter {
+            record_offset,
+            earlier,
+        });
+        true
+    }
+
+    /// Releases a record's own record_offset and those of the chunks before it.
+    fn release(&self, about: &About) {
+        let (record_offset, earlier) = match about {
+            About::Answer { record, earlier } => (&record.record_offset, earlier),
+            About::DeadLetter {
+                record_offset,
+                earlier,
+            } => (record_offset, earlier),
+            About::Event => return,
+        };
+        for record_offset in earlier.iter().chain([record_offset]) {
+            if let Some(tracker) = self.trackers.get(&*record_offset.topic) {
+                tracker.release(record_offset);
+            }
+        }
+    }
+}
+
+/// Repeats a send until the broker acknowledges it, refuses it for good, or the process stops.
+async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> Delivery {
     let started = Instant::now();
     let mut pause = RETRY_FIRST;
     loop {
         match sink.send(outgoing.clone()).await {
-            Ok(_) => return true,
+            Ok(_) => return Delivery::Acknowledged,
             Err(error) if error.is_about_the_record() => {
                 // It will never fit. The name of what happened still does.
-                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
                 if !shorten(&mut outgoing) {
-                    return false;
+                    return Delivery::Refused(error);
                 }
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
             }
             Err(error) => {
                 if stopping.load(Ordering::Acquire) {
                     error!(%error, topic = %outgoing.topic, "not delivered before the stop, its record is read again after the restart");
-                    return false;
+                    return Delivery::Stopped;
                 }
-                warn!(%error, topic = %outgoing.topic, elapsed = ?started.elapsed(), "not delivered, trying again");
+                sink.log_repeat(&error);
+                debug!(%error, topic = %outgoing.topic, elapsed = ?started.elapsed(), "not delivered, trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }
@@ -267,7 +423,8 @@ async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBoo
     }
 }
 
-/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to take.
+/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to
+/// take.
 fn shorten(outgoing: &mut OutgoingRecord) -> bool {
     let count = |name: &str, number: usize| (name.to_owned(), Some(bytes::Bytes::from(number.to_string())));
     let headers = &mut outgoing.headers;
@@ -292,16 +449,4 @@ fn shorten(outgoing: &mut OutgoingRecord) -> bool {
     };
     headers.push(count(KEY_OMITTED_HEADER, key.len()));
     true
-}
-
-/// A record's own record_offset and those of the chunks before it.
-fn settled(record_offset: RecordOffset, mut earlier: Vec<RecordOffset>) -> Vec<RecordOffset> {
-    earlier.push(record_offset);
-    earlier
-}
-
-fn release(args: &PublisherArgs, record_offset: &RecordOffset) {
-    if let Some(tracker) = args.trackers.get(&*record_offset.topic) {
-        tracker.release(record_offset);
-    }
 }

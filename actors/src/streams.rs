@@ -1,27 +1,34 @@
 //! Chunked streams: chunks in order become one recording.
 //!
-//! Chunks of a stream share a key, so they come from one partition in order. A chunk that is missing or doubled breaks
-//! its stream: everything of it becomes dead letters, up to and including its last chunk.
+//! Chunks of a stream share a key, so they come from one partition in order. A chunk that arrives again as it
+//! was (a producer that was unsure sends twice) is passed over, also for a while after the last one. A chunk
+//! that is missing, or that comes again with other sound, breaks its stream: everything of it becomes dead
+//! letters, up to and including its last chunk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use sha2::{Digest, Sha256};
 use speechverse::kafka::TopicPartition;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
 
-/// A stream that is silent for so long is given up.
+/// A stream that is silent for so long is given up; one that is complete is remembered for as long.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Streams that may be unfinished at once.
+/// Streams that may be unfinished at once, and complete ones that are remembered.
 const STREAMS_MAX: usize = 1_024;
+/// Chunks of complete streams that are remembered.
+const REMEMBERED_CHUNKS_MAX: usize = 65_536; // 32 bytes each
 
 /// What a chunk led to.
 #[derive(Debug)]
 pub enum Assembled {
     /// More chunks are awaited.
     Waiting,
+    /// It was had before, as it is: its record is finished.
+    Repeated(Record),
     /// It was the last one.
     Whole(Box<Whole>),
     /// The stream is broken: these records cannot be answered.
@@ -39,6 +46,9 @@ pub struct Whole {
     pub earlier: Vec<Record>,
 }
 
+/// Who sends a stream, and its name there.
+type Name = (Option<String>, String);
+
 #[derive(Debug)]
 struct Stream {
     first: Request,
@@ -49,11 +59,25 @@ struct Stream {
     heard: Instant,
 }
 
+/// What is left of a complete stream: enough to know its chunks again.
+#[derive(Debug)]
+struct Complete {
+    name: Name,
+    partition: TopicPartition,
+    /// Offset of its last chunk. What comes from there or before is the stream itself, read again after a
+    /// failure.
+    end: i64,
+    digests: Vec<[u8; 32]>,
+    since: Instant,
+}
+
 /// Unfinished streams, bounded in number and bytes.
 #[derive(Debug)]
 pub struct Streams {
     bytes_max: usize,
-    streams: HashMap<String, Stream>,
+    streams: HashMap<Name, Stream>,
+    /// The oldest first.
+    complete: VecDeque<Complete>,
 }
 
 impl Streams {
@@ -62,6 +86,7 @@ impl Streams {
         Self {
             bytes_max,
             streams: HashMap::new(),
+            complete: VecDeque::new(),
         }
     }
 
@@ -80,20 +105,30 @@ impl Streams {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
             return Assembled::Broken(vec![record], broken("a chunk without session or number"));
         };
-        let expected = self
-            .streams
-            .get(&session)
-            .map_or(0, |stream| stream.records.len() as u64);
+        let shown = session.escape_debug().to_string();
+        let name = (request.source.clone(), session);
+        self.forget_reread(&name, &record);
+        let (expected, before) = match self.streams.get(&name) {
+            Some(stream) => (stream.records.len() as u64, audio_of(stream, chunk.sequence)),
+            None => (0, None),
+        };
+        let had = match before {
+            Some(audio) => *audio == request.audio && !chunk.is_final,
+            None => chunk.sequence != expected && self.was_complete(&name, &record, &request),
+        };
+        if had {
+            return Assembled::Repeated(record);
+        }
         if chunk.sequence != expected {
             let found = chunk.sequence;
-            let message = format!(
-                "stream `{}`: chunk {found} came where chunk {expected} was expected",
-                session.escape_debug()
-            );
-            let mut records = self
-                .streams
-                .remove(&session)
-                .map_or_else(Vec::new, |stream| stream.records);
+            let what = match before {
+                Some(_) => "came again, and not as it was,",
+                None => "came",
+            };
+            let message =
+                format!("stream `{shown}`: chunk {found} {what} where chunk {expected} was expected");
+            let stream = self.streams.remove(&name);
+            let mut records = stream.map_or_else(Vec::new, |stream| stream.records);
             records.push(record);
             return Assembled::Broken(records, broken(message));
         }
@@ -102,7 +137,7 @@ impl Streams {
             return Assembled::Broken(vec![record], broken(message));
         }
         let audio = request.audio.clone();
-        let stream = self.streams.entry(session.clone()).or_insert_with(|| Stream {
+        let stream = self.streams.entry(name.clone()).or_insert_with(|| Stream {
             first: request,
             records: Vec::new(),
             audio: Vec::new(),
@@ -117,16 +152,13 @@ impl Streams {
         if !chunk.is_final && !too_large {
             return Assembled::Waiting;
         }
-        let stream = self.streams.remove(&session).expect("it was entered above");
+        let stream = self.streams.remove(&name).expect("it was entered above");
         if too_large {
-            let message = format!(
-                "stream `{}` has more than {} bytes",
-                session.escape_debug(),
-                self.bytes_max
-            );
+            let message = format!("stream `{shown}` has more than {} bytes", self.bytes_max);
             let rejection = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
             return Assembled::Broken(stream.records, rejection);
         }
+        self.remember(name, &stream);
         let Stream {
             first,
             mut records,
@@ -145,20 +177,69 @@ impl Streams {
         }))
     }
 
+    /// Drops what is had of a stream whose chunk is read again from its own place: after a failure its
+    /// records begin anew under another epoch, and what was had before counts no more.
+    fn forget_reread(&mut self, name: &Name, record: &Record) {
+        let reread = self.streams.get(name).is_some_and(|stream| {
+            stream.records.iter().any(|had| {
+                let (had, now) = (&had.record_offset, &record.record_offset);
+                TopicPartition::of(had) == TopicPartition::of(now) && had.epoch != now.epoch
+            })
+        });
+        if reread {
+            self.streams.remove(name);
+        }
+    }
+
+    /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins
+    /// another stream.
+    fn was_complete(&self, name: &Name, record: &Record, request: &Request) -> bool {
+        let Some(chunk) = request.chunk else { return false };
+        let partition = TopicPartition::of(&record.record_offset);
+        let found = self.complete.iter().rev().find(|stream| stream.name == *name);
+        found.is_some_and(|stream| {
+            let place = usize::try_from(chunk.sequence).unwrap_or(usize::MAX);
+            stream.partition == partition
+                && record.record_offset.offset > stream.end
+                && stream.digests.get(place) == Some(&digest(&request.audio))
+                && chunk.is_final == (place + 1 == stream.digests.len())
+        })
+    }
+
+    fn remember(&mut self, name: Name, stream: &Stream) {
+        let Some(last) = stream.records.last() else { return };
+        self.complete.push_back(Complete {
+            name,
+            partition: TopicPartition::of(&last.record_offset),
+            end: last.record_offset.offset,
+            digests: stream.audio.iter().map(digest).collect(),
+            since: Instant::now(),
+        });
+        let mut chunks: usize = self.complete.iter().map(|complete| complete.digests.len()).sum();
+        while let Some(oldest) = self.complete.front() {
+            let many = self.complete.len() > STREAMS_MAX || chunks > REMEMBERED_CHUNKS_MAX;
+            if !many && oldest.since.elapsed() <= SILENCE_MAX {
+                break;
+            }
+            chunks -= oldest.digests.len();
+            self.complete.pop_front();
+        }
+    }
+
     /// Streams that were silent for too long, taken out.
     pub fn expired(&mut self) -> Vec<(Vec<Record>, Rejection)> {
-        let old: Vec<String> = self
+        let old: Vec<Name> = self
             .streams
             .iter()
             .filter(|(_, stream)| stream.heard.elapsed() > SILENCE_MAX)
-            .map(|(session, _)| session.clone())
+            .map(|(name, _)| name.clone())
             .collect();
         old.into_iter()
-            .filter_map(|session| {
-                let stream = self.streams.remove(&session)?;
+            .filter_map(|name| {
+                let stream = self.streams.remove(&name)?;
                 let message = format!(
                     "stream `{}` ended without a last chunk: {} chunks, then {} s of silence",
-                    session.escape_debug(),
+                    name.1.escape_debug(),
                     stream.records.len(),
                     SILENCE_MAX.as_secs()
                 );
@@ -184,6 +265,15 @@ impl Streams {
                 .any(|record| partitions.contains(&TopicPartition::of(&record.record_offset)))
         });
     }
+}
+
+/// The sound of a chunk that a stream has.
+fn audio_of(stream: &Stream, sequence: u64) -> Option<&Bytes> {
+    stream.audio.get(usize::try_from(sequence).ok()?)
+}
+
+fn digest(audio: &Bytes) -> [u8; 32] {
+    Sha256::digest(audio).into()
 }
 
 fn broken(message: impl Into<String>) -> Rejection {
@@ -297,14 +387,153 @@ mod tests {
         assert_eq!(streams.len(), 1);
     }
 
+    /// The same chunk as a later record.
+    fn later((record, request): (Record, Request), offset: i64) -> (Record, Request) {
+        let record_offset = RecordOffset {
+            offset,
+            ..record.record_offset
+        };
+        (
+            Record {
+                record_offset,
+                ..record
+            },
+            request,
+        )
+    }
+
     #[test]
-    fn a_doubled_chunk_breaks_its_stream() {
+    fn a_chunk_that_comes_again_as_it_was_is_passed_over() {
+        let mut streams = Streams::new(100);
+        take(&mut streams, chunk("a", 0, false, b"12"));
+        take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
+
+        for (repeat, offset) in [(chunk("a", 1, false, b"34"), 2), (chunk("a", 0, false, b"12"), 3)] {
+            let taken = take(&mut streams, later(repeat, offset));
+
+            assert!(
+                matches!(&taken, Assembled::Repeated(record) if record.record_offset.offset == offset),
+                "{taken:?}"
+            );
+        }
+        let Assembled::Whole(whole) = take(&mut streams, later(chunk("a", 2, true, b"56"), 4)) else {
+            panic!("the last chunk completes the stream")
+        };
+        assert_eq!(&whole.request.audio[..], b"123456");
+        assert_eq!(whole.earlier.len(), 2, "a repeat has been finished already");
+    }
+
+    #[test]
+    fn a_chunk_that_comes_again_after_the_last_one_is_passed_over() {
+        let mut streams = Streams::new(100);
+        take(&mut streams, chunk("a", 0, false, b"12"));
+        take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
+        take(&mut streams, later(chunk("a", 2, true, b"56"), 2));
+
+        for (repeat, offset) in [(chunk("a", 1, false, b"34"), 3), (chunk("a", 2, true, b"56"), 4)] {
+            assert!(matches!(
+                take(&mut streams, later(repeat, offset)),
+                Assembled::Repeated(_)
+            ));
+        }
+        for (other, offset) in [(chunk("a", 2, true, b"57"), 5), (chunk("a", 2, false, b"56"), 6)] {
+            assert!(matches!(
+                take(&mut streams, later(other, offset)),
+                Assembled::Broken(..)
+            ));
+        }
+    }
+
+    #[test]
+    fn a_second_stream_of_a_session_keeps_chunks_that_sound_like_the_first_one_s() {
+        let mut streams = Streams::new(100);
+        for (sequence, offset) in [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)] {
+            take(
+                &mut streams,
+                later(chunk("a", sequence, sequence == 2, b"00"), offset),
+            );
+        }
+
+        let Assembled::Whole(whole) = take(&mut streams, later(chunk("a", 2, true, b"00"), 5)) else {
+            panic!("the second stream is complete too")
+        };
+
+        assert_eq!(&whole.request.audio[..], b"000000");
+        assert_eq!(whole.record.record_offset.offset, 5);
+    }
+
+    #[test]
+    fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
+        let mut streams = Streams::new(100);
+        let again = |(mut record, request): (Record, Request)| {
+            record.record_offset.epoch = 2;
+            (record, request)
+        };
+        take(&mut streams, chunk("a", 0, false, b"12"));
+        take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
+
+        assert!(matches!(
+            take(&mut streams, again(chunk("a", 0, false, b"12"))),
+            Assembled::Waiting
+        ));
+        take(&mut streams, again(later(chunk("a", 1, false, b"34"), 1)));
+        let Assembled::Whole(whole) = take(&mut streams, again(later(chunk("a", 2, true, b"56"), 2))) else {
+            panic!("all of it was read again")
+        };
+
+        assert_eq!(whole.earlier.len(), 2);
+        assert!(whole.earlier.iter().all(|record| record.record_offset.epoch == 2));
+        // And once more, after it was complete and its answer was lost.
+        take(&mut streams, chunk("a", 0, false, b"12"));
+        assert!(matches!(
+            take(&mut streams, later(chunk("a", 1, false, b"34"), 1)),
+            Assembled::Waiting
+        ));
+    }
+
+    #[test]
+    fn a_chunk_that_comes_again_with_other_sound_breaks_its_stream() {
         let mut streams = Streams::new(100);
         take(&mut streams, chunk("a", 0, false, b"12"));
 
+        let taken = take(&mut streams, later(chunk("a", 0, false, b"21"), 1));
+
+        let Assembled::Broken(records, rejection) = taken else {
+            panic!("{taken:?}")
+        };
+        assert_eq!(records.len(), 2);
         assert!(
-            matches!(take(&mut streams, chunk("a", 0, false, b"12")), Assembled::Broken(records, _) if records.len() == 2)
+            rejection.message.contains("came again, and not as it was"),
+            "{rejection}"
         );
+    }
+
+    #[test]
+    fn sessions_of_two_sources_are_two_streams() {
+        let mut streams = Streams::new(100);
+        let from = |source: &str, (record, request): (Record, Request)| {
+            let source = Some(source.to_owned());
+            (record, Request { source, ..request })
+        };
+        take(&mut streams, from("/one", chunk("a", 0, false, b"12")));
+
+        let other = take(&mut streams, from("/two", chunk("a", 0, false, b"xx")));
+
+        assert!(matches!(other, Assembled::Waiting), "{other:?}");
+        assert_eq!(streams.len(), 2);
+    }
+
+    #[test]
+    fn what_is_remembered_of_complete_streams_is_bounded() {
+        let mut streams = Streams::new(100);
+        for number in 0..STREAMS_MAX as i64 + 10 {
+            take(
+                &mut streams,
+                later(chunk(&number.to_string(), 0, true, b"12"), number),
+            );
+        }
+
+        assert_eq!(streams.complete.len(), STREAMS_MAX);
     }
 
     #[test]

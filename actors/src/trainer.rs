@@ -1,9 +1,11 @@
 //! `Trainer`: a training cycle turns stored samples into a candidate, judges it, and swaps it in.
 //!
-//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the networks for as
-//! long as the cycle lasts. Between two steps it gives way to serving. The candidate starts from the serving version,
-//! is compared with it on held-out samples, and is promoted when it is no worse than allowed; refusal is a normal
-//! outcome. Either way the cycle's folder keeps settings, log and verdict.
+//! Receives [`StartCycle`], sends [`PublishEvent`]. Trains on its own thread, with its own copy of the
+//! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
+//! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
+//! there are enough of them to tell, and the version that it started from is current still
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the cycle's folder keeps
+//! settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,24 +14,31 @@ use std::time::Instant;
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
+use speechverse::inference::EngineConfig;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
-use speechverse::models::speech_llm::Learned;
-use speechverse::registry::Registry;
+use speechverse::registry::{Expected, Registry, RegistryError};
+use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
 use speechverse::telemetry::metrics;
+use speechverse::text::TaskTable;
+use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
-use speechverse::training::evaluate::{EvaluateOptions, evaluate};
-use speechverse::training::prepare::{Prepared, prepare};
+use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
+use speechverse::training::prepare::{self, prepare};
 use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
-use speechverse::training::{AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, draft};
+use speechverse::training::{
+    AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
+};
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
 
-use crate::current::CurrentAdapter;
+use crate::current::{CurrentAdapter, Swap};
+use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
-/// Fewest held-out samples that a candidate is judged by; training samples make up what the store lacks.
+/// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
+/// a verdict takes is `trainer.held_out_samples_min`.
 const HELD_OUT_MIN: usize = 2;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
@@ -41,6 +50,10 @@ pub struct TrainerArgs {
     pub adapters: AdaptersConfig,
     /// The serving networks; a cycle trains for the same.
     pub model: ModelConfig,
+    /// The serving engine; the gate judges the answers that it gives.
+    pub engine: EngineConfig,
+    /// Which metric each task is judged by.
+    pub tasks: Arc<TaskTable>,
     /// Where samples come from.
     pub store: Arc<SampleStore>,
     /// Where versions go.
@@ -73,6 +86,8 @@ struct Outcome {
     reason: String,
     version: Option<String>,
     metrics: BTreeMap<String, f64>,
+    /// What serves now, where that has changed.
+    swap: Option<Swap>,
 }
 
 impl Message<StartCycle> for Trainer {
@@ -96,16 +111,10 @@ impl Message<StartCycle> for Trainer {
                 info!(run, verdict = verdict.as_str(), reason = %outcome.reason, "training cycle ended")
             }
         }
-        if let (Verdict::Promoted, Some(version)) = (outcome.verdict, &outcome.version) {
-            self.tell(
-                version.clone(),
-                EventKind::AdapterSwapped {
-                    from: parent.version().to_owned(),
-                    to: version.clone(),
-                    reason: format!("training cycle `{run}`"),
-                },
-            )
-            .await;
+        if let Some(Swap { from, to }) = outcome.swap {
+            let reason = format!("training cycle `{run}`");
+            self.tell(to.clone(), EventKind::AdapterSwapped { from, to, reason })
+                .await;
         }
         let finished = EventKind::CycleFinished {
             verdict: outcome.verdict,
@@ -124,6 +133,7 @@ impl Outcome {
             reason,
             version: None,
             metrics: BTreeMap::new(),
+            swap: None,
         }
     }
 }
@@ -144,6 +154,9 @@ impl Trainer {
 
     fn cycle(&self, run: &str, trigger: &str, parent: &AdapterSnapshot) -> anyhow::Result<Outcome> {
         let started = Instant::now();
+        if let Some(reason) = self.superseded(parent)? {
+            return Ok(Outcome::failed(reason));
+        }
         let snapshot = Arc::new(self.args.store.snapshot());
         let (train, held_out) = sides(&snapshot);
         let all = train.len() + held_out.len();
@@ -180,8 +193,26 @@ impl Trainer {
         };
         let held_out = examples(&held_out)?;
         let train = examples(&train)?;
-        let judged = prepare(held_out.clone(), &config, &networks.speech_llm)?;
-        let before = self.judge(&networks, parent, &judged)?;
+        let mut judged = prepare(held_out.clone(), &unlimited(&config), &networks.speech_llm)?;
+        for sample in &mut judged.samples {
+            if let Ok(task) = self.args.tasks.get(&sample.example.task) {
+                sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
+            }
+        }
+        let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Scores> {
+            let control = &self.args.control;
+            let found = judge(&networks, adapter, &judged.samples, &self.args.engine, control)?;
+            Ok(Scores::of(found.scores))
+        };
+        // A judgement that was stopped halfway is none.
+        let stopped = || Outcome::failed("the cycle was stopped".to_owned());
+        let before = judge(parent)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
+        if before.samples == 0 {
+            return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
+        }
         let engine = Engine::new(EngineArgs {
             config: config.clone(),
             networks: &networks,
@@ -193,41 +224,89 @@ impl Trainer {
         })?;
         let outcome = engine.run(&mut |event| self.progress(run, event))?;
         if outcome.stopped {
-            return Ok(Outcome::failed("the cycle was stopped".to_owned()));
+            return Ok(stopped());
         }
-        let after = self.judge(&networks, &outcome.adapter, &judged)?;
-        let metrics = BTreeMap::from([
-            ("held_out_wer_before".to_owned(), before),
-            ("held_out_wer_after".to_owned(), after),
-            ("held_out_samples".to_owned(), judged.samples.len() as f64),
+        let after = judge(&outcome.adapter)?;
+        if self.args.control.is_stopped() {
+            return Ok(stopped());
+        }
+        let Decision {
+            mut verdict,
+            keep,
+            mut reason,
+        } = decide(&before, &after, &self.args.config);
+        let mut metrics = BTreeMap::from([
+            ("held_out_error_before".to_owned(), before.overall),
+            ("held_out_error_after".to_owned(), after.overall),
+            ("held_out_samples".to_owned(), after.samples as f64),
             ("steps".to_owned(), outcome.steps as f64),
             ("seconds".to_owned(), started.elapsed().as_secs_f64()),
         ]);
-        let allowed = before + self.args.config.wer_regression_max;
-        let figures = format!("word error rate on held-out samples {before:.4} before, {after:.4} after");
-        if after > allowed {
-            return Ok(Outcome {
-                verdict: Verdict::Refused,
-                reason: format!("{figures}, at most {allowed:.4} is allowed"),
-                version: None,
-                metrics,
+        for (side, scores) in [("before", &before), ("after", &after)] {
+            let named = scores.by_task.iter().map(|(task, score)| {
+                let name = format!("held_out_{task}_{}_{side}", score.metric.name());
+                (name, score.score)
             });
+            metrics.extend(named);
         }
-        let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
-        draft.data_digest = snapshot.digest();
-        draft.metrics.extend(
-            metrics
-                .iter()
-                .map(|(name, value)| (name.clone(), serde_json::json!(value))),
-        );
-        let manifest = self.args.registry.publish(&self.args.adapters.prefix, &draft)?;
-        self.args.registry.promote(&manifest.version)?;
-        self.args.current.swap(outcome.adapter.renamed(&manifest.version));
+        let (mut version, mut swap) = (None, None);
+        if keep {
+            let mut draft = draft(&config, &networks, &outcome, Some(parent.version().to_owned()));
+            draft.data_digest = snapshot.digest();
+            draft.metrics.extend(
+                metrics
+                    .iter()
+                    .map(|(name, value)| (name.clone(), serde_json::json!(value))),
+            );
+            let candidate = self
+                .args
+                .registry
+                .publish(&self.args.adapters.prefix, &draft)?
+                .version;
+            match verdict {
+                Verdict::Promoted => match self.promote(&candidate, parent) {
+                    Ok(promoted) => swap = Some(promoted),
+                    Err(error @ RegistryError::Moved { .. }) => {
+                        warn!(run, %error, "the candidate is not promoted");
+                        verdict = Verdict::Refused;
+                        reason = format!("{reason}; {error}; `{candidate}` is kept, an order can promote it");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                _ => reason = format!("{reason}; `{candidate}` is kept, an order can promote it"),
+            }
+            version = Some(candidate);
+        }
         Ok(Outcome {
-            verdict: Verdict::Promoted,
-            reason: figures,
-            version: Some(manifest.version),
+            verdict,
+            reason,
+            version,
             metrics,
+            swap,
+        })
+    }
+
+    /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version
+    /// is another.
+    fn superseded(&self, parent: &AdapterSnapshot) -> Result<Option<String>, RegistryError> {
+        let current = self.args.registry.current()?;
+        let same = current.as_deref() == Some(parent.version());
+        Ok((!same).then(|| {
+            format!(
+                "this process serves `{}`, and the registry's current version is {}: a candidate would undo that; promote the \
+                 one that is to be trained on",
+                parent.version(),
+                current.map_or_else(|| "none".to_owned(), |current| format!("`{current}`"))
+            )
+        }))
+    }
+
+    /// Makes a candidate serve in place of its parent, if that is current still.
+    fn promote(&self, candidate: &str, parent: &AdapterSnapshot) -> Result<Swap, RegistryError> {
+        let expected = Expected::Version(parent.version());
+        self.args.current.change(|| {
+            let loaded = self.args.registry.promote(candidate, expected)?;
+            Ok(loaded.adapter)
         })
     }
 
@@ -253,27 +332,6 @@ impl Trainer {
         folder
     }
 
-    /// Word error rate of an adapter on the held-out samples.
-    fn judge(
-        &self,
-        networks: &Networks,
-        adapter: &AdapterSnapshot,
-        judged: &Prepared,
-    ) -> anyhow::Result<f64> {
-        let device = networks.placement.device;
-        let learned = Learned::frozen(adapter, networks.speech_llm.llm(), device)?;
-        let options = EvaluateOptions::default();
-        let result = evaluate(
-            networks,
-            &learned,
-            &judged.samples,
-            &options,
-            &self.args.control,
-            &mut |_| (),
-        )?;
-        Ok(result.wer())
-    }
-
     fn progress(&self, run: &str, event: &TrainEvent) {
         const TELL_EVERY_STEPS: u64 = 10;
         if let TrainEvent::Step { kind, step, loss, .. } = event {
@@ -292,8 +350,40 @@ impl Trainer {
     }
 }
 
-/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those with the
-/// lowest identity, so the choice is stable) are held out of this cycle.
+/// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving
+/// engine, with a score for each task by the task's own metric.
+///
+/// # Errors
+/// [`TrainingError`] when the adapter does not fit the networks.
+pub fn judge(
+    networks: &Networks,
+    adapter: &AdapterSnapshot,
+    held_out: &[prepare::Sample],
+    engine: &EngineConfig,
+    control: &Control,
+) -> Result<Evaluation, TrainingError> {
+    let options = EvaluateOptions {
+        engine: engine.clone(),
+        by_ctc: false,
+    };
+    let found = evaluate(networks, adapter, held_out, &options, control, &mut |_| ())?;
+    for reason in &found.unreadable {
+        warn!(reason, "a held-out sample has no answer");
+    }
+    Ok(found)
+}
+
+/// A curriculum's settings without the limits that keep samples out of training: serving has others.
+fn unlimited(config: &TrainingConfig) -> TrainingConfig {
+    let mut config = config.clone();
+    config.data.seconds_max = f64::INFINITY;
+    config.data.seconds_min = 0.0;
+    config.data.target_tokens_max = usize::MAX;
+    config
+}
+
+/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
+/// with the lowest identity, so the choice is stable) are held out of this cycle.
 fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();
@@ -320,7 +410,10 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
         instruction: Some(stored.sample.instruction),
         target: stored.sample.target,
         targets: BTreeMap::new(),
-        variables: Arc::default(),
+        variables: Arc::new(match stored.sample.labels.as_slice() {
+            [] => TemplateVariables::default(),
+            labels => TemplateVariables::default().with_labels(labels),
+        }),
         domain: None,
         text: None,
     })

@@ -4,22 +4,28 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use speechverse::config::Settings;
-use speechverse::registry::{LoadedVersion, ModelIdentity, Registry, identify};
+use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError, identify};
+use speechverse::weights::check_folder;
 
 /// Identities of the two frozen networks: encoder and language model.
 ///
 /// # Errors
-/// When a model folder is missing.
+/// When a model folder is missing, or a file of it is missing, cut off or something else.
 pub fn identities(settings: &Settings) -> anyhow::Result<(ModelIdentity, ModelIdentity)> {
-    let read = |folder: &Path| {
-        identify(folder).with_context(|| {
+    let read = |folder: &Path, needs_tokenizer: bool| {
+        let place = || {
             format!(
                 "model folder `{}`: get the demo models with `models fetch`",
                 folder.display()
             )
-        })
+        };
+        check_folder(folder, needs_tokenizer).with_context(place)?;
+        identify(folder).with_context(place)
     };
-    Ok((read(&settings.model.encoder)?, read(&settings.model.llm)?))
+    Ok((
+        read(&settings.model.encoder, false)?,
+        read(&settings.model.llm, true)?,
+    ))
 }
 
 /// Opens the registry and loads the version to serve; an empty registry begins with the shipped adapter.
@@ -66,9 +72,19 @@ fn begin(registry: &Registry, seed: &Path) -> anyhow::Result<()> {
             .join(format!(".tmp-{name}-{}", std::process::id()));
         copy(seed, &part)
             .with_context(|| format!("cannot copy `{}` to `{}`", seed.display(), part.display()))?;
-        std::fs::rename(&part, &target).with_context(|| format!("cannot make `{}`", target.display()))?;
+        if let Err(error) = std::fs::rename(&part, &target) {
+            std::fs::remove_dir_all(&part).ok();
+            // Another process that begins with the same folder may have been quicker.
+            if !target.exists() {
+                return Err(error).with_context(|| format!("cannot make `{}`", target.display()));
+            }
+        }
     }
-    registry.promote(name)?;
+    match registry.promote(name, Expected::Nothing) {
+        // Another process has begun, perhaps with another version: that one counts.
+        Err(RegistryError::Moved { .. }) => return Ok(()),
+        promoted => promoted?,
+    };
     tracing::info!(
         version = name,
         "the registry was empty, it begins with the shipped adapter"

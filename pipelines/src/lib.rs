@@ -7,3 +7,4 @@ pub mod health;
 pub mod output;
 pub mod serving;
 pub mod shutdown;
+pub mod stages;

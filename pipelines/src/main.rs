@@ -1,31 +1,40 @@
 //! The `speechverse` program.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use speechverse_pipelines::cli::Cli;
 use speechverse_pipelines::commands::{self, Failure};
+use speechverse_pipelines::output::OutputError;
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last words of a command, whatever its log level"
-)]
 fn main() -> ExitCode {
     // Before anything else: it may start the program anew.
     speechverse::nn::accel::ensure_passive_openmp();
     speechverse::nn::accel::load_cuda();
-    let cli = Cli::parse();
-    match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let (code, error) = match failure {
-                Failure::Usage(error) => (2, error),
-                Failure::Work(error) => (1, error),
-            };
-            eprintln!("speechverse: {}", in_full(&error));
-            ExitCode::from(code)
+    let result = match Cli::try_parse() {
+        Ok(cli) => commands::run(cli),
+        Err(asked) if !asked.use_stderr() => print_help(&asked),
+        Err(wrong) => {
+            let _ = wrong.print(); // nobody hears that standard error is full
+            return ExitCode::from(2);
         }
-    }
+    };
+    let (code, error) = match result {
+        Ok(()) | Err(Failure::ReaderGone) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::Work(error)) => (1, error),
+    };
+    // The last words of a command, whatever its log level; not `eprintln`, which panics where they cannot be
+    // written.
+    let _ = writeln!(std::io::stderr(), "speechverse: {}", in_full(&error));
+    ExitCode::from(code)
+}
+
+/// Writes the help or the version that was asked for.
+fn print_help(asked: &clap::Error) -> Result<(), Failure> {
+    let written = asked.print().and_then(|()| std::io::stdout().flush());
+    Ok(written.map_err(OutputError::from)?)
 }
 
 /// The whole chain: what, where, and why. Where a message ends with its cause, the cause is not said again.

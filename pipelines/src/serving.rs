@@ -1,27 +1,25 @@
-//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer and
-//! controller beside it, supervised.
+//! The serving pipeline: topics → ingest → encoder → decoder → publisher → topics, with collector, trainer
+//! and controller beside it, supervised.
 //!
-//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the source
-//! forwards: stop reading, finish what is in flight, commit, then let go.
+//! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the
+//! source forwards: stop reading, finish what is in flight, commit, then let go.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use embedded_broker::EmbeddedBroker;
-use kameo::error::HookError;
 use kameo::prelude::*;
-use kameo::supervision::RestartPolicy;
 use speechverse::config::Settings;
-use speechverse::kafka::admin::ensure_topics;
+use speechverse::inference::speech_llm::SpeechLlm;
+use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
+use speechverse::kafka::admin::{end_of, ensure_topics};
 use speechverse::kafka::config::KafkaConfig;
-use speechverse::kafka::{Budget, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
-use speechverse::models::responder::{Responder, ResponderSizes};
-use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability};
 use speechverse::store::SampleStore;
 use speechverse::telemetry::metrics;
@@ -29,28 +27,23 @@ use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::wire::request::RequestLimits;
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::ingest::{AudioIngest, IngestArgs, TaskInstructions};
 use speechverse_actors::messages::OrphanQueue;
 use speechverse_actors::publisher::{Publisher, PublisherArgs};
-use speechverse_actors::supervisor::Supervisor;
 use speechverse_actors::trainer::{Trainer, TrainerArgs};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::adapters;
 use crate::health::{self, HttpState, Phase, Readiness};
+use crate::stages::{Runs, StageSpec, Stages};
 
 /// Longest wait for a broker that should be there, at the start.
 const BROKER_WAIT: Duration = Duration::from_secs(30);
-/// A stage that fails more often than this within [`RESTART_WINDOW`] stays down, and the process ends: its supervisor
-/// outside (systemd, Kubernetes) has the better view.
-const RESTARTS_MAX: u32 = 5;
-/// See [`RESTARTS_MAX`].
-const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// Sends to Kafka that may be on their way at once.
 const SENDS_MAX: usize = 256;
 /// Audio of answered requests that is remembered for corrections, bytes: about four minutes.
@@ -86,17 +79,6 @@ pub struct Pipeline {
     http_stop: CancellationToken,
 }
 
-struct Stages {
-    supervisor: ActorRef<Supervisor>,
-    ingest: ActorRef<AudioIngest>,
-    encoder: ActorRef<Encoder>,
-    decoder: ActorRef<Decoder>,
-    publisher: ActorRef<Publisher>,
-    collector: ActorRef<SampleCollector>,
-    controller: ActorRef<Controller>,
-    trainer: ActorRef<Trainer>,
-}
-
 impl Pipeline {
     /// Starts everything and returns when requests are answered.
     ///
@@ -110,7 +92,7 @@ impl Pipeline {
         let identities = Arc::new(adapters::identities(&settings)?);
         let (registry, loaded) = adapters::open(&settings, None, &identities)?;
         let current = CurrentAdapter::new(loaded.adapter);
-        let tasks = TaskTable::load(&settings.service.tasks_dir).context("task files")?;
+        let tasks = Arc::new(TaskTable::load(&settings.service.tasks_dir).context("task files")?);
         let store = Arc::new(SampleStore::open(&settings.store).context("sample store")?);
 
         let broker = match settings.kafka.embedded {
@@ -130,8 +112,21 @@ impl Pipeline {
         if !created.is_empty() {
             info!(topics = ?created, "topics created");
         }
+        let orders_end = end_of(&settings.kafka, &settings.kafka.topics.control, 0, BROKER_WAIT)
+            .await
+            .context("end of the control topic")?;
 
+        health::counters_at_zero(&settings.kafka.topics);
         let readiness = Readiness::default();
+        let networks_warm = readiness.condition("networks");
+        let (monitor, deleted) = ConnectionMonitor::new();
+        readiness.require("kafka", {
+            let (monitor, limit) = (
+                monitor.clone(),
+                Duration::from_millis(settings.kafka.unreachable_ms_max),
+            );
+            move || monitor.check(limit)
+        });
         let http_stop = CancellationToken::new();
         let http_state = HttpState {
             metrics: prometheus,
@@ -142,13 +137,13 @@ impl Pipeline {
             },
             facts: Arc::new(facts(&settings, &placement)),
         };
-        let http = health::serve(settings.http.listen, http_state, http_stop.clone()).await?;
+        let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
-        let sink = Sink::new(&settings.kafka).context("Kafka producer")?;
+        let sink = Sink::watched(&settings.kafka, &monitor).context("Kafka producer")?;
         let (lost, found) = OrphanQueue::new();
         let training = Control::new();
-        let supervisor = Supervisor::spawn_with_mailbox((), kameo::mailbox::bounded(4)); // it gets no messages
-        let trackers = Ledgers::new(&settings.kafka);
+        let mut stages = Stages::new();
+        let trackers = Ledgers::new(&settings.kafka, monitor);
 
         let publisher_args = PublisherArgs {
             sink: sink.clone(),
@@ -156,50 +151,59 @@ impl Pipeline {
             topics: settings.kafka.topics.clone(),
             source: Arc::from(settings.service.source.as_str()),
             lost: found,
+            deleted,
             sends_max: SENDS_MAX,
+            drain: Duration::from_millis(settings.service.drain_ms_max),
         };
-        let publisher = Publisher::supervise_with(&supervisor, move || publisher_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_with_mailbox(kameo::mailbox::bounded(64)) // smooths bursts; the sends have a bound of their own
-            .await;
-        started("publisher", &publisher).await?;
+        let spec = StageSpec {
+            name: "publisher",
+            mailbox: 64, // smooths bursts; the sends have a bound of their own
+            runs: Runs::OnRuntime,
+            required: true,
+        };
+        let publisher: ActorRef<Publisher> = stages.start(spec, publisher_args).await?;
 
-        let decoder_args = decoder_args(&settings, &placement, &publisher);
-        let decoder = Decoder::supervise_with(&supervisor, move || decoder_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(settings.decoder.slots)) // the next round of slots
-            .await;
-        started("decoder", &decoder).await?;
+        let decoder_args = decoder_args(&settings, &placement, &current, &publisher);
+        let spec = StageSpec {
+            name: "decoder",
+            mailbox: settings.decoder.slots, // the next round of slots
+            runs: Runs::OnItsOwnThread,
+            required: true,
+        };
+        let decoder: ActorRef<Decoder> = stages.start(spec, decoder_args).await?;
 
-        let encoder_args = encoder_args(&settings, &placement, &decoder, &publisher);
-        let encoder = Encoder::supervise_with(&supervisor, move || encoder_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(settings.encoder.batch_windows_max)) // the next batch
-            .await;
-        started("encoder", &encoder).await?;
+        let encoder_args = encoder_args(&settings, &placement, &current, &decoder, &publisher);
+        let spec = StageSpec {
+            name: "encoder",
+            mailbox: settings.encoder.batch_windows_max, // the next batch
+            runs: Runs::OnItsOwnThread,
+            required: true,
+        };
+        let encoder: ActorRef<Encoder> = stages.start(spec, encoder_args).await?;
+        networks_warm.met();
 
         let trainer_args = TrainerArgs {
             config: settings.trainer.clone(),
             adapters: settings.adapters.clone(),
             model: settings.model.clone(),
+            engine: settings.engine(),
+            tasks: Arc::clone(&tasks),
             store: Arc::clone(&store),
             registry: registry.clone(),
             current: current.clone(),
             control: training.clone(),
             publisher: publisher.clone().recipient(),
         };
-        let trainer = Trainer::supervise_with(&supervisor, move || trainer_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(1)) // one cycle may wait while one runs
-            .await;
-        started("trainer", &trainer).await?;
+        let spec = StageSpec {
+            name: "trainer",
+            mailbox: 1, // one cycle may wait while one runs
+            runs: Runs::OnItsOwnThread,
+            required: false,
+        };
+        let trainer: ActorRef<Trainer> = stages.start(spec, trainer_args).await?;
 
         let instructions = Arc::new(TaskInstructions {
-            tasks: Arc::new(tasks),
+            tasks,
             default: settings.service.default_instruction.clone(),
         });
         let (labels, label_events) = trackers.source(&settings.kafka, Side::Labels)?;
@@ -212,19 +216,24 @@ impl Pipeline {
             instructions: instructions.clone(),
             lost: lost.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
+            correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
+            corrections_waiting_max: settings.store.corrections_waiting_max,
             publisher: publisher.clone().recipient(),
         };
-        let collector = SampleCollector::supervise_with(&supervisor, move || collector_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(64)) // facts that may be lost when it is busy
-            .await;
-        started("collector", &collector).await?;
+        let spec = StageSpec {
+            name: "collector",
+            mailbox: 64, // facts that may be lost when it is busy
+            runs: Runs::OnItsOwnThread,
+            required: true,
+        };
+        let collector: ActorRef<SampleCollector> = stages.start(spec, collector_args).await?;
 
         let (control, control_events) = trackers.source(&settings.kafka, Side::Control)?;
         let controller_args = ControllerArgs {
             events: control_events,
             tracker: trackers.control.clone(),
+            due: OrdersDue::from_offset(orders_end),
+            order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             lost: lost.clone(),
             config: settings.trainer.clone(),
             registry,
@@ -236,12 +245,13 @@ impl Pipeline {
             publisher: publisher.clone().recipient(),
             dead_letters: publisher.clone().recipient(),
         };
-        let controller = Controller::supervise_with(&supervisor, move || controller_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_with_mailbox(kameo::mailbox::bounded(4)) // it gets no messages; orders have their own channel
-            .await;
-        started("controller", &controller).await?;
+        let spec = StageSpec {
+            name: "controller",
+            mailbox: 4, // it gets no messages; orders have their own channel
+            runs: Runs::OnRuntime,
+            required: true,
+        };
+        let _: ActorRef<Controller> = stages.start(spec, controller_args).await?;
 
         let (requests, request_events) = trackers.source(&settings.kafka, Side::Requests)?;
         let ingest_args = IngestArgs {
@@ -258,14 +268,16 @@ impl Pipeline {
             collector: collector.clone().recipient(),
             publisher: publisher.clone().recipient(),
         };
-        let ingest = AudioIngest::supervise_with(&supervisor, move || ingest_args.clone())
-            .restart_policy(RestartPolicy::Transient)
-            .restart_limit(RESTARTS_MAX, RESTART_WINDOW)
-            .spawn_in_thread_with_mailbox(kameo::mailbox::bounded(4)) // it gets no messages; records have their own channel
-            .await;
-        started("ingest", &ingest).await?;
+        let spec = StageSpec {
+            name: "ingest",
+            mailbox: 4, // it gets no messages; records have their own channel
+            runs: Runs::OnItsOwnThread,
+            required: true,
+        };
+        let _: ActorRef<AudioIngest> = stages.start(spec, ingest_args).await?;
 
         readiness.set(Phase::Ready);
+        until_ready(&readiness, &[&requests, &labels, &control]).await?;
         let addresses = Addresses {
             bootstrap: settings.kafka.bootstrap.clone(),
             http,
@@ -283,16 +295,7 @@ impl Pipeline {
             training,
             lost,
             store,
-            stages: Stages {
-                supervisor,
-                ingest,
-                encoder,
-                decoder,
-                publisher,
-                collector,
-                controller,
-                trainer,
-            },
+            stages,
             readiness,
             http_stop,
         })
@@ -321,17 +324,8 @@ impl Pipeline {
             if let Some((name, _)) = sources.iter().find(|(_, source)| !source.is_running()) {
                 return format!("the source of {name} has ended");
             }
-            let stages = &self.stages;
-            let alive = [
-                ("ingest", stages.ingest.is_alive()),
-                ("encoder", stages.encoder.is_alive()),
-                ("decoder", stages.decoder.is_alive()),
-                ("publisher", stages.publisher.is_alive()),
-                ("collector", stages.collector.is_alive()),
-                ("controller", stages.controller.is_alive()),
-            ];
-            if let Some((name, _)) = alive.iter().find(|(_, alive)| !alive) {
-                return format!("the {name} failed more than {RESTARTS_MAX} times");
+            if let Some(reason) = self.stages.broken() {
+                return reason;
             }
         }
     }
@@ -350,17 +344,7 @@ impl Pipeline {
             self.control.close(drain)
         );
         self.lost.close();
-        let stages = self.stages;
-        // From the source forwards; each finishes what it holds.
-        ended(&stages.ingest).await;
-        ended(&stages.controller).await;
-        ended(&stages.collector).await;
-        ended(&stages.trainer).await;
-        ended(&stages.encoder).await;
-        ended(&stages.decoder).await;
-        ended(&stages.publisher).await;
-        ended(&stages.supervisor).await;
-        drop(stages);
+        self.stages.stop().await; // from the source forwards; each finishes what it holds
         released(self.store, drain).await;
         if let Err(error) = self.sink.close(drain).await {
             error!(%error, "the producer did not close cleanly");
@@ -380,28 +364,29 @@ impl Pipeline {
     }
 }
 
-/// Waits for a stage's start-up.
-async fn started<A>(name: &str, stage: &ActorRef<A>) -> anyhow::Result<()>
-where
-    A: Actor,
-    A::Error: std::fmt::Display,
-{
-    let words = |error: HookError<&A::Error>| anyhow::anyhow!("the {name} did not start: {error}");
-    stage
-        .wait_for_startup_with_result(|result| result.map_err(words))
-        .await
+/// Waits until nothing is lacking, the partitions last; a group may take its time to share them out.
+async fn until_ready(readiness: &Readiness, sources: &[&Source]) -> anyhow::Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(10);
+    const SAY_EVERY: Duration = Duration::from_secs(10);
+    let mut said = Instant::now();
+    loop {
+        let lacks = readiness.lacks();
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        if sources.iter().any(|source| !source.is_running()) {
+            anyhow::bail!("a Kafka consumer has ended before it had partitions, its log says why");
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            info!(?lacks, "not ready yet");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
-/// Stops a stage and waits for its end, what it still does in `on_stop` included.
-async fn ended<A: Actor>(stage: &ActorRef<A>) {
-    // An error says that it has ended before.
-    let _ = stage.stop_gracefully().await;
-    // Not `wait_for_shutdown`, which returns when the mailbox is closed: `on_stop` runs after that.
-    stage.wait_for_shutdown_with_result(|_| ()).await;
-}
-
-/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's memory goes a
-/// moment after the stage has said that it ended.
+/// Waits until nobody else holds the sample store, so that its lock is free when this returns: a stage's
+/// memory goes a moment after the stage has said that it ended.
 async fn released(store: Arc<SampleStore>, limit: Duration) {
     let deadline = tokio::time::Instant::now() + limit;
     while Arc::strong_count(&store) > 1 && tokio::time::Instant::now() < deadline {
@@ -409,24 +394,27 @@ async fn released(store: Arc<SampleStore>, limit: Duration) {
     }
 }
 
-fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef<Publisher>) -> DecoderArgs {
-    let (model, config, placement) = (
-        settings.model.clone(),
-        settings.decoder.clone(),
-        placement.clone(),
-    );
-    let options = settings.decoding.options(config.tokens_max);
-    let sizes = ResponderSizes {
-        slots: config.slots,
-        positions_max: config.positions_max,
-        answer_positions: config.tokens_max,
+/// A stage that blocks on the device starts warmed up with the version that serves then, so that `ready` means it.
+fn decoder_args(
+    settings: &Settings,
+    placement: &Placement,
+    current: &CurrentAdapter,
+    publisher: &ActorRef<Publisher>,
+) -> DecoderArgs {
+    let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
+    let engine = EngineConfig {
+        preallocate: true,
+        ..settings.engine()
     };
     DecoderArgs {
-        config,
+        config: settings.decoder.clone(),
+        default_instruction: settings.service.default_instruction.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
             let llm = SpeechLlm::open(&model.llm, model.system.as_deref(), &placement)?;
-            Ok(Responder::new(llm, placement.device, &sizes, options))
+            let mut generator = Generator::new(llm, &engine);
+            generator.warm_up(&current.get())?;
+            Ok(generator)
         }),
         publisher: publisher.clone().recipient(),
         partials: publisher.clone().recipient(),
@@ -437,15 +425,20 @@ fn decoder_args(settings: &Settings, placement: &Placement, publisher: &ActorRef
 fn encoder_args(
     settings: &Settings,
     placement: &Placement,
+    current: &CurrentAdapter,
     decoder: &ActorRef<Decoder>,
     publisher: &ActorRef<Publisher>,
 ) -> EncoderArgs {
-    let (model, placement) = (settings.model.clone(), placement.clone());
+    let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
+    let batch_windows_max = settings.encoder.batch_windows_max;
     EncoderArgs {
         config: settings.encoder.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
-            open_encoder(&model.encoder, Window::Clip, &placement)
+            let encoder = open_encoder(&model.encoder, Window::Clip, &placement)?;
+            let extractor = FeatureExtractor::new(encoder, batch_windows_max);
+            extractor.warm_up(&current.get())?;
+            Ok(extractor)
         }),
         decoder: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),
@@ -475,6 +468,7 @@ struct Ledgers {
     requests: OffsetTracker,
     labels: OffsetTracker,
     control: OffsetTracker,
+    monitor: ConnectionMonitor,
 }
 
 #[derive(Clone, Copy)]
@@ -485,8 +479,9 @@ enum Side {
 }
 
 impl Ledgers {
-    fn new(kafka: &KafkaConfig) -> Self {
+    fn new(kafka: &KafkaConfig, monitor: ConnectionMonitor) -> Self {
         Self {
+            monitor,
             requests: OffsetTracker::new(Budget::new(kafka.in_flight_bytes_max)),
             labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
             control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
@@ -521,6 +516,7 @@ impl Ledgers {
         let config = SourceConfig {
             kafka,
             topics: vec![topic],
+            monitor: self.monitor.clone(),
         };
         Source::start(config, tracker.clone()).context("Kafka consumer")
     }

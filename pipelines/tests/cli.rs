@@ -1,5 +1,7 @@
 //! The program as a process: exit codes and messages.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Output};
 
 fn speechverse(args: &[&str]) -> Output {
@@ -28,6 +30,7 @@ fn every_command_has_help() {
         "eval",
         "adapters",
         "tasks",
+        "data",
         "models",
         "probe",
         "check-config",
@@ -73,6 +76,81 @@ fn the_shipped_settings_are_valid_and_shown() {
         assert_eq!(output.status.code(), Some(0), "{}", words(&output));
         assert!(String::from_utf8_lossy(&output.stdout).contains("[kafka.topics]"));
     }
+}
+
+/// `check-config` of the demo's settings with one variable set.
+fn check_with(name: &str, text: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_speechverse"))
+        .args(["check-config", "configs/demo.toml"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .env("OMP_WAIT_POLICY", "PASSIVE")
+        .env(name, text)
+        .output()
+        .expect("the program was built for this test")
+}
+
+#[test]
+fn variables_are_taken_as_text_where_the_setting_is_text_and_errors_name_them() {
+    for (name, text, shown) in [
+        ("SPEECHVERSE__KAFKA__GROUP_ID", "12345", "group_id = \"12345\""),
+        ("SPEECHVERSE__MODEL__SYSTEM", "true", "system = \"true\""),
+        (
+            "SPEECHVERSE__HTTP__LISTEN",
+            "localhost:9464",
+            "listen = \"localhost:9464\"",
+        ),
+        (
+            "SPEECHVERSE__BROKER__ADDRESS",
+            "localhost:9092",
+            "address = \"127.0.0.1:9092\"",
+        ),
+        (
+            "SPEECHVERSE__KAFKA__CLIENT__SOCKET_TIMEOUT_MS",
+            "5000",
+            "\"socket.timeout.ms\" = \"5000\"",
+        ),
+    ] {
+        let output = check_with(name, text);
+
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", words(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains(shown), "{name}");
+    }
+    for (name, text) in [
+        ("SPEECHVERSE__KAFKA__PARTITIONS", "many"),
+        ("SPEECHVERSE__KAFKA__PARTITIONS", "0"),
+        ("SPEECHVERSE__KAFKA__PARTITION", "1"),
+        ("SPEECHVERSE__HTTP__LISTEN", "9464"),
+    ] {
+        let output = check_with(name, text);
+
+        assert_eq!(output.status.code(), Some(2), "{name}: {}", words(&output));
+        assert!(words(&output).contains(name), "{}", words(&output));
+    }
+}
+
+#[test]
+fn a_property_that_librdkafka_does_not_take_is_exit_code_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    for (line, property) in [
+        ("\"securty.protocol\" = \"ssl\"", "securty.protocol"),
+        ("security.protocol = \"tls\"", "security.protocol"),
+        ("\"socket.timeout.ms\" = \"soon\"", "socket.timeout.ms"),
+    ] {
+        std::fs::write(&file, format!("[kafka.client]\n{line}\n")).unwrap();
+
+        let output = speechverse(&["check-config", file.to_str().unwrap()]);
+
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", words(&output));
+        assert!(words(&output).contains(property), "{}", words(&output));
+    }
+    std::fs::write(
+        &file,
+        "[kafka.client]\n\"socket.timeout.ms\" = 5000\n\"socket.keepalive.enable\" = true\n",
+    )
+    .unwrap();
+    let output = speechverse(&["check-config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", words(&output));
 }
 
 #[test]
@@ -161,4 +239,44 @@ fn a_task_that_is_not_there_or_lacks_a_value_is_exit_code_two_and_named() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", words(&output));
         assert!(words(&output).contains(word), "{args:?}: {}", words(&output));
     }
+}
+
+#[test]
+fn data_is_imported_and_a_leak_is_exit_code_one_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
+    std::fs::create_dir_all(pack.join("readers")).unwrap();
+    std::fs::write(
+        pack.join("README.md"),
+        "| folder | from | licence |\n|---|---|---|\n| readers | a/b | CC BY 4.0 |\n",
+    )
+    .unwrap();
+    let row = |name: &str, voice: &str, text: &str, split: &str| {
+        format!(
+            "{{\"audio_filepath\": \"{name}\", \"duration\": 1, \"task\": \"asr\", \"speaker\": \"{voice}\", \
+             \"text\": \"{text}\", \"split\": \"{split}\"}}\n"
+        )
+    };
+    let rows = row("a.ogg", "ann", "one two", "train") + &row("b.ogg", "bob", "Three.", "test");
+    std::fs::write(pack.join("readers/manifest.jsonl"), rows).unwrap();
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+
+    let imported = speechverse(&["data", "import", &text(&pack), "--out", &text(&out)]);
+    let (train, test) = (
+        text(&out.join("asr_train.jsonl")),
+        text(&out.join("asr_test.jsonl")),
+    );
+    let clean = speechverse(&["data", "check", &train, &test]);
+    let leak = dir.path().join("leak.jsonl");
+    std::fs::write(&leak, row("c.ogg", "cid", "three", "train")).unwrap();
+    let leaking = speechverse(&["data", "check", &train, &test, &text(&leak)]);
+
+    assert_eq!(imported.status.code(), Some(0), "{}", words(&imported));
+    assert_eq!(clean.status.code(), Some(0), "{}", words(&clean));
+    assert_eq!(leaking.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&leaking.stdout).into_owned();
+    assert!(
+        said.contains("sentence `three`") && said.contains("leak.jsonl:1"),
+        "{said}"
+    );
 }

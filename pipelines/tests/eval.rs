@@ -1,12 +1,14 @@
 //! `speechverse eval` as a process, on tiny random networks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Output};
 
 use serde_json::Value;
 use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
 use speechverse::models::config::AdapterSettings;
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
-use speechverse::registry::{Draft, Registry, identify};
+use speechverse::registry::{Draft, Expected, Registry, identify};
 use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
 
 /// A folder with tiny models, an adapter, settings and six recordings.
@@ -45,7 +47,7 @@ impl Place {
             extra: Vec::new(),
         };
         let first = registry.publish("tiny", &draft).unwrap();
-        registry.promote(&first.version).unwrap();
+        registry.promote(&first.version, Expected::Any).unwrap();
         std::fs::write(
             folder.join("tiny.toml"),
             format!(
@@ -286,6 +288,41 @@ fn what_cannot_be_read_or_asked_is_listed_and_the_rest_is_scored() {
     let report = place.json("out/report.json");
     assert_eq!(report["problems"].as_array().unwrap().len(), 4);
     assert_eq!(report["scores"][0]["utterances"], 1);
+}
+
+#[test]
+fn pieces_of_files_and_rows_without_speech_are_evaluated_and_bad_rows_are_listed() {
+    let place = Place::new();
+    let manifest = place.manifest(
+        "test.jsonl",
+        &[
+            "\u{feff}{\"audio_filepath\": \"0.wav\", \"offset\": 0.1, \"duration\": 0.3, \"text\": \"turn\"}",
+            r#"{"audio_filepath": "1.wav", "duration": 0.54, "text": ""}"#,
+            r#"{"audio_filepath": "2.wav", "duration": 5, "text": "x"}"#,
+            r#"{"audio_filepath": "2.wav", "duration": 0.58, "text": "", "task": "intent"}"#,
+            "no row",
+        ],
+    );
+
+    let output = place.eval(&["--manifest", &manifest, "--report", "out"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    let said = words(&output);
+    for part in [
+        "test.jsonl:3",
+        "has 0.58 s of sound, the manifest's `duration` is 5",
+        "test.jsonl:4: the target is empty",
+        "test.jsonl`, line 5",
+        "3 recordings",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let report = place.json("out/report.json");
+    assert_eq!(report["scores"][0]["utterances"], 2);
+    let seconds = report["audio_seconds"].as_f64().unwrap();
+    assert!((seconds - 0.84).abs() < 0.01, "{seconds}");
+    let rows = place.text("out/rows.jsonl");
+    assert!(rows.contains("\"reference\":\"\""), "{rows}");
 }
 
 #[test]

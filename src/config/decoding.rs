@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::ModelError;
-use crate::models::decoding::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::util::ConfigError;
 
 /// How the next token is chosen.
@@ -45,6 +45,8 @@ pub struct DecodingConfig {
     pub repetition_penalty: f64,
     /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
     pub no_repeat_ngram_size: usize,
+    /// Share of the CTC head in the choice of each token of a transcript, 0 to below 1; for adapters that have such a head.
+    pub ctc_weight: f64,
 }
 
 impl Default for DecodingConfig {
@@ -61,6 +63,7 @@ impl Default for DecodingConfig {
             stop_loops: true,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
+            ctc_weight: 0.5,
         }
     }
 }
@@ -92,6 +95,7 @@ impl DecodingConfig {
             stop_loops: self.stop_loops,
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
+            ctc_weight: self.ctc_weight,
         }
     }
 
@@ -170,7 +174,7 @@ impl std::str::FromStr for EarlyStopping {
 #[cfg(test)]
 mod tests {
     use crate::config::Settings;
-    use crate::models::decoding::{EarlyStopping, Strategy};
+    use crate::inference::{EarlyStopping, Strategy};
 
     #[test]
     fn early_stopping_is_written_as_in_transformers_and_reads_back() {

@@ -1,8 +1,9 @@
 //! Settings that people write: load, overlay, validate.
 //!
-//! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap` is
-//! `SPEECHVERSE__KAFKA__BOOTSTRAP`. Misspelt keys are errors that name the key. Relative paths are relative to the
-//! working directory.
+//! A setting comes from the TOML file, or from an environment variable that overrides it: `[kafka] bootstrap`
+//! is `SPEECHVERSE__KAFKA__BOOTSTRAP`; a property of librdkafka, `[kafka.client] "sasl.password"`, is
+//! `SPEECHVERSE__KAFKA__CLIENT__SASL_PASSWORD`. Misspelt keys are errors that name the key. Relative paths
+//! are relative to the working directory.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +11,20 @@ use embedded_broker::BrokerConfig;
 use serde::{Deserialize, Serialize};
 
 pub mod decoding;
+mod environment;
 pub mod serving;
 
 use crate::audio::config::AudioConfig;
+use crate::inference::EngineConfig;
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::store::config::StoreConfig;
+use crate::telemetry::config::{LogConfig, TraceConfig};
 use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
-use crate::util::{ConfigError, ENV_PREFIX};
+use crate::util::ConfigError;
 use decoding::DecodingConfig;
-use serving::{DecoderConfig, EncoderConfig, HttpConfig, LogConfig, ServiceConfig};
+use environment::Variable;
+use serving::{DecoderConfig, EncoderConfig, HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -51,9 +56,24 @@ pub struct Settings {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Export of traces.
+    pub trace: TraceConfig,
 }
 
 impl Settings {
+    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the `[encoder]`, `[decoder]`
+    /// and `[decoding]` tables. Its memory grows with what is asked; serving sets all of it aside at the start.
+    pub fn engine(&self) -> EngineConfig {
+        EngineConfig {
+            slots: self.decoder.slots,
+            positions_max: self.decoder.positions_max,
+            answer_positions: self.decoder.tokens_max,
+            batch_windows_max: self.encoder.batch_windows_max,
+            options: self.decoding.options(self.decoder.tokens_max),
+            preallocate: false,
+        }
+    }
+
     /// Reads the file, applies the environment, and checks the rules between settings.
     ///
     /// # Errors
@@ -63,14 +83,18 @@ impl Settings {
             path: path.to_owned(),
             source,
         })?;
-        let settings = Self::parse(&text, std::env::vars()).map_err(|error| match error {
+        let env = environment::of_process(std::env::vars_os())?;
+        let settings = Self::parse(&text, env.iter().cloned()).map_err(|error| match error {
             ConfigError::Parse { message, .. } => ConfigError::Parse {
                 path: path.to_owned(),
                 message,
             },
             other => other,
         })?;
-        settings.validate()?;
+        let variables = Variable::all(env)?;
+        settings
+            .validate()
+            .map_err(|error| environment::blame(error, &variables))?;
         Ok(settings)
     }
 
@@ -84,24 +108,18 @@ impl Settings {
             message: error.to_string(),
         };
         let from_file: Self = toml::from_str(text).map_err(parse_error)?;
-        let mut overlay: Vec<(String, String)> = env
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix(ENV_PREFIX)?.to_lowercase(), value)))
-            .collect();
-        if overlay.is_empty() {
+        let variables = Variable::all(env)?;
+        if variables.is_empty() {
             return Ok(from_file);
         }
-        overlay.sort();
-        let mut table: toml::Table = toml::from_str(text).map_err(parse_error)?;
-        for (name, value) in overlay {
-            let keys: Vec<&str> = name.split("__").collect();
-            set(&mut table, &keys, scalar(&value)).map_err(|message| ConfigError::Environment { message })?;
-        }
-        table
-            .try_into()
-            .map_err(|error: toml::de::Error| ConfigError::Environment {
-                message: error.to_string().trim().to_owned(),
-            })
+        environment::overlay(toml::from_str(text).map_err(parse_error)?, &variables)
+    }
+
+    /// Settings from a table; an error in one line.
+    fn try_from(table: toml::Table) -> Result<Self, String> {
+        let words =
+            |error: toml::de::Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        table.try_into().map_err(words)
     }
 
     /// Checks ranges and the rules between settings.
@@ -116,12 +134,14 @@ impl Settings {
         self.audio
             .validate()
             .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
+        self.service.validate()?;
         self.encoder.validate()?;
         self.decoder.validate()?;
         self.decoding.validate(self.decoder.slots)?;
         self.adapters.validate()?;
         self.store.validate()?;
         self.trainer.validate()?;
+        self.http.validate()?;
         if self.service.drain_ms_max >= self.kafka.session_timeout_ms {
             return Err(ConfigError::invalid(
                 "service.drain_ms_max",
@@ -129,6 +149,15 @@ impl Settings {
                     "{} must be less than `kafka.session_timeout_ms` ({}), or the group hands the partitions on \
                      before the drain ends",
                     self.service.drain_ms_max, self.kafka.session_timeout_ms
+                ),
+            ));
+        }
+        if self.store.correction_wait_ms >= self.service.drain_ms_max {
+            return Err(ConfigError::invalid(
+                "store.correction_wait_ms",
+                format!(
+                    "{} must be less than `service.drain_ms_max` ({}), or a shutdown cannot finish the corrections that wait",
+                    self.store.correction_wait_ms, self.service.drain_ms_max
                 ),
             ));
         }
@@ -157,34 +186,6 @@ impl Settings {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown as TOML: {error}\n"))
     }
-}
-
-/// Sets `value` at the path `keys`, making tables on the way.
-fn set(table: &mut toml::Table, keys: &[&str], value: toml::Value) -> Result<(), String> {
-    match keys {
-        [] | [""] => Err("a variable names no setting".to_owned()),
-        [key] => {
-            table.insert((*key).to_owned(), value);
-            Ok(())
-        }
-        [key, rest @ ..] => {
-            let entry = table
-                .entry((*key).to_owned())
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            let inner = entry
-                .as_table_mut()
-                .ok_or_else(|| format!("`{key}` is a value, not a table"))?;
-            set(inner, rest, value)
-        }
-    }
-}
-
-/// Reads a variable's text as the TOML value it looks like: boolean, number, array or inline table; else a string.
-fn scalar(text: &str) -> toml::Value {
-    toml::from_str::<toml::Table>(&format!("v = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::plan::Study;
+use super::plan::Table;
 use super::report::{Report, Score};
 
 /// A report as Markdown.
@@ -17,19 +17,19 @@ pub fn markdown(report: &Report) -> String {
         100.0 * bootstrap.level,
         bootstrap.resamples
     );
-    for study in report.studies() {
-        let _ = writeln!(out, "## {}\n", study.title());
-        table(&mut out, &wide(report, study));
-        table(&mut out, &long(report, study));
+    for table in report.tables() {
+        let _ = writeln!(out, "## {}\n", table.title());
+        write_table(&mut out, &wide(report, table));
+        write_table(&mut out, &long(report, table));
     }
     let mut parts = vec![row(["table", "system", "task", "set", "part", "count", "score"])];
     for score in report.scores.iter().filter(|score| score.main) {
         for (name, part) in score.domains.iter().chain(&score.classes) {
             parts.push(row([
-                score.study.title(),
-                &score.system,
+                score.table.title(),
+                &score.variant,
                 &score.task,
-                &score.set,
+                &score.dataset,
                 name,
                 &part.count.to_string(),
                 &number(part.score),
@@ -38,7 +38,7 @@ pub fn markdown(report: &Report) -> String {
     }
     if parts.len() > 1 {
         out.push_str("## By domain, class (recall; F1 for macro F1) and slot type (SLU-F1)\n\n");
-        table(&mut out, &parts);
+        write_table(&mut out, &parts);
     }
     out.push_str("## Metrics\n\n");
     let mut metrics = vec![row(["metric", "signature"])];
@@ -46,19 +46,19 @@ pub fn markdown(report: &Report) -> String {
         // A bar would end the cell.
         metrics.push(row([&note.title, &note.signature.replace('|', " · ")]));
     }
-    table(&mut out, &metrics);
+    write_table(&mut out, &metrics);
     out.push_str("## Data\n\n");
     let mut data = vec![row(["set", "recordings", "minutes", "manifest", "sha256"])];
-    for set in &report.facts.data {
+    for dataset in &report.facts.data {
         data.push(row([
-            &set.name,
-            &set.recordings.to_string(),
-            &format!("{:.1}", set.seconds / 60.0),
-            &set.path,
-            &set.sha256,
+            &dataset.name,
+            &dataset.recordings.to_string(),
+            &format!("{:.1}", dataset.seconds / 60.0),
+            &dataset.path,
+            &dataset.sha256,
         ]));
     }
-    table(&mut out, &data);
+    write_table(&mut out, &data);
     out.push_str("## Circumstances\n\n");
     let facts = &report.facts;
     let mut rows = vec![row(["", ""])];
@@ -74,7 +74,7 @@ pub fn markdown(report: &Report) -> String {
             report.audio_seconds, report.seconds
         ),
     ]));
-    table(&mut out, &rows);
+    write_table(&mut out, &rows);
     for (title, list) in [
         ("Left out", &report.left_out),
         ("Not scored: problems", &report.problems),
@@ -90,34 +90,35 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// A study in the shape of the paper's tables: systems as rows, tasks and sets as columns, main metrics only.
-pub fn wide(report: &Report, study: Study) -> Vec<Vec<String>> {
+/// A table in the shape of the paper's tables: variants as rows, tasks and datasets as columns, main metrics
+/// only.
+pub fn wide(report: &Report, table: Table) -> Vec<Vec<String>> {
     let scores: Vec<&Score> = report
         .scores
         .iter()
-        .filter(|score| score.study == study && score.main)
+        .filter(|score| score.table == table && score.main)
         .collect();
-    let (mut systems, mut columns) = (Vec::new(), Vec::new());
+    let (mut variants, mut columns) = (Vec::new(), Vec::new());
     for score in &scores {
-        let column = (&score.task, &score.set, score.metric);
+        let column = (&score.task, &score.dataset, score.metric);
         if !columns.contains(&column) {
             columns.push(column);
         }
-        if !systems.contains(&&score.system) {
-            systems.push(&score.system);
+        if !variants.contains(&&score.variant) {
+            variants.push(&score.variant);
         }
     }
     let mut rows = vec![vec!["system".to_owned()]];
-    for (task, set, metric) in &columns {
+    for (task, dataset, metric) in &columns {
         let arrow = if metric.lower_is_better() { " ↓" } else { "" };
-        rows[0].push(format!("{task}, {set}: {metric}{arrow}"));
+        rows[0].push(format!("{task}, {dataset}: {metric}{arrow}"));
     }
-    for system in systems {
-        let mut line = vec![system.clone()];
+    for variant in variants {
+        let mut line = vec![variant.clone()];
         for column in &columns {
-            let found = scores
-                .iter()
-                .find(|score| (&score.task, &score.set, score.metric) == *column && &score.system == system);
+            let found = scores.iter().find(|score| {
+                (&score.task, &score.dataset, score.metric) == *column && &score.variant == variant
+            });
             line.push(found.map_or_else(|| "–".to_owned(), |score| with_interval(score)));
         }
         rows.push(line);
@@ -125,8 +126,8 @@ pub fn wide(report: &Report, study: Study) -> Vec<Vec<String>> {
     rows
 }
 
-/// Every score of a study as a row.
-pub fn long(report: &Report, study: Study) -> Vec<Vec<String>> {
+/// Every score of a table as a row.
+pub fn long(report: &Report, table: Table) -> Vec<Vec<String>> {
     let mut rows = vec![row([
         "task",
         "set",
@@ -136,11 +137,11 @@ pub fn long(report: &Report, study: Study) -> Vec<Vec<String>> {
         "score",
         "difference",
     ])];
-    for score in report.scores.iter().filter(|score| score.study == study) {
+    for score in report.scores.iter().filter(|score| score.table == table) {
         rows.push(row([
             &score.task,
-            &score.set,
-            &score.system,
+            &score.dataset,
+            &score.variant,
             &score.utterances.to_string(),
             score.metric.title(),
             &with_interval(score),
@@ -189,7 +190,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
-fn table(out: &mut String, rows: &[Vec<String>]) {
+fn write_table(out: &mut String, rows: &[Vec<String>]) {
     for (at, row) in rows.iter().enumerate() {
         let cells: Vec<String> = row.iter().map(|text| cell(text)).collect();
         let _ = writeln!(out, "| {} |", cells.join(" | "));

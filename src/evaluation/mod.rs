@@ -2,13 +2,13 @@
 //!
 //! | file | one thought |
 //! |---|---|
-//! | [`plan`] | systems (rows of a table) and what each asks about each recording; equal questions are asked once |
+//! | [`plan`] | variants (rows of a table) and what each asks of each recording; equal ones are asked once |
 //! | [`run()`] | the questions answered: first about audio, then about texts in place of audio |
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
 //! | [`markdown`], [`plot`] | the report for people |
 //!
-//! Source of the tables: SpeechVerse (arXiv 2405.08295), tables 2 and 3 (systems), 5 (wordings), 7 (descriptions and
-//! constraint), 9 (joint decoding).
+//! Source of the tables: SpeechVerse (arXiv 2405.08295), tables 2 and 3 (variants), 5 (wordings), 7
+//! (descriptions and constraint), 9 (joint decoding).
 
 pub mod markdown;
 pub mod plan;
@@ -16,7 +16,7 @@ pub mod plot;
 pub mod report;
 pub mod run;
 
-pub use plan::{Choices, Plan, PromptChoice, Set, Source, Study, System};
+pub use plan::{Choices, Dataset, Plan, PromptChoice, Source, Table, Variant};
 pub use report::{Facts, Report};
 pub use run::{Answered, Row, read_rows, run};
 

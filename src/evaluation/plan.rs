@@ -1,4 +1,4 @@
-//! Systems, and what each asks about each recording.
+//! Variants, and what each asks about each recording.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::text::tasks::{LABELS, TASK_SEPARATOR};
-use crate::text::{AnswerShape, JointLayout, Task, TaskTable, TextError};
-use crate::training::evaluate::Ask;
+use crate::text::{JointLayout, OutputGrammar, Task, TaskTable, TextError};
+use crate::training::evaluate::EvalPrompt;
 use crate::training::{Example, TrainingError, read_manifest};
 
 /// The task whose prompt asks for a transcript.
@@ -21,10 +21,11 @@ pub const KEYWORD: &str = "keyword";
 /// A table of the report.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Study {
-    /// Systems against each other (the paper's tables 2 and 3).
+pub enum Table {
+    /// Variants against each other (the paper's tables 2 and 3).
     #[default]
-    Systems,
+    #[serde(rename = "systems")]
+    Variants,
     /// Wordings that were trained on against new ones (table 5).
     Prompts,
     /// Label descriptions and constrained decoding, with and without (table 7).
@@ -33,11 +34,11 @@ pub enum Study {
     Joint,
 }
 
-impl Study {
+impl Table {
     /// Its heading.
     pub fn title(self) -> &'static str {
         match self {
-            Self::Systems => "Systems",
+            Self::Variants => "Systems",
             Self::Prompts => "Wordings: trained on, and new",
             Self::Constraint => "Label descriptions and constrained decoding",
             Self::Joint => "Joint decoding",
@@ -47,7 +48,7 @@ impl Study {
     /// Its name in files.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Systems => "systems",
+            Self::Variants => "systems",
             Self::Prompts => "prompts",
             Self::Constraint => "constraint",
             Self::Joint => "joint",
@@ -83,9 +84,10 @@ pub enum Wording {
 
 /// One way of asking: a row of a table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct System {
+pub struct Variant {
     /// The table.
-    pub study: Study,
+    #[serde(rename = "study")]
+    pub table: Table,
     /// The row's name.
     pub name: String,
     /// What is listened to, or read.
@@ -94,7 +96,7 @@ pub struct System {
     pub wording: Wording,
     /// Whether lists of labels carry descriptions.
     pub descriptions: bool,
-    /// Whether answers are held to the labels in force.
+    /// Whether answers are constrained to the labels in force.
     pub constrained: bool,
     /// Whether the transcript is asked for first, in the same answer.
     pub joint: bool,
@@ -114,9 +116,10 @@ pub enum PromptChoice {
 /// What a report shall hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
-    /// Holds answers to the labels in force, where a task has some.
+    /// Constrains answers to the labels in force, where a task has some.
     pub constrained: bool,
-    /// The language model on transcripts and on reference texts; for keyword search, text search in transcripts.
+    /// The language model on transcripts and on reference texts; for keyword search, text search in
+    /// transcripts.
     pub cascade: bool,
     /// Wordings against each other.
     pub prompts: Option<PromptChoice>,
@@ -127,11 +130,11 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// The systems; the first of each study is what the others are compared with. `held_out` is the largest number of
-    /// wordings that a task keeps out of training.
-    pub fn systems(&self, held_out: usize) -> Vec<System> {
-        let base = |study, name: &str| System {
-            study,
+    /// The variants; the first of each table is what the others are compared with. `held_out` is the largest
+    /// number of wordings that a task keeps out of training.
+    pub fn variants(&self, held_out: usize) -> Vec<Variant> {
+        let base = |table, name: &str| Variant {
+            table,
             name: name.to_owned(),
             source: Source::Audio,
             wording: Wording::Given,
@@ -139,16 +142,16 @@ impl Choices {
             constrained: self.constrained,
             joint: false,
         };
-        let mut systems = vec![base(Study::Systems, "speech LLM")];
+        let mut variants = vec![base(Table::Variants, "speech LLM")];
         if self.cascade {
             for (name, source) in [
                 ("cascade: transcript → LLM", Source::Transcript),
                 ("oracle: reference text → LLM", Source::Reference),
                 ("search: keyword in transcript", Source::Search),
             ] {
-                systems.push(System {
+                variants.push(Variant {
                     source,
-                    ..base(Study::Systems, name)
+                    ..base(Table::Variants, name)
                 });
             }
         }
@@ -162,9 +165,9 @@ impl Choices {
                     PromptChoice::All => true,
                 };
                 if wanted {
-                    systems.push(System {
+                    variants.push(Variant {
                         wording,
-                        ..base(Study::Prompts, &name)
+                        ..base(Table::Prompts, &name)
                     });
                 }
             }
@@ -177,38 +180,40 @@ impl Choices {
                     yes_no(descriptions),
                     yes_no(constrained)
                 );
-                systems.push(System {
+                variants.push(Variant {
                     wording: Wording::Trained,
                     descriptions,
                     constrained,
-                    ..base(Study::Constraint, &name)
+                    ..base(Table::Constraint, &name)
                 });
             }
         }
         if self.joint {
             for (joint, name) in [(false, "without"), (true, "with")] {
-                systems.push(System {
+                variants.push(Variant {
                     joint,
-                    ..base(Study::Joint, name)
+                    ..base(Table::Joint, name)
                 });
             }
         }
-        systems
+        variants
     }
 }
 
-/// A set of recordings: a manifest.
+/// A dataset of recordings: a manifest.
 #[derive(Clone, Debug)]
-pub struct Set {
+pub struct Dataset {
     /// Its name in tables.
     pub name: String,
     /// Its recordings.
     pub examples: Vec<Example>,
+    /// Rows that are no recordings: how many, then which and why for the first of them.
+    pub refused: (usize, Vec<String>),
 }
 
-impl Set {
-    /// Reads manifests; each has its file's name in tables, numbered where two have the same. `limit` keeps the first rows
-    /// of each. A row with answers to several tasks becomes one recording for each of them.
+impl Dataset {
+    /// Reads manifests; each has its file's name in tables, numbered where two have the same. `limit` keeps
+    /// the first rows of each. A row with answers to several tasks becomes one recording for each of them.
     ///
     /// # Errors
     /// As [`read_manifest`].
@@ -217,25 +222,34 @@ impl Set {
         limit: Option<usize>,
         tasks: &TaskTable,
     ) -> Result<Vec<Self>, TrainingError> {
-        let mut sets: Vec<Self> = Vec::with_capacity(paths.len());
+        let mut datasets: Vec<Self> = Vec::with_capacity(paths.len());
         for path in paths {
-            let mut examples = read_manifest(path, None)?;
+            let manifest = read_manifest(path, None)?;
+            let (mut examples, mut refused) = (manifest.examples, (manifest.refused, manifest.reasons));
             examples.truncate(limit.unwrap_or(usize::MAX));
             let stem = path
                 .file_stem()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let name = untaken(stem, &|name| sets.iter().any(|set| set.name == name));
-            sets.push(Self {
+            let name = untaken(stem, &|name| datasets.iter().any(|dataset| dataset.name == name));
+            let apart = examples.into_iter().flat_map(|example| apart(example, tasks));
+            let (examples, blank): (Vec<Example>, Vec<Example>) =
+                apart.partition(|example| !lacks_label(example, tasks));
+            refused.0 += blank.len();
+            refused.1.extend(blank.iter().map(|example| {
+                format!(
+                    "{}: the target is empty, and task `{}` has labels",
+                    example.id, example.task
+                )
+            }));
+            datasets.push(Self {
                 name,
-                examples: examples
-                    .into_iter()
-                    .flat_map(|example| apart(example, tasks))
-                    .collect(),
+                examples,
+                refused,
             });
         }
-        Ok(sets)
+        Ok(datasets)
     }
 }
 
@@ -248,7 +262,15 @@ pub(super) fn untaken(name: String, taken: &dyn Fn(&str) -> bool) -> String {
         .expect("numbers do not end")
 }
 
-/// A row's examples: one for each of its targets. Several tasks answered in one text are taken apart by their layout.
+/// Whether an example has no target though its task's answers are labels. Without labels, it says that
+/// nothing is said.
+fn lacks_label(example: &Example, tasks: &TaskTable) -> bool {
+    let takes_labels = |task: &Task| task.answer.format.takes_labels();
+    example.target.trim().is_empty() && tasks.get(&example.task).is_ok_and(takes_labels)
+}
+
+/// A row's examples: one for each of its targets. Several tasks answered in one text are taken apart by their
+/// layout.
 fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
     let mut targets = std::mem::take(&mut example.targets);
     if targets.is_empty() && example.task.contains(TASK_SEPARATOR) {
@@ -283,11 +305,11 @@ fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
     targets.into_iter().map(one).collect()
 }
 
-/// An answer that a system wants about a recording.
+/// An answer that a variant wants about a recording.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Which system.
-    pub system: usize,
+    /// Which variant.
+    pub variant: usize,
     /// Which recording.
     pub recording: usize,
     /// Which of the recording's questions.
@@ -299,24 +321,24 @@ pub struct Wanted {
 /// A recording and everything that is asked about it.
 #[derive(Debug)]
 pub struct Recording<'s> {
-    /// Its set.
-    pub set: &'s Set,
+    /// Its dataset.
+    pub dataset: &'s Dataset,
     /// What it is.
     pub example: &'s Example,
     /// What is asked, each question once.
-    pub questions: Vec<(Source, Ask)>,
+    pub questions: Vec<(Source, EvalPrompt)>,
     /// The question whose answer is the transcript, where one is needed.
     pub transcript: Option<usize>,
 }
 
 impl Recording<'_> {
-    fn question(&mut self, source: Source, ask: Ask) -> usize {
+    fn question(&mut self, source: Source, prompt: EvalPrompt) -> usize {
         let known = self
             .questions
             .iter()
-            .position(|(from, other)| *from == source && *other == ask);
+            .position(|(from, other)| *from == source && *other == prompt);
         known.unwrap_or_else(|| {
-            self.questions.push((source, ask));
+            self.questions.push((source, prompt));
             self.questions.len() - 1
         })
     }
@@ -326,12 +348,12 @@ impl Recording<'_> {
 #[derive(Debug)]
 pub struct Plan<'s> {
     /// The rows of all tables.
-    pub systems: Vec<System>,
+    pub variants: Vec<Variant>,
     /// All recordings with their questions.
     pub recordings: Vec<Recording<'s>>,
-    /// What each system wants.
+    /// What each variant wants.
     pub wanted: Vec<Wanted>,
-    /// Why a system leaves recordings out, and how many: not a fault.
+    /// Why a variant leaves recordings out, and how many: not a fault.
     left_out: BTreeMap<(usize, String), usize>,
     /// Rows that cannot be asked at all, which and why: a fault of the manifest or the tasks.
     pub problems: Vec<String>,
@@ -339,7 +361,7 @@ pub struct Plan<'s> {
 
 /// Why there is no question.
 enum No {
-    /// The study does not concern the row.
+    /// The table does not concern the row.
     NotConcerned(&'static str),
     /// The row cannot be asked.
     Fault(TextError),
@@ -352,67 +374,76 @@ impl From<TextError> for No {
 }
 
 impl<'s> Plan<'s> {
-    /// What systems leave out, for people.
+    /// What variants leave out, for people.
     pub fn left_out(&self) -> Vec<String> {
         self.left_out
             .iter()
-            .map(|((system, reason), count)| {
-                let system = &self.systems[*system];
+            .map(|((variant, reason), count)| {
+                let variant = &self.variants[*variant];
                 format!(
                     "{} / {}: {count} rows, {reason}",
-                    system.study.title(),
-                    system.name
+                    variant.table.title(),
+                    variant.name
                 )
             })
             .collect()
     }
 
-    /// Plans every question about every recording of the sets.
-    pub fn new(sets: &'s [Set], tasks: &TaskTable, choices: &Choices) -> Self {
-        let named = sets
+    /// Plans every question about every recording of the datasets.
+    pub fn new(datasets: &'s [Dataset], tasks: &TaskTable, choices: &Choices) -> Self {
+        let named = datasets
             .iter()
-            .flat_map(|set| &set.examples)
+            .flat_map(|dataset| &dataset.examples)
             .map(|example| &example.task);
         let held_out = named
             .filter_map(|name| tasks.get(name).ok())
             .map(|task| task.held_out_prompts.len())
             .max();
-        let mut systems = choices.systems(held_out.unwrap_or(0));
-        let mut examples = sets.iter().flat_map(|set| &set.examples);
+        let mut variants = choices.variants(held_out.unwrap_or(0));
+        let mut examples = datasets.iter().flat_map(|dataset| &dataset.examples);
         if examples.all(|example| example.task != KEYWORD_SEARCH) {
-            systems.retain(|system| system.source != Source::Search);
+            variants.retain(|variant| variant.source != Source::Search);
         }
         let mut plan = Self {
-            systems,
+            variants,
             recordings: Vec::new(),
             wanted: Vec::new(),
             left_out: BTreeMap::new(),
             problems: Vec::new(),
         };
-        for set in sets {
-            for example in &set.examples {
+        for dataset in datasets {
+            let (refused, reasons) = &dataset.refused;
+            plan.problems.extend(reasons.iter().cloned());
+            if *refused > reasons.len() {
+                plan.problems.push(format!(
+                    "{}: {} further rows",
+                    dataset.name,
+                    refused - reasons.len()
+                ));
+            }
+            for example in &dataset.examples {
                 let mut recording = Recording {
-                    set,
+                    dataset,
                     example,
                     questions: Vec::new(),
                     transcript: None,
                 };
                 let at = plan.recordings.len();
                 let mut fault = None;
-                for (number, system) in plan.systems.iter().enumerate() {
-                    match question(system, example, tasks) {
-                        Ok((ask, layout)) => {
-                            if system.source == Source::Transcript && recording.transcript.is_none() {
+                for (number, variant) in plan.variants.iter().enumerate() {
+                    match question(variant, example, tasks) {
+                        Ok((prompt, layout)) => {
+                            if variant.source == Source::Transcript && recording.transcript.is_none() {
                                 let Ok(asr) = transcription(tasks) else { continue };
                                 recording.transcript = Some(recording.question(Source::Audio, asr));
                             }
-                            let source = match system.source {
+                            let source = match variant.source {
                                 Source::Search => Source::Audio,
                                 source => source,
                             };
-                            let question = recording.question(source, ask);
+                            let question = recording.question(source, prompt);
                             plan.wanted.push(Wanted {
-                                system: number,
+                                variant: number,
                                 recording: at,
                                 question,
                                 layout,
@@ -433,15 +464,15 @@ impl<'s> Plan<'s> {
 }
 
 /// The question for a transcript: what the cascade begins with.
-fn transcription(tasks: &TaskTable) -> Result<Ask, TextError> {
-    Ok(Ask::free(tasks.get(ASR)?.instruction.clone()))
+fn transcription(tasks: &TaskTable) -> Result<EvalPrompt, TextError> {
+    Ok(EvalPrompt::transcript(tasks.get(ASR)?.instruction.clone()))
 }
 
 fn question(
-    system: &System,
+    variant: &Variant,
     example: &Example,
     tasks: &TaskTable,
-) -> Result<(Ask, Option<Arc<JointLayout>>), No> {
+) -> Result<(EvalPrompt, Option<Arc<JointLayout>>), No> {
     let list = tasks.list(&example.task)?;
     let [task] = *list.as_slice() else {
         // Taken apart already, were there a layout for them: why there is none.
@@ -451,54 +482,65 @@ fn question(
         ));
     };
     let mut variables = (*example.variables).clone();
-    variables.bare_labels = !system.descriptions;
-    if system.study == Study::Constraint
+    variables.bare_labels = !variant.descriptions;
+    if variant.table == Table::Constraint
         && (!task.answer.format.takes_labels() || task.labels_in(&variables)?.is_empty())
     {
         return Err(No::NotConcerned("the task has no labels"));
     }
-    if (system.source != Source::Audio || system.study == Study::Joint) && task.name == ASR {
+    if (variant.source != Source::Audio || variant.table == Table::Joint) && task.name == ASR {
         return Err(No::NotConcerned("the task is the transcription itself"));
     }
-    if system.source == Source::Transcript {
+    if variant.source == Source::Transcript {
         transcription(tasks)?;
     }
-    if system.source == Source::Search {
+    if variant.source == Source::Search {
         return match variables.fields.contains_key(KEYWORD) && task.name == KEYWORD_SEARCH {
             true => Ok((transcription(tasks)?, None)),
             false => Err(No::NotConcerned("the task is not to find a keyword")),
         };
     }
-    if system.source == Source::Reference && example.text.is_none() {
+    if variant.source == Source::Reference && example.text.is_none() {
         return Err(No::NotConcerned("the manifest has no `text`"));
     }
-    let instruction = match (system.wording, &example.instruction) {
+    let instruction = match (variant.wording, &example.instruction) {
         (Wording::Given, Some(own)) => own.clone(),
         (Wording::HeldOut(at), _) => {
             let wording = task.held_out_prompts.get(at);
             let wording = wording.ok_or(No::NotConcerned("the task keeps no such wording"))?;
             task.fill(wording, &variables)?
         }
-        _ if system.study == Study::Constraint => task.fill(wording_with_labels(task), &variables)?,
+        _ if variant.table == Table::Constraint => task.fill(wording_with_labels(task), &variables)?,
         _ => task.fill(&task.instruction, &variables)?,
     };
-    if !system.joint {
-        let shape = if system.constrained {
-            task.shape(&variables)?
+    if !variant.joint {
+        let grammar = if variant.constrained {
+            task.grammar(&variables)?
         } else {
-            AnswerShape::free()
+            OutputGrammar::free()
         };
-        return Ok((Ask { instruction, shape }, None));
+        let verbatim = task.name == ASR;
+        let prompt = EvalPrompt {
+            instruction,
+            grammar,
+            verbatim,
+        };
+        return Ok((prompt, None));
     }
     let asr = tasks.get(ASR)?;
     let layout = JointLayout::new(&[asr, task], &variables)?;
     let instruction = layout.instruction(&[asr.instruction.as_str(), &instruction], 0);
-    let shape = if system.constrained {
-        layout.shape()
+    let grammar = if variant.constrained {
+        layout.grammar()
     } else {
-        AnswerShape::free()
+        OutputGrammar::free()
     };
-    Ok((Ask { instruction, shape }, Some(Arc::new(layout))))
+    let prompt = EvalPrompt {
+        instruction,
+        grammar,
+        verbatim: false,
+    };
+    Ok((prompt, Some(Arc::new(layout))))
 }
 
 /// The first wording used in training that lists the labels, else the default one.

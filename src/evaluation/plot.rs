@@ -22,7 +22,7 @@ const BAR: i32 = 26;
 pub fn draw(report: &Report, folder: &Path) -> Result<Vec<PathBuf>, TrainingError> {
     let mut pictures: Vec<(String, Vec<&Score>)> = Vec::new();
     for score in report.scores.iter().filter(|score| score.main) {
-        let name = format!("{}-{}.svg", score.study.name(), file_name(&score.task));
+        let name = format!("{}-{}.svg", score.table.name(), file_name(&score.task));
         match pictures.iter_mut().find(|(known, _)| *known == name) {
             Some((_, scores)) => scores.push(score),
             None => pictures.push((name, vec![score])),
@@ -64,7 +64,7 @@ fn bars(path: &Path, scores: &[&Score]) -> Result<(), Box<dyn std::error::Error>
         ""
     };
     root.draw(&Text::new(
-        format!("{}, {}: {metric}{arrow}", first.study.title(), first.task),
+        format!("{}, {}: {metric}{arrow}", first.table.title(), first.task),
         (12, 14),
         ("sans-serif", 18),
     ))?;
@@ -81,18 +81,18 @@ fn bars(path: &Path, scores: &[&Score]) -> Result<(), Box<dyn std::error::Error>
     let room = f64::from(i32::try_from(WIDTH)? - NAMES - NUMBERS);
     #[expect(clippy::cast_possible_truncation, reason = "a place in a picture")]
     let at = |score: f64| NAMES + (score / scale * room).round() as i32;
-    let mut systems: Vec<&str> = Vec::new();
+    let mut variants: Vec<&str> = Vec::new();
     for (number, score) in scores.iter().enumerate() {
-        let colour = systems
+        let colour = variants
             .iter()
-            .position(|system| *system == score.system)
+            .position(|variant| *variant == score.variant)
             .unwrap_or_else(|| {
-                systems.push(&score.system);
-                systems.len() - 1
+                variants.push(&score.variant);
+                variants.len() - 1
             });
         let top = TOP + i32::try_from(number)? * BAR;
         let middle = top + BAR / 2;
-        let name: String = format!("{} · {}", score.set, score.system)
+        let name: String = format!("{} · {}", score.dataset, score.variant)
             .chars()
             .take(52)
             .collect();

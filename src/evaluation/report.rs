@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::markdown::markdown;
-use super::plan::{Set, Study};
+use super::plan::{Dataset, Table};
 use super::plot::draw;
 use super::run::{Answered, Row};
 use crate::registry::sha256_file;
@@ -37,12 +37,12 @@ pub struct Facts {
     /// How it was asked: answer lengths, batch …
     pub settings: BTreeMap<String, String>,
     /// The manifests.
-    pub data: Vec<DataSet>,
+    pub data: Vec<DatasetFacts>,
 }
 
 /// A manifest that was evaluated.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct DataSet {
+pub struct DatasetFacts {
     /// Its name in tables.
     pub name: String,
     /// The file.
@@ -55,18 +55,18 @@ pub struct DataSet {
     pub seconds: f64,
 }
 
-impl DataSet {
-    /// Describes a set and the file that it came from.
+impl DatasetFacts {
+    /// Describes a dataset and the file that it came from.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn new(set: &Set, path: &Path) -> Result<Self, TrainingError> {
+    pub fn new(dataset: &Dataset, path: &Path) -> Result<Self, TrainingError> {
         Ok(Self {
-            name: set.name.clone(),
+            name: dataset.name.clone(),
             path: path.display().to_string(),
             sha256: sha256_file(path).map_err(TrainingError::io("read", path))?,
-            recordings: set.examples.len(),
-            seconds: set.examples.iter().map(|example| example.seconds).sum(),
+            recordings: dataset.examples.len(),
+            seconds: dataset.examples.iter().map(|example| example.seconds).sum(),
         })
     }
 }
@@ -106,13 +106,16 @@ pub struct Part {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Score {
     /// Which table.
-    pub study: Study,
+    #[serde(rename = "study")]
+    pub table: Table,
     /// Which row.
-    pub system: String,
+    #[serde(rename = "system")]
+    pub variant: String,
     /// Task, and the language of the answer where one is named: `translation de`.
     pub task: String,
     /// Manifest.
-    pub set: String,
+    #[serde(rename = "set")]
+    pub dataset: String,
     /// Which metric.
     pub metric: Metric,
     /// Whether this is the task's own metric; the others are for information.
@@ -123,7 +126,7 @@ pub struct Score {
     pub score: Option<f64>,
     /// Its bootstrap interval.
     pub interval: Option<Interval>,
-    /// Against the table's first system on the same utterances; absent for that system itself.
+    /// Against the table's first variant on the same utterances; absent for that variant itself.
     pub against_first: Option<Comparison>,
     /// The main metric by `domain`, where rows name more than one.
     pub domains: BTreeMap<String, Part>,
@@ -144,7 +147,7 @@ pub struct Report {
     pub bootstrap: Bootstrap,
     /// All cells of all tables.
     pub scores: Vec<Score>,
-    /// Rows that a system leaves out, and why: not a fault.
+    /// Rows that a variant leaves out, and why: not a fault.
     pub left_out: Vec<String>,
     /// What could not be read or asked: in no score.
     pub problems: Vec<String>,
@@ -189,14 +192,14 @@ impl Report {
         report
     }
 
-    /// Scores one column of a table: the same task and set for each system.
+    /// Scores one column of a table: the same task and dataset for each variant.
     fn column(&mut self, cells: &Column<'_>, tasks: &TaskTable) {
         let Some(first) = cells.first().and_then(|(_, rows)| rows.first()) else {
             return;
         };
         let task = match tasks.get(&first.task) {
             Ok(task) => task,
-            Err(error) => return self.problems.push(format!("{}: {error}", first.set)),
+            Err(error) => return self.problems.push(format!("{}: {error}", first.dataset)),
         };
         let mut metrics = Metric::of_task(task.metric).to_vec();
         let english = first
@@ -209,7 +212,7 @@ impl Report {
         }
         for (at, metric) in metrics.into_iter().enumerate() {
             let mut leader: Option<(Tally, Vec<&str>)> = None;
-            for (system, rows) in cells {
+            for (variant, rows) in cells {
                 let pairs = pairs(rows);
                 let tally = metric.tally(&pairs);
                 let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
@@ -219,10 +222,10 @@ impl Report {
                     .and_then(|(other, _)| tally.compare(other, RESAMPLES, SEED));
                 let main = at == 0;
                 self.scores.push(Score {
-                    study: first.study,
-                    system: (*system).to_owned(),
+                    table: first.table,
+                    variant: (*variant).to_owned(),
                     task: task_title(first),
-                    set: first.set.clone(),
+                    dataset: first.dataset.clone(),
                     metric,
                     main,
                     utterances: rows.len(),
@@ -245,8 +248,8 @@ impl Report {
         }
     }
 
-    /// Writes `report.json`, `report.md`, the answers as `rows.jsonl`, and a picture for each table and task; returns
-    /// the files.
+    /// Writes `report.json`, `report.md`, the answers as `rows.jsonl`, and a picture for each table and task;
+    /// returns the files.
     ///
     /// # Errors
     /// [`TrainingError::Io`] or [`TrainingError::Plot`] with the file.
@@ -273,11 +276,11 @@ impl Report {
     }
 
     /// The tables that there are.
-    pub fn studies(&self) -> Vec<Study> {
-        let mut studies: Vec<Study> = self.scores.iter().map(|score| score.study).collect();
-        studies.sort_unstable();
-        studies.dedup();
-        studies
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables: Vec<Table> = self.scores.iter().map(|score| score.table).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
     }
 }
 
@@ -289,26 +292,26 @@ fn task_title(row: &Row) -> String {
     }
 }
 
-/// One column of a table: the rows of each system.
+/// One column of a table: the rows of each variant.
 type Column<'r> = Vec<(&'r str, Vec<&'r Row>)>;
 
-/// The rows by table and column, and within a column by system; all in the order in which they come.
+/// The rows by table and column, and within a column by variant; all in the order in which they come.
 fn columns(answered: &Answered) -> Vec<Column<'_>> {
-    let mut places: BTreeMap<(Study, String, &str), usize> = BTreeMap::new();
-    let mut columns: Vec<(Study, Column<'_>)> = Vec::new();
+    let mut places: BTreeMap<(Table, String, &str), usize> = BTreeMap::new();
+    let mut columns: Vec<(Table, Column<'_>)> = Vec::new();
     for row in &answered.rows {
-        let key = (row.study, task_title(row), row.set.as_str());
+        let key = (row.table, task_title(row), row.dataset.as_str());
         let place = *places.entry(key).or_insert_with(|| {
-            columns.push((row.study, Vec::new()));
+            columns.push((row.table, Vec::new()));
             columns.len() - 1
         });
         let column = &mut columns[place].1;
-        match column.iter_mut().find(|(system, _)| *system == row.system) {
+        match column.iter_mut().find(|(variant, _)| *variant == row.variant) {
             Some((_, rows)) => rows.push(row),
-            None => column.push((&row.system, vec![row])),
+            None => column.push((&row.variant, vec![row])),
         }
     }
-    columns.sort_by_key(|(study, _)| *study);
+    columns.sort_by_key(|(table, _)| *table);
     columns.into_iter().map(|(_, column)| column).collect()
 }
 

@@ -4,25 +4,26 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ASR, KEYWORD, Plan, Source, Study, untaken};
-use crate::models::speech_llm::Learned;
+use super::plan::{ASR, KEYWORD, Plan, Source, Table, untaken};
+use crate::models::adapter::AdapterSnapshot;
 use crate::text::normalize::plain;
-use crate::training::evaluate::{Ask, EvaluateOptions, Reply, answer_recordings, answer_texts};
+use crate::training::evaluate::{EvalAnswer, EvalPrompt, EvaluateOptions, answer_recordings, answer_texts};
 use crate::training::manifest::json_lines;
 use crate::training::{Control, Example, Networks, TrainingError};
 
-/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and `hypothesis` only.
+/// One answer beside its reference: a line of `rows.jsonl`. Other programs need to write `reference` and
+/// `hypothesis` only.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Row {
     /// The table.
-    #[serde(default)]
-    pub study: Study,
-    /// The system that answered.
-    #[serde(default)]
-    pub system: String,
+    #[serde(default, rename = "study")]
+    pub table: Table,
+    /// The variant that answered.
+    #[serde(default, rename = "system")]
+    pub variant: String,
     /// The manifest.
-    #[serde(default)]
-    pub set: String,
+    #[serde(default, rename = "set")]
+    pub dataset: String,
     /// Which recording: file and line.
     #[serde(default)]
     pub id: String,
@@ -59,8 +60,9 @@ fn asr() -> String {
     ASR.to_owned()
 }
 
-/// Reads answers: the `rows.jsonl` of another report, or of another program. Their systems are named after the file (a
-/// `rows.jsonl` after its folder), so that they stand beside others; sets and ids that are not named are the file's.
+/// Reads answers: the `rows.jsonl` of another report, or of another program. Their variants are named after
+/// the file (a `rows.jsonl` after its folder), so that they stand beside others; datasets and ids that are
+/// not named are the file's.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`].
@@ -76,12 +78,12 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
         let name = named_by.map_or_else(|| "rows".into(), |name| name.to_string_lossy().into_owned());
         let name = untaken(name, &|name| names.iter().any(|known| known == name));
         json_lines(path, &mut |line, mut row: Row| {
-            row.system = match row.system.as_str() {
+            row.variant = match row.variant.as_str() {
                 "" => name.clone(),
-                system => format!("{name}: {system}"),
+                variant => format!("{name}: {variant}"),
             };
-            if row.set.is_empty() {
-                row.set.push_str("rows");
+            if row.dataset.is_empty() {
+                row.dataset.push_str("rows");
             }
             if row.id.is_empty() {
                 row.id = line.to_string();
@@ -97,7 +99,7 @@ pub fn read_rows(paths: &[PathBuf]) -> Result<Vec<Row>, TrainingError> {
 /// All answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answered {
-    /// In the order of sets, recordings and systems.
+    /// In the order of datasets, recordings and variants.
     pub rows: Vec<Row>,
     /// Recordings and rows without an answer, which and why. They are in no score.
     pub problems: Vec<String>,
@@ -114,18 +116,18 @@ pub struct Answered {
 pub fn run(
     plan: &Plan<'_>,
     networks: &Networks,
-    learned: &Learned,
+    adapter: &AdapterSnapshot,
     options: &EvaluateOptions,
     control: &Control,
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Answered, TrainingError> {
     let start = std::time::Instant::now();
-    let mut replies: Vec<Vec<Option<Reply>>> = plan
+    let mut answers_of: Vec<Vec<Option<EvalAnswer>>> = plan
         .recordings
         .iter()
         .map(|recording| vec![None; recording.questions.len()])
         .collect();
-    let total: usize = replies.iter().map(Vec::len).sum();
+    let total: usize = answers_of.iter().map(Vec::len).sum();
     let mut done = 0;
     let mut answered = Answered {
         problems: plan.problems.clone(),
@@ -142,7 +144,7 @@ pub fn run(
                 .collect()
         })
         .collect();
-    let recordings: Vec<(&Example, Vec<Ask>)> = plan
+    let recordings: Vec<(&Example, Vec<EvalPrompt>)> = plan
         .recordings
         .iter()
         .zip(&about_audio)
@@ -152,62 +154,63 @@ pub fn run(
         })
         .collect();
     let problem = |recording: usize, reason: &str| format!("{}: {reason}", recordings[recording].0.id);
-    // Set by set, so that a set's batches, and with them its answers in bf16, do not depend on the other sets.
+    // Dataset by dataset, so that a dataset's batches, and with them its answers in bf16, do not depend on
+    // the other datasets.
     let mut first = 0;
-    for set in plan
+    for dataset in plan
         .recordings
-        .chunk_by(|one, next| one.set.name == next.set.name)
+        .chunk_by(|one, next| one.dataset.name == next.dataset.name)
     {
-        let of_set = &recordings[first..first + set.len()];
-        let heard = answer_recordings(
+        let of_dataset = &recordings[first..first + dataset.len()];
+        let summary = answer_recordings(
             networks,
-            learned,
-            of_set,
+            adapter,
+            of_dataset,
             options,
             control,
-            &mut |at, ask, reply| {
+            &mut |at, prompt, answer| {
                 let at = first + at;
-                match reply {
-                    Ok(reply) => replies[at][about_audio[at][ask]] = Some(reply),
+                match answer {
+                    Ok(answer) => answers_of[at][about_audio[at][prompt]] = Some(answer),
                     Err(reason) => answered.problems.push(problem(at, &reason)),
                 }
                 done += 1;
                 on_progress(done, total);
             },
         )?;
-        for (at, reason) in &heard.unreadable {
+        for (at, reason) in &summary.unreadable {
             answered.problems.push(problem(first + at, reason));
         }
-        answered.audio_seconds += heard.audio_seconds;
-        first += set.len();
+        answered.audio_seconds += summary.audio_seconds;
+        first += dataset.len();
     }
 
     let mut keys = Vec::new();
     let mut texts = Vec::new();
     for (at, recording) in plan.recordings.iter().enumerate() {
-        for (number, (source, ask)) in recording.questions.iter().enumerate() {
+        for (number, (source, prompt)) in recording.questions.iter().enumerate() {
             let text = match source {
                 Source::Audio | Source::Search => None,
                 Source::Transcript => recording
                     .transcript
-                    .and_then(|question| replies[at][question].as_ref())
-                    .map(|reply| reply.text.clone()),
+                    .and_then(|question| answers_of[at][question].as_ref())
+                    .map(|answer| answer.text.clone()),
                 Source::Reference => recording.example.text.clone(),
             };
             if let Some(text) = text {
                 keys.push((at, number));
-                texts.push((text, ask.clone()));
+                texts.push((text, prompt.clone()));
             }
         }
     }
-    let borrowed: Vec<(&str, Ask)> = texts
+    let borrowed: Vec<(&str, EvalPrompt)> = texts
         .iter()
-        .map(|(text, ask)| (text.as_str(), ask.clone()))
+        .map(|(text, prompt)| (text.as_str(), prompt.clone()))
         .collect();
-    let answers = answer_texts(&networks.speech_llm, &borrowed, options, control)?;
-    for ((at, number), reply) in keys.into_iter().zip(answers) {
-        match reply {
-            Ok(reply) => replies[at][number] = Some(reply),
+    let answers = answer_texts(networks, &borrowed, options, control);
+    for ((at, number), answer) in keys.into_iter().zip(answers) {
+        match answer {
+            Ok(answer) => answers_of[at][number] = Some(answer),
             Err(reason) => answered.problems.push(problem(at, &reason)),
         }
         done += 1;
@@ -216,43 +219,43 @@ pub fn run(
 
     for wanted in &plan.wanted {
         let recording = &plan.recordings[wanted.recording];
-        let Some(reply) = &replies[wanted.recording][wanted.question] else {
+        let Some(answer) = &answers_of[wanted.recording][wanted.question] else {
             continue;
         };
-        let system = &plan.systems[wanted.system];
+        let variant = &plan.variants[wanted.variant];
         let example = recording.example;
-        let (source, ask) = &recording.questions[wanted.question];
+        let (source, prompt) = &recording.questions[wanted.question];
         let transcript = recording
             .transcript
             .filter(|_| *source == Source::Transcript)
-            .and_then(|question| replies[wanted.recording][question].as_ref());
+            .and_then(|question| answers_of[wanted.recording][question].as_ref());
         let mut row = Row {
-            study: system.study,
-            system: system.name.clone(),
-            set: recording.set.name.clone(),
+            table: variant.table,
+            variant: variant.name.clone(),
+            dataset: recording.dataset.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
             language: example.variables.fields.get("target_lang").cloned(),
             domain: example.domain.clone(),
-            instruction: ask.instruction.clone(),
+            instruction: prompt.instruction.clone(),
             reference: example.target.clone(),
-            hypothesis: reply.text.clone(),
+            hypothesis: answer.text.clone(),
             answer: None,
-            transcript: transcript.map(|reply| reply.text.clone()),
-            score: reply.score,
-            finished: reply.finished,
+            transcript: transcript.map(|answer| answer.text.clone()),
+            score: answer.score,
+            finished: answer.finished,
         };
         if let Some(layout) = &wanted.layout {
-            let mut parts = layout.by_task(&reply.text);
+            let mut parts = layout.by_task(&answer.text);
             row.answer = Some(std::mem::take(&mut row.hypothesis));
             row.hypothesis = parts.remove(&example.task).unwrap_or_default();
             row.transcript = parts.remove(ASR);
         }
-        if system.source == Source::Search {
+        if variant.source == Source::Search {
             let keyword = example.variables.fields.get(KEYWORD);
-            let found = keyword.is_some_and(|keyword| says(&reply.text, keyword));
+            let found = keyword.is_some_and(|keyword| says(&answer.text, keyword));
             row.hypothesis = if found { "yes" } else { "no" }.to_owned();
-            row.transcript = Some(reply.text.clone());
+            row.transcript = Some(answer.text.clone());
             row.score = None;
         }
         answered.rows.push(row);
@@ -261,8 +264,8 @@ pub fn run(
     Ok(answered)
 }
 
-/// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2) anywhere, so `art` is
-/// said in `party` too.
+/// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2)
+/// anywhere, so `art` is said in `party` too.
 fn says(transcript: &str, keyword: &str) -> bool {
     let keyword = plain(keyword);
     !keyword.is_empty() && plain(transcript).contains(&keyword)

@@ -28,8 +28,9 @@ fn example(at: usize, task: &str, target: &str) -> Example {
     }
 }
 
-fn set(examples: Vec<Example>) -> Vec<Set> {
-    vec![Set {
+fn dataset(examples: Vec<Example>) -> Vec<Dataset> {
+    vec![Dataset {
+        refused: Default::default(),
         name: "m".into(),
         examples,
     }]
@@ -43,12 +44,12 @@ const ALL: Choices = Choices {
     joint: true,
 };
 
-/// The systems that want something about a recording.
+/// The variants that want something about a recording.
 fn names<'p>(plan: &'p Plan<'_>, recording: usize) -> Vec<&'p str> {
     plan.wanted
         .iter()
         .filter(|wanted| wanted.recording == recording)
-        .map(|wanted| plan.systems[wanted.system].name.as_str())
+        .map(|wanted| plan.variants[wanted.variant].name.as_str())
         .collect()
 }
 
@@ -56,9 +57,9 @@ fn names<'p>(plan: &'p Plan<'_>, recording: usize) -> Vec<&'p str> {
 fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
     let mut intent = example(1, "intent", "play_radio");
     intent.text = Some("turn on the radio".into());
-    let sets = set(vec![intent, example(2, "asr", "hello")]);
+    let datasets = dataset(vec![intent, example(2, "asr", "hello")]);
 
-    let plan = Plan::new(&sets, &tasks(), &ALL);
+    let plan = Plan::new(&datasets, &tasks(), &ALL);
 
     // Three sources, three wordings, the grid, joint decoding without and with.
     assert_eq!(names(&plan, 0).len(), 3 + 3 + 4 + 2);
@@ -67,8 +68,8 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
         ["speech LLM", "P1, trained on", "P2, new", "P3, new"]
     );
     let recording = &plan.recordings[0];
-    // About audio: the transcript; the default free and constrained, with and without descriptions; two new wordings; the
-    // joint prompt. About texts: one each.
+    // About audio: the transcript; the default free and constrained, with and without descriptions; two new
+    // wordings; the joint prompt. About texts: one each.
     let about = |source| {
         recording
             .questions
@@ -84,24 +85,24 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
 
 #[test]
 fn descriptions_and_constraint_are_as_the_grid_says() {
-    let sets = set(vec![example(1, "intent", "play_radio")]);
+    let datasets = dataset(vec![example(1, "intent", "play_radio")]);
     let choices = Choices {
         grid: true,
         ..Choices::default()
     };
 
-    let plan = Plan::new(&sets, &tasks(), &choices);
+    let plan = Plan::new(&datasets, &tasks(), &choices);
 
     for wanted in plan
         .wanted
         .iter()
-        .filter(|wanted| plan.systems[wanted.system].study == Study::Constraint)
+        .filter(|wanted| plan.variants[wanted.variant].table == Table::Constraint)
     {
-        let system = &plan.systems[wanted.system];
+        let variant = &plan.variants[wanted.variant];
         let (_, ask) = &plan.recordings[0].questions[wanted.question];
-        assert_eq!(ask.instruction.contains("- play_radio: "), system.descriptions);
-        assert_eq!(ask.instruction.contains("- play_radio;"), !system.descriptions);
-        assert_eq!(ask.shape.is_free(), !system.constrained);
+        assert_eq!(ask.instruction.contains("- play_radio: "), variant.descriptions);
+        assert_eq!(ask.instruction.contains("- play_radio;"), !variant.descriptions);
+        assert_eq!(ask.grammar.is_free(), !variant.constrained);
     }
 }
 
@@ -110,38 +111,38 @@ fn a_rows_own_words_and_labels_are_used() {
     let mut row = example(1, "intent", "a");
     row.instruction = Some("Mine {labels}".into());
     row.variables = Arc::new(TemplateVariables::default().with_labels(&["a".into(), "b".into()]));
-    let sets = set(vec![row]);
+    let datasets = dataset(vec![row]);
     let choices = Choices {
         constrained: true,
         prompts: Some(PromptChoice::HeldOut),
         ..Choices::default()
     };
 
-    let plan = Plan::new(&sets, &tasks(), &choices);
+    let plan = Plan::new(&datasets, &tasks(), &choices);
 
     let questions = &plan.recordings[0].questions;
     assert_eq!(questions[0].1.instruction, "Mine {labels}");
     assert_eq!(
-        questions[0].1.shape.choice(),
+        questions[0].1.grammar.choice(),
         Some(&["a".to_owned(), "b".to_owned()][..])
     );
     assert!(questions[1].1.instruction.contains("- a;\n- b;"));
     assert!(
-        plan.systems
+        plan.variants
             .iter()
-            .all(|system| system.wording != Wording::Trained)
+            .all(|variant| variant.wording != Wording::Trained)
     );
 }
 
 #[test]
 fn a_row_that_cannot_be_asked_is_a_problem_and_the_others_are_asked() {
-    let sets = set(vec![
+    let datasets = dataset(vec![
         example(1, "unheard_of", "x"),
         example(2, "keyword_search", "yes"),
         example(3, "asr", "x"),
     ]);
 
-    let plan = Plan::new(&sets, &tasks(), &ALL);
+    let plan = Plan::new(&datasets, &tasks(), &ALL);
 
     assert_eq!(plan.problems.len(), 2, "{:?}", plan.problems);
     assert!(plan.problems[0].contains("m.jsonl:1") && plan.problems[0].contains("unheard_of"));
@@ -157,13 +158,13 @@ fn a_keyword_is_also_searched_for_in_the_transcript() {
         fields: fields.into(),
         ..TemplateVariables::default()
     });
-    let sets = set(vec![row, example(2, "asr", "hello")]);
+    let datasets = dataset(vec![row, example(2, "asr", "hello")]);
     let choices = Choices {
         cascade: true,
         ..Choices::default()
     };
 
-    let plan = Plan::new(&sets, &tasks(), &choices);
+    let plan = Plan::new(&datasets, &tasks(), &choices);
 
     let search = "search: keyword in transcript";
     assert_eq!(
@@ -177,12 +178,12 @@ fn a_keyword_is_also_searched_for_in_the_transcript() {
     let wanted = plan
         .wanted
         .iter()
-        .find(|wanted| plan.systems[wanted.system].name == search);
+        .find(|wanted| plan.variants[wanted.variant].name == search);
     assert_eq!(wanted.map(|wanted| wanted.question), recording.transcript);
     assert!(plan.problems.is_empty());
 }
 
-/// Answers of two systems to an intent task and of one to transcription.
+/// Answers of two variants to an intent task and of one to transcription.
 #[test]
 fn a_row_of_several_tasks_that_cannot_be_taken_apart_names_the_task_at_fault() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,9 +191,9 @@ fn a_row_of_several_tasks_that_cannot_be_taken_apart_names_the_task_at_fault() {
     let row =
         r#"{"audio_filepath": "a", "duration": 1, "task": "asr,nonsense", "target": "ASR: the radio |"}"#;
     std::fs::write(&path, row).unwrap();
-    let sets = Set::read(&[path], None, &tasks()).unwrap();
+    let datasets = Dataset::read(&[path], None, &tasks()).unwrap();
 
-    let plan = Plan::new(&sets, &tasks(), &Choices::default());
+    let plan = Plan::new(&datasets, &tasks(), &Choices::default());
 
     assert_eq!(plan.problems.len(), 1);
     assert!(plan.problems[0].contains("`nonsense`"), "{}", plan.problems[0]);
@@ -206,20 +207,20 @@ fn answered() -> Answered {
         } else {
             ("asr", "the cat sat down")
         };
-        let systems: &[(Study, &str)] = match task {
-            "intent" => &[(Study::Joint, "without"), (Study::Joint, "with")],
-            _ => &[(Study::Systems, "speech LLM")],
+        let variants: &[(Table, &str)] = match task {
+            "intent" => &[(Table::Joint, "without"), (Table::Joint, "with")],
+            _ => &[(Table::Variants, "speech LLM")],
         };
-        for (study, system) in systems {
-            let hypothesis = match (*system, at % 4) {
+        for (table, variant) in variants {
+            let hypothesis = match (*variant, at % 4) {
                 ("without", 0) => "something | else",
                 ("speech LLM", _) => "the cut sat down",
                 _ => target,
             };
             rows.push(Row {
-                study: *study,
-                system: (*system).to_owned(),
-                set: "m".into(),
+                table: *table,
+                variant: (*variant).to_owned(),
+                dataset: "m".into(),
                 id: format!("m.jsonl:{at}"),
                 task: task.into(),
                 language: None,
@@ -248,11 +249,11 @@ fn rows_become_scores_with_intervals_comparisons_and_parts() {
 
     let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
 
-    let find = |system: &str, metric| {
+    let find = |variant: &str, metric| {
         report
             .scores
             .iter()
-            .find(|score| score.system == system && score.metric == metric)
+            .find(|score| score.variant == variant && score.metric == metric)
             .unwrap()
     };
     let (without, with) = (find("without", Metric::Accuracy), find("with", Metric::Accuracy));
@@ -313,10 +314,13 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
 "#;
     std::fs::write(&path, rows).unwrap();
 
-    let sets = Set::read(&[path.clone(), path], Some(3), &tasks()).unwrap();
+    let datasets = Dataset::read(&[path.clone(), path], Some(3), &tasks()).unwrap();
 
-    assert_eq!((sets[0].name.as_str(), sets[1].name.as_str()), ("rows", "rows 2"));
-    let found: Vec<(&str, &str)> = sets[0]
+    assert_eq!(
+        (datasets[0].name.as_str(), datasets[1].name.as_str()),
+        ("rows", "rows 2")
+    );
+    let found: Vec<(&str, &str)> = datasets[0]
         .examples
         .iter()
         .map(|example| (example.task.as_str(), example.target.as_str()))
@@ -331,8 +335,11 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
             ("asr", "hello")
         ]
     );
-    assert_eq!(sets[0].examples[1].text.as_deref(), Some("turn on the radio"));
-    assert!(sets[0].examples[0].variables.labels.is_none() && sets[0].examples[1].variables.labels.is_some());
+    assert_eq!(datasets[0].examples[1].text.as_deref(), Some("turn on the radio"));
+    assert!(
+        datasets[0].examples[0].variables.labels.is_none()
+            && datasets[0].examples[1].variables.labels.is_some()
+    );
 }
 
 #[test]
@@ -360,8 +367,8 @@ fn answers_of_other_programs_stand_beside_ours_and_are_compared_on_the_same_utte
     let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
 
     let wer: Vec<&super::report::Score> = report.scores.iter().filter(|score| score.main).collect();
-    assert_eq!((wer[0].system.as_str(), wer[0].score), ("ours", Some(25.0)));
-    assert_eq!((wer[1].system.as_str(), wer[1].score), ("theirs", Some(75.0)));
+    assert_eq!((wer[0].variant.as_str(), wer[0].score), ("ours", Some(25.0)));
+    assert_eq!((wer[1].variant.as_str(), wer[1].score), ("theirs", Some(75.0)));
     assert_eq!(wer[1].against_first.unwrap().difference, 50.0);
     assert_eq!(report.problems.len(), 1);
     assert!(report.problems[0].contains("unheard_of"));

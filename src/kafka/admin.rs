@@ -1,4 +1,5 @@
-//! What is asked of the broker beside records: is it there, which topics has it, create those that are missing.
+//! What is asked of the broker beside records: is it there, which topics has it, create those that are
+//! missing.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +7,14 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::info;
 
-use super::client::{self, Logging};
+use super::client::{self, Reporting};
 use super::error::{KafkaError, describe, reason};
 use crate::kafka::config::KafkaConfig;
+
+/// Partitions of the control topic.
+const CONTROL_PARTITIONS: i32 = 1;
+/// Least time for a second question to a broker that has answered the first.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A broker as it tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,11 +107,55 @@ pub async fn broker_metadata(config: &KafkaConfig, limit: Duration) -> Result<Cl
         .map_err(|_| KafkaError::Ended)?
 }
 
-/// Creates the configured topics that are missing, with the configured partitions and largest record; returns which.
+/// Creates the configured topics that are missing, with the configured partitions and largest record; returns
+/// which. The control topic gets one partition, because orders have to stay in the order in which they were
+/// sent.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`], or [`KafkaError::Topic`] for the first one that the broker refuses.
+/// [`KafkaError::Unreachable`], [`KafkaError::Topic`] for the first one that the broker refuses, or
+/// [`KafkaError::OrdersOvertake`] when the control topic has several partitions.
 pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {
+    let began = Instant::now();
+    let created = create_missing(config, limit).await?;
+    let cluster = broker_metadata(config, limit.saturating_sub(began.elapsed()).max(LOOK_AGAIN)).await?;
+    let topic = &config.topics.control;
+    match cluster.topic(topic).map(|control| control.partitions) {
+        Some(partitions) if partitions != CONTROL_PARTITIONS as usize => Err(KafkaError::OrdersOvertake {
+            topic: topic.clone(),
+            partitions,
+        }),
+        _ => Ok(created),
+    }
+}
+
+/// Where a partition ends: the offset of the next record that is written to it.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`] when nobody answers within `limit`.
+pub async fn end_of(
+    config: &KafkaConfig,
+    topic: &str,
+    partition: i32,
+    limit: Duration,
+) -> Result<i64, KafkaError> {
+    let admin = admin_client(config)?;
+    let (topic, bootstrap) = (topic.to_owned(), config.bootstrap.clone());
+    let ask = move || {
+        let began = Instant::now();
+        let watermarks = admin.inner().fetch_watermarks(&topic, partition, limit);
+        let (_, end) = watermarks.map_err(|error| KafkaError::Unreachable {
+            bootstrap,
+            waited_ms: began.elapsed().as_millis(),
+            reason: reason(&error),
+        })?;
+        Ok(end)
+    };
+    tokio::task::spawn_blocking(ask)
+        .await
+        .map_err(|_| KafkaError::Ended)?
+}
+
+async fn create_missing(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {
     let cluster = broker_metadata(config, limit).await?;
     let configured = config.topics.all().map(|(_, name)| name);
     let missing: Vec<&str> = configured
@@ -120,12 +170,12 @@ pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<
     let wanted: Vec<NewTopic<'_>> = missing
         .iter()
         .map(|name| {
-            NewTopic::new(
-                name,
-                config.partitions,
-                TopicReplication::Fixed(config.replication),
-            )
-            .set("max.message.bytes", &bytes_max)
+            let partitions = match *name == config.topics.control {
+                true => CONTROL_PARTITIONS,
+                false => config.partitions,
+            };
+            NewTopic::new(name, partitions, TopicReplication::Fixed(config.replication))
+                .set("max.message.bytes", &bytes_max)
         })
         .collect();
     let options = AdminOptions::new()
@@ -182,8 +232,8 @@ async fn wait_until_known(config: &KafkaConfig, topics: &[&str], limit: Duration
     }
 }
 
-fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Logging>, KafkaError> {
+fn admin_client(config: &KafkaConfig) -> Result<AdminClient<Reporting>, KafkaError> {
     client::admin(config)?
-        .create_with_context(Logging)
+        .create_with_context(Reporting::alone("admin client"))
         .map_err(|error| client::creation_error("admin client", error))
 }

@@ -1,17 +1,16 @@
 //! How much is in flight: the gauge that pauses the source, and the tracker handle that threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
 use crate::wire::RecordOffset;
 
 /// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
 ///
-/// Records that were read count by themselves, until their record_offset is released. What a stage makes of them (decoded
-/// audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
+/// Records that were read count by themselves, until their record_offset is released. What a stage makes of
+/// them (decoded audio is ten times its FLAC) is added with [`hold`](Self::hold). Clones share one gauge.
 #[derive(Clone, Debug)]
 pub struct Budget {
     gauge: Arc<Gauge>,
@@ -39,7 +38,8 @@ impl Budget {
         }
     }
 
-    /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be worked on.
+    /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be
+    /// worked on.
     pub fn hold(&self, bytes: u64) -> BudgetHold {
         self.raise(bytes);
         BudgetHold {
@@ -54,7 +54,7 @@ impl Budget {
     }
 
     /// The bound.
-    pub fn bytes_max(&self) -> u64 {
+    pub(super) fn bytes_max(&self) -> u64 {
         self.gauge.bytes_max
     }
 
@@ -77,20 +77,14 @@ impl Budget {
     }
 }
 
-impl BudgetHold {
-    /// The bytes that it holds.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
 impl Drop for BudgetHold {
     fn drop(&mut self) {
         self.gauge.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same tracker.
+/// The offset tracker as the source, the publisher and the sample collector share it. Clones are the same
+/// tracker.
 #[derive(Clone, Debug)]
 pub struct OffsetTracker {
     shared: Arc<Shared>,
@@ -100,7 +94,8 @@ pub struct OffsetTracker {
 struct Shared {
     offsets: Mutex<OffsetTable>,
     budget: Budget,
-    idle: Notify,
+    /// Told of every record that is released.
+    released: Condvar,
 }
 
 impl OffsetTracker {
@@ -110,27 +105,23 @@ impl OffsetTracker {
             shared: Arc::new(Shared {
                 offsets: Mutex::default(),
                 budget,
-                idle: Notify::new(),
+                released: Condvar::new(),
             }),
         }
     }
 
-    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is stored).
+    /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is
+    /// stored).
     pub fn release(&self, record_offset: &RecordOffset) -> Release {
-        let (release, idle) = {
-            let mut offsets = self.offsets();
-            (offsets.release(record_offset), offsets.unfinished() == 0)
-        };
+        let release = self.offsets().release(record_offset);
         if let Release::Released { bytes } = release {
             self.shared.budget.lower(bytes);
-            if idle {
-                self.shared.idle.notify_waiters();
-            }
+            self.shared.released.notify_all();
         }
         release
     }
 
-    /// Whether work on the record still counts; false after a replay, or when its partition was taken away.
+    /// Whether work on the record still counts; false when its partition was taken away.
     pub fn is_current(&self, record_offset: &RecordOffset) -> bool {
         self.offsets().epoch(&TopicPartition::of(record_offset)) == Some(record_offset.epoch)
     }
@@ -145,17 +136,20 @@ impl OffsetTracker {
         &self.shared.budget
     }
 
-    /// Waits until every record that was read is released.
-    pub async fn idle(&self) {
-        loop {
-            let notified = self.shared.idle.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if self.unfinished() == 0 {
-                return;
+    /// Blocks until the records of `partitions` that were read are released, `limit` at most; whether they
+    /// are.
+    pub(super) fn wait_finished(&self, partitions: &[TopicPartition], limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut offsets = self.offsets();
+        while offsets.unfinished_of(partitions) > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
             }
-            notified.await;
+            let woken = self.shared.released.wait_timeout(offsets, left);
+            offsets = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+        true
     }
 
     pub(super) fn admit(&self, record_offset: &RecordOffset, bytes: u64) -> Admission {
@@ -172,10 +166,6 @@ impl OffsetTracker {
 
     pub(super) fn revoke(&self, partitions: &[TopicPartition]) -> Vec<Position> {
         self.freeing(|offsets| offsets.revoke(partitions))
-    }
-
-    pub(super) fn replay(&self) -> Vec<Position> {
-        self.freeing(OffsetTable::replay)
     }
 
     pub(super) fn positions(&self) -> Vec<Position> {
@@ -204,20 +194,19 @@ impl OffsetTracker {
 
     /// Runs a change that may make records void, and takes their bytes off the gauge.
     fn freeing<T>(&self, change: impl FnOnce(&mut OffsetTable) -> T) -> T {
-        let (result, freed, idle) = {
+        let (result, freed) = {
             let mut offsets = self.offsets();
             let before = offsets.bytes();
             let result = change(&mut offsets);
-            (result, before - offsets.bytes(), offsets.unfinished() == 0)
+            (result, before - offsets.bytes())
         };
         self.shared.budget.lower(freed);
-        if idle {
-            self.shared.idle.notify_waiters();
-        }
+        self.shared.released.notify_all();
         result
     }
 
-    /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is sound.
+    /// The critical sections are a few map operations; none of them panics half-way, so a poisoned lock is
+    /// sound.
     fn offsets(&self) -> MutexGuard<'_, OffsetTable> {
         self.shared.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,8 +214,6 @@ impl OffsetTracker {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn record_offset(offset: i64, epoch: u64) -> RecordOffset {
@@ -255,15 +242,10 @@ mod tests {
     }
 
     #[test]
-    fn partitions_that_leave_and_replays_free_their_bytes() {
+    fn partitions_that_leave_free_their_bytes() {
         let tracker = OffsetTracker::new(Budget::new(100));
         let partition = TopicPartition::new("requests", 0);
         let epoch = tracker.assign(vec![partition.clone()]);
-        tracker.admit(&record_offset(0, epoch), 60);
-
-        tracker.replay();
-        assert_eq!(tracker.budget().bytes(), 0);
-        let epoch = tracker.epoch(&partition).unwrap();
         tracker.admit(&record_offset(0, epoch), 60);
         assert!(tracker.is_current(&record_offset(0, epoch)));
 
@@ -272,23 +254,29 @@ mod tests {
         assert!(!tracker.is_current(&record_offset(0, epoch)));
     }
 
-    #[tokio::test]
-    async fn idle_waits_for_the_last_receipt() {
+    #[test]
+    fn a_wait_ends_with_the_last_receipt_and_not_before() {
         let tracker = OffsetTracker::new(Budget::new(100));
-        let epoch = tracker.assign(vec![TopicPartition::new("requests", 0)]);
+        let partition = TopicPartition::new("requests", 0);
+        let epoch = tracker.assign(vec![partition.clone()]);
         tracker.admit(&record_offset(0, epoch), 1);
         tracker.admit(&record_offset(1, epoch), 1);
-        let (waiting, releasing) = (tracker.clone(), tracker.clone());
-        let idle = tokio::spawn(async move { waiting.idle().await });
+        let waiting = tracker.clone();
+        let waiter = std::thread::spawn({
+            let partition = partition.clone();
+            move || waiting.wait_finished(&[partition], Duration::from_secs(60))
+        });
 
-        releasing.release(&record_offset(1, epoch));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!idle.is_finished());
+        tracker.release(&record_offset(0, epoch));
+        assert!(!tracker.wait_finished(&[partition], Duration::from_millis(50)));
+        assert!(!waiter.is_finished());
+        let released = Instant::now();
+        tracker.release(&record_offset(1, epoch));
 
-        releasing.release(&record_offset(0, epoch));
-        tokio::time::timeout(Duration::from_secs(5), idle)
-            .await
-            .unwrap()
-            .unwrap();
+        assert!(waiter.join().unwrap());
+        assert!(
+            released.elapsed() < Duration::from_secs(30),
+            "woken, not timed out"
+        );
     }
 }

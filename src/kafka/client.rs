@@ -1,20 +1,22 @@
-//! How our clients are set up: properties, and librdkafka's logs through tracing.
+//! How our clients are set up: properties, and where they report.
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::producer::BaseProducer;
 use rdkafka::statistics::Statistics;
-use tracing::{debug, trace, warn};
 
 use super::error::KafkaError;
+use super::monitor::{ClientMonitor, ConnectionMonitor};
 use crate::kafka::config::{ClientOverrides, KafkaConfig};
 
-/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however large,
-/// to be set aside; librdkafka would otherwise ask for it again for ever.
+/// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however
+/// large, to be set aside; librdkafka would otherwise ask for it again for ever.
 const RECEIVE_BYTES_MAX: usize = 1 << 30; // 1 GiB
 /// Least memory for records that wait inside librdkafka, KiB.
 const PREFETCH_KIB_MIN: usize = 8 * 1024;
-/// How often librdkafka reports its statistics, from which lag is computed, milliseconds.
+/// How often librdkafka reports its statistics, which tell of connections and lag, milliseconds.
 const STATISTICS_INTERVAL_MS: u32 = 1_000;
 
 /// What every client has in common.
@@ -28,6 +30,7 @@ fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.interval.ms", "30000")
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
         .set_log_level(RDKafkaLogLevel::Info);
     if config.bootstrap.starts_with("127.") {
         client.set("broker.address.family", "v4");
@@ -35,7 +38,8 @@ fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
     client
 }
 
-/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little prefetch.
+/// Properties of every consumer: no commits by itself, nothing that was aborted, low latency, little
+/// prefetch.
 fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
     let mut client = common(config, role);
     let prefetch_kib = PREFETCH_KIB_MIN.max(config.batch_bytes_max() / 1024);
@@ -57,9 +61,7 @@ fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
 /// A member of the group.
 pub(super) fn group_consumer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let mut client = consumer(config, "source");
-    client
-        .set("group.id", &config.group_id)
-        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string());
+    client.set("group.id", &config.group_id);
     // With the protocol of KIP-848 the broker decides these, and librdkafka refuses them.
     let broker_decides =
         config.consumer.is("group.protocol", "consumer") || config.client.is("group.protocol", "consumer");
@@ -109,6 +111,23 @@ pub(super) fn admin(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     Ok(client)
 }
 
+/// Whether librdkafka takes every property as the settings have it. No broker is asked.
+///
+/// # Errors
+/// [`KafkaError::Property`] or [`KafkaError::Client`] with its reason; [`KafkaError::Settings`].
+pub fn check_properties(config: &KafkaConfig) -> Result<(), KafkaError> {
+    let alone = |mut client: ClientConfig| {
+        client.remove("bootstrap.servers");
+        client
+    };
+    let consumer: Result<BaseConsumer<Reporting>, _> =
+        alone(group_consumer(config)?).create_with_context(Reporting::alone("check"));
+    consumer.map_err(|error| creation_error("consumer", error))?;
+    let producer: Result<BaseProducer, _> = alone(producer(config)?).create();
+    producer.map_err(|error| creation_error("producer", error))?;
+    Ok(())
+}
+
 fn overlay(client: &mut ClientConfig, table: &str, overrides: &ClientOverrides) -> Result<(), KafkaError> {
     for (property, value) in overrides.resolved(table)? {
         client.set(property, value);
@@ -134,39 +153,64 @@ pub(super) fn creation_error(client: &'static str, error: ClientError) -> KafkaE
     }
 }
 
-/// librdkafka's level as ours: what it calls an error it also recovers from.
-pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg
-        | RDKafkaLogLevel::Alert
-        | RDKafkaLogLevel::Critical
-        | RDKafkaLogLevel::Error
-        | RDKafkaLogLevel::Warning => warn!(target: "librdkafka", facility, "{message}"),
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-            debug!(target: "librdkafka", facility, "{message}")
-        }
-        RDKafkaLogLevel::Debug => trace!(target: "librdkafka", facility, "{message}"),
+/// The context of clients that have nothing to say but what their monitor takes.
+#[derive(Clone, Debug)]
+pub(super) struct Reporting(pub(super) ClientMonitor);
+
+impl Reporting {
+    /// The context of a client that a command, or a look-up, makes for itself.
+    pub(super) fn alone(name: &str) -> Self {
+        Self(ConnectionMonitor::default().client(name, false))
     }
 }
 
-/// The context of clients that have nothing to say but their logs.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Logging;
-
-impl ClientContext for Logging {
+impl ClientContext for Reporting {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
+        self.0.log(level, facility, message);
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        // The end of a partition is an answer to readers that ask for it, not an error.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return;
-        }
-        warn!(target: "librdkafka", %error, "{reason}");
+        self.0.error(&error, reason);
     }
 
-    fn stats(&self, _statistics: Statistics) {}
+    fn stats(&self, statistics: Statistics) {
+        self.0.statistics(&statistics);
+    }
 }
 
-impl rdkafka::consumer::ConsumerContext for Logging {}
+impl rdkafka::consumer::ConsumerContext for Reporting {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(table: &str, property: &str, value: &str) -> Result<(), KafkaError> {
+        let overrides: ClientOverrides = [(property.to_owned(), value.to_owned())].into_iter().collect();
+        let mut config = KafkaConfig::default();
+        match table {
+            "client" => config.client = overrides,
+            "consumer" => config.consumer = overrides,
+            _ => config.producer = overrides,
+        }
+        check_properties(&config)
+    }
+
+    #[test]
+    fn properties_are_checked_without_a_broker() {
+        check_properties(&KafkaConfig::default()).unwrap();
+        with("client", "enable.ssl.certificate.verification", "false").unwrap();
+        with("producer", "compression.type", "lz4").unwrap();
+
+        for (table, property, value) in [
+            ("client", "securty.protocol", "ssl"),
+            ("client", "security.protocol", "tls"),
+            ("consumer", "fetch.wait.max.ms", "soon"),
+            ("producer", "compression.type", "rar"),
+        ] {
+            let error = with(table, property, value).unwrap_err();
+
+            assert!(matches!(error, KafkaError::Property { .. }), "{error}");
+            assert!(error.to_string().contains(property), "{error}");
+        }
+    }
+}

@@ -8,7 +8,8 @@ mod overrides;
 
 pub use overrides::ClientOverrides;
 
-/// Largest record that the settings allow, bytes: the whole of one record has to fit into memory several times.
+/// Largest record that the settings allow, bytes: the whole of one record has to fit into memory several
+/// times.
 const MESSAGE_BYTES_CAP: usize = 512 * 1024 * 1024; // 512 MiB
 /// Room that librdkafka wants above the largest record, bytes: a batch has a header of its own.
 const BATCH_OVERHEAD_BYTES: usize = 64 * 1024;
@@ -17,10 +18,11 @@ const BATCH_OVERHEAD_BYTES: usize = 64 * 1024;
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaConfig {
-    /// Where the brokers are: `host:port`, several separated by commas. Not used with `embedded = true`, where the
-    /// embedded broker's own address takes its place.
+    /// Where the brokers are: `host:port`, several separated by commas. Not used with `embedded = true`,
+    /// where the embedded broker's own address takes its place.
     pub bootstrap: String,
-    /// Start a broker inside this process, for trying, developing and testing; it keeps nothing after the end.
+    /// Start a broker inside this process, for trying, developing and testing; it keeps nothing after the
+    /// end.
     pub embedded: bool,
     /// Consumer group. Every process of one pipeline has the same; two pipelines on the same topics have two.
     pub group_id: String,
@@ -28,7 +30,8 @@ pub struct KafkaConfig {
     pub topics: TopicsConfig,
     /// What a crash may do to an answer: `at_least_once` may repeat it (under the same id).
     pub delivery: Delivery,
-    /// How often finished offsets are committed, milliseconds. Smaller: fewer repeats after a crash, more requests.
+    /// How often finished offsets are committed, milliseconds. Smaller: fewer repeats after a crash, more
+    /// requests.
     pub commit_interval_ms: u64,
     /// A process that is silent for so long loses its partitions to the others, milliseconds.
     pub session_timeout_ms: u64,
@@ -36,6 +39,8 @@ pub struct KafkaConfig {
     pub revoke_wait_ms_max: u64,
     /// Longest the broker may take to acknowledge a record that we write, repeats included, milliseconds.
     pub send_timeout_ms: u64,
+    /// The process says that it is not ready when no broker has been in reach for so long, milliseconds.
+    pub unreachable_ms_max: u64,
     /// Partitions of a topic that is created because it is missing.
     pub partitions: i32,
     /// Copies of a topic that is created because it is missing; -1 leaves it to the broker.
@@ -46,12 +51,13 @@ pub struct KafkaConfig {
     pub queue_records_max: usize,
     /// Records read and not yet answered; above it the partitions pause.
     pub in_flight_records_max: usize,
-    /// Bytes read and not yet answered, decoded audio included; above it the partitions pause, below half they resume.
+    /// Bytes read and not yet answered, decoded audio included; above it the partitions pause, below half
+    /// they resume.
     pub in_flight_bytes_max: u64,
     /// Bytes written and not yet acknowledged; a writer waits above it.
     pub send_buffer_bytes_max: usize,
-    /// librdkafka properties for all clients, such as `"security.protocol" = "SASL_SSL"`. A value `env:NAME` is taken
-    /// from the environment, which is the place for secrets.
+    /// librdkafka properties for all clients, such as `"security.protocol" = "SASL_SSL"`. A value `env:NAME`
+    /// is taken from the environment, which is the place for secrets.
     pub client: ClientOverrides,
     /// librdkafka properties for consumers only; they win over `client`.
     pub consumer: ClientOverrides,
@@ -100,6 +106,7 @@ impl Default for KafkaConfig {
             session_timeout_ms: 20_000,
             revoke_wait_ms_max: 1_000,
             send_timeout_ms: 30_000,
+            unreachable_ms_max: 5_000,
             partitions: 4,
             replication: -1,
             message_bytes_max: 16_000_000, // 8 minutes of 16 kHz mono 16-bit sound
@@ -163,6 +170,12 @@ impl KafkaConfig {
         )?;
         ConfigError::range("kafka.revoke_wait_ms_max", self.revoke_wait_ms_max, 0, 60_000)?;
         ConfigError::range("kafka.send_timeout_ms", self.send_timeout_ms, 100, 3_600_000)?;
+        ConfigError::range(
+            "kafka.unreachable_ms_max",
+            self.unreachable_ms_max,
+            500,
+            3_600_000,
+        )?;
         ConfigError::range("kafka.partitions", self.partitions, 1, 10_000)?;
         if self.replication != -1 {
             ConfigError::range("kafka.replication", self.replication, 1, 100)?;
@@ -193,7 +206,8 @@ impl KafkaConfig {
         Ok(())
     }
 
-    /// Largest record plus the header of the batch that carries it, bytes: what librdkafka and a fetch must allow.
+    /// Largest record plus the header of the batch that carries it, bytes: what librdkafka and a fetch must
+    /// allow.
     pub fn batch_bytes_max(&self) -> usize {
         self.message_bytes_max + BATCH_OVERHEAD_BYTES
     }

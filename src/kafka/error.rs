@@ -54,17 +54,23 @@ pub enum KafkaError {
         /// Name of the topic.
         topic: String,
     },
+    /// The control topic has several partitions, and orders would not stay in order.
+    #[error(
+        "the control topic `{topic}` has {partitions} partitions, expected 1: orders in several partitions overtake \
+         each other; stop who writes to it, delete it (`kafka-topics.sh --delete --topic {topic}`) and start again, \
+         which makes it anew, or name another topic in `kafka.topics.control`"
+    )]
+    OrdersOvertake {
+        /// Name of the topic.
+        topic: String,
+        /// How many partitions it has.
+        partitions: usize,
+    },
     /// The consumer cannot go on and has to be made anew.
     #[error("the consumer of {topics} cannot go on: {reason}")]
     Fatal {
         /// What it reads.
         topics: String,
-        /// librdkafka's reason.
-        reason: String,
-    },
-    /// A partition cannot be read again from where it is unfinished; the source has to be made anew.
-    #[error("cannot go back to the unfinished records: {reason}")]
-    Replay {
         /// librdkafka's reason.
         reason: String,
     },
@@ -120,8 +126,8 @@ pub enum SinkError {
         /// The broker's reason.
         reason: String,
     },
-    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe where ids
-    /// make repeats harmless.
+    /// The broker did not acknowledge it in time. It may or may not be written; sending it again is safe
+    /// where ids make repeats harmless.
     #[error("topic `{topic}`: no acknowledgement within {waited_ms} ms ({reason})")]
     NotAcknowledged {
         /// Topic that the record was meant for.
@@ -151,11 +157,6 @@ impl SinkError {
     /// Whether the record is at fault: another record would pass, this one never will.
     pub fn is_about_the_record(&self) -> bool {
         matches!(self, Self::TooLarge { .. } | Self::Refused { .. })
-    }
-
-    /// Whether the same call may succeed later.
-    pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::NotAcknowledged { .. } | Self::Unflushed { .. })
     }
 }
 

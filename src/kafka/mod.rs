@@ -1,8 +1,9 @@
 //! The only room that says rdkafka: source, sink, offset tracker, rebalance.
 //!
-//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes back to the
-//! [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the source commits what the tracker
-//! calls finished. [`Reader`] reads outside any group; [`admin`] looks after topics.
+//! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes
+//! back to the [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the
+//! source commits what the tracker calls finished. [`Reader`] reads outside any group; [`admin`] looks after
+//! topics. A [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
 mod budget;
@@ -10,17 +11,20 @@ mod client;
 pub mod config;
 mod convert;
 mod error;
+mod monitor;
 mod offset_tracker;
 mod reader;
 mod sink;
 mod source;
 
 pub use budget::{Budget, BudgetHold, OffsetTracker};
+pub use client::check_properties;
 pub use error::{KafkaError, SinkError};
+pub use monitor::{ConnectionMonitor, RecordsDeleted};
 pub use offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
 pub use reader::{Read, ReadFrom, Reader};
 pub use sink::{Sink, Written};
-pub use source::{Closed, PartitionLag, Revocation, Source, SourceConfig, SourceEvent};
+pub use source::{Closed, Revocation, Source, SourceConfig, SourceEvent};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
 //! The offset tracker: which records are unfinished, and so which offset may be committed.
 //!
-//! Work finishes out of order; a committed offset says "everything before me is done". So per partition the tracker
-//! keeps the offsets that are unfinished, and the position to commit is the lowest of them, or the one after the last
-//! record when none is. It is pure data; [`OffsetTracker`](super::OffsetTracker) is the handle that threads share.
+//! Work finishes out of order; a committed offset says "everything before me is done". So per partition the
+//! tracker keeps the offsets that are unfinished, and the position to commit is the lowest of them, or the
+//! one after the last record when none is. It is pure data; [`OffsetTracker`](super::OffsetTracker) is the
+//! handle that threads share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::wire::RecordOffset;
@@ -49,8 +50,6 @@ pub enum Admission {
     New,
     /// It is being worked on already: drop it.
     InFlight,
-    /// It was finished before a replay: drop it.
-    Finished,
     /// Its record_offset is of an assignment that has ended: drop it.
     Void,
 }
@@ -65,7 +64,8 @@ pub enum Release {
     },
     /// The record_offset was handed back before, or never admitted.
     Unknown,
-    /// The record_offset is of an assignment that has ended: the record is or will be read again, here or elsewhere.
+    /// The record_offset is of an assignment that has ended: the record is or will be read again, here or
+    /// elsewhere.
     Void,
 }
 
@@ -86,16 +86,7 @@ struct Slots {
     unfinished: BTreeMap<i64, u64>,
     /// The offset after the record that was read last; `None` before the first.
     next: Option<i64>,
-    /// While records are read again after a replay: which of them are still wanted.
-    replay: Option<Replay>,
     committed: Option<i64>,
-}
-
-/// Records before `until` are read a second time; only `wanted` ones are unfinished.
-#[derive(Debug)]
-struct Replay {
-    wanted: BTreeSet<i64>,
-    until: i64,
 }
 
 impl OffsetTable {
@@ -117,7 +108,8 @@ impl OffsetTable {
         epoch
     }
 
-    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void afterwards.
+    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void
+    /// afterwards.
     pub fn revoke<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<Position> {
         let mut positions = Vec::new();
         for partition in partitions {
@@ -134,8 +126,9 @@ impl OffsetTable {
 
     /// Takes note of a record that was read and weighs `bytes`.
     ///
-    /// Records of a partition arrive in the order of their offsets. One that goes back and is not in flight means that
-    /// the topic was made anew or the position was reset: it is admitted, because a repeat is better than a loss.
+    /// Records of a partition arrive in the order of their offsets. One that goes back and is not in flight
+    /// means that the topic was made anew or the position was reset: it is admitted, because a repeat is
+    /// better than a loss.
     pub fn admit(&mut self, record_offset: &RecordOffset, bytes: u64) -> Admission {
         let Some(slots) = self.partitions.get_mut(&TopicPartition::of(record_offset)) else {
             return Admission::Void;
@@ -192,26 +185,6 @@ impl OffsetTable {
         self.partitions.get(partition)?.position()
     }
 
-    /// Makes every record_offset void and returns where reading has to begin again, so that all that is unfinished is read
-    /// a second time. Finished records in between are recognised and not admitted again.
-    pub fn replay(&mut self) -> Vec<Position> {
-        self.last_epoch += 1;
-        let epoch = self.last_epoch;
-        let mut positions = Vec::new();
-        for (partition, slots) in &mut self.partitions {
-            if let Some(offset) = slots.replay(epoch) {
-                positions.push(Position {
-                    partition: partition.clone(),
-                    offset,
-                });
-            }
-        }
-        self.unfinished = 0;
-        self.bytes = 0;
-        positions.sort();
-        positions
-    }
-
     /// Partitions that are ours, in order.
     pub fn assigned(&self) -> Vec<TopicPartition> {
         let mut partitions: Vec<TopicPartition> = self.partitions.keys().cloned().collect();
@@ -262,7 +235,6 @@ impl Slots {
             epoch,
             unfinished: BTreeMap::new(),
             next: None,
-            replay: None,
             committed: None,
         }
     }
@@ -271,62 +243,15 @@ impl Slots {
         if self.unfinished.contains_key(&offset) {
             return Admission::InFlight;
         }
-        let finished = self.was_finished_before_replay(offset);
         self.next = Some(offset + 1);
-        if finished {
-            return Admission::Finished;
-        }
         self.unfinished.insert(offset, bytes);
         Admission::New
     }
 
-    /// Whether a replay brings a record again that needs no work; ends the replay where its end is reached.
-    fn was_finished_before_replay(&mut self, offset: i64) -> bool {
-        let Some(replay) = &mut self.replay else {
-            return false;
-        };
-        let went_back = self.next.is_some_and(|next| offset < next);
-        if went_back || offset >= replay.until {
-            self.replay = None; // wanted records that did not come are gone from the topic
-            return false;
-        }
-        let finished = !replay.wanted.remove(&offset);
-        replay.wanted = replay.wanted.split_off(&offset);
-        finished
-    }
-
     /// The lowest offset that is unfinished or unread.
     fn position(&self) -> Option<i64> {
-        let unread = match &self.replay {
-            Some(replay) => Some(replay.wanted.first().copied().unwrap_or(replay.until)),
-            None => self.next,
-        };
-        self.unfinished
-            .keys()
-            .next()
-            .copied()
-            .into_iter()
-            .chain(unread)
-            .min()
-    }
-
-    /// Where to read again: the lowest unfinished offset; `None` when nothing has to be.
-    fn replay(&mut self, epoch: u64) -> Option<i64> {
-        self.epoch = epoch;
-        let mut wanted: BTreeSet<i64> = std::mem::take(&mut self.unfinished).into_keys().collect();
-        let until = match self.replay.take() {
-            Some(earlier) => {
-                wanted.extend(earlier.wanted);
-                earlier.until
-            }
-            None => self.next?,
-        };
-        // What lies at or after `until` was in flight when the position went back; it is read in any case.
-        wanted.split_off(&until);
-        let from = wanted.first().copied();
-        self.next = from.or(self.next);
-        self.replay = Some(Replay { wanted, until });
-        from
+        let unfinished = self.unfinished.keys().next().copied();
+        unfinished.into_iter().chain(self.next).min()
     }
 }
 

@@ -10,7 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::debug;
 
-use super::client::{self, Logging};
+use super::client::{self, Reporting};
 use super::convert;
 use super::error::{KafkaError, reason};
 use crate::kafka::config::KafkaConfig;
@@ -31,7 +31,8 @@ pub enum ReadFrom {
 /// What [`Reader::next`] found.
 #[derive(Debug)]
 pub enum Read {
-    /// The next record; records of one partition come in order. Its record_offset is for reading only (epoch 0).
+    /// The next record; records of one partition come in order. Its record_offset is for reading only (epoch
+    /// 0).
     Record(Record),
     /// There is no further record for now; said once each time the end is reached.
     CaughtUp,
@@ -41,7 +42,7 @@ pub enum Read {
 
 /// Reads all partitions of one topic.
 pub struct Reader {
-    consumer: StreamConsumer<Logging>,
+    consumer: StreamConsumer<Reporting>,
     topic: Arc<str>,
     partitions: usize,
     at_end: HashSet<i32>,
@@ -66,8 +67,8 @@ impl Reader {
         from: ReadFrom,
         limit: Duration,
     ) -> Result<Self, KafkaError> {
-        let consumer: StreamConsumer<Logging> = client::reader(config)?
-            .create_with_context(Logging)
+        let consumer: StreamConsumer<Reporting> = client::reader(config)?
+            .create_with_context(Reporting::alone("reader"))
             .map_err(|error| client::creation_error("consumer", error))?;
         let (topic, bootstrap) = (Arc::<str>::from(topic), config.bootstrap.clone());
         let open = move || {
@@ -127,8 +128,8 @@ impl Reader {
             .map_err(|_| KafkaError::Ended)?
     }
 
-    /// Reads the record at one place, such as the request that a correction names; `None` when it is not there
-    /// any more.
+    /// Reads the record at one place, such as the request that a correction names; `None` when it is not
+    /// there any more.
     ///
     /// # Errors
     /// [`KafkaError::Unreachable`] when nobody answers within `limit`; [`KafkaError::Topic`].

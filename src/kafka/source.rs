@@ -1,10 +1,9 @@
 //! `Source`: reads topics as a member of the group, on a thread of its own, and hands records on.
 //!
-//! The thread never stops polling: when the next stage is slow, or too much is in flight, it pauses the partitions
-//! and goes on polling, so that the group does not throw it out. Offsets are committed from the [`OffsetTracker`], never
-//! from what was merely read.
+//! The thread never stops polling: when the next stage is slow, or too much is in flight, it pauses the
+//! partitions and goes on polling, so that the group does not throw it out. Offsets are committed from the
+//! [`OffsetTracker`], never from what was merely read.
 
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,14 +11,14 @@ use tokio::sync::oneshot;
 
 use super::budget::OffsetTracker;
 use super::error::KafkaError;
+use super::monitor::ConnectionMonitor;
 use super::offset_tracker::TopicPartition;
 use crate::kafka::config::KafkaConfig;
 use crate::wire::Record;
 
 mod context;
 mod thread;
-
-use context::Status;
+mod unread;
 
 /// Everything a [`Source`] needs to start, and to start again.
 #[derive(Clone, Debug)]
@@ -28,6 +27,8 @@ pub struct SourceConfig {
     pub kafka: KafkaConfig,
     /// Topics to read.
     pub topics: Vec<String>,
+    /// Knows whether it reaches a broker, and takes reports of records that were deleted unread.
+    pub monitor: ConnectionMonitor,
 }
 
 /// What a [`Source`] sends; in order.
@@ -50,35 +51,14 @@ pub enum SourceEvent {
 
 /// Partitions that are being taken away.
 ///
-/// The group waits until their records in flight are released, [`acknowledge`](Self::acknowledge) is called, or
-/// `revoke_wait_ms_max` is over, whatever comes first. Then finished offsets are committed and record_offsets are void.
+/// The group waits until their records in flight are released, or `revoke_wait_ms_max` is over. Then finished
+/// offsets are committed and record_offsets are void.
 #[derive(Debug)]
 pub struct Revocation {
     /// Which.
     pub partitions: Vec<TopicPartition>,
     /// Whether they are gone already (the group threw us out): nothing can be committed any more.
     pub lost: bool,
-    pub(super) acknowledged: flume::Sender<()>,
-}
-
-impl Revocation {
-    /// What was in flight is finished or abandoned: do not wait for more.
-    pub fn acknowledge(&self) {
-        let _ = self.acknowledged.try_send(()); // a full channel holds an acknowledgement already
-    }
-}
-
-/// How far behind the reader of a partition is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionLag {
-    /// The partition.
-    pub partition: TopicPartition,
-    /// Records that are not finished: from the position to the end of the log.
-    pub records: i64,
-    /// Everything before this offset is finished.
-    pub position: i64,
-    /// The offset after the last record of the log.
-    pub end: i64,
 }
 
 /// How a source ended.
@@ -88,93 +68,58 @@ pub struct Closed {
     pub unfinished: usize,
 }
 
-/// What the thread is asked to do.
-enum Command {
-    /// Stop or go on handing records out.
-    Read(bool),
-    Replay(oneshot::Sender<Result<usize, KafkaError>>),
-    Close {
-        drain: Duration,
-        done: oneshot::Sender<Closed>,
-    },
-    /// End as kill -9 would: nothing is committed.
-    Abandon(oneshot::Sender<()>),
+/// The thread is asked to end.
+struct Close {
+    drain: Duration,
+    done: oneshot::Sender<Closed>,
 }
 
 /// A consumer with its thread. Dropping it ends the thread after a last commit, without waiting for it.
 #[derive(Debug)]
 pub struct Source {
-    commands: flume::Sender<Command>,
-    status: Arc<Status>,
+    orders: flume::Sender<Close>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Source {
     /// Joins the group and begins to read.
     ///
-    /// Events arrive on the channel, which holds `queue_records_max` of them. When it is disconnected, the source has
-    /// ended. The tracker is emptied of what an earlier source of the same topics left in it as soon as partitions are
-    /// assigned.
+    /// Events arrive on the channel, which holds `queue_records_max` of them. When it is disconnected, the
+    /// source has ended. The tracker is emptied of what an earlier source of the same topics left in it as
+    /// soon as partitions are assigned.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused or the thread cannot be started. A broker that cannot be reached is no
-    /// error here: the thread goes on trying.
+    /// [`KafkaError`] when a setting is refused or the thread cannot be started. A broker that cannot be
+    /// reached is no error here: the thread goes on trying.
     pub fn start(
         config: SourceConfig,
         tracker: OffsetTracker,
     ) -> Result<(Self, flume::Receiver<SourceEvent>), KafkaError> {
         config.kafka.validate()?;
         let (events, receiver) = flume::bounded(config.kafka.queue_records_max);
-        let (commands, orders) = flume::bounded(16);
-        let status = Arc::new(Status::default());
-        let reading = thread::Reading::new(&config, tracker, events, orders, status.clone())?;
+        let (sender, orders) = flume::bounded(1);
+        let reading = thread::Reading::new(&config, tracker, events, orders)?;
         let thread = std::thread::Builder::new()
             .name("kafka-source".to_owned())
             .spawn(move || reading.run())
             .map_err(|source| KafkaError::Thread { source })?;
         let source = Self {
-            commands,
-            status,
+            orders: sender,
             thread: Some(thread),
         };
         Ok((source, receiver))
     }
 
-    /// Stops handing records out; what was handed out goes on, and so does the membership in the group.
-    ///
-    /// # Errors
-    /// [`KafkaError::Ended`].
-    pub fn pause(&self) -> Result<(), KafkaError> {
-        self.command(Command::Read(false))
-    }
-
-    /// Hands records out again after [`pause`](Self::pause).
-    ///
-    /// # Errors
-    /// [`KafkaError::Ended`].
-    pub fn resume(&self) -> Result<(), KafkaError> {
-        self.command(Command::Read(true))
-    }
-
-    /// Reads every unfinished record again, after a stage lost what it held; returns how many partitions went back.
-    /// Record offsets from before are void afterwards, so work that still goes on for them does not count.
-    ///
-    /// # Errors
-    /// [`KafkaError::Replay`] when the broker refuses: make the source anew. [`KafkaError::Ended`].
-    pub async fn replay(&self) -> Result<usize, KafkaError> {
-        let (done, result) = oneshot::channel();
-        self.command(Command::Replay(done))?;
-        result.await.map_err(|_| KafkaError::Ended)?
-    }
-
-    /// Stops reading, waits up to `drain` for records in flight, commits what is finished, and leaves the group.
+    /// Stops reading, waits up to `drain` for records in flight, commits what is finished, and leaves the
+    /// group.
     ///
     /// # Errors
     /// [`KafkaError::CloseTimedOut`] when that takes 10 s longer than `drain`: the broker is gone.
     /// [`KafkaError::Ended`] when the thread has ended before.
     pub async fn close(mut self, drain: Duration) -> Result<Closed, KafkaError> {
         let (done, closed) = oneshot::channel();
-        self.command(Command::Close { drain, done })?;
+        let order = Close { drain, done };
+        self.orders.send(order).map_err(|_| KafkaError::Ended)?;
         let limit = drain + Duration::from_secs(10);
         let result = tokio::time::timeout(limit, closed).await;
         let waited_ms = limit.as_millis();
@@ -183,29 +128,8 @@ impl Source {
         closed.map_err(|_| KafkaError::Ended)
     }
 
-    /// Ends as kill -9 would, but for leaving the group: nothing more is committed. For tests of what follows.
-    ///
-    /// # Errors
-    /// [`KafkaError::Ended`].
-    pub async fn abandon(mut self) -> Result<(), KafkaError> {
-        let (done, ended) = oneshot::channel();
-        self.command(Command::Abandon(done))?;
-        let result = ended.await.map_err(|_| KafkaError::Ended);
-        self.thread = None;
-        result
-    }
-
-    /// How far behind it is, per partition that is ours; renewed every second.
-    pub fn lag(&self) -> Vec<PartitionLag> {
-        self.status.lag()
-    }
-
     /// Whether the thread lives.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-
-    fn command(&self, command: Command) -> Result<(), KafkaError> {
-        self.commands.send(command).map_err(|_| KafkaError::Ended)
     }
 }

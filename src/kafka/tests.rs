@@ -1,6 +1,5 @@
 //! The room against librdkafka's mock cluster: small records only (it loses large ones), and errors on order.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use super::*;
 use crate::kafka::config::KafkaConfig;
 use crate::wire::{OutgoingRecord, Record};
 
+mod orders;
 mod sink;
 mod source;
 
@@ -22,6 +22,8 @@ const TOPIC: &str = "speechverse.requests";
 struct Cluster {
     mock: MockCluster<'static, DefaultProducerContext>,
     config: KafkaConfig,
+    /// What a source reads.
+    topic: &'static str,
 }
 
 impl Cluster {
@@ -34,10 +36,12 @@ impl Cluster {
             session_timeout_ms: 6_000,
             ..KafkaConfig::default()
         };
-        Self { mock, config }
+        let topic = TOPIC;
+        Self { mock, config, topic }
     }
 
-    /// The mock shares partitions out at once under this protocol, and after three seconds under the classic one.
+    /// The mock shares partitions out at once under this protocol, and after three seconds under the classic
+    /// one.
     fn quick(partitions: i32) -> Self {
         let mut cluster = Self::new(partitions);
         let protocol = ("group.protocol".to_owned(), "consumer".to_owned());
@@ -57,13 +61,16 @@ impl Cluster {
         let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
             kafka: self.config.clone(),
-            topics: vec![TOPIC.to_owned()],
+            topics: vec![self.topic.to_owned()],
+            monitor: ConnectionMonitor::default(),
         };
+        let monitor = config.monitor.clone();
         let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Running {
             source,
             events,
             tracker,
+            monitor,
         }
     }
 }
@@ -73,6 +80,7 @@ struct Running {
     source: Source,
     events: flume::Receiver<SourceEvent>,
     tracker: OffsetTracker,
+    monitor: ConnectionMonitor,
 }
 
 impl Running {

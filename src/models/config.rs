@@ -16,7 +16,8 @@ pub struct ModelConfig {
     pub llm: PathBuf,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `int8` (the language model's weights alone): what the frozen networks compute in.
+    /// `auto`, `f32`, `bf16` or `int8` (the language model's weights alone): what the frozen networks compute
+    /// in.
     pub precision: PrecisionChoice,
     /// CPU threads of one tensor operation; 0 takes as many as there are cores.
     pub threads: usize,
@@ -50,18 +51,52 @@ pub enum LayerMix {
     Softmax,
 }
 
+/// What the language model reads of a clip.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// The paper's form: every frame of the downsampler, 12.5 a second.
+    #[default]
+    Frames,
+    /// One position for each run of equal tokens on the CTC head's greedy path, the mean of its frames;
+    /// blanks are dropped. Needs a CTC head. Source of the idea: Wu et al. 2023 (arXiv 2307.03917).
+    CtcSegments,
+}
+
+/// What stands between two blocks of the downsampler.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Nothing, as in the paper.
+    #[default]
+    None,
+    /// The Gaussian error linear unit, in its exact form.
+    Gelu,
+}
+
 /// The `[adapter]` table: what may be chosen about the learnable joint.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdapterSettings {
     /// Form of the layer mix.
     pub mix: LayerMix,
-    /// Stride of each convolution block; their product is the reduction in time. Absent: two blocks that bring the
-    /// encoder's rate to 12.5 Hz, `[2, 2]` for 50 frames a second and `[2, 1]` for 25.
+    /// Stride of each convolution block; their product is the reduction in time. Absent: two blocks that
+    /// bring the encoder's rate to 12.5 Hz, `[2, 2]` for 50 frames a second and `[2, 1]` for 25.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strides: Option<Vec<i64>>,
     /// Width of the convolutions in frames; odd, so that padding is symmetric.
     pub kernel: i64,
+    /// What stands between two blocks. Absent: as in the adapter to start from, nothing in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// What the language model reads of a clip. Absent: as with the adapter to start from, every frame with a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Positions>,
+    /// Puts one position before the others that is made of the mean and the deviation of all frames of the clip:
+    /// what a voice or a noise is like as a whole, which CTC segments do not hold. Absent: as in the adapter to start
+    /// from, none in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<bool>,
 }
 
 impl Default for AdapterSettings {
@@ -70,6 +105,9 @@ impl Default for AdapterSettings {
             mix: LayerMix::Paper,
             strides: None,
             kernel: 3,
+            activation: None,
+            positions: None,
+            summary: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::ModelError;
+use crate::util::mistaken_for;
 
 /// A configuration file is a few hundred bytes; this bounds what is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20; // 16 MiB
@@ -41,7 +42,11 @@ fn read_text(path: &Path) -> Result<String, ModelError> {
             "it has {bytes} bytes, at most {CONFIG_BYTES_MAX} are read"
         )));
     }
-    std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))
+    let text = std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))?;
+    match mistaken_for(text.as_bytes()) {
+        Some(found) => Err(file_error(format!("it is {found}"))),
+        None => Ok(text),
+    }
 }
 
 /// `model_type` of a model folder, and the path of the file that says so.

@@ -51,6 +51,12 @@ pub enum ModelError {
         /// Why, and what to use.
         reason: &'static str,
     },
+    /// Something needs a CTC head that an adapter lacks.
+    #[error("the adapter has no usable CTC head: {why}")]
+    NoCtcHead {
+        /// What is missing.
+        why: &'static str,
+    },
     /// A clip without samples.
     #[error("clip {index} of the batch has no samples")]
     EmptyClip {
@@ -91,6 +97,16 @@ pub enum ModelError {
         positions: i64,
         /// How many there are.
         positions_max: i64,
+    },
+    /// An instruction that leaves no room, where the audio beside it would have fitted.
+    #[error(
+        "the instruction has {tokens} tokens, beside the audio and the answer there is room for {tokens_max}: shorten it"
+    )]
+    InstructionTooLong {
+        /// How many it has.
+        tokens: i64,
+        /// How many would fit.
+        tokens_max: i64,
     },
     /// Allowed answers that generation cannot be held to.
     #[error("answers cannot be constrained as asked: {reason}")]

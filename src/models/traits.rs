@@ -11,11 +11,11 @@ use crate::nn::lora::{LoraSet, LoraSite};
 /// What lies beyond a row's length is zero.
 #[derive(Debug)]
 pub struct HiddenStates {
-    /// `hidden_states`: `L + 1` tensors `[B, T, D]`, the embedded input first. The final norm of a pre-norm network is
-    /// applied to the last one in Whisper, and is not in the wav2vec 2.0 family.
+    /// `hidden_states`: `L + 1` tensors `[B, T, D]`, the embedded input first. The final norm of a pre-norm
+    /// network is applied to the last one in Whisper, and is not in the wav2vec 2.0 family.
     pub states: Vec<Tensor>,
-    /// `last_hidden_state` `[B, T, D]`: the encoder's output, final norm applied. This is `h(L)` wherever features are
-    /// made of states, in [`SpeechEncoder::encode`] and in the adapter's mix.
+    /// `last_hidden_state` `[B, T, D]`: the encoder's output, final norm applied. This is `h(L)` wherever
+    /// features are made of states, in [`SpeechEncoder::encode`] and in the adapter's mix.
     pub last: Tensor,
     /// Valid frames of each row.
     pub lengths: Vec<i64>,
@@ -59,8 +59,8 @@ pub trait SpeechEncoder: Send {
     /// [`ModelError`] when a clip is empty, too long, or not finite, or when libtorch fails.
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError>;
 
-    /// The mixture `Σ_l mix[b, l] · h_l` of each clip's hidden states, accumulated layer by layer, so that the
-    /// stack is never kept. `h_L` is the encoder's output, final norm applied.
+    /// The mixture `Σ_l mix[b, l] · h_l` of each clip's hidden states, accumulated layer by layer, so that
+    /// the stack is never kept. `h_L` is the encoder's output, final norm applied.
     ///
     /// # Shapes
     /// `mix` `[B, L+1]` float → features `[B, T, D]`.
@@ -95,7 +95,8 @@ pub trait LanguageModel: Send {
     /// Its sizes.
     fn info(&self) -> LanguageModelInfo;
 
-    /// The projections that can carry a low-rank adapter, in order of layers; none where that is not supported.
+    /// The projections that can carry a low-rank adapter, in order of layers; none where that is not
+    /// supported.
     fn lora_sites(&self) -> Vec<LoraSite> {
         Vec::new()
     }
@@ -109,34 +110,50 @@ pub trait LanguageModel: Send {
     /// The frozen embedding table `[V, H]`, sharing storage.
     fn embedding_table(&self) -> Tensor;
 
-    /// What is predicted for every token of the answers, each given what is before it; without a cache, differentiable
-    /// in the prompts and in `lora`.
+    /// What is predicted for every token of the answers, each given what is before it; without a cache,
+    /// differentiable in the prompts and in `lora`.
     ///
-    /// A decoder-only model reads the answer behind its prompt. An encoder–decoder encodes the prompt, and its decoder
-    /// reads the answer shifted right, behind the start token.
+    /// A decoder-only model reads the answer behind its prompt. An encoder–decoder encodes the prompt, and
+    /// its decoder reads the answer shifted right, behind the start token.
     ///
     /// # Shapes
-    /// `prompts`: `[P_i, H]` each; `answers`: `L_i` ids each → scores f32 `[Σ L_i, V]`, one row per answer token, in order.
+    /// `prompts`: `[P_i, H]` each; `answers`: `L_i` ids each → scores f32 `[Σ L_i, V]`, one row per answer
+    /// token, in order.
     ///
     /// # Errors
-    /// [`ModelError`] when there is not one non-empty answer per prompt, shapes disagree, an id does not exist, or a
-    /// sequence exceeds the model's positions.
-    fn teach(
+    /// [`ModelError`] when there is not one non-empty answer per prompt, shapes disagree, an id does not
+    /// exist, or a sequence exceeds the model's positions.
+    fn teacher_forced_logits(
         &self,
         prompts: &[Tensor],
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError>;
 
-    /// What is predicted while a prompt is read, for looking inside: `[P, H]` → f32 `[P, V]` of a decoder-only model
-    /// (after every position), `[1, V]` of an encoder–decoder (the answer's first token).
+    /// What is predicted while a prompt is read, for looking inside: `[P, H]` → f32 `[P, V]` of a
+    /// decoder-only model (after every position), `[1, V]` of an encoder–decoder (the answer's first token).
     ///
     /// # Errors
-    /// As [`teach`](Self::teach).
-    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
+    /// As [`teacher_forced_logits`](Self::teacher_forced_logits).
+    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError>;
 
-    /// An empty cache of `slots` sequences, each with room for a prompt of `prompt_positions` and an answer of
-    /// `answer_positions` tokens. A decoder-only model has one room for the sum of both.
+    /// Every value that the model makes of `ids`, numbered and defined as the hidden states of the
+    /// transformers library.
+    ///
+    /// `decoder_ids` are what an encoder–decoder's decoder has read, the start token first; absent, the start
+    /// token alone.
+    ///
+    /// # Shapes
+    /// Decoder-only: `logits` `[T, V]`, `hidden.0 … hidden.N` `[T, H]`. Encoder–decoder: `logits` `[L, V]`,
+    /// `encoder` `[T, H]`, `encoder.hidden.0 … N` `[T, H]`, `decoder.hidden.0 … N` `[L, H]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when an id does not exist, there are none or too many, or a decoder-only model is given
+    /// decoder ids.
+    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError>;
+
+    /// An empty cache of `slots` sequences, each with room for a prompt of `prompt_positions` and an answer
+    /// of `answer_positions` tokens. A decoder-only model has one buffer for the sum of both.
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache;
 
     /// Fills `slots` of the cache with new sequences and predicts what follows each.
@@ -181,7 +198,7 @@ pub(super) fn check_rows(what: &'static str, found: usize, rows: i64) -> Result<
 }
 
 /// One answer per prompt, none of them empty, and prompts of `width`.
-pub(super) fn check_lesson(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
+pub(super) fn check_batch(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
     let paired = !prompts.is_empty() && prompts.len() == answers.len();
     if !paired || answers.iter().any(|answer| answer.is_empty()) {
         return Err(ModelError::Shape {

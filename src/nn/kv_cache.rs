@@ -279,6 +279,24 @@ impl KvCache {
         self.own.capacity - self.length(slot)
     }
 
+    /// Most tokens of an answer behind a prompt of so many positions.
+    pub fn answer_tokens_max(&self, prompt_positions: i64) -> i64 {
+        match &self.prompt {
+            // The first token is predicted by the prompt, the last one is not fed back.
+            None => (self.own.capacity - prompt_positions + 1).max(0),
+            // The first token is predicted by the start token, which takes a position.
+            Some(_) => self.own.capacity,
+        }
+    }
+
+    /// Positions that an answer of so many tokens takes.
+    pub fn answer_positions(&self, tokens: i64) -> i64 {
+        match &self.prompt {
+            None => (tokens - 1).max(0),
+            Some(_) => tokens,
+        }
+    }
+
     /// Whether a prompt of so many positions and an answer of so many tokens fit an empty slot.
     ///
     /// # Errors
@@ -299,6 +317,13 @@ impl KvCache {
             if let Some(length) = buffer.lengths.get_mut(slot) {
                 *length = 0;
             }
+        }
+    }
+
+    /// Forgets what a slot holds from `length` on, an encoder–decoder's prompt not counted: a step that failed halfway.
+    pub fn truncate(&mut self, slot: usize, length: i64) {
+        if let Some(own) = self.own.lengths.get_mut(slot) {
+            *own = length.min(*own);
         }
     }
 

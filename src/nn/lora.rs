@@ -295,6 +295,11 @@ impl LoraSet {
         self.training = training;
     }
 
+    /// Takes the dropout of a run's settings, in place of the one that a saved set was trained with.
+    pub fn set_dropout(&mut self, dropout: f64) {
+        self.config.dropout = dropout;
+    }
+
     /// What the adapter of `path` adds to its projection's output; none where it has no adapter.
     ///
     /// # Shapes

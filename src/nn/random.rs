@@ -20,6 +20,11 @@ impl SplitMix {
         generator
     }
 
+    /// The plain SplitMix64 sequence from this state.
+    pub fn from_state(state: u64) -> Self {
+        Self { state }
+    }
+
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -3,6 +3,7 @@
 //! ```text
 //! adapters/
 //! ├── current                  first line: the version in use; next lines: what `rollback` goes back to, newest first
+//! ├── .lock                    held by whoever changes `current`, threads and processes alike
 //! └── demo-0001/
 //!     ├── adapter.safetensors  layer mix, downsampler, optional CTC head
 //!     ├── lora/                what the `peft` library loads, when there is LoRA
@@ -12,8 +13,12 @@
 //!
 //! A version appears whole or not at all: its folder is written under a temporary name in the same directory, synced, and renamed. It never changes
 //! afterwards; every file's digest is checked when it is loaded.
+//!
+//! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]):
+//! who lost a race is told so, and nothing is overwritten.
 
 mod identity;
+mod lock;
 mod manifest;
 mod publish;
 
@@ -51,6 +56,14 @@ pub enum RegistryError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A file of a model folder is something else.
+    #[error("`{}` is {found}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        found: String,
+    },
     /// Not a version's name.
     #[error(
         "`{name}` is not a version name: expected 1 to 64 of `a-z`, `0-9`, `-`, `_`, `.`, beginning with a letter or digit"
@@ -83,6 +96,25 @@ pub enum RegistryError {
         /// Where.
         root: PathBuf,
     },
+    /// Another version is current than the one that was to be replaced.
+    #[error(
+        "`{version}` was to replace {}, and {} is current now: somebody promoted or rolled back in between",
+        shown(expected.as_deref()), shown(found.as_deref())
+    )]
+    Moved {
+        /// The candidate.
+        version: String,
+        /// The version that it was to replace; absent: none.
+        expected: Option<String>,
+        /// The version that is current; absent: none.
+        found: Option<String>,
+    },
+    /// Somebody else has been changing the pointer for too long.
+    #[error("`{}` is locked by another thread or process for more than {} s: look for one that hangs", lock.display(), lock::WAIT.as_secs())]
+    Busy {
+        /// The lock file.
+        lock: PathBuf,
+    },
     /// A version is damaged.
     #[error("adapter version `{version}` is damaged: `{}` {reason}; restore it from a copy, or roll back", path.display())]
     Corrupt {
@@ -111,6 +143,38 @@ impl RegistryError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+fn shown(version: Option<&str>) -> String {
+    version.map_or_else(|| "no version".to_owned(), |version| format!("`{version}`"))
+}
+
+/// What a promotion may replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected<'v> {
+    /// Whatever is current: an order.
+    Any,
+    /// Nothing: no version is current yet.
+    Nothing,
+    /// This version and no other.
+    Version(&'v str),
+}
+
+impl Expected<'_> {
+    fn holds(self, current: Option<&str>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Nothing => current.is_none(),
+            Self::Version(version) => current == Some(version),
+        }
+    }
+
+    fn name(self) -> Option<String> {
+        match self {
+            Self::Version(version) => Some(version.to_owned()),
+            Self::Any | Self::Nothing => None,
+        }
     }
 }
 
@@ -280,14 +344,41 @@ impl Registry {
         self.load(&current)
     }
 
-    /// Makes a version the current one, after verifying it. The one before is remembered for [`rollback`](Self::rollback).
+    /// Verifies a version, makes it the current one if `expected` still holds, and returns it. The one before
+    /// is remembered for [`rollback`](Self::rollback). Promoting the current version again changes nothing.
     ///
     /// # Errors
-    /// As for [`load`](Self::load).
-    pub fn promote(&self, version: &str) -> Result<(), RegistryError> {
-        self.load(version)?;
+    /// As for [`load`](Self::load) and [`promote_loaded`](Self::promote_loaded).
+    pub fn promote(&self, version: &str, expected: Expected<'_>) -> Result<LoadedVersion, RegistryError> {
+        let loaded = self.load(version)?;
+        self.promote_loaded(&loaded, expected)?;
+        Ok(loaded)
+    }
+
+    /// The same with a version that was loaded, and so verified, before.
+    ///
+    /// # Errors
+    /// [`RegistryError::Moved`] when `expected` does not hold: the pointer is where it was then.
+    /// [`RegistryError::Missing`] when the version is not of this registry; [`RegistryError::Busy`];
+    /// [`RegistryError::Io`].
+    pub fn promote_loaded(
+        &self,
+        loaded: &LoadedVersion,
+        expected: Expected<'_>,
+    ) -> Result<(), RegistryError> {
+        let version = loaded.manifest.version.as_str();
+        self.folder(version)?;
+        let _lock = lock::acquire(&self.root)?;
         let mut pointers = self.pointers()?;
-        if pointers.first().is_some_and(|current| current == version) {
+        let current = pointers.first().map(String::as_str);
+        if !expected.holds(current) {
+            return Err(RegistryError::Moved {
+                version: version.to_owned(),
+                expected: expected.name(),
+                found: current.map(str::to_owned),
+            });
+        }
+        if current == Some(version) {
             return Ok(());
         }
         pointers.insert(0, version.to_owned());
@@ -299,11 +390,13 @@ impl Registry {
     /// back two versions.
     ///
     /// # Errors
-    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], those of `fits`, and as for [`load`](Self::load).
+    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], [`RegistryError::Busy`], those of
+    /// `fits`, and as for [`load`](Self::load).
     pub fn rollback(
         &self,
         fits: impl FnOnce(&LoadedVersion) -> Result<(), RegistryError>,
     ) -> Result<LoadedVersion, RegistryError> {
+        let _lock = lock::acquire(&self.root)?;
         let pointers = self.pointers()?;
         match pointers.as_slice() {
             [] => Err(RegistryError::NoCurrent {
@@ -363,6 +456,7 @@ impl Registry {
         Ok(names)
     }
 
+    /// Writes the pointer; the caller holds the lock.
     fn point(&self, pointers: &[String]) -> Result<(), RegistryError> {
         let path = self.root.join(CURRENT);
         let part = self.root.join(temporary_name(CURRENT));

@@ -5,7 +5,7 @@ use tch::Device;
 
 use super::*;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
-use crate::models::config::LayerMix;
+use crate::models::config::{Activation, LayerMix, Positions};
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
 fn snapshot(seed: u64) -> AdapterSnapshot {
@@ -16,6 +16,9 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         mix: LayerMix::Paper,
         strides: vec![2, 2],
         kernel: 3,
+        activation: Activation::None,
+        positions: Positions::Frames,
+        summary: false,
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()
@@ -134,7 +137,7 @@ fn promoting_and_rolling_back_walk_the_same_path() {
     ));
 
     for version in ["v-0001", "v-0002", "v-0002", "v-0003"] {
-        registry.promote(version).unwrap();
+        registry.promote(version, Expected::Any).unwrap();
     }
 
     assert_eq!(registry.load_current().unwrap().manifest.version, "v-0003");
@@ -145,6 +148,92 @@ fn promoting_and_rolling_back_walk_the_same_path() {
         Err(RegistryError::NoPredecessor { .. })
     ));
     assert_eq!(registry.current().unwrap().as_deref(), Some("v-0001"));
+}
+
+#[test]
+fn a_promotion_that_names_what_it_replaces_does_not_undo_what_came_in_between() {
+    let (_folder, registry) = registry();
+    for seed in 0..3 {
+        registry.publish("v", &draft(seed)).unwrap();
+    }
+    registry.promote("v-0001", Expected::Nothing).unwrap();
+    registry.promote("v-0002", Expected::Version("v-0001")).unwrap();
+    registry.rollback(|_| Ok(())).unwrap();
+
+    let lost = registry
+        .promote("v-0003", Expected::Version("v-0002"))
+        .unwrap_err();
+    let begun = registry.promote("v-0003", Expected::Nothing).unwrap_err();
+
+    let RegistryError::Moved { expected, found, .. } = &lost else {
+        panic!("{lost}")
+    };
+    assert_eq!(
+        (expected.as_deref(), found.as_deref()),
+        (Some("v-0002"), Some("v-0001"))
+    );
+    assert!(
+        lost.to_string()
+            .contains("`v-0003` was to replace `v-0002`, and `v-0001` is current"),
+        "{lost}"
+    );
+    assert!(begun.to_string().contains("was to replace no version"), "{begun}");
+    assert_eq!(registry.current().unwrap().as_deref(), Some("v-0001"));
+    let promoted = registry.promote("v-0003", Expected::Version("v-0001")).unwrap();
+    assert_eq!(promoted.adapter.version(), "v-0003");
+}
+
+#[test]
+fn of_many_promotions_that_name_the_same_version_one_wins() {
+    let (folder, registry) = registry();
+    for seed in 0..9 {
+        registry.publish("v", &draft(seed)).unwrap();
+    }
+    registry.promote("v-0001", Expected::Any).unwrap();
+
+    let promote = |number: usize| {
+        // A registry of its own, as another process has.
+        let registry = Registry::open(folder.path().join("adapters")).unwrap();
+        registry.promote(&format!("v-{number:04}"), Expected::Version("v-0001"))
+    };
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let racers: Vec<_> = (2..=9)
+            .map(|number| scope.spawn(move || promote(number)))
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+
+    let winners: Vec<String> = (outcomes.iter().flatten())
+        .map(|loaded| loaded.manifest.version.clone())
+        .collect();
+    assert_eq!(winners.len(), 1, "{winners:?}");
+    assert_eq!(registry.current().unwrap(), winners.first().cloned());
+    let lost = |outcome: &Result<_, _>| matches!(outcome, Err(RegistryError::Moved { .. }));
+    assert_eq!(outcomes.iter().filter(|outcome| lost(outcome)).count(), 7);
+    assert_eq!(registry.rollback(|_| Ok(())).unwrap().adapter.version(), "v-0001");
+}
+
+#[test]
+fn orders_at_the_same_time_forget_no_version_that_was_current() {
+    let (folder, registry) = registry();
+    for seed in 0..8 {
+        registry.publish("v", &draft(seed)).unwrap();
+    }
+
+    std::thread::scope(|scope| {
+        for number in 1..=8 {
+            let registry = Registry::open(folder.path().join("adapters")).unwrap();
+            scope.spawn(move || {
+                registry
+                    .promote(&format!("v-{number:04}"), Expected::Any)
+                    .unwrap()
+            });
+        }
+    });
+
+    let mut history = registry.pointers().unwrap();
+    history.sort();
+    assert_eq!(history, registry.versions().unwrap());
 }
 
 #[test]
@@ -171,7 +260,7 @@ fn a_flipped_byte_a_missing_file_and_a_lying_manifest_are_refused_with_what_and_
             error.to_string().contains(version) && error.to_string().contains(part),
             "{error}"
         );
-        assert!(registry.promote(version).is_err());
+        assert!(registry.promote(version, Expected::Any).is_err());
     }
     assert!(registry.load("v-0004").is_ok());
     assert_eq!(

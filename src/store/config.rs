@@ -15,6 +15,13 @@ pub struct StoreConfig {
     /// When a sample counts as stored: `every_put` after its own fsync (survives a power cut), `interval` after the
     /// write (survives kill -9; a power cut may take the last `fsync_interval_ms`).
     pub fsync: FsyncPolicy,
+    /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side,
+    /// so it may come first. 0: not at all.
+    pub correction_wait_ms: u64,
+    /// Corrections that may wait at once; beyond it the one that has waited longest is refused. Well below
+    /// `kafka.in_flight_records_max`, so that corrections of unknown requests do not hold up the labels
+    /// behind them.
+    pub corrections_waiting_max: usize,
     /// Longest that written samples stay without fsync under `fsync = "interval"`, milliseconds.
     pub fsync_interval_ms: u64,
     /// Share of new recordings that go to the held-out side, 0 to 0.9. All samples of one recording are on one side,
@@ -50,6 +57,8 @@ impl Default for StoreConfig {
         Self {
             dir: "data/samples".into(),
             fsync: FsyncPolicy::EveryPut,
+            correction_wait_ms: 5_000,
+            corrections_waiting_max: 256,
             fsync_interval_ms: 1_000,
             held_out_fraction: 0.1,
             task_samples_max: 50_000,
@@ -72,6 +81,13 @@ impl StoreConfig {
             return Err(ConfigError::invalid("store.dir", "must name a folder"));
         }
         ConfigError::range("store.fsync_interval_ms", self.fsync_interval_ms, 1, 3_600_000)?;
+        ConfigError::range("store.correction_wait_ms", self.correction_wait_ms, 0, 3_600_000)?;
+        ConfigError::range(
+            "store.corrections_waiting_max",
+            self.corrections_waiting_max,
+            1,
+            1_000_000,
+        )?;
         ConfigError::range("store.held_out_fraction", self.held_out_fraction, 0.0, 0.9)?;
         ConfigError::range("store.task_samples_max", self.task_samples_max, 8, 10_000_000)?;
         ConfigError::range("store.tasks_max", self.tasks_max, 1, 1_024)?;

@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::error::StoreError;
 use super::outcome::{Put, Refusal};
-use super::sample::{self, ContentHash, Entry, RecordingHash, Sample, Split, Written};
+use super::sample::{
+    self, ClaimWritten, ContentHash, Entry, Named, Question, RecordingHash, RequestId, Sample, Split,
+};
 use super::segment::{Appender, Place, SegmentFile};
 use super::snapshot::IndexEntry;
 use crate::store::config::{FsyncPolicy, StoreConfig};
 
+/// Questions that one sample is known to answer; further ones are not noted down, so that a client that sends
+/// the same sample again and again fills neither memory nor disk.
+const CLAIMS_MAX: usize = 16;
 /// A segment is closed when it holds this share of its task's quota.
 const QUOTA_SEGMENTS: usize = 8;
 
@@ -30,8 +34,21 @@ pub(super) struct Inner {
     /// Side of each recording, and how many samples it has.
     pub(super) sides: HashMap<RecordingHash, (Split, usize)>,
     pub(super) topics: HashMap<String, Arc<str>>,
+    /// The answer in force to each question.
+    pub(super) claims: HashMap<Question, Claim>,
     pub(super) next_id: u64,
-    pub(super) last_sync: Instant,
+}
+
+/// The answer in force to a question, and the record that said so.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub(super) content: ContentHash,
+    pub(super) request: RequestId,
+    pub(super) request_source: Box<str>,
+    pub(super) written_ms: i64,
+    topic: Arc<str>,
+    partition: i32,
+    offset: i64,
 }
 
 /// A segment and what it holds.
@@ -66,6 +83,7 @@ impl Inner {
             ("target", &sample.target),
             ("task name", &sample.task),
             ("request id", &sample.request_id),
+            ("request source", &sample.request_source),
             ("topic", &sample.source.topic),
         ];
         let bytes_max = self.config.text_bytes_max;
@@ -78,6 +96,15 @@ impl Inner {
                     bytes_max,
                 });
             }
+        }
+        let labels: usize = sample.labels.iter().map(String::len).sum();
+        if labels > bytes_max {
+            let (text, bytes) = ("list of labels", labels);
+            return Err(Refusal::TextTooLong {
+                text,
+                bytes,
+                bytes_max,
+            });
         }
         let tasks_max = self.config.tasks_max;
         let mut tasks: Vec<&str> = self
@@ -94,39 +121,141 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn put(&mut self, mut written: Written) -> Result<Put, StoreError> {
-        let id = ContentHash(written.content);
-        if let Some(&(segment, index)) = self.places.get(&id) {
-            let withdrawn = !written.may_train && self.withdraw(segment, index)?;
-            return Ok(Put::Duplicate { id, withdrawn });
+    pub(super) fn put(&mut self, mut named: Named) -> Result<Put, StoreError> {
+        let id = ContentHash(named.sample.content);
+        let task: Arc<str> = named.sample.task.as_str().into();
+        let claim = named.claim();
+        let known = self.places.contains_key(&id);
+        let withdrawn = known && !named.sample.may_train && self.withdraw(id)?;
+        if let Some(by) = self.outdated_by(&claim, id) {
+            return Ok(match known {
+                true => Put::Duplicate {
+                    id,
+                    withdrawn,
+                    supersedes: None,
+                },
+                false => Put::Outdated { by },
+            });
         }
-        written.held_out = match self.sides.get(&written.recording) {
+        if known {
+            let supersedes = self.claim_again(&task, id, claim)?;
+            return Ok(Put::Duplicate {
+                id,
+                withdrawn,
+                supersedes,
+            });
+        }
+        let sides = self.sides.get(&named.sample.recording);
+        named.sample.held_out = match sides {
             Some((split, _)) => *split == Split::HeldOut,
-            None => sample::is_held_out(&written.recording, self.config.held_out_fraction),
+            None => sample::is_held_out(&named.sample.recording, self.config.held_out_fraction),
         };
-        let split = written.split();
-        let task: Arc<str> = written.task.as_str().into();
-        let entry = Entry::Sample(Box::new(written));
+        let split = named.sample.split();
+        let entry = Entry::Named(Box::new(named));
         let (segment, place, durable) = self.append(&task, &entry)?;
-        if let Entry::Sample(written) = &entry {
-            self.index(segment, place, written);
+        if let Entry::Named(named) = &entry {
+            self.index(segment, place, named);
         }
+        let supersedes = self.claim(id, claim);
         self.close_if_full(&task);
         self.enforce_quota(&task);
         self.enforce_bytes(Some(segment));
-        Ok(Put::Stored { id, split, durable })
+        Ok(Put::Stored {
+            id,
+            split,
+            durable,
+            supersedes,
+        })
+    }
+
+    /// The answer in force, where it is another one and was written after `claim`: records come again after a
+    /// crash, and those of several partitions are read in any order. In one partition a higher offset is
+    /// later whatever the clocks say; a lower one is later by time alone, in a topic that was made anew.
+    fn outdated_by(&self, claim: &ClaimWritten, content: ContentHash) -> Option<ContentHash> {
+        let standing = self.claims.get(&claim.question)?;
+        let same_partition =
+            (&*standing.topic, standing.partition) == (claim.topic.as_str(), claim.partition);
+        let outdated = match same_partition {
+            true => claim.offset <= standing.offset && claim.written_ms <= standing.written_ms,
+            false => claim.written_ms < standing.written_ms,
+        };
+        (outdated && standing.content != content).then_some(standing.content)
+    }
+
+    /// Makes a sample that is stored the answer to a further question, or to its own once more, on disk and
+    /// in the index.
+    fn claim_again(
+        &mut self,
+        task: &Arc<str>,
+        content: ContentHash,
+        claim: ClaimWritten,
+    ) -> Result<Option<ContentHash>, StoreError> {
+        match self.claims.get(&claim.question) {
+            Some(standing) if standing.content == content => return Ok(self.claim(content, claim)),
+            None if self.entry(content).is_none_or(|entry| entry.claims >= CLAIMS_MAX) => return Ok(None),
+            _ => {}
+        }
+        let entry = Entry::Claimed {
+            content: content.0,
+            task: task.to_string(),
+            claim: Box::new(claim.clone()),
+        };
+        let (segment, ..) = self.append(task, &entry)?;
+        let supersedes = self.claim(content, claim);
+        self.close_if_full(task);
+        self.enforce_bytes(Some(segment));
+        Ok(supersedes)
+    }
+
+    /// Makes a sample the answer in force to a question; returns the one that was, if it is another.
+    pub(super) fn claim(&mut self, content: ContentHash, claim: ClaimWritten) -> Option<ContentHash> {
+        let before = self
+            .claims
+            .remove(&claim.question)
+            .map(|standing| standing.content);
+        if let Some(entry) = before.and_then(|before| self.entry_mut(before)) {
+            entry.claims -= 1;
+        }
+        // A sample that was evicted answers nothing; what it had superseded stays so.
+        if let Some(entry) = self.entry_mut(content) {
+            entry.claims += 1;
+            let topic = interned(&mut self.topics, &claim.topic);
+            let standing = Claim {
+                content,
+                request: claim.request,
+                request_source: claim.request_source.into(),
+                written_ms: claim.written_ms,
+                topic,
+                partition: claim.partition,
+                offset: claim.offset,
+            };
+            self.claims.insert(claim.question, standing);
+        }
+        before.filter(|before| *before != content)
+    }
+
+    pub(super) fn entry(&self, content: ContentHash) -> Option<&IndexEntry> {
+        let (segment, index) = self.places.get(&content)?;
+        self.segments.get(segment)?.entries.get(*index)
+    }
+
+    fn entry_mut(&mut self, content: ContentHash) -> Option<&mut IndexEntry> {
+        let (segment, index) = self.places.get(&content)?;
+        let entries = &mut self.segments.get_mut(segment)?.entries;
+        Arc::make_mut(entries).get_mut(*index)
     }
 
     /// Marks a stored sample as not to be used, on disk and in the index; false when it is marked already.
-    fn withdraw(&mut self, segment: u64, index: usize) -> Result<bool, StoreError> {
-        let Some(found) = self.segments.get(&segment) else {
+    fn withdraw(&mut self, content: ContentHash) -> Result<bool, StoreError> {
+        let Some((segment, _)) = self.places.get(&content) else {
             return Ok(false);
         };
-        let entry = &found.entries[index];
-        if !entry.may_train {
+        if self.entry(content).is_none_or(|entry| !entry.may_train) {
             return Ok(false);
         }
-        let (task, content) = (found.task.clone(), entry.content);
+        let Some(task) = self.segments.get(segment).map(|segment| segment.task.clone()) else {
+            return Ok(false);
+        };
         let withdrawal = Entry::Withdrawn {
             content: content.0,
             task: task.to_string(),
@@ -137,10 +266,8 @@ impl Inner {
     }
 
     pub(super) fn mark_withdrawn(&mut self, content: ContentHash) {
-        if let Some(&(segment, index)) = self.places.get(&content)
-            && let Some(found) = self.segments.get_mut(&segment)
-        {
-            Arc::make_mut(&mut found.entries)[index].may_train = false;
+        if let Some(entry) = self.entry_mut(content) {
+            entry.may_train = false;
         }
     }
 
@@ -159,7 +286,6 @@ impl Inner {
             self.next_id += 1;
         }
         let every_put = self.config.fsync == FsyncPolicy::EveryPut;
-        let now = every_put || self.sync_is_due();
         let (id, appender) = self.active.get_mut(task).expect("it was just put there");
         let id = *id;
         let appended = appender.append(entry).and_then(|place| {
@@ -180,32 +306,29 @@ impl Inner {
                 return Err(error);
             }
         };
-        if now && !every_put {
-            self.sync()?;
-        }
-        Ok((id, place, now))
+        Ok((id, place, every_put))
     }
 
-    pub(super) fn index(&mut self, segment: u64, place: Place, written: &Written) {
+    pub(super) fn index(&mut self, segment: u64, place: Place, named: &Named) {
         let Some(found) = self.segments.get_mut(&segment) else {
             return;
         };
-        let entry = index_entry(&mut self.topics, place, written);
+        let entry = index_entry(&mut self.topics, place, named);
         self.places.insert(entry.content, (segment, found.entries.len()));
         self.sides.entry(entry.recording).or_insert((entry.split, 0)).1 += 1;
         Arc::make_mut(&mut found.entries).push(entry);
-    }
-
-    pub(super) fn sync_is_due(&self) -> bool {
-        self.last_sync.elapsed() >= Duration::from_millis(self.config.fsync_interval_ms)
     }
 
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         for (_, appender) in self.active.values_mut() {
             appender.sync()?;
         }
-        self.last_sync = Instant::now();
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_unsynced(&self) -> bool {
+        self.active.values().any(|(_, appender)| appender.has_unsynced())
     }
 
     /// Ends the task's segment when it is long enough, so that it can be evicted one day.
@@ -279,6 +402,8 @@ impl Inner {
                 }
             }
         }
+        self.claims
+            .retain(|_, claim| self.places.contains_key(&claim.content));
         info!(
             path = %segment.file.path.display(), task = %segment.task, samples = segment.entries.len(), reason,
             "segment evicted"
@@ -291,29 +416,29 @@ impl Inner {
     }
 }
 
-/// What the index keeps of a sample; names of topics are kept once.
-pub(super) fn index_entry(
-    topics: &mut HashMap<String, Arc<str>>,
-    place: Place,
-    written: &Written,
-) -> IndexEntry {
-    let topic = match topics.get(&written.topic) {
-        Some(topic) => topic.clone(),
-        None => {
-            let topic: Arc<str> = written.topic.as_str().into();
-            topics.insert(written.topic.clone(), topic.clone());
-            topic
-        }
-    };
+/// What the index keeps of a sample that answers nothing yet.
+pub(super) fn index_entry(topics: &mut HashMap<String, Arc<str>>, place: Place, named: &Named) -> IndexEntry {
+    let written = &named.sample;
     IndexEntry {
         content: ContentHash(written.content),
         recording: written.recording,
         place,
         split: written.split(),
         may_train: written.may_train,
+        claims: 0,
         audio_seconds: written.audio_seconds() as f32,
-        topic,
+        topic: interned(topics, &written.topic),
         partition: written.partition,
         offset: written.offset,
     }
+}
+
+/// Names of topics are kept once.
+fn interned(topics: &mut HashMap<String, Arc<str>>, name: &str) -> Arc<str> {
+    if let Some(topic) = topics.get(name) {
+        return topic.clone();
+    }
+    let topic: Arc<str> = name.into();
+    topics.insert(name.to_owned(), topic.clone());
+    topic
 }

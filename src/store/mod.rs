@@ -6,6 +6,9 @@
 //! the middle is skipped and counted.
 //!
 //! - **Identity** is the content (audio, instruction, target): the same sample twice is stored once.
+//! - **Corrections**: of several answers to one question of one request (its `ce_source` and `ce_id`, the
+//!   recording, the task, the instruction) the latest is in force; the earlier ones are superseded: they stay
+//!   on disk, and are in no snapshot.
 //! - **Sides**: a fixed share of recordings, chosen by hash, is held out; every sample of a recording is on its side,
 //!   and stays there when the share changes.
 //! - **Quotas**: when a task has more than `task_samples_max` samples, its oldest segment goes as a whole (new labels
@@ -14,15 +17,17 @@
 //! - **Consent**: a sample that may not be trained on is in no snapshot, and one that arrives again with that mark
 //!   withdraws the earlier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::info;
 
-use crate::store::config::StoreConfig;
+use crate::store::config::{FsyncPolicy, StoreConfig};
 
 pub mod config;
 mod error;
+mod flush;
 mod inner;
 mod outcome;
 mod recovery;
@@ -35,14 +40,17 @@ pub use outcome::{OpenReport, Put, Refusal, TaskCount};
 pub use sample::{ContentHash, Sample, SampleSource, Split, StoredSample};
 pub use snapshot::{SampleRef, Snapshot};
 
+use flush::Flusher;
 use inner::{Inner, Segment};
-use sample::Written;
+use sample::{Named, request_id};
 use snapshot::Part;
 
 /// Labelled samples on disk; calls block for as long as the disk takes.
 #[derive(Debug)]
 pub struct SampleStore {
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+    /// Under `fsync = "interval"`; syncs a last time when the store is dropped.
+    _flusher: Option<Flusher>,
     report: OpenReport,
 }
 
@@ -54,8 +62,18 @@ impl SampleStore {
     pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         let (inner, report) = recovery::open(config)?;
         info!(dir = %config.dir.display(), ?report, "sample store opened");
+        let inner = Arc::new(Mutex::new(inner));
+        let flusher = match config.fsync {
+            FsyncPolicy::EveryPut => None,
+            FsyncPolicy::Interval => {
+                let every = Duration::from_millis(config.fsync_interval_ms);
+                let started = Flusher::start(Arc::clone(&inner), every);
+                Some(started.map_err(StoreError::io("start the thread that syncs", &config.dir))?)
+            }
+        };
         Ok(Self {
-            inner: Mutex::new(inner),
+            inner,
+            _flusher: flusher,
             report,
         })
     }
@@ -69,7 +87,7 @@ impl SampleStore {
         if let Err(refusal) = inner.check(sample) {
             return Ok(Put::Refused { refusal });
         }
-        inner.put(Written::new(sample))
+        inner.put(Named::new(sample))
     }
 
     /// Makes sure that everything put so far survives a power cut.
@@ -80,16 +98,45 @@ impl SampleStore {
         self.inner().sync()
     }
 
-    /// The same, when `fsync_interval_ms` have passed since the last time; returns whether it did anything.
+    /// The sources of the requests with this id that have samples here, in order, each once.
+    pub fn sources_of(&self, id: &str) -> Vec<String> {
+        let wanted = request_id(id);
+        let inner = self.inner();
+        let of_id = inner.claims.values().filter(|claim| claim.request == wanted);
+        let sources: BTreeSet<&str> = of_id.map(|claim| &*claim.request_source).collect();
+        sources.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The latest sample of a request, unless it may not be trained on: what a later correction of the
+    /// request starts from.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
-    pub fn sync_if_due(&self) -> Result<bool, StoreError> {
-        let mut inner = self.inner();
-        if !inner.sync_is_due() {
-            return Ok(false);
-        }
-        inner.sync().map(|()| true)
+    /// [`StoreError::Io`]; [`StoreError::Damaged`].
+    pub fn of_request(&self, source: &str, id: &str) -> Result<Option<StoredSample>, StoreError> {
+        let wanted = request_id(id);
+        let (file, place) = {
+            let inner = self.inner();
+            let latest = (inner.claims.values())
+                .filter(|claim| claim.request == wanted && &*claim.request_source == source)
+                .max_by_key(|claim| claim.written_ms);
+            let Some((content, entry)) =
+                latest.and_then(|claim| Some((claim.content, inner.entry(claim.content)?)))
+            else {
+                return Ok(None);
+            };
+            let segment = (inner.places.get(&content)).and_then(|(id, _)| inner.segments.get(id));
+            let Some(segment) = segment.filter(|_| entry.may_train) else {
+                return Ok(None);
+            };
+            (Arc::clone(&segment.file), entry.place)
+        };
+        let Some(named) = file.read(place)?.into_sample() else {
+            return Ok(None);
+        };
+        let mut stored = named.into_stored();
+        stored.sample.request_source = source.to_owned();
+        stored.sample.request_id = id.to_owned();
+        Ok(Some(stored))
     }
 
     /// What the store holds now, for a training cycle; takes no copy of any audio.
@@ -114,20 +161,23 @@ impl SampleStore {
                     split: entry.split,
                     samples: 0,
                     withheld: 0,
+                    superseded: 0,
                     audio_seconds: 0.0,
                 });
-                if entry.may_train {
-                    count.samples += 1;
-                    count.audio_seconds += f64::from(entry.audio_seconds);
-                } else {
-                    count.withheld += 1;
+                match (entry.may_train, entry.claims) {
+                    (false, _) => count.withheld += 1,
+                    (true, 0) => count.superseded += 1,
+                    (true, _) => {
+                        count.samples += 1;
+                        count.audio_seconds += f64::from(entry.audio_seconds);
+                    }
                 }
             }
         }
         counts.into_values().collect()
     }
 
-    /// Samples in the store, withheld ones included.
+    /// Samples in the store, withheld and superseded ones included.
     pub fn len(&self) -> usize {
         self.inner().places.len()
     }
@@ -155,3 +205,6 @@ impl SampleStore {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod correction_tests;

@@ -15,6 +15,8 @@ pub enum Put {
         split: Split,
         /// Whether it survives a power cut already; under `fsync = "interval"` that may come later.
         durable: bool,
+        /// The earlier answer to the same question of the same request, which is withdrawn by it.
+        supersedes: Option<ContentHash>,
     },
     /// It was in the store before.
     Duplicate {
@@ -22,6 +24,13 @@ pub enum Put {
         id: ContentHash,
         /// Whether it arrived with `may_train = false` this time, so that it is in no later snapshot.
         withdrawn: bool,
+        /// The answer in between, which is withdrawn because this one stands again.
+        supersedes: Option<ContentHash>,
+    },
+    /// A later answer to the same question of the same request is in the store; nothing was written.
+    Outdated {
+        /// That answer.
+        by: ContentHash,
     },
     /// It cannot be kept; nothing was written.
     Refused {
@@ -83,6 +92,8 @@ pub struct TaskCount {
     pub samples: usize,
     /// Samples that may not.
     pub withheld: usize,
+    /// Samples that a later answer to the same question of the same request superseded.
+    pub superseded: usize,
     /// Length of the audio of the former, seconds.
     pub audio_seconds: f64,
 }

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::error::StoreError;
 use super::inner::{Inner, Segment, index_entry};
 use super::outcome::OpenReport;
-use super::sample::{ContentHash, Entry};
+use super::sample::{ClaimWritten, ContentHash, Entry};
 use super::segment::{self, Appender, Scan};
 use super::snapshot::IndexEntry;
 use crate::store::config::StoreConfig;
@@ -28,15 +28,16 @@ pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreErr
         places: HashMap::new(),
         sides: HashMap::new(),
         topics: HashMap::new(),
+        claims: HashMap::new(),
         next_id: 0,
-        last_sync: Instant::now(),
     };
     let mut report = OpenReport::default();
     // The last segment of each task is the one that a crash may have torn, and the one to go on with.
     let mut last: HashMap<Arc<str>, Scan> = HashMap::new();
+    let mut claims = Vec::new();
     for (id, path) in segment_paths(&config.dir)? {
         inner.next_id = inner.next_id.max(id + 1);
-        let Some((task, scan)) = inner.read_segment(id, &path, &mut report)? else {
+        let Some((task, scan)) = inner.read_segment(id, &path, &mut claims, &mut report)? else {
             continue;
         };
         if let Some(closed) = last.insert(task, scan)
@@ -45,6 +46,11 @@ pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreErr
             warn!(path = %closed.file.path.display(), bytes = closed.tail_bytes, "the end of a closed segment is damaged");
             report.damaged += 1;
         }
+    }
+    // All claims of a question are in segments of one task, so they are in order. The sample that one is
+    // about may be in a segment of another task, which is why they come after all samples.
+    for (content, claim) in claims {
+        inner.claim(content, claim);
     }
     for (task, scan) in last {
         inner.go_on_with(&task, &scan, &mut report)?;
@@ -61,19 +67,30 @@ impl Inner {
         &mut self,
         id: u64,
         path: &Path,
+        claims: &mut Vec<(ContentHash, ClaimWritten)>,
         report: &mut OpenReport,
     ) -> Result<Option<(Arc<str>, Scan)>, StoreError> {
         let mut task: Option<Arc<str>> = None;
         let mut entries: Vec<IndexEntry> = Vec::new();
         let mut withdrawn = Vec::new();
         let scan = segment::scan(path, id, |place, entry| match entry {
-            Entry::Sample(written) => {
-                task.get_or_insert_with(|| written.task.as_str().into());
-                entries.push(index_entry(&mut self.topics, place, &written));
-            }
             Entry::Withdrawn { content, task: of } => {
                 task.get_or_insert_with(|| of.as_str().into());
                 withdrawn.push(ContentHash(content));
+            }
+            Entry::Claimed {
+                content,
+                task: of,
+                claim,
+            } => {
+                task.get_or_insert_with(|| of.as_str().into());
+                claims.push((ContentHash(content), *claim));
+            }
+            sample => {
+                let Some(named) = sample.into_sample() else { return };
+                task.get_or_insert_with(|| named.sample.task.as_str().into());
+                claims.push((ContentHash(named.sample.content), named.claim()));
+                entries.push(index_entry(&mut self.topics, place, &named));
             }
         })?;
         let Some(scan) = scan else {

@@ -5,6 +5,8 @@ use std::fmt;
 use bincode::{Decode, Encode};
 use sha2::{Digest, Sha256};
 
+use crate::util::hex;
+
 /// Samples of sound per second.
 const SAMPLE_RATE_HZ: usize = 16_000;
 /// 16-bit full scale.
@@ -36,8 +38,14 @@ pub struct Sample {
     pub task: String,
     /// The record that brought it.
     pub source: SampleSource,
+    /// `ce_source` of the request; empty where it brought none. Source and id together name a request.
+    pub request_source: String,
     /// Id of the request.
     pub request_id: String,
+    /// The allowed answers that the request listed; empty where it listed none.
+    pub labels: Vec<String>,
+    /// When its record was written, milliseconds since the Unix epoch.
+    pub written_ms: i64,
     /// When it was received, milliseconds since the Unix epoch.
     pub received_ms: i64,
     /// Whether it may be used for training; when not, it is in no snapshot.
@@ -50,7 +58,7 @@ pub struct ContentHash(pub(super) [u8; 32]);
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
@@ -97,18 +105,55 @@ pub struct StoredSample {
 /// First half of the SHA-256 of a recording: what decides the side.
 pub(super) type RecordingHash = [u8; 16];
 
-/// What a record of a segment holds.
+/// First half of a SHA-256 over what is asked (recording, task, instruction) and the request that asks it:
+/// two different answers to one question contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub(super) struct Question(pub(super) [u8; 16]);
+
+/// First half of the SHA-256 of a request's id, to find its samples by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct RequestId(pub(super) [u8; 16]);
+
+/// What a record of a segment holds. New variants go to the end: their numbers are on disk.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) enum Entry {
+    /// A sample of the time before requests had a source; read as one without source and labels.
     Sample(Box<Written>),
     /// The sample with this identity, of this task, may not be used any more.
-    Withdrawn {
+    Withdrawn { content: [u8; 32], task: String },
+    /// A sample, which is the answer to its question from now on.
+    Named(Box<Named>),
+    /// The sample with this identity, of this task, is the answer to a further question, or once more to its
+    /// own.
+    Claimed {
         content: [u8; 32],
         task: String,
+        claim: Box<ClaimWritten>,
     },
 }
 
-/// A sample as it is written.
+/// A sample as it is written, with the rest of its request's name.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct Named {
+    pub(super) request_source: String,
+    pub(super) labels: Vec<String>,
+    pub(super) written_ms: i64,
+    pub(super) sample: Written,
+}
+
+/// Whose answer a sample is, and which record said so, as it is written.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct ClaimWritten {
+    pub(super) question: Question,
+    pub(super) request: RequestId,
+    pub(super) request_source: String,
+    pub(super) written_ms: i64,
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+}
+
+/// A sample as it is written, without what came later.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct Written {
     pub(super) content: [u8; 32],
@@ -129,9 +174,71 @@ pub(super) struct Written {
     pub(super) pcm: Vec<u8>,
 }
 
-impl Written {
+impl Named {
     /// The sample as it will be written; its side is still open.
     pub(super) fn new(sample: &Sample) -> Self {
+        Self {
+            request_source: sample.request_source.clone(),
+            labels: sample.labels.clone(),
+            written_ms: sample.written_ms,
+            sample: Written::new(sample),
+        }
+    }
+
+    pub(super) fn claim(&self) -> ClaimWritten {
+        let sample = &self.sample;
+        ClaimWritten {
+            question: question(self),
+            request: request_id(&sample.request_id),
+            request_source: self.request_source.clone(),
+            written_ms: self.written_ms,
+            topic: sample.topic.clone(),
+            partition: sample.partition,
+            offset: sample.offset,
+        }
+    }
+}
+
+impl From<Written> for Named {
+    fn from(sample: Written) -> Self {
+        Self {
+            request_source: String::new(),
+            labels: Vec::new(),
+            written_ms: sample.received_ms,
+            sample,
+        }
+    }
+}
+
+fn question(named: &Named) -> Question {
+    let sample = &named.sample;
+    let parts = [
+        sample.recording.as_slice(),
+        sample.task.as_bytes(),
+        sample.instruction.as_bytes(),
+        named.request_source.as_bytes(),
+        sample.request_id.as_bytes(),
+    ];
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    Question(first_half(hash.finalize().into()))
+}
+
+pub(super) fn request_id(id: &str) -> RequestId {
+    RequestId(first_half(Sha256::digest(id).into()))
+}
+
+fn first_half(hash: [u8; 32]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash[..16]);
+    half
+}
+
+impl Written {
+    fn new(sample: &Sample) -> Self {
         let (mut rounded, mut clipped) = (false, false);
         let mut pcm = Vec::with_capacity(sample.audio.len() * 2);
         for value in &sample.audio {
@@ -149,11 +256,9 @@ impl Written {
             content.update((text.len() as u64).to_le_bytes()); // so that ("ab", "c") is not ("a", "bc")
             content.update(text.as_bytes());
         }
-        let mut recording = RecordingHash::default();
-        recording.copy_from_slice(&recording_hash[..16]);
         Self {
             content: content.finalize().into(),
-            recording,
+            recording: first_half(recording_hash),
             held_out: false,
             may_train: sample.may_train,
             received_ms: sample.received_ms,
@@ -181,28 +286,34 @@ impl Written {
     pub(super) fn audio_seconds(&self) -> f64 {
         (self.pcm.len() / 2) as f64 / SAMPLE_RATE_HZ as f64
     }
+}
 
+impl Named {
     pub(super) fn into_stored(self) -> StoredSample {
         let read = |pair: &[u8; 2]| f32::from(i16::from_le_bytes(*pair)) / FULL_SCALE;
+        let sample = self.sample;
         StoredSample {
-            id: ContentHash(self.content),
-            split: self.split(),
+            id: ContentHash(sample.content),
+            split: sample.split(),
             sample: Sample {
-                audio: self.pcm.as_chunks().0.iter().map(read).collect(),
-                instruction: self.instruction,
-                target: self.target,
-                task: self.task,
+                audio: sample.pcm.as_chunks().0.iter().map(read).collect(),
+                instruction: sample.instruction,
+                target: sample.target,
+                task: sample.task,
                 source: SampleSource {
-                    topic: self.topic,
-                    partition: self.partition,
-                    offset: self.offset,
+                    topic: sample.topic,
+                    partition: sample.partition,
+                    offset: sample.offset,
                 },
-                request_id: self.request_id,
-                received_ms: self.received_ms,
-                may_train: self.may_train,
+                request_source: self.request_source,
+                request_id: sample.request_id,
+                labels: self.labels,
+                written_ms: self.written_ms,
+                received_ms: sample.received_ms,
+                may_train: sample.may_train,
             },
-            rounded: self.rounded,
-            clipped: self.clipped,
+            rounded: sample.rounded,
+            clipped: sample.clipped,
         }
     }
 }
@@ -224,6 +335,15 @@ impl Entry {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         bincode::encode_to_vec(self, bincode::config::standard())
             .expect("vectors grow, and nothing else can fail")
+    }
+
+    /// The sample that it is; none for an entry about another one.
+    pub(super) fn into_sample(self) -> Option<Named> {
+        match self {
+            Self::Sample(written) => Some((*written).into()),
+            Self::Named(named) => Some(*named),
+            Self::Withdrawn { .. } | Self::Claimed { .. } => None,
+        }
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
@@ -253,7 +373,10 @@ mod tests {
                 partition: 3,
                 offset: 77,
             },
+            request_source: "/phone".to_owned(),
             request_id: "r-1".to_owned(),
+            labels: vec!["lights on".to_owned(), "lights off".to_owned()],
+            written_ms: 1_699_999_999_999,
             received_ms: 1_700_000_000_000,
             may_train: true,
         }
@@ -266,7 +389,7 @@ mod tests {
             .map(|value| value as f32 / 32_768.0)
             .collect();
 
-        let stored = Written::new(&sample(audio.clone())).into_stored();
+        let stored = Named::new(&sample(audio.clone())).into_stored();
 
         assert_eq!(stored.sample, sample(audio));
         assert!(!stored.rounded && !stored.clipped);
@@ -274,8 +397,8 @@ mod tests {
 
     #[test]
     fn audio_that_sixteen_bits_cannot_hold_is_flagged() {
-        let rounded = Written::new(&sample(vec![0.1])).into_stored();
-        let clipped = Written::new(&sample(vec![-1.5, 1.5])).into_stored();
+        let rounded = Named::new(&sample(vec![0.1])).into_stored();
+        let clipped = Named::new(&sample(vec![-1.5, 1.5])).into_stored();
 
         assert!(rounded.rounded && !rounded.clipped);
         assert!((rounded.sample.audio[0] - 0.1).abs() <= 0.5 / FULL_SCALE);
@@ -302,6 +425,45 @@ mod tests {
             sample.target = "ights on".to_owned();
         });
         assert_ne!(moved, same);
+    }
+
+    #[test]
+    fn a_question_is_what_is_asked_and_the_request_that_asks_it() {
+        let of = |change: fn(&mut Sample)| {
+            let mut sample = sample(vec![0.25; 4]);
+            change(&mut sample);
+            Named::new(&sample).claim().question
+        };
+        let same = of(|_| {});
+
+        assert_eq!(of(|sample| sample.target = "lights off".to_owned()), same);
+        assert_eq!(of(|sample| sample.source.offset = 0), same);
+        assert_ne!(of(|sample| sample.request_source = "/other".to_owned()), same);
+        assert_ne!(of(|sample| sample.request_id = "r-2".to_owned()), same);
+        assert_ne!(of(|sample| sample.instruction = "Translate.".to_owned()), same);
+        assert_ne!(of(|sample| sample.task = "intent".to_owned()), same);
+        assert_ne!(of(|sample| sample.audio[0] = 0.5), same);
+    }
+
+    #[test]
+    fn a_sample_of_the_time_before_requests_had_a_source_is_read() {
+        let written = Written::new(&sample(vec![0.25; 4]));
+        let bytes = Entry::Sample(Box::new(written)).to_bytes();
+        assert_eq!(bytes[0], 0, "the number of the variant is on disk");
+
+        let stored = Entry::from_bytes(&bytes)
+            .unwrap()
+            .into_sample()
+            .unwrap()
+            .into_stored();
+
+        let wanted = Sample {
+            request_source: String::new(),
+            labels: Vec::new(),
+            written_ms: 1_700_000_000_000,
+            ..sample(vec![0.25; 4])
+        };
+        assert_eq!(stored.sample, wanted);
     }
 
     #[test]

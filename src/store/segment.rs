@@ -202,6 +202,11 @@ impl Appender {
         let _ = self.file.set_len(self.end); // if this fails too, the next scan may find the record, which is no harm
     }
 
+    #[cfg(test)]
+    pub(super) fn has_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
     /// Makes sure that what was appended survives a power cut; returns whether there was anything to do.
     pub(super) fn sync(&mut self) -> Result<bool, StoreError> {
         if !self.unsynced {

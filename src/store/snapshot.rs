@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
-use super::sample::{ContentHash, Entry, RecordingHash, SampleSource, Split, StoredSample};
+use super::sample::{ContentHash, RecordingHash, SampleSource, Split, StoredSample};
 use super::segment::{Place, SegmentFile};
 
 /// What is known of a sample without reading it.
@@ -17,10 +17,19 @@ pub(super) struct IndexEntry {
     pub(super) place: Place,
     pub(super) split: Split,
     pub(super) may_train: bool,
+    /// How many questions it is the answer to; 0: superseded.
+    pub(super) claims: usize,
     pub(super) audio_seconds: f32,
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) offset: i64,
+}
+
+impl IndexEntry {
+    /// Whether it may be trained on: allowed, and not superseded.
+    pub(super) fn is_usable(&self) -> bool {
+        self.may_train && self.claims > 0
+    }
 }
 
 /// A segment's share of a snapshot.
@@ -64,7 +73,7 @@ impl Snapshot {
             let of_part = part.entries.iter();
             of_part.map(move |entry| (index, part, entry))
         });
-        let wanted = entries.filter(move |(_, _, entry)| entry.split == split && entry.may_train);
+        let wanted = entries.filter(move |(_, _, entry)| entry.split == split && entry.is_usable());
         wanted.map(|(part, segment, entry)| SampleRef {
             id: entry.content,
             split: entry.split,
@@ -89,10 +98,10 @@ impl Snapshot {
             offset: sample.place.offset,
             reason: reason.to_owned(),
         };
-        match file.read(sample.place)? {
-            Entry::Sample(written) if written.content == sample.id.0 => Ok(written.into_stored()),
-            Entry::Sample(_) => Err(damaged("another sample is in its place")),
-            Entry::Withdrawn { .. } => Err(damaged("no sample is in its place")),
+        match file.read(sample.place)?.into_sample() {
+            Some(named) if named.sample.content == sample.id.0 => Ok(named.into_stored()),
+            Some(_) => Err(damaged("another sample is in its place")),
+            None => Err(damaged("no sample is in its place")),
         }
     }
 
@@ -155,6 +164,6 @@ impl Snapshot {
         self.parts
             .iter()
             .flat_map(|part| part.entries.iter().map(move |entry| (part, entry)))
-            .filter(|(_, entry)| entry.may_train)
+            .filter(|(_, entry)| entry.is_usable())
     }
 }

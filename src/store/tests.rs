@@ -32,7 +32,10 @@ fn sample(number: u32, task: &str) -> Sample {
             partition: (number % 3) as i32,
             offset: i64::from(number),
         },
+        request_source: String::new(),
         request_id: format!("request-{number}"),
+        labels: Vec::new(),
+        written_ms: 1_700_000_000_000 + i64::from(number),
         received_ms: 1_700_000_000_000 + i64::from(number),
         may_train: true,
     }
@@ -42,6 +45,14 @@ fn put(store: &SampleStore, sample: &Sample) -> ContentHash {
     match store.put(sample).unwrap() {
         Put::Stored { id, .. } => id,
         other => panic!("{other:?}"),
+    }
+}
+
+fn duplicate(id: ContentHash, withdrawn: bool) -> Put {
+    Put::Duplicate {
+        id,
+        withdrawn,
+        supersedes: None,
     }
 }
 
@@ -95,11 +106,11 @@ fn the_same_content_is_stored_once_also_after_a_restart() {
         ..sample(1, "asr")
     };
 
-    let withdrawn = false;
-    assert_eq!(store.put(&again).unwrap(), Put::Duplicate { id, withdrawn });
+    let duplicate = duplicate(id, false);
+    assert_eq!(store.put(&again).unwrap(), duplicate);
     drop(store);
     let store = SampleStore::open(&config(dir.path())).unwrap();
-    assert_eq!(store.put(&again).unwrap(), Put::Duplicate { id, withdrawn });
+    assert_eq!(store.put(&again).unwrap(), duplicate);
     assert_eq!(store.len(), 1);
 }
 
@@ -135,14 +146,8 @@ fn a_sample_that_is_withdrawn_stays_withdrawn_and_leaves_earlier_snapshots_alone
         ..sample(1, "asr")
     };
 
-    assert_eq!(
-        store.put(&withdrawal).unwrap(),
-        Put::Duplicate { id, withdrawn: true }
-    );
-    assert_eq!(
-        store.put(&withdrawal).unwrap(),
-        Put::Duplicate { id, withdrawn: false }
-    );
+    assert_eq!(store.put(&withdrawal).unwrap(), duplicate(id, true));
+    assert_eq!(store.put(&withdrawal).unwrap(), duplicate(id, false));
 
     assert_eq!(contents(&store).len(), 1);
     assert_eq!(before.len(Split::Train) + before.len(Split::HeldOut), 2);

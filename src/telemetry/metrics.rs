@@ -1,7 +1,8 @@
-//! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per event.
+//! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per
+//! event.
 //!
-//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets. Call
-//! sites say what happened (`metrics::answer_published(...)`), never a name.
+//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets.
+//! Call sites say what happened (`metrics::answer_published(...)`), never a name.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -23,9 +24,17 @@ const BATCH_ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// Processing time over audio time; real time is 1.
 const REAL_TIME_FACTOR: &[f64] = &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
 
+mod kafka;
+
+pub use kafka::{
+    consumer_lag, kafka_client_error, kafka_connected, kafka_outage, kafka_producer_renewed,
+    kafka_records_deleted,
+};
+
 static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
-/// Installs the recorder for the whole process and describes every metric; later calls return the first handle.
+/// Installs the recorder for the whole process and describes every metric; later calls return the first
+/// handle.
 ///
 /// # Errors
 /// [`BuildError`] when another recorder is already installed.
@@ -56,6 +65,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         )?
         .install_recorder()?;
     describe();
+    kafka::describe();
     Ok(installed.insert(handle).clone())
 }
 
@@ -89,11 +99,12 @@ fn describe() {
         "speechverse_stage_wait_seconds",
         "Time spent waiting for a stage, by stage, seconds."
     );
+    describe_counter!("speechverse_stage_in_total", "Work items that entered a stage.");
+    describe_counter!("speechverse_stage_out_total", "Work items that a stage finished.");
     describe_counter!(
-        "speechverse_stage_in_total",
-        "Work items that entered a stage; minus out, the queue."
+        "speechverse_stage_rejected_total",
+        "Work items that a stage could not finish; in = out + rejected + in flight."
     );
-    describe_counter!("speechverse_stage_out_total", "Work items that left a stage.");
     describe_counter!(
         "speechverse_stage_restarts_total",
         "Restarts of a stage after a panic."
@@ -106,7 +117,10 @@ fn describe() {
         "speechverse_decoder_batch_rows",
         "Utterances in one decoder step."
     );
-    describe_gauge!("speechverse_decoder_slots_used", "Decoder slots in use.");
+    describe_gauge!(
+        "speechverse_decoder_slots_used",
+        "Decoder slots that hold a live sequence."
+    );
     describe_histogram!(
         "speechverse_decoder_first_token_seconds",
         "From admission to the first answer token, seconds."
@@ -120,9 +134,13 @@ fn describe() {
         "speechverse_real_time_factor",
         "Answer latency over audio length."
     );
+    describe_counter!(
+        "speechverse_records_refused_total",
+        "Records that the broker refused for good, by kind: answer, dead_letter, event."
+    );
     describe_gauge!(
-        "speechverse_kafka_consumer_lag_records",
-        "Records not yet read, by topic and partition."
+        "speechverse_ready",
+        "1 while requests are answered: partitions assigned, networks warm, a broker in reach."
     );
     describe_gauge!(
         "speechverse_store_samples",
@@ -149,6 +167,72 @@ fn describe() {
     );
 }
 
+/// The text that Prometheus reads.
+pub fn render(handle: &PrometheusHandle) -> String {
+    let mut text = handle.render();
+    kafka::render_lag(&mut text);
+    text
+}
+
+/// The members of closed sets that counters are labelled with.
+#[derive(Clone, Copy, Debug)]
+pub struct ClosedSets<'a> {
+    /// Why a record becomes a dead letter.
+    pub reasons: &'a [&'static str],
+    /// Where something happens.
+    pub stages: &'a [&'static str],
+    /// Kinds of answers.
+    pub answers: &'a [&'static str],
+    /// How a training cycle ends.
+    pub verdicts: &'a [&'static str],
+}
+
+/// Makes every counter that has no labels, or labels of closed sets, 0 from the start: `increase` does not
+/// see the first event of a series that begins with it.
+pub fn counters_at_zero(sets: &ClosedSets<'_>) {
+    let ClosedSets {
+        reasons,
+        stages,
+        answers,
+        verdicts,
+    } = *sets;
+    for name in [
+        "speechverse_requests_total",
+        "speechverse_audio_seconds_total",
+        "speechverse_decoder_tokens_total",
+        "speechverse_training_steps_total",
+    ] {
+        counter!(name).increment(0);
+    }
+    for stage in stages {
+        counter!("speechverse_stage_in_total", "stage" => *stage).increment(0);
+        counter!("speechverse_stage_out_total", "stage" => *stage).increment(0);
+        counter!("speechverse_stage_restarts_total", "stage" => *stage).increment(0);
+        for reason in reasons {
+            counter!("speechverse_dead_letters_total", "reason" => *reason, "stage" => *stage).increment(0);
+        }
+    }
+    for kind in answers {
+        counter!("speechverse_answers_total", "kind" => *kind).increment(0);
+    }
+    for verdict in verdicts {
+        counter!("speechverse_training_cycles_total", "verdict" => *verdict).increment(0);
+    }
+    for outcome in ["stored", "duplicate", "refused"] {
+        counter!("speechverse_store_puts_total", "outcome" => outcome).increment(0);
+    }
+    for kind in ["answer", "dead_letter", "event"] {
+        counter!("speechverse_records_refused_total", "kind" => kind).increment(0);
+    }
+    kafka::counters_at_zero();
+    let _ = histogram!("speechverse_answer_latency_seconds"); // exists with empty buckets from here on
+}
+
+/// Whether requests are answered.
+pub fn ready(ready: bool) {
+    gauge!("speechverse_ready").set(f64::from(u8::from(ready)));
+}
+
 /// A request was read from its topic.
 pub fn request_received() {
     counter!("speechverse_requests_total").increment(1);
@@ -171,14 +255,20 @@ pub fn utterance_left(audio_seconds: f64) {
 }
 
 /// A work item reached `stage` after waiting `waited` for it.
-pub fn stage_entered(stage: &'static str, waited: Duration) {
+pub(super) fn stage_entered(stage: &'static str, waited: Duration) {
     counter!("speechverse_stage_in_total", "stage" => stage).increment(1);
     histogram!("speechverse_stage_wait_seconds", "stage" => stage).record(waited.as_secs_f64());
 }
 
 /// A stage finished a work item after `worked`.
-pub fn stage_left(stage: &'static str, worked: Duration) {
+pub(super) fn stage_left(stage: &'static str, worked: Duration) {
     counter!("speechverse_stage_out_total", "stage" => stage).increment(1);
+    histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
+}
+
+/// A stage gave a work item up after `worked`: a dead letter, or a record that is read again.
+pub(super) fn stage_rejected(stage: &'static str, worked: Duration) {
+    counter!("speechverse_stage_rejected_total", "stage" => stage).increment(1);
     histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
 }
 
@@ -192,13 +282,13 @@ pub fn encoder_batch(rows: usize) {
     histogram!("speechverse_encoder_batch_rows").record(rows as f64);
 }
 
-/// The decoder took one step over `rows` slots and emitted as many tokens.
-pub fn decoder_step(rows: usize) {
-    histogram!("speechverse_decoder_batch_rows").record(rows as f64);
-    counter!("speechverse_decoder_tokens_total").increment(rows as u64);
+/// The decoder took one step that added a token to each of `answers` answers.
+pub fn decoder_step(answers: usize) {
+    histogram!("speechverse_decoder_batch_rows").record(answers as f64);
+    counter!("speechverse_decoder_tokens_total").increment(answers as u64);
 }
 
-/// How many decoder slots are in use.
+/// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do not count.
 pub fn decoder_slots(used: usize) {
     gauge!("speechverse_decoder_slots_used").set(used as f64);
 }
@@ -227,10 +317,9 @@ pub fn dead_letter_published(reason: &'static str, stage: &'static str) {
     counter!("speechverse_dead_letters_total", "reason" => reason, "stage" => stage).increment(1);
 }
 
-/// Records of a partition that are still to be read.
-pub fn consumer_lag(topic: &str, partition: i32, records: i64) {
-    gauge!("speechverse_kafka_consumer_lag_records", "topic" => topic.to_owned(), "partition" => partition.to_string())
-        .set(records as f64);
+/// The broker refused a record of ours whatever was left out of it, and it was given up.
+pub fn record_refused(kind: &'static str) {
+    counter!("speechverse_records_refused_total", "kind" => kind).increment(1);
 }
 
 /// Samples that the store holds for a task and split.

@@ -7,6 +7,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
+use crate::nn::random::SplitMix;
+
 /// Width of the tiny encoder.
 pub const ENCODER_WIDTH: usize = 32;
 /// Layers of the tiny encoder.
@@ -45,17 +47,12 @@ impl TinyModels {
     }
 }
 
-/// A stream of uniform numbers in [-1, 1): SplitMix64, Steele et al., OOPSLA 2014.
-struct Noise(u64);
+/// A stream of uniform numbers in [-1, 1).
+struct Noise(SplitMix);
 
 impl Noise {
     fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        (self.0.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }
 
@@ -68,7 +65,7 @@ struct Checkpoint {
 impl Checkpoint {
     fn new(seed: u64) -> Self {
         Self {
-            noise: Noise(seed),
+            noise: Noise(SplitMix::from_state(seed)),
             tensors: BTreeMap::new(),
         }
     }

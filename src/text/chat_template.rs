@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::TextError;
 use super::error::read_text;
@@ -95,7 +96,7 @@ impl ChatTemplate {
             .map_err(template_error)?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(RENDER_STEPS_MAX));
-        environment.set_unknown_method_callback(python_method);
+        environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_filter("tojson", python_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -215,82 +216,6 @@ fn specials_in_config(config: &serde_json::Value) -> BTreeMap<String, String> {
         }
     }
     specials
-}
-
-fn no_method(name: &str) -> Error {
-    Error::new(
-        ErrorKind::UnknownMethod,
-        format!("method `{name}` is not available in chat templates here"),
-    )
-}
-
-/// The methods of Python's `str` and `dict` that published chat templates call.
-fn python_method(
-    _state: &mut State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    if let Some(text) = value.as_str() {
-        let texts: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
-        if texts.len() != args.len() && name != "split" && name != "join" {
-            return Err(no_method(name));
-        }
-        let strips = |character: char| match texts.first() {
-            Some(set) => set.contains(character),
-            None => character.is_whitespace(),
-        };
-        return Ok(match (name, texts.as_slice()) {
-            ("strip", [] | [_]) => text.trim_matches(strips).into(),
-            ("lstrip", [] | [_]) => text.trim_start_matches(strips).into(),
-            ("rstrip", [] | [_]) => text.trim_end_matches(strips).into(),
-            ("startswith", [prefix]) => text.starts_with(prefix).into(),
-            ("endswith", [suffix]) => text.ends_with(suffix).into(),
-            ("replace", [from, to]) => text.replace(from, to).into(),
-            ("upper", []) => text.to_uppercase().into(),
-            ("lower", []) => text.to_lowercase().into(),
-            ("split", []) if args.is_empty() => text
-                .split_whitespace()
-                .map(Value::from)
-                .collect::<Vec<_>>()
-                .into(),
-            ("split", [separator]) if args.len() == 1 && !separator.is_empty() => {
-                text.split(separator).map(Value::from).collect::<Vec<_>>().into()
-            }
-            _ => return Err(no_method(name)),
-        });
-    }
-    if value.kind() == ValueKind::Map {
-        return match (name, args) {
-            ("items", []) => {
-                let mut pairs = Vec::new();
-                for key in value.try_iter()? {
-                    let item = value.get_item(&key)?;
-                    pairs.push(Value::from(vec![key, item]));
-                }
-                Ok(pairs.into())
-            }
-            ("keys", []) => Ok(value.try_iter()?.collect::<Vec<_>>().into()),
-            ("get", [key]) => {
-                let item = value.get_item(key)?;
-                Ok(if item.is_undefined() {
-                    Value::from(())
-                } else {
-                    item
-                })
-            }
-            ("get", [key, default]) => {
-                let item = value.get_item(key)?;
-                Ok(if item.is_undefined() {
-                    default.clone()
-                } else {
-                    item
-                })
-            }
-            _ => Err(no_method(name)),
-        };
-    }
-    Err(no_method(name))
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=…)` as Python writes it.

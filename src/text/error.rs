@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::util::mistaken_for;
+
 /// Errors of the text room.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,7 +49,7 @@ pub enum TextError {
         "answers cannot be constrained with this tokenizer: it has {found}; supported are `ByteLevel`, `Metaspace`, and \
          sequences of `Replace`, `ByteFallback`, `Fuse` and `Strip`"
     )]
-    Spelling {
+    TokenBytes {
         /// Its decoder.
         found: String,
     },
@@ -164,7 +166,14 @@ pub(crate) fn read_bounded(path: &std::path::Path, limit: u64) -> Result<Vec<u8>
             limit,
         });
     }
-    Ok(bytes)
+    match mistaken_for(&bytes) {
+        Some(found) => Err(TextError::Malformed {
+            path: path.to_path_buf(),
+            expected: "what its name says",
+            reason: format!("it is {found}"),
+        }),
+        None => Ok(bytes),
+    }
 }
 
 /// Reads a bounded file as UTF-8 text.
@@ -174,4 +183,9 @@ pub(crate) fn read_text(path: &std::path::Path, limit: u64) -> Result<String, Te
         expected: "UTF-8 text",
         reason: error.to_string(),
     })
+}
+
+/// The first characters of a stranger's words, safe to print.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(100).flat_map(char::escape_debug).collect()
 }

@@ -18,17 +18,17 @@ mod golden_tests;
 pub mod joint;
 pub mod normalize;
 mod prompt;
-mod spelling;
 pub mod tasks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod tiny;
+mod token_bytes;
 mod tokenizer;
 
-pub use answer::{AnswerFormat, AnswerPiece, AnswerShape, ParsedAnswer};
+pub use answer::{AnswerFormat, GrammarPiece, OutputGrammar, ParsedAnswer};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use spelling::Spelling;
 pub use tasks::{ResolvedPrompt, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
+pub use token_bytes::TokenBytes;
 pub use tokenizer::{TokenStream, Tokenizer};

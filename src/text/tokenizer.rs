@@ -13,7 +13,7 @@ use tokenizers::models::unigram::Unigram;
 
 use super::TextError;
 use super::error::read_bounded;
-use super::spelling::Spelling;
+use super::token_bytes::TokenBytes;
 
 /// Larger than any published `tokenizer.json`; a bound on what is read into memory.
 const TOKENIZER_BYTES_MAX: u64 = 128 << 20; // 128 MiB
@@ -29,7 +29,7 @@ pub struct Tokenizer {
     control: HashMap<u32, String>,
     vocab: i64,
     /// Made when it is first asked for.
-    spelling: OnceLock<Arc<Spelling>>,
+    token_bytes: OnceLock<Arc<TokenBytes>>,
 }
 
 impl Tokenizer {
@@ -93,7 +93,7 @@ impl Tokenizer {
             plain,
             control,
             vocab,
-            spelling: OnceLock::new(),
+            token_bytes: OnceLock::new(),
         })
     }
 
@@ -115,13 +115,13 @@ impl Tokenizer {
     /// What each token spells, for constrained decoding; made once.
     ///
     /// # Errors
-    /// [`TextError::Spelling`] when the tokenizer's decoder does not go token by token.
-    pub fn spelling(&self) -> Result<Arc<Spelling>, TextError> {
-        if let Some(known) = self.spelling.get() {
+    /// [`TextError::TokenBytes`] when the tokenizer's decoder does not go token by token.
+    pub fn token_bytes(&self) -> Result<Arc<TokenBytes>, TextError> {
+        if let Some(known) = self.token_bytes.get() {
             return Ok(Arc::clone(known));
         }
-        let made = Spelling::of(&self.layout, self.vocab, |id| self.is_control(id))?;
-        Ok(Arc::clone(self.spelling.get_or_init(|| Arc::new(made))))
+        let made = TokenBytes::of(&self.layout, self.vocab, |id| self.is_control(id))?;
+        Ok(Arc::clone(self.token_bytes.get_or_init(|| Arc::new(made))))
     }
 
     /// Encodes layout text: control tokens written in it become control tokens. Adds none of its own.

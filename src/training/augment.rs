@@ -1,16 +1,70 @@
-//! Cheap random changes to training audio: gain, speed, noise, telephone band. Seeded per clip and epoch.
+//! Cheap random changes to training audio: gain, speed, noise, telephone band; and to its features: spans set
+//! to zero. Seeded per clip and epoch.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::TrainingError;
+use super::manifest::read_audio_manifest;
 use crate::nn::random::SplitMix;
 use crate::training::config::AugmentConfig;
 
 const SAMPLE_RATE_HZ: f64 = 16_000.0;
 const TELEPHONE_LOW_HZ: f64 = 300.0;
 const TELEPHONE_HIGH_HZ: f64 = 3400.0;
+/// Share of the noises that are recordings, where there are recordings.
+const RECORDED_SHARE: f64 = 0.75;
+/// Most sound of recorded noises, seconds; 460 MB in memory.
+pub const NOISE_SECONDS_MAX: f64 = 7200.0;
 
-/// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a slow-down that would exceed it is not done.
+/// Recordings without speech, to be mixed into clips.
+#[derive(Clone, Debug, Default)]
+pub struct Noises(Arc<[Vec<f32>]>);
+
+impl Noises {
+    /// Reads the recordings of manifests; what cannot be read is told and left out.
+    ///
+    /// # Errors
+    /// [`TrainingError`] when a manifest cannot be read, or there is more than [`NOISE_SECONDS_MAX`] of
+    /// sound.
+    pub fn read(manifests: &[PathBuf]) -> Result<Self, TrainingError> {
+        let mut sounds = Vec::new();
+        let mut seconds = 0.0;
+        for path in manifests {
+            for example in read_audio_manifest(path, None)?.warned() {
+                seconds += example.seconds;
+                if seconds > NOISE_SECONDS_MAX {
+                    return Err(TrainingError::Settings {
+                        problem: format!(
+                            "`data.noise`: `{}` and those before it hold more than {NOISE_SECONDS_MAX} s, which would stay in memory; take fewer recordings",
+                            path.display()
+                        ),
+                    });
+                }
+                match example.audio.load() {
+                    Ok(samples) if power(&samples) > 0.0 => sounds.push(samples),
+                    Ok(_) => {} // digital silence disturbs nobody
+                    Err(reason) => tracing::warn!(id = example.id, reason, "left a noise out"),
+                }
+            }
+        }
+        Ok(Self(sounds.into()))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a
+/// slow-down that would exceed it is not done.
 pub fn augment(
     samples: Vec<f32>,
     config: &AugmentConfig,
+    noises: &Noises,
     samples_max: Option<usize>,
     random: &mut SplitMix,
 ) -> Vec<f32> {
@@ -29,6 +83,14 @@ pub fn augment(
         random.chance(config.gain),
         random.between(-1.0, 1.0) * config.gain_db_max,
     );
+    let recorded = match noises.is_empty() {
+        true => None,
+        false => {
+            let sound = &noises.0[random.below(noises.0.len())];
+            let begin = random.below(sound.len());
+            random.chance(RECORDED_SHARE).then_some((sound, begin))
+        }
+    };
 
     let mut samples = samples;
     if speed {
@@ -48,7 +110,10 @@ pub fn augment(
         }
     }
     if noise {
-        add_noise(&mut samples, noise_db, pink, random);
+        match recorded {
+            Some((sound, begin)) => mix_in(&mut samples, sound, begin, noise_db),
+            None => add_noise(&mut samples, noise_db, pink, random),
+        }
     }
     if gain {
         #[expect(clippy::cast_possible_truncation, reason = "a gain needs no more than f32")]
@@ -58,6 +123,43 @@ pub fn augment(
         }
     }
     samples
+}
+
+/// Factors `[B, T, D]` f32 of 0 and 1 that hide spans of time and of width, drawn for each row; none when
+/// nothing is to be hidden.
+///
+/// # Errors
+/// [`tch::TchError`] when libtorch fails.
+pub fn feature_mask(
+    lengths: &[i64],
+    frames: i64,
+    width: i64,
+    config: &AugmentConfig,
+    random: &mut SplitMix,
+) -> Result<Option<Tensor>, TchError> {
+    if config.time_masks + config.feature_masks == 0 {
+        return Ok(None);
+    }
+    let rows = i64::try_from(lengths.len()).unwrap_or(i64::MAX);
+    let mask = Tensor::f_ones([rows, frames, width], (Kind::Float, Device::Cpu))?;
+    let mut below =
+        |count: i64| i64::try_from(random.below(usize::try_from(count).unwrap_or(0))).unwrap_or(0);
+    let mut span = |whole: i64, longest: i64| {
+        let length = below(longest.min(whole) + 1);
+        (below(whole - length + 1), length)
+    };
+    for (row, valid) in lengths.iter().enumerate() {
+        let row = mask.f_get(i64::try_from(row).unwrap_or(i64::MAX))?; // [T, D]
+        for _ in 0..config.time_masks {
+            let (begin, length) = span(*valid, config.time_mask_frames_max.min(valid / 10));
+            let _ = row.f_narrow(0, begin, length)?.f_zero_()?;
+        }
+        for _ in 0..config.feature_masks {
+            let (begin, length) = span(width, config.feature_mask_width_max);
+            let _ = row.f_narrow(1, begin, length)?.f_zero_()?;
+        }
+    }
+    Ok(Some(mask))
 }
 
 /// Plays faster (`factor` above 1) or slower by cubic interpolation; pitch moves along.
@@ -104,9 +206,35 @@ pub fn change_speed(samples: &[f32], factor: f64) -> Vec<f32> {
         .collect()
 }
 
+/// Adds a recording from sample `begin` on, again and again where it is shorter, at a ratio of the powers of
+/// both.
+fn mix_in(samples: &mut [f32], sound: &[f32], begin: usize, snr_db: f64) {
+    let piece: Vec<f32> = sound
+        .iter()
+        .copied()
+        .cycle()
+        .skip(begin)
+        .take(samples.len())
+        .collect();
+    let (clip, noise) = (power(samples), power(&piece));
+    if clip <= 0.0 || noise <= 0.0 {
+        return;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a gain needs no more than f32")]
+    let gain = (clip / 10f64.powf(snr_db / 10.0) / noise).sqrt() as f32;
+    for (sample, noise) in samples.iter_mut().zip(piece) {
+        *sample += noise * gain;
+    }
+}
+
+/// Mean square.
+#[expect(clippy::cast_precision_loss, reason = "a count")]
+fn power(samples: &[f32]) -> f64 {
+    samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len().max(1) as f64
+}
+
 fn add_noise(samples: &mut [f32], snr_db: f64, pink: bool, random: &mut SplitMix) {
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let power = samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len().max(1) as f64;
+    let power = power(samples);
     if power <= 0.0 {
         return;
     }
@@ -180,10 +308,6 @@ mod tests {
             .collect()
     }
 
-    fn power(samples: &[f32]) -> f64 {
-        samples.iter().map(|s| f64::from(*s).powi(2)).sum::<f64>() / samples.len() as f64
-    }
-
     fn only(change: impl FnOnce(&mut AugmentConfig)) -> AugmentConfig {
         let mut config = AugmentConfig::default();
         change(&mut config);
@@ -198,6 +322,7 @@ mod tests {
             augment(
                 clip.clone(),
                 &AugmentConfig::default(),
+                &Noises::default(),
                 None,
                 &mut SplitMix::new(&[1])
             ),
@@ -208,7 +333,15 @@ mod tests {
     #[test]
     fn equal_seeds_give_equal_changes() {
         let config = only(|c| (c.gain, c.speed, c.noise, c.telephone) = (1.0, 1.0, 1.0, 1.0));
-        let changed = |seed| augment(tone(440.0), &config, None, &mut SplitMix::new(&[seed]));
+        let changed = |seed| {
+            augment(
+                tone(440.0),
+                &config,
+                &Noises::default(),
+                None,
+                &mut SplitMix::new(&[seed]),
+            )
+        };
 
         assert_eq!(changed(1), changed(1));
         assert_ne!(changed(1), changed(2));
@@ -229,7 +362,17 @@ mod tests {
     fn a_slow_down_never_exceeds_what_the_encoder_takes() {
         let config = only(|c| (c.speed, c.speed_change_max) = (1.0, 0.5));
         for seed in 0..30 {
-            assert!(augment(tone(400.0), &config, Some(16_000), &mut SplitMix::new(&[seed])).len() <= 16_000);
+            assert!(
+                augment(
+                    tone(400.0),
+                    &config,
+                    &Noises::default(),
+                    Some(16_000),
+                    &mut SplitMix::new(&[seed])
+                )
+                .len()
+                    <= 16_000
+            );
         }
     }
 
@@ -247,10 +390,105 @@ mod tests {
     }
 
     #[test]
+    fn masks_hide_no_more_than_they_may_and_each_row_in_its_own_way() {
+        let config = only(|c| (c.time_masks, c.feature_masks, c.feature_mask_width_max) = (2, 1, 5));
+        let lengths = [100, 60, 3];
+
+        let mask = feature_mask(&lengths, 100, 16, &config, &mut SplitMix::new(&[5]))
+            .unwrap()
+            .unwrap();
+
+        let hidden = |row: i64, dim: i64| {
+            let along = mask.get(row).amax([1 - dim], false); // 0 where all is hidden
+            along.size()[0] as f64 - along.sum(Kind::Float).double_value(&[])
+        };
+        for (row, length) in lengths.into_iter().enumerate() {
+            assert!(hidden(row as i64, 0) <= 2.0 * (length / 10) as f64);
+            assert!(hidden(row as i64, 1) <= 5.0);
+        }
+        assert!(hidden(0, 0) > 0.0);
+        assert_ne!(mask.get(0), mask.get(1));
+        assert!(
+            feature_mask(
+                &lengths,
+                100,
+                16,
+                &AugmentConfig::default(),
+                &mut SplitMix::new(&[5])
+            )
+            .unwrap()
+            .is_none()
+        );
+    }
+
+    #[test]
+    fn a_recorded_noise_has_the_ratio_asked_for_and_is_repeated_where_it_is_short() {
+        let (clean, sound) = (tone(440.0), tone(90.0)[..5000].to_vec());
+        let mut noisy = clean.clone();
+
+        mix_in(&mut noisy, &sound, 4000, 10.0);
+
+        let noise: Vec<f32> = noisy.iter().zip(&clean).map(|(a, b)| a - b).collect();
+        assert!((10.0 * (power(&clean) / power(&noise)).log10() - 10.0).abs() < 0.01);
+        let gain = noise[0] / sound[4000];
+        assert!((noise[1000] - gain * sound[0]).abs() < 1e-4);
+    }
+
+    #[test]
+    fn noises_come_from_manifests_most_of_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = hound::WavSpec {
+            channels: 1,
+            sample_rate: 16_000,
+            bits_per_sample: 16,
+            sample_format: hound::SampleFormat::Int,
+        };
+        let mut wav = hound::WavWriter::create(folder.path().join("hum.wav"), spec).unwrap();
+        for sample in tone(50.0) {
+            wav.write_sample((sample * 32_000.0) as i16).unwrap();
+        }
+        wav.finalize().unwrap();
+        let manifest = folder.path().join("noise.jsonl");
+        std::fs::write(
+            &manifest,
+            "{\"audio_filepath\": \"hum.wav\", \"duration\": 1.0}\n",
+        )
+        .unwrap();
+        let noises = Noises::read(&[manifest]).unwrap();
+        let config = only(|c| (c.noise, c.noise_db_min, c.noise_db_max) = (1.0, 0.0, 0.0));
+        let clean = tone(440.0);
+
+        let recorded = (0..200)
+            .filter(|seed| {
+                let noisy = augment(
+                    clean.clone(),
+                    &config,
+                    &noises,
+                    None,
+                    &mut SplitMix::new(&[*seed]),
+                );
+                let added: Vec<f32> = noisy.iter().zip(&clean).map(|(a, b)| a - b).collect();
+                let steps: f64 = added.windows(2).map(|w| f64::from(w[1] - w[0]).powi(2)).sum();
+                steps < 0.001 * power(&added) * added.len() as f64 // a hum moves slowly, noise does not
+            })
+            .count();
+
+        assert!((120..180).contains(&recorded), "{recorded}");
+    }
+
+    #[test]
     fn the_telephone_band_passes_speech_and_stops_the_rest() {
         let config = only(|c| c.telephone = 1.0);
         let passed = |hz| {
-            power(&augment(tone(hz), &config, None, &mut SplitMix::new(&[1]))[4000..]) / power(&tone(hz))
+            power(
+                &augment(
+                    tone(hz),
+                    &config,
+                    &Noises::default(),
+                    None,
+                    &mut SplitMix::new(&[1]),
+                )[4000..],
+            ) / power(&tone(hz))
         };
 
         assert!(passed(1000.0) > 0.8);

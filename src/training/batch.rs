@@ -1,22 +1,27 @@
-//! Batches by length, in an order that depends on seed and epoch alone, read ahead of the step that needs them.
+//! Batches by length, in an order that depends on seed and epoch alone, read ahead of the step that needs
+//! them.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tch::Tensor;
+
 use super::TrainingError;
-use super::augment::augment;
-use super::example::Example;
+use super::augment::{Noises, augment};
+use super::example::{AudioSource, Example};
+use super::feature_cache::{FeatureCache, FeatureKey};
 use super::prompt_variants::PromptVariants;
 use crate::nn::random::SplitMix;
 use crate::training::config::{AugmentConfig, StageConfig};
 
-/// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs still differ.
+/// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs
+/// still differ.
 const BATCHES_SORTED_TOGETHER: usize = 32;
 
 /// Order of one epoch: batches of indices into `seconds`.
 ///
-/// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows and, padding included, at most
-/// `seconds_max` of audio (but always one row).
+/// `weights[i]` says how often sample `i` is seen in an epoch on average. A batch has at most `rows_max` rows
+/// and, padding included, at most `seconds_max` of audio (but always one row).
 pub fn plan_epoch(
     seconds: &[f64],
     weights: &[f64],
@@ -58,6 +63,122 @@ pub fn plan_epoch(
     batches
 }
 
+/// A clip as a step needs it.
+#[derive(Debug)]
+pub enum LoadedClip {
+    /// Mono f32 at 16 kHz, decoded and changed, not encoded yet.
+    Samples {
+        /// The samples.
+        samples: Vec<f32>,
+        /// Name under which its features are to be kept.
+        keep_as: Option<FeatureKey>,
+    },
+    /// Mixed features `[T, D]` bf16 from the cache.
+    Features(Tensor),
+}
+
+impl LoadedClip {
+    /// Samples that nobody keeps features of.
+    pub fn samples(samples: Vec<f32>) -> Self {
+        Self::Samples {
+            samples,
+            keep_as: None,
+        }
+    }
+
+    /// The samples, where it was not encoded before.
+    pub fn audio(&self) -> Option<&[f32]> {
+        match self {
+            Self::Samples { samples, .. } => Some(samples),
+            Self::Features(_) => None,
+        }
+    }
+}
+
+/// The cache of a stage, and what all its features depend on.
+#[derive(Clone, Debug)]
+pub struct StageFeatures {
+    /// The cache.
+    pub cache: FeatureCache,
+    /// Encoder, precision and layer mix.
+    pub common: String,
+    /// Augmented variants of each clip.
+    pub variants: u64,
+}
+
+impl StageFeatures {
+    /// Key of a clip, changed as `changes` says or not at all.
+    fn key(&self, audio: &AudioSource, changes: Option<&Changes<'_>>) -> Option<FeatureKey> {
+        let changes = match changes {
+            None => "none".to_owned(),
+            Some(changes) => {
+                // What is done to features afterwards is not in the cache.
+                let of_audio = AugmentConfig {
+                    time_masks: 0,
+                    feature_masks: 0,
+                    ..changes.config.clone()
+                };
+                let noises = if changes.noises.is_empty() {
+                    ""
+                } else {
+                    " recorded noises"
+                };
+                format!(
+                    "{of_audio:?} variant {}{noises}",
+                    changes.turn % self.variants.max(1)
+                )
+            }
+        };
+        FeatureKey::new(audio, &self.common, &changes)
+    }
+}
+
+/// How the audio of a training clip is changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Changes<'a> {
+    /// Kinds and sizes.
+    pub config: &'a AugmentConfig,
+    /// Recorded noises.
+    pub noises: &'a Noises,
+    /// Which of the variants that a cache keeps.
+    pub turn: u64,
+}
+
+/// Loads a clip: its features where the cache has them, else its samples, changed.
+///
+/// The changes of a variant that goes to the cache depend on the clip and the number of the variant alone, so
+/// that every run finds it; others are drawn from `random`.
+///
+/// # Errors
+/// A sentence that says what is wrong with the clip.
+pub fn load_clip(
+    example: &Example,
+    samples_max: Option<usize>,
+    changes: Option<&Changes<'_>>,
+    features: Option<&StageFeatures>,
+    random: &mut SplitMix,
+) -> Result<LoadedClip, String> {
+    let key = features.and_then(|features| features.key(&example.audio, changes));
+    if let (Some(features), Some(key)) = (features, &key)
+        && let Some(found) = features.cache.get(key)
+    {
+        return Ok(LoadedClip::Features(found));
+    }
+    let mut samples = example.audio.load()?;
+    if samples_max.is_some_and(|max| samples.len() > max) {
+        return Err(format!("has {} samples, the encoder takes fewer", samples.len()));
+    }
+    if let Some(Changes { config, noises, .. }) = changes {
+        let mut of_key = key.as_ref().map(|key| SplitMix::new(&[key.seed()]));
+        let random = of_key.as_mut().unwrap_or(random);
+        samples = augment(samples, config, noises, samples_max, random);
+    }
+    Ok(LoadedClip::Samples {
+        samples,
+        keep_as: key,
+    })
+}
+
 /// A batch with its audio decoded and changed, and an instruction chosen for each row.
 #[derive(Debug)]
 pub struct LoadedBatch {
@@ -69,8 +190,10 @@ pub struct LoadedBatch {
     pub batches: usize,
     /// Index of each row in the stage's examples.
     pub rows: Vec<usize>,
-    /// Samples of each row, mono f32 at 16 kHz.
-    pub clips: Vec<Vec<f32>>,
+    /// Samples or features of each row.
+    pub clips: Vec<LoadedClip>,
+    /// Length of each row as declared, seconds.
+    pub seconds: Vec<f64>,
     /// Instruction of each row.
     pub instructions: Vec<String>,
     /// Clips that could not be read and are not among the rows: what is wrong with each.
@@ -92,6 +215,10 @@ pub struct BatchReaderArgs {
     pub seconds_max: f64,
     /// Changes to audio.
     pub augment: Option<AugmentConfig>,
+    /// Recorded noises to change it with.
+    pub noises: Noises,
+    /// Where features are kept; absent: every clip is decoded.
+    pub features: Option<StageFeatures>,
     /// Longest clip that the encoder takes, samples.
     pub samples_max: Option<usize>,
     /// Seed of the run.
@@ -120,6 +247,7 @@ impl BatchReaderArgs {
             batches,
             rows: Vec::with_capacity(rows.len()),
             clips: Vec::with_capacity(rows.len()),
+            seconds: Vec::with_capacity(rows.len()),
             instructions: Vec::with_capacity(rows.len()),
             unreadable: Vec::new(),
         };
@@ -129,21 +257,18 @@ impl BatchReaderArgs {
             let seeds = [self.seed, self.stage, epoch, row as u64, position as u64];
             let mut random = SplitMix::new(&seeds);
             let instruction = self.variants[row].draw(&mut random);
-            match example.audio.load() {
-                Ok(samples) if self.samples_max.is_some_and(|max| samples.len() > max) => {
-                    batch.unreadable.push(format!(
-                        "{}: has {} samples, the encoder takes fewer",
-                        example.id,
-                        samples.len()
-                    ));
-                }
-                Ok(samples) => {
-                    let samples = match &self.augment {
-                        Some(config) => augment(samples, config, self.samples_max, &mut random),
-                        None => samples,
-                    };
+            let changes = self.augment.as_ref().map(|config| Changes {
+                config,
+                noises: &self.noises,
+                // Rows differ in their variant, so that a batch holds several.
+                turn: epoch + row as u64,
+            });
+            let features = self.features.as_ref();
+            match load_clip(example, self.samples_max, changes.as_ref(), features, &mut random) {
+                Ok(clip) => {
                     batch.rows.push(row);
-                    batch.clips.push(samples);
+                    batch.clips.push(clip);
+                    batch.seconds.push(example.seconds);
                     batch.instructions.push(instruction);
                 }
                 Err(reason) => batch.unreadable.push(format!("{}: {reason}", example.id)),
@@ -164,7 +289,8 @@ impl BatchReader {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can be had.
+    /// [`TrainingError::NoExamples`] when there is nothing to read; [`TrainingError::Io`] when no thread can
+    /// be had.
     pub fn start(args: BatchReaderArgs) -> Result<Self, TrainingError> {
         if args.examples.is_empty() || !args.weights.iter().any(|weight| *weight > 0.0) {
             return Err(TrainingError::NoExamples {
@@ -256,6 +382,8 @@ mod tests {
                 noise: 0.5,
                 ..Default::default()
             }),
+            features: None,
+            noises: Noises::default(),
             samples_max: None,
             seed: 1,
             stage: 0,
@@ -286,7 +414,14 @@ mod tests {
                 (&found.rows, &found.instructions),
                 (&expected.rows, &expected.instructions)
             );
-            assert_eq!(found.clips, expected.clips);
+            let samples = |batch: &LoadedBatch| -> Vec<Vec<f32>> {
+                let all = batch
+                    .clips
+                    .iter()
+                    .map(|clip| clip.audio().expect("there is no cache").to_vec());
+                all.collect()
+            };
+            assert_eq!(samples(&found), samples(expected));
         }
     }
 

@@ -7,10 +7,10 @@ use tch::{Device, Tensor};
 
 use super::TrainingError;
 use super::batch::LoadedBatch;
+use crate::inference::speech_llm::Learned;
 use crate::models::LanguageModel;
 use crate::models::adapter::plain::{PlainFile, PlainTensor};
 use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
-use crate::models::speech_llm::Learned;
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::AdamW;
 

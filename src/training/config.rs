@@ -1,4 +1,5 @@
-//! A training run as data: models, manifests, augmentation, and the curriculum's stages (`train --config FILE`).
+//! A training run as data: models, manifests, augmentation, and the curriculum's stages (`train --config
+//! FILE`).
 //!
 //! Relative paths are relative to the folder in which the program runs.
 
@@ -50,7 +51,8 @@ pub struct TrainingConfig {
     pub seed: u64,
     /// An adapter file or version folder to start from instead of fresh values; empty: fresh.
     pub start_from: Option<PathBuf>,
-    /// Wall-clock limit of the whole run, minutes; absent: none. The stage at hand is cut short, the best is kept.
+    /// Wall-clock limit of the whole run, minutes; absent: none. The stage at hand is cut short, the best is
+    /// kept.
     pub minutes_max: Option<f64>,
     /// The frozen networks.
     pub model: ModelConfig,
@@ -62,11 +64,14 @@ pub struct TrainingConfig {
     pub data: DataConfig,
     /// Random changes to training audio.
     pub augment: AugmentConfig,
+    /// Where features of the frozen encoder are kept between epochs and runs.
+    pub feature_cache: FeatureCacheConfig,
     /// When and on how much to validate.
     pub validation: ValidationConfig,
     /// When to save, what to publish.
     pub checkpoint: CheckpointConfig,
-    /// Folder of task files (`*.toml`): their prompts, answer formats and labels. Absent: only `prompts` are known.
+    /// Folder of task files (`*.toml`): their prompts, answer formats and labels. Absent: only `prompts` are
+    /// known.
     pub tasks_dir: Option<PathBuf>,
     /// Instructions per task, instead of those of its file; one is drawn uniformly for each sample without an
     /// instruction of its own. Without both, `asr` has one.
@@ -89,6 +94,7 @@ impl Default for TrainingConfig {
             lora: LoraConfig::default(),
             data: DataConfig::default(),
             augment: AugmentConfig::default(),
+            feature_cache: FeatureCacheConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
             tasks_dir: None,
@@ -106,6 +112,11 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Manifests to validate on during training.
     pub valid: Vec<PathBuf>,
+    /// Manifests of recordings without speech, two hours at most, kept in memory. Where there are some, three
+    /// in four of the noises that `[augment]` adds are cut out of them; the others, and all where there are
+    /// none, are white or pink.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub noise: Vec<PathBuf>,
     /// Longer clips are left out of training, and counted.
     pub seconds_max: f64,
     /// Shorter clips are left out of training, and counted.
@@ -114,8 +125,8 @@ pub struct DataConfig {
     pub target_tokens_max: usize,
     /// Targets are brought to lower case without punctuation, as in the paper.
     pub plain_targets: bool,
-    /// Share of the rows with several `targets` that also make a compound example (joint decoding), beside one
-    /// example for each target.
+    /// Share of the rows with several `targets` that also make a compound example (joint decoding), beside
+    /// one example for each target.
     pub compound_share: f64,
     /// Batches decoded ahead of the training step.
     pub prefetch_batches: usize,
@@ -126,6 +137,7 @@ impl Default for DataConfig {
         Self {
             train: Vec::new(),
             valid: Vec::new(),
+            noise: Vec::new(),
             seconds_max: 15.0,
             seconds_min: 0.2,
             target_tokens_max: 200,
@@ -156,6 +168,15 @@ pub struct AugmentConfig {
     pub noise_db_max: f64,
     /// Probability of a telephone band, 300 to 3400 Hz.
     pub telephone: f64,
+    /// Spans of time that are set to zero in each clip's features (SpecAugment, arXiv 1904.08779, on the
+    /// encoder's output); drawn anew each time, also for features from the cache.
+    pub time_masks: usize,
+    /// Longest span, encoder frames; never more than a tenth of the clip.
+    pub time_mask_frames_max: i64,
+    /// Spans of the features' width that are set to zero in each clip.
+    pub feature_masks: usize,
+    /// Widest span of it.
+    pub feature_mask_width_max: i64,
 }
 
 impl Default for AugmentConfig {
@@ -169,6 +190,10 @@ impl Default for AugmentConfig {
             noise_db_min: 10.0,
             noise_db_max: 30.0,
             telephone: 0.0,
+            time_masks: 0,
+            time_mask_frames_max: 20,
+            feature_masks: 0,
+            feature_mask_width_max: 32,
         }
     }
 }
@@ -184,10 +209,44 @@ impl AugmentConfig {
             ("speed_change_max", self.speed_change_max, 0.0, 0.5),
             ("noise_db_min", self.noise_db_min, -20.0, 100.0),
             ("noise_db_max", self.noise_db_max, self.noise_db_min, 100.0),
+            ("time_masks", self.time_masks as f64, 0.0, 100.0),
+            ("time_mask_frames_max", self.time_mask_frames_max as f64, 1.0, 1e4),
+            ("feature_masks", self.feature_masks as f64, 0.0, 100.0),
+            (
+                "feature_mask_width_max",
+                self.feature_mask_width_max as f64,
+                1.0,
+                1e5,
+            ),
         ] {
             within(&format!("`augment.{name}`"), value, low, high)?;
         }
         Ok(())
+    }
+}
+
+/// The `[feature_cache]` table: features of the frozen encoder, layers mixed, on disk, so that a clip is
+/// encoded once for many epochs, stages and runs. Used by stages that say `cached`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeatureCacheConfig {
+    /// Its folder, which several runs may share; absent: no stage may be `cached`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Bytes that it may take on the disk; beyond them clips are encoded again each time. An hour takes some
+    /// 190 MB of Whisper-base's features, for each variant.
+    pub bytes_max: u64,
+    /// Augmented variants of each clip, taken in turn from epoch to epoch, at least 1.
+    pub variants: u64,
+}
+
+impl Default for FeatureCacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            bytes_max: 20 << 30, // 20 GiB
+            variants: 2,
+        }
     }
 }
 
@@ -199,7 +258,7 @@ pub struct ValidationConfig {
     pub every_steps: u64,
     /// Clips used for the loss.
     pub clips_max: usize,
-    /// Clips among them that are also transcribed, for the word error rate.
+    /// Clips among them that are also answered, for each task's score by its own metric.
     pub transcribed_clips_max: usize,
     /// Rows of one validation batch.
     pub batch_rows: usize,
@@ -248,7 +307,8 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageKind {
-    /// CTC against the language model's own embedding table: adapter and CTC head; the language model does not run.
+    /// CTC against the language model's own embedding table: adapter and CTC head; the language model does
+    /// not run.
     CtcAlign,
     /// The paper's stage 1: next-token loss on transcription; adapter only, no LoRA in the model.
     Asr,
@@ -286,7 +346,8 @@ pub enum Decay {
     Linear,
     /// Falls along half a cosine to `final_rate_fraction`.
     Cosine,
-    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and never ends.
+    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and
+    /// never ends.
     Transformer,
 }
 
@@ -319,7 +380,7 @@ pub struct StageConfig {
     /// Factor on it for the layer mix and the CTC scale.
     #[serde(default = "StageConfig::default_scalar_rate_factor")]
     pub scalar_rate_factor: f64,
-    /// Factor on it for LoRA.
+    /// Factor on it for what no alignment has readied: LoRA, and the summary of a clip.
     #[serde(default = "StageConfig::default_lora_rate_factor")]
     pub lora_rate_factor: f64,
     /// Steps of linear warm-up.
@@ -349,10 +410,16 @@ pub struct StageConfig {
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
+    /// Whether clips are encoded once and their features kept in `[feature_cache]`. The layer mix does not
+    /// learn in such a stage: it stays as the stage before or the adapter to start from left it (fresh: the
+    /// mean of the layers).
+    #[serde(default)]
+    pub cached: bool,
     /// Tasks taken from the manifests; absent: `asr` alone, or all tasks in a `multitask` stage.
     #[serde(default)]
     pub tasks: Option<Vec<String>>,
-    /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second epoch on average.
+    /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second
+    /// epoch on average.
     #[serde(default)]
     pub weights: BTreeMap<String, f64>,
 }
@@ -380,6 +447,7 @@ impl StageConfig {
             weight_decay: Self::default_weight_decay(),
             ctc_weight: 0.0,
             augment: Self::default_augment(),
+            cached: false,
             tasks: None,
             weights: BTreeMap::new(),
         }
@@ -419,7 +487,8 @@ impl StageConfig {
         true
     }
 
-    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks do.
+    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks
+    /// do.
     pub fn takes(&self, task: &str) -> bool {
         match (&self.tasks, self.kind) {
             (Some(tasks), _) => {
@@ -529,6 +598,20 @@ impl TrainingConfig {
         )?;
         self.augment.validate()?;
         within(
+            "`feature_cache.variants`",
+            self.feature_cache.variants as f64,
+            1.0,
+            1000.0,
+        )?;
+        if let (None, Some(at)) = (
+            &self.feature_cache.dir,
+            self.stages.iter().position(|stage| stage.cached),
+        ) {
+            return Err(format!(
+                "`stage[{at}].cached` is set and `feature_cache.dir` is not: name a folder for the features"
+            ));
+        }
+        within(
             "`validation.every_steps`",
             self.validation.every_steps as f64,
             1.0,
@@ -601,12 +684,22 @@ mod tests {
 
     #[test]
     fn the_shipped_curricula_parse_and_validate() {
-        for name in ["demo", "paper"] {
+        for name in ["demo", "demo-longer", "demo-tasks", "paper"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/curriculum/{name}.toml"));
             let config = TrainingConfig::load(&path).unwrap();
 
-            assert!(config.stages.len() >= 2, "{name}");
+            assert!(!config.stages.is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_cached_stage_needs_a_folder_for_the_features() {
+        let stage = "[[stage]]\nkind = \"ctc_align\"\nlearning_rate = 0.1\nsteps_max = 1\ncached = true\n";
+
+        let error = parse(stage).unwrap_err();
+
+        assert!(error.contains("feature_cache.dir"), "{error}");
+        parse(&format!("[feature_cache]\ndir = \"f\"\n{stage}")).unwrap();
     }
 
     #[test]

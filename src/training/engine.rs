@@ -1,5 +1,5 @@
-//! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine serves the
-//! `train` command and the `Trainer` actor.
+//! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine
+//! serves the `train` command and the `Trainer` actor.
 
 mod validation;
 
@@ -8,24 +8,33 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::TrainingError;
-use super::batch::{BatchReader, BatchReaderArgs};
+use super::augment::Noises;
+use super::batch::{BatchReader, BatchReaderArgs, StageFeatures};
 use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
 use super::events::TrainEvent;
 use super::example::{self, Example};
+use super::feature_cache::FeatureCache;
 use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
 use super::prepare::{Prepared, Sample, prepare};
 use super::schedule::{progress, rate_factor};
 use super::stage::StageRunner;
+use crate::inference::speech_llm::Learned;
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
-use crate::models::speech_llm::Learned;
+use crate::models::config::AdapterSettings;
 use crate::nn::optimizer::AdamW;
+use crate::nn::random::SplitMix;
 use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of numbers that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
+/// Sets the random numbers of dropout apart from others that come of the same seed.
+const DROPOUT_STREAM: u64 = 0xd0;
+/// Tells the seed of feature masks from those of other choices.
+const MASK_SEED: u64 = 0x3a5c;
+
 /// What a run needs.
 pub struct EngineArgs<'a> {
     /// Its settings; `data.train`, `data.valid` and `checkpoint.registry` are the caller's business.
@@ -79,6 +88,8 @@ pub struct Engine<'a> {
     data_digest: String,
     resumed_from: Option<PathBuf>,
     start_lora: Option<PathBuf>,
+    feature_cache: Option<FeatureCache>,
+    noises: Noises,
     log: EventLog,
 }
 
@@ -124,7 +135,6 @@ impl<'a> Engine<'a> {
         let train = prepare(train, &config, &networks.speech_llm)?;
         let valid = prepare(valid, &config, &networks.speech_llm)?.samples;
         let llm = networks.speech_llm.llm();
-        let adapter_config = AdapterConfig::new(&config.adapter, &networks.encoder.info(), &llm.info())?;
         let fingerprint = fingerprint(&config, networks, &data_digest);
 
         let mut state = RunState {
@@ -152,22 +162,35 @@ impl<'a> Engine<'a> {
             (snapshot, start_lora) = (Some(saved), lora);
         }
         let device = networks.placement.device;
+        let settings = match &snapshot {
+            Some(start) => in_the_form_of(&config.adapter, start.config()),
+            None => config.adapter.clone(),
+        };
+        let adapter_config = AdapterConfig::new(&settings, &networks.encoder.info(), &llm.info())?;
+        let gain = embedding_rms(&llm.embedding_table())?;
         let adapter = match snapshot {
-            None => {
-                let gain = embedding_rms(&llm.embedding_table())?;
-                SpeechAdapter::new(adapter_config, gain, config.seed, device)?
+            None => SpeechAdapter::new(adapter_config, gain, config.seed, device)?,
+            Some(snapshot) => match snapshot.in_form(&adapter_config, gain, config.seed)? {
+                Some(snapshot) => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
+                None => {
+                    return Err(TrainingError::Settings {
+                        problem: format!(
+                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions` and `summary` may differ",
+                            snapshot.config()
+                        ),
+                    });
+                }
+            },
+        };
+        let feature_cache = match &config.feature_cache.dir {
+            Some(dir) if config.stages.iter().any(|stage| stage.cached) => {
+                Some(FeatureCache::open(dir, config.feature_cache.bytes_max)?)
             }
-            Some(snapshot) if *snapshot.config() == adapter_config => {
-                SpeechAdapter::from_snapshot(&snapshot, device, true)?
-            }
-            Some(snapshot) => {
-                return Err(TrainingError::Settings {
-                    problem: format!(
-                        "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}",
-                        snapshot.config()
-                    ),
-                });
-            }
+            _ => None,
+        };
+        let noises = match config.stages.iter().any(|stage| stage.augment) {
+            true => Noises::read(&config.data.noise)?,
+            false => Noises::default(),
         };
         let log = EventLog::open(&output.join("log.jsonl"), resumed_from.is_some())?;
         Ok(Self {
@@ -181,6 +204,8 @@ impl<'a> Engine<'a> {
             data_digest,
             resumed_from,
             start_lora,
+            feature_cache,
+            noises,
             log,
         })
     }
@@ -300,10 +325,11 @@ impl<'a> Engine<'a> {
                 ),
             });
         }
-        let classes = classes_of(samples.iter().map(|sample| sample.ctc.as_slice()));
+        let classes = classes_of(samples.iter().filter_map(|sample| sample.ctc.as_deref()));
         let networks = self.networks;
         let run = self.config.clone();
-        let work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes)?;
+        let cache = self.feature_cache.as_ref();
+        let work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
         if stage.kind.has_lora()
             && let Some(folder) = self.start_lora.take()
         {
@@ -329,7 +355,7 @@ impl<'a> Engine<'a> {
             },
             on_event,
         )?;
-        let reader = self.reader(stage, &samples)?;
+        let reader = self.reader(stage, &samples, work.features().cloned())?;
         let valid = self.validation_set(stage);
 
         let mut skipped_in_a_row = 0;
@@ -399,7 +425,8 @@ impl<'a> Engine<'a> {
         Ok(ending)
     }
 
-    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not finite.
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
+    /// finite.
     fn step(
         &mut self,
         stage: &StageConfig,
@@ -411,6 +438,7 @@ impl<'a> Engine<'a> {
     ) -> Result<bool, TrainingError> {
         let start = Instant::now();
         optimizer.zero_grad();
+        self.set_dropout_active(true);
         let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
         let mut epoch = self.state.epoch;
         while batches < stage.accumulate {
@@ -426,7 +454,16 @@ impl<'a> Engine<'a> {
             if rows.is_empty() {
                 continue;
             }
-            let Some(found) = work.loss(&self.learned, &rows, &batch.clips, &batch.instructions)? else {
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                batch.epoch,
+                batch.position as u64,
+                MASK_SEED,
+            ];
+            let mut random = SplitMix::new(&seeds);
+            let (clips, asked) = (&batch.clips, &batch.instructions);
+            let Some(found) = work.loss(&self.learned, &rows, clips, asked, Some(&mut random))? else {
                 continue;
             };
             #[expect(clippy::cast_precision_loss, reason = "a small count")]
@@ -435,10 +472,9 @@ impl<'a> Engine<'a> {
             total += share.double_value(&[]);
             batches += 1;
             tokens += found.tokens;
-            #[expect(clippy::cast_precision_loss, reason = "sample counts")]
-            let seconds = batch.clips.iter().map(Vec::len).sum::<usize>() as f64 / 16_000.0;
-            audio_seconds += seconds;
+            audio_seconds += batch.seconds.iter().sum::<f64>();
         }
+        self.set_dropout_active(false);
         let norm = optimizer.grad_norm();
         self.state.step += 1;
         self.state.total_steps += 1;
@@ -488,7 +524,31 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    fn reader(&self, stage: &StageConfig, samples: &[Sample]) -> Result<BatchReader, TrainingError> {
+    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
+    fn set_dropout_active(&mut self, active: bool) {
+        let Some(lora) = &mut self.learned.lora else {
+            return;
+        };
+        lora.set_training(active);
+        if active && lora.config().dropout > 0.0 {
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                self.state.step,
+                DROPOUT_STREAM,
+            ];
+            tch::manual_seed(SplitMix::new(&seeds).bits().cast_signed());
+        }
+    }
+
+    fn reader(
+        &self,
+        stage: &StageConfig,
+        samples: &[Sample],
+        features: Option<StageFeatures>,
+    ) -> Result<BatchReader, TrainingError> {
         let weight = |sample: &Sample| stage.weights.get(&sample.example.task).copied().unwrap_or(1.0);
         BatchReader::start(
             BatchReaderArgs {
@@ -498,6 +558,8 @@ impl<'a> Engine<'a> {
                 rows_max: 0,
                 seconds_max: 0.0,
                 augment: None,
+                features,
+                noises: self.noises.clone(),
                 samples_max: self.networks.encoder.info().max_samples,
                 seed: self.config.seed,
                 stage: self.state.stage as u64,
@@ -541,6 +603,16 @@ impl<'a> Engine<'a> {
         self.log.write(&event)?;
         on_event(&event);
         Ok(())
+    }
+}
+
+/// The settings with what they leave open taken from the adapter to start from.
+fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterSettings {
+    AdapterSettings {
+        activation: settings.activation.or(Some(start.activation)),
+        positions: settings.positions.or(Some(start.positions)),
+        summary: settings.summary.or(Some(start.summary)),
+        ..settings.clone()
     }
 }
 

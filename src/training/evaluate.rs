@@ -1,9 +1,10 @@
-//! Evaluation: questions about labelled recordings, answered in batches; and, for validation, word error rates.
+//! Evaluation: prompts about labelled recordings, answered by the inference engine; and, for validation and
+//! the promotion gate, each task's answers scored by the task's own metric.
 //!
-//! Each recording is read and encoded once, however many questions are asked about it.
+//! Each recording is read and encoded once, however many prompts there are about it, and as serving encodes
+//! it: a clip longer than the encoder's window is cut into windows.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -11,60 +12,69 @@ use tch::Tensor;
 
 use super::TrainingError;
 use super::control::Control;
-use super::ctc::CtcTable;
 use super::example::Example;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::models::decoding::{Constraint, DecodeOptions, Prompt};
-use crate::models::speech_llm::{Learned, SpeechLlm, SpeechLlmError};
-use crate::nn::lora::LoraSet;
-use crate::scoring::{EditErrors, word_errors};
-use crate::text::AnswerShape;
-use crate::text::normalize::plain;
+use super::prompt_variants::TRANSCRIPT;
+use crate::inference::speech_llm::Learned;
+use crate::inference::{BorrowedEngine, Clip, EngineConfig, GenerateRequest, InferenceError, Input, Output};
+use crate::models::ModelError;
+use crate::models::adapter::AdapterSnapshot;
+use crate::scoring::Metric;
+use crate::text::OutputGrammar;
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluateOptions {
-    /// Recordings of a batch, and answers written side by side.
-    pub batch_rows: usize,
-    /// How answers are generated.
-    pub decoding: DecodeOptions,
+    /// The engine that answers; recordings are taken up in batches of its slots.
+    pub engine: EngineConfig,
     /// Reads the CTC head instead of asking the language model.
     pub by_ctc: bool,
 }
 
-impl Default for EvaluateOptions {
-    fn default() -> Self {
-        Self {
-            batch_rows: 16,
-            decoding: DecodeOptions::greedy(64),
-            by_ctc: false,
-        }
-    }
-}
-
-/// One question: what is wished, and what the answer may look like.
+/// A prompt about a recording: what to do, and what the answer may look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct EvalPrompt {
     /// What to do with what comes before it.
     pub instruction: String,
-    /// What the answer is held to.
-    pub shape: AnswerShape,
+    /// What the answer is constrained to.
+    pub grammar: OutputGrammar,
+    /// Whether the answer is what is said, word for word.
+    pub verbatim: bool,
 }
 
-impl Ask {
-    /// A question with a free answer.
+impl EvalPrompt {
+    /// A prompt with a free answer.
     pub fn free(instruction: impl Into<String>) -> Self {
         Self {
             instruction: instruction.into(),
-            shape: AnswerShape::free(),
+            grammar: OutputGrammar::free(),
+            verbatim: false,
+        }
+    }
+
+    /// A prompt for a transcript.
+    pub fn transcript(instruction: impl Into<String>) -> Self {
+        Self {
+            verbatim: true,
+            ..Self::free(instruction)
+        }
+    }
+
+    fn request(&self, input: Input) -> GenerateRequest {
+        GenerateRequest {
+            input,
+            instruction: self.instruction.clone(),
+            grammar: Some(self.grammar.clone()).filter(|grammar| !grammar.is_free()),
+            tokens_max: None,
+            verbatim: self.verbatim,
         }
     }
 }
 
 /// An answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Reply {
+pub struct EvalAnswer {
     /// Its text, white space around it trimmed.
     pub text: String,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
@@ -73,233 +83,192 @@ pub struct Reply {
     pub finished: bool,
 }
 
+impl From<Output> for EvalAnswer {
+    fn from(output: Output) -> Self {
+        let Output { text, generation } = output;
+        Self {
+            text,
+            #[expect(clippy::cast_possible_truncation, reason = "a log-probability")]
+            score: (!generation.ids.is_empty()).then(|| generation.score() as f32),
+            finished: generation.ended,
+        }
+    }
+}
+
 /// What answering recordings took.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heard {
-    /// Recordings that could not be read: which (by index) and why.
+pub struct EvalSummary {
+    /// Recordings that could not be read or encoded: which (by index) and why.
     pub unreadable: Vec<(usize, String)>,
     /// Audio that was read, seconds, each recording once.
     pub audio_seconds: f64,
 }
 
-/// Answers the questions about each recording, in batches of similar length; `on_reply` sees recording, question and
-/// reply (or why there is none) as they come. Stops early, with what there is, when `control` is stopped.
+/// Answers the prompts about each recording, in batches of similar length; `on_answer` sees recording, prompt
+/// and answer (or why there is none) as they come. Stops early, with what there is, when `control` is
+/// stopped.
 ///
 /// # Errors
-/// [`TrainingError`] when a network fails, or `by_ctc` is asked of an adapter without CTC head.
+/// [`TrainingError`] when the adapter does not fit the networks, or `by_ctc` is asked of one without CTC
+/// head.
 pub fn answer_recordings(
     networks: &Networks,
-    learned: &Learned,
-    recordings: &[(&Example, Vec<Ask>)],
+    adapter: &AdapterSnapshot,
+    recordings: &[(&Example, Vec<EvalPrompt>)],
     options: &EvaluateOptions,
     control: &Control,
-    on_reply: &mut dyn FnMut(usize, usize, Result<Reply, String>),
-) -> Result<Heard, TrainingError> {
+    on_answer: &mut dyn FnMut(usize, usize, Result<EvalAnswer, String>),
+) -> Result<EvalSummary, TrainingError> {
     let _guard = tch::no_grad_guard();
-    let llm = &networks.speech_llm;
-    let table = match (options.by_ctc, learned.adapter.ctc_head()) {
-        (false, _) => None,
-        (true, Some(head)) => Some((head, CtcTable::new(head, &llm.llm().embedding_table())?)),
-        (true, None) => {
-            return Err(TrainingError::Settings {
-                problem: "this adapter has no CTC head to read".into(),
-            });
-        }
-    };
+    let mut engine = networks.engine(&options.engine);
+    let reader = options
+        .by_ctc
+        .then(|| CtcReader::new(networks, adapter))
+        .transpose()?;
+    engine.generator().adapter(adapter)?; // one that does not fit is the run's fault, not each recording's
     let mut order: Vec<usize> = (0..recordings.len())
         .filter(|at| !recordings[*at].1.is_empty())
         .collect();
     order.sort_by(|a, b| recordings[*a].0.seconds.total_cmp(&recordings[*b].0.seconds));
-    let longest = networks.encoder.info().max_samples.unwrap_or(usize::MAX);
-    let mut heard = Heard::default();
-    let mut shapes = Shapes::new();
-    for chunk in order.chunks(options.batch_rows.max(1)) {
+    let mut summary = EvalSummary::default();
+    for chunk in order.chunks(options.engine.slots.max(1)) {
         control.wait();
         if control.is_stopped() {
             break;
         }
-        let (mut rows, mut clips) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
-        for at in chunk.iter().copied() {
-            match recordings[at].0.audio.load() {
-                Ok(clip) if clip.len() > longest => {
-                    let reason = format!("has {} samples, the encoder takes at most {longest}", clip.len());
-                    heard.unreadable.push((at, reason));
+        let rows = encode(&engine, adapter, recordings, chunk, &mut summary);
+        if let Some(reader) = &reader {
+            for (at, features) in &rows {
+                let answer = reader.read(networks, features)?;
+                for number in 0..recordings[*at].1.len() {
+                    on_answer(*at, number, Ok(answer.clone()));
                 }
-                Ok(clip) => {
+            }
+            continue;
+        }
+        // Prompt by prompt, so that what else is asked does not change a batch: in bf16 that shows in the
+        // answers.
+        let prompts = rows
+            .iter()
+            .map(|(at, _)| recordings[*at].1.len())
+            .max()
+            .unwrap_or(0);
+        for number in 0..prompts {
+            let (mut asked, mut requests) = (Vec::new(), Vec::new());
+            for (at, features) in &rows {
+                if let Some(prompt) = recordings[*at].1.get(number) {
+                    asked.push(*at);
+                    requests.push(prompt.request(Input::Features {
+                        features: features.shallow_clone(),
+                        adapter: adapter.clone(),
+                    }));
+                }
+            }
+            for (at, output) in asked.into_iter().zip(engine.generate(requests)) {
+                on_answer(at, number, answer_of(output));
+            }
+        }
+    }
+    Ok(summary)
+}
+
+/// Reads and encodes recordings: those that worked, with their features `[T, D]`.
+fn encode(
+    engine: &BorrowedEngine<'_>,
+    adapter: &AdapterSnapshot,
+    recordings: &[(&Example, Vec<EvalPrompt>)],
+    chunk: &[usize],
+    summary: &mut EvalSummary,
+) -> Vec<(usize, Tensor)> {
+    let (mut read, mut clips) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
+    for at in chunk.iter().copied() {
+        match recordings[at].0.audio.load() {
+            Ok(clip) => {
+                read.push(at);
+                clips.push(clip);
+            }
+            Err(reason) => summary.unreadable.push((at, reason)),
+        }
+    }
+    let lengths: Vec<usize> = clips.iter().map(Vec::len).collect();
+    let mut rows = Vec::with_capacity(read.len());
+    for batch in engine.extractor().batches(&lengths) {
+        let of = |index: &usize| Clip {
+            samples: &clips[*index],
+            adapter,
+        };
+        let batch_clips: Vec<Clip<'_>> = batch.iter().map(of).collect();
+        for (index, features) in batch.iter().zip(engine.extractor().extract(&batch_clips)) {
+            match features {
+                Ok(features) => {
                     #[expect(clippy::cast_precision_loss, reason = "a sample count")]
-                    let seconds = clip.len() as f64 / 16_000.0;
-                    heard.audio_seconds += seconds;
-                    rows.push(at);
-                    clips.push(clip);
+                    let seconds = lengths[*index] as f64 / 16_000.0;
+                    summary.audio_seconds += seconds;
+                    rows.push((read[*index], features));
                 }
-                Err(reason) => heard.unreadable.push((at, reason)),
-            }
-        }
-        if rows.is_empty() {
-            continue;
-        }
-        let clips: Vec<&[f32]> = clips.iter().map(Vec::as_slice).collect();
-        let hidden = networks.encoder.hidden_states(&clips)?;
-        let features = learned.adapter.mix(&hidden)?;
-        let adapted = learned.adapter.forward(&features, &hidden.lengths)?;
-        if let Some((head, table)) = &table {
-            for (at, ids) in rows.iter().zip(table.read(head, &adapted)?) {
-                let text = llm.tokenizer().decode(&ids)?.trim().to_owned();
-                for ask in 0..recordings[*at].1.len() {
-                    let text = text.clone();
-                    let (score, finished) = (None, true);
-                    on_reply(
-                        *at,
-                        ask,
-                        Ok(Reply {
-                            text,
-                            score,
-                            finished,
-                        }),
-                    );
-                }
-            }
-            continue;
-        }
-        // Question by question, so that what else is asked does not change a batch: in bf16 that shows in the answers.
-        let questions = rows.iter().map(|at| recordings[*at].1.len()).max().unwrap_or(0);
-        for number in 0..questions {
-            let (mut asked, mut asks, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
-            for (row, at) in rows.iter().enumerate() {
-                let Some(ask) = recordings[*at].1.get(number) else {
-                    continue;
-                };
-                #[expect(clippy::cast_possible_wrap, reason = "a row of a batch")]
-                let positions = adapted.positions.f_narrow(0, row as i64, 1)?; // [1, P, H]
-                let length = &adapted.lengths[row..=row];
-                prompts.append(&mut llm.prompts_around(&positions, length, &[&ask.instruction])?);
-                asked.push(*at);
-                asks.push(ask);
-            }
-            let replies = decode(llm, &mut shapes, prompts, &asks, options, learned.lora.as_ref())?;
-            for (at, reply) in asked.into_iter().zip(replies) {
-                on_reply(at, number, reply);
+                Err(error) => summary.unreadable.push((read[*index], error.to_string())),
             }
         }
     }
-    Ok(heard)
+    rows
 }
 
-/// Answers questions about texts that stand where audio would: the language model as published, without adapter.
-///
-/// # Errors
-/// [`TrainingError`] when a network fails.
-pub fn answer_texts(
-    llm: &SpeechLlm,
-    texts: &[(&str, Ask)],
-    options: &EvaluateOptions,
-    control: &Control,
-) -> Result<Vec<Result<Reply, String>>, TrainingError> {
-    let _guard = tch::no_grad_guard();
-    let mut replies = Vec::with_capacity(texts.len());
-    let mut shapes = Shapes::new();
-    for chunk in texts.chunks(options.batch_rows.max(1)) {
-        control.wait();
-        if control.is_stopped() {
-            break;
-        }
-        let mut prompts = Vec::with_capacity(chunk.len());
-        for (text, ask) in chunk {
-            let embedded = llm.llm().embed(&llm.tokenizer().encode_plain(text)?)?; // [P, H]
-            let length = [embedded.size()[0]];
-            prompts.append(&mut llm.prompts_around(
-                &embedded.f_unsqueeze(0)?,
-                &length,
-                &[&ask.instruction],
-            )?);
-        }
-        let asks: Vec<&Ask> = chunk.iter().map(|(_, ask)| ask).collect();
-        replies.append(&mut decode(llm, &mut shapes, prompts, &asks, options, None)?);
-    }
-    Ok(replies)
+fn answer_of(output: Result<Output, InferenceError>) -> Result<EvalAnswer, String> {
+    output.map(EvalAnswer::from).map_err(|error| error.to_string())
 }
 
-/// Most shapes kept compiled; a manifest rarely has more lists of labels than that.
-const SHAPES_MAX: usize = 64;
-
-/// Constraints by shape: recordings of a task share one.
-type Shapes = Vec<(AnswerShape, Option<Arc<Constraint>>)>;
-
-fn constraint(
-    llm: &SpeechLlm,
-    shapes: &mut Shapes,
-    shape: &AnswerShape,
-) -> Result<Option<Arc<Constraint>>, SpeechLlmError> {
-    if let Some((_, known)) = shapes.iter().find(|(known, _)| known == shape) {
-        return Ok(known.clone());
-    }
-    let made = llm.constraint(shape)?;
-    if shapes.len() >= SHAPES_MAX {
-        shapes.remove(0);
-    }
-    shapes.push((shape.clone(), made.clone()));
-    Ok(made)
+/// Transcripts by an adapter's CTC head.
+struct CtcReader {
+    learned: Learned,
 }
 
-/// Answers prompts side by side. A prompt that the model has no room for, or whose answer cannot be held to its shape,
-/// gets a reason instead of an answer.
-fn decode(
-    llm: &SpeechLlm,
-    shapes: &mut Shapes,
-    prompts: Vec<Tensor>,
-    asks: &[&Ask],
-    options: &EvaluateOptions,
-    lora: Option<&LoraSet>,
-) -> Result<Vec<Result<Reply, String>>, TrainingError> {
-    const KEY: u64 = 0;
-    let loras: Vec<(u64, &LoraSet)> = lora.map(|set| (KEY, set)).into_iter().collect();
-    let room = llm.llm().info().max_positions;
-    let tokens = i64::try_from(options.decoding.tokens_max).unwrap_or(i64::MAX);
-    let (mut fitting, mut refused) = (Vec::new(), Vec::new());
-    for (ask, embeds) in asks.iter().zip(prompts) {
-        let positions = embeds.size()[0].saturating_add(tokens);
-        let held = constraint(llm, shapes, &ask.shape).and_then(|held| {
-            if let Some(held) = &held {
-                held.check_tokens(options.decoding.tokens_max)?;
-            }
-            Ok(held)
-        });
-        refused.push(match (&held, positions > room) {
-            (Err(error), _) => Some(error.to_string()),
-            (Ok(_), true) => Some(format!(
-                "prompt and answer take {positions} positions, the language model has {room}"
-            )),
-            (Ok(_), false) => None,
-        });
-        if let (Ok(constraint), true) = (held, positions <= room) {
-            fitting.push(Prompt {
-                embeds,
-                options: options.decoding,
-                constraint,
-                lora: lora.map(|_| KEY),
+impl CtcReader {
+    fn new(networks: &Networks, adapter: &AdapterSnapshot) -> Result<Self, TrainingError> {
+        let llm = networks.speech_llm.llm();
+        let learned = Learned::frozen(adapter, llm, networks.placement.device)?;
+        if learned.adapter.ctc_head().is_none() {
+            return Err(TrainingError::Settings {
+                problem: "this adapter has no CTC head to read".into(),
             });
         }
+        Ok(Self { learned })
     }
-    let mut answers = llm
-        .decode(fitting, options.batch_rows.max(1), &loras)?
-        .into_iter();
-    let mut replies = Vec::with_capacity(refused.len());
-    for reason in refused {
-        replies.push(match reason {
-            Some(reason) => Err(reason),
-            None => {
-                let answer = answers.next().expect("one answer for each prompt that fits");
-                let decoded = answer.decoded;
-                Ok(Reply {
-                    text: answer.text,
-                    #[expect(clippy::cast_possible_truncation, reason = "a log-probability")]
-                    score: (!decoded.ids.is_empty()).then(|| decoded.score() as f32),
-                    finished: decoded.ended,
-                })
-            }
-        });
+
+    fn read(&self, networks: &Networks, features: &Tensor) -> Result<EvalAnswer, TrainingError> {
+        let head = self.learned.adapter.ctc_head().expect("`new` found one");
+        let frames = [features.size()[0]];
+        let features = features.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
+        let adapted = self.learned.adapter.forward(&features, &frames)?;
+        let ids = head.read(&adapted)?.swap_remove(0);
+        Ok(EvalAnswer {
+            text: networks.speech_llm.tokenizer().decode(&ids)?.trim().to_owned(),
+            score: None,
+            finished: true,
+        })
     }
-    Ok(replies)
+}
+
+/// Answers prompts about texts that stand where audio would: the language model as published, without
+/// adapter.
+pub fn answer_texts(
+    networks: &Networks,
+    texts: &[(&str, EvalPrompt)],
+    options: &EvaluateOptions,
+    control: &Control,
+) -> Vec<Result<EvalAnswer, String>> {
+    let mut engine = networks.engine(&options.engine);
+    let mut answers = Vec::with_capacity(texts.len());
+    for chunk in texts.chunks(options.engine.slots.max(1)) {
+        control.wait();
+        if control.is_stopped() {
+            break;
+        }
+        let requests = (chunk.iter())
+            .map(|(text, prompt)| prompt.request(Input::Text((*text).to_owned())))
+            .collect();
+        answers.extend(engine.generate(requests).into_iter().map(answer_of));
+    }
+    answers
 }
 
 /// One evaluated recording.
@@ -307,30 +276,50 @@ fn decode(
 pub struct EvaluatedRow {
     /// Which recording.
     pub id: String,
-    /// Its group.
-    pub domain: Option<String>,
+    /// Its task.
+    pub task: String,
     /// What was wanted, as in the manifest.
     pub reference: String,
     /// What was answered.
     pub hypothesis: String,
     /// Mean token log-probability of the answer; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
-    /// Word errors, case and punctuation not counted.
-    pub errors: u64,
-    /// Words of the reference.
-    pub words: u64,
 }
 
-/// An evaluation's sums.
+/// How well the answers of a task are.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TaskScore {
+    /// The task.
+    pub task: String,
+    /// Its own metric.
+    pub metric: Metric,
+    /// The score, 0 to 100 (error rates may exceed 100).
+    pub score: f64,
+    /// Answers behind it.
+    pub answers: usize,
+}
+
+impl TaskScore {
+    /// The score as an error from 0 (nothing is wrong) to 1, above it for error rates beyond 100: lower is
+    /// better.
+    pub fn error(&self) -> f64 {
+        let share = self.score / 100.0;
+        if self.metric.lower_is_better() {
+            share
+        } else {
+            1.0 - share
+        }
+    }
+}
+
+/// An evaluation's rows and scores.
 #[derive(Clone, Debug, Default)]
 pub struct Evaluation {
-    /// Every recording, in the order given.
+    /// Every recording with an answer, in the order given.
     pub rows: Vec<EvaluatedRow>,
-    /// Word errors of all.
-    pub errors: EditErrors,
-    /// Word errors by group (`domain`, or the task where there is none).
-    pub by_domain: BTreeMap<String, EditErrors>,
-    /// Recordings that could not be read: which and why. They are not in any sum.
+    /// A score for each task that has answers, in order of name.
+    pub scores: Vec<TaskScore>,
+    /// Recordings without an answer: which and why. They are in no score.
     pub unreadable: Vec<String>,
     /// Audio evaluated, seconds.
     pub audio_seconds: f64,
@@ -339,67 +328,109 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Word error rate of all, 0 to infinity.
-    pub fn wer(&self) -> f64 {
-        self.errors.rate()
+    /// The score of a task.
+    pub fn score_of(&self, task: &str) -> Option<&TaskScore> {
+        self.scores.iter().find(|score| score.task == task)
     }
 }
 
-/// Asks every sample its first instruction and counts word errors; `on_row` sees each row as it comes.
+/// Asks every sample its first instruction and scores each task by its own metric; `on_row` sees each row as
+/// it comes.
 ///
 /// # Errors
 /// As [`answer_recordings`].
 pub fn evaluate(
     networks: &Networks,
-    learned: &Learned,
+    adapter: &AdapterSnapshot,
     samples: &[Sample],
     options: &EvaluateOptions,
     control: &Control,
     on_row: &mut dyn FnMut(&EvaluatedRow),
 ) -> Result<Evaluation, TrainingError> {
     let start = Instant::now();
-    let recordings: Vec<(&Example, Vec<Ask>)> = samples
+    let recordings: Vec<(&Example, Vec<EvalPrompt>)> = samples
         .iter()
-        .map(|sample| (&sample.example, vec![Ask::free(sample.variants.first())]))
+        .map(|sample| {
+            let prompt = EvalPrompt {
+                verbatim: sample.example.task == TRANSCRIPT,
+                ..EvalPrompt::free(sample.variants.first())
+            };
+            (&sample.example, vec![prompt])
+        })
         .collect();
     let mut found: Vec<Option<EvaluatedRow>> = vec![None; samples.len()];
     let mut evaluation = Evaluation::default();
-    let heard = answer_recordings(
+    let summary = answer_recordings(
         networks,
-        learned,
+        adapter,
         &recordings,
         options,
         control,
-        &mut |at, _, reply| {
+        &mut |at, _, answer| {
             let example = recordings[at].0;
-            let reply = match reply {
-                Ok(reply) => reply,
+            let answer = match answer {
+                Ok(answer) => answer,
                 Err(reason) => return evaluation.unreadable.push(format!("{}: {reason}", example.id)),
             };
-            let errors = word_errors(&plain(&example.target), &plain(&reply.text));
             let row = EvaluatedRow {
                 id: example.id.clone(),
-                domain: example.domain.clone(),
+                task: example.task.clone(),
                 reference: example.target.clone(),
-                hypothesis: reply.text,
-                score: reply.score,
-                errors: errors.errors(),
-                words: errors.length,
+                hypothesis: answer.text,
+                score: answer.score,
             };
             on_row(&row);
-            evaluation.errors += errors;
-            let group = example.domain.clone().unwrap_or_else(|| example.task.clone());
-            *evaluation.by_domain.entry(group).or_default() += errors;
             found[at] = Some(row);
         },
     )?;
-    for (at, reason) in heard.unreadable {
+    for (at, reason) in summary.unreadable {
         evaluation
             .unreadable
             .push(format!("{}: {reason}", recordings[at].0.id));
     }
+    evaluation.scores = scores(samples, &found);
     evaluation.rows = found.into_iter().flatten().collect();
-    evaluation.audio_seconds = heard.audio_seconds;
+    evaluation.audio_seconds = summary.audio_seconds;
     evaluation.seconds = start.elapsed().as_secs_f64();
     Ok(evaluation)
+}
+
+/// The score of each task; answers to several tasks at once are taken apart and count for each.
+fn scores(samples: &[Sample], rows: &[Option<EvaluatedRow>]) -> Vec<TaskScore> {
+    let mut pairs: BTreeMap<(&str, Metric), Vec<(String, String)>> = BTreeMap::new();
+    for (sample, row) in samples.iter().zip(rows) {
+        let Some(row) = row else { continue };
+        match sample.variants.layout() {
+            None => {
+                let [(task, metric), ..] = sample.metrics.as_slice() else {
+                    continue;
+                };
+                let pair = (row.reference.clone(), row.hypothesis.clone());
+                pairs.entry((task, *metric)).or_default().push(pair);
+            }
+            Some(layout) => {
+                let (mut wanted, mut answered) =
+                    (layout.by_task(&row.reference), layout.by_task(&row.hypothesis));
+                for (task, metric) in &sample.metrics {
+                    let pair = (
+                        wanted.remove(task).unwrap_or_default(),
+                        answered.remove(task).unwrap_or_default(),
+                    );
+                    pairs.entry((task, *metric)).or_default().push(pair);
+                }
+            }
+        }
+    }
+    let scored = pairs.into_iter().filter_map(|((task, metric), pairs)| {
+        let borrowed: Vec<(&str, &str)> = (pairs.iter())
+            .map(|(reference, hypothesis)| (reference.as_str(), hypothesis.as_str()))
+            .collect();
+        Some(TaskScore {
+            task: task.to_owned(),
+            metric,
+            score: metric.tally(&borrowed).score()?,
+            answers: pairs.len(),
+        })
+    });
+    scored.collect()
 }

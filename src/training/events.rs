@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluate::TaskScore;
+
 /// One thing that happened in a run. As JSON: `{"event": "step", …}`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -84,12 +86,15 @@ pub enum TrainEvent {
         step: u64,
         /// Mean loss.
         loss: f64,
-        /// Word error rate of greedy answers, 0 to infinity; absent when nothing was transcribed.
+        /// Word error rate of greedy transcripts, 0 to infinity; absent when nothing was transcribed.
         wer: Option<f64>,
         /// Clips behind the loss.
         clips: usize,
-        /// Clips behind the word error rate.
+        /// Clips that were answered.
         transcribed_clips: usize,
+        /// The score of each task's answers by its own metric.
+        #[serde(default)]
+        scores: Vec<TaskScore>,
         /// Whether this is the best loss of the stage so far.
         best: bool,
         /// Time it took, seconds.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::audio::{AudioLimits, decode};
+use crate::audio::{AudioLimits, SAMPLE_RATE_HZ, decode};
 use crate::text::TemplateVariables;
 use crate::util::hex;
 
@@ -19,16 +19,101 @@ pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
 pub enum AudioSource {
     /// A file of any supported type.
     File(PathBuf),
+    /// A file, or a piece of one, as a manifest declares it.
+    Clip(Clip),
     /// In memory: mono f32 at 16 kHz.
     Samples(Arc<[f32]>),
     /// Behind a function, such as one that reads the sample store.
     Lazy(LazyAudio),
 }
 
+/// A file, or a piece of one, with the length that is declared for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clip {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the piece begins, seconds; absent: the whole file.
+    pub offset: Option<f64>,
+    /// Its length, seconds.
+    pub seconds: f64,
+}
+
+/// How far a declared length may be off: rounding, and the padding that encoders add.
+const SECONDS_OFF_MAX: f64 = 0.2;
+/// The same as a share of it.
+const SHARE_OFF_MAX: f64 = 0.02;
+/// Longest file that pieces are cut from, seconds.
+const WHOLE_SECONDS_MAX: f64 = 24.0 * 3600.0;
+
+impl Clip {
+    /// Reads the piece. The whole file is decoded for each of its pieces.
+    fn load(&self) -> Result<Vec<f32>, String> {
+        let seconds_max = self.offset.map(|_| WHOLE_SECONDS_MAX);
+        let mut samples = read(&self.path, seconds_max)?;
+        let wrong = |reason: String| Err(format!("`{}`: {reason}", self.path.display()));
+        #[expect(clippy::cast_precision_loss, reason = "a sample count")]
+        let found = samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
+        let tolerance = SECONDS_OFF_MAX.max(self.seconds * SHARE_OFF_MAX);
+        let Some(offset) = self.offset else {
+            if (found - self.seconds).abs() > tolerance {
+                let hint = match found > self.seconds {
+                    true => "; a piece of a longer file needs `offset` too",
+                    false => "",
+                };
+                return wrong(format!(
+                    "has {found:.2} s of sound, the manifest's `duration` is {}{hint}",
+                    self.seconds
+                ));
+            }
+            return Ok(samples);
+        };
+        if offset + self.seconds > found + tolerance {
+            return wrong(format!(
+                "has {found:.2} s of sound, the manifest's piece goes from {offset} to {:.2}",
+                offset + self.seconds
+            ));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "finite and not negative; a manifest's reader checks it"
+        )]
+        let at = |seconds: f64| ((seconds * f64::from(SAMPLE_RATE_HZ)).round() as usize).min(samples.len());
+        let (start, end) = (at(offset), at(offset + self.seconds));
+        samples.truncate(end);
+        samples.drain(..start);
+        Ok(samples)
+    }
+}
+
+/// Reads and decodes a file; `seconds_max` is its longest sound where that is not the default.
+fn read(path: &Path, seconds_max: Option<f64>) -> Result<Vec<f32>, String> {
+    let wrong = |reason: String| format!("`{}`: {reason}", path.display());
+    let size = std::fs::metadata(path)
+        .map_err(|error| wrong(error.to_string()))?
+        .len();
+    if size > FILE_BYTES_MAX {
+        return Err(wrong(format!(
+            "has {size} bytes, expected at most {FILE_BYTES_MAX}"
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let mut limits = AudioLimits {
+        value_bytes_max: bytes.len(),
+        ..AudioLimits::default()
+    };
+    if let Some(seconds_max) = seconds_max {
+        limits.seconds_max = seconds_max;
+    }
+    let waveform = decode(&bytes, None, &limits).map_err(|error| wrong(error.to_string()))?;
+    Ok(waveform.samples)
+}
+
 impl fmt::Debug for AudioSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Clip(clip) => write!(f, "{clip:?}"),
             Self::Samples(samples) => write!(f, "Samples({})", samples.len()),
             Self::Lazy(_) => write!(f, "Lazy"),
         }
@@ -44,25 +129,8 @@ impl AudioSource {
         let samples = match self {
             Self::Samples(samples) => samples.to_vec(),
             Self::Lazy(load) => load()?,
-            Self::File(path) => {
-                let wrong = |reason: String| format!("`{}`: {reason}", path.display());
-                let size = std::fs::metadata(path)
-                    .map_err(|error| wrong(error.to_string()))?
-                    .len();
-                if size > FILE_BYTES_MAX {
-                    return Err(wrong(format!(
-                        "has {size} bytes, expected at most {FILE_BYTES_MAX}"
-                    )));
-                }
-                let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-                let limits = AudioLimits {
-                    value_bytes_max: bytes.len(),
-                    ..AudioLimits::default()
-                };
-                decode(&bytes, None, &limits)
-                    .map_err(|error| wrong(error.to_string()))?
-                    .samples
-            }
+            Self::File(path) => read(path, None)?,
+            Self::Clip(clip) => clip.load()?,
         };
         if samples.is_empty() {
             return Err(format!("{self:?} has no samples"));
@@ -110,6 +178,12 @@ pub fn digest(examples: &[Example]) -> String {
         };
         take(&example.id);
         take(&format!("{:.3}", example.seconds));
+        if let AudioSource::Clip(Clip {
+            offset: Some(offset), ..
+        }) = &example.audio
+        {
+            take(&format!("from {offset:.3}"));
+        }
         take(&example.task);
         take(example.instruction.as_deref().unwrap_or(""));
         take(&example.target);
@@ -128,4 +202,61 @@ pub fn digest(examples: &[Example]) -> String {
         }
     }
     hex(&hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audio::write_wav;
+
+    /// Three seconds, each of its own loudness.
+    fn steps(folder: &Path) -> PathBuf {
+        let path = folder.join("steps.wav");
+        let samples: Vec<f32> = (0..48_000).map(|at| [0.25, 0.5, 0.75][at / 16_000]).collect();
+        write_wav(&path, &samples).unwrap();
+        path
+    }
+
+    fn clip(path: &Path, offset: Option<f64>, seconds: f64) -> AudioSource {
+        AudioSource::Clip(Clip {
+            path: path.to_owned(),
+            offset,
+            seconds,
+        })
+    }
+
+    #[test]
+    fn a_row_with_an_offset_is_the_piece_and_not_the_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = steps(folder.path());
+
+        let middle = clip(&path, Some(1.0), 1.0).load().unwrap();
+        let first = clip(&path, Some(0.0), 1.0).load().unwrap();
+        let last = clip(&path, Some(2.5), 0.6).load().unwrap(); // a tenth of a second more than there is
+
+        assert_eq!((middle.len(), first.len(), last.len()), (16_000, 16_000, 8_000));
+        let all = |samples: &[f32], value: f32| samples.iter().all(|sample| (sample - value).abs() < 1e-3);
+        assert!(all(&middle, 0.5) && all(&first, 0.25) && all(&last, 0.75));
+    }
+
+    #[test]
+    fn a_length_that_is_not_the_recordings_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = steps(folder.path());
+
+        assert_eq!(clip(&path, None, 2.9).load().unwrap().len(), 48_000);
+        for (offset, seconds, part) in [
+            (None, 2.0, "a piece of a longer file needs `offset`"),
+            (None, 30.0, "`duration` is 30"),
+            (Some(2.0), 2.0, "from 2 to 4.00"),
+            (Some(5.0), 1.0, "from 5 to 6.00"),
+        ] {
+            let reason = clip(&path, offset, seconds).load().unwrap_err();
+
+            assert!(
+                reason.contains("has 3.00 s of sound") && reason.contains(part),
+                "{reason}"
+            );
+        }
+    }
 }

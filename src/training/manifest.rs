@@ -1,6 +1,7 @@
 //! Manifests: JSON lines in the style of NeMo, one labelled recording each.
 //!
-//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other tools.
+//! Untrusted: every error names file and line. Unknown keys pass, because manifests carry notes of other
+//! tools.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -11,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::TrainingError;
-use super::example::{AudioSource, Example};
+use super::example::{AudioSource, Clip, Example};
+use super::prompt_variants::TRANSCRIPT;
 use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{TaskLabel, TemplateVariables};
 
@@ -21,6 +23,8 @@ const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
 const LINES_MAX: usize = 20_000_000;
 /// Longest list of task names, bytes.
 const TASK_BYTES_MAX: usize = 256;
+/// Rows that are left out of a manifest and told one by one.
+pub const REASONS_MAX: usize = 1_000;
 /// Longest declared clip, seconds.
 const SECONDS_MAX: f64 = 24.0 * 3600.0;
 
@@ -28,6 +32,7 @@ const SECONDS_MAX: f64 = 24.0 * 3600.0;
 struct Line {
     audio_filepath: String,
     duration: f64,
+    offset: Option<f64>,
     text: Option<String>,
     task: Option<String>,
     instruction: Option<String>,
@@ -66,6 +71,7 @@ impl From<LineLabel> for TaskLabel {
 struct AudioLine {
     audio_filepath: String,
     duration: f64,
+    offset: Option<f64>,
     split: Option<String>,
 }
 
@@ -74,6 +80,7 @@ impl From<AudioLine> for Line {
         Self {
             audio_filepath: line.audio_filepath,
             duration: line.duration,
+            offset: line.offset,
             task: Some("audio".to_owned()),
             target: Some(String::new()),
             split: line.split,
@@ -82,59 +89,139 @@ impl From<AudioLine> for Line {
     }
 }
 
-/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
-///
-/// The answer is `target`, or `text` where there is no target; the task is `asr` unless named. `targets` (answers by
-/// task) stands for several examples, or for the tasks that `task` names. `labels` (names, or objects with `name` and
-/// `description`), `fields` and the short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
-///
-/// # Errors
-/// [`TrainingError::Manifest`] with file and line; [`TrainingError::Io`] when the file cannot be read.
-pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-    read_lines::<Line>(path, split, true)
+/// What a manifest holds: its recordings, and the rows that are none.
+#[derive(Debug, Default)]
+pub struct Manifest {
+    /// One for each good row.
+    pub examples: Vec<Example>,
+    /// Rows that were left out.
+    pub refused: usize,
+    /// Which and why, for the first [`REASONS_MAX`] of them.
+    pub reasons: Vec<String>,
 }
 
-/// Reads a manifest of recordings without labels: only `audio_filepath`, `duration` and `split` matter, the rest is not
-/// looked at. The examples have an empty target and the task `audio`.
+impl Manifest {
+    fn refuse(&mut self, error: &TrainingError) {
+        self.refused += 1;
+        if self.reasons.len() < REASONS_MAX {
+            self.reasons.push(error.to_string());
+        }
+    }
+
+    /// Logs what was left out, and gives the rest.
+    pub fn warned(self) -> Vec<Example> {
+        for reason in &self.reasons {
+            tracing::warn!(reason, "left a manifest row out");
+        }
+        if self.refused > self.reasons.len() {
+            tracing::warn!(
+                rows = self.refused - self.reasons.len(),
+                "left further manifest rows out"
+            );
+        }
+        self.examples
+    }
+}
+
+/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
+/// A bad row is listed and does not stop the rest.
+///
+/// With an `offset` a row is the piece of its file from there on, `duration` seconds long; without one it is
+/// the whole file. The answer is `target`, or `text` where there is no target, and may be empty: nothing
+/// said. The task is `asr` unless named. `targets` (answers by task) stands for several examples, or for the
+/// tasks that `task` names. `labels` (names, or objects with `name` and `description`), `fields` and the
+/// short forms `source_lang`, `target_lang` and `keyword` fill the task's prompts.
+///
+/// # Errors
+/// [`TrainingError::Manifest`] with file and line where no row is good, or the file is of another kind (a
+/// JSON array, UTF-16); [`TrainingError::Io`] when it cannot be read.
+pub fn read_manifest(path: &Path, split: Option<&str>) -> Result<Manifest, TrainingError> {
+    read_rows::<Line>(path, split, true)
+}
+
+/// Reads a manifest of recordings without labels: only `audio_filepath`, `offset`, `duration` and `split`
+/// matter, the rest is not looked at. The examples have an empty target and the task `audio`.
 ///
 /// # Errors
 /// As [`read_manifest`].
-pub fn read_audio_manifest(path: &Path, split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-    read_lines::<AudioLine>(path, split, false)
+pub fn read_audio_manifest(path: &Path, split: Option<&str>) -> Result<Manifest, TrainingError> {
+    read_rows::<AudioLine>(path, split, false)
 }
 
-fn read_lines<L: DeserializeOwned + Into<Line>>(
+fn read_rows<L: DeserializeOwned + Into<Line>>(
     path: &Path,
     split: Option<&str>,
     labelled: bool,
-) -> Result<Vec<Example>, TrainingError> {
+) -> Result<Manifest, TrainingError> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let name = path
         .file_name()
         .map_or_else(|| "manifest".into(), |name| name.to_string_lossy().into_owned());
-    let mut examples = Vec::new();
-    json_lines(path, &mut |at, line: L| {
-        let line: Line = line.into();
-        let other_split = matches!((split, &line.split), (Some(wanted), Some(found)) if wanted != found);
-        if !other_split {
-            examples.push(example(line, folder, format!("{name}:{at}"), labelled)?);
+    let (mut manifest, mut good_rows, mut first_bad) = (Manifest::default(), 0usize, None);
+    lines(path, &mut |at, text| {
+        let row = text.and_then(|text| {
+            let line: Line = serde_json::from_str::<L>(text)
+                .map_err(|error| error.to_string())?
+                .into();
+            let other_split = matches!((split, &line.split), (Some(wanted), Some(found)) if wanted != found);
+            let example = example(line, folder, format!("{name}:{at}"), labelled)?;
+            Ok((!other_split).then_some(example))
+        });
+        match row {
+            Ok(example) => {
+                good_rows += 1;
+                manifest.examples.extend(example);
+            }
+            Err(reason) => {
+                let error = bad_line(path, at, reason);
+                manifest.refuse(&error);
+                first_bad.get_or_insert(error);
+            }
         }
         Ok(())
     })?;
-    Ok(examples)
+    match first_bad {
+        Some(error) if good_rows == 0 => Err(error),
+        _ => Ok(manifest),
+    }
 }
 
-/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are passed over.
+/// Reads a file of JSON objects, one a line; `take` sees each with its line's number, from 1. Empty lines are
+/// passed over.
 ///
 /// # Errors
-/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it; [`TrainingError::Io`].
+/// [`TrainingError::Manifest`] with file and line where one is no such object or `take` refuses it;
+/// [`TrainingError::Io`].
 pub(crate) fn json_lines<T: DeserializeOwned>(
     path: &Path,
     take: &mut dyn FnMut(usize, T) -> Result<(), String>,
 ) -> Result<(), TrainingError> {
+    lines(path, &mut |at, text| {
+        let object = text.and_then(|text| serde_json::from_str(text).map_err(|error| error.to_string()));
+        object
+            .and_then(|object| take(at, object))
+            .map_err(|reason| bad_line(path, at, reason))
+    })
+}
+
+fn bad_line(path: &Path, line: usize, reason: String) -> TrainingError {
+    TrainingError::Manifest {
+        path: path.to_owned(),
+        line,
+        reason,
+    }
+}
+
+/// Reads a file line by line: `take` sees each that is not empty, trimmed and without a byte order mark, or
+/// why it is no text.
+fn lines<F>(path: &Path, take: &mut F) -> Result<(), TrainingError>
+where
+    F: FnMut(usize, Result<&str, String>) -> Result<(), TrainingError>,
+{
     let file = std::fs::File::open(path).map_err(TrainingError::io("read", path))?;
     let mut reader = BufReader::new(file);
     let mut bytes = Vec::new();
+    let mut is_first = true;
     for at in 1.. {
         bytes.clear();
         let read = reader
@@ -145,23 +232,50 @@ pub(crate) fn json_lines<T: DeserializeOwned>(
         if read == 0 {
             break;
         }
-        let wrong = |reason: String| TrainingError::Manifest {
-            path: path.to_owned(),
-            line: at,
-            reason,
-        };
-        if read as u64 > LINE_BYTES_MAX {
-            return Err(wrong(format!("is longer than {LINE_BYTES_MAX} bytes")));
-        }
         if at > LINES_MAX {
-            return Err(wrong(format!("a manifest has at most {LINES_MAX} lines")));
+            return Err(bad_line(
+                path,
+                at,
+                format!("a manifest has at most {LINES_MAX} lines"),
+            ));
         }
-        let text = std::str::from_utf8(&bytes).map_err(|error| wrong(format!("is not UTF-8: {error}")))?;
-        if text.trim().is_empty() {
+        if read as u64 > LINE_BYTES_MAX {
+            if bytes.last() != Some(&b'\n') {
+                reader
+                    .skip_until(b'\n')
+                    .map_err(TrainingError::io("read", path))?;
+            }
+            is_first = false;
+            take(at, Err(format!("is longer than {LINE_BYTES_MAX} bytes")))?;
             continue;
         }
-        let line = serde_json::from_str(text.trim()).map_err(|error| wrong(error.to_string()))?;
-        take(at, line).map_err(wrong)?;
+        if at == 1 && (bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff")) {
+            let reason = "the file is UTF-16, expected UTF-8: `iconv -f UTF-16 -t UTF-8` converts it";
+            return Err(bad_line(path, at, reason.to_owned()));
+        }
+        let text = match std::str::from_utf8(&bytes) {
+            // Files that were joined have a mark in the middle too.
+            Ok(text) => text.trim_start_matches('\u{feff}').trim(),
+            Err(error) => {
+                is_first = false;
+                take(at, Err(format!("is not UTF-8: {error}")))?;
+                continue;
+            }
+        };
+        if text.is_empty() {
+            continue;
+        }
+        if is_first && (text.starts_with('[') || text == "{") {
+            let (found, remedy) = match text.starts_with('[') {
+                true => ("a JSON array", "jq -c '.[]'"),
+                false => ("JSON over several lines", "jq -c ."),
+            };
+            let reason =
+                format!("the file is {found}, expected one JSON object a line: `{remedy}` makes that of it");
+            return Err(bad_line(path, at, reason));
+        }
+        is_first = false;
+        take(at, Ok(text))?;
     }
     Ok(())
 }
@@ -176,6 +290,11 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
             line.duration
         ));
     }
+    if let Some(offset) = line.offset.filter(|offset| !(0.0..=SECONDS_MAX).contains(offset)) {
+        return Err(format!(
+            "`offset` is {offset}, expected seconds from 0 to {SECONDS_MAX}"
+        ));
+    }
     let mut targets = line.targets.unwrap_or_default();
     if line
         .task
@@ -188,7 +307,7 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     }
     // Empty: as many examples as there are targets.
     let task = line.task.unwrap_or_else(|| match targets.is_empty() {
-        true => "asr".to_owned(),
+        true => TRANSCRIPT.to_owned(),
         false => String::new(),
     });
     let target = if targets.is_empty() {
@@ -204,9 +323,10 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
         targets.clear();
         target.ok_or_else(|| format!("`targets` has none for task `{task}`"))?
     };
+    // Nothing said is an answer, but none of a list.
     let blank = |target: &String| target.trim().is_empty();
-    if labelled && (targets.values().any(blank) || (targets.is_empty() && blank(&target))) {
-        return Err("the target is empty".into());
+    if labelled && line.labels.is_some() && targets.is_empty() && blank(&target) {
+        return Err("the target is empty, and none of the `labels`".into());
     }
     let instruction = line
         .instruction
@@ -228,7 +348,11 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     }
     Ok(Example {
         id,
-        audio: AudioSource::File(folder.join(line.audio_filepath)),
+        audio: AudioSource::Clip(Clip {
+            path: folder.join(line.audio_filepath),
+            offset: line.offset,
+            seconds: line.duration,
+        }),
         seconds: line.duration,
         task,
         instruction,
@@ -245,183 +369,4 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(text: &[u8], split: Option<&str>) -> Result<Vec<Example>, TrainingError> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("train.jsonl");
-        std::fs::write(&path, text).unwrap();
-        read_manifest(&path, split)
-    }
-
-    #[test]
-    fn a_line_becomes_an_example_and_unknown_keys_pass() {
-        let text = br#"{"audio_filepath": "a/b.wav", "duration": 1.5, "text": "Hello", "voice": "x"}
-
-{"audio_filepath": "/abs/c.wav", "duration": 2, "text": "hello", "task": "st", "target": "hallo", "instruction": "To German.", "split": "test"}
-"#;
-
-        let examples = read(text, None).unwrap();
-
-        assert_eq!(examples.len(), 2);
-        assert_eq!(examples[0].id, "train.jsonl:1");
-        assert_eq!(
-            (examples[0].task.as_str(), examples[0].target.as_str()),
-            ("asr", "Hello")
-        );
-        assert!(
-            matches!(&examples[0].audio, AudioSource::File(path) if path.ends_with("a/b.wav") && path.is_absolute())
-        );
-        assert_eq!(examples[1].id, "train.jsonl:3");
-        assert_eq!(
-            (examples[1].task.as_str(), examples[1].target.as_str()),
-            ("st", "hallo")
-        );
-        assert!(matches!(&examples[1].audio, AudioSource::File(path) if path == Path::new("/abs/c.wav")));
-    }
-
-    #[test]
-    fn a_line_brings_what_fills_its_tasks_prompts() {
-        let text = br#"{"audio_filepath": "a", "duration": 1, "task": "keyword_search", "target": "yes", "keyword": "radio", "fields": {"keyword": "kept", "x": "y"}}
-{"audio_filepath": "a", "duration": 1, "task": "translation", "target": "hallo", "target_lang": "de", "labels": ["b", {"name": "c", "description": "d"}]}"#;
-
-        let examples = read(text, None).unwrap();
-
-        let fields = |at: usize| -> Vec<(&str, &str)> {
-            let fields = &examples[at].variables.fields;
-            fields
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str()))
-                .collect()
-        };
-        assert_eq!(fields(0), [("keyword", "kept"), ("x", "y")]);
-        assert_eq!(fields(1), [("target_lang", "de")]);
-        let labels = examples[1].variables.labels.as_ref().unwrap();
-        assert_eq!(
-            (
-                labels[0].name.as_str(),
-                labels[1].name.as_str(),
-                labels[1].description.as_str()
-            ),
-            ("b", "c", "d")
-        );
-        assert_eq!(examples[0].variables.labels, None);
-    }
-
-    #[test]
-    fn a_line_may_carry_several_targets_or_name_the_tasks_it_is_for() {
-        let line = |task: &str| {
-            format!(
-                "{{\"audio_filepath\": \"a\", \"duration\": 1, {task}\"targets\": {{\"asr\": \"x\", \"intent\": \"i\"}}}}"
-            )
-        };
-        let one = |task: &str| read(line(task).as_bytes(), None).unwrap().remove(0);
-
-        let (all, joint, single) = (
-            one(""),
-            one(r#""task": "asr,intent", "#),
-            one(r#""task": "intent", "#),
-        );
-
-        assert_eq!(
-            (all.task.as_str(), all.target.as_str(), all.targets.len()),
-            ("", "", 2)
-        );
-        assert_eq!((joint.task.as_str(), joint.targets.len()), ("asr,intent", 2));
-        assert_eq!((single.target.as_str(), single.targets.len()), ("i", 0));
-        for bad in [
-            r#""task": "emotion", "#,
-            r#""target": "x", "#,
-            r#""instruction": "x", "#,
-        ] {
-            assert!(read(line(bad).as_bytes(), None).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_split_keeps_the_lines_that_name_it_or_none() {
-        let text = br#"{"audio_filepath": "a", "duration": 1, "text": "x", "split": "train"}
-{"audio_filepath": "b", "duration": 1, "text": "x", "split": "test"}
-{"audio_filepath": "c", "duration": 1, "text": "x"}"#;
-
-        assert_eq!(read(text, Some("test")).unwrap().len(), 2);
-        assert_eq!(read(text, None).unwrap().len(), 3);
-    }
-
-    #[test]
-    fn a_recording_without_a_label_is_enough_where_labels_do_not_matter() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("audio.jsonl");
-        let text = "{\"audio_filepath\": \"a.wav\", \"duration\": 2, \"text\": 7, \"source\": \"x\"}\n{\"audio_filepath\": \"b.wav\", \"duration\": 0}\n";
-        std::fs::write(&path, text).unwrap();
-
-        let error = read_audio_manifest(&path, None).unwrap_err().to_string();
-        assert!(
-            error.contains("line 2") && error.contains("`duration`"),
-            "{error}"
-        );
-        std::fs::write(&path, text.lines().next().unwrap()).unwrap();
-        let examples = read_audio_manifest(&path, None).unwrap();
-
-        assert_eq!(
-            (examples.len(), examples[0].seconds, examples[0].target.as_str()),
-            (1, 2.0, "")
-        );
-        assert!(read_manifest(&path, None).is_err());
-    }
-
-    #[test]
-    fn an_error_names_file_and_line() {
-        for (bad, part) in [
-            ("{", "EOF"),
-            (
-                r#"{"audio_filepath": "a", "duration": -1, "text": "x"}"#,
-                "`duration` is -1",
-            ),
-            (r#"{"audio_filepath": "a", "duration": 1}"#, "neither"),
-            (r#"{"audio_filepath": "a", "duration": 1, "text": " "}"#, "empty"),
-            (
-                r#"{"audio_filepath": "a", "duration": 1, "text": "x", "task": " "}"#,
-                "`task`",
-            ),
-            (
-                r#"{"audio_filepath": "a", "duration": 1, "targets": {"asr": " "}}"#,
-                "empty",
-            ),
-            (
-                r#"{"audio_filepath": "a", "duration": 1, "targets": {}}"#,
-                "neither",
-            ),
-            (r#"{"duration": 1, "text": "x"}"#, "audio_filepath"),
-            (
-                r#"{"audio_filepath": "", "duration": 1, "text": "x"}"#,
-                "audio_filepath",
-            ),
-        ] {
-            let text = format!("{{\"audio_filepath\": \"a\", \"duration\": 1, \"text\": \"x\"}}\n{bad}\n");
-
-            let error = read(text.as_bytes(), None).unwrap_err().to_string();
-
-            assert!(
-                error.contains("train.jsonl`, line 2") && error.contains(part),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_line_of_two_megabytes_is_refused_without_being_kept() {
-        let error = read(&vec![b'x'; 2 << 20], None).unwrap_err().to_string();
-
-        assert!(error.contains("longer than"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&bytes, Some("train"));
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,17 @@
-//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that runs them.
+//! Curriculum, batches, losses, schedule, optimiser state, checkpoints: single steps, and the engine that
+//! runs them.
 //!
 //! | file | one thought |
 //! |---|---|
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
+//! | [`corpora`] | manifests from folders of corpora; the proof that nothing tested is learned |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`variants`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
-//! | [`augment`] | cheap random changes to audio |
-//! | [`ctc`] | alignment against the language model's own embedding table |
+//! | [`augment`] | cheap random changes to audio and features |
+//! | [`feature_cache`] | features of the frozen encoder on disk |
+//! | [`ctc`] | which tokens the CTC head can hear |
 //! | [`stage`] | what learns in a stage, and its loss |
 //! | [`schedule`] | learning rate over a stage |
 //! | [`checkpoint`] | what an exact resume needs |
@@ -23,12 +26,14 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod control;
+pub mod corpora;
 pub mod ctc;
 pub mod engine;
 mod error;
 pub mod evaluate;
 pub mod events;
 pub mod example;
+pub mod feature_cache;
 pub mod log;
 pub mod manifest;
 pub mod networks;
@@ -44,8 +49,8 @@ pub use control::{Control, Yield};
 pub use engine::{Engine, EngineArgs, TrainOutcome};
 pub use error::TrainingError;
 pub use events::TrainEvent;
-pub use example::{AudioSource, Example};
-pub use manifest::read_manifest;
+pub use example::{AudioSource, Clip, Example};
+pub use manifest::{Manifest, read_manifest};
 pub use networks::Networks;
 pub use run::{TrainArgs, TrainReport, draft, run};
 

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::TrainingError;
+use crate::inference::speech_llm::SpeechLlm;
+use crate::inference::{BorrowedEngine, Engine, EngineConfig, InferenceError};
 use crate::models::config::ModelConfig;
 use crate::models::encoders::whisper::Window;
-use crate::models::speech_llm::{SpeechLlm, SpeechLlmError};
 use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{Placement, configure_threads};
 use crate::registry::{ModelIdentity, identify};
@@ -52,13 +53,21 @@ impl Networks {
             placement,
         })
     }
+
+    /// An inference engine over these networks.
+    pub fn engine(&self, config: &EngineConfig) -> BorrowedEngine<'_> {
+        Engine::new(self.encoder.as_ref(), &self.speech_llm, config)
+    }
 }
 
-impl From<SpeechLlmError> for TrainingError {
-    fn from(error: SpeechLlmError) -> Self {
+impl From<InferenceError> for TrainingError {
+    fn from(error: InferenceError) -> Self {
         match error {
-            SpeechLlmError::Model(error) => Self::Model(error),
-            SpeechLlmError::Text(error) => Self::Text(error),
+            InferenceError::Model(error) => Self::Model(error),
+            InferenceError::Text(error) => Self::Text(error),
+            error @ InferenceError::NoFeatures => Self::Settings {
+                problem: error.to_string(),
+            },
         }
     }
 }

@@ -1,12 +1,13 @@
-//! From labelled recordings to samples: targets in their final spelling, as tokens; what does not fit is left out and counted.
+//! From labelled recordings to samples: targets in their final spelling, as tokens; what does not fit is left
+//! out and counted.
 
 use std::collections::BTreeMap;
 
 use super::TrainingError;
-use super::ctc::ctc_ids;
 use super::example::Example;
-use super::prompt_variants::{PromptVariants, TaskCatalog};
-use crate::models::speech_llm::SpeechLlm;
+use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
+use crate::inference::speech_llm::SpeechLlm;
+use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};
 use crate::training::config::TrainingConfig;
 
@@ -17,10 +18,12 @@ pub struct Sample {
     pub example: Example,
     /// Answer tokens, end included.
     pub answer: Vec<i64>,
-    /// Tokens for CTC.
-    pub ctc: Vec<i64>,
+    /// Tokens for CTC: those of what was said, none of them where nothing was; absent where it is not known.
+    pub ctc: Option<Vec<i64>>,
     /// The ways in which it can be asked.
     pub variants: PromptVariants,
+    /// Its tasks, each with the metric that its answers are judged by.
+    pub metrics: Vec<(String, Metric)>,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -32,7 +35,8 @@ pub struct Prepared {
     pub left_out: BTreeMap<&'static str, usize>,
 }
 
-/// Lower case; letters, digits and apostrophes stay, everything else separates words: the paper's spelling of transcripts.
+/// Lower case; letters, digits and apostrophes stay, everything else separates words: the paper's spelling of
+/// transcripts.
 pub fn plain_target(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars().flat_map(char::to_lowercase) {
@@ -77,18 +81,32 @@ pub fn prepare(
                 continue;
             }
         }
-        let answer = llm.answer_ids(&example.target)?;
+        let answer = match example.task.as_str() {
+            TRANSCRIPT => [llm.spoken_ids(&example.target)?, vec![llm.end_ids()[0]]].concat(),
+            _ => llm.answer_ids(&example.target)?,
+        };
         if answer.len() > config.data.target_tokens_max {
             leave_out("more tokens than data.target_tokens_max");
             continue;
         }
-        let ctc = ctc_ids(llm.tokenizer(), &example.target)?;
+        let said = match example.task.as_str() {
+            TRANSCRIPT => Some(example.target.clone()),
+            _ => example.text.as_deref().map(plain_target),
+        };
+        let ctc = said.map(|said| llm.spoken_ids(&said)).transpose()?;
+        let metrics = match &layout {
+            None => vec![(example.task.clone(), tasks.metric_of(&example.task))],
+            Some(layout) => (layout.fields().iter())
+                .map(|field| (field.task.clone(), tasks.metric_of(&field.task)))
+                .collect(),
+        };
         let variants = tasks.variants_of(&example, layout)?;
         prepared.samples.push(Sample {
             example,
             answer,
             ctc,
             variants,
+            metrics,
         });
     }
     Ok(prepared)
@@ -101,13 +119,18 @@ fn final_spelling(
     tasks: &TaskCatalog,
     config: &TrainingConfig,
 ) -> Result<String, &'static str> {
-    let spell = |task: &str, format: AnswerFormat, labels: &[String], target: &str| {
-        let target = match config.data.plain_targets && task == "asr" {
-            true => plain_target(target),
-            false => format.canonical(target, labels),
+    let spell = |task: &str, format: AnswerFormat, labels: &[String], given: &str| {
+        let target = match config.data.plain_targets && task == TRANSCRIPT {
+            true => plain_target(given),
+            false => format.canonical(given, labels),
         };
         if target.is_empty() {
-            return Err("empty target");
+            // Nothing said is taught as an empty answer; what has no words that can be taught is not the
+            // same.
+            return match given.trim().is_empty() && format == AnswerFormat::Text {
+                true => Ok(target),
+                false => Err("empty target"),
+            };
         }
         let answered = format.parse(&target);
         let listed = |label: &&str| labels.iter().any(|known| known.to_lowercase() == **label);

@@ -1,8 +1,9 @@
-//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows with
-//! several targets make.
+//! How samples are asked: the instructions that can be drawn for each, and the compound examples that rows
+//! with several targets make.
 //!
-//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the task's
-//! file. Prompts with places are kept as they are and filled when one is drawn, so that a million samples share them.
+//! A sample's own instruction counts before `[prompts]` of the settings, and these before the prompts of the
+//! task's file. Prompts with places are kept as they are and filled when one is drawn, so that a million
+//! samples share them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,12 +11,12 @@ use std::sync::Arc;
 use super::TrainingError;
 use super::example::Example;
 use crate::nn::random::SplitMix;
+use crate::scoring::Metric;
 use crate::text::tasks::TASK_SEPARATOR;
-use crate::text::{JointLayout, Task, TaskTable, TemplateVariables, TextError};
+pub(super) use crate::text::tasks::TRANSCRIPT;
+use crate::text::{JointLayout, Task, TaskMetric, TaskTable, TemplateVariables, TextError};
 use crate::training::config::TrainingConfig;
 
-/// The task of transcripts.
-const TRANSCRIPT: &str = "asr";
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
 
@@ -61,6 +62,11 @@ impl PromptVariants {
             parts: vec![part],
             joint: None,
         }
+    }
+
+    /// How the answers of several tasks are laid out; absent for one task.
+    pub fn layout(&self) -> Option<&JointLayout> {
+        self.joint.as_deref()
     }
 
     /// The first way: the default instruction.
@@ -153,6 +159,12 @@ impl TaskCatalog {
         self.tasks.get(name)?.task.as_deref()
     }
 
+    /// The metric that a task's answers are judged by: that of its file; word error rate where there is none.
+    pub(super) fn metric_of(&self, name: &str) -> Metric {
+        let metric = self.file_of(name).map_or(TaskMetric::Wer, |task| task.metric);
+        Metric::of_task(metric)[0]
+    }
+
     /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names
     /// tasks that no file describes: it is taught as it stands.
     ///
@@ -208,7 +220,8 @@ impl TaskCatalog {
         let template = match &at_hand.task {
             Some(task) => {
                 let mut variables = Arc::clone(&example.variables);
-                // Given labels are those of the one task that takes some; the layout has checked that there is one.
+                // Given labels are those of the one task that takes some; the layout has checked that there
+                // is one.
                 if tasks > 1 && variables.labels.is_some() && !task.answer.format.takes_labels() {
                     Arc::make_mut(&mut variables).labels = None;
                 }
@@ -225,9 +238,9 @@ impl TaskCatalog {
     }
 }
 
-/// Turns rows that carry several targets into examples: one for each target, and for the share `compound_share` of
-/// them, drawn by seed and id, a compound one of the transcript and another target (of two targets where there is no
-/// transcript). Other examples pass as they are.
+/// Turns rows that carry several targets into examples: one for each target, and for the share
+/// `compound_share` of them, drawn by seed and id, a compound one of the transcript and another target (of
+/// two targets where there is no transcript). Other examples pass as they are.
 ///
 /// # Errors
 /// [`TrainingError::Settings`] when a row gives labels and not exactly one of its targets is made of labels.

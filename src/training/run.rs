@@ -8,7 +8,7 @@ use super::events::TrainEvent;
 use super::manifest::read_manifest;
 use super::networks::Networks;
 use super::{TrainingError, checkpoint};
-use crate::registry::{Draft, Registry};
+use crate::registry::{Draft, Expected, Registry, RegistryError};
 use crate::training::config::TrainingConfig;
 
 /// What the `train` command asks for.
@@ -45,7 +45,7 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
     let read = |paths: &[std::path::PathBuf]| -> Result<Vec<_>, TrainingError> {
         let mut examples = Vec::new();
         for path in paths {
-            examples.extend(read_manifest(path, None)?);
+            examples.extend(read_manifest(path, None)?.warned());
         }
         Ok(examples)
     };
@@ -54,6 +54,14 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
         Some(path) => Some(checkpoint::read_adapter(path, "start")?),
         None => None,
     };
+    let registry = config
+        .checkpoint
+        .registry
+        .as_ref()
+        .map(Registry::open)
+        .transpose()?;
+    // What the run's version may replace at its end, hours from now.
+    let current = registry.as_ref().map(Registry::current).transpose()?.flatten();
     let networks = Networks::load(&config.model)?;
     let args = EngineArgs {
         config: config.clone(),
@@ -66,24 +74,34 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
     };
     let outcome = Engine::new(args)?.run(on_event)?;
     let mut version = None;
-    if let (Some(root), false) = (&config.checkpoint.registry, outcome.stopped) {
-        let registry = Registry::open(root)?;
+    if let (Some(registry), false) = (&registry, outcome.stopped) {
         let published = registry
             .publish(
                 &config.checkpoint.prefix,
                 &draft(&config, &networks, &outcome, None),
             )?
             .version;
-        if config.checkpoint.promote {
-            registry.promote(&published)?;
-        }
+        let promoted = config.checkpoint.promote && promote(registry, &published, current.as_deref())?;
         on_event(&TrainEvent::Published {
             version: published.clone(),
-            promoted: config.checkpoint.promote,
+            promoted,
         });
         version = Some(published);
     }
     Ok(TrainReport { outcome, version })
+}
+
+/// Makes a version current in place of `current`; false when somebody else has changed it during the run.
+fn promote(registry: &Registry, version: &str, current: Option<&str>) -> Result<bool, TrainingError> {
+    let expected = current.map_or(Expected::Nothing, Expected::Version);
+    match registry.promote(version, expected) {
+        Ok(_) => Ok(true),
+        Err(error @ RegistryError::Moved { .. }) => {
+            tracing::warn!(%error, version, "published and not promoted; `adapters promote` can do it");
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a run's outcome looks like as a draft for the registry.

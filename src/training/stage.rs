@@ -1,16 +1,22 @@
 //! One stage at work: what learns, its loss, its optimiser.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::TrainingError;
+use super::augment::feature_mask;
+use super::batch::{LoadedClip, StageFeatures};
 use super::checkpoint::{read_lora, seed_lora};
-use super::ctc::CtcTable;
+use super::ctc::classes_of;
+use super::feature_cache::FeatureCache;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::models::speech_llm::Learned;
+use crate::inference::hidden_states;
+use crate::inference::speech_llm::Learned;
+use crate::models::adapter::{Adapted, CtcHead};
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
-use crate::training::config::{StageConfig, StageKind, TrainingConfig};
+use crate::nn::random::SplitMix;
+use crate::training::config::{AugmentConfig, StageConfig, StageKind, TrainingConfig};
 
 /// A batch's loss.
 #[derive(Debug)]
@@ -23,33 +29,40 @@ pub struct BatchLoss {
     pub rows: usize,
 }
 
-/// What a stage needs beside the networks: the CTC table, when it has one.
+/// What a stage needs beside the networks.
 #[derive(Debug)]
 pub struct StageRunner<'a> {
     networks: &'a Networks,
     config: &'a StageConfig,
-    table: Option<CtcTable>,
+    /// Changes to features, where training changes them.
+    masks: Option<AugmentConfig>,
+    /// Where features are kept, and the layer mix that they have, `[L + 1]`.
+    features: Option<(StageFeatures, Tensor)>,
 }
 
 impl<'a> StageRunner<'a> {
-    /// Brings `learned` into the form that the stage wants: a CTC head over `classes` where CTC is part of the loss, LoRA where it learns, no LoRA where it does not.
+    /// Brings `learned` into the form that the stage wants: a CTC head over `classes`, beside those that it
+    /// has already, where CTC is part of the loss; LoRA where it learns, no LoRA where it does not.
     ///
     /// # Errors
-    /// [`TrainingError`] when LoRA does not fit the language model, or a class is no token.
+    /// [`TrainingError`] when LoRA does not fit the language model, a class is no token, or the adapter's
+    /// positions need a CTC head and there is none.
     pub fn begin(
         networks: &'a Networks,
         run: &TrainingConfig,
         config: &'a StageConfig,
         learned: &mut Learned,
         classes: &[i64],
+        cache: Option<&FeatureCache>,
     ) -> Result<Self, TrainingError> {
-        let with_ctc = config.kind == StageKind::CtcAlign || config.ctc_weight > 0.0;
-        let mut table = None;
-        if with_ctc {
-            learned.adapter.set_ctc_classes(classes.to_vec(), run.seed)?;
-            let head = learned.adapter.ctc_head().expect("it was set a line above");
-            table = Some(CtcTable::new(head, &networks.speech_llm.llm().embedding_table())?);
+        if with_ctc(config) {
+            let known = learned.adapter.ctc_head().map_or(&[][..], CtcHead::classes);
+            let all = classes_of([known, classes]);
+            learned.adapter.set_ctc_classes(all, run.seed)?;
         }
+        learned
+            .adapter
+            .bind(&networks.speech_llm.llm().embedding_table())?;
         if config.kind.has_lora() {
             if learned.lora.is_none() {
                 let sites = networks.speech_llm.llm().lora_sites();
@@ -65,24 +78,46 @@ impl<'a> StageRunner<'a> {
         } else {
             learned.lora = None;
         }
+        let features = match cache {
+            Some(cache) if config.cached => {
+                let mix = learned.adapter.mix_weights().detach();
+                let bits: Vec<u32> = Vec::<f32>::try_from(&mix)?
+                    .into_iter()
+                    .map(f32::to_bits)
+                    .collect();
+                let (encoder, precision) = (&networks.encoder_identity.digest, networks.placement.precision);
+                let features = StageFeatures {
+                    cache: cache.clone(),
+                    common: format!("{encoder} {precision:?} {bits:?}"),
+                    variants: run.feature_cache.variants,
+                };
+                Some((features, mix))
+            }
+            _ => None,
+        };
         Ok(Self {
             networks,
             config,
-            table,
+            masks: config.augment.then(|| run.augment.clone()),
+            features,
         })
     }
 
-    /// Puts a saved LoRA in place of the fresh one.
+    /// Where features are kept, when the stage keeps them.
+    pub fn features(&self) -> Option<&StageFeatures> {
+        self.features.as_ref().map(|(features, _)| features)
+    }
+
+    /// Puts a saved LoRA in place of the fresh one, which has the run's dropout.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] when it does not fit.
     pub fn restore_lora(&self, learned: &mut Learned, folder: &std::path::Path) -> Result<(), TrainingError> {
-        if self.config.kind.has_lora() {
-            learned.lora = Some(read_lora(
-                folder,
-                self.networks.speech_llm.llm(),
-                self.networks.placement.device,
-            )?);
+        if let Some(fresh) = &mut learned.lora {
+            let (llm, device) = (self.networks.speech_llm.llm(), self.networks.placement.device);
+            let mut saved = read_lora(folder, llm, device)?;
+            saved.set_dropout(fresh.config().dropout);
+            *fresh = saved;
         }
         Ok(())
     }
@@ -91,18 +126,21 @@ impl<'a> StageRunner<'a> {
     pub fn parameters(&self, learned: &Learned) -> Vec<Parameter> {
         let mut parameters = Vec::new();
         for (name, tensor) in learned.adapter.variables() {
-            if name.starts_with("ctc.") && self.table.is_none() {
+            let rests = (name.starts_with("ctc.") && !with_ctc(self.config))
+                || (name.starts_with("summary.") && self.config.kind == StageKind::CtcAlign)
+                || (name == "mix.weight" && self.features.is_some());
+            if rests {
                 continue;
             }
-            let scalar = name == "mix.weight" || name == "ctc.scale";
-            let decays = name.ends_with("conv.weight");
+            let rate_factor = match name.as_str() {
+                "mix.weight" | "ctc.scale" => self.config.scalar_rate_factor,
+                name if name.starts_with("summary.") => self.config.lora_rate_factor,
+                _ => 1.0,
+            };
+            let decays = name.ends_with("conv.weight") || name.ends_with("linear.weight");
             parameters.push(Parameter {
                 tensor,
-                rate_factor: if scalar {
-                    self.config.scalar_rate_factor
-                } else {
-                    1.0
-                },
+                rate_factor,
                 decay_factor: if decays { 1.0 } else { 0.0 },
                 name,
             });
@@ -134,7 +172,9 @@ impl<'a> StageRunner<'a> {
         Ok(AdamW::new(config, self.parameters(learned))?)
     }
 
-    /// Loss of one batch. None when no row has a target that the loss can express (validation texts may hold tokens that are no CTC class).
+    /// Loss of one batch; `random` draws the masks of a training step. None when no row has a target that the
+    /// loss can express (validation texts may hold tokens that are no CTC class, and not every row says what
+    /// was said).
     ///
     /// # Errors
     /// [`TrainingError`] when a network fails.
@@ -142,34 +182,35 @@ impl<'a> StageRunner<'a> {
         &self,
         learned: &Learned,
         samples: &[&Sample],
-        clips: &[Vec<f32>],
+        clips: &[LoadedClip],
         instructions: &[String],
+        random: Option<&mut SplitMix>,
     ) -> Result<Option<BatchLoss>, TrainingError> {
+        let head = learned.adapter.ctc_head().filter(|_| with_ctc(self.config));
+        let classes = |sample: &&Sample| head?.classes_of(sample.ctc.as_ref()?);
+        let mut targets: Vec<Option<Vec<i64>>> = samples.iter().map(classes).collect();
         // CTC alone cannot use a row whose tokens are no classes; leave it out before any work is done on it.
-        let ctc_targets: Vec<Option<Vec<i64>>> = match &self.table {
-            Some(table) => samples
-                .iter()
-                .map(|sample| table.classes(&sample.ctc).filter(|ids| !ids.is_empty()))
-                .collect(),
-            None => vec![None; samples.len()],
-        };
         let ctc_alone = self.config.kind == StageKind::CtcAlign;
         let keep: Vec<usize> = (0..samples.len())
-            .filter(|row| !ctc_alone || ctc_targets[*row].is_some())
+            .filter(|row| !ctc_alone || targets[*row].is_some())
             .collect();
         if keep.is_empty() {
             return Ok(None);
         }
-        let kept: Vec<&[f32]> = keep.iter().map(|row| clips[*row].as_slice()).collect();
-        let hidden = self.networks.encoder.hidden_states(&kept)?;
-        let features = learned.adapter.mix(&hidden)?; // [B, T, D]
-        let adapted = learned.adapter.forward(&features, &hidden.lengths)?; // [B, P, H]
+        let kept: Vec<&LoadedClip> = keep.iter().map(|row| &clips[*row]).collect();
+        let (mut features, lengths) = self.encode(learned, &kept)?; // [B, T, D]
+        if let (Some(masks), Some(random)) = (&self.masks, random) {
+            let size = features.size();
+            if let Some(mask) = feature_mask(&lengths, size[1], size[2], masks, random)? {
+                features = features * mask.f_to_device(self.networks.placement.device)?;
+            }
+        }
+        let adapted = learned.adapter.forward(&features, &lengths)?; // [B, P, H]
 
-        // In a mixed loss every row must have a CTC target for the batch to have a CTC part.
-        let targets: Option<Vec<Vec<i64>>> = keep.iter().map(|row| ctc_targets[*row].clone()).collect();
-        let ctc = match (&self.table, learned.adapter.ctc_head(), &targets) {
-            (Some(table), Some(head), Some(targets)) => Some(table.loss(head, &adapted, targets)?),
-            _ => None,
+        let targets: Vec<Option<Vec<i64>>> = keep.iter().map(|row| targets[*row].take()).collect();
+        let ctc = match head {
+            Some(head) => ctc_loss(head, &adapted, &targets)?,
+            None => None,
         };
         if ctc_alone {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
@@ -183,11 +224,12 @@ impl<'a> StageRunner<'a> {
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
         let llm = &self.networks.speech_llm;
-        let prompts = llm.prompts_around(&adapted.positions, &adapted.lengths, &asked)?;
+        let heard = learned.adapter.positions(&adapted)?;
+        let prompts = llm.prompts_around(&heard.positions, &heard.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
         let loss = match ctc {
-            Some(ctc) if self.config.ctc_weight > 0.0 => found.loss + ctc * self.config.ctc_weight,
-            _ => found.loss,
+            Some(ctc) => found.loss + ctc * self.config.ctc_weight,
+            None => found.loss,
         };
         Ok(Some(BatchLoss {
             loss,
@@ -195,4 +237,79 @@ impl<'a> StageRunner<'a> {
             rows: keep.len(),
         }))
     }
+
+    /// Mixed features `[B, T, D]` f32 of clips, with their lengths. Without a cache they are differentiable
+    /// in the mix; with one, what is not in it yet is encoded and kept.
+    fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<(Tensor, Vec<i64>), TrainingError> {
+        let samples: Vec<&[f32]> = clips.iter().filter_map(|clip| clip.audio()).collect();
+        let Some((cached, mix)) = &self.features else {
+            let hidden = hidden_states(self.networks.encoder.as_ref(), &samples)?;
+            return Ok((learned.adapter.mix(&hidden)?, hidden.lengths));
+        };
+        let _no_grad = tch::no_grad_guard();
+        let mut fresh = Vec::with_capacity(samples.len());
+        if !samples.is_empty() {
+            let count = i64::try_from(samples.len()).unwrap_or(i64::MAX);
+            let mix = mix.f_unsqueeze(0)?.f_expand([count, -1], false)?; // [B, L+1]
+            let encoded = self.networks.encoder.encode(&samples, &mix)?;
+            for (row, length) in encoded.lengths.iter().enumerate() {
+                let row = encoded.features.f_get(i64::try_from(row).unwrap_or(i64::MAX))?;
+                // As it will come back from the cache.
+                fresh.push(row.f_narrow(0, 0, *length)?.f_to_kind(Kind::BFloat16)?);
+            }
+        }
+        let mut fresh = fresh.into_iter();
+        let mut rows = Vec::with_capacity(clips.len());
+        for clip in clips {
+            rows.push(match clip {
+                LoadedClip::Features(features) => features.f_to_device(self.networks.placement.device)?,
+                LoadedClip::Samples { keep_as, .. } => {
+                    let features = fresh.next().expect("every clip with samples was encoded");
+                    if let Some(key) = keep_as {
+                        cached.cache.put(key, &features)?;
+                    }
+                    features
+                }
+            });
+        }
+        let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
+        let padded = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, T, D]
+        Ok((padded.f_to_kind(Kind::Float)?, lengths))
+    }
+}
+
+/// Whether the loss has a CTC part.
+fn with_ctc(config: &StageConfig) -> bool {
+    config.kind == StageKind::CtcAlign || config.ctc_weight > 0.0
+}
+
+/// CTC loss of the rows that have a target; none when there are none.
+fn ctc_loss(
+    head: &CtcHead,
+    adapted: &Adapted,
+    targets: &[Option<Vec<i64>>],
+) -> Result<Option<Tensor>, TrainingError> {
+    let known: Vec<Vec<i64>> = targets.iter().flatten().cloned().collect();
+    if known.is_empty() {
+        return Ok(None);
+    }
+    if known.len() == targets.len() {
+        return Ok(Some(head.loss(adapted, &known)?));
+    }
+    let rows: Vec<i64> = (0i64..)
+        .zip(targets)
+        .filter(|(_, target)| target.is_some())
+        .map(|(row, _)| row)
+        .collect();
+    let lengths = (adapted.lengths.iter().zip(targets))
+        .filter(|(_, target)| target.is_some())
+        .map(|(length, _)| *length)
+        .collect();
+    let index = Tensor::f_from_slice(&rows)?.f_to_device(adapted.positions.device())?;
+    let adapted = Adapted {
+        positions: adapted.positions.f_index_select(0, &index)?,
+        lengths,
+        summary: None,
+    };
+    Ok(Some(head.loss(&adapted, &known)?))
 }

@@ -9,16 +9,19 @@ use tch::Tensor;
 use super::evaluate::{EvaluateOptions, evaluate};
 use super::prepare::prepare;
 use super::*;
+use crate::inference::speech_llm::Learned;
+use crate::inference::{DecodeOptions, EngineConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use crate::models::config::{AdapterSettings, LayerMix, ModelConfig};
-use crate::models::decoding::DecodeOptions;
-use crate::models::speech_llm::Learned;
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
+use crate::scoring::Metric;
 use crate::testing::TinyModels;
 use crate::training::config::{Decay, StageConfig, StageKind, TrainingConfig};
+
+mod aligned;
 
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
@@ -151,7 +154,8 @@ fn a_curriculum_runs_through_every_kind_of_stage_and_tells_what_it_does() {
     let digest = crate::registry::identify(&place.models.llm).unwrap();
     let fixed = |networks: &Networks| {
         let llm = networks.speech_llm.llm();
-        llm.read(&llm.embed(&[1, 2, 3, 4]).unwrap(), None).unwrap()
+        llm.prompt_logits(&llm.embed(&[1, 2, 3, 4]).unwrap(), None)
+            .unwrap()
     };
     let before = fixed(&place.networks);
 
@@ -212,7 +216,7 @@ fn what_learns_in_each_stage_is_listed() {
     let names = |kind| {
         let (mut learned, stage) = (fresh(), stage(kind, 1));
         let work =
-            stage::StageRunner::begin(&place.networks, &config, &stage, &mut learned, &[1, 2]).unwrap();
+            stage::StageRunner::begin(&place.networks, &config, &stage, &mut learned, &[1, 2], None).unwrap();
         work.parameters(&learned)
             .into_iter()
             .map(|parameter| parameter.name)
@@ -266,6 +270,56 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
         assert_eq!(
             resumed.best.as_ref().unwrap().loss,
             whole.best.as_ref().unwrap().loss
+        );
+    }
+}
+
+#[test]
+fn dropout_of_low_rank_updates_acts_in_steps_and_not_in_validation() {
+    let place = Place::new();
+    let coarse = StageConfig {
+        lora_rate_factor: 1.0,
+        learning_rate: 0.05,
+        ..stage(StageKind::LoraWarmup, 4)
+    };
+    let (first, _) = place.train(place.config("first", vec![coarse]));
+    // From there, steps so small that no weight changes: what differs is dropout's doing.
+    let losses = |name: &str, dropout: f64| -> (Vec<f64>, Vec<f64>) {
+        let still = StageConfig {
+            learning_rate: 1e-9,
+            ..stage(StageKind::LoraWarmup, 3)
+        };
+        let mut config = place.config(name, vec![still]);
+        config.lora.dropout = dropout;
+        config.validation.every_steps = 1;
+        let args = EngineArgs {
+            start_from: Some((first.adapter.clone(), first.lora.clone())),
+            ..place.args(config)
+        };
+        let (mut steps, mut validations) = (Vec::new(), Vec::new());
+        let outcome = Engine::new(args).unwrap().run(&mut |event| match event {
+            TrainEvent::Step { loss, .. } => steps.push(*loss),
+            TrainEvent::Validated { loss, .. } => validations.push(*loss),
+            _ => {}
+        });
+        outcome.unwrap();
+        (steps, validations)
+    };
+
+    let (steps, validations) = losses("without", 0.0);
+    let (dropped, validated) = losses("with", 0.5);
+
+    assert_eq!((steps.len(), validations.len()), (3, 3));
+    for (with, without) in dropped.iter().zip(&steps) {
+        assert!(
+            (with - without).abs() > 1e-3,
+            "{with} with dropout, {without} without"
+        );
+    }
+    for (with, without) in validated.iter().zip(&validations) {
+        assert!(
+            (with - without).abs() < 1e-5,
+            "{with} with dropout, {without} without"
         );
     }
 }
@@ -583,12 +637,10 @@ fn a_multitask_stage_trains_on_tasks_from_files_and_on_compound_examples() {
 }
 
 #[test]
-fn evaluation_keeps_the_order_and_sums_by_group() {
+fn evaluation_keeps_the_order_and_scores_each_task() {
     let place = Place::new();
     let config = place.config("evaluates", vec![stage(StageKind::CtcAlign, 2)]);
     let (outcome, _) = place.train(config.clone());
-    let adapter = SpeechAdapter::from_snapshot(&outcome.adapter, tch::Device::Cpu, false).unwrap();
-    let learned = Learned { adapter, lora: None };
     let mut list = examples(5);
     list[3].audio = AudioSource::File("no/such.wav".into());
     let samples = prepare(list, &config, &place.networks.speech_llm)
@@ -598,13 +650,12 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
 
     for by_ctc in [false, true] {
         let options = EvaluateOptions {
-            batch_rows: 2,
-            decoding: DecodeOptions::greedy(4),
+            engine: EngineConfig::offline(2, DecodeOptions::greedy(4)),
             by_ctc,
         };
         let found = evaluate(
             &place.networks,
-            &learned,
+            &outcome.adapter,
             &samples,
             &options,
             &Control::new(),
@@ -616,11 +667,14 @@ fn evaluation_keeps_the_order_and_sums_by_group() {
         assert_eq!(ids, ["clip-0", "clip-1", "clip-2", "clip-4"]);
         assert_eq!(found.unreadable.len(), 1);
         assert!(found.unreadable[0].contains("clip-3"));
-        assert_eq!(found.errors.length, 4);
+        let [score] = found.scores.as_slice() else {
+            panic!("{:?}", found.scores);
+        };
         assert_eq!(
-            (found.by_domain["even"].length, found.by_domain["odd"].length),
-            (3, 1)
+            (score.task.as_str(), score.metric, score.answers),
+            ("asr", Metric::Wer, 4)
         );
+        assert_eq!(found.score_of("asr"), Some(score));
         assert!(
             found
                 .rows
@@ -713,4 +767,104 @@ fn an_offline_run_reads_manifests_and_publishes_what_it_learned() {
     )
     .unwrap();
     assert_eq!(report.version.as_deref(), Some("demo-0002"));
+}
+
+/// 35 s of sound: more than the encoder's window of 30 s.
+fn long_example() -> Example {
+    let samples: Vec<f32> = (0..560_000).map(|at| (at as f32 * 0.05).sin() * 0.3).collect();
+    Example {
+        audio: AudioSource::Samples(samples.into()),
+        seconds: 35.0,
+        ..example(0)
+    }
+}
+
+#[test]
+fn a_clip_longer_than_the_encoders_window_is_evaluated_and_validated_as_serving_would_hear_it() {
+    let place = Place::new();
+    let mut config = place.config("long", vec![stage(StageKind::Asr, 1)]);
+    config.data.seconds_max = 60.0;
+    config.data.seconds_min = 0.0;
+    let mut args = place.args(config.clone());
+    args.valid = vec![long_example()];
+    let mut validated = None;
+
+    let engine = Engine::new(args).unwrap();
+    let outcome = engine
+        .run(&mut |event| {
+            if let TrainEvent::Validated {
+                clips,
+                transcribed_clips,
+                ..
+            } = event
+            {
+                validated = Some((*clips, *transcribed_clips));
+            }
+        })
+        .unwrap();
+    let samples = prepare(vec![long_example()], &config, &place.networks.speech_llm).unwrap();
+    let options = EvaluateOptions {
+        engine: EngineConfig::offline(2, DecodeOptions::greedy(4)),
+        by_ctc: false,
+    };
+    let found = evaluate(
+        &place.networks,
+        &outcome.adapter,
+        &samples.samples,
+        &options,
+        &Control::new(),
+        &mut |_| {},
+    )
+    .unwrap();
+
+    assert_eq!(validated, Some((1, 1)));
+    assert_eq!((found.rows.len(), found.unreadable.len()), (1, 0));
+    assert!((found.audio_seconds - 35.0).abs() < 1e-6);
+}
+
+#[test]
+fn each_task_is_judged_by_its_own_metric_also_where_several_are_answered_at_once() {
+    let place = Place::new();
+    let mut config = place.config("metrics", vec![stage(StageKind::Asr, 1)]);
+    config.tasks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks"));
+    config.data.target_tokens_max = 1_000;
+    let (outcome, _) = place.train(place.config("any", vec![stage(StageKind::Asr, 1)]));
+    let of_task = |task: &str, target: &str| Example {
+        task: task.to_owned(),
+        target: target.to_owned(),
+        ..example(0)
+    };
+    let list = vec![
+        of_task("asr", "ab"),
+        of_task("emotion", "sad"),
+        of_task("asr,emotion", "ASR: ab | Emotion: sad |"),
+    ];
+    let samples = prepare(list, &config, &place.networks.speech_llm)
+        .unwrap()
+        .samples;
+    assert_eq!(samples.len(), 3);
+
+    let options = EvaluateOptions {
+        engine: EngineConfig::offline(4, DecodeOptions::greedy(4)),
+        by_ctc: false,
+    };
+    let found = evaluate(
+        &place.networks,
+        &outcome.adapter,
+        &samples,
+        &options,
+        &Control::new(),
+        &mut |_| {},
+    )
+    .unwrap();
+
+    let scores: Vec<(&str, Metric, usize)> = (found.scores.iter())
+        .map(|score| (score.task.as_str(), score.metric, score.answers))
+        .collect();
+    let emotion = crate::text::TaskTable::load(config.tasks_dir.as_deref().unwrap()).unwrap();
+    let emotion = Metric::of_task(emotion.get("emotion").unwrap().metric)[0];
+    assert_ne!(emotion, Metric::Wer);
+    assert_eq!(scores, [("asr", Metric::Wer, 2), ("emotion", emotion, 2)]);
+    let emotion = found.score_of("emotion").unwrap();
+    assert!((emotion.error() - (1.0 - emotion.score / 100.0)).abs() < 1e-9);
 }

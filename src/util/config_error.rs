@@ -26,8 +26,10 @@ pub enum ConfigError {
         message: String,
     },
     /// An environment variable does not fit the setting it names.
-    #[error("environment variables `{ENV_PREFIX}…`: {message}")]
+    #[error("environment variable `{variable}`: {message}")]
     Environment {
+        /// Its name.
+        variable: String,
         /// Key and what was expected.
         message: String,
     },

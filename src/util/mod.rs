@@ -1,7 +1,15 @@
-//! Small helpers that every module may use: the error of settings, hexadecimal text.
+//! Small helpers that every module may use: the clock, the error of settings, hexadecimal text,
+//! files that are not what their names promise.
 
+mod clock;
 mod config_error;
-mod hex;
+mod file_content;
 
+pub use clock::Clock;
 pub use config_error::{ConfigError, ENV_PREFIX};
-pub use hex::hex;
+pub use file_content::{file_mistaken_for, mistaken_for};
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}

@@ -1,8 +1,8 @@
 //! Opening safetensors checkpoints, and handing their tensors out with exact accounting.
 //!
-//! Files are mapped, not read: opening costs milliseconds. A tensor of a large file that is wanted as it is stays in the
-//! file and is looked at there; any other is copied (and converted) once, when it is taken. Headers come from outside
-//! and are checked in full before the first byte of data is believed.
+//! Files are mapped, not read: opening costs milliseconds. A tensor of a large file that is wanted as it is
+//! stays in the file and is looked at there; any other is copied (and converted) once, when it is taken.
+//! Headers come from outside and are checked in full before the first byte of data is believed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,26 +13,28 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+use super::folder::instead;
 use super::map::{VIEWED_BYTES_MIN, WeightMap};
 use super::{Mismatch, Misshapen, Mistyped, WeightsError};
+use crate::util::mistaken_for;
 
 /// Largest header believed, bytes. The largest published models need well under one megabyte.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Largest `model.safetensors.index.json` read, bytes.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
-/// Tensors that must hold the same are compared in pieces of this size, so that little of them is in memory at a time.
+/// Tensors that must hold the same are compared in pieces of this size, so that little of them is in memory
+/// at a time.
 const ALIAS_BYTES: usize = 4 << 20;
 /// Length of the little-endian number that opens a safetensors file, bytes.
 const PREFIX_BYTES: usize = 8;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
-const PICKLE_FILE: &str = "pytorch_model.bin";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// A checkpoint whose headers have been checked, and whose data stays on disk until asked for.
 ///
-/// The files must not be truncated or overwritten in place while it lives, nor while a model made from it lives: they
-/// are memory-mapped. Published versions are immutable and replaced by rename, which is safe.
+/// The files must not be truncated or overwritten in place while it lives, nor while a model made from it
+/// lives: they are memory-mapped. Published versions are immutable and replaced by rename, which is safe.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -78,10 +80,9 @@ impl Checkpoint {
         if dir.join(INDEX_FILE).is_file() {
             return Self::open_sharded(dir);
         }
-        let pickle = dir.join(PICKLE_FILE).is_file();
         Err(WeightsError::NoCheckpoint {
             dir: dir.to_path_buf(),
-            pickle,
+            instead: instead(dir),
         })
     }
 
@@ -159,7 +160,8 @@ impl Checkpoint {
         &self.path
     }
 
-    /// Whether the checkpoint holds a tensor of this name (for optional ones, such as an untied output layer).
+    /// Whether the checkpoint holds a tensor of this name (for optional ones, such as an untied output
+    /// layer).
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
@@ -198,8 +200,8 @@ impl Checkpoint {
 
 /// Hands out a checkpoint's tensors by name, and at the end accounts for every one.
 ///
-/// Failures are collected, not returned one by one: a placeholder stands in until [`finish`](Self::finish) reports
-/// everything together, so code that builds a model reads straight through.
+/// Failures are collected, not returned one by one: a placeholder stands in until [`finish`](Self::finish)
+/// reports everything together, so code that builds a model reads straight through.
 #[derive(Debug)]
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
@@ -217,7 +219,8 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// The tensor `name`, which the model declares with `shape`, on the loader's device in its float kind.
     ///
-    /// A placeholder of zeros comes back on failure; [`finish`](Self::finish) then fails and the model is dropped.
+    /// A placeholder of zeros comes back on failure; [`finish`](Self::finish) then fails and the model is
+    /// dropped.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Tensor {
         self.take_as(name, shape, self.dtype)
     }
@@ -242,8 +245,9 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Several matrices of the same input one below the other, `[rows, columns]` each → `[sum of rows, columns]`; or
-    /// several vectors, where `columns` is absent. Joined as they are read: no part is in memory twice.
+    /// Several matrices of the same input one below the other, `[rows, columns]` each → `[sum of rows,
+    /// columns]`; or several vectors, where `columns` is absent. Joined as they are read: no part is in
+    /// memory twice.
     pub fn take_joined(&mut self, parts: &[(String, i64)], columns: Option<i64>) -> Tensor {
         let shape = |rows: i64| [Some(rows), columns].into_iter().flatten().collect::<Vec<i64>>();
         if let [(name, rows)] = parts {
@@ -371,11 +375,12 @@ impl<'a> Loader<'a> {
         self.dtype
     }
 
-    /// Ends the load: every tensor of the checkpoint must have been taken or ignored, and every taken one found.
+    /// Ends the load: every tensor of the checkpoint must have been taken or ignored, and every taken one
+    /// found.
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`] with every difference at once; [`WeightsError::Torch`] when the tensors agreed
-    /// and libtorch still could not make one (out of memory).
+    /// [`WeightsError::Mismatch`] with every difference at once; [`WeightsError::Torch`] when the tensors
+    /// agreed and libtorch still could not make one (out of memory).
     pub fn finish(mut self) -> Result<(), WeightsError> {
         let unexpected = self
             .checkpoint
@@ -420,7 +425,7 @@ fn open_map(path: &Path, map: usize) -> Result<(Arc<WeightMap>, NamedEntries), W
     })?;
     let entries = parse_header(file.bytes(), map).map_err(|reason| WeightsError::Header {
         path: path.to_path_buf(),
-        reason,
+        reason: mistaken_for(file.bytes()).map_or(reason, |found| format!("it is {found}")),
     })?;
     Ok((file, entries))
 }
@@ -445,7 +450,7 @@ fn parse_header(bytes: &[u8], map: usize) -> Result<NamedEntries, String> {
     let data_start = PREFIX_BYTES + header_len as usize;
     let header = bytes.get(PREFIX_BYTES..data_start).ok_or_else(|| {
         format!(
-            "its header claims {header_len} bytes, the whole file has {}",
+            "its header claims {header_len} bytes, the whole file has {}: its end is missing",
             bytes.len()
         )
     })?;
@@ -453,8 +458,12 @@ fn parse_header(bytes: &[u8], map: usize) -> Result<NamedEntries, String> {
     let metadata: Metadata = serde_json::from_slice(header).map_err(|error| error.to_string())?;
     let data_len = bytes.len() - data_start;
     if metadata.data_len() != data_len {
+        let hint = match data_len < metadata.data_len() {
+            true => "its end is missing, as where a download breaks off",
+            false => "something was added to it",
+        };
         return Err(format!(
-            "its header describes {} bytes of data, the file has {data_len}",
+            "its header describes {} bytes of data, the file has {data_len}: {hint}",
             metadata.data_len()
         ));
     }
@@ -496,7 +505,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
         )));
     }
     let text = std::fs::read(path).map_err(io)?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| {
+        broken(mistaken_for(&text).map_or_else(|| error.to_string(), |found| format!("it is {found}")))
+    })?;
     if index.weight_map.is_empty() {
         return Err(broken("its `weight_map` is empty".to_owned()));
     }

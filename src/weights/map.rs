@@ -1,10 +1,10 @@
 //! Weight files in memory without being read into it.
 //!
-//! A large file's tensors are views of the mapping where their kind is the wanted one: nothing is copied, pages come
-//! from disk when they are first used, and all models of one process that open the same file share them. Torch does
-//! not say when the last view is gone, so a file that was ever viewed stays mapped until the process ends; opened
-//! again, it is the same mapping. What is copied out instead (converted, joined with others, sent to a GPU) gives its
-//! pages back at once, so that a load never holds a tensor twice.
+//! A large file's tensors are views of the mapping where their kind is the wanted one: nothing is copied,
+//! pages come from disk when they are first used, and all models of one process that open the same file share
+//! them. Torch does not say when the last view is gone, so a file that was ever viewed stays mapped until the
+//! process ends; opened again, it is the same mapping. What is copied out instead (converted, joined with
+//! others, sent to a GPU) gives its pages back at once, so that a load never holds a tensor twice.
 
 use std::fs::File;
 use std::ops::Range;
@@ -21,8 +21,8 @@ pub(super) const VIEWED_BYTES_MIN: usize = 64 << 20; // 64 MiB
 /// Mappings that tensors look into, and the files they are of. Never emptied.
 static VIEWED: Mutex<Vec<(Identity, Arc<WeightMap>)>> = Mutex::new(Vec::new());
 
-/// What tells one file's content from another's: device, inode, length, time of change.
-type Identity = (u64, u64, u64, i64, i64);
+/// What tells one file's content from another's: device, inode, length, times of modification and of change.
+type Identity = (u64, u64, u64, (i64, i64), (i64, i64));
 
 /// A mapped file.
 #[derive(Debug)]
@@ -41,15 +41,15 @@ impl WeightMap {
             about.dev(),
             about.ino(),
             about.len(),
-            about.mtime(),
-            about.mtime_nsec(),
+            (about.mtime(), about.mtime_nsec()),
+            (about.ctime(), about.ctime_nsec()),
         );
         let viewed = VIEWED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, map)) = viewed.iter().find(|(known, _)| *known == identity) {
             return Ok(map.clone());
         }
-        // SAFETY: the mapping is private, and nobody truncates published weights in place (the documented condition
-        // on `Checkpoint`).
+        // SAFETY: the mapping is private, and nobody truncates published weights in place (the documented
+        // condition on `Checkpoint`).
         let bytes = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&file) }?;
         Ok(Arc::new(Self { bytes, identity }))
     }
@@ -109,7 +109,8 @@ impl WeightMap {
         Ok(())
     }
 
-    /// A tensor over aligned bytes of the mapping, which the caller keeps alive for as long as the tensor lives.
+    /// A tensor over aligned bytes of the mapping, which the caller keeps alive for as long as the tensor
+    /// lives.
     fn look(&self, range: &Range<usize>, shape: &[i64], dtype: Kind) -> Result<Tensor, TchError> {
         let count: i64 = shape.iter().product();
         assert_eq!(
@@ -117,9 +118,9 @@ impl WeightMap {
             Ok(range.len()),
             "the header was checked against the shape"
         );
-        // SAFETY: the bytes lie within the mapping, are as many as the shape needs, and are aligned (both callers
-        // checked). `view` has put the mapping where it is never dropped; `copy_into` drops the tensor before it returns.
-        // Writes through the tensor go to private pages.
+        // SAFETY: the bytes lie within the mapping, are as many as the shape needs, and are aligned (both
+        // callers checked). `view` has put the mapping where it is never dropped; `copy_into` drops the
+        // tensor before it returns. Writes through the tensor go to private pages.
         unsafe { Tensor::f_from_blob(self.bytes[range.clone()].as_ptr(), shape, &[], dtype, Device::Cpu) }
     }
 
@@ -129,8 +130,8 @@ impl WeightMap {
         let start = range.start.next_multiple_of(PAGE_BYTES);
         let end = range.end / PAGE_BYTES * PAGE_BYTES;
         if start < end {
-            // SAFETY: nothing was ever written to these pages (weights are frozen), so dropping them loses nothing:
-            // the file has the same bytes. Where it fails, memory is held for longer.
+            // SAFETY: nothing was ever written to these pages (weights are frozen), so dropping them loses
+            // nothing: the file has the same bytes. Where it fails, memory is held for longer.
             let _ = unsafe {
                 self.bytes
                     .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)

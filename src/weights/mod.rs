@@ -5,9 +5,11 @@
 //! lack, what the files hold and the model does not know, and what is there in another shape or type are
 //! reported together in one error. Pickle is never read.
 
+mod folder;
 mod load;
 mod map;
 
+pub use folder::check_folder;
 pub use load::{Checkpoint, Loader, TensorSummary};
 
 use std::fmt;
@@ -22,13 +24,21 @@ pub enum WeightsError {
     #[error(
         "no checkpoint in `{}`: expected `model.safetensors` or `model.safetensors.index.json`{}",
         dir.display(),
-        if *pickle { "; the pickle file beside it is never read, convert it to safetensors" } else { "" }
+        instead
     )]
     NoCheckpoint {
         /// Where it was looked for.
         dir: PathBuf,
-        /// Whether a `pytorch_model.bin` was found instead.
-        pickle: bool,
+        /// What was found in its place, as words after the rest; empty where nothing was.
+        instead: String,
+    },
+    /// A file that a model folder needs is missing, or is something else.
+    #[error("`{}` {problem}", path.display())]
+    Folder {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
     },
     /// A file could not be opened, mapped or read.
     #[error("cannot read `{}`: {source}", path.display())]

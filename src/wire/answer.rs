@@ -27,6 +27,9 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Partial, Self::Final, Self::Error];
+
     /// Its name in JSON, metrics and ids.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,6 +56,8 @@ pub enum Flag {
     AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
+    /// The transcript does not agree with the sound: the CTC head finds it unlikely.
+    Unsupported,
     /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
     NoSpeech,
     /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.
@@ -121,8 +126,8 @@ fn is_zero(seconds: &f64) -> bool {
 }
 
 impl Answer {
-    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash is
-    /// recognisable.
+    /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash
+    /// is recognisable.
     pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
         match kind {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),

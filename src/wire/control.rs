@@ -2,19 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::headers::Headers;
+use super::{Record, RecordOffset};
 
-/// What may be ordered; the JSON of a control record, told apart by `command`.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-#[serde(tag = "command", rename_all = "snake_case")]
+/// Longest id of an order and longest name of a version, bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// What may be ordered; told apart by `command` in the JSON of a control record.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run a training cycle now.
-    Retrain {
-        /// Id for the run, so that whoever ordered it can follow its events.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<String>,
-    },
+    Retrain,
     /// Serve this version from now on.
     Promote {
         /// Name of the version.
@@ -23,7 +22,6 @@ pub enum Command {
     /// Serve the parent of the current version, or the version named.
     Rollback {
         /// Name of the version to go back to.
-        #[serde(skip_serializing_if = "Option::is_none")]
         version: Option<String>,
     },
     /// Let training wait.
@@ -32,22 +30,54 @@ pub enum Command {
     Resume,
 }
 
-/// What a control record may say. Every order may bring an `id` and a `reason`, whether they are used or not; an unknown
-/// key is refused, because a misspelt `version` must not become an order about another version.
-#[derive(Deserialize)]
+impl Command {
+    /// Its name in JSON and in events.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Retrain => "retrain",
+            Self::Promote { .. } => "promote",
+            Self::Rollback { .. } => "rollback",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+
+    fn version(&self) -> Option<&str> {
+        match self {
+            Self::Promote { version } => Some(version),
+            Self::Rollback { version } => version.as_deref(),
+            Self::Retrain | Self::Pause | Self::Resume => None,
+        }
+    }
+}
+
+/// An order: a command, and the id under which events tell what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The `id` of the JSON, else the header `ce_id`. For `retrain` it is also the id of the run.
+    pub id: Option<String>,
+    /// What is ordered.
+    pub command: Command,
+}
+
+/// What a control record may say. Every order may bring an `id` and a `reason`; an unknown key is refused,
+/// because a misspelt `version` must not become an order about another version.
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Order {
+struct OrderJson {
     command: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    #[serde(rename = "reason")]
+    #[serde(rename = "reason", skip_serializing)]
     _reason: Option<String>,
 }
 
-impl Order {
-    fn command(self) -> Result<Command, String> {
-        match (self.command.as_str(), self.version) {
-            ("retrain", None) => Ok(Command::Retrain { id: self.id }),
+impl OrderJson {
+    fn command(&self) -> Result<Command, String> {
+        match (self.command.as_str(), self.version.clone()) {
+            ("retrain", None) => Ok(Command::Retrain),
             ("promote", Some(version)) => Ok(Command::Promote { version }),
             ("promote", None) => Err("`promote` needs a `version`".to_owned()),
             ("rollback", version) => Ok(Command::Rollback { version }),
@@ -62,38 +92,62 @@ impl Order {
     }
 }
 
-impl Command {
+impl Order {
     /// Reads a record of the control topic.
     ///
     /// # Errors
     /// A [`Rejection`] when it is no such JSON.
     pub fn parse(record: &Record) -> Result<Self, Rejection> {
-        let value = record.value.as_deref().unwrap_or_default();
         let wrong = |message| Rejection::new(Reason::InvalidCommand, Stage::Control, message);
-        let order: Result<Order, _> = serde_json::from_slice(value);
-        let command = order.map_err(|error| error.to_string()).and_then(Order::command).map_err(|error| {
+        let value = record.value.as_deref().unwrap_or_default();
+        let value = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value); // a byte order mark
+        let json: Result<OrderJson, _> = serde_json::from_slice(value);
+        let json = json.map_err(|error| error.to_string());
+        let (json, command) = json.and_then(|json| json.command().map(|command| (json, command))).map_err(|error| {
             wrong(format!(
                 "not a command: {error}; expected for example {{\"command\": \"retrain\"}} (retrain, promote, rollback, \
                  pause, resume)"
             ))
         })?;
-        let names = match &command {
-            Self::Retrain { id } => id.as_deref(),
-            Self::Promote { version } => Some(version.as_str()),
-            Self::Rollback { version } => version.as_deref(),
-            Self::Pause | Self::Resume => None,
-        };
-        if let Some(name) = names.filter(|name| name.is_empty() || name.len() > 128) {
-            return Err(wrong(format!(
-                "a name of {} bytes, expected 1 to 128",
-                name.len()
-            )));
+        let header = Headers::new(&record.headers)
+            .text("ce_id", NAME_BYTES_MAX)
+            .map_err(|rejection| wrong(rejection.message))?;
+        let id = json.id.or_else(|| header.map(str::to_owned));
+        for (what, name) in [("id", id.as_deref()), ("version", command.version())] {
+            if let Some(name) = name.filter(|name| name.is_empty() || name.len() > NAME_BYTES_MAX) {
+                let bytes = name.len();
+                return Err(wrong(format!(
+                    "`{what}` has {bytes} bytes, expected 1 to {NAME_BYTES_MAX}"
+                )));
+            }
         }
-        Ok(command)
+        Ok(Self { id, command })
+    }
+
+    /// The id that the order brings, else one made of its place in the topic.
+    pub fn id_at(&self, record_offset: &RecordOffset) -> String {
+        let kind = if self.command == Command::Retrain {
+            "run"
+        } else {
+            "order"
+        };
+        let place = || {
+            format!(
+                "{kind}-{}-{}-{}",
+                record_offset.topic, record_offset.partition, record_offset.offset
+            )
+        };
+        self.id.clone().unwrap_or_else(place)
     }
 
     /// The JSON of a control record.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("a plain enum is always JSON")
+        let json = OrderJson {
+            command: self.command.name().to_owned(),
+            id: self.id.clone(),
+            version: self.command.version().map(str::to_owned),
+            _reason: None,
+        };
+        serde_json::to_string(&json).expect("three texts are always JSON")
     }
 }

@@ -44,6 +44,8 @@ closed_list! {
         AbsurdFormat => "absurd_format",
         /// More seconds, samples or positions than allowed.
         AudioTooLong => "audio_too_long",
+        /// More tokens than there is room for beside the audio.
+        InstructionTooLong => "instruction_too_long",
         /// More bytes than allowed.
         ValueTooLarge => "value_too_large",
         /// A header that is not UTF-8, or not what it should be.
@@ -58,8 +60,8 @@ closed_list! {
         UnsupportedType => "unsupported_type",
         /// `ce_task` names no configured task.
         UnknownTask => "unknown_task",
-        /// `ce_labels` is not a JSON array of distinct, non-empty answers, or none of them is as short as `ce_maxtokens`
-        /// asks for.
+        /// `ce_labels` is not a JSON array of distinct, non-empty answers, or none of them is as short as
+        /// `ce_maxtokens` asks for.
         InvalidLabels => "invalid_labels",
         /// The deadline is past.
         DeadlineExceeded => "deadline_exceeded",
@@ -73,6 +75,8 @@ closed_list! {
         StoreRefused => "store_refused",
         /// A command that is not understood.
         InvalidCommand => "invalid_command",
+        /// The broker does not take the answer, whatever is left out of it.
+        AnswerRefused => "answer_refused",
         /// A fault of ours; publishing the record again may work.
         InternalError => "internal_error",
     }
@@ -126,9 +130,11 @@ pub const REASON_HEADER: &str = "speechverse_reason";
 /// Longest message in a header, bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// The dead letter of a record: key, value and headers byte for byte, then the reason in Kafka Connect's headers.
+/// The dead letter of a record: key, value and headers byte for byte, then the reason in Kafka Connect's
+/// headers.
 ///
-/// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name counts.
+/// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name
+/// counts.
 pub fn dead_letter(record: &Record, rejection: &Rejection, topic: Arc<str>) -> OutgoingRecord {
     let mut headers = record.headers.clone();
     let record_offset = &record.record_offset;

@@ -1,4 +1,5 @@
-//! Life-cycle events: what happened to training and to the serving adapter.
+//! Life-cycle events: what happened to training, to the serving adapter, and to records that nobody could
+//! answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use super::{OutgoingRecord, number};
 /// `ce_type` of every event.
 pub const EVENT_TYPE: &str = "speechverse.event.v1";
 
-/// An event: what, about which run or version, when.
+/// An event: what, about which run, version, order or partition, when.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Event {
-    /// Run or adapter version; the record's key.
+    /// Run, adapter version, order, or partition (`topic/number`); the record's key.
     pub id: String,
     /// When it happened.
     pub time: Timestamp,
@@ -31,18 +32,26 @@ pub struct Event {
 pub enum Verdict {
     /// The candidate serves now.
     Promoted,
-    /// The candidate was worse than allowed; a normal outcome.
+    /// The candidate was not better, or somebody changed the current version while it was trained; a normal
+    /// outcome.
     Refused,
+    /// There were too few held-out samples to tell; a candidate that looks better is kept, and an order can
+    /// promote it.
+    Undecided,
     /// The cycle did not get as far as a candidate.
     Failed,
 }
 
 impl Verdict {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Promoted, Self::Refused, Self::Failed];
+
     /// Its name in metrics and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Promoted => "promoted",
             Self::Refused => "refused",
+            Self::Undecided => "undecided",
             Self::Failed => "failed",
         }
     }
@@ -94,16 +103,45 @@ pub enum EventKind {
         /// Why: promoted, ordered, rolled back.
         reason: String,
     },
-    /// An order was obeyed that changes nothing that is visible otherwise.
+    /// An order was obeyed. What it led to has events of its own: a cycle, another adapter.
     CommandObeyed {
         /// Name of the command.
         command: String,
+    },
+    /// The topic's retention deleted records before they were read.
+    RecordsDeleted {
+        /// Topic of the records.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Offset of the first record that is gone.
+        first_offset: i64,
+        /// How many offsets from there on are gone.
+        records: i64,
+    },
+    /// The broker takes neither an answer nor a dead letter of a record, which is passed over.
+    RecordRefused {
+        /// Topic of the record.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Its offset.
+        offset: i64,
+        /// The broker's reason.
+        reason: String,
     },
     /// An order could not be obeyed.
     CommandRefused {
         /// Name of the command.
         command: String,
         /// Why.
+        reason: String,
+    },
+    /// An order came too late to be obeyed.
+    CommandExpired {
+        /// Name of the command.
+        command: String,
+        /// How late it is.
         reason: String,
     },
 }

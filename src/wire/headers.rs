@@ -24,7 +24,7 @@ impl<'r> Headers<'r> {
         value.as_deref()
     }
 
-    /// The text of a header, at most `bytes_max` bytes of UTF-8.
+    /// The text of a header, at most `bytes_max` bytes of UTF-8, without a byte order mark.
     ///
     /// # Errors
     /// A [`Rejection`] that names the header, when it is longer or not UTF-8.
@@ -39,10 +39,17 @@ impl<'r> Headers<'r> {
             );
             return Err(Rejection::new(Reason::HeaderTooLarge, Stage::Ingest, message));
         }
-        std::str::from_utf8(bytes).map(Some).map_err(|error| {
-            let message = format!("header `{name}` is not UTF-8: {error}");
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+            let hint = if utf16 {
+                " (it begins with a byte order mark of UTF-16)"
+            } else {
+                ""
+            };
+            let message = format!("header `{name}` is not UTF-8{hint}: {error}");
             Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
-        })
+        })?;
+        Ok(Some(text.strip_prefix('\u{feff}').unwrap_or(text)))
     }
 
     /// A header's text read as a value; `expected` says what would have been right.

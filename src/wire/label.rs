@@ -4,33 +4,46 @@ use bytes::Bytes;
 
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::envelope::open;
 use super::headers::Headers;
-use super::request::{Instructions, RequestLimits, asked, id, labels, name, open};
+use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
 
 /// What a record of the label topic teaches.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Label {
     /// Audio with its right answer.
     Sample(LabelledAudio),
-    /// The right answer to a request that was answered before.
-    Correction {
-        /// Id of that request.
-        subject: String,
-        /// The right answer.
-        target: String,
-    },
+    /// The right answer to a request.
+    Correction(Correction),
+}
+
+/// The right answer to a request, which is named by source and id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Correction {
+    /// Id of the request.
+    pub subject: String,
+    /// `ce_source` of the request (`ce_subjectsource`), when the sender says.
+    pub subject_source: Option<String>,
+    /// `ce_source` of the correction itself: the request's too, where a client corrects its own requests.
+    pub source: Option<String>,
+    /// The right answer.
+    pub target: String,
 }
 
 /// Audio with its right answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledAudio {
+    /// `ce_source`: who labelled it. Source and id together name a sample.
+    pub source: Option<String>,
     /// Id of the sample.
     pub id: String,
     /// Name of a configured task.
     pub task: Option<String>,
     /// What the answer answers.
     pub instruction: String,
-    /// The right answer.
+    /// Allowed answers, as the record lists them.
+    pub labels: Option<Vec<String>>,
+    /// The right answer; one of those in force, where there are some.
     pub target: String,
     /// Whether it may be trained on.
     pub may_train: bool,
@@ -75,7 +88,12 @@ impl Label {
             (true, Some(_)) if headers.flag("ce_train")? == Some(false) => Err(wrong(
                 "`ce_train` forbids training, and a correction is for nothing else",
             )),
-            (true, Some(subject)) => Ok(Self::Correction { subject, target }),
+            (true, Some(subject)) => Ok(Self::Correction(Correction {
+                subject,
+                subject_source: source(headers, "ce_subjectsource")?,
+                source: source(headers, "ce_source")?,
+                target,
+            })),
             (true, None) => Err(wrong(
                 "no audio and no `ce_subject`: send audio, or name the request whose answer is corrected",
             )),
@@ -83,10 +101,13 @@ impl Label {
                 let task = name(headers, "ce_task", limits)?;
                 let labels = labels(headers, limits)?;
                 let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
+                asked.check_target(&target).map_err(|reason| wrong(&reason))?;
                 Ok(Self::Sample(LabelledAudio {
+                    source: source(headers, "ce_source")?,
                     id: id(headers, record, limits)?,
                     instruction: asked.instruction,
                     task,
+                    labels,
                     target,
                     may_train: headers.flag("ce_train")?.unwrap_or(true),
                     content_type: headers.text("content-type", 256)?.map(str::to_owned),

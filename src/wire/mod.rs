@@ -1,8 +1,10 @@
 //! What travels on topics: records, requests, answers, dead letters, headers.
 
 pub mod answer;
+mod attributes;
 pub mod control;
 pub mod dead_letter;
+mod envelope;
 pub mod event;
 pub mod headers;
 pub mod label;

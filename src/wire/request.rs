@@ -1,21 +1,20 @@
 //! Requests: audio and what to do with it.
 //!
-//! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and structured
-//! mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
+//! CloudEvents 1.0, Kafka protocol binding: binary mode (value = audio, attributes in `ce_*` headers) and
+//! structured mode (`content-type: application/cloudevents+json`, audio in `data_base64`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Record;
 use super::dead_letter::{Reason, Rejection, Stage};
+use super::envelope::open;
 use super::headers::{Headers, invalid};
 use super::trace::TraceContext;
-use crate::text::{AnswerShape, JointLayout, ResolvedPrompt, TemplateVariables, TextError};
+use crate::text::{JointLayout, OutputGrammar, ResolvedPrompt, TemplateVariables, TextError};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -60,10 +59,12 @@ impl Default for RequestLimits {
 
 /// Finds the instruction of a request.
 pub trait Instructions {
-    /// What one task, or several (`asr,intent`), ask for; `own` is the request's instruction instead of theirs.
+    /// What one task, or several (`asr,intent`), ask for; `own` is the request's instruction instead of
+    /// theirs.
     ///
     /// # Errors
-    /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer with.
+    /// [`TextError`]: an unknown task, a place of its prompt without a value, labels that it cannot answer
+    /// with.
     fn of_task(
         &self,
         names: &str,
@@ -86,6 +87,8 @@ pub struct Chunk {
 /// Audio, and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
+    /// `ce_source`: who asks. Source and id together name a request.
+    pub source: Option<String>,
     /// Request id.
     pub id: String,
     /// Stream or conversation it belongs to.
@@ -98,8 +101,8 @@ pub struct Request {
     pub instruction: String,
     /// Allowed answers, as the request lists them.
     pub labels: Option<Vec<String>>,
-    /// What the answer is held to; absent: free text.
-    pub shape: Option<AnswerShape>,
+    /// What the answer is constrained to; absent: free text.
+    pub grammar: Option<OutputGrammar>,
     /// How the answers of several tasks are laid out.
     pub joint: Option<Arc<JointLayout>>,
     /// Most answer tokens.
@@ -118,95 +121,12 @@ pub struct Request {
     pub trace: TraceContext,
 }
 
-/// Attributes and data of a record, whichever mode it came in.
-pub(crate) struct Envelope {
-    pub(crate) headers: Vec<(String, Option<Bytes>)>,
-    pub(crate) data: Bytes,
-}
-
-/// Opens a record: binary mode as it is, structured mode unpacked into the same shape.
-pub(crate) fn open(record: &Record, limits: &RequestLimits) -> Result<Envelope, Rejection> {
-    let data = record.value.clone().unwrap_or_default();
-    let headers = Headers::new(&record.headers);
-    let structured = headers.bytes("content-type").is_some_and(|value| {
-        value
-            .to_ascii_lowercase()
-            .starts_with(b"application/cloudevents+json")
-    });
-    if !structured {
-        return Ok(Envelope {
-            headers: record.headers.clone(),
-            data,
-        });
-    }
-    if data.len() > limits.envelope_bytes_max {
-        let (found, most) = (data.len(), limits.envelope_bytes_max);
-        let message =
-            format!("structured CloudEvent: the value has {found} bytes, at most {most} are allowed");
-        return Err(Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message));
-    }
-    let wrong = |message: String| Rejection::new(Reason::InvalidEnvelope, Stage::Ingest, message);
-    let event: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&data).map_err(|error| {
-            wrong(format!(
-                "structured CloudEvent: the value is no JSON object: {error}"
-            ))
-        })?;
-    let mut data = Bytes::new();
-    // What the transport says (traceparent) stays; what the envelope says comes last and counts.
-    let mut unpacked: Vec<(String, Option<Bytes>)> = record
-        .headers
-        .iter()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-type"))
-        .cloned()
-        .collect();
-    for (name, value) in event {
-        let text = match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Null => continue,
-            serde_json::Value::Bool(_) | serde_json::Value::Number(_) if name != "data_base64" => {
-                value.to_string()
-            }
-            // Extension attributes are scalars in CloudEvents; `labels` as a JSON array and `fields` as an object
-            // are too natural to refuse.
-            serde_json::Value::Array(_) if name == "labels" => value.to_string(),
-            serde_json::Value::Object(_) if name == "fields" => value.to_string(),
-            _ => {
-                return Err(wrong(format!(
-                    "structured CloudEvent: `{name}` is neither text, number nor flag"
-                )));
-            }
-        };
-        match name.as_str() {
-            "data_base64" => {
-                let decoded = BASE64_STANDARD.decode(text.as_bytes()).map_err(|error| {
-                    wrong(format!(
-                        "structured CloudEvent: `data_base64` is no base64: {error}"
-                    ))
-                })?;
-                data = Bytes::from(decoded);
-            }
-            "data" => {
-                return Err(wrong(
-                    "structured CloudEvent: audio belongs into `data_base64`".into(),
-                ));
-            }
-            "datacontenttype" => unpacked.push(("content-type".into(), Some(Bytes::from(text)))),
-            "traceparent" | "tracestate" => unpacked.push((name, Some(Bytes::from(text)))),
-            _ => unpacked.push((format!("ce_{name}"), Some(Bytes::from(text)))),
-        }
-    }
-    Ok(Envelope {
-        headers: unpacked,
-        data,
-    })
-}
-
 impl Request {
     /// Reads a record of the request topic.
     ///
     /// # Errors
-    /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked at.
+    /// A [`Rejection`] that says which header is wrong and what was expected. The audio itself is not looked
+    /// at.
     pub fn parse(
         record: &Record,
         limits: &RequestLimits,
@@ -244,10 +164,11 @@ impl Request {
             ));
         }
         let id = id(headers, record, limits)?;
+        let source = source(headers, "ce_source")?;
         let task = name("ce_task")?;
         let labels = labels(headers, limits)?;
         let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
-        let held = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
+        let constrained = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
         let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
         if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
             return Err(invalid(
@@ -257,11 +178,12 @@ impl Request {
             ));
         }
         Ok(Self {
+            source,
             id,
             session,
             chunk,
             task,
-            shape: asked.held(held),
+            grammar: asked.constrained(constrained),
             instruction: asked.instruction,
             labels,
             joint: asked.joint,
@@ -300,8 +222,19 @@ pub(crate) fn id(headers: Headers<'_>, record: &Record, limits: &RequestLimits) 
     Ok(name(headers, "ce_id", limits)?.unwrap_or_else(place))
 }
 
-/// What to do with the audio, and what the answer may look like: the header's words, else the task's, else the
-/// configured default.
+/// A header that says who made an id: a URI reference.
+pub(super) fn source(headers: Headers<'_>, header: &str) -> Result<Option<String>, Rejection> {
+    const SOURCE_BYTES_MAX: usize = 1_024;
+    match headers.text(header, SOURCE_BYTES_MAX)? {
+        Some(text) if text.trim().is_empty() => {
+            Err(invalid(header, text, "who made the id, or no such header"))
+        }
+        found => Ok(found.map(str::to_owned)),
+    }
+}
+
+/// What to do with the audio, and what the answer may look like: the header's words, else the task's, else
+/// the configured default.
 pub(crate) fn asked(
     headers: Headers<'_>,
     task: Option<&str>,

@@ -8,15 +8,18 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::answer::{Answer, AnswerKind, Flag, Timing};
-use super::control::Command;
 use super::dead_letter::{REASON_HEADER, Reason, Rejection, Stage, dead_letter};
 use super::event::{Event, EventKind, Verdict};
 use super::headers::Headers;
-use super::label::Label;
+use super::label::{Correction, Label};
 use super::request::{Chunk, Instructions, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
-use crate::text::{AnswerShape, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+use crate::text::{OutputGrammar, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+
+mod envelope;
+mod hostile;
+mod orders;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -65,10 +68,6 @@ fn label(value: &[u8], headers: &[(&str, &[u8])]) -> Result<Label, Rejection> {
     Label::parse(&record(value, headers), &RequestLimits::default(), &Configured)
 }
 
-fn command(value: &str) -> Result<Command, Rejection> {
-    Command::parse(&record(value.as_bytes(), &[]))
-}
-
 fn texts(record: &OutgoingRecord) -> Vec<(&str, &str)> {
     record
         .headers
@@ -90,13 +89,14 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
     assert_eq!(
         request,
         Request {
+            source: None,
             id: "speechverse.requests/2/17".to_owned(),
             session: None,
             chunk: None,
             task: None,
             instruction: "Listen.".to_owned(),
             labels: None,
-            shape: None,
+            grammar: None,
             joint: None,
             max_tokens: None,
             deadline: None,
@@ -117,6 +117,7 @@ fn every_header_of_the_contract_is_read() {
             ("content-type", b"audio/wav"),
             ("ce_specversion", b"1.0"),
             ("ce_id", b"r-1"),
+            ("ce_source", b"/me"),
             ("ce_type", b"speechverse.chunk.v1"),
             ("ce_instruction", "Schreibe auf, was gesagt wird: äöü.".as_bytes()),
             ("ce_task", b"asr"),
@@ -137,6 +138,7 @@ fn every_header_of_the_contract_is_read() {
     assert_eq!(
         request,
         Request {
+            source: Some("/me".to_owned()),
             id: "r-1".to_owned(),
             session: Some("s".to_owned()),
             chunk: Some(Chunk {
@@ -146,7 +148,7 @@ fn every_header_of_the_contract_is_read() {
             task: Some("asr".to_owned()),
             instruction: "Schreibe auf, was gesagt wird: äöü.".to_owned(),
             labels: Some(vec!["yes".to_owned(), "no".to_owned()]),
-            shape: Some(AnswerShape::one_of(["yes", "no"])),
+            grammar: Some(OutputGrammar::one_of(["yes", "no"])),
             joint: None,
             max_tokens: Some(12),
             deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
@@ -205,7 +207,7 @@ fn the_places_of_a_tasks_prompt_are_filled_from_the_request() {
     let structured = request(event, &[("content-type", b"application/cloudevents+json")]).unwrap();
 
     assert_eq!(german.instruction, "Translate the speech into German.");
-    assert_eq!((german.shape, german.joint), (None, None));
+    assert_eq!((german.grammar, german.joint), (None, None));
     assert_eq!(
         structured.instruction,
         "Is the word \"radio\" used in the audio? Answer yes or no."
@@ -225,21 +227,21 @@ fn several_tasks_are_one_request_with_a_layout() {
     assert_eq!(held.task.as_deref(), Some("asr,intent"));
     assert!(held.instruction.contains("=== Task: Intent ===") && held.instruction.contains("- other;"));
     let joint = held.joint.unwrap();
-    assert_eq!(held.shape, Some(joint.shape()));
+    assert_eq!(held.grammar, Some(joint.grammar()));
     assert_eq!(joint.by_task("ASR: a | Intent: other |")["intent"], "other");
-    assert_eq!((free.shape, free.joint), (None, Some(joint)));
+    assert_eq!((free.grammar, free.joint), (None, Some(joint)));
 }
 
 #[test]
 fn an_answer_is_held_to_the_tasks_own_labels_when_that_is_asked() {
-    let shape = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().shape;
+    let grammar = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().grammar;
 
-    assert_eq!(shape(&[("ce_task", b"speaker_count")]), None);
+    assert_eq!(grammar(&[("ce_task", b"speaker_count")]), None);
     assert_eq!(
-        shape(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
-        Some(AnswerShape::one_of(["one", "two"]))
+        grammar(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
+        Some(OutputGrammar::one_of(["one", "two", "three"]))
     );
-    assert_eq!(shape(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
+    assert_eq!(grammar(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
 }
 
 #[test]
@@ -275,7 +277,7 @@ fn every_bad_header_has_its_reason() {
     let long = vec![b'x'; 1_000_000];
     let many = serde_json::to_vec(&(0..1_001).map(|n| n.to_string()).collect::<Vec<_>>()).unwrap();
     let structured = ("content-type", &b"application/cloudevents+json"[..]);
-    let cases: [Case<'_>; 39] = [
+    let cases: [Case<'_>; 41] = [
         (Reason::HeaderTooLarge, b"a", &[("ce_instruction", &long)]),
         (Reason::InvalidHeader, b"a", &[("ce_instruction", b"\xff\xfe")]),
         (Reason::InvalidHeader, b"a", &[("ce_instruction", b" ")]),
@@ -295,6 +297,8 @@ fn every_bad_header_has_its_reason() {
         ),
         (Reason::HeaderTooLarge, b"a", &[("ce_id", &long)]),
         (Reason::InvalidHeader, b"a", &[("ce_id", b"")]),
+        (Reason::InvalidHeader, b"a", &[("ce_source", b" ")]),
+        (Reason::HeaderTooLarge, b"a", &[("ce_source", &long)]),
         (Reason::InvalidHeader, b"a", &[("ce_id", b"\xc3\x28")]),
         (Reason::InvalidHeader, b"a", &[("content-type", b"\xff")]),
         (
@@ -422,11 +426,73 @@ fn audio_with_a_target_is_a_sample_and_an_empty_value_with_a_subject_a_correctio
     let correction = label(b"", &[("ce_target", b"hello"), ("ce_subject", b"r-1")]).unwrap();
     assert_eq!(
         correction,
-        Label::Correction {
+        Label::Correction(Correction {
             subject: "r-1".to_owned(),
+            subject_source: None,
+            source: None,
             target: "hello".to_owned()
-        }
+        })
     );
+}
+
+#[test]
+fn a_request_is_named_by_its_source_and_its_id() {
+    let asked = request(b"audio", &[("ce_source", b"/phone"), ("ce_id", b"r-1")]).unwrap();
+    assert_eq!(
+        (asked.source.as_deref(), asked.id.as_str()),
+        (Some("/phone"), "r-1")
+    );
+
+    let headers: [(&str, &[u8]); 4] = [
+        ("ce_source", b"/desk"),
+        ("ce_subject", b"r-1"),
+        ("ce_subjectsource", b"/phone"),
+        ("ce_target", b"hello"),
+    ];
+    let Label::Correction(correction) = label(b"", &headers).unwrap() else {
+        panic!("no correction")
+    };
+    assert_eq!(correction.source.as_deref(), Some("/desk"));
+    assert_eq!(correction.subject_source.as_deref(), Some("/phone"));
+}
+
+#[test]
+fn a_target_that_is_none_of_the_labels_is_refused_with_the_list() {
+    let of = |headers: &[(&str, &[u8])]| label(b"audio", headers);
+    let listed: (&str, &[u8]) = ("ce_labels", br#"["lamp_on", "lamp_off"]"#);
+
+    let cases: [&[(&str, &[u8])]; 3] = [
+        &[listed, ("ce_target", b"lamp on")],
+        &[listed, ("ce_target", b"lamp_on, lamp_off")],
+        &[
+            listed,
+            ("ce_target", b"Fly_To_The_Moon"),
+            ("ce_instruction", b"Choose."),
+        ],
+    ];
+    for headers in cases {
+        let rejection = of(headers).unwrap_err();
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (Reason::InvalidSample, Stage::Collect)
+        );
+        assert!(rejection.message.contains("lamp_on, lamp_off"), "{rejection}");
+    }
+    for (task, target, part) in [
+        ("intent", "Fly_To_The_Moon", "play_radio"),
+        ("asr,intent", "ASR: fly | Intent: fly_to_the_moon |", "play_radio"),
+        ("asr,intent", "fly to the moon", "no part `ASR: … |`"),
+    ] {
+        let rejection = of(&[("ce_task", task.as_bytes()), ("ce_target", target.as_bytes())]).unwrap_err();
+        assert_eq!(rejection.reason, Reason::InvalidSample);
+        assert!(rejection.message.contains(part), "{rejection}");
+    }
+    let joint: (&str, &[u8]) = ("ce_target", b"ASR: play it | Intent: play_radio |");
+    assert!(of(&[("ce_task", b"asr,intent"), joint]).is_ok());
+    let Label::Sample(sample) = of(&[listed, ("ce_target", b" Lamp_On")]).unwrap() else {
+        panic!("no sample")
+    };
+    assert_eq!(sample.labels.unwrap(), ["lamp_on", "lamp_off"]);
 }
 
 #[test]
@@ -469,57 +535,6 @@ fn what_labels_nothing_has_its_reason() {
     }
 }
 
-#[test]
-fn orders_are_read_with_what_they_may_bring() {
-    for (value, expected) in [
-        (r#"{"command":"retrain"}"#, Command::Retrain { id: None }),
-        (
-            r#"{"command":"retrain","id":"c-1","reason":"new voices"}"#,
-            Command::Retrain {
-                id: Some("c-1".into()),
-            },
-        ),
-        (
-            r#"{"command":"promote","version":"v2","id":"c-2"}"#,
-            Command::Promote { version: "v2".into() },
-        ),
-        (r#"{"command":"rollback"}"#, Command::Rollback { version: None }),
-        (
-            r#"{"command":"rollback","version":"v1"}"#,
-            Command::Rollback {
-                version: Some("v1".into()),
-            },
-        ),
-        (r#"{"command":"pause","reason":"noise"}"#, Command::Pause),
-        (r#"{"command":"resume"}"#, Command::Resume),
-    ] {
-        assert_eq!(command(value), Ok(expected), "{value}");
-    }
-}
-
-#[test]
-fn what_is_no_order_is_refused() {
-    for value in [
-        "",
-        "retrain",
-        "[]",
-        "{}",
-        r#"{"command":7}"#,
-        r#"{"command":"dance"}"#,
-        r#"{"command":"promote"}"#,
-        r#"{"command":"promote","version":""}"#,
-        r#"{"command":"rollback","verison":"v1"}"#,
-        r#"{"command":"pause","verison":"v1"}"#,
-        r#"{"command":"pause","version":"v1"}"#,
-    ] {
-        let rejection = command(value).expect_err(value);
-        assert_eq!(
-            (rejection.reason, rejection.stage),
-            (Reason::InvalidCommand, Stage::Control)
-        );
-    }
-}
-
 fn answer() -> Answer {
     Answer {
         id: Answer::id_of("r-1", AnswerKind::Final, 0),
@@ -538,6 +553,7 @@ fn answer() -> Answer {
             Flag::Empty,
             Flag::Truncated,
             Flag::LowConfidence,
+            Flag::Unsupported,
             Flag::NoSpeech,
         ],
         audio_seconds: 3.42,
@@ -562,7 +578,7 @@ fn an_answer_has_the_fields_of_the_contract_and_no_others() {
             r#"{"id":"r-1:final","request_id":"r-1","session":null,"kind":"final","task":"asr","#,
             r#""instruction":"Transcribe the speech.","text":"turn on the light","label":null,"fields":{},"#,
             r#""adapter":"demo-0003","score":-0.21,"#,
-            r#""flags":["looping","empty","truncated","low_confidence","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
+            r#""flags":["looping","empty","truncated","low_confidence","unsupported","no_speech"],"audio_seconds":3.42,"tokens":11,"#,
             r#""timing_ms":{"queue":1.2,"decode_audio":0.8,"encode":41.0,"prefill":22.3,"generate":118.0,"total":190.1}}"#,
         )
     );
@@ -679,6 +695,13 @@ fn events_look_as_they_always_did_and_are_read_back() {
             },
             r#""type":"command_refused","command":"promote","reason":"no such version""#,
         ),
+        (
+            EventKind::CommandExpired {
+                command: "retrain".to_owned(),
+                reason: "it was written 900 s ago".to_owned(),
+            },
+            r#""type":"command_expired","command":"retrain","reason":"it was written 900 s ago""#,
+        ),
     ];
 
     for (what, rest) in cases {
@@ -786,51 +809,6 @@ fn reasons_and_stages_have_names_of_their_own_in_snake_case() {
 }
 
 proptest! {
-    #[test]
-    fn hostile_records_never_panic_and_can_always_become_dead_letters(
-        names in prop::collection::vec((prop::sample::select(vec![
-            "content-type", "ce_id", "ce_type", "ce_instruction", "ce_task", "ce_labels", "ce_fields", "ce_constrain", "ce_maxtokens",
-            "ce_deadline", "ce_partials", "ce_session", "ce_sequence", "ce_final", "ce_train", "traceparent",
-            "tracestate", "ce_target", "ce_subject",
-        ]), prop::option::of(prop_oneof![
-            prop::collection::vec(any::<u8>(), 0..40),
-            "[ -~]{0,40}".prop_map(String::into_bytes),
-            prop::sample::select(vec!["application/cloudevents+json", "true", "1", "[\"a\"]", "asr", PARENT])
-                .prop_map(|text| text.as_bytes().to_vec()),
-        ])), 0..8),
-        value in prop_oneof![
-            prop::collection::vec(any::<u8>(), 0..60),
-            "\\{\"[a-z_]{0,9}\":[0-9\"a-z]{0,9}\\}".prop_map(String::into_bytes),
-        ],
-        message in ".{0,1500}",
-    ) {
-        let mut record = record(&value, &[]);
-        record.headers = names.into_iter().map(|(name, value)| (name.to_owned(), value.map(Bytes::from))).collect();
-
-        let limits = RequestLimits::default();
-        let _ = Request::parse(&record, &limits, &Configured);
-        let _ = Label::parse(&record, &limits, &Configured);
-        let _ = Command::parse(&record);
-        let letter = dead_letter(&record, &Rejection::new(Reason::NotAudio, Stage::Ingest, message), "d".into());
-
-        prop_assert_eq!(&letter.headers[..record.headers.len()], &record.headers[..]);
-        prop_assert_eq!(letter.headers.len(), record.headers.len() + 8);
-    }
-
-    #[test]
-    fn an_order_that_is_written_is_read_back(version in "\\PC{1,20}", id in prop::option::of("[a-z0-9-]{1,20}"), which in 0..6_usize) {
-        let order = [
-            Command::Retrain { id },
-            Command::Promote { version: version.clone() },
-            Command::Rollback { version: Some(version) },
-            Command::Rollback { version: None },
-            Command::Pause,
-            Command::Resume,
-        ][which].clone();
-
-        prop_assert_eq!(command(&order.to_json()), Ok(order));
-    }
-
     #[test]
     fn an_answer_that_is_written_is_read_back(
         (id, text, label) in ("\\PC{0,20}", "\\PC{0,40}", prop::option::of("\\PC{0,9}")),

@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::RecordOffset;
 use super::headers::Headers;
+use crate::util::hex;
 
 /// Identity of a trace and of the span that our work is a child of.
 ///
@@ -18,6 +19,10 @@ pub struct TraceContext {
     pub flags: u8,
     /// Vendors' entries, carried through.
     pub state: Option<String>,
+    /// Whether it was begun here, because the record named none.
+    pub is_new: bool,
+    /// Our own span in it, 8 bytes in lower-case hexadecimal digits, where traces are exported.
+    pub own_span: Option<String>,
 }
 
 impl TraceContext {
@@ -46,13 +51,14 @@ impl TraceContext {
         let mut parts = text.trim().split('-');
         let (version, trace_id, parent_id, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |text: &str, digits: usize| {
+        let is_hex = |text: &str, digits: usize| {
             text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
         let some = |text: &str| text.bytes().any(|byte| byte != b'0');
-        let known = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-        let valid = known && hex(trace_id, 32) && some(trace_id) && hex(parent_id, 16) && some(parent_id);
-        if !valid || !hex(flags, 2) {
+        let known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+        let valid =
+            known && is_hex(trace_id, 32) && some(trace_id) && is_hex(parent_id, 16) && some(parent_id);
+        if !valid || !is_hex(flags, 2) {
             return None;
         }
         Some(Self {
@@ -60,6 +66,8 @@ impl TraceContext {
             parent_id: parent_id.to_owned(),
             flags: u8::from_str_radix(flags, 16).ok()?,
             state: None,
+            is_new: false,
+            own_span: None,
         })
     }
 
@@ -68,26 +76,30 @@ impl TraceContext {
             "{}/{}/{}",
             record_offset.topic, record_offset.partition, record_offset.offset
         );
-        let digits: String = Sha256::digest(seed.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digits = hex(&Sha256::digest(seed.as_bytes()));
         Self {
             trace_id: digits[..32].to_owned(),
             parent_id: digits[32..48].to_owned(),
             flags: 0,
             state: None,
+            is_new: true,
+            own_span: None,
         }
     }
 
-    /// The `traceparent` of a record that we write: same trace, a span of ours derived from `name`.
+    /// The flags for our own span: a trace that was begun here is sampled, another as its beginning decided.
+    pub fn span_flags(&self) -> u8 {
+        self.flags | u8::from(self.is_new)
+    }
+
+    /// The `traceparent` of a record that we write: same trace, and our span, or where traces are not exported one
+    /// derived from `name`, so that a repeat after a crash has the same.
     pub fn child(&self, name: &str) -> String {
+        if let Some(span) = &self.own_span {
+            return format!("00-{}-{span}-{:02x}", self.trace_id, self.span_flags());
+        }
         let seed = format!("{}/{}/{name}", self.trace_id, self.parent_id);
-        let span: String = Sha256::digest(seed.as_bytes())
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let span = hex(&Sha256::digest(seed.as_bytes())[..8]);
         format!("00-{}-{span}-{:02x}", self.trace_id, self.flags)
     }
 }

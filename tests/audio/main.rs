@@ -3,6 +3,8 @@
 //! `reported` stands on files that are committed; `matrix` has ffmpeg and sox make containers, codecs and defects, and
 //! is skipped by name where they are missing; `mutations` changes bytes at random and watches memory and time.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "matrix.rs"]
 mod matrix;
 #[path = "mutations.rs"]

@@ -1,14 +1,12 @@
 //! Every network: the device's numbers are the CPU's.
 
-use speechverse::models::decoding::{
-    BeamSettings, DecodeOptions, EarlyStopping, Prompt, Strategy, decode_alike, decode_all,
-};
+use speechverse::inference::speech_llm::SpeechLlm;
+use speechverse::inference::{BeamSettings, DecodeOptions, EarlyStopping, Prompt, Strategy};
 use speechverse::models::encoders::whisper::Window;
-use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::{LanguageModel, SpeechEncoder, open_encoder, open_language_model};
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
-use speechverse::testing::TinyModels;
-use speechverse::text::{AnswerPiece, AnswerShape};
+use speechverse::testing::{TinyModels, generate_alike, generate_all};
+use speechverse::text::{GrammarPiece, OutputGrammar};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{
@@ -132,7 +130,9 @@ fn language_models_teach_and_carry_gradients_as_on_the_cpu() {
             let prompts: Vec<Tensor> = (prompts(model.as_ref()).iter())
                 .map(|prompt| prompt.set_requires_grad(true))
                 .collect();
-            let scores = model.teach(&prompts, &ANSWERS, Some(&lora)).unwrap();
+            let scores = model
+                .teacher_forced_logits(&prompts, &ANSWERS, Some(&lora))
+                .unwrap();
             scores
                 .log_softmax(-1, Kind::Float)
                 .select(1, 11)
@@ -190,7 +190,7 @@ fn prefill_step_and_every_kind_of_search_answer_as_on_the_cpu() {
                     strategy,
                     ..DecodeOptions::greedy(12)
                 };
-                let answers = decode_alike(model.as_ref(), &prompts, options, 6, &[1]).unwrap();
+                let answers = generate_alike(model.as_ref(), &prompts, options, 6, &[1]).unwrap();
                 answers.into_iter().map(|answer| answer.ids).collect::<Vec<_>>()
             });
             (scores, answers)
@@ -212,7 +212,9 @@ fn language_models_in_bf16_stay_as_near_to_f32_as_on_the_cpu() {
         let scores = |device, precision| {
             let _no_grad = tch::no_grad_guard();
             let model = language_model(name, device, precision);
-            model.teach(&prompts(model.as_ref()), &ANSWERS, None).unwrap()
+            model
+                .teacher_forced_logits(&prompts(model.as_ref()), &ANSWERS, None)
+                .unwrap()
         };
 
         // int8 is for the CPU; elsewhere it means bf16.
@@ -249,18 +251,19 @@ fn a_constrained_answer_is_the_cpu_s_and_one_of_the_list() {
                     &["How do they feel?", "Name it."],
                 )
                 .unwrap();
-            let shape = AnswerShape::of(AnswerPiece::Choice(labels.clone().into()));
-            let constraint = model.constraint(&shape).unwrap();
+            let grammar = OutputGrammar::of(GrammarPiece::Choice(labels.clone().into()));
+            let grammar = model.compile(&grammar).unwrap();
             let prompts = (prompts.into_iter())
                 .map(|embeds| Prompt {
                     embeds,
                     options: DecodeOptions::greedy(24),
-                    constraint: constraint.clone(),
+                    grammar: grammar.clone(),
                     lora: None,
+                    joint: None,
                 })
                 .collect();
             let vocabulary = model.tokenizer().vocab_size();
-            let answers = decode_all(model.llm(), prompts, 2, model.end_ids(), vocabulary, &[]).unwrap();
+            let answers = generate_all(model.llm(), prompts, 2, model.end_ids(), vocabulary, &[]).unwrap();
             answers
                 .iter()
                 .map(|answer| model.text(answer).unwrap())

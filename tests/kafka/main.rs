@@ -1,5 +1,8 @@
-//! The Kafka room on a broker: crashes, rebalances, replays, large records. On the embedded broker always, on
-//! Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test` start it.
+//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
+//! on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test`
+//! start it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +13,13 @@ use bytes::Bytes;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::config::{KafkaConfig, TopicsConfig};
 use speechverse::kafka::{
-    Budget, Closed, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError, Source, SourceConfig,
-    SourceEvent, admin,
+    Budget, Closed, ConnectionMonitor, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError,
+    Source, SourceConfig, SourceEvent, admin,
 };
 use speechverse::wire::{OutgoingRecord, Record};
+
+mod crashes;
+mod retention;
 
 /// Longest that one step of a test may take.
 const STEP: Duration = Duration::from_secs(60);
@@ -58,6 +64,7 @@ impl Bench {
         let config = SourceConfig {
             kafka: self.config.clone(),
             topics: vec![self.requests().to_owned()],
+            monitor: ConnectionMonitor::default(),
         };
         let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Running {
@@ -109,14 +116,14 @@ impl Running {
 
 /// Turns checks into tests: once for the embedded broker, once for Apache Kafka.
 macro_rules! on_every_broker {
-    ($($name:ident => $check:ident;)*) => {
+    ($($name:ident => $($check:ident)::+;)*) => {
         mod embedded {
             use super::*;
 
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
-                    super::$check(&Bench::embedded().await).await;
+                    super::$($check)::+(&Bench::embedded().await).await;
                 }
             )*
         }
@@ -128,7 +135,7 @@ macro_rules! on_every_broker {
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $name() {
                     match Bench::apache().await {
-                        Some(bench) => super::$check(&bench).await,
+                        Some(bench) => super::$($check)::+(&bench).await,
                         None => speechverse::testing::skip(
                             concat!("apache_kafka::", stringify!($name)),
                             "SPEECHVERSE_KAFKA is not set; scripts/kafka/suite.sh starts one and sets it",
@@ -144,9 +151,8 @@ on_every_broker! {
     missing_topics_are_created_once => topics;
     a_record_of_ten_megabytes_arrives_byte_for_byte => large;
     a_topic_that_takes_less_than_we_send_is_the_record_s_fault => too_large_for_the_topic;
-    crashes_at_any_time_lose_nothing_and_a_clean_end_repeats_nothing => crashes;
+    crashes_at_any_time_lose_nothing_and_a_clean_end_repeats_nothing => crashes::crashes;
     members_that_come_and_go_lose_nothing => members;
-    a_replay_brings_back_what_a_stage_lost => replay;
     a_record_is_handed_out_soon_after_it_is_published => latency;
 }
 
@@ -155,9 +161,26 @@ async fn topics(bench: &Bench) {
     let cluster = admin::broker_metadata(&bench.config, STEP).await.unwrap();
 
     assert!(again.is_empty(), "{again:?}");
-    for (_, name) in bench.config.topics.all() {
-        assert_eq!(cluster.topic(name).unwrap().partitions, 3, "{name}");
+    for (setting, name) in bench.config.topics.all() {
+        let expected = if setting == "control" { 1 } else { 3 };
+        assert_eq!(cluster.topic(name).unwrap().partitions, expected, "{name}");
     }
+    let mut several = bench.config.clone();
+    several.topics.control = bench.config.topics.requests.clone();
+    several.topics.requests = format!("{}.of-their-own", bench.config.topics.requests);
+    let refused = admin::ensure_topics(&several, STEP)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("has 3 partitions") && refused.contains("--delete --topic"),
+        "{refused}"
+    );
+    let control = &bench.config.topics.control;
+    let end = || admin::end_of(&bench.config, control, 0, STEP);
+    assert_eq!(end().await.unwrap(), 0);
+    bench.sink().send(outgoing(control, 0)).await.unwrap();
+    assert_eq!(end().await.unwrap(), 1);
     let missing = Reader::open(&bench.config, "no.such.topic.here", ReadFrom::End, STEP).await;
     assert!(missing.is_err());
 }
@@ -233,61 +256,8 @@ async fn too_large_for_the_topic(bench: &Bench) {
     sink.send(outgoing(&topic, 1)).await.unwrap();
 }
 
-/// Reads with work that finishes out of order; every third source is killed in the middle of it.
-async fn crashes(bench: &Bench) {
-    const COUNT: u64 = 600;
-    bench.publish(0..COUNT).await;
-    let finished = Finished::default();
-
-    let mut abandoned = 0;
-    while finished.distinct() < COUNT as usize {
-        let running = bench.start();
-        let limit = Instant::now() + Duration::from_millis(900);
-        while Instant::now() < limit && finished.distinct() < COUNT as usize {
-            let Ok(record) = tokio::time::timeout(Duration::from_millis(100), running.record()).await else {
-                continue;
-            };
-            finished.work_on(record, &running.tracker);
-        }
-        if finished.distinct() < COUNT as usize || abandoned == 0 {
-            abandoned += 1;
-            running.source.abandon().await.unwrap();
-        } else {
-            let Running {
-                source,
-                events,
-                tracker,
-            } = running;
-            // Repeats may still be on their way.
-            let work = async {
-                while let Ok(event) = events.recv_async().await {
-                    if let SourceEvent::Record(record) = event {
-                        finished.work_on(record, &tracker);
-                    }
-                }
-            };
-            let (closed, ()) = tokio::join!(source.close(STEP), work);
-            assert_eq!(closed.unwrap(), Closed { unfinished: 0 });
-        }
-    }
-
-    // Whoever comes next has only what the last crash left uncommitted, and after a clean end nothing at all.
-    let last = bench.start();
-    while let Ok(record) = tokio::time::timeout(Duration::from_secs(4), last.record()).await {
-        finished.work_on(record, &last.tracker);
-    }
-    last.source.close(STEP).await.unwrap();
-    let after = bench.start();
-    assert!(abandoned >= 1);
-    assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
-    assert!(
-        after.is_silent(Duration::from_secs(4)).await,
-        "something was read again after a clean end"
-    );
-    after.source.close(STEP).await.unwrap();
-}
-
-/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing repeated.
+/// Members join and leave cleanly while records are published: nothing lost, and (all of it clean) nothing
+/// repeated.
 async fn members(bench: &Bench) {
     const COUNT: u64 = 900;
     let finished = Arc::new(Finished::default());
@@ -316,37 +286,6 @@ async fn members(bench: &Bench) {
 
     assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
     assert_eq!(finished.repeats(), 0);
-}
-
-async fn replay(bench: &Bench) {
-    bench.publish(0..50).await;
-    let running = bench.start();
-    let mut lost = Vec::new();
-    for _ in 0..50 {
-        let record = running.record().await;
-        if record.record_offset.offset % 3 == 1 {
-            lost.push(number(&record)); // as if a stage had died with it
-        } else {
-            running.tracker.release(&record.record_offset);
-        }
-    }
-
-    assert!(running.source.replay().await.unwrap() > 0);
-
-    let mut again = Vec::new();
-    while again.len() < lost.len() {
-        let record = running.record().await;
-        running.tracker.release(&record.record_offset);
-        again.push(number(&record));
-    }
-    lost.sort_unstable();
-    again.sort_unstable();
-    assert_eq!(again, lost);
-    assert!(running.is_silent(Duration::from_millis(800)).await);
-    assert_eq!(
-        running.source.close(STEP).await.unwrap(),
-        Closed { unfinished: 0 }
-    );
 }
 
 async fn latency(bench: &Bench) {
@@ -402,6 +341,11 @@ impl Finished {
                 *counts.lock().unwrap().entry(number(&record)).or_default() += 1;
             }
         });
+    }
+
+    /// Another process says that it has finished a record.
+    fn note(&self, number: u64) {
+        *self.counts.lock().unwrap().entry(number).or_default() += 1;
     }
 
     fn distinct(&self) -> usize {

@@ -118,7 +118,7 @@ fn cases() -> Vec<(&'static str, Bytes, Vec<Header>, &'static str)> {
         with(
             "more positions than a slot",
             vec![header("ce_instruction", vec![b'x'; 2_000])],
-            "audio_too_long",
+            "instruction_too_long",
         ),
     ]
 }

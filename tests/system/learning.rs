@@ -1,6 +1,7 @@
 //! Labelled samples, training cycles, swaps.
 
 use speechverse::wire::event::{EventKind, Verdict};
+use speechverse_pipelines::serving::Pipeline;
 
 use crate::harness::{Client, Sandbox, header, tone};
 
@@ -121,6 +122,51 @@ async fn an_order_for_a_version_that_does_not_exist_is_refused_by_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_are_obeyed_in_the_order_of_sending_and_not_again_by_a_group_of_another_name() {
+    let sandbox = Sandbox::new().await;
+    let first = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let mut obeyed = Vec::new();
+    for number in 0..12 {
+        let command = ["pause", "resume"][number % 2];
+        client
+            .order(&format!(
+                "{{\"command\": \"{command}\", \"id\": \"old-{number}\"}}"
+            ))
+            .await;
+    }
+    for _ in 0..12 {
+        let event = client
+            .event(|what| matches!(what, EventKind::CommandObeyed { .. }))
+            .await;
+        obeyed.push((event.time, event.id));
+    }
+    obeyed.sort();
+    let ids: Vec<&str> = obeyed.iter().map(|(_, id)| id.as_str()).collect();
+    let sent: Vec<String> = (0..12).map(|number| format!("old-{number}")).collect();
+    assert_eq!(ids, sent);
+    first.stop().await.unwrap();
+
+    let mut settings = sandbox.settings.clone();
+    settings.kafka.group_id = "second".into();
+    let second = Pipeline::start(settings).await.unwrap();
+    client.order("{\"command\": \"pause\", \"id\": \"new\"}").await;
+
+    let mut expired = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        let event = client
+            .event(|what| matches!(what, EventKind::CommandExpired { .. }))
+            .await;
+        expired.insert(event.id);
+    }
+    assert_eq!(expired, sent.into_iter().collect());
+    let mut from_the_beginning = sandbox.client().await;
+    let new = from_the_beginning.event_of("new").await;
+    assert!(matches!(new.what, EventKind::CommandObeyed { .. }), "{new:?}");
+    sandbox.end(second).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learned_on_and_served_again() {
     let mut sandbox = Sandbox::new().await;
     // So coarse that answers change; every candidate is good enough.
@@ -130,7 +176,8 @@ async fn a_curriculum_with_low_rank_updates_makes_a_version_that_is_served_learn
          learning_rate = 0.02\nlora_rate_factor = 1.0\n",
     )
     .unwrap();
-    sandbox.settings.trainer.wer_regression_max = 1.0;
+    sandbox.settings.trainer.improvement_min = -1.0;
+    sandbox.settings.trainer.regression_max = 1.0;
     let pipeline = sandbox.start().await;
     let mut client = sandbox.client().await;
     label_some(&client, 22).await;

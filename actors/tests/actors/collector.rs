@@ -1,6 +1,7 @@
 //! `SampleCollector`: what becomes of labels, corrections, repeats, and of what the store refuses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
@@ -13,8 +14,8 @@ use speechverse_actors::collector::{CollectorArgs, SampleCollector};
 use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    FailingEncoder, Feed, Kafka, PATIENCE, header, instructions, is_silent, next, pcm, probe, record,
-    start_in_thread, took_all, until,
+    FailingEncoder, Feed, Kafka, header, instructions, is_silent, next, pcm, probe, record, start_in_thread,
+    took_all, until,
 };
 
 struct Harness {
@@ -35,6 +36,7 @@ impl Harness {
         let dir = tempfile::tempdir().unwrap();
         let mut config = StoreConfig {
             dir: dir.path().join("samples"),
+            correction_wait_ms: 200, // so that a test that waits for its end does not wait long
             ..StoreConfig::default()
         };
         settings(&mut config);
@@ -50,6 +52,8 @@ impl Harness {
             instructions: Arc::new(FailingEncoder),
             lost,
             remembered_bytes_max: remembered * size_of::<f32>(),
+            correction_wait: Duration::from_millis(config.correction_wait_ms),
+            corrections_waiting_max: config.corrections_waiting_max,
             publisher,
         };
         Self {
@@ -76,16 +80,35 @@ impl Harness {
 
     /// Tells the collector of request `number`, with `samples` samples of sound.
     async fn admitted(&self, number: usize, samples: usize, task: Option<&str>) {
+        self.admitted_as(number, samples, |request| request.task = task.map(str::to_owned))
+            .await;
+    }
+
+    async fn admitted_as(&self, number: usize, samples: usize, change: impl FnOnce(&mut Request)) {
         let record = record(number);
         let mut request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
-        request.task = task.map(str::to_owned);
         request.instruction = format!("instruction {number}");
+        change(&mut request);
         let fact = UtteranceAdmitted {
             request,
             record_offset: record.record_offset,
             samples: Arc::from(vec![0.25; samples]),
         };
         self.collector.tell(fact).await.unwrap();
+    }
+
+    /// Corrects a request: its id, the right answer, further headers.
+    async fn correct(&self, subject: &str, target: &str, more: &[(&str, &str)]) {
+        let own = [("ce_subject", subject), ("ce_target", target)];
+        let headers: Vec<(&str, &str)> = own.iter().chain(more).copied().collect();
+        self.label(None, &headers).await;
+    }
+
+    /// The targets that may be trained on, in order.
+    fn targets(&self) -> Vec<String> {
+        let mut targets: Vec<String> = self.samples().into_iter().map(|sample| sample.1).collect();
+        targets.sort();
+        targets
     }
 
     async fn stored(&self, count: usize) {
@@ -133,7 +156,7 @@ async fn a_label_that_comes_twice_is_stored_once_and_released_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_its_request() {
     let harness = Harness::new(10_000, |_| {}).await;
-    harness.admitted(1, 700, Some("translate")).await;
+    harness.admitted(1, 700, Some("translation")).await;
     harness.admitted(2, 900, None).await;
     until("it has heard of both", || took_all(&harness.collector)).await;
 
@@ -157,7 +180,7 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
     assert_eq!(
         harness.samples(),
         [
-            sample(1, "guten Tag", "translate", 700),
+            sample(1, "guten Tag", "translation", 700),
             sample(2, "hello", "asr", 900)
         ]
     );
@@ -275,9 +298,7 @@ async fn a_collector_that_dies_and_comes_back_goes_on_with_the_next_label() {
         .await;
     harness.stored(2).await;
 
-    tokio::time::timeout(PATIENCE, harness.labels.tracker.idle())
-        .await
-        .unwrap();
+    harness.labels.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,4 +322,185 @@ async fn a_label_at_which_the_collector_panics_is_handed_back_and_the_next_is_st
     );
     harness.stored(1).await;
     assert!(harness.letters.is_empty() && harness.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_correction_supersedes_the_earlier_one_also_after_a_restart() {
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness.admitted(1, 700, None).await;
+    for target in ["he was not ill", "he was not an ill man"] {
+        harness.correct("request-1", target, &[]).await;
+    }
+    harness.stored(2).await;
+    harness.labels.idle().await;
+    assert_eq!(harness.targets(), ["he was not an ill man"]);
+
+    harness.collector.kill(); // with all that it remembered
+    harness
+        .correct("request-1", "he was not an ill disposed young man", &[])
+        .await;
+    harness.stored(3).await;
+    harness.labels.idle().await;
+
+    assert_eq!(harness.targets(), ["he was not an ill disposed young man"]);
+    assert!(is_silent(&harness.letters).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_that_comes_before_its_request_waits_for_it() {
+    let harness = Harness::new(10_000, |store| store.correction_wait_ms = 60_000).await;
+    for target in ["first", "second"] {
+        harness.correct("request-1", target, &[]).await;
+    }
+    harness.correct("request-2", "third", &[]).await;
+    until("they are read", || harness.labels.tracker.unfinished() == 3).await;
+    tokio::time::sleep(Duration::from_millis(300)).await; // some looks at the clock
+    assert_eq!((harness.store.len(), harness.labels.tracker.unfinished()), (0, 3));
+
+    harness.admitted(1, 700, None).await;
+    harness.stored(2).await;
+
+    assert_eq!(harness.targets(), ["second"]);
+    until("what is stored is released", || {
+        harness.labels.tracker.unfinished() == 1
+    })
+    .await;
+    harness.admitted(2, 700, None).await;
+    harness.labels.idle().await;
+    assert_eq!(harness.targets(), ["second", "third"]);
+    assert!(is_silent(&harness.letters).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
+    let harness = Harness::new(10_000, |store| {
+        store.correction_wait_ms = 300;
+        store.corrections_waiting_max = 2;
+    })
+    .await;
+    for number in 0..3 {
+        harness.correct(&format!("request-{number}"), "hello", &[]).await;
+    }
+
+    // There is no room for a third one: the one that has waited longest goes first.
+    let letters = [
+        next(&harness.letters).await,
+        next(&harness.letters).await,
+        next(&harness.letters).await,
+    ];
+
+    for (number, letter) in letters.iter().enumerate() {
+        assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
+        assert!(
+            letter.rejection.message.contains(&format!("`request-{number}`")),
+            "{}",
+            letter.rejection
+        );
+    }
+    assert_eq!(
+        harness.labels.tracker.unfinished(),
+        3,
+        "released by the publisher"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_is_about_the_request_of_its_source() {
+    let harness = Harness::new(10_000, |_| {}).await;
+    for (samples, source) in [(700, "/phone"), (900, "/kitchen")] {
+        harness
+            .admitted_as(1, samples, |request| request.source = Some(source.to_owned()))
+            .await;
+    }
+    until("it has heard of both", || took_all(&harness.collector)).await;
+
+    harness
+        .correct("request-1", "said in the kitchen", &[("ce_source", "/kitchen")])
+        .await;
+    let named = [("ce_source", "/kitchen"), ("ce_subjectsource", "/phone")];
+    harness.correct("request-1", "said on the phone", &named).await;
+    harness.stored(2).await;
+    harness
+        .correct("request-1", "said by whom?", &[("ce_source", "/labels")])
+        .await;
+    let letter = next(&harness.letters).await;
+
+    let lengths: Vec<(String, usize)> = (harness.samples().into_iter())
+        .map(|(_, target, _, samples)| (target, samples))
+        .collect();
+    assert_eq!(
+        lengths,
+        [
+            ("said in the kitchen".to_owned(), 900),
+            ("said on the phone".to_owned(), 700)
+        ]
+    );
+    assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
+    for part in ["/kitchen, /phone", "ce_subjectsource"] {
+        assert!(letter.rejection.message.contains(part), "{}", letter.rejection);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_is_one_of_the_answers_that_the_request_or_its_task_allows() {
+    let harness = Harness::new(10_000, |_| {}).await;
+    harness
+        .admitted_as(1, 700, |request| {
+            request.labels = Some(vec!["lamp_on".to_owned(), "lamp_off".to_owned()]);
+        })
+        .await;
+    harness.admitted(2, 900, Some("intent")).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
+
+    for (subject, target, part) in [
+        ("request-1", "lamp on", "lamp_on, lamp_off"),
+        ("request-2", "Fly_To_The_Moon", "play_radio"),
+    ] {
+        harness.correct(subject, target, &[]).await;
+        let letter = next(&harness.letters).await;
+
+        assert_eq!(
+            (letter.rejection.reason, letter.rejection.stage),
+            (Reason::InvalidSample, Stage::Collect)
+        );
+        assert!(letter.rejection.message.contains(part), "{}", letter.rejection);
+    }
+    harness.correct("request-1", "lamp_off", &[]).await;
+    harness.correct("request-2", "play_radio", &[]).await;
+    harness.stored(2).await;
+    // The labels of the request are known of its sample, too.
+    harness.collector.kill();
+    harness.correct("request-1", "lamp up", &[]).await;
+
+    let letter = next(&harness.letters).await;
+    assert!(
+        letter.rejection.message.contains("lamp_on, lamp_off"),
+        "{}",
+        letter.rejection
+    );
+    assert_eq!(harness.targets(), ["lamp_off", "play_radio"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_labelled_sample_whose_target_is_none_of_its_tasks_labels_is_refused_with_the_list() {
+    let harness = Harness::new(0, |_| {}).await;
+
+    harness
+        .label(
+            Some(pcm(800, 0.25)),
+            &[("ce_task", "intent"), ("ce_target", "Fly_To_The_Moon")],
+        )
+        .await;
+    let letter = next(&harness.letters).await;
+
+    assert_eq!(
+        (letter.rejection.reason, letter.rejection.stage),
+        (Reason::InvalidSample, Stage::Collect)
+    );
+    assert!(
+        letter.rejection.message.contains("play_radio"),
+        "{}",
+        letter.rejection
+    );
+    assert!(harness.store.is_empty());
 }

@@ -2,26 +2,29 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
+use speechverse::kafka::SourceEvent;
 use speechverse::models::config::LayerMix;
-use speechverse::registry::{ModelIdentity, Registry};
+use speechverse::registry::{Draft, Expected, ModelIdentity, Registry};
 use speechverse::store::SampleStore;
 use speechverse::store::config::StoreConfig;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
+use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::{Event, EventKind};
-use speechverse_actors::controller::{Controller, ControllerArgs};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::messages::{
     OrphanQueue, OrphanedRecord, PublishDeadLetter, PublishEvent, StartCycle,
 };
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, Probe, adapter, busy_probe, draft, is_silent, next, probe, sample, start_in_thread,
-    until,
+    A_WHILE, Feed, Kafka, PATIENCE, Probe, adapter, busy_probe, draft, is_silent, next, probe, record,
+    sample, start, until,
 };
 
 fn identity(name: &str) -> ModelIdentity {
@@ -30,6 +33,9 @@ fn identity(name: &str) -> ModelIdentity {
         digest: format!("sha256:{name}"),
     }
 }
+
+/// Age from which orders are not obeyed here.
+const AGE_MAX: Duration = Duration::from_secs(3600);
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
@@ -45,16 +51,28 @@ struct Harness {
     store: Arc<SampleStore>,
     kafka: Kafka,
     orders: Feed,
+    inject: flume::Sender<SourceEvent>,
     _dir: tempfile::TempDir,
 }
 
 impl Harness {
-    /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another language model.
+    /// Serves `tiny-0002`; before that, `tiny-0001` was served, and before that `tiny-0003`, by another
+    /// language model.
     async fn new(settings: impl FnOnce(&mut TrainerConfig)) -> Self {
         Self::between(busy_probe(), probe(), settings).await
     }
 
     async fn between(
+        trainer: Ends<StartCycle>,
+        publisher: Ends<PublishEvent>,
+        settings: impl FnOnce(&mut TrainerConfig),
+    ) -> Self {
+        Self::after(&[], trainer, publisher, settings).await
+    }
+
+    /// As [`between`](Self::between), with orders that lay in the topic before.
+    async fn after(
+        before: &[&'static str],
         (trainer, cycles): Ends<StartCycle>,
         publisher: Ends<PublishEvent>,
         settings: impl FnOnce(&mut TrainerConfig),
@@ -75,11 +93,22 @@ impl Harness {
         assert_eq!(version(Some("tiny-0001"), "llm"), "tiny-0002");
         assert_eq!(version(Some("tiny-0002"), "another"), "tiny-0003");
         for version in ["tiny-0003", "tiny-0001", "tiny-0002"] {
-            registry.promote(version).unwrap();
+            registry.promote(version, Expected::Any).unwrap();
         }
         let store = Arc::new(open_store(dir.path()));
         let kafka = Kafka::start().await;
+        for order in before {
+            write_order(&kafka, order).await;
+        }
+        let due = OrdersDue::from_offset(before.len() as i64);
         let orders = kafka.feed(&kafka.config.topics.control);
+        let (inject, events_in) = flume::bounded(64);
+        let (read, passed_on) = (orders.events.clone(), inject.clone());
+        tokio::spawn(async move {
+            while let Ok(event) = read.recv_async().await {
+                let _ = passed_on.send_async(event).await; // a test that has ended
+            }
+        });
         let (publisher, events) = publisher;
         let (lost, found) = OrphanQueue::new();
         let (dead_letters, letters) = probe();
@@ -91,8 +120,10 @@ impl Harness {
         let training = Control::new();
         let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
         let args = ControllerArgs {
-            events: orders.events.clone(),
+            events: events_in,
             tracker: orders.tracker.clone(),
+            due,
+            order_age_max: AGE_MAX,
             lost,
             config,
             registry: registry.clone(),
@@ -105,7 +136,7 @@ impl Harness {
             dead_letters,
         };
         Self {
-            controller: start_in_thread(args, 4).await,
+            controller: start(args, 4).await,
             cycles,
             events,
             letters,
@@ -116,19 +147,40 @@ impl Harness {
             store,
             kafka,
             orders,
+            inject,
             _dir: dir,
         }
     }
 
     async fn order(&self, json: &'static str) {
-        let value = Some(Bytes::from_static(json.as_bytes()));
-        self.kafka
-            .write(&self.kafka.config.topics.control, value, Vec::new())
-            .await;
+        write_order(&self.kafka, json).await;
+    }
+
+    /// Lets the controller read a record that the source does not bring.
+    async fn inject(&self, record: Record) {
+        self.inject.send_async(SourceEvent::Record(record)).await.unwrap();
     }
 
     async fn event(&self) -> Event {
         next(&self.events).await.event
+    }
+
+    /// The next event, which has to say that an order was obeyed: id, command.
+    async fn obeyed(&self) -> (String, String) {
+        let event = self.event().await;
+        let EventKind::CommandObeyed { command } = event.what else {
+            panic!("not obeyed: {event:?}")
+        };
+        (event.id, command)
+    }
+
+    /// The next event, which has to say that an order came too late: id, command, reason.
+    async fn expiry(&self) -> (String, String, String) {
+        let event = self.event().await;
+        let EventKind::CommandExpired { command, reason } = event.what else {
+            panic!("not expired: {event:?}")
+        };
+        (event.id, command, reason)
     }
 
     /// The next event, which has to be a refusal: id, command, reason.
@@ -139,6 +191,11 @@ impl Harness {
         };
         (event.id, command, reason)
     }
+}
+
+async fn write_order(kafka: &Kafka, json: &'static str) {
+    let value = Some(Bytes::from_static(json.as_bytes()));
+    kafka.write(&kafka.config.topics.control, value, Vec::new()).await;
 }
 
 fn open_store(dir: &Path) -> SampleStore {
@@ -158,7 +215,7 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
         r#"{"command": "retrain", "id": "run-2"}"#,
     ] {
         harness.order(order).await;
-        harness.orders.idle().await;
+        assert_eq!(harness.obeyed().await.1, "retrain");
         tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
     }
     harness.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
@@ -180,17 +237,13 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_reach_the_training_and_are_told() {
     let harness = Harness::new(|_| {}).await;
-    let obeyed = |event: Event| match event.what {
-        EventKind::CommandObeyed { command } => command,
-        other => panic!("{other:?}"),
-    };
-
-    harness.order(r#"{"command": "pause"}"#).await;
-    assert_eq!(obeyed(harness.event().await), "pause");
+    harness.order(r#"{"command": "pause", "id": "p-1"}"#).await;
+    assert_eq!(harness.obeyed().await, ("p-1".into(), "pause".into()));
     assert!(harness.training.is_paused());
 
     harness.order(r#"{"command": "resume"}"#).await;
-    assert_eq!(obeyed(harness.event().await), "resume");
+    let resumed = ("order-speechverse.control-0-1".into(), "resume".into());
+    assert_eq!(harness.obeyed().await, resumed);
     assert!(!harness.training.is_paused());
     harness.orders.idle().await;
 }
@@ -209,6 +262,7 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(harness.event().await),
         words("tiny-0002", "tiny-0001", "rollback")
     );
+    assert_eq!(harness.obeyed().await.1, "rollback");
     assert_eq!(harness.current.get().version(), "tiny-0001");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 
@@ -219,8 +273,56 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(harness.event().await),
         words("tiny-0001", "tiny-0002", "promote")
     );
+    assert_eq!(harness.obeyed().await.1, "promote");
     assert_eq!(harness.current.get().version(), "tiny-0002");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
+}
+
+/// Puts a pipe in place of an empty file of a version: who verifies the version waits there, once a time that
+/// it is read.
+fn pipe_in_place_of(path: &Path) -> std::thread::JoinHandle<std::fs::File> {
+    std::fs::remove_file(path).unwrap();
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(path)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let path = path.to_owned();
+    std::thread::spawn(move || std::fs::OpenOptions::new().write(true).open(path).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_version_is_read_once_and_not_on_a_thread_that_others_need() {
+    let harness = Harness::new(|_| {}).await;
+    let empty = harness._dir.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let version = Draft {
+        extra: vec![("pipe".to_owned(), empty)],
+        ..draft(
+            None,
+            identity("encoder"),
+            identity("llm"),
+            adapter("draft", LayerMix::Paper, 4, 6),
+        )
+    };
+    harness.registry.publish_as("tiny-0004", &version).unwrap();
+    let opened = pipe_in_place_of(&harness.registry.root().join("tiny-0004/pipe"));
+
+    harness
+        .order(r#"{"command": "promote", "version": "tiny-0004"}"#)
+        .await;
+    until("the version is read", || opened.is_finished()).await;
+    let (told, heard) = std::sync::mpsc::channel();
+    tokio::spawn(async move { told.send(()) });
+    // Blocks the test's thread on purpose: what the runtime's only worker does is what counts.
+    let others_go_on = heard.recv_timeout(PATIENCE).is_ok();
+    drop(opened.join().unwrap()); // the end of the pipe; a second reader would wait for ever
+
+    assert!(others_go_on, "the runtime's worker waits for the disk");
+    assert!(matches!(harness.event().await.what, EventKind::AdapterSwapped { to, .. } if to == "tiny-0004"));
+    assert_eq!(harness.current.get().version(), "tiny-0004");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,11 +330,11 @@ async fn a_version_for_other_networks_is_refused_and_nothing_changes() {
     let harness = Harness::new(|_| {}).await;
 
     harness
-        .order(r#"{"command": "promote", "version": "tiny-0003"}"#)
+        .order(r#"{"command": "promote", "version": "tiny-0003", "id": "p-3"}"#)
         .await;
     let (id, command, reason) = harness.refusal().await;
 
-    assert_eq!((id.as_str(), command.as_str()), ("tiny-0003", "promote"));
+    assert_eq!((id.as_str(), command.as_str()), ("p-3", "promote"));
     assert!(reason.contains("another"), "{reason}");
     assert_eq!(harness.current.get().version(), "tiny-0002");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
@@ -244,6 +346,7 @@ async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_
     let harness = Harness::new(|_| {}).await;
     harness.order(r#"{"command": "rollback"}"#).await;
     harness.event().await;
+    harness.obeyed().await;
     assert_eq!(harness.current.get().version(), "tiny-0001");
 
     harness.order(r#"{"command": "rollback"}"#).await;
@@ -301,14 +404,14 @@ async fn enough_new_samples_start_a_cycle_once() {
     for number in 0..2 {
         harness.store.put(&sample(number)).unwrap();
     }
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await; // longer than between two looks
+    tokio::time::sleep(Duration::from_millis(2_500)).await; // longer than between two looks
     assert!(harness.cycles.try_recv().is_err());
     harness.store.put(&sample(2)).unwrap();
     let cycle = next(&harness.cycles).await;
 
     assert_eq!(cycle.trigger, "3 new samples");
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(is_silent(&harness.cycles).await);
 }
 
@@ -345,7 +448,7 @@ async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
 
     assert!(id.starts_with("auto-"), "{id}");
     assert!(reason.contains("the trainer is not running"), "{reason}");
-    tokio::time::sleep(std::time::Duration::from_millis(4_500)).await; // two more looks
+    tokio::time::sleep(Duration::from_millis(4_500)).await; // two more looks
     assert!(harness.events.is_empty());
 }
 
@@ -368,4 +471,93 @@ async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
     assert_eq!(back.record.record_offset.offset, 2);
     assert_eq!(back.stage, Stage::Control);
     assert!(harness.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_from_before_the_start_expire_and_later_ones_are_obeyed() {
+    let before = [
+        r#"{"command": "retrain", "id": "old-1"}"#,
+        r#"{"command": "rollback", "id": "old-2"}"#,
+        r#"{"command": "pause"}"#,
+    ];
+    let harness = Harness::after(&before, busy_probe(), probe(), |_| {}).await;
+
+    for (id, command) in [
+        ("old-1", "retrain"),
+        ("old-2", "rollback"),
+        ("order-speechverse.control-0-2", "pause"),
+    ] {
+        let expired = harness.expiry().await;
+        assert_eq!((expired.0.as_str(), expired.1.as_str()), (id, command));
+        assert!(expired.2.contains("before this process started"), "{}", expired.2);
+    }
+    harness.orders.idle().await;
+    assert!(!harness.training.is_paused());
+    assert!(harness.cycles.try_recv().is_err());
+    assert_eq!(harness.current.get().version(), "tiny-0002");
+
+    harness.order(r#"{"command": "pause", "id": "new"}"#).await;
+    assert_eq!(harness.obeyed().await, ("new".into(), "pause".into()));
+    assert!(harness.training.is_paused());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_is_read_again_is_not_obeyed_again() {
+    let harness = Harness::new(|_| {}).await;
+    harness.order(r#"{"command": "retrain", "id": "run-1"}"#).await;
+    harness.order(r#"{"command": "rollback"}"#).await;
+    assert_eq!(harness.obeyed().await.1, "retrain");
+    harness.event().await;
+    assert_eq!(harness.obeyed().await.1, "rollback");
+    harness.orders.idle().await;
+    next(&harness.cycles).await;
+
+    // The group's offsets are lost: another member of another group begins with the first order again.
+    let again = harness
+        .kafka
+        .feed_as("another-group", &harness.kafka.config.topics.control);
+    let first = again.record().await;
+    harness.inject(first).await;
+    let second = again.record().await;
+    harness.inject(second).await;
+
+    assert!(is_silent(&harness.events).await);
+    assert!(is_silent(&harness.cycles).await);
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_obeyed() {
+    let harness = Harness::new(|_| {}).await;
+    let now = jiff::Timestamp::now().as_millisecond();
+    let age_ms = AGE_MAX.as_millis() as i64;
+    let order = |offset: i64, partition: i32, timestamp_ms: Option<i64>| {
+        let mut record = record(0);
+        record.record_offset.topic = Arc::from("speechverse.control");
+        record.record_offset.offset = offset;
+        record.record_offset.partition = partition;
+        record.value = Some(Bytes::from_static(br#"{"command": "pause"}"#));
+        record.timestamp_ms = timestamp_ms;
+        record
+    };
+
+    harness.inject(order(0, 0, Some(now - age_ms - 5_000))).await;
+    let (_, command, reason) = harness.expiry().await;
+    assert_eq!(command, "pause");
+    assert!(reason.contains("service.order_age_seconds_max"), "{reason}");
+
+    harness.inject(order(1, 1, Some(now))).await;
+    assert!(harness.refusal().await.2.contains("overtake each other"));
+    assert!(!harness.training.is_paused());
+
+    let in_time = [
+        None,
+        Some(now + age_ms),
+        Some(i64::MAX),
+        Some(now - age_ms + 60_000),
+    ];
+    for (offset, timestamp_ms) in (2..).zip(in_time) {
+        harness.inject(order(offset, 0, timestamp_ms)).await;
+        assert_eq!(harness.obeyed().await.1, "pause", "{timestamp_ms:?}");
+    }
 }

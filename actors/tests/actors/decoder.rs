@@ -1,4 +1,5 @@
-//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked to.
+//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
+//! to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,11 +8,10 @@ use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::Damage;
 use speechverse::config::serving::DecoderConfig;
+use speechverse::inference::speech_llm::SpeechLlm;
+use speechverse::inference::{DecodeOptions, EngineConfig, Generator};
 use speechverse::models::config::LayerMix;
-use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::llms::llama::Llama;
-use speechverse::models::responder::{Responder, ResponderSizes};
-use speechverse::models::speech_llm::SpeechLlm;
 use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
 use speechverse::nn::kv_cache::KvCache;
 use speechverse::nn::lora::LoraSet;
@@ -35,22 +35,23 @@ const WIDTH: usize = 6;
 /// Positions of a slot.
 const POSITIONS: usize = 512;
 
-/// What the language model is to do.
+/// When the language model fails.
 #[derive(Clone, Default)]
-struct Mood(Arc<AtomicU8>);
+struct FailureSwitch(Arc<AtomicU8>);
 
-impl Mood {
-    const WELL: u8 = 0;
+impl FailureSwitch {
+    const NEVER: u8 = 0;
     const PREFILL_FAILS: u8 = 1;
-    const STEP_FAILS: u8 = 2;
-    const STEP_PANICS: u8 = 3;
+    const PREFILL_PANICS: u8 = 2;
+    const STEP_FAILS: u8 = 3;
+    const STEP_PANICS: u8 = 4;
 
-    fn set(&self, mood: u8) {
-        self.0.store(mood, Ordering::SeqCst);
+    fn set(&self, failure: u8) {
+        self.0.store(failure, Ordering::SeqCst);
     }
 
-    fn is(&self, mood: u8) -> bool {
-        self.0.load(Ordering::SeqCst) == mood
+    fn is(&self, failure: u8) -> bool {
+        self.0.load(Ordering::SeqCst) == failure
     }
 }
 
@@ -58,13 +59,16 @@ fn failure() -> ModelError {
     ModelError::EmptyBatch // any error will do
 }
 
-/// A tiny Llama with moods.
-struct Moody {
+/// Prompts of so many positions and more are at fault: what fails, fails for them alone.
+const BAD_POSITIONS: i64 = 300;
+
+/// A tiny Llama that fails when asked to.
+struct FailingModel {
     llm: Llama,
-    mood: Mood,
+    failure: FailureSwitch,
 }
 
-impl LanguageModel for Moody {
+impl LanguageModel for FailingModel {
     fn info(&self) -> LanguageModelInfo {
         self.llm.info()
     }
@@ -77,17 +81,21 @@ impl LanguageModel for Moody {
         self.llm.embedding_table()
     }
 
-    fn teach(
+    fn teacher_forced_logits(
         &self,
         prompts: &[Tensor],
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        self.llm.teach(prompts, answers, lora)
+        self.llm.teacher_forced_logits(prompts, answers, lora)
     }
 
-    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.llm.read(prompt, lora)
+    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+        self.llm.prompt_logits(prompt, lora)
+    }
+
+    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
+        self.llm.probe(ids, decoder_ids)
     }
 
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
@@ -102,8 +110,11 @@ impl LanguageModel for Moody {
         slots: &[usize],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        if self.mood.is(Mood::PREFILL_FAILS) {
-            return Err(failure());
+        if lengths.iter().any(|length| *length >= BAD_POSITIONS) {
+            if self.failure.is(FailureSwitch::PREFILL_FAILS) {
+                return Err(failure());
+            }
+            assert!(!self.failure.is(FailureSwitch::PREFILL_PANICS), "on purpose");
         }
         self.llm.prefill(embeds, lengths, cache, slots, lora)
     }
@@ -115,10 +126,12 @@ impl LanguageModel for Moody {
         slots: &[usize],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        if self.mood.is(Mood::STEP_FAILS) {
-            return Err(failure());
+        if slots.iter().any(|slot| cache.length(*slot) >= BAD_POSITIONS) {
+            if self.failure.is(FailureSwitch::STEP_FAILS) {
+                return Err(failure());
+            }
+            assert!(!self.failure.is(FailureSwitch::STEP_PANICS), "on purpose");
         }
-        assert!(!self.mood.is(Mood::STEP_PANICS), "on purpose");
         self.llm.step(ids, cache, slots, lora)
     }
 }
@@ -128,7 +141,7 @@ struct Harness {
     answers: flume::Receiver<PublishAnswer>,
     letters: flume::Receiver<PublishDeadLetter>,
     partials: flume::Receiver<PublishPartial>,
-    mood: Mood,
+    failure: FailureSwitch,
     lost: OrphanQueue,
     found: flume::Receiver<OrphanedRecord>,
     _models: tempfile::TempDir,
@@ -149,36 +162,35 @@ impl Harness {
         let folder = TinyModels::write(models.path(), 7).llm;
         let (dead_letters, letters) = probe();
         let (tell_partials, partials) = probe();
-        let mood = Mood::default();
+        let failure = FailureSwitch::default();
         let config = DecoderConfig {
             slots,
             positions_max: POSITIONS,
             tokens_max: 64,
             ..DecoderConfig::default()
         };
-        let sizes = ResponderSizes {
+        let engine = EngineConfig {
             slots,
             positions_max: POSITIONS,
             answer_positions: 64,
+            batch_windows_max: 1,
+            options: DecodeOptions::greedy(64),
+            preallocate: true,
         };
-        let moods = mood.clone();
+        let switch = failure.clone();
         let args = DecoderArgs {
             config,
+            default_instruction: "Transcribe the speech.".into(),
             build: Arc::new(move || {
-                let llm = Moody {
+                let llm = FailingModel {
                     llm: Llama::open(&folder, Device::Cpu, Kind::Float)?,
-                    mood: moods.clone(),
+                    failure: switch.clone(),
                 };
                 let tokenizer = Tokenizer::open(&folder)?;
                 let layout = PromptLayout::open(&folder, &tokenizer, None)?;
                 let ends = end_of_answer_ids(&folder)?;
                 let model = SpeechLlm::new(Box::new(llm), tokenizer, layout, ends)?;
-                Ok(Responder::new(
-                    model,
-                    Device::Cpu,
-                    &sizes,
-                    DecodeOptions::greedy(64),
-                ))
+                Ok(Generator::new(model, &engine))
             }),
             publisher,
             partials: tell_partials,
@@ -190,7 +202,7 @@ impl Harness {
             answers,
             letters,
             partials,
-            mood,
+            failure,
             lost,
             found,
             _models: models,
@@ -245,7 +257,7 @@ impl Harness {
 
     /// That the decoder still answers.
     async fn is_well(&self) {
-        self.mood.set(Mood::WELL);
+        self.failure.set(FailureSwitch::NEVER);
         self.tell(self.utterance(99, "one", 0.3)).await;
         assert_eq!(self.answer().await.0, 99);
     }
@@ -353,56 +365,60 @@ async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are
     assert!(is_silent(&harness.found).await);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_cannot_begin_are_handed_back_and_the_decoder_goes_on() {
+/// Two healthy requests beside one whose prompt makes the model fail, all started together or later: it
+/// becomes a dead letter with its reason, the others are answered as if it had not been there.
+async fn one_of_three_fails_when_the_model(failure: u8, reason: &str) {
     let harness = Harness::new(4).await;
-    harness.mood.set(Mood::PREFILL_FAILS);
-
-    harness.tell(harness.utterance(0, "one", 0.3)).await;
-    let back = next(&harness.found).await;
-
-    assert_eq!(back.record.record_offset, record(0).record_offset);
-    assert_eq!(back.stage, Stage::Decode);
-    harness.is_well().await;
-    assert!(
-        harness.letters.is_empty() && harness.found.is_empty(),
-        "it has one outcome"
-    );
-}
-
-/// The model breaks while two answers are under way: both become dead letters, and their slots are free again.
-async fn two_answers_under_way_when_the_model(mood: u8) {
-    let harness = Harness::new(2).await;
     harness.tell(harness.long(0)).await;
-    harness.tell(harness.long(1)).await;
-    until("both are under way", || took_all(&harness.decoder)).await;
+    let alone = harness.answer().await.2;
+    harness.failure.set(failure);
+    let mut bad = harness.long(1);
+    // Four frames are one position.
+    bad.features = Tensor::ones([4 * BAD_POSITIONS, WIDTH as i64], (Kind::Float, Device::Cpu));
 
-    harness.mood.set(mood);
-    let mut given_up = [next(&harness.letters).await, next(&harness.letters).await].map(|letter| {
-        (
-            letter.record.record_offset.offset,
-            letter.rejection.reason,
-            letter.rejection.stage,
-        )
-    });
+    harness.tell(harness.long(0)).await;
+    harness.tell(bad).await;
+    harness.tell(harness.long(2)).await;
+    let letter = next(&harness.letters).await;
+    let mut answers = [harness.answer().await, harness.answer().await];
 
-    given_up.sort_by_key(|(offset, ..)| *offset);
-    let internal = |number| (number, Reason::InternalError, Stage::Decode);
-    assert_eq!(given_up, [internal(0), internal(1)]);
-    for _ in 0..3 {
+    assert_eq!(letter.record.record_offset, record(1).record_offset);
+    assert_eq!(letter.rejection.reason, Reason::InternalError);
+    assert_eq!(letter.rejection.stage, Stage::Decode);
+    assert!(
+        letter.rejection.message.contains(reason),
+        "{}",
+        letter.rejection.message
+    );
+    answers.sort();
+    assert_eq!(
+        answers.map(|(number, _, text)| (number, text)),
+        [(0, alone.clone()), (2, alone)]
+    );
+    for _ in 0..5 {
         harness.is_well().await; // more often than there are slots
     }
-    assert!(is_silent(&harness.found).await);
+    assert!(harness.letters.is_empty() && is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_fails_gives_its_answers_up_as_dead_letters_and_the_next_are_answered() {
-    two_answers_under_way_when_the_model(Mood::STEP_FAILS).await;
+async fn a_prompt_that_fails_ends_its_own_request_with_its_reason() {
+    one_of_three_fails_when_the_model(FailureSwitch::PREFILL_FAILS, "empty").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_panics_gives_its_answers_up_as_dead_letters_and_the_next_are_answered() {
-    two_answers_under_way_when_the_model(Mood::STEP_PANICS).await;
+async fn a_prompt_that_panics_ends_its_own_request_with_its_reason() {
+    one_of_three_fails_when_the_model(FailureSwitch::PREFILL_PANICS, "on purpose").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_fails_ends_the_request_at_fault_with_its_reason() {
+    one_of_three_fails_when_the_model(FailureSwitch::STEP_FAILS, "empty").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_panics_ends_the_request_at_fault_with_its_reason() {
+    one_of_three_fails_when_the_model(FailureSwitch::STEP_PANICS, "on purpose").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -411,8 +427,8 @@ async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses
 
     let (taken, refused) = fill(&harness.decoder, |number| harness.utterance(number, "one", 0.3)).await;
 
-    // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more is in its
-    // other slot or about to join, and one is in its mailbox.
+    // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more
+    // is in its other slot or about to join, and one is in its mailbox.
     assert!((4..=6).contains(&taken), "{taken}");
     refused.context.complete();
     let mut answered = Vec::new();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kameo::prelude::*;
 use speechverse::config::serving::EncoderConfig;
+use speechverse::inference::FeatureExtractor;
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::wire::dead_letter::{Reason, Stage};
@@ -28,7 +29,8 @@ const FAILS: f32 = -1.0;
 /// A clip that begins with this is a panic.
 const PANICS: f32 = -2.0;
 
-/// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights are.
+/// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights
+/// are.
 struct Network {
     calls: flume::Sender<Vec<usize>>,
 }
@@ -102,9 +104,10 @@ impl Harness {
                 batch_wait_ms_max,
             },
             build: Arc::new(move || {
-                Ok(Box::new(Network {
+                let network = Network {
                     calls: called.clone(),
-                }))
+                };
+                Ok(FeatureExtractor::new(Box::new(network), batch_windows_max))
             }),
             decoder,
             publisher,
@@ -180,6 +183,34 @@ async fn an_utterance_without_company_goes_when_it_has_waited_long_enough_and_no
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_timer_of_a_batch_that_has_left_does_not_flush_the_next_one() {
+    const WAIT: Duration = Duration::from_millis(600);
+    let harness = Harness::new(2, WAIT.as_millis() as u64).await;
+    harness.tell(0, 0.5, 40).await;
+    harness.tell(1, 0.5, 40).await; // the batch is full and leaves; its timer runs on
+    harness.result().await;
+    harness.result().await;
+    tokio::time::sleep(WAIT / 2).await;
+    let told = Instant::now();
+
+    harness.tell(2, 0.5, 40).await;
+    harness.result().await;
+
+    assert!(told.elapsed() >= WAIT, "{:?}", told.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_never_has_more_windows_than_configured_also_of_one_long_clip() {
+    let harness = Harness::new(2, FOREVER_MS).await;
+
+    harness.tell(0, 0.5, 5 * SAMPLES_MAX).await;
+
+    assert_eq!(harness.result().await.1.len(), 5 * SAMPLES_MAX / HOP);
+    let passes: Vec<usize> = harness.calls.drain().map(|pass| pass.len()).collect();
+    assert_eq!(passes, [2, 2, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clips_of_like_length_share_a_pass_and_a_long_clip_comes_back_whole() {
     let harness = Harness::new(4, FOREVER_MS).await;
     let long: Vec<f32> = (0..250).map(|index| (index / 10) as f32).collect(); // three windows
@@ -227,7 +258,8 @@ async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version(
     );
 }
 
-/// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor lives.
+/// One of three makes the network fail; the others are answered, it becomes a dead letter, and the actor
+/// lives.
 async fn one_bad_utterance_of_three(bad: f32) {
     let harness = Harness::new(3, FOREVER_MS).await;
 

@@ -101,7 +101,11 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
 
     harness.hand_on().await;
     let before = harness.utterance().await;
-    harness.current.swap(adapter("two", LayerMix::Last, 2, 4));
+    let two = adapter("two", LayerMix::Last, 2, 4);
+    harness
+        .current
+        .change(|| Ok::<_, std::convert::Infallible>(two))
+        .unwrap();
     harness.hand_on().await;
     let after = harness.utterance().await;
 
@@ -268,6 +272,33 @@ async fn a_broken_stream_is_refused_chunk_by_chunk_and_a_whole_one_answers_for_a
         .map(|record_offset| record_offset.offset)
         .collect();
     assert_eq!(earlier, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
+    let harness = Harness::new(probe(), probe()).await;
+    let half = || pcm(800, 0.25);
+    for (number, sequence, last) in [(0, 0, false), (0, 0, false), (1, 1, true), (1, 1, true)] {
+        let headers = vec![
+            header("ce_session", "twice"),
+            header("ce_sequence", u64::to_string(&sequence)),
+            header("ce_final", bool::to_string(&last)),
+        ];
+        harness.request(number, half(), headers).await;
+        harness.hand_on().await;
+    }
+
+    let utterance = harness.utterance().await;
+
+    assert_eq!(utterance.samples.len(), 1_600);
+    assert_eq!(utterance.context.record.record_offset.offset, 2);
+    // What is left is the stream's own two records; both repeats are finished.
+    until("the repeats are released", || {
+        harness.requests.tracker.unfinished() == 2
+    })
+    .await;
+    assert!(is_silent(&harness.letters).await);
+    assert!(is_silent(&harness.utterances).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

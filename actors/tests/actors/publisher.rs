@@ -7,16 +7,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::kafka::config::KafkaConfig;
-use speechverse::kafka::{Release, Sink};
+use speechverse::kafka::{RecordsDeleted, Release, Sink, TopicPartition};
 use speechverse::wire::Record;
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
+use speechverse::wire::event::{Event, EventKind};
 use speechverse_actors::messages::{OrphanQueue, PublishAnswer, PublishDeadLetter, PublishPartial};
 use speechverse_actors::publisher::{
     HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Publisher, PublisherArgs, VALUE_OMITTED_HEADER,
 };
 
 use crate::support::{Feed, Kafka, context, fill, header, stop, text_of, until};
+
+/// How long a stop waits where the test says nothing else.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// A publisher with the requests that it answers.
 struct Harness {
@@ -25,11 +29,22 @@ struct Harness {
     requests: Feed,
     records: Vec<Record>,
     lost: OrphanQueue,
+    deleted: flume::Sender<RecordsDeleted>,
 }
 
 impl Harness {
     /// Reads `count` requests; what the publisher writes goes where `sink` says.
     async fn new(count: usize, sends_max: usize, sink: impl FnOnce(&mut KafkaConfig)) -> Self {
+        Self::draining(count, sends_max, DRAIN, sink).await
+    }
+
+    /// As [`new`](Self::new), with another time for its stop.
+    async fn draining(
+        count: usize,
+        sends_max: usize,
+        drain: Duration,
+        sink: impl FnOnce(&mut KafkaConfig),
+    ) -> Self {
         let kafka = Kafka::start().await;
         let topics = kafka.config.topics.clone();
         for number in 0..count {
@@ -46,13 +61,16 @@ impl Harness {
         let mut config = kafka.config.clone();
         sink(&mut config);
         let (lost, found) = OrphanQueue::new();
+        let (deleted, reports) = flume::bounded(4);
         let args = PublisherArgs {
             sink: Sink::new(&config).unwrap(),
             trackers: HashMap::from([(topics.requests.clone(), requests.tracker.clone())]),
             topics,
             source: Arc::from("/test"),
             lost: found,
+            deleted: reports,
             sends_max,
+            drain,
         };
         Self {
             publisher: Publisher::spawn_with_mailbox(args, kameo::mailbox::bounded(1)),
@@ -60,6 +78,7 @@ impl Harness {
             requests,
             records,
             lost,
+            deleted,
         }
     }
 
@@ -89,6 +108,12 @@ impl Harness {
 
     async fn results(&self, count: usize) -> Vec<Record> {
         self.kafka.read(&self.kafka.config.topics.results, count).await
+    }
+
+    /// The first event.
+    async fn event(&self) -> Event {
+        let events = self.kafka.read(&self.kafka.config.topics.events, 1).await;
+        serde_json::from_slice(events[0].value.as_ref().unwrap()).unwrap()
     }
 
     async fn dead_letters(&self, count: usize) -> Vec<Record> {
@@ -199,6 +224,61 @@ async fn a_dead_letter_that_is_too_large_even_without_its_value_is_named_and_rel
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_the_broker_takes_in_no_form_becomes_a_dead_letter_of_its_record() {
+    let harness = Harness::new(1, 8, |sink| sink.message_bytes_max = 2_048).await;
+    let mut order = harness.answer(0, "yes".into());
+    order.answer.id = "i".repeat(1_900); // a header that cannot be left out, and too long beside the others
+
+    harness.publisher.tell(order).await.unwrap();
+    harness.requests.idle().await;
+
+    let letter = harness.dead_letters(1).await.swap_remove(0);
+    assert_eq!(text_of(&letter, "ce_id"), "request-0");
+    assert_eq!(letter.value, harness.records[0].value);
+    assert_eq!(text_of(&letter, "speechverse_reason"), "answer_refused");
+    assert_eq!(text_of(&letter, "__connect.errors.stage"), "publish");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_which_the_broker_takes_no_word_is_told_as_an_event_and_released() {
+    let harness = Harness::new(2, 8, |sink| sink.message_bytes_max = 1_024).await;
+    let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, "x".repeat(1_000));
+    let mut letter = PublishDeadLetter::at_admission(harness.records[1].clone(), rejection);
+    letter.earlier = vec![harness.records[0].record_offset.clone()];
+
+    harness.publisher.tell(letter).await.unwrap();
+    harness.requests.idle().await;
+
+    let EventKind::RecordRefused { offset, reason, .. } = harness.event().await.what else {
+        panic!("another event");
+    };
+    assert_eq!(offset, 1);
+    assert!(reason.contains("too large"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_retention_deleted_are_told_as_an_event() {
+    let harness = Harness::new(0, 8, |_| {}).await;
+    let report = RecordsDeleted {
+        partition: TopicPartition::new("requests", 3),
+        first_offset: 17,
+        records: 21,
+    };
+
+    harness.deleted.send_async(report).await.unwrap();
+
+    let event = harness.event().await;
+    assert_eq!(event.id, "requests/3");
+    let told = EventKind::RecordsDeleted {
+        topic: "requests".into(),
+        partition: 3,
+        first_offset: 17,
+        records: 21,
+    };
+    assert_eq!(event.what, told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
     let harness = Harness::new(3, 8, |_| {}).await;
     let mut dropped = context(harness.records[2].clone(), &harness.lost);
@@ -265,6 +345,34 @@ async fn a_graceful_stop_waits_for_the_sends_that_are_on_their_way() {
     stop(&harness.publisher).await;
 
     assert_eq!(harness.requests.tracker.unfinished(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_as_long_as_a_drain_may_take_and_no_longer() {
+    // Sends that take six seconds, and no broker at all.
+    let slow = Harness::new(1, 8, |sink| {
+        let linger = ("linger.ms".to_owned(), "6000".to_owned());
+        sink.producer = [linger].into_iter().collect();
+    })
+    .await;
+    let hasty = Harness::draining(1, 8, Duration::from_millis(200), |sink| {
+        sink.bootstrap = nobody_listens().to_string();
+    })
+    .await;
+    for harness in [&slow, &hasty] {
+        harness
+            .publisher
+            .tell(harness.answer(0, "yes".into()))
+            .await
+            .unwrap();
+    }
+
+    let began = std::time::Instant::now();
+    stop(&hasty.publisher).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(hasty.requests.tracker.unfinished(), 1);
+    stop(&slow.publisher).await;
+    assert_eq!(slow.requests.tracker.unfinished(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,19 +12,19 @@ use kameo::supervision::RestartPolicy;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{
-    Budget, OffsetTracker, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent,
+    Budget, ConnectionMonitor, OffsetTracker, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent,
 };
 use speechverse::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use speechverse::models::config::{AdapterSettings, LayerMix};
 use speechverse::models::{EncoderInfo, LanguageModelInfo};
 use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
-use speechverse::text::{ResolvedPrompt, TemplateVariables, TextError};
+use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use speechverse_actors::ingest::TaskInstructions;
-use speechverse_actors::messages::{OrphanQueue, RequestContext};
+use speechverse_actors::messages::{OrphanQueue, RequestContext, request_span};
 use speechverse_actors::supervisor::Supervisor;
 
 /// Longest that a test waits for what must happen.
@@ -90,7 +90,8 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that it refused.
+/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that
+/// it refused.
 pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> (usize, M)
 where
     A: Actor + Message<M>,
@@ -119,6 +120,13 @@ where
 pub(crate) fn took_all<A: Actor>(actor: &ActorRef<A>) -> bool {
     let mailbox = actor.mailbox_sender();
     mailbox.capacity() == mailbox.max_capacity()
+}
+
+/// Starts a stage that has no thread of its own, as the pipeline does.
+pub(crate) async fn start<A: Actor>(args: A::Args, mailbox: usize) -> ActorRef<A> {
+    let stage = A::spawn_with_mailbox(args, kameo::mailbox::bounded(mailbox));
+    stage.wait_for_startup().await;
+    stage
 }
 
 /// Starts a stage as the pipeline does: on its own thread, below a supervisor that restarts it.
@@ -160,7 +168,16 @@ pub(crate) fn instructions() -> TaskInstructions {
     }
 }
 
-/// Instructions without tasks that panic at one name.
+/// The shipped tasks.
+pub(crate) fn shipped() -> TaskInstructions {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tasks");
+    TaskInstructions {
+        tasks: Arc::new(TaskTable::load(&folder).unwrap()),
+        ..instructions()
+    }
+}
+
+/// Instructions with the shipped tasks that panic at one name.
 pub(crate) struct FailingEncoder;
 
 impl FailingEncoder {
@@ -175,7 +192,7 @@ impl Instructions for FailingEncoder {
         own: Option<&str>,
     ) -> Result<ResolvedPrompt, TextError> {
         assert_ne!(names, Self::SORE, "on purpose");
-        instructions().of_task(names, variables, own)
+        shipped().of_task(names, variables, own)
     }
 
     fn default_instruction(&self) -> String {
@@ -202,7 +219,8 @@ pub(crate) fn record(number: usize) -> Record {
 /// The context of a record with a request in it, and with one second of sound.
 pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
     let request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
-    RequestContext::new(record, request, 1.0, lost.clone())
+    let span = request_span(&record.record_offset, &request);
+    RequestContext::new(record, request, 1.0, span, lost.clone())
 }
 
 /// An adapter version between an encoder of two layers and a language model.
@@ -285,10 +303,19 @@ impl Kafka {
 
     /// Joins the group that reads `topic`.
     pub(crate) fn feed(&self, topic: &str) -> Feed {
+        self.feed_as(&self.config.group_id, topic)
+    }
+
+    /// Joins a group of another name.
+    pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
         let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
         let config = SourceConfig {
-            kafka: self.config.clone(),
+            kafka: KafkaConfig {
+                group_id: group_id.to_owned(),
+                ..self.config.clone()
+            },
             topics: vec![topic.to_owned()],
+            monitor: ConnectionMonitor::default(),
         };
         let (source, events) = Source::start(config, tracker.clone()).unwrap();
         Feed {
@@ -340,9 +367,10 @@ impl Feed {
 
     /// Waits until every record that was read is released.
     pub(crate) async fn idle(&self) {
-        tokio::time::timeout(PATIENCE, self.tracker.idle())
-            .await
-            .expect("every record_offset comes back in time");
+        until("every record_offset comes back", || {
+            self.tracker.unfinished() == 0
+        })
+        .await;
     }
 }
 
@@ -373,7 +401,10 @@ pub(crate) fn sample(number: usize) -> Sample {
             partition: 0,
             offset: number as i64,
         },
+        request_source: String::new(),
         request_id: format!("sample-{number}"),
+        labels: Vec::new(),
+        written_ms: 0,
         received_ms: 0,
         may_train: true,
     }

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
 /// Settings of the embedded broker, which keeps everything in memory and listens on this machine only.
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerConfig {
     /// Loopback address and port to listen on. Port 0 lets the system choose a free one.
+    #[serde(deserialize_with = "loopback")]
     pub address: SocketAddr,
     /// Partitions of a topic whose creator does not say how many.
     pub partitions: u32,
@@ -37,6 +39,24 @@ impl Default for BrokerConfig {
             connections_max: 256,
         }
     }
+}
+
+/// Reads an address; `localhost` is 127.0.0.1.
+fn loopback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let address = match text.strip_prefix("localhost:") {
+        Some(port) => port
+            .parse()
+            .ok()
+            .map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        None => text.parse().ok(),
+    };
+    address.ok_or_else(|| {
+        let found = text.escape_debug();
+        de::Error::custom(format!(
+            "`{found}` is no address such as 127.0.0.1:9092 or localhost:9092"
+        ))
+    })
 }
 
 /// What is wrong with a [`BrokerConfig`].

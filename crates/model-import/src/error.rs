@@ -110,6 +110,10 @@ pub enum ImportError {
         what: String,
     },
 
+    /// A model of the Hugging Face hub could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] crate::HubError),
+
     /// What was imported is not, bit for bit, what the list of downloads promises.
     #[error(
         "`{}` has sha256 {found} after import, expected {expected}; delete the folder and fetch again, and report this if it persists",

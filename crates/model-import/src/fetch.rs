@@ -373,11 +373,7 @@ fn sha256(path: &Path) -> Result<String, ImportError> {
         }
         hasher.update(&block[..count]);
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hex::encode(hasher.finalize()))
 }
 
 #[cfg(test)]

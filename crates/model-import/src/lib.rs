@@ -16,6 +16,7 @@ mod error;
 mod fetch;
 mod format;
 mod gguf;
+mod hub;
 mod llama;
 mod quants;
 mod reader;
@@ -31,6 +32,7 @@ pub use catalogue::{AvailableModel, available_models};
 pub use error::ImportError;
 pub use fetch::{FetchProgress, FetchedModel, fetch};
 pub use format::FloatFormat;
+pub use hub::{HubError, HubFetched, HubModel, HubProgress, HubSettings, fetch_from_hub};
 pub use quants::Encoding;
 
 use ct2::Ct2File;
@@ -206,7 +208,7 @@ fn prepare(source: &Path, format: FloatFormat) -> Result<Prepared, ImportError> 
             path,
         });
     }
-    let start: String = head.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let start = hex::encode(&head[..head.len().min(8)]);
     Err(ImportError::Unrecognised {
         path,
         found: if start.is_empty() {

@@ -317,7 +317,7 @@ pub(crate) fn write_checkpoint(
         Ok(())
     };
     let workers = threads.clamp(1, pieces.len().max(1));
-    let result = std::thread::scope(|scope| {
+    let result: Result<(), ImportError> = std::thread::scope(|scope| {
         for _ in 0..workers {
             let (report, work, failed) = (report.clone(), &work, &failed);
             scope.spawn(move || {

@@ -53,7 +53,7 @@ fn export(settings: &Settings, version: Option<&str>, out: &Path) -> anyhow::Res
     }
     std::fs::copy(lora.join(WEIGHTS), out.join(WEIGHTS)).with_context(written)?;
     std::fs::write(out.join(CONFIG), serde_json::to_string_pretty(&config)? + "\n").with_context(written)?;
-    output::line(out.display().to_string());
+    output::line(out.display().to_string())?;
     Ok(())
 }
 
@@ -81,7 +81,7 @@ fn list(settings: &OptionalSettings, json: bool) -> Result<(), Failure> {
         if json {
             let mut line = serde_json::to_value(&manifest).context("a manifest is always JSON")?;
             line["current"] = json!(is_current(&manifest.version));
-            output::line(line.to_string());
+            output::line(line.to_string())?;
             continue;
         }
         let metrics: Vec<String> = manifest
@@ -104,7 +104,7 @@ fn list(settings: &OptionalSettings, json: bool) -> Result<(), Failure> {
         ]);
     }
     if !json {
-        output::table(&rows, &[]);
+        output::table(&rows, &[])?;
     }
     match damaged {
         0 => Ok(()),

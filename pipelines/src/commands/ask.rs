@@ -5,17 +5,18 @@ use std::time::Instant;
 use anyhow::Context;
 use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
 use speechverse::config::Settings;
+use speechverse::inference::speech_llm::{Learned, SpeechLlm};
+use speechverse::inference::{
+    Clip, DecodeOptions, Engine, EngineConfig, Event, GenerateRequest, Generation, Input,
+};
 use speechverse::models::adapter::AdapterSnapshot;
-use speechverse::models::decoding::DecodeOptions;
 use speechverse::models::encoders::whisper::Window;
-use speechverse::models::responder::{Question, Responder, ResponderSizes};
-use speechverse::models::speech_llm::{Learned, SpeechLlm};
-use speechverse::models::{SpeechEncoder, open_encoder};
+use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
-use speechverse::text::{AnswerShape, ResolvedPrompt, TaskTable};
+use speechverse::text::tasks::TRANSCRIPT;
+use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::{audio_flags, flags};
-use speechverse_actors::encoder::windows;
 use tch::Tensor;
 
 use super::Failure;
@@ -35,10 +36,10 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
             .with_context(|| name.clone());
         match answer {
             Ok(answer) if args.json => {
-                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?);
+                output::line(serde_json::to_string(&answer).context("an answer is always JSON")?)?;
             }
-            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text)),
-            Ok(answer) => output::line(&answer.text),
+            Ok(answer) if args.files.len() > 1 => output::line(format!("{name}: {}", answer.text))?,
+            Ok(answer) => output::line(&answer.text)?,
             Err(error) => {
                 failed += 1;
                 tracing::error!("{error:#}");
@@ -55,8 +56,10 @@ pub(super) fn ask(args: &Ask) -> Result<(), Failure> {
 struct Order {
     task: Option<String>,
     asked: ResolvedPrompt,
-    /// What the answer is held to.
-    shape: Option<AnswerShape>,
+    /// What the answer is constrained to.
+    grammar: Option<OutputGrammar>,
+    /// Whether it is a transcript that is asked for.
+    verbatim: bool,
 }
 
 impl Order {
@@ -77,18 +80,29 @@ impl Order {
         };
         Ok(Self {
             task: args.task.clone(),
-            shape: asked.held(args.constrain.unwrap_or(labels.is_some())),
+            verbatim: match &args.task {
+                Some(task) => task == TRANSCRIPT,
+                None => asked.instruction == settings.service.default_instruction,
+            },
+            grammar: asked.constrained(args.constrain.unwrap_or(labels.is_some())),
             asked,
         })
     }
 }
 
-/// The joined model in this process, one question at a time.
+/// The inference engine in this process, one question at a time.
 pub(super) struct Respondent {
     settings: Settings,
-    encoder: Box<dyn SpeechEncoder>,
-    responder: Responder<()>,
+    engine: Engine,
     adapter: AdapterSnapshot,
+}
+
+/// An answer with the moments at which its parts were there.
+struct Timed {
+    generation: Generation,
+    text: String,
+    encoded: Instant,
+    prefilled: Instant,
 }
 
 impl Respondent {
@@ -103,27 +117,64 @@ impl Respondent {
         let (_, loaded) = adapters::open(settings, version, &identities)?;
         let encoder = open_encoder(&settings.model.encoder, Window::Clip, &placement)?;
         let llm = SpeechLlm::open(&settings.model.llm, settings.model.system.as_deref(), &placement)?;
-        let sizes = ResponderSizes {
+        let config = EngineConfig {
             slots: options.slots(),
-            positions_max: settings.decoder.positions_max,
             answer_positions: options.tokens_max,
+            options,
+            ..settings.engine()
         };
         Ok(Self {
             settings: settings.clone(),
-            encoder,
-            responder: Responder::new(llm, placement.device, &sizes, options),
+            engine: Engine::new(encoder, llm, &config),
             adapter: loaded.adapter,
         })
     }
 
     fn features(&self, samples: &[f32]) -> anyhow::Result<Tensor> {
-        let mix = Tensor::from_slice(self.adapter.mix_weights()).unsqueeze(0); // [1, L+1]
-        let mut parts = Vec::new();
-        for range in windows(samples.len(), self.encoder.info().max_samples) {
-            let encoded = self.encoder.encode(&[&samples[range]], &mix)?;
-            parts.push(encoded.features.get(0).narrow(0, 0, encoded.lengths[0])); // [T, D]
+        let adapter = &self.adapter;
+        let mut found = self.engine.extractor().extract(&[Clip { samples, adapter }]);
+        Ok(found.swap_remove(0)?)
+    }
+
+    /// Both halves of the engine, one after the other, so that each can be timed.
+    fn generate(
+        &mut self,
+        samples: &[f32],
+        instruction: &str,
+        grammar: Option<&OutputGrammar>,
+        verbatim: bool,
+    ) -> anyhow::Result<Timed> {
+        let features = self.features(samples)?;
+        let encoded = Instant::now();
+        self.engine.add_request(GenerateRequest {
+            input: Input::Features {
+                features,
+                adapter: self.adapter.clone(),
+            },
+            instruction: instruction.to_owned(),
+            grammar: grammar.cloned(),
+            tokens_max: None,
+            verbatim,
+        });
+        let mut prefilled = None;
+        while self.engine.has_unfinished() {
+            for event in self.engine.step() {
+                prefilled.get_or_insert_with(Instant::now);
+                match event {
+                    Event::Token { .. } => {}
+                    Event::Finished { generation, text, .. } => {
+                        return Ok(Timed {
+                            generation,
+                            text,
+                            encoded,
+                            prefilled: prefilled.unwrap_or(encoded),
+                        });
+                    }
+                    Event::Failed { error, .. } => return Err(error.into()),
+                }
+            }
         }
-        Ok(Tensor::f_cat(&parts, 0)?)
+        anyhow::bail!("the engine ended without an answer")
     }
 
     fn answer(&mut self, name: &str, bytes: &[u8], order: &Order) -> anyhow::Result<Answer> {
@@ -131,26 +182,20 @@ impl Respondent {
         let lap = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         let waveform = decode(bytes, None, &self.settings.audio.limits())?;
         let decoded_audio = Instant::now();
-        let features = self.features(&waveform.samples)?;
-        let encoded = Instant::now();
-        let question = Question {
-            features: &features,
-            instruction: &order.asked.instruction,
-            shape: order.shape.as_ref(),
-            tokens_max: None,
-        };
-        let prompt = self.responder.prompt(&self.adapter, &question)?;
-        let mut finished = self.responder.join(vec![((), prompt)])?;
-        let prefilled = Instant::now();
-        while finished.is_empty() {
-            finished = self.responder.step()?;
-        }
-        let (_, decoded) = finished.swap_remove(0);
-        let text = self.responder.text(&decoded)?;
-        let mut flags = flags(&decoded, &text, self.settings.decoder.low_confidence_below);
-        let no_speech = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        let long_pause = has_long_pause(&waveform.samples);
-        flags.extend(audio_flags(&waveform.damage, no_speech, long_pause));
+        let Timed {
+            generation,
+            text,
+            encoded,
+            prefilled,
+        } = self.generate(
+            &waveform.samples,
+            &order.asked.instruction,
+            order.grammar.as_ref(),
+            order.verbatim,
+        )?;
+        let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
+        let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
+        flags.extend(audio_flags(&waveform.damage, has_long_pause(&waveform.samples)));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -161,12 +206,12 @@ impl Respondent {
             fields: order.asked.fields(&text),
             flags,
             text,
-            label: (decoded.label).and_then(|index| order.shape.as_ref()?.choice()?.get(index).cloned()),
+            label: (generation.label).and_then(|index| order.grammar.as_ref()?.choice()?.get(index).cloned()),
             adapter: self.adapter.version().to_owned(),
-            score: decoded.score(),
+            score: generation.score(),
             audio_seconds: waveform.seconds(),
             audio_unheard_seconds: waveform.damage.unheard_seconds,
-            tokens: decoded.ids.len(),
+            tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,
                 decode_audio: (decoded_audio - started).as_secs_f64() * 1e3,
@@ -178,8 +223,8 @@ impl Respondent {
         })
     }
 
-    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L, V]` over the
-    /// whole prompt; and the greedy answer.
+    /// The joined model's inner values on one clip: `features` `[T, D]`, `adapted` `[P, H]`, `logits` `[L,
+    /// V]` over the whole prompt; and the greedy answer.
     pub(super) fn probe(
         &mut self,
         samples: &[f32],
@@ -188,25 +233,15 @@ impl Respondent {
         let _no_grad = tch::no_grad_guard();
         let features = self.features(samples)?;
         let frames = [features.size()[0]];
-        let model = self.responder.model();
+        let model = self.engine.generator().model();
         let learned = Learned::frozen(&self.adapter, model.llm(), tch::Device::Cpu)?;
         let adapted = learned.adapter.forward(&features.unsqueeze(0), &frames)?;
+        let adapted = learned.adapter.positions(&adapted)?;
         let prompt = model
             .prompts(&learned.adapter, &features.unsqueeze(0), &frames, &[instruction])?
             .swap_remove(0); // [L, H]
-        let logits = model.llm().read(&prompt, learned.lora.as_ref())?;
-        let question = Question {
-            features: &features,
-            instruction,
-            shape: None,
-            tokens_max: None,
-        };
-        let prompt = self.responder.prompt(&self.adapter, &question)?;
-        let mut finished = self.responder.join(vec![((), prompt)])?;
-        while finished.is_empty() {
-            finished = self.responder.step()?;
-        }
-        let text = self.responder.text(&finished[0].1)?;
+        let logits = model.llm().prompt_logits(&prompt, learned.lora.as_ref())?;
+        let text = self.generate(samples, instruction, None, true)?.text;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
         let tensors = [("features", features), ("adapted", positions), ("logits", logits)];
         Ok((

@@ -1,4 +1,5 @@
-//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over its topics.
+//! `speechverse publish`, `results`, `label`, `retrain`: the commands that talk to a running pipeline over
+//! its topics.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
@@ -16,7 +17,7 @@ use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
 use speechverse::wire::answer::{Answer, AnswerKind};
-use speechverse::wire::control::Command;
+use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse::wire::headers::Headers;
@@ -25,7 +26,7 @@ use speechverse::wire::{OutgoingRecord, Record};
 
 use super::{Failure, runtime};
 use crate::cli::{Broker, Given, Label, Publish, Results, Retrain};
-use crate::output::{self, clipped};
+use crate::output::{self, OutputError, clipped};
 
 /// Longest wait for a broker that should be there.
 const BROKER_WAIT: Duration = Duration::from_secs(15);
@@ -184,14 +185,15 @@ async fn publish_files(
     let limit = Duration::from_secs(args.timeout);
     let outcomes = replies.collect(&sent, limit, |answer| {
         if args.json {
-            output::line(serde_json::to_string(answer).unwrap_or_default());
+            output::line(serde_json::to_string(answer).unwrap_or_default())?;
         } else if args.references.is_none() {
-            output::line(format!("{}: {}", sent[&answer.request_id].name, answer.text));
+            output::line(format!("{}: {}", sent[&answer.request_id].name, answer.text))?;
         }
+        Ok(())
     });
     let outcomes = outcomes.await?;
     if args.references.is_some() && !args.json {
-        report(&sent, &outcomes);
+        report(&sent, &outcomes)?;
     }
     for (id, outcome) in &outcomes {
         if let Outcome::DeadLetter(reason) = outcome {
@@ -291,7 +293,7 @@ impl Replies {
         &mut self,
         sent: &HashMap<String, Sent>,
         limit: Duration,
-        mut show: impl FnMut(&Answer),
+        mut show: impl FnMut(&Answer) -> Result<(), OutputError>,
     ) -> anyhow::Result<HashMap<String, Outcome>> {
         let deadline = Instant::now() + limit;
         let mut outcomes = HashMap::new();
@@ -308,7 +310,7 @@ impl Replies {
                     if answer.kind == AnswerKind::Partial || outcomes.contains_key(&answer.request_id) {
                         continue; // more will come, or a repeat after a crash
                     }
-                    show(&answer);
+                    show(&answer)?;
                     outcomes.insert(answer.request_id.clone(), Outcome::Answer(Box::new(answer), request.at.elapsed()));
                 }
                 read = self.dead_letters.next(left) => {
@@ -368,7 +370,7 @@ fn read_references(path: &Path) -> anyhow::Result<HashMap<String, String>> {
 }
 
 /// A table of what was asked, answered and right, and the word error rate.
-fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
+fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) -> Result<(), OutputError> {
     let mut requests: Vec<(&String, &Sent)> = sent.iter().collect();
     requests.sort_by(|one, other| one.1.name.cmp(&other.1.name));
     let heading = [
@@ -420,7 +422,7 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
             latency,
         ]);
     }
-    output::table(&rows, &[4, 5]);
+    output::table(&rows, &[4, 5])?;
     let errors = corpus_errors(
         pairs
             .iter()
@@ -437,27 +439,29 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) {
         adapters.join(", "),
         100.0 * errors.rate(),
         pairs.len()
-    ));
+    ))
 }
+
+/// How often a follower looks whether anybody still reads what it writes.
+const LOOK_AT_READER: Duration = Duration::from_secs(1);
+/// Longest that an answer, or the end of the topic, is waited for where nothing is followed.
+const END_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn results(args: &Results) -> Result<(), Failure> {
     let config = kafka(&args.broker)?;
+    let wait = if args.follow { LOOK_AT_READER } else { END_WAIT };
     runtime()?.block_on(async {
         let mut reader = Reader::open(&config, &config.topics.results, ReadFrom::Beginning, BROKER_WAIT)
             .await
             .context("cannot read answers")?;
         loop {
-            match reader
-                .next(Duration::from_secs(10))
-                .await
-                .context("cannot read answers")?
-            {
+            match reader.next(wait).await.context("cannot read answers")? {
                 Read::Record(record) => {
                     let Some(answer) = answer_of(&record) else {
                         continue;
                     };
                     if args.json {
-                        output::line(serde_json::to_string(&answer).unwrap_or_default());
+                        output::line(serde_json::to_string(&answer).unwrap_or_default())?;
                     } else {
                         let flags: Vec<String> = answer
                             .flags
@@ -472,12 +476,19 @@ pub(super) fn results(args: &Results) -> Result<(), Failure> {
                         output::line(format!(
                             "{} {}: {}{flags}",
                             answer.request_id, answer.adapter, answer.text
-                        ));
+                        ))?;
                     }
                 }
                 Read::CaughtUp if !args.follow => return Ok(()),
                 Read::TimedOut if !args.follow => {
-                    return Err(anyhow::anyhow!("no answer and no end of the topic within 10 s").into());
+                    return Err(anyhow::anyhow!(
+                        "no answer and no end of the topic within {} s",
+                        END_WAIT.as_secs()
+                    )
+                    .into());
+                }
+                Read::CaughtUp | Read::TimedOut if output::reader_is_gone() => {
+                    return Err(Failure::ReaderGone);
                 }
                 Read::CaughtUp | Read::TimedOut => {}
             }
@@ -504,11 +515,15 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
         );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         headers.extend(given(&args.given)?);
-        let value = match (&args.file, &args.request) {
-            (Some(file), _) => Some(Bytes::from(super::read_input(file)?)),
+        let (key, value) = match (&args.file, &args.request) {
+            (Some(file), _) => (&id, Some(Bytes::from(super::read_input(file)?))),
+            // Under one key, the corrections of a request stay in the order in which they are sent.
             (None, Some(request)) => {
                 headers.push(header("ce_subject", request.as_str()));
-                None
+                headers.extend(
+                    (args.request_source.iter()).map(|text| header("ce_subjectsource", text.as_str())),
+                );
+                (request, None)
             }
             (None, None) => {
                 return Err(Failure::Usage(anyhow::anyhow!(
@@ -516,8 +531,8 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
                 )));
             }
         };
-        send(&sink, &config.topics.labels, &id, value, headers).await?;
-        output::line(&id);
+        send(&sink, &config.topics.labels, key, value, headers).await?;
+        output::line(&id)?;
         Ok(())
     })
 }
@@ -535,8 +550,9 @@ pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
         };
         let sink = Sink::new(&config).context("Kafka producer")?;
         let run = fresh_id(0);
-        let order = Command::Retrain {
+        let order = Order {
             id: Some(run.clone()),
+            command: Command::Retrain,
         };
         send(
             &sink,
@@ -546,7 +562,7 @@ pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
             Vec::new(),
         )
         .await?;
-        output::line(format!("ordered {run}"));
+        output::line(format!("ordered {run}"))?;
         let Some(events) = &mut events else { return Ok(()) };
         follow(events, &run, Duration::from_secs(args.timeout)).await
     })
@@ -577,7 +593,7 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
         if event.id != run {
             continue;
         }
-        output::line(serde_json::to_string(&event).unwrap_or_default());
+        output::line(serde_json::to_string(&event).unwrap_or_default())?;
         match event.what {
             EventKind::CycleFinished {
                 verdict: Verdict::Promoted,
@@ -588,6 +604,9 @@ async fn follow(events: &mut Reader, run: &str, limit: Duration) -> Result<(), F
             }
             EventKind::CommandRefused { reason, .. } => {
                 return Err(anyhow::anyhow!("the order was refused: {reason}").into());
+            }
+            EventKind::CommandExpired { reason, .. } => {
+                return Err(anyhow::anyhow!("the order came too late: {reason}").into());
             }
             _ => {}
         }

@@ -5,43 +5,56 @@ use std::time::Duration;
 
 use speechverse::config::Settings;
 use speechverse::kafka::admin::broker_metadata;
+use speechverse::kafka::check_properties;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability, load_cuda};
 use speechverse::text::TaskTable;
+use speechverse::weights::{Checkpoint, check_folder};
 
 use super::{Failure, runtime};
 use crate::adapters;
 use crate::cli::{Doctor, SettingsFile};
-use crate::output;
+use crate::output::{self, OutputError};
 
 pub(super) fn check_config(args: &SettingsFile) -> Result<(), Failure> {
     let settings = Settings::load(&args.config).map_err(Failure::usage)?;
+    check_properties(&settings.kafka).map_err(Failure::usage)?;
     TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
-    output::line(settings.to_toml().trim_end());
+    output::line(settings.to_toml().trim_end())?;
     Ok(())
 }
 
 /// Findings, good and bad.
 struct Report {
     problems: usize,
+    written: Result<(), OutputError>,
 }
 
 impl Report {
-    fn good(&self, what: &str, finding: impl std::fmt::Display) {
-        output::line(format!("ok       {what}: {finding}"));
+    fn good(&mut self, what: &str, finding: impl std::fmt::Display) {
+        self.line(format!("ok       {what}: {finding}"));
     }
 
-    fn note(&self, what: &str, finding: impl std::fmt::Display) {
-        output::line(format!("note     {what}: {finding}"));
+    fn note(&mut self, what: &str, finding: impl std::fmt::Display) {
+        self.line(format!("note     {what}: {finding}"));
     }
 
     fn bad(&mut self, what: &str, finding: impl std::fmt::Display) {
         self.problems += 1;
-        output::line(format!("PROBLEM  {what}: {finding}"));
+        self.line(format!("PROBLEM  {what}: {finding}"));
+    }
+
+    fn line(&mut self, text: String) {
+        if self.written.is_ok() {
+            self.written = output::line(text);
+        }
     }
 }
 
 pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
-    let mut report = Report { problems: 0 };
+    let mut report = Report {
+        problems: 0,
+        written: Ok(()),
+    };
     report.good("program", format!("speechverse {}", env!("CARGO_PKG_VERSION")));
     report.good("cpu", cpu_capability());
     report.good("cuda", load_cuda());
@@ -80,6 +93,9 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
         Ok((_, loaded)) => report.good("adapter", &loaded.manifest.version),
         Err(error) => report.bad("adapter", format!("{error:#}")),
     }
+    if let Err(error) = check_properties(&settings.kafka) {
+        report.bad("kafka properties", error);
+    }
     if settings.kafka.embedded {
         report.note("broker", "the embedded one, started by `serve`");
     } else {
@@ -99,6 +115,7 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
             ),
         }
     }
+    report.written?;
     match report.problems {
         0 => Ok(()),
         1 => Err(anyhow::anyhow!("1 problem, see above").into()),
@@ -107,7 +124,8 @@ pub(super) fn doctor(args: &Doctor) -> Result<(), Failure> {
 }
 
 fn check_model(report: &mut Report, role: &str, folder: &Path) {
-    match speechverse::weights::Checkpoint::open(folder) {
+    let needs_tokenizer = role == "language model";
+    match check_folder(folder, needs_tokenizer).and_then(|()| Checkpoint::open(folder)) {
         Ok(checkpoint) => report.good(
             role,
             format!("{}, {} tensors", folder.display(), checkpoint.tensors().count()),

@@ -6,10 +6,11 @@ use std::io::IsTerminal;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
-use speechverse::evaluation::report::{DataSet, Facts};
-use speechverse::evaluation::{Answered, Choices, Plan, PromptChoice, Report, Set, markdown, read_rows, run};
-use speechverse::models::decoding::DecodeOptions;
-use speechverse::models::speech_llm::Learned;
+use speechverse::evaluation::report::{DatasetFacts, Facts};
+use speechverse::evaluation::{
+    Answered, Choices, Dataset, Plan, PromptChoice, Report, markdown, read_rows, run,
+};
+use speechverse::inference::{DecodeOptions, EngineConfig};
 use speechverse::nn::accel::{cpu_capability, threads};
 use speechverse::text::TaskTable;
 use speechverse::training::evaluate::EvaluateOptions;
@@ -19,19 +20,22 @@ use super::Failure;
 use crate::cli::{Eval, PromptSet};
 use crate::{adapters, output};
 
+/// Recordings taken up together, and answers generated side by side.
+const BATCH_ROWS: usize = 16;
+
 pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     let settings = Settings::load(&args.settings.config).map_err(Failure::usage)?;
     let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
     let decoding = args.decoding.options(&settings).map_err(Failure::Usage)?;
-    let sets = Set::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
+    let datasets = Dataset::read(&args.manifests, args.limit, &tasks).context("nothing was evaluated")?;
     let others = read_rows(&args.rows).context("nothing was evaluated")?;
-    if others.is_empty() && sets.iter().all(|set| set.examples.is_empty()) {
+    if others.is_empty() && datasets.iter().all(|dataset| dataset.examples.is_empty()) {
         return Err(anyhow::anyhow!("the files have no rows: nothing was evaluated").into());
     }
-    let plan = Plan::new(&sets, &tasks, &choices(args));
-    let mut facts = facts(args, &sets)?;
+    let plan = Plan::new(&datasets, &tasks, &choices(args));
+    let mut facts = facts(args, &datasets)?;
     let mut answered = Answered::default();
-    if !sets.is_empty() {
+    if !datasets.is_empty() {
         answered = answer(args, &settings, &plan, decoding, &mut facts)?;
     }
     answered.rows.extend(others);
@@ -39,38 +43,38 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
     for problem in &report.problems {
         tracing::error!("{problem}");
     }
-    if args.json {
-        for row in &answered.rows {
-            output::line(serde_json::to_string(row).context("rows are always JSON")?);
-        }
-        for score in &report.scores {
-            output::line(serde_json::to_string(score).context("scores are always JSON")?);
-        }
-    } else {
-        for study in report.studies() {
-            output::line(format!("{}:", study.title()));
-            output::table(&markdown::long(&report, study), &[3]);
-            output::line("");
-        }
-        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
-        for name in ["adapter", "networks compute"] {
-            if let Some(value) = about(name) {
-                output::line(format!("{name}: {value}"));
-            }
-        }
-        output::line(format!(
-            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
-            report.audio_seconds, report.seconds
-        ));
-        for left_out in &report.left_out {
-            output::line(format!("left out: {left_out}"));
-        }
-    }
     if let Some(folder) = &args.report {
         let files = report
             .write(&answered.rows, folder)
             .context("the report could not be written")?;
         tracing::info!(folder = %folder.display(), files = files.len(), "the report is written");
+    }
+    if args.json {
+        for row in &answered.rows {
+            output::line(serde_json::to_string(row).context("rows are always JSON")?)?;
+        }
+        for score in &report.scores {
+            output::line(serde_json::to_string(score).context("scores are always JSON")?)?;
+        }
+    } else {
+        for table in report.tables() {
+            output::line(format!("{}:", table.title()))?;
+            output::table(&markdown::long(&report, table), &[3])?;
+            output::line("")?;
+        }
+        let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
+        for name in ["adapter", "networks compute"] {
+            if let Some(value) = about(name) {
+                output::line(format!("{name}: {value}"))?;
+            }
+        }
+        output::line(format!(
+            "scores 0 to 100 with 95 % bootstrap intervals; {:.0} s of audio in {:.0} s",
+            report.audio_seconds, report.seconds
+        ))?;
+        for left_out in &report.left_out {
+            output::line(format!("left out: {left_out}"))?;
+        }
     }
     match report.problems.len() {
         0 => Ok(()),
@@ -85,7 +89,7 @@ fn choices(args: &Eval) -> Choices {
     Choices {
         constrained: args.constrained,
         cascade: args.cascade,
-        prompts: args.prompts.map(|set| match set {
+        prompts: args.prompts.map(|choice| match choice {
             PromptSet::Seen => PromptChoice::Seen,
             PromptSet::HeldOut => PromptChoice::HeldOut,
             PromptSet::All => PromptChoice::All,
@@ -106,22 +110,20 @@ fn answer(
     let identities = adapters::identities(settings)?;
     let (_, loaded) = adapters::open(settings, args.adapter.as_deref(), &identities)?;
     let networks = Networks::load(&settings.model).context("cannot load the networks")?;
-    let learned = Learned::frozen(
-        &loaded.adapter,
-        networks.speech_llm.llm(),
-        networks.placement.device,
-    )
-    .context("cannot use the adapter")?;
     let options = EvaluateOptions {
-        decoding,
+        engine: EngineConfig {
+            slots: BATCH_ROWS.max(decoding.slots()),
+            answer_positions: decoding.tokens_max,
+            options: decoding,
+            ..settings.engine()
+        },
         by_ctc: args.by_ctc,
-        ..EvaluateOptions::default()
     };
     let bar = progress();
     let answered = run(
         plan,
         &networks,
-        &learned,
+        &loaded.adapter,
         &options,
         &Control::new(),
         &mut |done, total| {
@@ -159,7 +161,7 @@ fn answer(
         ("decoding", how),
         ("constrained", args.constrained.to_string()),
         ("answer tokens at most", decoding.tokens_max.to_string()),
-        ("batch", options.batch_rows.to_string()),
+        ("batch", options.engine.slots.to_string()),
     ]));
     Ok(answered)
 }
@@ -177,11 +179,11 @@ fn progress() -> ProgressBar {
 }
 
 /// The report's circumstances, as far as they do not depend on networks.
-fn facts(args: &Eval, sets: &[Set]) -> anyhow::Result<Facts> {
-    let data: Result<Vec<DataSet>, _> = sets
+fn facts(args: &Eval, datasets: &[Dataset]) -> anyhow::Result<Facts> {
+    let data: Result<Vec<DatasetFacts>, _> = datasets
         .iter()
         .zip(&args.manifests)
-        .map(|(set, path)| DataSet::new(set, path))
+        .map(|(dataset, path)| DatasetFacts::new(dataset, path))
         .collect();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let limit = args

@@ -3,6 +3,7 @@
 mod adapters;
 mod ask;
 mod clients;
+mod data;
 mod doctor;
 mod eval;
 mod models;
@@ -12,10 +13,11 @@ mod serve;
 mod tasks;
 mod train;
 
-use speechverse::config::serving::LogConfig;
-use speechverse::telemetry::logs::{self, LogFormat};
+use speechverse::telemetry::config::LogConfig;
+use speechverse::telemetry::logs;
 
 use crate::cli::{Cli, Command};
+use crate::output::OutputError;
 
 /// How a command failed: which exit code, and the words for standard error.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// Exit code 1: the work failed.
     Work(anyhow::Error),
+    /// Exit code 0, and no words: whoever read the output has seen enough.
+    ReaderGone,
 }
 
 impl Failure {
@@ -34,8 +38,18 @@ impl Failure {
 }
 
 impl From<anyhow::Error> for Failure {
+    /// An [`OutputError`] anywhere in the chain keeps its meaning.
     fn from(error: anyhow::Error) -> Self {
-        Self::Work(error)
+        match error.downcast_ref() {
+            Some(OutputError::ReaderGone) => Self::ReaderGone,
+            _ => Self::Work(error),
+        }
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        anyhow::Error::new(error).into()
     }
 }
 
@@ -45,7 +59,8 @@ impl From<anyhow::Error> for Failure {
 /// [`Failure`] with the exit code and the reason.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     if !matches!(cli.command, Command::Serve(_)) {
-        logs::init(LogFormat::Text, &LogConfig::default().level);
+        // Standard variables ask for traces of `serve`; other commands have no requests to trace.
+        logs::init_lines(&LogConfig::default());
     }
     match cli.command {
         Command::Serve(args) => serve::serve(&args),
@@ -59,6 +74,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::adapters(command),
         Command::Tasks(command) => tasks::tasks(command),
+        Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
         Command::CheckConfig(args) => doctor::check_config(&args),

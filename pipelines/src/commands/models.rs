@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use model_import::{FetchProgress, FloatFormat, ImportOptions, available_models};
+use model_import::{
+    FetchProgress, FloatFormat, HubModel, HubProgress, HubSettings, ImportOptions, available_models,
+};
 use speechverse::weights::Checkpoint;
 
 use super::Failure;
@@ -38,7 +40,7 @@ fn convert(source: &Path, out: &Path, kind: FloatKind) -> Result<(), Failure> {
         report.parameters as f64 / 1e6,
         report.format.name(),
         report.elapsed.as_secs_f64(),
-    ));
+    ))?;
     Ok(())
 }
 
@@ -50,12 +52,12 @@ fn inspect(dir: &Path) -> Result<(), Failure> {
         numbers += tensor.shape.iter().map(|size| *size as u64).product::<u64>();
         rows.push(vec![tensor.name, tensor.dtype, format!("{:?}", tensor.shape)]);
     }
-    output::table(&rows, &[]);
+    output::table(&rows, &[])?;
     output::line(format!(
         "{} tensors, {:.1} million numbers",
         rows.len() - 1,
         numbers as f64 / 1e6
-    ));
+    ))?;
     Ok(())
 }
 
@@ -69,6 +71,13 @@ fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
     } else {
         names.to_vec()
     };
+    let (on_hub, names): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| name.contains('/'));
+    for name in &on_hub {
+        fetch_from_hub(name, dir)?;
+    }
+    if names.is_empty() && !on_hub.is_empty() {
+        return Ok(());
+    }
     let fetched = model_import::fetch(&names, dir, &cache, &mut |step| match step {
         FetchProgress::Importing { .. } => {}
         step => tracing::info!("{step:?}"),
@@ -80,7 +89,26 @@ fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
         } else {
             "in place"
         };
-        output::line(format!("{}: {how}", model.folder.display()));
+        output::line(format!("{}: {how}", model.folder.display()))?;
     }
+    Ok(())
+}
+
+fn fetch_from_hub(name: &str, dir: &Path) -> Result<(), Failure> {
+    let model: HubModel = name.parse().context("models were not fetched")?;
+    let settings = HubSettings::from_env().context("models were not fetched")?;
+    let fetched = model_import::fetch_from_hub(&model, &settings, dir, &mut |step| {
+        if let HubProgress::File { .. } = step {
+            tracing::info!("{step:?}");
+        }
+    })
+    .context("models were not fetched")?;
+    output::line(format!(
+        "{}: {}, commit {}, {:.1} MB",
+        fetched.folder.display(),
+        if fetched.in_place { "in place" } else { "fetched" },
+        fetched.commit,
+        fetched.bytes as f64 / 1e6,
+    ))?;
     Ok(())
 }

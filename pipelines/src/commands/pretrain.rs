@@ -27,12 +27,12 @@ pub(super) fn pretrain(args: &Pretrain) -> Result<(), Failure> {
         return Err(anyhow::anyhow!("stopped before its end; `--resume` goes on").into());
     }
     if let Some(best) = &outcome.best {
-        output::line(format!("validation loss {:.4} at step {}", best.loss, best.step));
+        output::line(format!("validation loss {:.4} at step {}", best.loss, best.step))?;
     }
     output::line(format!(
         "encoder in {}: name it as `model.encoder`",
         outcome.encoder.display()
-    ));
+    ))?;
     Ok(())
 }
 

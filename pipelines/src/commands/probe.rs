@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use speechverse::audio::{AudioLimits, decode};
 use speechverse::config::Settings;
-use speechverse::models::decoding::DecodeOptions;
+use speechverse::inference::DecodeOptions;
 use speechverse::models::encoders::whisper::Window;
-use speechverse::models::{probe, probe_llm};
+use speechverse::models::probe;
 use speechverse::nn::accel::{DeviceChoice, PrecisionChoice};
 use tch::{Kind, Tensor};
 
@@ -40,8 +40,7 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
             decoder_ids,
             out,
         } => write(
-            &probe_llm::llm(&model, &ids, decoder_ids.as_deref())
-                .context("cannot probe the language model")?,
+            &probe::llm(&model, &ids, decoder_ids.as_deref()).context("cannot probe the language model")?,
             &out,
         ),
         Probe::SpeechLlm {
@@ -63,7 +62,7 @@ pub(super) fn probe(command: Probe) -> Result<(), Failure> {
                 .probe(&samples, &instruction)
                 .context("cannot probe the joined model")?;
             write(&tensors, &out)?;
-            output::line(text);
+            output::line(text)?;
             Ok(())
         }
     }

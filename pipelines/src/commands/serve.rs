@@ -12,7 +12,8 @@ use crate::shutdown;
 
 pub(super) fn serve(args: &Serve) -> Result<(), Failure> {
     let mut settings = Settings::load(&args.config).map_err(Failure::usage)?;
-    logs::init(settings.log.format, &settings.log.level);
+    let _telemetry =
+        logs::init(&settings.log, &settings.trace).map_err(|error| Failure::Usage(anyhow::anyhow!(error)))?;
     settings.kafka.embedded |= args.embedded_broker;
     runtime()?.block_on(run(settings))
 }
@@ -23,10 +24,13 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         () = shutdown::signal() => return Err(anyhow::anyhow!("stopped before the start was complete").into()),
     };
     let addresses = pipeline.addresses();
-    output::line(format!(
+    let ready = output::line(format!(
         "ready bootstrap={} http=http://{} adapter={}",
         addresses.bootstrap, addresses.http, addresses.adapter
     ));
+    if let Err(error) = ready {
+        tracing::warn!(%error, "the line that says `ready` is lost; requests are answered all the same");
+    }
     let broken = tokio::select! {
         () = shutdown::signal() => None,
         reason = pipeline.broken() => Some(reason),

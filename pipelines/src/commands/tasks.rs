@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 use speechverse::config::Settings;
-use speechverse::text::{AnswerPiece, AnswerShape, ResolvedPrompt, Task, TaskTable, TemplateVariables};
+use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Task, TaskTable, TemplateVariables};
 
 use super::Failure;
 use crate::cli::{Given, OptionalSettings, Tasks};
-use crate::output;
+use crate::output::{self, OutputError};
 
 impl Given {
     /// What fills a task's prompts.
@@ -70,7 +70,7 @@ fn list(table: &TaskTable, json: bool) -> Result<(), Failure> {
         let prompts = task.training_prompts().count();
         let fields: Vec<&str> = task.fields.keys().map(String::as_str).collect();
         if json {
-            output::line(serde_json::to_string(task).context("a task is always JSON")?);
+            output::line(serde_json::to_string(task).context("a task is always JSON")?)?;
             continue;
         }
         rows.push(vec![
@@ -85,7 +85,7 @@ fn list(table: &TaskTable, json: bool) -> Result<(), Failure> {
         ]);
     }
     if !json {
-        output::table(&rows, &[3, 4, 5]);
+        output::table(&rows, &[3, 4, 5])?;
     }
     Ok(())
 }
@@ -106,28 +106,28 @@ fn show(
     }
     let ResolvedPrompt {
         instruction,
-        shape,
+        grammar,
         joint,
     } = table.ask(names, &variables, None).map_err(Failure::usage)?;
     for task in &tasks {
-        output::line(format!("{}: {}", task.name, task.description));
+        output::line(format!("{}: {}", task.name, task.description))?;
         output::line(format!(
             "  answer {}, heading `{}`, metric {}",
             task.answer.format.as_str(),
             task.heading(),
             metric(task)?
-        ));
+        ))?;
         for (name, field) in &task.fields {
-            output::line(format!("  field `{name}`: {}", field.description));
+            output::line(format!("  field `{name}`: {}", field.description))?;
         }
     }
-    heading("default prompt");
-    output::line(&instruction);
-    heading("answer");
-    output::line(example_of(&shape));
+    heading("default prompt")?;
+    output::line(&instruction)?;
+    heading("answer")?;
+    output::line(example_of(&grammar))?;
     if let Some(layout) = joint {
         let names: Vec<&str> = layout.fields().iter().map(|field| field.task.as_str()).collect();
-        output::line(format!("(read back into: {})", names.join(", ")));
+        output::line(format!("(read back into: {})", names.join(", ")))?;
     }
     if prompts {
         for task in &tasks {
@@ -137,8 +137,8 @@ fn show(
                 ("held out", held_out.collect()),
             ] {
                 for (number, variant) in variants.into_iter().enumerate() {
-                    heading(&format!("{}, {kind}, {}", task.name, number + 1));
-                    output::line(task.fill(variant, &variables).map_err(Failure::usage)?);
+                    heading(&format!("{}, {kind}, {}", task.name, number + 1))?;
+                    output::line(task.fill(variant, &variables).map_err(Failure::usage)?)?;
                 }
             }
         }
@@ -146,19 +146,19 @@ fn show(
     Ok(())
 }
 
-fn heading(text: &str) {
-    output::line(format!("\n--- {text} ---"));
+fn heading(text: &str) -> Result<(), OutputError> {
+    output::line(format!("\n--- {text} ---"))
 }
 
-/// A shape for people: `…` is free text, `<a/b>` a choice.
-fn example_of(shape: &AnswerShape) -> String {
+/// A grammar for people: `…` is free text, `<a/b>` a choice.
+fn example_of(grammar: &OutputGrammar) -> String {
     let names = |labels: &[String]| labels.join("/");
-    let piece = |piece: &AnswerPiece| match piece {
-        AnswerPiece::Literal(text) => text.to_string(),
-        AnswerPiece::Free { .. } => "…".to_owned(),
-        AnswerPiece::Choice(labels) => format!("<{}>", names(labels)),
-        AnswerPiece::Choices(labels) => format!("<{}>, …", names(labels)),
-        AnswerPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
+    let piece = |piece: &GrammarPiece| match piece {
+        GrammarPiece::Literal(text) => text.to_string(),
+        GrammarPiece::Free { .. } => "…".to_owned(),
+        GrammarPiece::Choice(labels) => format!("<{}>", names(labels)),
+        GrammarPiece::Choices(labels) => format!("<{}>, …", names(labels)),
+        GrammarPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
     };
-    shape.pieces.iter().map(piece).collect()
+    grammar.pieces.iter().map(piece).collect()
 }

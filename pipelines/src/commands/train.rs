@@ -31,11 +31,11 @@ pub(super) fn train(args: &Train) -> Result<(), Failure> {
         let words = (best.wer).map_or(String::new(), |wer| {
             format!(", word error rate {:.1} %", 100.0 * wer)
         });
-        output::line(format!("validation loss {:.4}{words}", best.loss));
+        output::line(format!("validation loss {:.4}{words}", best.loss))?;
     }
     match &report.version {
-        Some(version) => output::line(format!("published {version}")),
-        None => output::line(format!("kept in {}", report.outcome.output.display())),
+        Some(version) => output::line(format!("published {version}"))?,
+        None => output::line(format!("kept in {}", report.outcome.output.display()))?,
     }
     if report.outcome.stopped {
         return Err(anyhow::anyhow!("stopped before its end; `--resume` goes on").into());

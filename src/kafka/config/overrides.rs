@@ -1,8 +1,10 @@
-//! Properties that are passed on to librdkafka: which are allowed, which are secret, and where secrets come from.
+//! Properties that are passed on to librdkafka: which are allowed, which are secret, and where secrets come
+//! from.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::util::ConfigError;
@@ -64,15 +66,67 @@ const FORBIDDEN: &[(&str, &str)] = &[
 ];
 
 /// A table of librdkafka properties; secrets print as `***`.
-#[derive(Clone, Default, Deserialize, PartialEq, Eq)]
-#[serde(transparent)]
+///
+/// Values are text, numbers or flags, as librdkafka takes them. A name without quotes, which TOML reads as
+/// tables inside each other (`sasl.password = "…"`), is the same as one with quotes.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientOverrides(BTreeMap<String, String>);
+
+/// A value as it is written.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected text, a number or a flag")]
+enum Property {
+    Text(String),
+    Number(i64),
+    Fraction(f64),
+    Flag(bool),
+    Inner(BTreeMap<String, Property>),
+}
+
+impl<'de> Deserialize<'de> for ClientOverrides {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut properties = BTreeMap::new();
+        let table = BTreeMap::deserialize(deserializer)?;
+        flatten("", table, &mut properties).map_err(de::Error::custom)?;
+        Ok(Self(properties))
+    }
+}
+
+/// Puts the properties of nested tables under their dotted names.
+fn flatten(
+    prefix: &str,
+    table: BTreeMap<String, Property>,
+    into: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
+    for (key, value) in table {
+        let name = if prefix.is_empty() {
+            key
+        } else {
+            format!("{prefix}.{key}")
+        };
+        let text = match value {
+            Property::Text(text) => text,
+            Property::Number(number) => number.to_string(),
+            Property::Fraction(number) => number.to_string(),
+            Property::Flag(flag) => flag.to_string(),
+            Property::Inner(inner) => {
+                flatten(&name, inner, into)?;
+                continue;
+            }
+        };
+        if into.insert(name.clone(), text).is_some() {
+            return Err(format!("`{name}` is set twice, with quotes and without"));
+        }
+    }
+    Ok(())
+}
 
 impl ClientOverrides {
     /// The properties with `env:NAME` values replaced by the variable's content.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] naming the property and the variable that is not set. The content is never printed.
+    /// [`ConfigError::Invalid`] naming the property and the variable that is not set. The content is never
+    /// printed.
     pub fn resolved(&self, table: &str) -> Result<Vec<(String, String)>, ConfigError> {
         self.resolved_from(table, |name| std::env::var(name).ok())
     }
@@ -199,6 +253,37 @@ mod tests {
 
             assert!(error.contains(property) && error.contains(instead), "{error}");
         }
+    }
+
+    #[test]
+    fn numbers_flags_and_names_without_quotes_are_taken() {
+        let table: ClientOverrides = toml::from_str(
+            "\"socket.timeout.ms\" = 5000\n\"enable.ssl.certificate.verification\" = false\nsasl.username = \"anna\"\n\
+             retry.backoff = { ms = 7 }\nsome.factor = 0.5\n",
+        )
+        .unwrap();
+
+        let pairs = table.resolved("client").unwrap();
+        let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(
+            pairs,
+            [
+                ("enable.ssl.certificate.verification", "false"),
+                ("retry.backoff.ms", "7"),
+                ("sasl.username", "anna"),
+                ("socket.timeout.ms", "5000"),
+                ("some.factor", "0.5"),
+            ]
+        );
+        let again: ClientOverrides = toml::from_str(&toml::to_string(&table).unwrap()).unwrap();
+        assert_eq!(again, table);
+        let list = toml::from_str::<ClientOverrides>("debug = [\"all\"]").unwrap_err();
+        assert!(
+            list.to_string().contains("expected text, a number or a flag"),
+            "{list}"
+        );
+        let twice = toml::from_str::<ClientOverrides>("\"a.b\" = 1\na.b = 2").unwrap_err();
+        assert!(twice.to_string().contains("`a.b` is set twice"), "{twice}");
     }
 
     #[test]

@@ -138,36 +138,12 @@ fn a_topic_made_anew_is_read_from_its_new_beginning() {
     assert_eq!(tracker.positions(), [position(0, 1)]);
 }
 
-#[test]
-fn a_replay_brings_back_what_is_unfinished_and_nothing_else() {
-    let mut tracker = OffsetTable::new();
-    let old = tracker.assign([tp(0), tp(1)]);
-    for offset in 0..6 {
-        tracker.admit(&record_offset(0, offset, old), 1);
-    }
-    for offset in [0, 2, 3] {
-        tracker.release(&record_offset(0, offset, old));
-    }
-
-    assert_eq!(tracker.replay(), [position(0, 1)]);
-    assert_eq!(tracker.release(&record_offset(0, 1, old)), Release::Void);
-    assert_eq!(tracker.positions(), [position(0, 1)]);
-
-    let new = tracker.epoch(&tp(0)).unwrap();
-    let again: Vec<Admission> = (1..8)
-        .map(|offset| tracker.admit(&record_offset(0, offset, new), 1))
-        .collect();
-    use Admission::{Finished, New};
-    assert_eq!(again, [New, Finished, Finished, New, New, New, New]);
-}
-
 /// One thing that happens to a consumer.
 #[derive(Clone, Debug)]
 enum Event {
     Read { partition: usize },
     Finish { pick: usize, twice: bool },
     Commit { fails: bool },
-    Replay,
     Rebalance { lost: bool },
     Crash,
 }
@@ -177,7 +153,6 @@ fn event() -> impl Strategy<Value = Event> {
         10 => (0..2_usize).prop_map(|partition| Event::Read { partition }),
         8 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(pick, twice)| Event::Finish { pick, twice }),
         3 => prop::bool::weighted(0.2).prop_map(|fails| Event::Commit { fails }),
-        1 => Just(Event::Replay),
         1 => any::<bool>().prop_map(|lost| Event::Rebalance { lost }),
         1 => Just(Event::Crash),
     ]
@@ -218,10 +193,6 @@ impl World {
         let record_offset = record_offset(number, offset, self.tracker.epoch(&tp(number)).unwrap());
         match self.tracker.admit(&record_offset, offset as u64 + 1) {
             Admission::New => self.working.push(record_offset),
-            Admission::Finished => assert!(
-                self.done[partition].contains(&offset),
-                "{offset} was never finished"
-            ),
             other => panic!("{offset} was read in order and is {other:?}"),
         }
         true
@@ -282,11 +253,6 @@ impl World {
                 if !fails {
                     self.tracker.committed(&positions);
                     self.commit(positions);
-                }
-            }
-            Event::Replay => {
-                for position in self.tracker.replay() {
-                    self.seek(position.partition.partition as usize, position.offset);
                 }
             }
             Event::Rebalance { lost } => {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -10,36 +10,26 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Partition, Statistics};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::util::Timeout;
 use tracing::{debug, info, warn};
 
-use super::{PartitionLag, Revocation, SourceEvent};
+use super::unread::Unread;
+use super::{Revocation, SourceEvent};
 use crate::kafka::budget::OffsetTracker;
-use crate::kafka::client;
+use crate::kafka::error::reason;
+use crate::kafka::monitor::{ClientMonitor, is_connection};
 use crate::kafka::offset_tracker::{Position, TopicPartition};
 use crate::telemetry::metrics;
 
-/// How often a waiting rebalance looks whether the records in flight are finished.
-const REVOKE_TICK: Duration = Duration::from_millis(2);
+/// How often a rebalance that waits for records in flight passes on what waits for room in the channel.
+const REVOKE_TICK: Duration = Duration::from_millis(50);
 /// How long, and how often, a revocation tries to commit while the group takes no offsets.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
 const LAST_COMMIT_TICK: Duration = Duration::from_millis(20);
 /// A commit that the statistics have not confirmed after so long is sent again.
 const COMMIT_CONFIRM_MAX: Duration = Duration::from_secs(4);
-
-/// What the owner of a source may read while the thread runs.
-#[derive(Debug, Default)]
-pub(super) struct Status {
-    lag: Mutex<Vec<PartitionLag>>,
-}
-
-impl Status {
-    pub(super) fn lag(&self) -> Vec<PartitionLag> {
-        locked(&self.lag).clone()
-    }
-}
 
 /// Events on their way to the channel. What does not fit waits here; the partitions are paused while it does.
 pub(super) struct Outbox {
@@ -104,23 +94,52 @@ impl Outbox {
 pub(super) struct SourceContext {
     pub(super) tracker: OffsetTracker,
     pub(super) outbox: Outbox,
-    pub(super) status: Arc<Status>,
-    pub(super) revoke_wait_max: Duration,
+    monitor: ClientMonitor,
+    revoke_wait_max: Duration,
     /// The source is going: rebalances wait for nobody.
     pub(super) closing: AtomicBool,
-    /// The source is to end like a killed process: nothing is committed.
-    pub(super) abandoned: AtomicBool,
     /// Partitions are paused, also those that are assigned now.
     pub(super) paused: AtomicBool,
     /// Positions on their way to the broker, and since when.
-    pub(super) commits_sent: Mutex<HashMap<TopicPartition, (i64, Instant)>>,
+    commits_sent: Mutex<HashMap<TopicPartition, (i64, Instant)>>,
+    unread: Mutex<Unread>,
 }
 
 impl SourceContext {
+    pub(super) fn new(
+        tracker: OffsetTracker,
+        outbox: Outbox,
+        monitor: ClientMonitor,
+        revoke_wait_max: Duration,
+    ) -> Self {
+        Self {
+            tracker,
+            outbox,
+            monitor,
+            revoke_wait_max,
+            closing: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            commits_sent: Mutex::default(),
+            unread: Mutex::default(),
+        }
+    }
+
+    /// What was read, to find what was not.
+    pub(super) fn unread(&self) -> MutexGuard<'_, Unread> {
+        locked(&self.unread)
+    }
+
+    /// Something failed for now and is tried again. A connection's failure is told elsewhere.
+    pub(super) fn failed(&self, what: &str, error: &ClientError) {
+        if !error.rdkafka_error_code().is_some_and(is_connection) {
+            self.monitor.complain(what, &reason(error));
+        }
+    }
+
     /// Asks the broker to take the positions that have moved, without waiting.
     ///
-    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never sets), so
-    /// the statistics confirm it, and what they do not confirm is sent again.
+    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never
+    /// sets), so the statistics confirm it, and what they do not confirm is sent again.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         let mut sent = locked(&self.commits_sent);
         let mut positions = self.tracker.positions();
@@ -132,7 +151,7 @@ impl SourceContext {
             return;
         }
         if let Err(error) = consumer.commit(&list(&positions), CommitMode::Async) {
-            warn!(%error, "failed to send offsets; they are sent again");
+            self.failed("commit, which is repeated", &error);
             return;
         }
         let now = Instant::now();
@@ -143,13 +162,13 @@ impl SourceContext {
         );
     }
 
-    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out anew and
-    /// takes no offsets until it has; ask again, polling in between.
+    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out
+    /// anew and takes no offsets until it has; ask again, polling in between.
     ///
-    /// A member that has joined the next generation, and does not know its number yet, commits under the old one:
-    /// librdkafka lets it, and the broker refuses (librdkafka issue 4059).
+    /// A member that has joined the next generation, and does not know its number yet, commits under the old
+    /// one: librdkafka lets it, and the broker refuses (librdkafka issue 4059).
     pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
-        if positions.is_empty() || self.abandoned.load(Ordering::Relaxed) {
+        if positions.is_empty() {
             return true;
         }
         match consumer.commit(&list(positions), CommitMode::Sync) {
@@ -177,6 +196,7 @@ impl SourceContext {
         }
         let epoch = self.tracker.assign(partitions.clone());
         info!(partitions = %names(&partitions), epoch, "partitions assigned");
+        self.unread().forget(&partitions);
         self.outbox.push(SourceEvent::Assigned { partitions, epoch });
     }
 
@@ -196,15 +216,19 @@ impl SourceContext {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
         locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
-        locked(&self.status.lag).retain(|lag| !partitions.contains(&lag.partition));
+        self.unread().forget(&partitions);
         for partition in &partitions {
-            metrics::consumer_lag(&partition.topic, partition.partition, 0);
+            metrics::consumer_lag(&partition.topic, partition.partition, None);
         }
-        info!(partitions = %names(&partitions), lost, unfinished, "partitions revoked");
+        let partitions = names(&partitions);
+        match self.monitor.in_outage() {
+            true => debug!(partitions, lost, unfinished, "partitions revoked"), // the outage is said already
+            false => info!(partitions, lost, unfinished, "partitions revoked"),
+        }
     }
 
-    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told their partitions, and a
-    /// revocation cannot be polled through.
+    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told
+    /// their partitions, and a revocation cannot be polled through.
     fn commit_last(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
         let deadline = Instant::now() + LAST_COMMIT_MAX;
         loop {
@@ -235,75 +259,81 @@ impl SourceContext {
     }
 
     fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
-        let (acknowledged, acknowledgement) = flume::bounded(1);
         self.outbox.push(SourceEvent::Revoked(Revocation {
             partitions: partitions.to_vec(),
             lost,
-            acknowledged,
         }));
-        if lost {
-            return;
-        }
         let deadline = Instant::now() + self.revoke_wait_max;
-        while self.tracker.unfinished_of(partitions) > 0 && Instant::now() < deadline {
-            self.outbox.flush();
-            if acknowledgement.recv_timeout(REVOKE_TICK).is_ok() || self.outbox.is_disconnected() {
+        while !lost && !self.outbox.is_disconnected() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.tracker.wait_finished(partitions, left.min(REVOKE_TICK)) || left.is_zero() {
                 return;
             }
-            if acknowledgement.is_disconnected() {
-                std::thread::sleep(REVOKE_TICK); // the event was dropped; the records may still finish
-            }
+            self.outbox.flush();
+        }
+    }
+
+    /// Records of a partition that are not finished; `None` where the log's end or our place in it is not
+    /// known.
+    fn lag(&self, partition: &TopicPartition, found: &Partition) -> Option<i64> {
+        // -1 and -1001 mean "not known yet".
+        let known = |offsets: [i64; 3]| offsets.into_iter().find(|offset| *offset >= 0);
+        let end = known([found.ls_offset, found.hi_offset, -1])?;
+        let position = self.tracker.position(partition);
+        let position = known([position.unwrap_or(-1), found.committed_offset, found.lo_offset])?;
+        Some((end - position).max(0))
+    }
+
+    /// Counts and reports what retention deleted before it was read.
+    fn report_deleted(&self, partition: &TopicPartition, found: &Partition) {
+        let mut unread = self.unread();
+        if found.committed_offset >= 0 && unread.is_new(partition) {
+            unread.begin(partition, found.committed_offset);
+        }
+        let deleted = unread.look(partition, found.lo_offset, found.fetchq_cnt == 0);
+        drop(unread);
+        for deleted in deleted {
+            self.monitor.records_deleted(deleted);
         }
     }
 }
 
 impl ClientContext for SourceContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
+        self.monitor.log(level, facility, message);
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        warn!(target: "librdkafka", %error, "{reason}");
+        self.monitor.error(&error, reason);
     }
 
     fn stats(&self, statistics: Statistics) {
+        let connected = self.monitor.statistics(&statistics);
         self.confirm_commits(&statistics);
-        let lag: Vec<PartitionLag> = self
-            .tracker
-            .assigned()
-            .into_iter()
-            .filter_map(|partition| {
-                let topic = statistics.topics.get(partition.topic.as_ref())?;
-                let found = topic.partitions.get(&partition.partition)?;
-                // -1 and -1001 mean "not known yet".
-                let end = [found.ls_offset, found.hi_offset]
-                    .into_iter()
-                    .find(|offset| *offset >= 0)?;
-                let position = self.tracker.position(&partition);
-                let known = [position.unwrap_or(-1), found.committed_offset, found.lo_offset];
-                let position = known.into_iter().find(|offset| *offset >= 0)?;
-                let records = (end - position).max(0);
-                Some(PartitionLag {
-                    partition,
-                    records,
-                    position,
-                    end,
-                })
-            })
-            .collect();
-        for lag in &lag {
-            metrics::consumer_lag(&lag.partition.topic, lag.partition.partition, lag.records);
+        for partition in self.tracker.assigned() {
+            let topic = statistics.topics.get(partition.topic.as_ref());
+            let found = topic.and_then(|topic| topic.partitions.get(&partition.partition));
+            // What was known before an outage is not known any more.
+            let lag = found
+                .filter(|_| connected)
+                .and_then(|found| self.lag(&partition, found));
+            metrics::consumer_lag(&partition.topic, partition.partition, lag);
+            if let Some(found) = found {
+                self.report_deleted(&partition, found);
+            }
         }
-        *locked(&self.status.lag) = lag;
     }
 }
 
 impl ConsumerContext for SourceContext {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
-            Rebalance::Assign(list) => self.assigned(partitions(list)),
+            Rebalance::Assign(list) => {
+                self.monitor.assigned();
+                self.assigned(partitions(list));
+            }
             Rebalance::Revoke(list) => self.revoked(consumer, partitions(list)),
-            Rebalance::Error(error) => warn!(%error, "the group could not share out the partitions"),
+            Rebalance::Error(error) => self.failed("share of the partitions", error),
         }
     }
 
@@ -322,7 +352,7 @@ impl ConsumerContext for SourceContext {
 }
 
 /// Positions as librdkafka wants them.
-pub(super) fn list(positions: &[Position]) -> TopicPartitionList {
+fn list(positions: &[Position]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     for position in positions {
         let mut element = list.add_partition(&position.partition.topic, position.partition.partition);
@@ -350,6 +380,6 @@ fn names(partitions: &[TopicPartition]) -> String {
 }
 
 /// A poisoned lock is sound here: every critical section leaves whole values.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

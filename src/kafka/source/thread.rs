@@ -1,19 +1,18 @@
 //! The poll loop: never blocks, never stops while the source lives.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::context::{Outbox, SourceContext, Status, list};
-use super::{Closed, Command, SourceConfig, SourceEvent};
+use super::context::{Outbox, SourceContext};
+use super::{Close, Closed, SourceConfig, SourceEvent};
 use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
 use crate::kafka::offset_tracker::{Admission, TopicPartition};
@@ -23,31 +22,27 @@ use crate::kafka::{client, convert};
 const POLL: Duration = Duration::from_millis(50);
 /// The same while partitions are paused: how soon it notices that there is room again.
 const POLL_PAUSED: Duration = Duration::from_millis(5);
-/// Longest that going back to unfinished records may take.
-const SEEK_MAX: Duration = Duration::from_secs(5);
+/// Longest that the group's offsets are waited for, once an assignment.
+const OFFSETS_MAX: Duration = Duration::from_secs(2);
 /// Least time that a last commit may take, while the group is sharing out its partitions.
 const COMMIT_RETRY_MAX: Duration = Duration::from_secs(5);
-/// The same complaint is logged once in this time.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The thread's own state.
 pub(super) struct Reading {
     consumer: BaseConsumer<SourceContext>,
-    orders: flume::Receiver<Command>,
+    orders: flume::Receiver<Close>,
     topics: Vec<Arc<str>>,
     in_flight_records_max: usize,
     commit_interval: Duration,
     next_commit: Instant,
-    /// The owner asked for a pause.
+    /// Nothing more is read: the source ends.
     held: bool,
-    complaints: HashMap<String, Instant>,
 }
 
 /// Why the loop ends.
 enum End {
     /// After a drain that has until the deadline.
     Close(Instant, Option<oneshot::Sender<Closed>>),
-    Abandon(oneshot::Sender<()>),
     Fatal(String),
 }
 
@@ -56,20 +51,14 @@ impl Reading {
         config: &SourceConfig,
         tracker: OffsetTracker,
         events: flume::Sender<SourceEvent>,
-        orders: flume::Receiver<Command>,
-        status: Arc<Status>,
+        orders: flume::Receiver<Close>,
     ) -> Result<Self, KafkaError> {
         let kafka = &config.kafka;
-        let context = SourceContext {
-            tracker,
-            outbox: Outbox::new(events),
-            status,
-            revoke_wait_max: Duration::from_millis(kafka.revoke_wait_ms_max),
-            closing: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            commits_sent: Mutex::default(),
-        };
+        let monitor = config
+            .monitor
+            .client(format!("consumer of {}", config.topics.join(", ")), true);
+        let revoke_wait_max = Duration::from_millis(kafka.revoke_wait_ms_max);
+        let context = SourceContext::new(tracker, Outbox::new(events), monitor, revoke_wait_max);
         let consumer: BaseConsumer<SourceContext> = client::group_consumer(kafka)?
             .create_with_context(context)
             .map_err(|error| client::creation_error("consumer", error))?;
@@ -87,14 +76,13 @@ impl Reading {
             commit_interval,
             next_commit: Instant::now() + commit_interval,
             held: false,
-            complaints: HashMap::new(),
         })
     }
 
     /// Reads until it is told to end.
     pub(super) fn run(mut self) {
         let end = loop {
-            if let Some(end) = self.take_orders() {
+            if let Some(end) = self.take_order() {
                 break end;
             }
             if self.context().outbox.is_disconnected() {
@@ -107,7 +95,6 @@ impl Reading {
         };
         match end {
             End::Close(deadline, done) => self.close(deadline, done),
-            End::Abandon(done) => self.abandon(done),
             End::Fatal(reason) => self.fail(reason),
         }
     }
@@ -119,17 +106,11 @@ impl Reading {
         let paused = self.context().paused.load(Ordering::Relaxed);
         let until_commit = self.next_commit.saturating_duration_since(Instant::now());
         let wait = until_commit.min(if paused { POLL_PAUSED } else { POLL });
-        let complaint = match self.consumer.poll(wait) {
-            None => None,
-            Some(Ok(message)) => {
-                self.take(&message);
-                None
-            }
+        match self.consumer.poll(wait) {
+            None => {}
+            Some(Ok(message)) => self.take(&message),
             Some(Err(ClientError::MessageConsumptionFatal(code))) => return Err(code.to_string()),
-            Some(Err(error)) => Some(reason(&error)),
-        };
-        if let Some(complaint) = complaint {
-            self.complain(complaint);
+            Some(Err(error)) => self.context().failed("read", &error),
         }
         if Instant::now() >= self.next_commit {
             self.context().commit_soon(&self.consumer);
@@ -149,14 +130,42 @@ impl Reading {
             debug!(topic = %topic, partition = message.partition(), "a record of a partition that is not ours");
             return;
         };
+        self.note(&partition, message.offset());
         let record = convert::record(message, topic.clone(), epoch);
         match context
             .tracker
             .admit(&record.record_offset, convert::weight(&record))
         {
             Admission::New => context.outbox.push(SourceEvent::Record(record)),
-            Admission::InFlight | Admission::Finished | Admission::Void => {}
+            Admission::InFlight | Admission::Void => {}
         }
+    }
+
+    /// Takes note of what is read, and so of what was skipped. The first record of an assignment is measured
+    /// by the group's offset: what lies between was deleted while nobody read.
+    fn note(&self, partition: &TopicPartition, offset: i64) {
+        let mut unread = self.context().unread();
+        if offset > 0 && unread.is_new(partition) {
+            let new: Vec<TopicPartition> = self.context().tracker.assigned();
+            let new = new.into_iter().filter(|partition| unread.is_new(partition));
+            let mut list = TopicPartitionList::new();
+            for partition in new {
+                list.add_partition(&partition.topic, partition.partition);
+            }
+            match self.consumer.committed_offsets(list, OFFSETS_MAX) {
+                Ok(offsets) => {
+                    for element in offsets.elements() {
+                        if let Offset::Offset(offset) = element.offset() {
+                            unread.begin(&TopicPartition::new(element.topic(), element.partition()), offset);
+                        }
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "the group's offsets are not known: deleted records may go uncounted")
+                }
+            }
+        }
+        unread.read(partition, offset);
     }
 
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
@@ -189,39 +198,12 @@ impl Reading {
         }
     }
 
-    fn take_orders(&mut self) -> Option<End> {
-        loop {
-            match self.orders.try_recv() {
-                Ok(Command::Read(read)) => self.held = !read,
-                Ok(Command::Replay(done)) => {
-                    let _ = done.send(self.replay()); // who asked may have gone
-                }
-                Ok(Command::Close { drain, done }) => {
-                    return Some(End::Close(Instant::now() + drain, Some(done)));
-                }
-                Ok(Command::Abandon(done)) => return Some(End::Abandon(done)),
-                Err(flume::TryRecvError::Empty) => return None,
-                Err(flume::TryRecvError::Disconnected) => return Some(End::Close(Instant::now(), None)),
-            }
+    fn take_order(&self) -> Option<End> {
+        match self.orders.try_recv() {
+            Ok(Close { drain, done }) => Some(End::Close(Instant::now() + drain, Some(done))),
+            Err(flume::TryRecvError::Empty) => None,
+            Err(flume::TryRecvError::Disconnected) => Some(End::Close(Instant::now(), None)),
         }
-    }
-
-    fn replay(&self) -> Result<usize, KafkaError> {
-        let context = self.context();
-        context.outbox.drop_records(|_| true);
-        let positions = context.tracker.replay();
-        if positions.is_empty() {
-            return Ok(0);
-        }
-        let failed = |reason: String| KafkaError::Replay { reason };
-        let result = self
-            .consumer
-            .seek_partitions(list(&positions), SEEK_MAX)
-            .map_err(|error| failed(reason(&error)))?;
-        for element in result.elements() {
-            element.error().map_err(|error| failed(reason(&error)))?;
-        }
-        Ok(positions.len())
     }
 
     fn close(mut self, deadline: Instant, done: Option<oneshot::Sender<Closed>>) {
@@ -252,13 +234,6 @@ impl Reading {
         }
     }
 
-    fn abandon(self, done: oneshot::Sender<()>) {
-        self.context().closing.store(true, Ordering::Relaxed);
-        self.context().abandoned.store(true, Ordering::Relaxed);
-        self.leave();
-        let _ = done.send(()); // who asked may have gone
-    }
-
     fn fail(self, reason: String) {
         error!(reason, "the consumer cannot go on");
         self.context().closing.store(true, Ordering::Relaxed);
@@ -274,18 +249,6 @@ impl Reading {
         let tracker = self.context().tracker.clone();
         drop(self);
         tracker.revoke(&tracker.assigned()); // where the group was lost, nobody told
-    }
-
-    fn complain(&mut self, complaint: String) {
-        let now = Instant::now();
-        let recent = |last: &Instant| now.duration_since(*last) < COMPLAINT_INTERVAL;
-        if self.complaints.get(&complaint).is_some_and(recent) {
-            debug!(reason = complaint, "reading fails for now");
-            return;
-        }
-        warn!(reason = complaint, "reading fails for now; it is tried again");
-        self.complaints.retain(|_, last| recent(last));
-        self.complaints.insert(complaint, now);
     }
 
     fn context(&self) -> &SourceContext {

@@ -24,7 +24,7 @@ async fn a_record_above_the_setting_is_refused_before_it_is_sent() {
 
     let error = sink.send(outgoing(&"x".repeat(2_001))).await.unwrap_err();
 
-    assert!(error.is_about_the_record() && !error.is_retriable());
+    assert!(error.is_about_the_record());
     assert!(
         matches!(
             error,
@@ -88,7 +88,7 @@ async fn a_broker_that_stays_away_is_an_error_that_may_be_tried_again() {
     let send = async |value: &str| {
         let sent = async {
             while let Err(error) = sink.send(outgoing(value)).await {
-                assert!(error.is_retriable(), "{error:?}");
+                assert!(matches!(error, SinkError::NotAcknowledged { .. }), "{error:?}");
             }
         };
         tokio::time::timeout(LIMIT, sent).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_broker_that_stays_away_is_an_error_that_may_be_tried_again() {
     cluster.mock.broker_down(1).unwrap();
     let error = sink.send(outgoing("b")).await.unwrap_err();
     assert!(matches!(error, SinkError::NotAcknowledged { .. }), "{error:?}");
-    assert!(error.is_retriable() && !error.is_about_the_record());
+    assert!(!error.is_about_the_record());
 
     cluster.mock.broker_up(1).unwrap();
     send("b").await;
@@ -114,6 +114,92 @@ async fn a_zero_byte_in_a_header_name_is_the_record_s_fault_and_no_panic() {
     let error = sink.send(record).await.unwrap_err();
 
     assert!(error.is_about_the_record(), "{error:?}");
+}
+
+/// Lets the broker refuse the next producer its id, which librdkafka takes for the end of that producer.
+fn fail_next_producer(cluster: &Cluster) {
+    let refused = Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.mock.request_errors(Api::InitProducerId, &[refused]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_failed_for_good_is_made_anew_and_the_records_arrive() {
+    let cluster = Cluster::new(1);
+    fail_next_producer(&cluster);
+    let sink = Sink::new(&cluster.config).unwrap();
+
+    let sends: Vec<_> = (0..20)
+        .map(|number| {
+            let sink = sink.clone();
+            tokio::spawn(async move { sink.send(outgoing(&number.to_string())).await })
+        })
+        .collect();
+
+    let mut offsets = std::collections::BTreeSet::new();
+    for send in sends {
+        offsets.insert(send.await.unwrap().unwrap().offset);
+    }
+    assert_eq!(offsets.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_fails_while_nothing_is_sent_fails_the_check_until_it_is_made_anew() {
+    let cluster = Cluster::new(1);
+    fail_next_producer(&cluster);
+    let monitor = ConnectionMonitor::default();
+    let sink = Sink::watched(&cluster.config, &monitor).unwrap();
+    let check = || monitor.check(Duration::ZERO);
+
+    until("the producer's end", || {
+        check().is_err_and(|problem| problem.contains("authorization"))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(
+        check().is_err(),
+        "a broker that is up makes a failed producer no better"
+    );
+    sink.renew_if_failed().await.unwrap();
+
+    until("the next producer", || check().is_ok()).await;
+    sink.send(outgoing("a")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_always_fails_is_an_error_in_time() {
+    let mut cluster = Cluster::new(1);
+    cluster.config.send_timeout_ms = 1_500;
+    let refused = Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.mock.request_errors(Api::InitProducerId, &[refused; 100]);
+    let sink = Sink::new(&cluster.config).unwrap();
+    let began = Instant::now();
+
+    let error = sink.send(outgoing("a")).await.unwrap_err();
+
+    assert!(
+        matches!(error, SinkError::Fatal { .. } | SinkError::NotAcknowledged { .. }),
+        "{error:?}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_written_fails_the_check_until_it_may() {
+    let cluster = Cluster::new(1);
+    let monitor = ConnectionMonitor::default();
+    let sink = Sink::watched(&cluster.config, &monitor).unwrap();
+    sink.send(outgoing("a")).await.unwrap();
+    until("a broker", || monitor.check(Duration::ZERO).is_ok()).await;
+    let refused = Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    cluster.mock.request_errors(Api::Produce, &[refused]);
+
+    let error = sink.send(outgoing("b")).await.unwrap_err();
+
+    assert!(matches!(error, SinkError::Topic { .. }), "{error:?}");
+    assert!(monitor.check(Duration::ZERO).unwrap_err().contains(TOPIC));
+    let allowed = async { while sink.send(outgoing("b")).await.is_err() {} }; // librdkafka remembers it for a while
+    tokio::time::timeout(LIMIT, allowed).await.unwrap();
+    monitor.check(Duration::ZERO).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,7 +45,7 @@ async fn a_record_arrives_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_finished_is_read_again_after_a_crash() {
+async fn what_was_not_finished_is_read_again_by_the_next_source() {
     let cluster = Cluster::quick(1);
     cluster.publish(6).await;
     let first = cluster.start();
@@ -54,7 +54,7 @@ async fn what_was_not_finished_is_read_again_after_a_crash() {
         first.tracker.release(&records[index].record_offset); // 2 holds the position back
     }
     until("a commit", || first.tracker.positions().is_empty()).await;
-    first.source.abandon().await.unwrap();
+    drop(first); // its last commit says no more than that
 
     let second = cluster.start();
     let again = second.records(4).await;
@@ -164,51 +164,9 @@ async fn too_many_bytes_in_flight_pause_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_brings_back_what_a_stage_lost_and_nothing_that_was_finished() {
-    let mut cluster = Cluster::quick(1);
-    cluster.config.queue_records_max = 8;
-    cluster.publish(20).await;
-    let running = cluster.start();
-    let records = running.records(7).await;
-    for index in [0, 1, 3, 6] {
-        running.tracker.release(&records[index].record_offset);
-    }
-
-    assert_eq!(running.source.replay().await.unwrap(), 1);
-
-    let mut found = BTreeMap::new();
-    while found.len() < 16 {
-        let record = running.record().await;
-        if running.tracker.is_current(&record.record_offset) {
-            found.insert(record.record_offset.offset, text(&record));
-            running.tracker.release(&record.record_offset);
-        }
-    }
-    let offsets: Vec<i64> = found.into_keys().collect();
-    let expected: Vec<i64> = [2, 4, 5].into_iter().chain(7..20).collect();
-    assert_eq!(offsets, expected);
-    assert!(running.is_silent().await);
-    assert_eq!(running.tracker.unfinished(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_paused_source_hands_out_nothing_until_it_is_resumed() {
-    let cluster = Cluster::quick(1);
-    let running = cluster.start();
-    running.event().await;
-    running.source.pause().unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    cluster.publish(3).await;
-
-    assert!(running.is_silent().await);
-    running.source.resume().unwrap();
-
-    assert_eq!(texts(&running.records(3).await), numbers(0..3));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
-    // Under the classic protocol the mock, unlike Apache Kafka, takes no offsets while members join; `tests/kafka` has that case.
+    // Under the classic protocol the mock, unlike Apache Kafka, takes no offsets while members join;
+    // `tests/kafka` has that case.
     let mut cluster = Cluster::quick(4);
     cluster.config.revoke_wait_ms_max = 5_000;
     cluster.publish(40).await;
@@ -241,9 +199,9 @@ async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished() {
+async fn a_revocation_waits_no_longer_than_its_limit_and_voids_what_is_unfinished() {
     let mut cluster = Cluster::new(2);
-    cluster.config.revoke_wait_ms_max = 60_000;
+    cluster.config.revoke_wait_ms_max = 300;
     cluster.publish(10).await;
     let first = cluster.start();
     let records = first.records(10).await;
@@ -254,7 +212,6 @@ async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished
             break revocation;
         }
     };
-    revocation.acknowledge();
 
     let of_moved = |record: &&Record| {
         revocation
@@ -272,23 +229,61 @@ async fn an_acknowledged_revocation_waits_no_longer_and_voids_what_is_unfinished
     }
 }
 
+/// The lag of the first partition of `topic`, as Prometheus reads it.
+fn lag_of(topic: &str) -> Option<i64> {
+    let text = crate::telemetry::metrics::render(&crate::telemetry::metrics::install().unwrap());
+    let series = format!("speechverse_kafka_consumer_lag_records{{topic=\"{topic}\",partition=\"0\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&series));
+    value.map(|value| value.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn lag_counts_what_is_not_finished() {
-    let cluster = Cluster::quick(1);
-    cluster.publish(10).await;
+async fn lag_counts_what_is_not_finished_and_is_absent_when_it_is_not_known() {
+    let mut cluster = Cluster::quick(1);
+    cluster.topic = "speechverse.lag";
+    cluster.mock.create_topic(cluster.topic, 1, 1).unwrap();
+    let sink = Sink::new(&cluster.config).unwrap();
+    for number in 0..10 {
+        let record = OutgoingRecord {
+            topic: cluster.topic.into(),
+            ..outgoing(&number.to_string())
+        };
+        sink.send(record).await.unwrap();
+    }
     let running = cluster.start();
     let records = running.records(10).await;
     for record in &records[..7] {
         running.tracker.release(&record.record_offset);
     }
 
-    until("a lag of three", || {
-        running.source.lag().iter().any(|lag| lag.records == 3)
-    })
-    .await;
+    until("a lag of three", || lag_of(cluster.topic) == Some(3)).await;
+    cluster.mock.broker_down(1).unwrap();
+    until("no lag without a broker", || lag_of(cluster.topic).is_none()).await;
+    cluster.mock.broker_up(1).unwrap();
+    until("a lag of three again", || lag_of(cluster.topic) == Some(3)).await;
 
-    let lag = running.source.lag();
-    assert_eq!((lag[0].position, lag[0].end), (7, 10));
+    running.source.close(Duration::ZERO).await.unwrap();
+    assert_eq!(lag_of(cluster.topic), None, "the partition is not ours any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_monitor_tells_partitions_broker_and_outage() {
+    const LIMIT: Duration = Duration::from_millis(500);
+    let cluster = Cluster::quick(1);
+    cluster.mock.broker_down(1).unwrap();
+    let running = cluster.start();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(running.monitor.check(LIMIT).is_err(), "no broker has been there");
+
+    cluster.mock.broker_up(1).unwrap();
+    until("a broker and partitions", || running.monitor.check(LIMIT).is_ok()).await;
+    cluster.mock.broker_down(1).unwrap();
+    until("an outage", || running.monitor.check(LIMIT).is_err()).await;
+    let problem = running.monitor.check(LIMIT).unwrap_err();
+    assert!(problem.contains("has had no"), "{problem}");
+    cluster.mock.broker_up(1).unwrap();
+
+    until("a broker again", || running.monitor.check(LIMIT).is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,7 +294,7 @@ async fn a_source_whose_records_nobody_takes_ends() {
     drop(events);
 
     until("the end of the thread", || !source.is_running()).await;
-    assert!(matches!(source.replay().await, Err(KafkaError::Ended)));
+    assert!(matches!(source.close(LIMIT).await, Err(KafkaError::Ended)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::models::config::{AdapterSettings, LayerMix};
+use crate::models::config::{Activation, AdapterSettings, LayerMix, Positions};
 use crate::models::{EncoderInfo, LanguageModelInfo, ModelError};
 
-/// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file says what it is.
+/// Sizes and form of a [`SpeechAdapter`](super::SpeechAdapter). Written into the adapter file, so that a file
+/// says what it is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterConfig {
@@ -21,6 +22,15 @@ pub struct AdapterConfig {
     pub strides: Vec<i64>,
     /// Width of the convolutions, frames, odd.
     pub kernel: i64,
+    /// What stands between two blocks. Files of older versions do not say: nothing.
+    #[serde(default)]
+    pub activation: Activation,
+    /// What the language model reads. Files of older versions do not say: every frame.
+    #[serde(default)]
+    pub positions: Positions,
+    /// Whether a position of the whole clip comes before the others. Files of older versions do not say: no.
+    #[serde(default)]
+    pub summary: bool,
 }
 
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
@@ -33,7 +43,8 @@ impl AdapterConfig {
     /// The adapter between two networks. Strides that are not set follow from the encoder's rate.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] when a setting or a size is out of range, or no two strides bring the encoder's rate to 12.5 Hz.
+    /// [`ModelError::Shape`] when a setting or a size is out of range, or no two strides bring the encoder's
+    /// rate to 12.5 Hz.
     pub fn new(
         settings: &AdapterSettings,
         encoder: &EncoderInfo,
@@ -49,6 +60,9 @@ impl AdapterConfig {
                 None => strides_for(encoder)?,
             },
             kernel: settings.kernel,
+            activation: settings.activation.unwrap_or_default(),
+            positions: settings.positions.unwrap_or_default(),
+            summary: settings.summary.unwrap_or_default(),
         };
         config.validate()?;
         Ok(config)
@@ -63,6 +77,7 @@ impl AdapterConfig {
             mix: self.mix,
             strides: Some(self.strides.clone()),
             kernel: self.kernel,
+            ..AdapterSettings::default()
         };
         settings.validate().map_err(|problem| ModelError::Shape {
             what: "adapter settings",
@@ -86,7 +101,8 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Positions that `frames` encoder frames become: `T → ceil(T / stride)`, block after block.
+    /// Frames of the downsampler that `frames` encoder frames become: `T → ceil(T / stride)`, block after
+    /// block.
     pub fn positions(&self, frames: i64) -> i64 {
         self.strides
             .iter()
@@ -109,6 +125,13 @@ impl AdapterConfig {
             variables.push((name("norm.weight"), vec![self.llm_width]));
             variables.push((name("norm.bias"), vec![self.llm_width]));
             width = self.llm_width;
+        }
+        if self.summary {
+            let (name, width) = (|part: &str| format!("summary.{part}"), self.llm_width);
+            variables.push((name("linear.weight"), vec![width, 2 * self.encoder_width]));
+            for part in ["linear.bias", "norm.weight", "norm.bias"] {
+                variables.push((name(part), vec![width]));
+            }
         }
         variables
     }
@@ -148,7 +171,17 @@ mod tests {
             mix: LayerMix::Last,
             strides: vec![2, 2],
             kernel: 3,
+            activation: Activation::None,
+            positions: Positions::Frames,
+            summary: false,
         }
+    }
+
+    #[test]
+    fn a_file_of_an_older_version_is_of_the_papers_form() {
+        let old = r#"{"encoder_width":1024,"encoder_layers":24,"llm_width":2048,"mix":"last","strides":[2,2],"kernel":3}"#;
+
+        assert_eq!(serde_json::from_str::<AdapterConfig>(old).unwrap(), paper());
     }
 
     #[test]

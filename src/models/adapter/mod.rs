@@ -1,20 +1,26 @@
 //! `SpeechAdapter`: the learnable joint between a frozen speech encoder and a frozen language model.
 //!
-//! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation) that
-//! brings 50 frames a second down to 12.5 positions of the language model's width. Padded frames are zeroed before each block, so a clip
-//! comes out the same alone and inside a padded batch.
+//! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation
+//! unless the configuration names one) that brings 50 frames a second down to 12.5 frames of the language
+//! model's width. Padded frames are zeroed before each block, so a clip comes out the same alone and inside a
+//! padded batch. What the language model reads are these frames, or one position for each CTC segment of
+//! them; before it, if so configured, a position of the whole clip.
 //!
-//! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by zeros; the
-//! paper's parameter totals say so. One departure, in initial values only: the last norm's gain starts at the root
-//! mean square of the language model's embedding table instead of 1, so that positions enter the frozen network as loud as its own tokens.
+//! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by
+//! zeros; the paper's parameter totals say so. One departure, in initial values only: the last norm's gain
+//! starts at the root mean square of the language model's embedding table instead of 1, so that positions
+//! enter the frozen network as loud as its own tokens.
 //!
-//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a CTC head `ctc.blank`,
+//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a
+//! summary `summary.linear.{weight,bias}`, `summary.norm.{weight,bias}`; with a CTC head `ctc.blank`,
 //! `ctc.scale` and the list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
 
 mod config;
 mod ctc_head;
+mod ctc_prefix;
 mod lora_snapshot;
 pub mod plain;
+mod segments;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -24,10 +30,11 @@ use tch::{Device, Kind, Tensor, nn};
 
 pub use config::AdapterConfig;
 pub use ctc_head::CtcHead;
+pub use ctc_prefix::{Prefix, PrefixScorer};
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
-use crate::models::config::LayerMix;
+use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
 use plain::{PlainData, PlainTensor};
@@ -38,13 +45,24 @@ pub(crate) const CTC_BLANK: &str = "ctc.blank";
 pub(crate) const CTC_SCALE: &str = "ctc.scale";
 pub(crate) const CTC_CLASSES: &str = "ctc.classes";
 
-/// Adapter output: positions of the language model.
+/// Adapter output: frames of the downsampler, or the positions of the language model that are made of them.
 #[derive(Debug)]
 pub struct Adapted {
     /// `[B, P, H]`, f32; what lies beyond a row's length is of no meaning.
     pub positions: Tensor,
     /// Valid positions of each row.
     pub lengths: Vec<i64>,
+    /// The whole clip's position `[B, 1, H]`, f32, where it is not among the positions yet.
+    pub summary: Option<Tensor>,
+}
+
+/// Makes one position of a whole clip.
+#[derive(Debug)]
+struct Summary {
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
 }
 
 #[derive(Debug)]
@@ -63,12 +81,14 @@ pub struct SpeechAdapter {
     store: nn::VarStore,
     mix: Option<Tensor>,
     blocks: Vec<Block>,
+    summary: Option<Summary>,
     ctc: Option<CtcHead>,
 }
 
 impl SpeechAdapter {
-    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the last norm's gain at `gain`
-    /// (root mean square of the embedding table), mix scalars at 1 (paper form) or 0 (softmax form).
+    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the
+    /// last norm's gain at `gain` (root mean square of the embedding table), mix scalars at 1 (paper form) or
+    /// 0 (softmax form).
     ///
     /// # Errors
     /// [`ModelError`] when a size is out of range or libtorch fails.
@@ -87,13 +107,16 @@ impl SpeechAdapter {
             let data: Vec<f32> = if name == "mix.weight" {
                 vec![if config.mix == LayerMix::Paper { 1.0 } else { 0.0 }; count]
             } else if name.ends_with("norm.weight") {
-                let is_last = name == format!("downsample.{last}.norm.weight");
+                let is_last =
+                    name == format!("downsample.{last}.norm.weight") || name.starts_with(snapshot::SUMMARY);
                 vec![if is_last { gain as f32 } else { 1.0 }; count]
             } else if name.ends_with("norm.bias") {
                 vec![0.0; count]
             } else {
-                if let [_, width, kernel] = shape[..] {
-                    fan_in = width * kernel;
+                match shape[..] {
+                    [_, width, kernel] => fan_in = width * kernel,
+                    [_, width] => fan_in = width,
+                    _ => {} // a bias has its weight's
                 }
                 #[expect(clippy::cast_precision_loss, reason = "small integers")]
                 let bound = 1.0 / (fan_in as f64).sqrt();
@@ -148,6 +171,15 @@ impl SpeechAdapter {
                 stride: *stride,
             });
         }
+        let summary = match config.summary {
+            false => None,
+            true => Some(Summary {
+                weight: variable("summary.linear.weight")?,
+                bias: variable("summary.linear.bias")?,
+                norm_weight: variable("summary.norm.weight")?,
+                norm_bias: variable("summary.norm.bias")?,
+            }),
+        };
         let ctc = match snapshot
             .tensors()
             .get(CTC_CLASSES)
@@ -165,6 +197,7 @@ impl SpeechAdapter {
             store,
             mix,
             blocks,
+            summary,
             ctc,
         };
         if !trainable {
@@ -173,8 +206,8 @@ impl SpeechAdapter {
         Ok(adapter)
     }
 
-    /// Adds a CTC head over `classes` (token ids), with a random blank vector and scale 12, or replaces the list of
-    /// classes of a head that is there.
+    /// Adds a CTC head over `classes` (token ids), with a random blank vector and scale 12, or replaces the
+    /// list of classes of a head that is there.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.
@@ -197,6 +230,22 @@ impl SpeechAdapter {
         let scale = path.f_var_copy("scale", &Tensor::f_from_slice(&[12.0f32])?.f_to_device(device)?)?;
         self.ctc = Some(CtcHead::new(blank, scale, classes));
         Ok(())
+    }
+
+    /// Gives the CTC head, where there is one, the rows of the language model's embedding table `[V, H]` that
+    /// are its classes. Without it the head cannot score.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenOutOfRange`] when a class is no row; [`ModelError::NoCtcHead`] when positions are
+    /// made of the segments of a head that is not there.
+    pub fn bind(&mut self, embeddings: &Tensor) -> Result<(), ModelError> {
+        match (&mut self.ctc, self.config.positions) {
+            (Some(head), _) => head.bind(embeddings),
+            (None, Positions::Frames) => Ok(()),
+            (None, Positions::CtcSegments) => Err(ModelError::NoCtcHead {
+                why: "its `positions` are `ctc_segments`, and nothing says where these are; train a stage with a CTC loss",
+            }),
+        }
     }
 
     /// The CTC head, when there is one.
@@ -257,8 +306,8 @@ impl SpeechAdapter {
         }
     }
 
-    /// Mixes all states into features, differentiable in the mix scalars. In place L stands the encoder's output, final
-    /// norm applied.
+    /// Mixes all states into features, differentiable in the mix scalars. In place L stands the encoder's
+    /// output, final norm applied.
     ///
     /// # Shapes
     /// `L + 1` states `[B, T, D]` → `[B, T, D]` f32.
@@ -292,10 +341,12 @@ impl SpeechAdapter {
         Ok(mixed.f_view(shape.as_slice())?)
     }
 
-    /// Maps mixed features to positions of the language model.
+    /// Maps mixed features to frames of the language model's width, 12.5 a second. See
+    /// [`positions`](Self::positions) for what it reads of them.
     ///
     /// # Shapes
-    /// `features` `[B, T, D]` float, `lengths` valid frames per row → `[B, P, H]` f32, `P = ceil(ceil(T / 2) / 2)` for strides `[2, 2]`.
+    /// `features` `[B, T, D]` float, `lengths` valid frames per row → `[B, P, H]` f32, `P = ceil(ceil(T / 2)
+    /// / 2)` for strides `[2, 2]`.
     ///
     /// # Errors
     /// [`ModelError::Shape`] when `features` is not `[B, T, D]` or `lengths` do not fit it.
@@ -316,9 +367,16 @@ impl SpeechAdapter {
             });
         }
         let mut x = features.f_to_kind(Kind::Float)?;
+        let summary = match &self.summary {
+            Some(summary) => Some(summary.forward(&x, lengths)?),
+            None => None,
+        };
         let mut lengths = lengths.to_vec();
         let padding = (self.config.kernel - 1) / 2;
-        for block in &self.blocks {
+        for (at, block) in self.blocks.iter().enumerate() {
+            if at > 0 && self.config.activation == Activation::Gelu {
+                x = x.f_gelu("none")?;
+            }
             let frames = x.size()[1];
             if lengths.iter().any(|length| *length < frames) {
                 x = &x * frame_mask(&lengths, frames, x.device())?; // [B, T, C]
@@ -348,7 +406,64 @@ impl SpeechAdapter {
         Ok(Adapted {
             positions: x,
             lengths,
+            summary,
         })
+    }
+
+    /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean
+    /// of each CTC segment, behind the position of the whole clip where there is one. At least one position
+    /// for each row.
+    ///
+    /// # Shapes
+    /// `[B, P, H]` → `[B, P', H]` f32.
+    ///
+    /// # Errors
+    /// [`ModelError::NoCtcHead`] when segments are wanted and the head is missing or not bound.
+    pub fn positions(&self, adapted: &Adapted) -> Result<Adapted, ModelError> {
+        let (mut positions, mut lengths) = match (self.config.positions, &self.ctc) {
+            (Positions::Frames, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
+            (Positions::CtcSegments, Some(head)) => {
+                segments::means(adapted, &head.paths(adapted)?, adapted.summary.is_none())?
+            }
+            (Positions::CtcSegments, None) => {
+                return Err(ModelError::NoCtcHead {
+                    why: "its `positions` are `ctc_segments`",
+                });
+            }
+        };
+        if let Some(summary) = &adapted.summary {
+            positions = Tensor::f_cat(&[summary, &positions], 1)?; // [B, 1+P', H]
+            for length in &mut lengths {
+                *length += 1;
+            }
+        }
+        Ok(Adapted {
+            positions,
+            lengths,
+            summary: None,
+        })
+    }
+}
+
+impl Summary {
+    /// `[B, T, D]` f32 with valid `lengths` → `[B, 1, H]` f32: a linear map of mean and standard deviation,
+    /// then a norm.
+    fn forward(&self, features: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let mask = frame_mask(lengths, features.size()[1], features.device())?; // [B, T, 1]
+        let count = mask.f_sum_dim_intlist(1, true, Kind::Float)?; // [B, 1, 1]
+        let mean = (features * &mask).f_sum_dim_intlist(1, true, Kind::Float)? / &count; // [B, 1, D]
+        let apart = (features - &mean) * &mask; // [B, T, D]
+        let variance = apart.f_square()?.f_sum_dim_intlist(1, true, Kind::Float)? / &count;
+        let deviation = (variance + NORM_EPS).f_sqrt()?; // [B, 1, D]
+        let both = Tensor::f_cat(&[mean, deviation], -1)?; // [B, 1, 2D]
+        let width = self.norm_weight.size();
+        Ok(both.f_linear(&self.weight, Some(&self.bias))?.f_layer_norm(
+            width.as_slice(),
+            Some(&self.norm_weight),
+            Some(&self.norm_bias),
+            NORM_EPS,
+            false,
+        )?)
     }
 }
 

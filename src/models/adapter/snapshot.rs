@@ -4,22 +4,27 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use tch::Device;
+
 use crate::models::ModelError;
 use crate::models::config::LayerMix;
 use crate::weights::{Mismatch, WeightsError};
 
 use super::plain::{PlainFile, PlainTensor};
-use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE, LoraSnapshot};
+use super::{AdapterConfig, CTC_BLANK, CTC_CLASSES, CTC_SCALE, LoraSnapshot, SpeechAdapter};
 
 /// Key of the adapter's configuration in the file's metadata.
 const CONFIG_KEY: &str = "speechverse.adapter";
 const FORMAT_KEY: &str = "format";
+/// Begins the names of what makes a position of the whole clip.
+pub(super) const SUMMARY: &str = "summary.";
 
 /// An immutable adapter version: configuration and numbers, its LoRA among them, no tensors.
 ///
-/// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be pinned to it. A
-/// device thread that needs the downsampler makes its own tensors once per version with
-/// [`SpeechAdapter::from_snapshot`](super::SpeechAdapter::from_snapshot); a thread that only encodes needs no more than [`mix_weights`](Self::mix_weights).
+/// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be
+/// pinned to it. A device thread that needs the downsampler makes its own tensors once per version with
+/// [`SpeechAdapter::from_snapshot`](super::SpeechAdapter::from_snapshot); a thread that only encodes needs no
+/// more than [`mix_weights`](Self::mix_weights).
 #[derive(Clone, Debug)]
 pub struct AdapterSnapshot {
     version: Arc<str>,
@@ -35,11 +40,12 @@ struct Content {
 }
 
 impl AdapterSnapshot {
-    /// Checks that `tensors` are exactly those that `config` declares, with an optional CTC head; `origin` is for messages.
+    /// Checks that `tensors` are exactly those that `config` declares, with an optional CTC head; `origin` is
+    /// for messages.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] listing everything missing, unexpected, misshapen or mistyped; [`ModelError::File`] when a
-    /// number is not finite.
+    /// [`ModelError::Weights`] listing everything missing, unexpected, misshapen or mistyped;
+    /// [`ModelError::File`] when a number is not finite.
     pub fn new(
         version: &str,
         config: AdapterConfig,
@@ -79,10 +85,40 @@ impl AdapterSnapshot {
         self.content.lora.as_ref()
     }
 
+    /// The same numbers in another form: what the language model reads may change, and a position of the
+    /// whole clip may come (with fresh numbers, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go.
+    /// None where `config` differs in anything else.
+    ///
+    /// # Errors
+    /// [`ModelError`] when fresh numbers cannot be made.
+    pub fn in_form(&self, config: &AdapterConfig, gain: f64, seed: u64) -> Result<Option<Self>, ModelError> {
+        let own = self.config();
+        let same_form = AdapterConfig {
+            positions: config.positions,
+            summary: config.summary,
+            ..own.clone()
+        };
+        if same_form != *config {
+            return Ok(None);
+        }
+        let mut tensors = self.tensors().clone();
+        let of_summary = |name: &str| name.starts_with(SUMMARY);
+        if !config.summary {
+            tensors.retain(|name, _| !of_summary(name));
+        } else if !own.summary {
+            let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
+            let added = fresh.tensors().iter().filter(|(name, _)| of_summary(name));
+            tensors.extend(added.map(|(name, tensor)| (name.clone(), tensor.clone())));
+        }
+        let formed = Self::new(self.version(), config.clone(), tensors, Path::new(self.version()))?;
+        Ok(Some(formed.with_lora(self.lora().cloned())))
+    }
+
     /// Reads an adapter file.
     ///
     /// # Errors
-    /// [`ModelError`] when the file cannot be read, does not say what it is, or does not hold exactly what it declares.
+    /// [`ModelError`] when the file cannot be read, does not say what it is, or does not hold exactly what it
+    /// declares.
     pub fn read(version: &str, path: &Path) -> Result<Self, ModelError> {
         let file = PlainFile::read(path)?;
         let broken = |reason: String| ModelError::File {

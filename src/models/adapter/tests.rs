@@ -9,6 +9,9 @@ fn config(mix: LayerMix) -> AdapterConfig {
         mix,
         strides: vec![2, 2],
         kernel: 3,
+        activation: Activation::None,
+        positions: Positions::Frames,
+        summary: false,
     }
 }
 
@@ -271,24 +274,188 @@ fn settings_and_networks_give_the_configuration() {
     assert_eq!(made, config(LayerMix::Paper));
 }
 
+/// An adapter of the given form with a bound head over tokens 2, 0 and 5 of a table of 9.
+fn segmenting(positions: Positions, summary: bool) -> SpeechAdapter {
+    let config = AdapterConfig {
+        positions,
+        summary,
+        activation: Activation::Gelu,
+        ..config(LayerMix::Last)
+    };
+    let mut adapter = SpeechAdapter::new(config, 0.5, 4, Device::Cpu).unwrap();
+    adapter.set_ctc_classes(vec![2, 0, 5], 5).unwrap();
+    adapter.bind(&table()).unwrap();
+    adapter
+}
+
+fn table() -> Tensor {
+    (Tensor::arange(9 * 8, (Kind::Float, Device::Cpu)) * 1.7)
+        .sin()
+        .view([9, 8])
+}
+
+fn noise(rows: i64, frames: i64) -> Tensor {
+    (Tensor::arange(rows * frames * 6, (Kind::Float, Device::Cpu)) * 0.9)
+        .sin()
+        .view([rows, frames, 6])
+        * 3.0
+}
+
 #[test]
-fn ctc_scores_are_scaled_cosines_in_log_space() {
-    let mut adapter = adapter(LayerMix::Last);
-    adapter.set_ctc_classes(vec![2, 0], 5).unwrap();
+fn positions_of_every_form_are_the_same_alone_and_in_a_padded_batch() {
+    let features = noise(3, 40);
+    let lengths = [40, 23, 9];
+    for positions in [Positions::Frames, Positions::CtcSegments] {
+        for summary in [false, true] {
+            let adapter = segmenting(positions, summary);
+            let together = adapter
+                .positions(&adapter.forward(&features, &lengths).unwrap())
+                .unwrap();
+
+            for (row, length) in lengths.into_iter().enumerate() {
+                let own = features.narrow(0, row as i64, 1).narrow(1, 0, length);
+                let alone = adapter
+                    .positions(&adapter.forward(&own, &[length]).unwrap())
+                    .unwrap();
+                let count = together.lengths[row];
+
+                assert!(
+                    count >= 1 && alone.lengths == [count],
+                    "{positions:?} {summary} {row}"
+                );
+                let there = together.positions.get(row as i64).narrow(0, 0, count);
+                let difference = there - alone.positions.get(0).narrow(0, 0, count);
+                assert!(largest(&difference) < 1e-5, "{positions:?} {summary} {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_whole_clip() {
+    let features = noise(2, 10).repeat_interleave_self_int(6, 1, None); // sounds that last
+    let lengths = [60, 41];
+    for summary in [false, true] {
+        let adapter = segmenting(Positions::CtcSegments, summary);
+        let frames = adapter.forward(&features, &lengths).unwrap();
+        let heard = adapter.ctc_head().unwrap().read(&frames).unwrap();
+
+        let positions = adapter.positions(&frames).unwrap();
+
+        assert!(heard.iter().any(|tokens| tokens.len() > 1), "{heard:?}");
+        for (tokens, length) in heard.iter().zip(&positions.lengths) {
+            let expected = if summary {
+                tokens.len() + 1
+            } else {
+                tokens.len().max(1)
+            };
+            assert_eq!(*length, expected as i64);
+        }
+        assert!(frames.positions.size()[1] > positions.positions.size()[1]);
+    }
+}
+
+#[test]
+fn a_summary_says_how_a_clip_is_and_not_when() {
+    let adapter = segmenting(Positions::Frames, true);
+    let features = noise(1, 20);
+    let summary = |features: &Tensor| adapter.forward(features, &[20]).unwrap().summary.unwrap();
+
+    let reversed = summary(&features.flip([1i64]));
+
+    assert_eq!(reversed.size(), [1, 1, 8]);
+    assert!(largest(&(summary(&features) - reversed)) < 1e-5);
+    assert!(largest(&(summary(&features) - summary(&(&features * 0.5)))) > 1e-2);
+}
+
+#[test]
+fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
+    let adapter = segmenting(Positions::CtcSegments, false);
     let head = adapter.ctc_head().unwrap();
-    let table = Tensor::eye(8, (Kind::Float, Device::Cpu)) * 7.0;
-    let unit = head.unit_table(&table).unwrap();
-    let positions = Tensor::eye(8, (Kind::Float, Device::Cpu))
-        .narrow(0, 2, 1)
-        .unsqueeze(0)
-        * 0.1;
+    let (features, lengths) = (noise(2, 60), [60, 33]);
+    let frames = adapter.forward(&features, &lengths).unwrap();
+    let read = head.read(&frames).unwrap();
 
-    let scores = head.log_probabilities(&positions, &unit).unwrap();
+    let scorers = PrefixScorer::new(head, &frames).unwrap();
 
-    assert_eq!(scores.size(), [1, 1, 3]);
-    assert!((scores.exp().sum(Kind::Float).double_value(&[]) - 1.0).abs() < 1e-5);
-    let (own, other) = (scores.double_value(&[0, 0, 1]), scores.double_value(&[0, 0, 2]));
-    assert!((own - other - 12.0).abs() < 1e-2, "{own} {other}");
-    adapter.set_ctc_classes(vec![8], 5).unwrap();
-    assert!(adapter.ctc_head().unwrap().unit_table(&table).is_err());
+    let own = adapter
+        .forward(&features.narrow(0, 1, 1).narrow(1, 0, 33), &[33])
+        .unwrap();
+    let alone = PrefixScorer::new(head, &own).unwrap().remove(0);
+    assert!((alone.agreement(&read[1]) - scorers[1].agreement(&read[1])).abs() < 1e-4);
+    for (row, (scorer, read)) in scorers.iter().zip(&read).enumerate() {
+        assert!(read.iter().all(|token| scorer.heard().contains(token)));
+        assert!((0.0..=1.0).contains(&scorer.blank_share()));
+        // Any tokens will do: torch's CTC loss is the same sum over all alignments.
+        for tokens in [&read[..], &[], &[5], &[2, 2, 0]] {
+            let one = Adapted {
+                positions: frames.positions.narrow(0, row as i64, 1),
+                lengths: vec![frames.lengths[row]],
+                summary: None,
+            };
+            let classes = head.classes_of(tokens).unwrap();
+            let loss = head.loss(&one, &[classes]).unwrap().double_value(&[]);
+            let agreement = scorer.agreement(tokens);
+            assert!(
+                (agreement + loss).abs() < 1e-4 * loss.max(1.0),
+                "{tokens:?}: {agreement} {loss}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_version_keeps_its_form_and_one_without_it_has_the_papers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let adapter = segmenting(Positions::CtcSegments, true);
+    adapter.snapshot("a").unwrap().write(&path).unwrap();
+
+    let read = AdapterSnapshot::read("b", &path).unwrap();
+    let mut again = SpeechAdapter::from_snapshot(&read, Device::Cpu, false).unwrap();
+
+    assert_eq!(read.config(), adapter.config());
+    let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
+    assert!(again.positions(&frames).is_err(), "not bound to a table yet");
+    again.bind(&table()).unwrap();
+    let (was, is) = (
+        adapter.positions(&frames).unwrap(),
+        again.positions(&frames).unwrap(),
+    );
+    assert_eq!((was.lengths, was.positions), (is.lengths, is.positions));
+}
+
+#[test]
+fn a_form_can_change_and_nothing_else() {
+    let plain = adapter(LayerMix::Paper).snapshot("v").unwrap();
+    let wanted = AdapterConfig {
+        positions: Positions::CtcSegments,
+        summary: true,
+        ..config(LayerMix::Paper)
+    };
+
+    let formed = plain.in_form(&wanted, 0.25, 7).unwrap().unwrap();
+
+    assert_eq!(*formed.config(), wanted);
+    let gain = formed.tensors()["summary.norm.weight"].floats().unwrap();
+    assert!(gain.iter().all(|value| *value == 0.25));
+    let back = formed.in_form(plain.config(), 1.0, 1).unwrap().unwrap();
+    assert!(back.same_content(&plain));
+    let other = AdapterConfig { kernel: 5, ..wanted };
+    assert!(plain.in_form(&other, 1.0, 1).unwrap().is_none());
+}
+
+#[test]
+fn segments_without_a_head_are_an_error_that_says_so() {
+    let config = AdapterConfig {
+        positions: Positions::CtcSegments,
+        ..config(LayerMix::Last)
+    };
+    let mut adapter = SpeechAdapter::new(config, 0.5, 4, Device::Cpu).unwrap();
+
+    let error = adapter.bind(&table()).unwrap_err().to_string();
+
+    assert!(error.contains("ctc_segments"), "{error}");
+    let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
+    assert!(adapter.positions(&frames).is_err());
 }

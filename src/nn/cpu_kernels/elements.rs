@@ -214,13 +214,14 @@ pub(super) fn tensor_of(elements: &[f32], size: &[usize], dtype: Kind) -> Option
         return None;
     }
     let at = tensor.data_ptr();
-    // SAFETY: a new tensor has its elements side by side from `at` on, as many as its size says, and nobody else looks at them yet;
-    // every pattern of bits is a number.
     match dtype {
         Kind::Float => {
+            // SAFETY: a new tensor has its elements side by side from `at` on, as many as its size says, and nobody
+            // else looks at them yet; every pattern of bits is a value.
             unsafe { std::slice::from_raw_parts_mut(at.cast(), elements.len()) }.copy_from_slice(elements)
         }
         Kind::BFloat16 => {
+            // SAFETY: as above.
             let rounded: &mut [bf16] = unsafe { std::slice::from_raw_parts_mut(at.cast(), elements.len()) };
             for (rounded, number) in rounded.iter_mut().zip(elements) {
                 *rounded = round(*number);

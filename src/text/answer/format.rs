@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::{AnswerPiece, AnswerShape, NONE};
+use super::{GrammarPiece, NONE, OutputGrammar};
 
 /// How answers of a task are written (`[answer] format` of a task file).
 ///
@@ -115,15 +115,15 @@ impl AnswerFormat {
 
     /// What answers may look like when only these labels are allowed. Free text where `labels` is empty or means
     /// nothing to the format.
-    pub fn shape(self, labels: &[String]) -> AnswerShape {
+    pub fn grammar(self, labels: &[String]) -> OutputGrammar {
         if labels.is_empty() {
-            return AnswerShape::free();
+            return OutputGrammar::free();
         }
-        AnswerShape::of(match self {
-            Self::Text | Self::Keywords => AnswerPiece::Free { stop: None },
-            Self::Label => AnswerPiece::Choice(labels.into()),
-            Self::Labels => AnswerPiece::Choices(labels.into()),
-            Self::Slots => AnswerPiece::Slots(labels.into()),
+        OutputGrammar::of(match self {
+            Self::Text | Self::Keywords => GrammarPiece::Free { stop: None },
+            Self::Label => GrammarPiece::Choice(labels.into()),
+            Self::Labels => GrammarPiece::Choices(labels.into()),
+            Self::Slots => GrammarPiece::Slots(labels.into()),
         })
     }
 }
@@ -280,10 +280,10 @@ mod tests {
         let labels = ["a".to_owned()];
 
         for format in ALL {
-            assert!(format.shape(&[]).is_free());
-            assert_eq!(format.shape(&labels).is_free(), !format.takes_labels());
+            assert!(format.grammar(&[]).is_free());
+            assert_eq!(format.grammar(&labels).is_free(), !format.takes_labels());
         }
-        assert_eq!(AnswerFormat::Label.shape(&labels).choice(), Some(&labels[..]));
+        assert_eq!(AnswerFormat::Label.grammar(&labels).choice(), Some(&labels[..]));
     }
 
     /// Lower-casing twice changes some strings once more (`İ`), which no round trip can survive.

@@ -1,10 +1,10 @@
 //! Answers: what they may look like, how targets are written, how what a model wrote is read.
 
 mod format;
-mod shape;
+mod grammar;
 
 pub use format::{AnswerFormat, ParsedAnswer, Slot};
-pub use shape::{AnswerPiece, AnswerShape};
+pub use grammar::{GrammarPiece, OutputGrammar};
 
 /// The answer of a task that lists things, when there is none of them.
 pub const NONE: &str = "none";

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::TextError;
-use super::answer::{AnswerFormat, AnswerPiece, AnswerShape};
+use super::answer::{AnswerFormat, GrammarPiece, OutputGrammar};
 use super::tasks::{TASK_SEPARATOR, Task, TemplateVariables};
 
 /// Stands after every value.
@@ -208,25 +208,25 @@ impl JointLayout {
         Some((at, value))
     }
 
-    /// What the answer may look like when each part is held to its labels.
-    pub fn shape(&self) -> AnswerShape {
+    /// What the answer may look like when each part is constrained to its labels.
+    pub fn grammar(&self) -> OutputGrammar {
         let mut pieces = Vec::with_capacity(2 * self.fields.len() + 1);
         let mut before = String::new();
         for field in &self.fields {
-            pieces.push(AnswerPiece::Literal(
+            pieces.push(GrammarPiece::Literal(
                 format!("{before}{}: ", field.heading).into(),
             ));
-            let mut value = field.format.shape(&field.labels);
+            let mut value = field.format.grammar(&field.labels);
             if value.is_free() {
-                value = AnswerShape::of(AnswerPiece::Free {
+                value = OutputGrammar::of(GrammarPiece::Free {
                     stop: Some(SEPARATOR),
                 });
             }
             pieces.append(&mut value.pieces);
             before = format!(" {SEPARATOR} ");
         }
-        pieces.push(AnswerPiece::Literal(format!(" {SEPARATOR}").into()));
-        AnswerShape { pieces }
+        pieces.push(GrammarPiece::Literal(format!(" {SEPARATOR}").into()));
+        OutputGrammar { pieces }
     }
 }
 

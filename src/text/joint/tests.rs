@@ -112,13 +112,13 @@ fn the_shape_of_a_compound_answer_constrains_the_parts_that_have_labels() {
         .unwrap();
 
     assert_eq!(
-        asked.shape.pieces,
+        asked.grammar.pieces,
         [
-            AnswerPiece::Literal("ASR: ".into()),
-            AnswerPiece::Free { stop: Some('|') },
-            AnswerPiece::Literal(" | Intent: ".into()),
-            AnswerPiece::Choice(labels.to_vec().into()),
-            AnswerPiece::Literal(" |".into()),
+            GrammarPiece::Literal("ASR: ".into()),
+            GrammarPiece::Free { stop: Some('|') },
+            GrammarPiece::Literal(" | Intent: ".into()),
+            GrammarPiece::Choice(labels.to_vec().into()),
+            GrammarPiece::Literal(" |".into()),
         ]
     );
     assert_eq!(asked.joint.unwrap().write(&["x", "b"]), "ASR: x | Intent: b |");

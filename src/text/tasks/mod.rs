@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::TextError;
-use super::answer::{AnswerFormat, AnswerShape};
+use super::answer::{AnswerFormat, OutputGrammar};
 
 pub use table::{ResolvedPrompt, TaskTable};
 pub use template::{LABEL_NAMES, LABELS, TemplateVariables};
 
 /// Between the names of tasks that are asked at once (joint decoding): `asr,intent`.
 pub const TASK_SEPARATOR: char = ',';
+/// The task of transcripts: the words that are said, and nothing else.
+pub const TRANSCRIPT: &str = "asr";
 
 /// How answers of a task are scored.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -230,17 +232,17 @@ impl Task {
         Ok(field.names.get(value).map_or(value, String::as_str).to_owned())
     }
 
-    /// What an answer may look like when it is held to the labels in force. Labels that are given to a task of
+    /// What an answer may look like when it is constrained to the labels in force. Labels that are given to a task of
     /// free text are the only answers to choose from.
     ///
     /// # Errors
     /// [`TextError::Label`] as [`Task::labels_in`].
-    pub fn shape(&self, variables: &TemplateVariables) -> Result<AnswerShape, TextError> {
+    pub fn grammar(&self, variables: &TemplateVariables) -> Result<OutputGrammar, TextError> {
         let names = self.labels_in(variables)?.into_iter().map(|label| label.name);
         if variables.labels.is_some() && !self.answer.format.takes_labels() {
-            return Ok(AnswerShape::one_of(names));
+            return Ok(OutputGrammar::one_of(names));
         }
-        Ok(self.answer.format.shape(&names.collect::<Vec<_>>()))
+        Ok(self.answer.format.grammar(&names.collect::<Vec<_>>()))
     }
 
     /// Every field at its example: for showing and checking prompts.

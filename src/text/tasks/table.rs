@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{TASK_SEPARATOR, Task, TemplateVariables};
 use crate::text::TextError;
-use crate::text::answer::AnswerShape;
-use crate::text::error::read_text;
+use crate::text::answer::OutputGrammar;
+use crate::text::error::{read_text, shown};
 use crate::text::joint::{JointLayout, share_out};
 
 /// A task file is written by hand.
@@ -26,8 +26,8 @@ pub struct TaskTable {
 pub struct ResolvedPrompt {
     /// The default instruction, its placeholders filled; the compound one for several tasks.
     pub instruction: String,
-    /// What the answer may look like when it is held to the labels in force.
-    pub shape: AnswerShape,
+    /// What the answer may look like when it is constrained to the labels in force.
+    pub grammar: OutputGrammar,
     /// How the answers of several tasks are laid out; absent for one task.
     pub joint: Option<Arc<JointLayout>>,
 }
@@ -37,14 +37,39 @@ impl ResolvedPrompt {
     pub fn plain(instruction: String, labels: Option<&[String]>) -> Self {
         Self {
             instruction,
-            shape: labels.map_or_else(AnswerShape::free, AnswerShape::one_of),
+            grammar: labels.map_or_else(OutputGrammar::free, OutputGrammar::one_of),
             joint: None,
         }
     }
 
-    /// What the answer is held to; absent: free text.
-    pub fn held(&self, held: bool) -> Option<AnswerShape> {
-        Some(self.shape.clone()).filter(|shape| held && !shape.is_free())
+    /// What the answer is constrained to, where it is; absent: free text.
+    pub fn constrained(&self, constrained: bool) -> Option<OutputGrammar> {
+        Some(self.grammar.clone()).filter(|grammar| constrained && !grammar.is_free())
+    }
+
+    /// Checks that a target is one of the answers that may be given, as labels are compared: trimmed, in
+    /// lower case. A target of several tasks has a part for each.
+    ///
+    /// # Errors
+    /// What is wrong with it, and the allowed answers.
+    pub fn check_target(&self, target: &str) -> Result<(), String> {
+        let Some(joint) = &self.joint else {
+            return self
+                .grammar
+                .check(target)
+                .map_err(|reason| format!("`ce_target`: {reason}"));
+        };
+        for (field, value) in joint.fields().iter().zip(joint.read(target)) {
+            let value = value.ok_or_else(|| {
+                format!(
+                    "`ce_target`: it has no part `{}: … |` for task `{}`",
+                    field.heading, field.task
+                )
+            })?;
+            (field.format.grammar(&field.labels).check(&value))
+                .map_err(|reason| format!("`ce_target`, task `{}`: {reason}", field.task))?;
+        }
+        Ok(())
     }
 
     /// An answer's values by task, where several tasks were asked; empty otherwise.
@@ -181,7 +206,7 @@ impl TaskTable {
                     || task.fill(&task.instruction, variables),
                     |own| Ok(own.to_owned()),
                 )?,
-                shape: task.shape(variables)?,
+                grammar: task.grammar(variables)?,
                 joint: None,
             });
         }
@@ -191,7 +216,7 @@ impl TaskTable {
                 Some(own) => own.to_owned(),
                 None => layout.instruction(&instructions()?, 0),
             },
-            shape: layout.shape(),
+            grammar: layout.grammar(),
             joint: Some(Arc::new(layout)),
         })
     }
@@ -215,9 +240,4 @@ impl TaskTable {
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
-}
-
-/// The first characters of a stranger's words, safe to print.
-fn shown(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_debug).collect()
 }

@@ -32,7 +32,7 @@ fn fields(pairs: &[(&str, &str)]) -> TemplateVariables {
 }
 
 #[test]
-fn the_papers_tasks_are_shipped_with_its_metrics_and_answer_formats() {
+fn the_papers_tasks_and_ours_are_shipped_with_their_metrics_and_answer_formats() {
     use AnswerFormat::{Keywords, Label, Slots, Text};
     use TaskMetric::{Accuracy, Bleu, KeywordF1, SluF1, TokenF1, Uar, Wer};
     let table = shipped();
@@ -46,13 +46,16 @@ fn the_papers_tasks_are_shipped_with_its_metrics_and_answer_formats() {
         found,
         [
             ("accent", Label, Uar),
+            ("age_group", Label, Uar),
             ("asr", Text, Wer),
+            ("command", Label, Accuracy),
             ("domain", Label, Accuracy),
             ("emotion", Label, Uar),
             ("instruct", Text, TokenF1),
             ("intent", Label, Accuracy),
             ("keyword_search", Label, Accuracy),
             ("keywords", Keywords, KeywordF1),
+            ("native_english", Label, Uar),
             ("question", Text, TokenF1),
             ("sentiment", Label, Uar),
             ("slots", Slots, SluF1),
@@ -279,7 +282,7 @@ fn given_labels_replace_the_tasks_own_and_keep_its_descriptions() {
         "{}",
         bare.instruction
     );
-    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+    assert_eq!(asked.grammar.choice(), Some(&labels[..]));
 }
 
 #[test]
@@ -290,7 +293,7 @@ fn labels_given_to_a_task_of_free_text_are_the_answers_to_choose_from() {
         .ask("asr", &TemplateVariables::default().with_labels(&labels), None)
         .unwrap();
 
-    assert_eq!(asked.shape.choice(), Some(&labels[..]));
+    assert_eq!(asked.grammar.choice(), Some(&labels[..]));
     assert_eq!(asked.instruction, "Transcribe the speech.");
 }
 

@@ -1,17 +1,19 @@
-//! Validation within a run: loss and word error rate on the same clips each time, and the best weights so far.
+//! Validation within a run: loss and each task's score on the same clips each time, and the best weights so
+//! far.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Engine;
+use crate::inference::speech_llm::Learned;
+use crate::inference::{DecodeOptions, EngineConfig};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
-use crate::models::decoding::DecodeOptions;
-use crate::models::speech_llm::Learned;
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
+use crate::training::batch::load_clip;
 use crate::training::checkpoint::{self, Best};
 use crate::training::config::{StageConfig, StageKind};
-use crate::training::evaluate::{EvaluateOptions, evaluate};
+use crate::training::evaluate::{EvaluateOptions, TaskScore, evaluate};
 use crate::training::events::{TrainEvent, Transcribed};
 use crate::training::log::plot_losses;
 use crate::training::prepare::Sample;
@@ -47,6 +49,8 @@ impl Engine<'_> {
         let start = Instant::now();
         let _guard = tch::no_grad_guard();
         let rows_max = self.config.validation.batch_rows;
+        // What is cached is one pass of the encoder; other long clips are cut into windows.
+        let samples_max = (self.networks.encoder.info().max_samples).filter(|_| work.features().is_some());
         let mut order: Vec<&Sample> = valid.iter().collect();
         order.sort_by(|a, b| a.example.seconds.total_cmp(&b.example.seconds));
         let (mut total, mut clips_scored) = (0.0, 0usize);
@@ -55,32 +59,23 @@ impl Engine<'_> {
             let mut rows = Vec::with_capacity(chunk.len());
             let mut clips = Vec::with_capacity(chunk.len());
             for sample in chunk {
-                match sample.example.audio.load() {
-                    Ok(clip)
-                        if self
-                            .networks
-                            .encoder
-                            .info()
-                            .max_samples
-                            .is_some_and(|max| clip.len() > max) =>
-                    {
-                        tracing::warn!(
-                            id = sample.example.id,
-                            "left a validation clip out: too long for the encoder"
-                        );
-                    }
+                let mut unused = SplitMix::new(&[]);
+                let features = work.features();
+                match load_clip(&sample.example, samples_max, None, features, &mut unused) {
                     Ok(clip) => {
                         rows.push(*sample);
                         clips.push(clip);
                     }
-                    Err(reason) => tracing::warn!(reason, "left a validation clip out"),
+                    Err(reason) => {
+                        tracing::warn!(id = sample.example.id, reason, "left a validation clip out");
+                    }
                 }
             }
             if rows.is_empty() {
                 continue;
             }
             let instructions: Vec<String> = rows.iter().map(|sample| sample.variants.first()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions)? {
+            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions, None)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
                 total += found.loss.double_value(&[]) * weight;
@@ -93,39 +88,11 @@ impl Engine<'_> {
         }
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let loss = total / clips_scored as f64;
-        let transcribed: Vec<Sample> = valid
+        let (scores, told, count) = self.answer(stage, valid)?;
+        let wer = scores
             .iter()
-            .filter(|sample| sample.example.task == "asr")
-            .take(self.config.validation.transcribed_clips_max)
-            .cloned()
-            .collect();
-        let (mut wer, mut told, mut count) = (None, Vec::new(), 0);
-        if !transcribed.is_empty() {
-            let options = EvaluateOptions {
-                batch_rows: rows_max,
-                decoding: DecodeOptions::greedy(self.config.validation.new_tokens_max),
-                by_ctc: stage.kind == StageKind::CtcAlign,
-            };
-            let found = evaluate(
-                self.networks,
-                &self.learned,
-                &transcribed,
-                &options,
-                &self.control.ignore_stop(),
-                &mut |_| {},
-            )?;
-            count = found.rows.len();
-            wer = (count > 0).then(|| found.wer());
-            told = found
-                .rows
-                .iter()
-                .take(SAMPLES_TOLD)
-                .map(|row| Transcribed {
-                    reference: row.reference.clone(),
-                    hypothesis: row.hypothesis.clone(),
-                })
-                .collect();
-        }
+            .find(|score| score.task == "asr")
+            .map(TaskScore::error);
         let best = loss.is_finite() && self.state.best.as_ref().is_none_or(|best| loss < best.loss);
         if best {
             self.state.best = Some(Best {
@@ -147,6 +114,7 @@ impl Engine<'_> {
                 wer,
                 clips: clips_scored,
                 transcribed_clips: count,
+                scores,
                 best,
                 seconds: start.elapsed().as_secs_f64(),
                 samples: told,
@@ -159,6 +127,54 @@ impl Engine<'_> {
         )
     }
 
+    /// Answers validation clips as serving would: the score of each task, a few answers, and how many clips
+    /// there were.
+    fn answer(
+        &self,
+        stage: &StageConfig,
+        valid: &[Sample],
+    ) -> Result<(Vec<TaskScore>, Vec<Transcribed>, usize), TrainingError> {
+        let by_ctc = stage.kind == StageKind::CtcAlign;
+        let answered: Vec<Sample> = (valid.iter())
+            .filter(|sample| !by_ctc || sample.example.task == "asr") // the CTC head reads transcripts alone
+            .take(self.config.validation.transcribed_clips_max)
+            .cloned()
+            .collect();
+        if answered.is_empty() {
+            return Ok((Vec::new(), Vec::new(), 0));
+        }
+        let snapshot = match self.learned.snapshot("validation") {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::warn!(%error, "the present weights cannot answer validation clips");
+                return Ok((Vec::new(), Vec::new(), 0));
+            }
+        };
+        let decoding = DecodeOptions::greedy(self.config.validation.new_tokens_max);
+        let options = EvaluateOptions {
+            engine: EngineConfig::offline(self.config.validation.batch_rows, decoding),
+            by_ctc,
+        };
+        let found = evaluate(
+            self.networks,
+            &snapshot,
+            &answered,
+            &options,
+            &self.control.ignore_stop(),
+            &mut |_| {},
+        )?;
+        for reason in &found.unreadable {
+            tracing::warn!(reason, "left a validation clip out");
+        }
+        let told = (found.rows.iter().take(SAMPLES_TOLD))
+            .map(|row| Transcribed {
+                reference: row.reference.clone(),
+                hypothesis: row.hypothesis.clone(),
+            })
+            .collect();
+        Ok((found.scores, told, found.rows.len()))
+    }
+
     /// Goes on with the weights of the stage's best validation.
     pub(super) fn take_best(&mut self) -> Result<(), TrainingError> {
         let folder = self.config.output.join("best");
@@ -167,12 +183,9 @@ impl Engine<'_> {
                 let (snapshot, lora) = checkpoint::read_adapter(&folder, &self.config.run)?;
                 let device = self.networks.placement.device;
                 self.learned.adapter = SpeechAdapter::from_snapshot(&snapshot, device, true)?;
-                if let (Some(folder), true) = (lora, self.learned.lora.is_some()) {
-                    self.learned.lora = Some(checkpoint::read_lora(
-                        &folder,
-                        self.networks.speech_llm.llm(),
-                        device,
-                    )?);
+                if let (Some(folder), Some(lora)) = (lora, &mut self.learned.lora) {
+                    *lora = checkpoint::read_lora(&folder, self.networks.speech_llm.llm(), device)?;
+                    lora.set_dropout(self.config.lora.dropout);
                 }
                 Ok(())
             }

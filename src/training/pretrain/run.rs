@@ -14,7 +14,8 @@ use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
-use crate::training::batch::{BatchReader, BatchReaderArgs};
+use crate::training::augment::Noises;
+use crate::training::batch::{BatchReader, BatchReaderArgs, LoadedClip};
 use crate::training::checkpoint::{self, Best, RunState};
 use crate::training::control::Control;
 use crate::training::example::{self, Example};
@@ -55,7 +56,8 @@ pub struct PretrainOutcome {
     pub steps: u64,
     /// Best validation.
     pub best: Option<Best>,
-    /// Folder of the encoder at that validation (of the last step where nothing was validated): a `model.encoder`.
+    /// Folder of the encoder at that validation (of the last step where nothing was validated): a
+    /// `model.encoder`.
     pub encoder: PathBuf,
 }
 
@@ -101,7 +103,7 @@ impl Run {
         let mut read = |paths: &[PathBuf]| -> Result<Vec<Example>, TrainingError> {
             let mut all = Vec::new();
             for path in paths {
-                all.extend(read_audio_manifest(path, None)?);
+                all.extend(read_audio_manifest(path, None)?.warned());
             }
             let before = all.len();
             all.retain(|one| (config.data.seconds_min..=config.data.seconds_max).contains(&one.seconds));
@@ -253,7 +255,8 @@ impl Run {
         })
     }
 
-    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not finite.
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
+    /// finite.
     fn step(
         &mut self,
         reader: &BatchReader,
@@ -263,7 +266,8 @@ impl Run {
         let settings = self.config.optimizer.clone();
         self.optimizer.zero_grad();
         if settings.dropout > 0.0 {
-            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed run go on equally.
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
             let seed = SplitMix::new(&[self.config.seed, self.state.step]).bits();
             tch::manual_seed(seed.cast_signed());
         }
@@ -293,7 +297,7 @@ impl Run {
                     ])
                 })
                 .collect();
-            let clips: Vec<&[f32]> = batch.clips.iter().map(Vec::as_slice).collect();
+            let clips: Vec<&[f32]> = batch.clips.iter().filter_map(LoadedClip::audio).collect();
             let masked_batch = if clips.is_empty() {
                 None
             } else {
@@ -450,6 +454,8 @@ impl Run {
             rows_max: settings.batch_rows,
             seconds_max: settings.batch_seconds_max,
             augment: Some(self.config.augment.clone()),
+            noises: Noises::default(),
+            features: None,
             samples_max: Some(declared_max.min(encoder_max)),
             seed: self.config.seed,
             stage: 0,

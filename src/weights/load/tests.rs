@@ -405,7 +405,7 @@ fn an_empty_folder_says_what_was_expected() {
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(message.contains("model.safetensors.index.json"), "{message}");
 
-    std::fs::write(dir.path().join(PICKLE_FILE), b"x").unwrap();
+    std::fs::write(dir.path().join("pytorch_model.bin"), b"x").unwrap();
     let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(message.contains("never read"), "{message}");
 }

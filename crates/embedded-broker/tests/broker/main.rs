@@ -3,6 +3,8 @@
 //! Each check is written once against a bootstrap address. `scripts/kafka/suite.sh` starts an Apache Kafka, runs both
 //! halves and stops it again; `SPEECHVERSE_KAFKA=host:port` names one that is running already.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[macro_use]
 mod support;
 

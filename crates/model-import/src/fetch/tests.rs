@@ -13,10 +13,7 @@ fn fixture(name: &str) -> Vec<u8> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// A cache that holds the tiny model in two packages, and the list that pins them.

@@ -17,8 +17,9 @@ use tch::{Device, Kind, Tensor};
 pub use config::{LlamaConfig, Variant};
 use layers::Layer;
 
-use crate::models::traits::{check_lesson, check_rows};
+use crate::models::traits::{check_batch, check_rows};
 use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
 use crate::nn::lora::{LoraSet, LoraSite};
@@ -211,6 +212,20 @@ impl Llama {
     }
 }
 
+impl Llama {
+    /// As [`open`](Self::open), on a device and in a precision that were chosen for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let mut model = Self::open(folder, placement.device, placement.kind())?;
+        if placement.precision == Precision::Int8 {
+            model.quantize();
+        }
+        Ok(model)
+    }
+}
+
 impl LanguageModel for Llama {
     fn info(&self) -> LanguageModelInfo {
         LanguageModelInfo {
@@ -241,13 +256,13 @@ impl LanguageModel for Llama {
         self.embeddings.shallow_clone()
     }
 
-    fn teach(
+    fn teacher_forced_logits(
         &self,
         prompts: &[Tensor],
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        check_lesson(prompts, answers, self.config.hidden_size)?;
+        check_batch(prompts, answers, self.config.hidden_size)?;
         let mut rows = Vec::with_capacity(prompts.len());
         let mut lengths = Vec::with_capacity(prompts.len());
         for (prompt, answer) in prompts.iter().zip(answers) {
@@ -275,17 +290,40 @@ impl LanguageModel for Llama {
         Ok(self.logits(&predicting))
     }
 
-    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
         let length = prompt.size().first().copied().unwrap_or(0);
         let hidden = self.hidden(&prompt.f_unsqueeze(0)?, &[length], lora)?;
         Ok(self.logits(&hidden).get(0))
+    }
+
+    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
+        if let Some(decoder_ids) = decoder_ids {
+            return Err(ModelError::Shape {
+                what: "decoder ids",
+                expected: "none: a decoder-only model has one sequence".to_owned(),
+                found: vec![decoder_ids.len() as i64],
+            });
+        }
+        if ids.is_empty() {
+            return Err(ModelError::EmptyBatch);
+        }
+        let _no_grad = tch::no_grad_guard();
+        let states = self.hidden_states(ids)?;
+        let mut named = Vec::new();
+        if let Some(last) = states.last() {
+            named.push(("logits".to_owned(), self.logits(last)));
+        }
+        for (index, state) in states.into_iter().enumerate() {
+            named.push((format!("hidden.{index}"), state.to_kind(Kind::Float)));
+        }
+        Ok(named)
     }
 
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
         let capacity = prompt_positions.saturating_add(answer_positions);
         let shape = KvCacheShape {
             layers: self.config.layers,
-            slots: slots.max(1),
+            slots: slots.max(0),
             heads: self.config.key_value_heads,
             capacity: capacity.clamp(1, self.config.max_positions),
             prompt_capacity: None,

@@ -3,9 +3,10 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::decoding::{DecodeOptions, decode_alike};
-use crate::models::probe_llm;
+use crate::inference::DecodeOptions;
+use crate::models::probe;
 use crate::nn::lora::LoraConfig;
+use crate::testing::generate_alike;
 
 const FIXTURES: [&str; 3] = ["llama_tiny", "llama_qwen2", "llama_bias"];
 
@@ -98,7 +99,7 @@ fn every_hidden_state_and_the_logits_equal_transformers() {
         let checkpoint = Checkpoint::open_file(folder(name).join("expected.safetensors")).unwrap();
         let mut reference = checkpoint.loader(Device::Cpu, Kind::Float);
 
-        let outputs = probe_llm::llm(&folder(name), &expected(name).ids, None).unwrap();
+        let outputs = probe::llm(&folder(name), &expected(name).ids, None).unwrap();
 
         assert_eq!(outputs.len(), 4);
         for (output, found) in outputs {
@@ -124,8 +125,8 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
             prompt(&expected.ids[..1]),
         ];
 
-        let alone = decode_alike(&model, &prompts[..1], options, 1, &[]).unwrap();
-        let beside = decode_alike(&model, &prompts, options, 2, &[]).unwrap();
+        let alone = generate_alike(&model, &prompts[..1], options, 1, &[]).unwrap();
+        let beside = generate_alike(&model, &prompts, options, 2, &[]).unwrap();
 
         assert_eq!(alone[0].ids, expected.greedy, "{name}");
         assert!(!alone[0].ended);
@@ -146,7 +147,7 @@ fn an_answer_ends_at_an_end_token_and_leaves_it_out() {
     let first = expected.greedy.iter().position(|id| *id == end).unwrap();
     let prompt = model.embed(&expected.prompt).unwrap();
 
-    let answers = decode_alike(&model, &[prompt], unguarded(12), 4, &[end]).unwrap();
+    let answers = generate_alike(&model, &[prompt], unguarded(12), 4, &[end]).unwrap();
 
     assert_eq!(answers[0].ids, expected.greedy[..first]);
     assert_eq!(answers[0].log_probs.len(), first + 1);
@@ -158,7 +159,7 @@ fn log_probs_are_those_of_the_whole_forward_pass() {
     let model = open("llama_tiny");
     let expected = expected("llama_tiny");
     let prompt = model.embed(&expected.prompt).unwrap();
-    let answer = decode_alike(&model, &[prompt], unguarded(12), 1, &[])
+    let answer = generate_alike(&model, &[prompt], unguarded(12), 1, &[])
         .unwrap()
         .remove(0);
     let all = [expected.prompt.as_slice(), answer.ids.as_slice()].concat();
@@ -568,7 +569,7 @@ fn real_checkpoints_give_the_logits_and_the_answer_of_transformers() {
         }
         let (end, answer) = golden.answer.split_last().unwrap();
         let prompt = model.embed(ids).unwrap();
-        let found = decode_alike(&model, &[prompt], unguarded(16), 1, &[*end]).unwrap();
+        let found = generate_alike(&model, &[prompt], unguarded(16), 1, &[*end]).unwrap();
         assert_eq!(
             (found[0].ids.as_slice(), found[0].ended),
             (answer, true),

@@ -23,8 +23,9 @@ use tch::{Device, Kind, Tensor};
 pub use config::{Activation, T5Config};
 use stacks::{Decoder, Encoder, Visit};
 
-use crate::models::traits::{check_lesson, check_rows};
+use crate::models::traits::{check_batch, check_rows};
 use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
 use crate::nn::lora::{LoraSet, LoraSite};
@@ -272,10 +273,19 @@ impl T5 {
             decoder,
         })
     }
+}
 
-    /// The token that every answer begins behind.
-    pub fn start_id(&self) -> i64 {
-        self.config.start_id
+impl T5 {
+    /// As [`open`](Self::open), on a device and in a precision that were chosen for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
+        let mut model = Self::open(folder, placement.device, placement.kind())?;
+        if placement.precision == Precision::Int8 {
+            model.quantize();
+        }
+        Ok(model)
     }
 }
 
@@ -306,13 +316,13 @@ impl LanguageModel for T5 {
         self.parts.embeddings.shallow_clone()
     }
 
-    fn teach(
+    fn teacher_forced_logits(
         &self,
         prompts: &[Tensor],
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        check_lesson(prompts, answers, self.config.width)?;
+        check_batch(prompts, answers, self.config.width)?;
         let lengths: Vec<i64> = prompts.iter().map(|prompt| prompt.size()[0]).collect();
         let embeds = Tensor::f_pad_sequence(prompts, true, 0.0, "right")?; // [B, P, H]
         let encoded = self.encode(&embeds, &lengths, lora)?;
@@ -343,14 +353,28 @@ impl LanguageModel for T5 {
         Ok(self.logits(&hidden.f_flatten(0, 1)?.f_index_select(0, &at)?)) // [Σ L_i, V]
     }
 
-    fn read(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.teach(&[prompt.shallow_clone()], &[&[self.config.start_id]], lora)
+    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
+        self.teacher_forced_logits(&[prompt.shallow_clone()], &[&[self.config.start_id]], lora)
+    }
+
+    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
+        let states = self.states(ids, decoder_ids.unwrap_or(&[self.config.start_id]))?;
+        let mut named = vec![("logits".to_owned(), states.logits)];
+        if let Some(last) = states.encoder.last() {
+            named.push(("encoder".to_owned(), last.copy()));
+        }
+        for (stack, states) in [("encoder", states.encoder), ("decoder", states.decoder)] {
+            for (index, state) in states.into_iter().enumerate() {
+                named.push((format!("{stack}.hidden.{index}"), state.to_kind(Kind::Float)));
+            }
+        }
+        Ok(named)
     }
 
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
         let shape = KvCacheShape {
             layers: self.config.decoder_layers,
-            slots: slots.max(1),
+            slots: slots.max(0),
             heads: self.config.heads,
             capacity: answer_positions.clamp(1, POSITIONS_MAX),
             prompt_capacity: Some(prompt_positions.clamp(1, POSITIONS_MAX)),

@@ -3,9 +3,10 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::models::decoding::{DecodeOptions, decode_alike};
-use crate::models::probe_llm;
+use crate::inference::DecodeOptions;
+use crate::models::probe;
 use crate::nn::lora::LoraConfig;
+use crate::testing::generate_alike;
 
 const FIXTURES: [&str; 3] = ["t5_gated", "t5_relu", "t5_tied"];
 
@@ -92,7 +93,7 @@ fn every_hidden_state_and_the_logits_equal_transformers() {
         let mut reference = checkpoint.loader(Device::Cpu, Kind::Float);
         reference.ignore("taught");
 
-        let outputs = probe_llm::llm(&folder(name), &expected.ids, Some(&expected.decoder_ids)).unwrap();
+        let outputs = probe::llm(&folder(name), &expected.ids, Some(&expected.decoder_ids)).unwrap();
 
         for (output, found) in outputs {
             let error = relative_error(&found, &reference.take(&output, &found.size()));
@@ -108,11 +109,13 @@ fn a_ragged_batch_of_embeddings_is_taught_as_by_transformers() {
         let (model, expected) = (open(name), expected(name));
         let (_, prompts) = audio(&model, &expected.lengths);
 
-        let taught = model.teach(&prompts, &answers(&expected), None).unwrap();
+        let taught = model
+            .teacher_forced_logits(&prompts, &answers(&expected), None)
+            .unwrap();
 
         let error = relative_error(&taught, &reference(name, "taught", &taught.size()));
         assert!(error <= 1e-5, "{name}: {error:e}");
-        let read = model.read(&prompts[1], None).unwrap();
+        let read = model.prompt_logits(&prompts[1], None).unwrap();
         assert!(relative_error(&read.get(0), &taught.get(3)) <= 1e-5);
     }
 }
@@ -125,14 +128,16 @@ fn a_clip_gives_the_same_logits_alone_and_in_a_padded_batch() {
         let lora = filled_lora(&model, &["q", "v", "wo"], 0.3);
         for lora in [None, Some(&lora)] {
             let answers = answers(&expected);
-            let together = model.teach(&prompts, &answers, lora).unwrap();
+            let together = model.teacher_forced_logits(&prompts, &answers, lora).unwrap();
             let mut cache = model.new_cache(3, 45, 4);
             let first = model
                 .prefill(&batch, &expected.lengths, &mut cache, &[2, 0, 1], lora)
                 .unwrap();
             let mut at = 0;
             for (row, (prompt, answer)) in prompts.iter().zip(&answers).enumerate() {
-                let alone = model.teach(&[prompt.shallow_clone()], &[answer], lora).unwrap();
+                let alone = model
+                    .teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora)
+                    .unwrap();
                 let own = together.narrow(0, at, answer.len() as i64);
                 assert!(relative_error(&own, &alone) <= 1e-5, "{name} row {row}");
                 assert!(relative_error(&first.get(row as i64), &alone.get(0)) <= 1e-5);
@@ -152,8 +157,8 @@ fn greedy_answers_equal_transformers_alone_and_beside_others() {
             ..DecodeOptions::greedy(expected.greedy[0].len())
         };
 
-        let alone = decode_alike(&model, &prompts, options, 1, &[]).unwrap();
-        let beside = decode_alike(&model, &prompts, options, 3, &[]).unwrap();
+        let alone = generate_alike(&model, &prompts, options, 1, &[]).unwrap();
+        let beside = generate_alike(&model, &prompts, options, 3, &[]).unwrap();
 
         for ((alone, beside), wanted) in alone.iter().zip(&beside).zip(&expected.greedy) {
             assert_eq!((&alone.ids, &beside.ids), (wanted, wanted), "{name}");
@@ -174,7 +179,9 @@ fn stepping_equals_teaching() {
         let prompt = model.embed(&expected.ids).unwrap();
         let answer = &expected.decoder_ids[1..];
         for lora in [None, Some(&lora)] {
-            let whole = model.teach(&[prompt.shallow_clone()], &[answer], lora).unwrap();
+            let whole = model
+                .teacher_forced_logits(&[prompt.shallow_clone()], &[answer], lora)
+                .unwrap();
             let mut cache = model.new_cache(1, 45, 30);
             let mut found = model
                 .prefill(&prompt.unsqueeze(0), &[45], &mut cache, &[0], lora)
@@ -198,7 +205,11 @@ fn slots_join_leave_and_change_places_and_the_others_do_not_notice() {
     let script = &expected.decoder_ids[1..8];
     let wanted: Vec<Tensor> = prompts
         .iter()
-        .map(|prompt| model.teach(&[prompt.shallow_clone()], &[script], None).unwrap())
+        .map(|prompt| {
+            model
+                .teacher_forced_logits(&[prompt.shallow_clone()], &[script], None)
+                .unwrap()
+        })
         .collect();
     let check = |found: &Tensor, row: i64, sequence: usize, position: i64| {
         let error = relative_error(&found.get(row), &wanted[sequence].get(position));
@@ -266,7 +277,9 @@ fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
         .unwrap();
     let logits = model.step(&[7, 3], &mut cache, &[0, 1], None).unwrap();
 
-    let wanted = model.teach(&prompts[..1], &[&[7, 9]], None).unwrap();
+    let wanted = model
+        .teacher_forced_logits(&prompts[..1], &[&[7, 9]], None)
+        .unwrap();
     assert!(relative_error(&logits.get(0), &wanted.get(1)) < 1e-5);
 }
 
@@ -283,7 +296,9 @@ fn a_fresh_lora_set_changes_not_one_bit() {
             let mut cache = model.new_cache(3, 45, 20);
             let lengths = &expected.lengths;
             [
-                model.teach(&prompts, &answers(&expected), lora).unwrap(),
+                model
+                    .teacher_forced_logits(&prompts, &answers(&expected), lora)
+                    .unwrap(),
                 model
                     .prefill(&batch, lengths, &mut cache, &[0, 1, 2], lora)
                     .unwrap(),
@@ -307,7 +322,9 @@ fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
     let prompt = model.embed(&expected.ids).unwrap();
     let answer = [&expected.decoder_ids[1..], &[1]].concat();
 
-    let logits = model.teach(&[prompt], &[&answer], Some(&lora)).unwrap();
+    let logits = model
+        .teacher_forced_logits(&[prompt], &[&answer], Some(&lora))
+        .unwrap();
 
     let error = relative_error(&logits, &reference("t5_peft", "logits", &logits.size()));
     assert!(error < 1e-5, "{error:e}");
@@ -324,7 +341,9 @@ fn gradients_reach_prompts_and_lora_and_nothing_else() {
             .map(|prompt| prompt.copy().set_requires_grad(true))
             .collect();
 
-        let taught = model.teach(&prompts, &answers(&expected), Some(&lora)).unwrap();
+        let taught = model
+            .teacher_forced_logits(&prompts, &answers(&expected), Some(&lora))
+            .unwrap();
         taught.narrow(0, 0, 3).square().sum(Kind::Float).backward();
 
         for (name, tensor) in lora.parameters() {
@@ -348,7 +367,7 @@ fn a_gradient_equals_a_difference_quotient() {
     let prompt = model.embed(&[5, 9, 33, 2, 60]).unwrap();
     let loss = |prompt: &Tensor| {
         let taught = model
-            .teach(&[prompt.shallow_clone()], &[&[4, 5, 1]], None)
+            .teacher_forced_logits(&[prompt.shallow_clone()], &[&[4, 5, 1]], None)
             .unwrap();
         taught.to_kind(Kind::Double).square().sum(Kind::Double)
     };
@@ -383,7 +402,7 @@ fn bf16_stays_close_to_f32_in_steps_and_in_training_and_f16_is_refused() {
             let (batch, prompts) = audio(&model, &expected.lengths);
             let variable = prompts[0].copy().set_requires_grad(true);
             let taught = model
-                .teach(&[variable.to_kind(dtype)], &[&expected.answers[0]], Some(&lora))
+                .teacher_forced_logits(&[variable.to_kind(dtype)], &[&expected.answers[0]], Some(&lora))
                 .unwrap();
             taught.square().mean(Kind::Float).sqrt().backward();
             let mut cache = model.new_cache(3, 45, 4);
@@ -421,7 +440,7 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
             Err(ModelError::TokenOutOfRange { .. })
         ));
         // The last token of an answer is never fed, and checked all the same.
-        let lesson = model.teach(&[zeros(&[2, 24])], &[&[3, id]], None);
+        let lesson = model.teacher_forced_logits(&[zeros(&[2, 24])], &[&[3, id]], None);
         assert!(matches!(lesson, Err(ModelError::TokenOutOfRange { .. })));
     }
     for (prompt, answer) in [
@@ -430,10 +449,10 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
         (zeros(&[24]), &[1]),
         (zeros(&[2, 24]), &[]),
     ] {
-        let lesson = model.teach(&[prompt], &[answer], None);
+        let lesson = model.teacher_forced_logits(&[prompt], &[answer], None);
         assert!(matches!(lesson, Err(ModelError::Shape { .. })));
     }
-    assert!(model.teach(&[], &[], None).is_err());
+    assert!(model.teacher_forced_logits(&[], &[], None).is_err());
     for (embeds, lengths, slots) in [
         (zeros(&[1, 3, 24]), vec![3], &[2usize][..]),
         (zeros(&[1, 3, 24]), vec![4], &[0]),
@@ -519,7 +538,7 @@ fn flan_t5_xl_has_the_papers_parameters_and_its_lora_the_papers_trainable_ones()
         let settings = AdapterSettings {
             mix,
             strides: Some(strides.to_vec()),
-            kernel: 3,
+            ..AdapterSettings::default()
         };
         let encoder = EncoderInfo {
             layers: 24,

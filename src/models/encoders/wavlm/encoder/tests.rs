@@ -179,7 +179,7 @@ fn altered(model: &str, alter: impl Fn(&str, Tensor) -> Option<(String, Tensor)>
 }
 
 /// How a checkpoint calls a tensor.
-type Spelling<'a> = dyn Fn(&str) -> String + 'a;
+type TokenBytes<'a> = dyn Fn(&str) -> String + 'a;
 
 #[test]
 fn old_weight_norm_names_and_checkpoints_with_and_without_prefix_load_alike() {
@@ -192,7 +192,7 @@ fn old_weight_norm_names_and_checkpoints_with_and_without_prefix_load_alike() {
         let right = tiny(model).hidden_states(&[&clip]).unwrap();
         let dtype = model.split('_').next().unwrap();
         let prefix = format!("{dtype}.");
-        let spellings: [Box<Spelling<'_>>; 3] = [
+        let spellings: [Box<TokenBytes<'_>>; 3] = [
             Box::new(old),
             Box::new(|name| name.strip_prefix(&prefix).unwrap_or(name).to_owned()),
             Box::new(|name| {

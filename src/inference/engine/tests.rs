@@ -1,0 +1,207 @@
+use std::collections::BTreeMap;
+
+use tch::Device;
+
+use super::*;
+use crate::inference::windows;
+use crate::models::adapter::{AdapterConfig, SpeechAdapter};
+use crate::models::config::AdapterSettings;
+use crate::models::encoders::whisper::Window;
+use crate::models::{Encoded, EncoderInfo, HiddenStates, open_encoder};
+use crate::nn::accel::Placement;
+use crate::testing::TinyModels;
+
+/// Samples that make [`FailingEncoder`] panic.
+const BAD: f32 = -0.75;
+
+/// A tiny Whisper with a window of a second that panics at a clip that begins with [`BAD`].
+struct FailingEncoder(Box<dyn SpeechEncoder>);
+
+impl SpeechEncoder for FailingEncoder {
+    fn info(&self) -> EncoderInfo {
+        EncoderInfo {
+            max_samples: Some(16_000),
+            ..self.0.info()
+        }
+    }
+
+    fn frames(&self, samples: usize) -> i64 {
+        self.0.frames(samples)
+    }
+
+    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, crate::models::ModelError> {
+        self.0.hidden_states(clips)
+    }
+
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, crate::models::ModelError> {
+        assert!(
+            clips
+                .iter()
+                .all(|clip| clip.len() <= 16_000 && clip.first() != Some(&BAD)),
+            "on purpose"
+        );
+        self.0.encode(clips, mix)
+    }
+}
+
+fn engine(models: &TinyModels, slots: usize) -> (Engine, AdapterSnapshot) {
+    let placement = Placement::reference();
+    let encoder = open_encoder(&models.encoder, Window::Clip, &placement).unwrap();
+    let llm = SpeechLlm::open(&models.llm, Some(""), &placement).unwrap();
+    let sizes = AdapterConfig::new(&AdapterSettings::default(), &encoder.info(), &llm.llm().info()).unwrap();
+    let adapter = SpeechAdapter::new(sizes, 0.3, 3, Device::Cpu)
+        .unwrap()
+        .snapshot("one")
+        .unwrap();
+    let config = EngineConfig::offline(slots, DecodeOptions::greedy(12));
+    let encoder: Box<dyn SpeechEncoder> = Box::new(FailingEncoder(encoder));
+    (Engine::new(encoder, llm, &config), adapter)
+}
+
+/// A tone; the number is its pitch.
+fn clip(number: usize, samples: usize) -> Vec<f32> {
+    let pitch = 0.03 + 0.02 * number as f32;
+    (0..samples).map(|at| (at as f32 * pitch).sin() * 0.4).collect()
+}
+
+fn request(samples: Vec<f32>, adapter: &AdapterSnapshot) -> GenerateRequest {
+    GenerateRequest {
+        input: Input::Audio {
+            samples,
+            adapter: adapter.clone(),
+        },
+        instruction: "Transcribe the speech.".to_owned(),
+        grammar: None,
+        tokens_max: None,
+        verbatim: false,
+    }
+}
+
+#[test]
+fn requests_answered_together_get_the_answers_that_each_gets_alone_long_ones_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = TinyModels::write(folder.path(), 7);
+    let (mut together, adapter) = engine(&models, 4);
+    // The longest takes three windows, more than a batch of two would hold.
+    let lengths = [4_000, 40_000, 9_000, 16_000, 33_000];
+    let clips: Vec<Vec<f32>> = (0..5).map(|number| clip(number, lengths[number])).collect();
+
+    let found = together.generate(clips.iter().map(|clip| request(clip.clone(), &adapter)).collect());
+
+    for (clip, found) in clips.iter().zip(&found) {
+        let (mut alone, adapter) = engine(&models, 1);
+        let alone = alone.generate(vec![request(clip.clone(), &adapter)]).remove(0);
+        let (found, alone) = (found.as_ref().unwrap(), alone.unwrap());
+        assert_eq!(found.text, alone.text);
+        assert_eq!(found.generation.ids, alone.generation.ids);
+        assert!((found.generation.score() - alone.generation.score()).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn sound_that_makes_the_encoder_panic_ends_its_own_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut engine, adapter) = engine(&TinyModels::write(folder.path(), 7), 4);
+    let mut clips: Vec<Vec<f32>> = (0..4).map(|number| clip(number, 5_000)).collect();
+    clips[1][0] = BAD;
+    clips[2].clear();
+
+    let ids: Vec<RequestId> = clips
+        .into_iter()
+        .map(|clip| engine.add_request(request(clip, &adapter)))
+        .collect();
+    let mut ended = BTreeMap::new();
+    while engine.has_unfinished() {
+        for event in engine.step() {
+            let (id, outcome) = match event {
+                Event::Token { .. } => continue,
+                Event::Finished { id, .. } => (id, None),
+                Event::Failed { id, error } => (id, Some(error.to_string())),
+            };
+            assert!(ended.insert(id, outcome).is_none(), "one outcome each");
+        }
+    }
+
+    assert!(ended[&ids[0]].is_none() && ended[&ids[3]].is_none());
+    assert!(ended[&ids[1]].as_ref().unwrap().contains("on purpose"));
+    assert!(ended[&ids[2]].as_ref().unwrap().contains("no samples"));
+}
+
+#[test]
+fn a_request_that_waits_for_the_encoder_can_be_aborted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut engine, adapter) = engine(&TinyModels::write(folder.path(), 7), 1);
+    let first = engine.add_request(request(clip(0, 5_000), &adapter));
+    let second = engine.add_request(request(clip(1, 5_000), &adapter));
+    engine.step();
+
+    assert!(engine.abort(second) && !engine.abort(second) && engine.abort(first));
+
+    assert!(!engine.has_unfinished());
+}
+
+#[test]
+fn a_warm_up_runs_both_networks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut engine, adapter) = engine(&TinyModels::write(folder.path(), 7), 2);
+
+    engine.warm_up(&adapter).unwrap();
+
+    assert!(!engine.has_unfinished());
+    // A version of other networks is found out before the first request.
+    let strange = EncoderInfo {
+        width: 8,
+        layers: 2,
+        frames_per_second: 50.0,
+        max_samples: None,
+    };
+    let llm = engine.generator().model().llm().info();
+    let sizes = AdapterConfig::new(&AdapterSettings::default(), &strange, &llm).unwrap();
+    let strange = SpeechAdapter::new(sizes, 0.3, 3, Device::Cpu).unwrap();
+    let strange = strange.snapshot("strange").unwrap();
+    let features = engine.extractor().extract(&[Clip {
+        samples: &clip(0, 4_000),
+        adapter: &strange,
+    }]);
+    let found = engine.generator();
+    found.add_request(GenerateRequest {
+        input: Input::Features {
+            features: features.into_iter().next().unwrap().unwrap(),
+            adapter: strange,
+        },
+        ..request(Vec::new(), &adapter)
+    });
+    assert!(matches!(found.step()[..], [Event::Failed { .. }]));
+}
+
+#[test]
+fn hidden_states_of_a_long_clip_are_those_of_its_windows_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = TinyModels::write(folder.path(), 7);
+    let encoder = open_encoder(&models.encoder, Window::Clip, &Placement::reference()).unwrap();
+    let encoder = FailingEncoder(encoder);
+    let (long, short) = (clip(1, 40_000), clip(2, 8_000));
+
+    let found = crate::inference::hidden_states(&encoder, &[&long, &short]).unwrap();
+
+    let alone = encoder.hidden_states(&[&short]).unwrap();
+    assert_eq!(found.lengths[1], alone.lengths[0]);
+    let mut start = 0;
+    for range in windows(long.len(), Some(16_000)) {
+        let part = encoder.hidden_states(&[&long[range]]).unwrap();
+        let frames = part.lengths[0];
+        for (all, part) in found
+            .states
+            .iter()
+            .chain([&found.last])
+            .zip(part.states.iter().chain([&part.last]))
+        {
+            let error = (all.get(0).narrow(0, start, frames) - part.get(0).narrow(0, 0, frames))
+                .abs()
+                .max();
+            assert!(error.double_value(&[]) < 1e-4);
+        }
+        start += frames;
+    }
+    assert_eq!(found.lengths[0], start);
+}

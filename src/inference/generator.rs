@@ -1,0 +1,340 @@
+//! `Generator`: the second half of the engine. Requests with features come in, each pinned to an adapter
+//! version; answers come out, generated side by side.
+
+use std::borrow::Borrow;
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use super::grammar::CompiledGrammar;
+use super::speech_llm::{Learned, SpeechLlm};
+use super::{
+    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, JointCtc, Prompt,
+    RequestId, Scheduler,
+};
+use crate::models::ModelError;
+use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
+use crate::nn::lora::LoraSet;
+use crate::text::OutputGrammar;
+
+/// Adapter versions kept ready on the device; requests in flight rarely span more than two.
+const VERSIONS_MAX: usize = 4;
+/// Compiled grammars kept ready: a service has a few tasks, a manifest rarely more lists of labels.
+const GRAMMARS_MAX: usize = 64;
+/// Where fewer positions than this are left beside the audio, the audio is at fault and not the instruction:
+/// the settings promise room for a layout and a short one.
+const SHORT_INSTRUCTION_TOKENS: i64 = 32;
+
+/// An adapter version on the device.
+struct Version {
+    /// When it was last asked for.
+    used: u64,
+    adapter: SpeechAdapter,
+    /// Key of its low-rank parts.
+    lora: Option<u64>,
+}
+
+/// A speech LLM with its scheduler and the adapter versions in use; `L` owns the speech LLM or borrows it.
+/// Belongs to one thread at a time.
+pub struct Generator<L = SpeechLlm> {
+    model: L,
+    options: DecodeOptions,
+    scheduler: Scheduler,
+    /// Requests whose prompts are not made yet.
+    waiting: VecDeque<(RequestId, GenerateRequest)>,
+    versions: HashMap<String, Version>,
+    loras: Vec<(u64, LoraSet)>,
+    grammars: Vec<(OutputGrammar, Option<Arc<CompiledGrammar>>)>,
+    /// Counts prompts, and numbers low-rank parts.
+    clock: u64,
+}
+
+impl<L: Borrow<SpeechLlm>> Generator<L> {
+    /// A generator that answers as `config` says.
+    pub fn new(model: L, config: &EngineConfig) -> Self {
+        let speech_llm: &SpeechLlm = model.borrow();
+        let scheduler = Scheduler::new(
+            speech_llm.llm(),
+            config.scheduler_sizes(),
+            speech_llm.end_ids(),
+            speech_llm.tokenizer().vocab_size(),
+        );
+        Self {
+            model,
+            options: config.options,
+            scheduler,
+            waiting: VecDeque::new(),
+            versions: HashMap::new(),
+            loras: Vec::new(),
+            grammars: Vec::new(),
+            clock: 0,
+        }
+    }
+
+    /// The speech LLM itself.
+    pub fn model(&self) -> &SpeechLlm {
+        self.model.borrow()
+    }
+
+    /// Requests that would start in the next step if they were added now.
+    pub fn free(&self) -> usize {
+        let free = self.scheduler.free_slots() / self.options.slots();
+        free.saturating_sub(self.waiting.len() + self.scheduler.waiting())
+    }
+
+    /// Requests that are generated.
+    pub fn running(&self) -> usize {
+        self.scheduler.running()
+    }
+
+    /// Slots that hold a live sequence; see [`Scheduler::slots_in_use`].
+    pub fn slots_in_use(&self) -> usize {
+        self.scheduler.slots_in_use()
+    }
+
+    /// Whether a step has anything to do.
+    pub fn has_unfinished(&self) -> bool {
+        !self.waiting.is_empty() || self.scheduler.has_unfinished()
+    }
+
+    /// Adds a request with features, or with text. What is wrong with it is told by an event of a later step.
+    pub fn add_request(&mut self, request: GenerateRequest) -> RequestId {
+        let id = RequestId::next();
+        self.add_request_as(id, request);
+        id
+    }
+
+    pub(super) fn add_request_as(&mut self, id: RequestId, request: GenerateRequest) {
+        self.waiting.push_back((id, request));
+    }
+
+    /// Gives a request up; false where it has ended, or never was.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        if let Some(at) = self.waiting.iter().position(|(known, _)| *known == id) {
+            self.waiting.remove(at);
+            return true;
+        }
+        self.scheduler.abort(id)
+    }
+
+    /// The answer to a request so far; none before its first token and after its end.
+    pub fn partial(&self, id: RequestId) -> Option<Generation> {
+        self.scheduler.partial(id)
+    }
+
+    /// The text of an answer, without control tokens and white space around it.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the ids.
+    pub fn text(&self, generation: &Generation) -> Result<String, InferenceError> {
+        Ok(self.model().text(generation)?)
+    }
+
+    /// Starts waiting requests as far as there are slots, and advances each answer by one token. What fails,
+    /// a panic included, ends the request at fault with an event and no other.
+    pub fn step(&mut self) -> Vec<Event> {
+        let _no_grad = tch::no_grad_guard();
+        let mut events = Vec::new();
+        self.prepare_waiting(&mut events);
+        let loras: Vec<(u64, &LoraSet)> = self.loras.iter().map(|(key, set)| (*key, set)).collect();
+        let model: &SpeechLlm = self.model.borrow();
+        let output = self.scheduler.step(model.llm(), &loras);
+        let advanced = output.advanced.into_iter();
+        events.extend(advanced.map(|(id, tokens)| Event::Token { id, tokens }));
+        for (id, ended) in output.ended {
+            let text = |generation: Generation| -> Result<(Generation, String), InferenceError> {
+                let text = catch_unwind(AssertUnwindSafe(|| model.text(&generation)))
+                    .map_err(|panic| ModelError::panicked("tokenizer", &*panic))??;
+                Ok((generation, text))
+            };
+            let found = ended.map_err(InferenceError::from).and_then(text);
+            events.push(match found {
+                Ok((generation, text)) => Event::Finished { id, generation, text },
+                Err(error) => Event::Failed { id, error },
+            });
+        }
+        events
+    }
+
+    /// Embeds the requests that can start now, and hands them to the scheduler.
+    fn prepare_waiting(&mut self, events: &mut Vec<Event>) {
+        let slots = self.options.slots();
+        while self.scheduler.free_slots() / slots > self.scheduler.waiting() {
+            let Some((id, request)) = self.waiting.pop_front() else {
+                break;
+            };
+            let prompt = catch_unwind(AssertUnwindSafe(|| self.prompt(&request)))
+                .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
+            let added = prompt.and_then(|prompt| Ok(self.scheduler.add(id, prompt)?));
+            if let Err(error) = added {
+                events.push(Event::Failed { id, error });
+            }
+        }
+        self.drop_unused_loras();
+    }
+
+    /// Forgets what neither a version kept ready nor an unfinished answer needs.
+    fn drop_unused_loras(&mut self) {
+        let (scheduler, versions) = (&self.scheduler, &self.versions);
+        self.loras.retain(|(key, _)| {
+            let ready = versions.values().any(|version| version.lora == Some(*key));
+            ready || scheduler.loras().any(|used| used == *key)
+        });
+    }
+
+    /// Embeds a request.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when it does not fit a slot, its grammar cannot be kept, or the version does not
+    /// fit the networks.
+    fn prompt(&mut self, request: &GenerateRequest) -> Result<Prompt, InferenceError> {
+        let _no_grad = tch::no_grad_guard();
+        let grammar = match &request.grammar {
+            None => None,
+            Some(grammar) => self.grammar(grammar)?,
+        };
+        let instruction = [request.instruction.as_str()];
+        let mut joint = None;
+        let (mut prompts, lora) = match &request.input {
+            Input::Features { features, adapter } => {
+                self.load(adapter)?;
+                let version = &self.versions[adapter.version()];
+                let features = features.f_unsqueeze(0)?; // [1, T, D]
+                let frames = [features.size().get(1).copied().unwrap_or(0)];
+                let adapted = version.adapter.forward(&features, &frames)?; // [1, P, H]
+                if let (true, None, Some(head)) = (request.verbatim, &grammar, version.adapter.ctc_head()) {
+                    joint = Some(JointCtc {
+                        scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
+                        weight: self.options.ctc_weight,
+                    });
+                }
+                let heard = version.adapter.positions(&adapted)?;
+                let model = self.model();
+                let prompts = model.prompts_around(&heard.positions, &heard.lengths, &instruction)?;
+                (prompts, version.lora)
+            }
+            Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
+            Input::Audio { .. } => return Err(InferenceError::NoFeatures),
+        };
+        let prompt = Prompt {
+            embeds: prompts.swap_remove(0),
+            options: DecodeOptions {
+                tokens_max: request.tokens_max.unwrap_or(self.options.tokens_max),
+                ..self.options
+            },
+            grammar,
+            lora,
+            joint,
+        };
+        // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
+        // for.
+        let promised = prompt.options.tokens_max.min(self.options.tokens_max);
+        let fits = self.scheduler.check(&prompt, promised);
+        fits.map_err(|error| self.blame(error, &request.instruction))?;
+        Ok(prompt)
+    }
+
+    /// Says that the instruction is too long, where the audio would have fitted beside a short one.
+    fn blame(&self, error: ModelError, instruction: &str) -> ModelError {
+        let ModelError::TooManyPositions {
+            positions,
+            positions_max,
+        } = error
+        else {
+            return error;
+        };
+        let ids = self.model().tokenizer().encode_plain(instruction);
+        let tokens = ids.map_or(0, |ids| i64::try_from(ids.len()).unwrap_or(i64::MAX));
+        let tokens_max = positions_max - (positions - tokens);
+        match tokens > tokens_max && tokens_max >= SHORT_INSTRUCTION_TOKENS {
+            true => ModelError::InstructionTooLong { tokens, tokens_max },
+            false => error,
+        }
+    }
+
+    fn grammar(&mut self, grammar: &OutputGrammar) -> Result<Option<Arc<CompiledGrammar>>, InferenceError> {
+        if let Some(at) = self.grammars.iter().position(|(known, _)| known == grammar) {
+            // The one asked for last stands last.
+            self.grammars[at..].rotate_left(1);
+        } else {
+            let compiled = self.model().compile(grammar)?;
+            if self.grammars.len() >= GRAMMARS_MAX {
+                self.grammars.remove(0);
+            }
+            self.grammars.push((grammar.clone(), compiled));
+        }
+        Ok(self.grammars.last().and_then(|(_, compiled)| compiled.clone()))
+    }
+
+    /// The adapter of a version on the device.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the version does not fit the networks.
+    pub fn adapter(&mut self, adapter: &AdapterSnapshot) -> Result<&SpeechAdapter, InferenceError> {
+        self.load(adapter)?;
+        Ok(&self.versions[adapter.version()].adapter)
+    }
+
+    /// Makes the version's tensors on this device, unless they are there; the one used longest ago is
+    /// dropped.
+    fn load(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
+        self.clock += 1;
+        if let Some(version) = self.versions.get_mut(adapter.version()) {
+            version.used = self.clock;
+            return Ok(());
+        }
+        let llm = self.model().llm();
+        let learned = Learned::frozen(adapter, llm, llm.embedding_table().device())?;
+        if self.versions.len() >= VERSIONS_MAX {
+            let oldest = self.versions.iter().min_by_key(|(_, version)| version.used);
+            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+                self.versions.remove(&name);
+            }
+        }
+        let key = self.clock;
+        let version = Version {
+            used: key,
+            adapter: learned.adapter,
+            lora: learned.lora.is_some().then_some(key),
+        };
+        self.loras.extend(learned.lora.map(|set| (key, set)));
+        self.versions.insert(adapter.version().to_owned(), version);
+        Ok(())
+    }
+
+    /// Answers one short request of silence with `adapter`, so that the first real one finds libtorch's
+    /// kernels chosen, memory touched and the version loaded.
+    ///
+    /// # Errors
+    /// What the request failed with: networks and version do not work together.
+    pub fn warm_up(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
+        let frames = 50; // one second of most encoders
+        let width = adapter.config().encoder_width;
+        let device = self.model().llm().embedding_table().device();
+        let id = self.add_request(GenerateRequest {
+            input: Input::Features {
+                features: Tensor::f_zeros([frames, width], (Kind::Float, device))?,
+                adapter: adapter.clone(),
+            },
+            instruction: "Transcribe the speech.".to_owned(),
+            grammar: None,
+            tokens_max: Some(2), // a prefill and a decode step
+            verbatim: true,
+        });
+        while self.has_unfinished() {
+            for event in self.step() {
+                if let Event::Failed { id: failed, error } = event
+                    && failed == id
+                {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::Device;
+
+use super::*;
+use crate::inference::{BeamSettings, EarlyStopping, Strategy};
+use crate::models::EncoderInfo;
+use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms};
+use crate::models::config::AdapterSettings;
+use crate::nn::accel::Placement;
+use crate::nn::lora::LoraConfig;
+use crate::testing::TinyModels;
+
+struct Bench {
+    generator: Generator,
+    /// A version without low-rank updates, and two with.
+    versions: Vec<AdapterSnapshot>,
+}
+
+fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
+    let models = TinyModels::write(folder, 7);
+    let model = SpeechLlm::open(&models.llm, Some(""), &Placement::reference()).unwrap();
+    let encoder = EncoderInfo {
+        layers: 2,
+        width: 32,
+        frames_per_second: 50.0,
+        max_samples: None,
+    };
+    let llm = model.llm();
+    let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm.info()).unwrap();
+    let gain = embedding_rms(&llm.embedding_table()).unwrap();
+    let plain = SpeechAdapter::new(config, gain, 3, Device::Cpu)
+        .unwrap()
+        .snapshot("plain")
+        .unwrap();
+    let mut versions = vec![plain.clone()];
+    for number in 1..=2 {
+        let set = LoraSet::new(LoraConfig::default(), &llm.lora_sites(), Device::Cpu).unwrap();
+        let _no_grad = tch::no_grad_guard();
+        for (place, (_, mut tensor)) in set.parameters().into_iter().enumerate() {
+            let count = Tensor::arange(tensor.numel() as i64, (Kind::Float, Device::Cpu));
+            let noise = (count * (0.37 * f64::from(number)) + place as f64).sin() * 0.3;
+            tensor.copy_(&noise.view(tensor.size().as_slice()));
+        }
+        let lora = LoraSnapshot::of(&set).unwrap();
+        versions.push(plain.with_lora(Some(lora)).renamed(&format!("low-rank-{number}")));
+    }
+    let config = EngineConfig {
+        slots,
+        positions_max: 200,
+        answer_positions: 20,
+        batch_windows_max: 1,
+        options,
+        preallocate: true,
+    };
+    Bench {
+        generator: Generator::new(model, &config),
+        versions,
+    }
+}
+
+fn features(number: usize) -> Tensor {
+    let steps = Tensor::arange(20 * 32, (Kind::Float, Device::Cpu));
+    (steps * (0.5 + number as f64 * 0.1)).sin().view([20, 32]) * 2.0
+}
+
+fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
+    GenerateRequest {
+        input: Input::Features {
+            features: features(number),
+            adapter: version.clone(),
+        },
+        instruction: "Say it.".to_owned(),
+        grammar: None,
+        tokens_max: None,
+        verbatim: false,
+    }
+}
+
+/// Asks all at once; answers by number.
+fn ask(bench: &mut Bench, questions: &[(usize, AdapterSnapshot)]) -> BTreeMap<usize, Generation> {
+    let asked: BTreeMap<RequestId, usize> = questions
+        .iter()
+        .map(|(number, version)| (bench.generator.add_request(request(*number, version)), *number))
+        .collect();
+    let mut answers = BTreeMap::new();
+    while bench.generator.has_unfinished() {
+        for event in bench.generator.step() {
+            match event {
+                Event::Token { .. } => {}
+                Event::Finished { id, generation, .. } => {
+                    answers.insert(asked[&id], generation);
+                }
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
+    }
+    answers
+}
+
+#[test]
+fn a_long_instruction_and_long_audio_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 1, DecodeOptions::greedy(4));
+    let version = bench.versions[0].clone();
+    let mut refusal = |frames: i64, instruction: &str| {
+        let request = GenerateRequest {
+            input: Input::Features {
+                features: Tensor::zeros([frames, 32], (tch::Kind::Float, Device::Cpu)),
+                adapter: version.clone(),
+            },
+            instruction: instruction.to_owned(),
+            grammar: None,
+            tokens_max: None,
+            verbatim: false,
+        };
+        bench.generator.prompt(&request).unwrap_err()
+    };
+
+    let long = refusal(20, &"Say it. ".repeat(400));
+    let audio = refusal(8_000, "Say it.");
+    let both = refusal(8_000, &"Say it. ".repeat(400));
+
+    let InferenceError::Model(ModelError::InstructionTooLong { tokens, tokens_max }) = long else {
+        panic!("{long}")
+    };
+    assert!(
+        tokens > 400 && (32..200).contains(&tokens_max),
+        "{tokens} {tokens_max}"
+    );
+    for error in [audio, both] {
+        let is_audio = matches!(&error, InferenceError::Model(ModelError::TooManyPositions { .. }));
+        assert!(is_audio, "{error}");
+    }
+}
+
+#[test]
+fn versions_with_and_without_low_rank_updates_side_by_side_answer_as_each_does_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 4, DecodeOptions::greedy(12));
+    let versions = bench.versions.clone();
+    let questions: Vec<(usize, AdapterSnapshot)> = (0..9)
+        .map(|number| (number, versions[number % 3].clone()))
+        .collect();
+
+    let together = ask(&mut bench, &questions);
+
+    let mut alone = Vec::new();
+    for question in &questions {
+        alone.push(ask(&mut bench, std::slice::from_ref(question))[&question.0].clone());
+    }
+    for (number, alone) in alone.iter().enumerate() {
+        assert_eq!(together[&number].ids, alone.ids, "{number}");
+    }
+    let mut by_version = Vec::new();
+    for version in &versions {
+        let questions: Vec<_> = (0..6).map(|number| (number, version.clone())).collect();
+        by_version.push(ask(&mut bench, &questions));
+    }
+    assert_ne!(by_version[0], by_version[1]);
+    assert_ne!(by_version[1], by_version[2]);
+}
+
+#[test]
+fn many_versions_come_and_go_and_their_low_rank_parts_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(3));
+    let version = bench.versions[1].clone();
+
+    let first = ask(&mut bench, &[(1, version.clone())]);
+    for number in 0..10 {
+        let answers = ask(&mut bench, &[(1, version.renamed(&format!("again-{number}")))]);
+        assert_eq!(answers, first);
+    }
+
+    assert!(bench.generator.versions.len() <= VERSIONS_MAX);
+    assert!(bench.generator.loras.len() <= VERSIONS_MAX + 1);
+}
+
+#[test]
+fn low_rank_updates_that_do_not_fit_the_model_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(3));
+    let other = crate::nn::lora::LoraSite {
+        path: "model.layers.0.self_attn.q_proj".to_owned(),
+        inputs: 8,
+        outputs: 8,
+    };
+    let config = LoraConfig {
+        targets: vec!["q_proj".to_owned()],
+        ..LoraConfig::default()
+    };
+    let set = LoraSet::new(config, &[other], Device::Cpu).unwrap();
+    let version = bench.versions[0]
+        .with_lora(Some(LoraSnapshot::of(&set).unwrap()))
+        .renamed("strange");
+    bench.generator.add_request(request(0, &version));
+    let good = bench.generator.add_request(request(0, &bench.versions[0]));
+    let events = bench.generator.step();
+
+    let Event::Failed { error, .. } = &events[0] else {
+        panic!("{events:?}");
+    };
+    let error = error.to_string();
+    assert!(error.contains("lora_A") && error.contains("lora_B"), "{error}");
+    assert!(
+        matches!(&events[1], Event::Token { id, .. } if *id == good),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn beam_searches_take_their_slots_and_answers_keep_to_their_grammars() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DecodeOptions {
+        strategy: Strategy::Beam(BeamSettings {
+            width: 3,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::No,
+        }),
+        ..DecodeOptions::greedy(15)
+    };
+    let mut bench = bench(folder.path(), 7, options);
+    let labels = ["yes", "no", "no idea"];
+    assert_eq!(bench.generator.free(), 2);
+    let version = bench.versions[0].clone();
+
+    for _ in 0..3 {
+        bench.generator.add_request(GenerateRequest {
+            grammar: Some(OutputGrammar::one_of(labels)),
+            ..request(2, &version)
+        });
+    }
+    assert_eq!(bench.generator.free(), 0);
+    let mut finished = Vec::new();
+    while bench.generator.has_unfinished() {
+        finished.extend(bench.generator.step());
+        assert!(bench.generator.running() <= 2 && bench.generator.slots_in_use() <= 6);
+    }
+
+    let mut answers = 0;
+    for event in finished {
+        if let Event::Finished { generation, text, .. } = event {
+            assert_eq!(generation.label.map(|label| labels[label]), Some(text.as_str()));
+            answers += 1;
+        }
+    }
+    assert_eq!((answers, bench.generator.free()), (3, 2));
+    assert_eq!(bench.generator.grammars.len(), 1);
+}
+
+#[test]
+fn a_request_is_told_of_until_it_ends_and_an_aborted_one_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
+    let version = bench.versions[0].clone();
+    let [kept, running, waiting] =
+        [0, 1, 2].map(|number| bench.generator.add_request(request(number, &version)));
+
+    let first = bench.generator.step();
+    let partial = bench.generator.partial(kept).unwrap();
+    assert!(bench.generator.abort(running) && bench.generator.abort(waiting));
+    let mut tokens = Vec::new();
+    let mut whole = None;
+    while bench.generator.has_unfinished() {
+        for event in bench.generator.step() {
+            match event {
+                Event::Token { id, tokens: count } => {
+                    assert_eq!(id, kept);
+                    tokens.push(count);
+                }
+                Event::Finished { generation, .. } => whole = Some(generation),
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
+    }
+
+    assert_eq!(first.len(), 2, "both slots: {first:?}");
+    let whole = whole.unwrap();
+    assert_eq!(partial.ids, whole.ids[..1]);
+    assert!(tokens.is_sorted(), "{tokens:?}");
+    assert!(!bench.generator.abort(kept) && bench.generator.partial(kept).is_none());
+}
+
+#[test]
+fn a_warm_up_runs_both_passes_and_leaves_nothing_but_the_version_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
+    let version = bench.versions[1].clone();
+
+    bench.generator.warm_up(&version).unwrap();
+
+    assert!(bench.generator.versions.contains_key(version.version()));
+    assert!(!bench.generator.has_unfinished());
+    assert_eq!((bench.generator.free(), bench.generator.slots_in_use()), (2, 0));
+}
+
+#[test]
+fn sound_that_nobody_has_encoded_is_an_error_of_its_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
+    let version = bench.versions[0].clone();
+
+    bench.generator.add_request(GenerateRequest {
+        input: Input::Audio {
+            samples: vec![0.0; 1600],
+            adapter: version.clone(),
+        },
+        ..request(0, &version)
+    });
+
+    let events = bench.generator.step();
+    assert!(
+        matches!(
+            &events[..],
+            [Event::Failed {
+                error: InferenceError::NoFeatures,
+                ..
+            }]
+        ),
+        "{events:?}"
+    );
+}

@@ -1,0 +1,35 @@
+//! The one way from sound to answer. Serving, `ask`, `eval`, validation and the promotion gate all answer
+//! through it.
+//!
+//! | file | contents |
+//! |---|---|
+//! | [`Engine`] | `add_request`, `step() -> events`, `abort`: both halves together |
+//! | [`FeatureExtractor`] | first half: windows of long clips, batches by length, mixed encoder features |
+//! | [`Generator`] | second half: prompts, adapter versions, grammars, answers |
+//! | [`Scheduler`] | continuous batching over cache slots; failures end only the sequences at fault |
+//! | `sequence` | one answer on its way from prompt to end |
+//! | [`sampling`] | greedy, beam search, sampling, penalties |
+//! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
+//! | [`speech_llm`] | audio positions inside the prompt of a language model |
+//!
+//! Errors and panics belong to a request: they end it with an event, and no other.
+
+mod engine;
+mod error;
+mod features;
+mod generator;
+pub mod grammar;
+mod options;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+pub mod speech_llm;
+
+pub use engine::{BorrowedEngine, Engine, EngineConfig, Event, GenerateRequest, Input, Output};
+pub use error::InferenceError;
+pub use features::{Clip, FeatureExtractor, hidden_states, windows};
+pub use generator::Generator;
+pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+pub use sampling::{JointCtc, repeated_tail};
+pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
+pub use sequence::{Generation, Loras, Prompt, RequestId};

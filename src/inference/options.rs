@@ -1,0 +1,157 @@
+//! How answers are generated: strategy, limits, penalties.
+
+use crate::models::ModelError;
+
+/// Widest beam search: each beam takes a slot.
+pub const BEAMS_MAX: usize = 64;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Strategy {
+    /// The likeliest one.
+    #[default]
+    Greedy,
+    /// The likeliest answer among several that grow side by side.
+    Beam(BeamSettings),
+    /// Drawn by chance.
+    Sample(Sampling),
+}
+
+/// Beam search, with the meaning that the transformers library gives to the same words.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BeamSettings {
+    /// Answers that grow side by side, 2 to [`BEAMS_MAX`]; each takes a slot.
+    pub width: usize,
+    /// An answer's score is the sum of its log-probabilities divided by its length to this power: above 0
+    /// favours long answers, below 0 short ones.
+    pub length_penalty: f64,
+    /// When the search ends.
+    pub early_stopping: EarlyStopping,
+}
+
+/// When a beam search ends, given as many complete answers as it has beams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// `false`: when the best one under way, at its present length, is no better than the worst complete one.
+    #[default]
+    No,
+    /// `true`: at once.
+    Yes,
+    /// `"never"`: when no answer under way can become better at any length.
+    Never,
+}
+
+/// Sampling; see the transformers library's options of the same names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Above 1 flattens the distribution, below 1 sharpens it.
+    pub temperature: f64,
+    /// Draws from so many of the likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Draws from the likeliest tokens that make up this share, above 0 to 1.
+    pub top_p: f64,
+    /// The same seed, prompt and options give the same answer, whatever is answered beside it.
+    pub seed: u64,
+}
+
+/// How one answer is generated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeOptions {
+    /// How the next token is chosen.
+    pub strategy: Strategy,
+    /// Most tokens of the answer, the end token counted, at least 1; a constrained answer is written so that
+    /// it comes to its end within them.
+    pub tokens_max: usize,
+    /// Ends an answer that repeats itself, and keeps one of the repeats; see
+    /// [`repeated_tail`](super::repeated_tail). Where an answer is constrained, only free text can be caught.
+    pub stop_loops: bool,
+    /// Divides positive scores of tokens that the answer holds already, multiplies negative ones; 1 changes
+    /// nothing. Constrained answers are left alone.
+    pub repetition_penalty: f64,
+    /// Sequences of so many tokens occur once in the answer; 0 for no such rule. Constrained answers are left
+    /// alone.
+    pub no_repeat_ngram_size: usize,
+    /// Share of the CTC head's prefix scores in the choice of each token of a transcript, 0 to below 1; see
+    /// [`JointCtc`](super::JointCtc). Means nothing for other answers, and for adapters without a CTC head.
+    pub ctc_weight: f64,
+}
+
+impl DecodeOptions {
+    /// The likeliest token each time, with the guard against loops.
+    pub fn greedy(tokens_max: usize) -> Self {
+        Self {
+            strategy: Strategy::Greedy,
+            tokens_max,
+            stop_loops: true,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            ctc_weight: 0.0,
+        }
+    }
+
+    /// Slots that one answer takes.
+    pub fn slots(&self) -> usize {
+        match &self.strategy {
+            Strategy::Beam(beam) => beam.width,
+            Strategy::Greedy | Strategy::Sample(_) => 1,
+        }
+    }
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`ModelError::Decoding`] with the option, what it is and what it may be.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let check = |good: bool, option, found: String, expected| {
+            if good {
+                Ok(())
+            } else {
+                Err(ModelError::Decoding {
+                    option,
+                    found,
+                    expected,
+                })
+            }
+        };
+        let positive = |number: f64| number.is_finite() && number > 0.0;
+        check(self.tokens_max > 0, "tokens_max", "0".to_owned(), "at least 1")?;
+        check(
+            (0.0..1.0).contains(&self.ctc_weight),
+            "ctc_weight",
+            self.ctc_weight.to_string(),
+            "0 to below 1",
+        )?;
+        check(
+            positive(self.repetition_penalty),
+            "repetition_penalty",
+            self.repetition_penalty.to_string(),
+            "a positive number",
+        )?;
+        match &self.strategy {
+            Strategy::Greedy => Ok(()),
+            Strategy::Beam(beam) => {
+                let width = beam.width.to_string();
+                check((2..=BEAMS_MAX).contains(&beam.width), "beams", width, "2 to 64")?;
+                let penalty = beam.length_penalty;
+                let expected = "a number from -10 to 10";
+                check(
+                    (-10.0..=10.0).contains(&penalty),
+                    "length_penalty",
+                    penalty.to_string(),
+                    expected,
+                )
+            }
+            Strategy::Sample(sampling) => {
+                let (temperature, top_p) = (sampling.temperature, sampling.top_p);
+                check(
+                    positive(temperature),
+                    "temperature",
+                    temperature.to_string(),
+                    "a positive number",
+                )?;
+                let expected = "above 0 to 1";
+                check(top_p > 0.0 && top_p <= 1.0, "top_p", top_p.to_string(), expected)
+            }
+        }
+    }
+}

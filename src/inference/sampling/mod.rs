@@ -1,0 +1,166 @@
+//! Sampler: from a language model's logits to the next token.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `beam` | beam search, equal to the transformers library's |
+//! | [`JointCtc`] | the CTC head's prefix scores beside the language model's |
+//! | `sample` | temperature, top-k, top-p, seeded draws |
+//! | [`repeated_tail`] | answers caught in a loop; repetition penalties |
+//!
+//! Log-probabilities are always those of the full distribution, whatever the temperature, penalty or grammar.
+
+pub(super) mod beam;
+mod joint;
+mod repetition;
+pub(super) mod sample;
+
+use tch::{Kind, Tensor};
+
+pub use joint::JointCtc;
+pub use repetition::repeated_tail;
+
+use super::grammar::{Allowed, CompiledGrammar, GrammarState};
+use super::{DecodeOptions, Strategy};
+use crate::models::ModelError;
+use beam::{BeamSearch, Candidate};
+use repetition::{forbid, keep, penalise, repeating};
+
+/// What the choice of a sequence's next token depends on, beside its logits and what it holds already.
+pub(super) struct Rules<'r> {
+    /// Ids from here on are never chosen.
+    pub(super) vocabulary: i64,
+    pub(super) options: &'r DecodeOptions,
+    pub(super) grammar: Option<&'r CompiledGrammar>,
+    /// Scores tokens by sound, where an answer says what is heard.
+    pub(super) joint: Option<&'r JointCtc>,
+    pub(super) end_ids: &'r [i64],
+    /// Most tokens of the answer, as its slot has positions for.
+    pub(super) tokens_max: usize,
+}
+
+/// Whether the options change the logits of an unconstrained answer.
+pub(super) fn penalises(options: &DecodeOptions) -> bool {
+    options.repetition_penalty != 1.0 || options.no_repeat_ngram_size > 0
+}
+
+/// The likeliest token of each row of logits `[B, V]` among ids below `vocabulary`, with its log-probability
+/// among all.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub(super) fn likeliest(logits: &Tensor, vocabulary: i64) -> Result<Vec<(i64, f64)>, ModelError> {
+    let (values, ids) = logits.f_narrow(-1, 0, vocabulary)?.f_max_dim(-1, false)?; // [B] each
+    let log_probs = values - logits.f_logsumexp(-1, false)?;
+    let ids = Vec::<i64>::try_from(&ids)?;
+    let log_probs = Vec::<f32>::try_from(log_probs.f_to_kind(Kind::Float)?)?;
+    Ok(ids
+        .into_iter()
+        .zip(log_probs.into_iter().map(f64::from))
+        .collect())
+}
+
+/// Logits `[V]` with minus infinity for what the answer may not go on with, ids from `vocabulary` on left
+/// out.
+fn restrict(
+    logits: &Tensor,
+    rules: &Rules<'_>,
+    state: Option<&GrammarState>,
+    ids: &[i64],
+) -> Result<Tensor, ModelError> {
+    if let (Some(joint), None) = (rules.joint, rules.grammar) {
+        let log_probs = logits
+            .f_log_softmax(0, Kind::Float)?
+            .f_narrow(0, 0, rules.vocabulary)?;
+        let joint = joint.rescore(&log_probs, ids, rules.end_ids)?;
+        return forbid(&joint, &repeating(ids, rules.options.no_repeat_ngram_size));
+    }
+    let logits = logits.f_narrow(0, 0, rules.vocabulary)?;
+    let (Some(state), Some(grammar)) = (state, rules.grammar) else {
+        let mut logits = logits;
+        if rules.options.repetition_penalty != 1.0 {
+            logits = penalise(&logits, ids, rules.options.repetition_penalty)?;
+        }
+        return forbid(&logits, &repeating(ids, rules.options.no_repeat_ngram_size));
+    };
+    let inside = |ids: &[i64]| -> Vec<i64> {
+        ids.iter()
+            .copied()
+            .filter(|id| (0..rules.vocabulary).contains(id))
+            .collect()
+    };
+    match &*grammar.allowed(state, rules.tokens_max.saturating_sub(ids.len())) {
+        Allowed::Only(ids) => keep(&logits, &inside(ids)),
+        Allowed::AllBut(ids) => forbid(&logits, &inside(ids)),
+    }
+}
+
+/// The next token of a single sequence from its logits `[V]`, with its log-probability under the full
+/// distribution.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub(super) fn sample_next(
+    logits: &Tensor,
+    rules: &Rules<'_>,
+    state: Option<&GrammarState>,
+    ids: &[i64],
+) -> Result<(i64, f64), ModelError> {
+    let possible = restrict(logits, rules, state, ids)?;
+    let id = match &rules.options.strategy {
+        Strategy::Sample(sampling) => sample::draw(&possible, sampling, ids.len())?,
+        Strategy::Greedy | Strategy::Beam(_) => possible.f_argmax(0, false)?.f_int64_value(&[])?,
+    };
+    let log_prob = logits.f_get(id)? - logits.f_logsumexp(0, false)?;
+    Ok((id, log_prob.f_double_value(&[])?))
+}
+
+/// The `wanted` best continuations of all hypotheses, best first, from their logits `[beams, V]`.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub(super) fn continuations(
+    logits: &Tensor,
+    rules: &Rules<'_>,
+    beams: &BeamSearch,
+    wanted: usize,
+) -> Result<Vec<Candidate>, ModelError> {
+    let vocabulary = rules.vocabulary;
+    let log_probs = logits.f_log_softmax(-1, Kind::Float)?; // [beams, V]
+    let so_far: Vec<f32> = beams.live().iter().map(|found| found.score).collect();
+    let so_far = Tensor::f_from_slice(&so_far)?.f_to_device(logits.device())?;
+    let possible = if rules.grammar.is_none() && rules.joint.is_none() && !penalises(rules.options) {
+        log_probs.f_narrow(1, 0, vocabulary)?
+    } else {
+        let mut rows = Vec::with_capacity(beams.live().len());
+        for (row, found) in (0..).zip(beams.live()) {
+            let state = found.progress.as_ref();
+            rows.push(restrict(&log_probs.f_get(row)?, rules, state, &found.ids)?);
+        }
+        Tensor::f_stack(&rows, 0)?
+    };
+    let sums = (possible + so_far.f_unsqueeze(1)?).f_view([-1])?; // [beams · vocabulary]
+    let count = i64::try_from(wanted).unwrap_or(i64::MAX).min(sums.size()[0]);
+    let (best, order) = sums.f_topk(count, 0, true, true)?;
+    let (row, id) = (
+        order.f_floor_divide_scalar(vocabulary)?,
+        order.f_remainder(vocabulary)?,
+    );
+    let chosen = log_probs.f_index(&[Some(&row), Some(&id)])?;
+    let best = Vec::<f32>::try_from(&best)?;
+    let chosen = Vec::<f32>::try_from(&chosen)?;
+    let (row, id) = (Vec::<i64>::try_from(&row)?, Vec::<i64>::try_from(&id)?);
+    let candidates = best
+        .into_iter()
+        .zip(chosen)
+        .zip(row)
+        .zip(id)
+        .map(|(((score, log_prob), row), id)| Candidate {
+            source: usize::try_from(row).unwrap_or(0),
+            id,
+            score,
+            log_prob: f64::from(log_prob),
+        });
+    Ok(candidates
+        .filter(|candidate| candidate.score > f32::NEG_INFINITY)
+        .collect())
+}

@@ -1,0 +1,434 @@
+//! `Scheduler`: sequences are added, start when there are slots for them, advance together one token a step,
+//! and are removed when they are finished.
+//!
+//! One piece of code above every [`LanguageModel`]: it asks for *prefill* and *step over slots* and samples
+//! tokens. A greedy or sampled answer takes one slot, a beam search as many as it has beams. An answer does
+//! not depend on its neighbours, and neither does a failure: where a batch fails, by an error or by a panic,
+//! its sequences are tried one by one, and only those at fault end.
+//!
+//! Source of the idea: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022).
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
+
+use super::sampling::likeliest;
+use super::sequence::{Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
+use crate::models::{LanguageModel, ModelError};
+use crate::nn::kv_cache::KvCache;
+use crate::nn::lora::LoraSet;
+
+/// A cache that grows does so in steps of so many positions.
+const GROW_POSITIONS: i64 = 64;
+
+/// Sizes of a [`Scheduler`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerSizes {
+    /// Sequences side by side; a beam search takes several.
+    pub slots: usize,
+    /// Positions of a slot for the prompt.
+    pub prompt_positions: usize,
+    /// Positions of a slot for the answer. Where the model keeps both in one buffer, one may be longer where
+    /// the other is shorter.
+    pub answer_positions: usize,
+    /// Sets the cache's memory aside at the beginning. Otherwise it is made as large as what waits needs, and
+    /// larger later where that is not enough.
+    pub preallocate: bool,
+}
+
+/// What a step came to.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// Each sequence that advanced, with its tokens so far.
+    pub advanced: Vec<(RequestId, usize)>,
+    /// Each sequence that has ended: its answer, or why there is none.
+    pub ended: Vec<(RequestId, Result<Generation, ModelError>)>,
+}
+
+/// Generates answers side by side. Belongs to one thread at a time.
+#[derive(Debug)]
+pub struct Scheduler {
+    sizes: SchedulerSizes,
+    /// A cache without slots: what a slot may hold at most.
+    limits: KvCache,
+    cache: KvCache,
+    /// Positions that each slot of `cache` was made for: prompt, answer.
+    capacity: (i64, i64),
+    taken: Vec<bool>,
+    /// In the order in which they were added.
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    end_ids: Vec<i64>,
+    vocabulary: i64,
+    width: i64,
+}
+
+/// Which of the model's two passes.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    Prefill,
+    Decode,
+}
+
+impl Scheduler {
+    /// A scheduler for `model`; the same model must be given to every call.
+    ///
+    /// `end_ids` are the tokens that end an answer; ids from `vocabulary` on are never chosen, because a
+    /// model's table may be larger than its tokenizer's vocabulary.
+    pub fn new(model: &dyn LanguageModel, sizes: SchedulerSizes, end_ids: &[i64], vocabulary: i64) -> Self {
+        let info = model.info();
+        let capacity = match sizes.preallocate {
+            true => (count(sizes.prompt_positions), count(sizes.answer_positions)),
+            false => (0, 0),
+        };
+        let slots = if sizes.preallocate { count(sizes.slots) } else { 0 };
+        Self {
+            limits: model.new_cache(0, count(sizes.prompt_positions), count(sizes.answer_positions)),
+            cache: model.new_cache(slots, capacity.0, capacity.1),
+            capacity,
+            taken: vec![false; sizes.slots],
+            sizes,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            end_ids: end_ids.to_vec(),
+            vocabulary: vocabulary.clamp(1, info.vocab.max(1)),
+            width: info.width,
+        }
+    }
+
+    /// Slots that no sequence has reserved.
+    pub fn free_slots(&self) -> usize {
+        self.taken.iter().filter(|taken| !**taken).count()
+    }
+
+    /// Slots that hold a live sequence. A beam search reserves more than it uses at its beginning.
+    pub fn slots_in_use(&self) -> usize {
+        self.running.iter().map(Sequence::slots_in_use).sum()
+    }
+
+    /// Sequences that are generated.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences that wait for slots.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether a step has anything to do.
+    pub fn has_unfinished(&self) -> bool {
+        !(self.waiting.is_empty() && self.running.is_empty())
+    }
+
+    /// Whether `prompt` can ever fit a slot and leave positions for an answer of `tokens`, and for an allowed
+    /// one where it is constrained.
+    ///
+    /// # Errors
+    /// [`ModelError::TooManyPositions`] with the positions wanted and available; [`ModelError::Constraint`]
+    /// where no allowed answer is as short as the prompt's options ask for.
+    pub fn check(&self, prompt: &Prompt, tokens: usize) -> Result<(), ModelError> {
+        prompt.options.validate()?;
+        let mut answer = count(tokens);
+        if let Some(grammar) = &prompt.grammar {
+            grammar.check_tokens(prompt.options.tokens_max)?;
+            answer = answer.max(self.limits.answer_positions(count(grammar.tokens_min())));
+        }
+        if prompt.options.slots() > self.taken.len() {
+            return Err(ModelError::Decoding {
+                option: "beams",
+                found: prompt.options.slots().to_string(),
+                expected: "no more than there are slots",
+            });
+        }
+        match prompt.embeds.size().as_slice() {
+            [positions, width] if *positions > 0 && *width == self.width => {
+                Ok(self.limits.check_capacity(*positions, answer)?)
+            }
+            other => Err(ModelError::Shape {
+                what: "a prompt",
+                expected: format!("[P, {}]", self.width),
+                found: other.to_vec(),
+            }),
+        }
+    }
+
+    /// Adds a sequence: it starts in a later step, when the slots that it takes are free. An answer whose
+    /// prompt leaves fewer positions than it asks for is cut off there.
+    ///
+    /// # Errors
+    /// [`ModelError`] when it does not fit an empty slot; it is not added then.
+    pub fn add(&mut self, id: RequestId, prompt: Prompt) -> Result<(), ModelError> {
+        self.check(&prompt, 0)?;
+        let most = self.limits.answer_tokens_max(prompt.embeds.size()[0]);
+        let tokens_max = prompt.options.tokens_max.min(usize::try_from(most).unwrap_or(0));
+        self.waiting.push_back(Sequence::new(id, prompt, tokens_max));
+        Ok(())
+    }
+
+    /// Starts what waits as far as there are slots, and advances every sequence by one token.
+    ///
+    /// A failure, a panic of the model included, ends only the sequences at fault; it is in the output.
+    pub fn step(&mut self, model: &dyn LanguageModel, loras: Loras<'_>) -> StepOutput {
+        let _no_grad = tch::no_grad_guard();
+        let mut output = StepOutput::default();
+        let before = self.running.len();
+        self.admit(model, &mut output);
+        let new: Vec<usize> = (before..self.running.len()).collect();
+        for group in self.group_by_lora(&new) {
+            self.run(model, loras, &group, Pass::Prefill);
+        }
+        let old: Vec<usize> = (0..before).collect();
+        for group in self.group_by_lora(&old) {
+            self.run(model, loras, &group, Pass::Decode);
+        }
+        self.remove_finished(&mut output);
+        output
+    }
+
+    /// Gives a sequence up, whether it waits or runs; false where there is none of that id.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
+            self.waiting.remove(at);
+            return true;
+        }
+        let Some(at) = self.running.iter().position(|sequence| sequence.id == id) else {
+            return false;
+        };
+        let sequence = self.running.remove(at);
+        self.release(&sequence.slots);
+        true
+    }
+
+    /// The answer of a running sequence so far; of a beam search, its best live hypothesis.
+    pub fn partial(&self, id: RequestId) -> Option<Generation> {
+        let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
+        sequence.partial()
+    }
+
+    /// Keys of the low-rank parts that unfinished sequences are pinned to.
+    pub fn loras(&self) -> impl Iterator<Item = u64> {
+        let all = self.running.iter().chain(&self.waiting);
+        all.filter_map(|sequence| sequence.prompt.lora)
+    }
+
+    /// Gives waiting sequences their slots, in order, as long as there are enough free ones.
+    fn admit(&mut self, model: &dyn LanguageModel, output: &mut StepOutput) {
+        while let Some(next) = self.waiting.front() {
+            let slots = next.prompt.options.slots();
+            if slots > self.free_slots() {
+                break;
+            }
+            let (prompt, answer) = self.positions_of(next);
+            let fits =
+                self.cache.slots() == self.taken.len() && self.cache.check_capacity(prompt, answer).is_ok();
+            if !fits {
+                if !self.running.is_empty() {
+                    break; // the cache grows when it is empty
+                }
+                if let Err(error) = self.grow(model) {
+                    let failed = self.waiting.pop_front().expect("there is a first one");
+                    output.ended.push((failed.id, Err(error)));
+                    continue;
+                }
+            }
+            let mut sequence = self.waiting.pop_front().expect("there is a first one");
+            sequence.slots = self.take_slots(slots);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Positions that a sequence needs for its prompt, and for its answer.
+    fn positions_of(&self, sequence: &Sequence) -> (i64, i64) {
+        let answer = self.limits.answer_positions(count(sequence.tokens_max));
+        (sequence.prompt_positions, answer)
+    }
+
+    /// Makes the empty cache large enough for all that wait.
+    fn grow(&mut self, model: &dyn LanguageModel) -> Result<(), ModelError> {
+        let largest = |of: fn((i64, i64)) -> i64| {
+            let most = (self.waiting.iter())
+                .map(|sequence| of(self.positions_of(sequence)))
+                .max();
+            most.unwrap_or(0).max(of(self.capacity))
+        };
+        let rounded = |positions: i64, most: usize| {
+            let steps = positions.saturating_add(GROW_POSITIONS - 1) / GROW_POSITIONS;
+            positions.max((steps * GROW_POSITIONS).min(count(most)))
+        };
+        let prompt = rounded(largest(|(prompt, _)| prompt), self.sizes.prompt_positions);
+        let answer = rounded(largest(|(_, answer)| answer), self.sizes.answer_positions);
+        let slots = count(self.sizes.slots);
+        // The old memory goes before the new is asked for.
+        self.cache = model.new_cache(0, 0, 0);
+        self.capacity = (0, 0);
+        let made = catch_unwind(AssertUnwindSafe(|| model.new_cache(slots, prompt, answer)));
+        self.cache = made.map_err(|panic| ModelError::panicked("key-value cache", &*panic))?;
+        self.capacity = (prompt, answer);
+        Ok(())
+    }
+
+    /// Takes free slots, neighbours where there are any.
+    fn take_slots(&mut self, count: usize) -> Vec<usize> {
+        let run =
+            (0..=self.taken.len() - count).find(|first| !self.taken[*first..first + count].contains(&true));
+        let slots: Vec<usize> = match run {
+            Some(first) => (first..first + count).collect(),
+            None => (0..self.taken.len())
+                .filter(|slot| !self.taken[*slot])
+                .take(count)
+                .collect(),
+        };
+        for slot in &slots {
+            self.taken[*slot] = true;
+        }
+        slots
+    }
+
+    fn release(&mut self, slots: &[usize]) {
+        for slot in slots {
+            self.cache.clear(*slot);
+            self.taken[*slot] = false;
+        }
+    }
+
+    /// Splits running sequences into groups that share one set of low-rank parts.
+    fn group_by_lora(&self, sequences: &[usize]) -> Vec<Vec<usize>> {
+        let mut groups: Vec<(Option<u64>, Vec<usize>)> = Vec::new();
+        for sequence in sequences {
+            let key = self.running[*sequence].prompt.lora;
+            match groups.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, group)) => group.push(*sequence),
+                None => groups.push((key, vec![*sequence])),
+            }
+        }
+        groups.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// Runs one pass over a group and takes the next token of each sequence. Where the pass fails, each
+    /// sequence is tried alone.
+    fn run(&mut self, model: &dyn LanguageModel, loras: Loras<'_>, group: &[usize], pass: Pass) {
+        let slots = group
+            .iter()
+            .flat_map(|at| self.running[*at].slots.iter().copied());
+        let lengths: Vec<(usize, i64)> = slots.map(|slot| (slot, self.cache.length(slot))).collect();
+        let found = catch_unwind(AssertUnwindSafe(|| self.forward(model, loras, group, pass)))
+            .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
+        let error = match found {
+            Ok(output) => return self.advance(group, &output, pass),
+            Err(error) => error,
+        };
+        // A pass that failed halfway may have counted its positions already.
+        for (slot, length) in lengths {
+            match pass {
+                Pass::Prefill => self.cache.clear(slot),
+                Pass::Decode => self.cache.truncate(slot, length),
+            }
+        }
+        match group {
+            [one] => self.running[*one].failure = Some(error),
+            _ => {
+                tracing::warn!(%error, sequences = group.len(), "a batch failed, its sequences are tried one by one");
+                for one in group {
+                    self.run(model, loras, &[*one], pass);
+                }
+            }
+        }
+    }
+
+    fn forward(
+        &mut self,
+        model: &dyn LanguageModel,
+        loras: Loras<'_>,
+        group: &[usize],
+        pass: Pass,
+    ) -> Result<PassOutput, ModelError> {
+        let lora = self.lora_of(group[0], loras)?;
+        let sequences = || group.iter().map(|at| &self.running[*at]);
+        let plain_greedy = sequences().any(Sequence::is_plain_greedy);
+        let (slots, logits) = match pass {
+            Pass::Prefill => {
+                let prompts: Vec<&Tensor> = sequences().map(|sequence| &sequence.prompt.embeds).collect();
+                let lengths: Vec<i64> = sequences().map(|sequence| sequence.prompt_positions).collect();
+                let slots: Vec<usize> = sequences().map(|sequence| sequence.slots[0]).collect();
+                let embeds = Tensor::f_pad_sequence(&prompts, true, 0.0, "right")?; // [B, P, H]
+                let logits = model.prefill(&embeds, &lengths, &mut self.cache, &slots, lora)?;
+                (slots, logits)
+            }
+            Pass::Decode => {
+                // Neighbouring slots in order spare the cache copies.
+                let mut rows: Vec<(usize, i64)> = sequences().flat_map(Sequence::feeds).collect();
+                rows.sort_unstable();
+                let (slots, ids): (Vec<usize>, Vec<i64>) = rows.into_iter().unzip();
+                let logits = model.step(&ids, &mut self.cache, &slots, lora)?;
+                (slots, logits)
+            }
+        };
+        let likeliest = match plain_greedy {
+            true => likeliest(&logits, self.vocabulary)?,
+            false => Vec::new(),
+        };
+        Ok(PassOutput {
+            slots,
+            logits,
+            likeliest,
+        })
+    }
+
+    fn lora_of<'l>(&self, sequence: usize, loras: Loras<'l>) -> Result<Option<&'l LoraSet>, ModelError> {
+        match self.running[sequence].prompt.lora {
+            None => Ok(None),
+            Some(key) => match loras.iter().find(|(known, _)| *known == key) {
+                Some((_, set)) => Ok(Some(set)),
+                None => Err(ModelError::NoLora { key }),
+            },
+        }
+    }
+
+    /// Takes the next token of each sequence of a group; what fails here concerns one sequence alone.
+    fn advance(&mut self, group: &[usize], output: &PassOutput, pass: Pass) {
+        for at in group {
+            let sequence = &mut self.running[*at];
+            let (cache, vocabulary, end_ids) = (&mut self.cache, self.vocabulary, &self.end_ids);
+            let advanced = catch_unwind(AssertUnwindSafe(|| {
+                if pass == Pass::Prefill {
+                    sequence.start();
+                }
+                sequence.advance(output, cache, vocabulary, end_ids)
+            }))
+            .unwrap_or_else(|panic| Err(ModelError::panicked("sampler", &*panic)));
+            sequence.failure = advanced.err();
+        }
+    }
+
+    /// Takes out the sequences that are complete or have failed.
+    fn remove_finished(&mut self, output: &mut StepOutput) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.failure.is_none() {
+                output.advanced.push((sequence.id, sequence.tokens()));
+            }
+            if sequence.failure.is_none() && !sequence.is_complete() {
+                index += 1;
+                continue;
+            }
+            let mut sequence = self.running.remove(index);
+            self.release(&sequence.slots);
+            let id = sequence.id;
+            let found = match sequence.failure.take() {
+                Some(error) => Err(error),
+                None => Ok(sequence.finish()),
+            };
+            output.ended.push((id, found));
+        }
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

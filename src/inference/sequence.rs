@@ -1,0 +1,361 @@
+//! `Sequence`: one answer on its way from prompt to end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tch::Tensor;
+
+use super::grammar::{CompiledGrammar, GrammarState};
+use super::sampling::beam::BeamSearch;
+use super::sampling::{JointCtc, Rules, continuations, penalises, repeated_tail, sample_next};
+use super::{DecodeOptions, Strategy};
+use crate::models::ModelError;
+use crate::nn::kv_cache::KvCache;
+use crate::nn::lora::LoraSet;
+
+/// Names a request; no two in a process are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(u64);
+
+impl RequestId {
+    /// An id that was never given before.
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Low-rank parts by key, for answers that are pinned to different adapter versions.
+pub type Loras<'l> = &'l [(u64, &'l LoraSet)];
+
+/// What a sequence begins with.
+#[derive(Debug)]
+pub struct Prompt {
+    /// Embedded prompt, `[P, H]`.
+    pub embeds: Tensor,
+    /// How it is answered.
+    pub options: DecodeOptions,
+    /// What the answer may be; free text when absent.
+    pub grammar: Option<Arc<CompiledGrammar>>,
+    /// Key into [`Loras`]: the low-rank parts of the adapter version that the answer is pinned to.
+    pub lora: Option<u64>,
+    /// What the CTC head hears, where the answer should say it.
+    pub joint: Option<JointCtc>,
+}
+
+/// A generated answer, complete or so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generation {
+    /// Answer tokens, without the one that ended it.
+    pub ids: Vec<i64>,
+    /// Natural-log probability of each chosen token under the model's full distribution (whatever the
+    /// temperature or the grammar), the end token's last where the answer ended by itself.
+    pub log_probs: Vec<f64>,
+    /// Whether the answer ended by itself; `false`: it reached its most tokens or the model's last position.
+    pub ended: bool,
+    /// Whether it was ended because it repeated itself; one of the repeats is kept.
+    pub looping: bool,
+    /// Which allowed answer it is, where it is one of a list.
+    pub label: Option<usize>,
+    /// The score that a beam search chose it by.
+    pub beam_score: Option<f32>,
+    /// Natural-log probability under the CTC head that exactly this was said, per token (per frame of an empty answer);
+    /// absent where the answer is no transcript, or the adapter has no such head.
+    pub agreement: Option<f64>,
+    /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
+    pub blank_share: Option<f64>,
+}
+
+impl Generation {
+    /// Mean log-probability of the chosen tokens; 0 for an answer without any.
+    #[expect(clippy::cast_precision_loss, reason = "a small count")]
+    pub fn score(&self) -> f64 {
+        if self.log_probs.is_empty() {
+            return 0.0;
+        }
+        self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
+    }
+}
+
+/// Logits of one forward pass and what was chosen from them for all rows at once.
+pub(super) struct PassOutput {
+    /// The cache slot of each row.
+    pub(super) slots: Vec<usize>,
+    /// `[B, V]`.
+    pub(super) logits: Tensor,
+    /// The likeliest token of each row with its log-probability; empty where no row wants it.
+    pub(super) likeliest: Vec<(i64, f64)>,
+}
+
+impl PassOutput {
+    fn row_of(&self, slot: usize) -> usize {
+        let row = self.slots.iter().position(|own| *own == slot);
+        row.expect("every slot of the group was fed")
+    }
+}
+
+/// A sequence that waits, or is generated.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) id: RequestId,
+    pub(super) prompt: Prompt,
+    /// Positions of the prompt.
+    pub(super) prompt_positions: i64,
+    /// Most tokens: what is asked for, as far as a slot has positions.
+    pub(super) tokens_max: usize,
+    /// All slots that are its own, in order; none while it waits.
+    pub(super) slots: Vec<usize>,
+    /// Why it cannot go on.
+    pub(super) failure: Option<ModelError>,
+    search: Search,
+}
+
+#[derive(Debug)]
+enum Search {
+    Single {
+        out: Generation,
+        state: Option<GrammarState>,
+    },
+    Beams {
+        beams: BeamSearch,
+        /// The slot of each live hypothesis.
+        live_slots: Vec<usize>,
+    },
+}
+
+impl Sequence {
+    pub(super) fn new(id: RequestId, prompt: Prompt, tokens_max: usize) -> Self {
+        let state = prompt.grammar.as_ref().map(|grammar| grammar.begin());
+        let search = Search::Single {
+            out: Generation::default(),
+            state,
+        };
+        Self {
+            id,
+            prompt_positions: prompt.embeds.size()[0],
+            tokens_max,
+            slots: Vec::new(),
+            failure: None,
+            search,
+            prompt,
+        }
+    }
+
+    /// Readies it for its first token, now that the cache holds its prompt in its first slot.
+    pub(super) fn start(&mut self) {
+        let stop_loops = self.stops_loops();
+        if let (Strategy::Beam(settings), Search::Single { state, .. }) =
+            (self.prompt.options.strategy, &mut self.search)
+        {
+            self.search = Search::Beams {
+                beams: BeamSearch::new(settings, self.tokens_max, stop_loops, state.take()),
+                live_slots: vec![self.slots[0]],
+            };
+        }
+        self.prompt.embeds = Tensor::new();
+    }
+
+    /// What the next step feeds: a slot and a token for each row, hypotheses in order.
+    pub(super) fn feeds(&self) -> Vec<(usize, i64)> {
+        let last = |ids: &[i64]| *ids.last().expect("a running sequence has its first token");
+        match &self.search {
+            Search::Single { out, .. } => vec![(self.slots[0], last(&out.ids))],
+            Search::Beams { beams, live_slots } => {
+                let rows = live_slots.iter().zip(beams.live());
+                rows.map(|(slot, found)| (*slot, last(&found.ids))).collect()
+            }
+        }
+    }
+
+    /// Slots that hold a live hypothesis; of a beam search at its beginning or end fewer than are reserved
+    /// for it.
+    pub(super) fn slots_in_use(&self) -> usize {
+        match &self.search {
+            Search::Single { .. } => 1,
+            Search::Beams { live_slots, .. } => live_slots.len(),
+        }
+    }
+
+    /// Whether the likeliest token of the unchanged logits is all that it needs.
+    pub(super) fn is_plain_greedy(&self) -> bool {
+        let options = &self.prompt.options;
+        let by_sound = self.prompt.joint.as_ref().is_some_and(|joint| joint.weight > 0.0);
+        options.strategy == Strategy::Greedy
+            && self.prompt.grammar.is_none()
+            && !by_sound
+            && !penalises(options)
+    }
+
+    /// Whether it is watched for loops: a listed text may repeat itself by nature.
+    fn stops_loops(&self) -> bool {
+        let grammar = self.prompt.grammar.as_deref();
+        self.prompt.options.stop_loops && grammar.is_none_or(CompiledGrammar::has_free_text)
+    }
+
+    /// Takes the next token, or the next of each hypothesis; a beam search's slots in `cache` follow.
+    ///
+    /// # Errors
+    /// [`ModelError`] when libtorch fails.
+    pub(super) fn advance(
+        &mut self,
+        output: &PassOutput,
+        cache: &mut KvCache,
+        vocabulary: i64,
+        end_ids: &[i64],
+    ) -> Result<(), ModelError> {
+        let plain_greedy = self.is_plain_greedy();
+        let rules = Rules {
+            vocabulary,
+            options: &self.prompt.options,
+            grammar: self.prompt.grammar.as_deref(),
+            joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
+            end_ids,
+            tokens_max: self.tokens_max,
+        };
+        match &mut self.search {
+            Search::Single { out, state } => {
+                let row = output.row_of(self.slots[0]);
+                let (id, log_prob) = if plain_greedy {
+                    output.likeliest[row]
+                } else {
+                    let logits = output.logits.f_get(index(row))?;
+                    sample_next(&logits, &rules, state.as_ref(), &out.ids)?
+                };
+                out.log_probs.push(log_prob);
+                out.ended = end_ids.contains(&id);
+                if !out.ended {
+                    out.ids.push(id);
+                }
+                if let (Some(grammar), Some(before)) = (rules.grammar, state.as_ref()) {
+                    *state = grammar.advance(before, id);
+                }
+            }
+            Search::Beams { beams, live_slots } => {
+                let rows: Vec<i64> = (live_slots.iter())
+                    .map(|slot| index(output.row_of(*slot)))
+                    .collect();
+                let rows = Tensor::f_from_slice(&rows)?.f_to_device(output.logits.device())?;
+                let logits = output.logits.f_index_select(0, &rows)?;
+                let wanted = beams.candidates(end_ids.len());
+                let found = continuations(&logits, &rules, beams, wanted)?;
+                let advance =
+                    |state: &GrammarState, id| rules.grammar.and_then(|grammar| grammar.advance(state, id));
+                match beams.advance(&found, end_ids, advance) {
+                    Some(sources) => {
+                        let (new, moves) = reassign_slots(&self.slots, live_slots, &sources);
+                        let (to, from): (Vec<usize>, Vec<usize>) = moves.into_iter().unzip();
+                        cache.reorder(&to, &from)?;
+                        *live_slots = new;
+                    }
+                    None => live_slots.clear(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is to be added; cuts the repeats off an answer that is caught in a loop.
+    pub(super) fn is_complete(&mut self) -> bool {
+        let stops_loops = self.stops_loops();
+        match &mut self.search {
+            Search::Beams { live_slots, .. } => live_slots.is_empty(),
+            Search::Single { out, state } => {
+                if stops_loops && let Some(extra) = repeated_tail(&out.ids).filter(|_| !out.ended) {
+                    out.looping = true;
+                    out.ids.truncate(out.ids.len() - extra);
+                    out.log_probs.truncate(out.ids.len());
+                }
+                let outside = self.prompt.grammar.is_some() && state.is_none();
+                out.ended || out.looping || outside || out.log_probs.len() >= self.tokens_max
+            }
+        }
+    }
+
+    /// The answer so far; of a beam search, its best live hypothesis. None where there is no token yet.
+    pub(super) fn partial(&self) -> Option<Generation> {
+        match &self.search {
+            Search::Single { out, .. } => Some(out.clone()),
+            Search::Beams { beams, .. } => beams.live().first().map(|best| Generation {
+                ids: best.ids.clone(),
+                log_probs: best.log_probs.clone(),
+                ..Generation::default()
+            }),
+        }
+    }
+
+    /// Tokens so far, the one that ends the answer not counted.
+    pub(super) fn tokens(&self) -> usize {
+        match &self.search {
+            Search::Single { out, .. } => out.ids.len(),
+            Search::Beams { beams, .. } => beams.live().first().map_or(0, |best| best.ids.len()),
+        }
+    }
+
+    /// The complete answer.
+    pub(super) fn finish(self) -> Generation {
+        let mut found = match self.search {
+            Search::Single { out, .. } => out,
+            Search::Beams { beams, .. } => {
+                let best = beams.finish();
+                Generation {
+                    ids: best.ids,
+                    log_probs: best.log_probs,
+                    ended: best.ended,
+                    looping: best.looping,
+                    label: None,
+                    beam_score: Some(best.score),
+                    ..Generation::default()
+                }
+            }
+        };
+        if let (Some(grammar), true) = (&self.prompt.grammar, found.ended) {
+            found.label = grammar.label(&found.ids);
+        }
+        if let Some(joint) = &self.prompt.joint {
+            found.agreement = Some(joint.scorer.agreement(&found.ids));
+            found.blank_share = Some(joint.scorer.blank_share());
+        }
+        found
+    }
+}
+
+fn index(row: usize) -> i64 {
+    i64::try_from(row).expect("a small number")
+}
+
+/// Slots for hypotheses that continue those in `live_slots`, and which slot must take over which: a slot goes
+/// on with the first hypothesis that continues its own.
+fn reassign_slots(
+    own: &[usize],
+    live_slots: &[usize],
+    sources: &[usize],
+) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let mut spare: Vec<usize> = own
+        .iter()
+        .copied()
+        .rev()
+        .filter(|slot| !sources.iter().any(|source| live_slots[*source] == *slot))
+        .collect();
+    let mut kept = Vec::new();
+    let mut moves = Vec::new();
+    let new = sources
+        .iter()
+        .map(|source| {
+            let from = live_slots[*source];
+            if !kept.contains(&from) {
+                kept.push(from);
+                return from;
+            }
+            let to = spare.pop().expect("there are as many slots as hypotheses may be");
+            moves.push((to, from));
+            to
+        })
+        .collect();
+    (new, moves)
+}

@@ -1,0 +1,329 @@
+//! CTC prefix scores: how well each possible next token of an answer agrees with what the CTC head hears.
+//!
+//! Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid CTC/attention architecture for end-to-end speech
+//! recognition" (2017), algorithm 2: the probability that what is said begins with a prefix is a sum over all
+//! alignments, and grows by one pass over the frames for each further token.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tch::{Device, Kind};
+
+use super::{Adapted, CtcHead};
+use crate::models::ModelError;
+
+const NEVER: f64 = f64::NEG_INFINITY;
+/// Score of a token that is no class of the head, which can say nothing about it: about one in three million.
+const UNKNOWN: f64 = -15.0;
+/// So many of the likeliest classes of each frame may be heard in it.
+const HEARD_OF_FRAME: i64 = 4;
+
+/// The CTC head's view of one clip, against which the prefixes of answers are scored.
+#[derive(Clone, Debug)]
+pub struct PrefixScorer {
+    /// Log-probabilities `[1 + C, P]`, class by class.
+    by_class: Arc<[f32]>,
+    frames: usize,
+    /// Class of a token, in order of tokens.
+    classes: Arc<[(i64, usize)]>,
+    /// Tokens that are among the likeliest of any frame.
+    heard: Arc<[i64]>,
+}
+
+/// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with
+/// it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefix {
+    /// Log-probability of all alignments that end at each frame with the last token.
+    on_token: Vec<f64>,
+    /// The same with a blank.
+    on_blank: Vec<f64>,
+    last: Option<usize>,
+    /// Log-probability that what is said begins with it.
+    score: f64,
+}
+
+impl PrefixScorer {
+    /// The view of each clip of a batch.
+    ///
+    /// # Errors
+    /// [`ModelError`] as [`CtcHead::log_probabilities`].
+    pub fn new(head: &CtcHead, adapted: &Adapted) -> Result<Vec<Self>, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let scores = head
+            .log_probabilities(&adapted.positions)?
+            .f_to_device(Device::Cpu)?; // [B, P, 1+C]
+        let mut classes: Vec<(i64, usize)> = head.classes().iter().copied().zip(1..).collect();
+        classes.sort_unstable();
+        let classes: Arc<[(i64, usize)]> = classes.into();
+        (0i64..)
+            .zip(&adapted.lengths)
+            .map(|(row, frames)| {
+                let own = scores
+                    .f_get(row)?
+                    .f_narrow(0, 0, *frames)?
+                    .f_to_kind(Kind::Float)?; // [P, 1+C]
+                let (_, likely) = own.f_topk(HEARD_OF_FRAME.min(own.size()[1]), 1, true, false)?;
+                let likely: BTreeSet<i64> = Vec::<i64>::try_from(likely.f_contiguous()?.f_view([-1])?)?
+                    .into_iter()
+                    .collect();
+                let heard = (likely.iter())
+                    .filter_map(|class| head.classes().get(usize::try_from(class - 1).ok()?).copied())
+                    .collect();
+                let own = own.f_transpose(0, 1)?.f_contiguous()?.f_view([-1])?;
+                Ok(Self {
+                    by_class: Vec::<f32>::try_from(own)?.into(),
+                    frames: usize::try_from(*frames).unwrap_or(0),
+                    classes: Arc::clone(&classes),
+                    heard,
+                })
+            })
+            .collect()
+    }
+
+    /// Log-probabilities of a class at each frame.
+    fn of(&self, class: usize) -> impl Iterator<Item = f64> {
+        let from = class * self.frames;
+        self.by_class[from..from + self.frames]
+            .iter()
+            .map(|value| f64::from(*value))
+    }
+
+    fn class(&self, token: i64) -> Option<usize> {
+        let at = self.classes.binary_search_by_key(&token, |(id, _)| *id).ok()?;
+        Some(self.classes[at].1)
+    }
+
+    /// Frames of the clip.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Tokens that may be heard somewhere: those among the likeliest of any frame.
+    pub fn heard(&self) -> &[i64] {
+        &self.heard
+    }
+
+    /// The prefix of these tokens.
+    pub fn prefix(&self, tokens: &[i64]) -> Prefix {
+        let mut prefix = self.start();
+        for token in tokens {
+            prefix = self.advance(&prefix, *token);
+        }
+        prefix
+    }
+
+    /// The empty prefix.
+    pub fn start(&self) -> Prefix {
+        let mut sum = 0.0;
+        Prefix {
+            on_token: vec![NEVER; self.frames],
+            on_blank: (self.of(0))
+                .map(|blank| {
+                    sum += blank;
+                    sum
+                })
+                .collect(),
+            last: None,
+            score: 0.0,
+        }
+    }
+
+    /// Natural-log probability of each token as the next one, given the prefix.
+    pub fn score(&self, prefix: &Prefix, tokens: &[i64]) -> Vec<f64> {
+        (tokens.iter())
+            .map(|token| match self.class(*token) {
+                Some(class) => self.grow(prefix, class, None) - prefix.score,
+                None => UNKNOWN,
+            })
+            .collect()
+    }
+
+    /// Natural-log probability that nothing follows the prefix.
+    pub fn score_end(&self, prefix: &Prefix) -> f64 {
+        match (prefix.on_token.last(), prefix.on_blank.last()) {
+            (Some(token), Some(blank)) => log_add(*token, *blank) - prefix.score,
+            _ => 0.0,
+        }
+    }
+
+    /// The prefix with one more token. One that is no class leaves it as it is: the head says nothing about
+    /// it.
+    pub fn advance(&self, prefix: &Prefix, token: i64) -> Prefix {
+        let Some(class) = self.class(token) else {
+            return prefix.clone();
+        };
+        let mut grown = Prefix {
+            on_token: Vec::with_capacity(self.frames),
+            on_blank: Vec::with_capacity(self.frames),
+            last: Some(class),
+            score: NEVER,
+        };
+        grown.score = self.grow(prefix, class, Some((&mut grown.on_token, &mut grown.on_blank)));
+        grown
+    }
+
+    /// Log-probability that what is said begins with the prefix and the class; where it may end goes to
+    /// `ends`.
+    fn grow(&self, prefix: &Prefix, class: usize, mut ends: Option<(&mut Vec<f64>, &mut Vec<f64>)>) -> f64 {
+        let (mut on_token, mut on_blank, mut score) = (NEVER, NEVER, NEVER);
+        for (frame, (here, blank)) in self.of(class).zip(self.of(0)).enumerate() {
+            // Alignments of the prefix that end before this frame, and let the class begin in it: equal
+            // tokens need a blank between them.
+            let ready = match frame.checked_sub(1) {
+                None if prefix.last.is_none() => 0.0,
+                None => NEVER,
+                Some(before) if prefix.last == Some(class) => prefix.on_blank[before],
+                Some(before) => log_add(prefix.on_token[before], prefix.on_blank[before]),
+            };
+            let stays = log_add(on_blank, on_token);
+            on_token = log_add(on_token, ready) + here;
+            on_blank = stays + blank;
+            score = log_add(score, ready + here);
+            if let Some((tokens, blanks)) = &mut ends {
+                tokens.push(on_token);
+                blanks.push(on_blank);
+            }
+        }
+        score
+    }
+
+    /// Log-probability that exactly these tokens are said, per token (per frame where there are none); tokens
+    /// that are no classes are left out.
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    pub fn agreement(&self, tokens: &[i64]) -> f64 {
+        let known: Vec<i64> = tokens
+            .iter()
+            .copied()
+            .filter(|token| self.class(*token).is_some())
+            .collect();
+        let prefix = self.prefix(&known);
+        let all = prefix.score + self.score_end(&prefix);
+        let count = if known.is_empty() {
+            self.frames
+        } else {
+            known.len()
+        };
+        all / count.max(1) as f64
+    }
+
+    /// Mean probability of the blank: near 1 where nothing is said.
+    #[expect(clippy::cast_precision_loss, reason = "a small count")]
+    pub fn blank_share(&self) -> f64 {
+        self.of(0).map(f64::exp).sum::<f64>() / self.frames.max(1) as f64
+    }
+}
+
+impl Prefix {
+    /// Log-probability that what is said begins with it.
+    pub fn score(&self) -> f64 {
+        self.score
+    }
+}
+
+/// `ln(exp(a) + exp(b))`.
+fn log_add(a: f64, b: f64) -> f64 {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    if low == NEVER {
+        return high;
+    }
+    high + (low - high).exp().ln_1p()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKENS: [i64; 2] = [70, 40];
+
+    /// Four frames over blank and two tokens.
+    fn scorer() -> (PrefixScorer, [[f64; 3]; 4]) {
+        let frames = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6], [0.2, 0.5, 0.3]];
+        let by_class: Vec<f32> = (0..3)
+            .flat_map(|class| frames.map(|frame: [f64; 3]| frame[class].ln() as f32))
+            .collect();
+        let scorer = PrefixScorer {
+            by_class: by_class.into(),
+            frames: 4,
+            classes: vec![(40, 2), (70, 1)].into(),
+            heard: vec![40, 70].into(),
+        };
+        (scorer, frames)
+    }
+
+    /// Probabilities of all that may be said, by summing over all paths.
+    fn by_hand(frames: &[[f64; 3]; 4]) -> Vec<(Vec<i64>, f64)> {
+        let mut all: Vec<(Vec<i64>, f64)> = Vec::new();
+        for path in 0..81usize {
+            let path = [path / 27, path / 9 % 3, path / 3 % 3, path % 3];
+            let chance: f64 = path
+                .iter()
+                .zip(frames)
+                .map(|(class, frame)| frame[*class])
+                .product();
+            let mut said = Vec::new();
+            for (at, class) in path.iter().enumerate() {
+                if *class != 0 && (at == 0 || path[at - 1] != *class) {
+                    said.push(TOKENS[class - 1]);
+                }
+            }
+            match all.iter_mut().find(|(known, _)| *known == said) {
+                Some((_, sum)) => *sum += chance,
+                None => all.push((said, chance)),
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn prefix_scores_are_sums_over_all_that_may_be_said() {
+        let (scorer, frames) = scorer();
+        let all = by_hand(&frames);
+        let begins = |prefix: &[i64]| -> f64 {
+            let own = all.iter().filter(|(said, _)| said.starts_with(prefix));
+            own.map(|(_, chance)| chance).sum()
+        };
+        for tokens in [
+            vec![],
+            vec![70],
+            vec![40],
+            vec![70, 40],
+            vec![70, 70],
+            vec![40, 70, 40],
+        ] {
+            let prefix = scorer.prefix(&tokens);
+            assert!(
+                (prefix.score().exp() - begins(&tokens)).abs() < 1e-6,
+                "{tokens:?}"
+            );
+
+            let next = scorer.score(&prefix, &TOKENS);
+
+            for (token, score) in TOKENS.into_iter().zip(next) {
+                let expected = begins(&[&tokens[..], &[token]].concat()) / begins(&tokens);
+                assert!((score.exp() - expected).abs() < 1e-6, "{tokens:?} {token}");
+            }
+            let exactly = all.iter().find(|(said, _)| *said == tokens).unwrap().1;
+            assert!((scorer.score_end(&prefix).exp() - exactly / begins(&tokens)).abs() < 1e-6);
+            let count = if tokens.is_empty() { 4 } else { tokens.len() };
+            assert!((scorer.agreement(&tokens) - exactly.ln() / count as f64).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_no_class_is_unlikely_and_leaves_the_prefix() {
+        let (scorer, _) = scorer();
+        let prefix = scorer.advance(&scorer.start(), 70);
+
+        assert_eq!(scorer.score(&prefix, &[5]), [UNKNOWN]);
+        assert_eq!(scorer.advance(&prefix, 5), prefix);
+        assert_eq!(scorer.agreement(&[70, 5]), scorer.agreement(&[70]));
+    }
+
+    #[test]
+    fn the_share_of_blanks_is_their_mean_probability() {
+        let (scorer, _) = scorer();
+
+        assert!((scorer.blank_share() - (0.5 + 0.1 + 0.3 + 0.2) / 4.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,118 @@
+//! Positions of the language model from runs of a CTC path: one for each token that the head hears.
+//!
+//! Source of the idea: Wu et al. 2023, "On decoder-only architecture for speech-to-text" (arXiv 2307.03917).
+//! A token takes some four frames of 80 ms, so a prompt is some three times shorter, and where nothing is
+//! said nothing is read.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::Adapted;
+use super::ctc_head::BLANK;
+use crate::models::ModelError;
+
+/// The runs of equal classes other than the blank, in order.
+pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (at, class) in path.iter().enumerate().filter(|(_, class)| **class != BLANK) {
+        match runs.last_mut() {
+            Some(run) if run.end == at && path[run.start] == *class => run.end += 1,
+            _ => runs.push(at..at + 1),
+        }
+    }
+    runs
+}
+
+/// The mean of each run's frames, differentiable in the frames. A row without a run gets the mean of all its
+/// frames where `never_empty`, else nothing.
+///
+/// # Shapes
+/// `adapted` `[B, P, H]`, a path of each row → `[B, S, H]`, `S` the largest number of runs; zeros beyond a
+/// row's length.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub(super) fn means(
+    adapted: &Adapted,
+    paths: &[Vec<i64>],
+    never_empty: bool,
+) -> Result<(Tensor, Vec<i64>), ModelError> {
+    let rows: Vec<Vec<Range<usize>>> = paths
+        .iter()
+        .map(|path| {
+            let found = runs(path);
+            let everything = std::iter::once(0..path.len());
+            if found.is_empty() && never_empty {
+                everything.collect()
+            } else {
+                found
+            }
+        })
+        .collect();
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let size = adapted.positions.size();
+    let frames = usize::try_from(size[1]).unwrap_or(0);
+    let mut shares = vec![0.0f32; rows.len() * most * frames];
+    for (row, found) in rows.iter().enumerate() {
+        for (at, run) in found.iter().enumerate() {
+            let begin = (row * most + at) * frames;
+            #[expect(clippy::cast_precision_loss, reason = "a small count")]
+            let share = 1.0 / run.len() as f32;
+            shares[begin + run.start..begin + run.end].fill(share);
+        }
+    }
+    let shares = Tensor::f_from_slice(&shares)?
+        .f_view([count(rows.len()), count(most), size[1]])?
+        .f_to_device(adapted.positions.device())?; // [B, S, P]
+    let lengths = rows.iter().map(|found| count(found.len())).collect();
+    Ok((shares.f_bmm(&adapted.positions)?, lengths))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_of_one_class_and_blanks_divide_equal_ones() {
+        assert_eq!(runs(&[0, 4, 4, 0, 4, 7, 7, 7, 0]), [1..3, 4..5, 5..8]);
+        assert!(runs(&[0, 0]).is_empty() && runs(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_position_is_the_mean_of_its_frames_and_teaches_each_of_them_its_share() {
+        let frames = Tensor::from_slice(&[1.0f32, 2.0, 4.0, 8.0, 1.0, 1.0, 3.0, 9.0])
+            .view([2, 4, 1])
+            .set_requires_grad(true);
+        let adapted = Adapted {
+            positions: frames.shallow_clone(),
+            lengths: vec![4, 3],
+            summary: None,
+        };
+
+        let (means, lengths) = means(&adapted, &[vec![5, 5, 0, 6], vec![0, 0, 0]], true).unwrap();
+        means.sum(tch::Kind::Float).backward();
+
+        assert_eq!(lengths, [2, 1]);
+        let found = Vec::<f32>::try_from(means.view([-1])).unwrap();
+        assert_eq!(found[..2], [1.5, 8.0]);
+        assert!((found[2] - 5.0 / 3.0).abs() < 1e-6 && found[3] == 0.0);
+        let grads = Vec::<f32>::try_from(frames.grad().view([-1])).unwrap();
+        assert_eq!(grads[..4], [0.5, 0.5, 0.0, 1.0]);
+        assert_eq!(grads[7], 0.0, "padding is no part of a mean");
+    }
+
+    #[test]
+    fn a_row_in_which_nothing_is_said_may_have_no_position_where_another_one_stands_for_it() {
+        let adapted = Adapted {
+            positions: Tensor::ones([1, 3, 2], (tch::Kind::Float, tch::Device::Cpu)),
+            lengths: vec![3],
+            summary: None,
+        };
+
+        let (means, lengths) = means(&adapted, &[vec![0, 0, 0]], false).unwrap();
+
+        assert_eq!((means.size(), lengths), (vec![1, 0, 2], vec![0]));
+    }
+}

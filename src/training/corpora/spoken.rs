@@ -1,0 +1,103 @@
+//! The normal form of a sentence: what its speaker says, in lower-case English words.
+
+const UNITS: [&str; 20] = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+];
+const TENS: [&str; 10] = [
+    "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+];
+/// What separates words and is dropped.
+const SEPARATORS: &str = "-\u{2013}\u{2014}/.,!?;:\"()\u{201c}\u{201d}\u{2026}*_";
+
+/// A number below ten thousand in words, without `and`.
+fn number_words(number: usize) -> String {
+    let with_rest = |head: String, rest: usize| match rest {
+        0 => head,
+        rest => format!("{head} {}", number_words(rest)),
+    };
+    match number {
+        0..20 => UNITS[number].to_owned(),
+        20..100 => with_rest(TENS[number / 10].to_owned(), number % 10),
+        100..1000 => with_rest(format!("{} hundred", UNITS[number / 100]), number % 100),
+        _ => with_rest(format!("{} thousand", number_words(number / 1000)), number % 1000),
+    }
+}
+
+/// Lower case, no punctuation, apostrophes inside words kept, whole numbers of up to four digits in words;
+/// none when something else than English letters remains.
+///
+/// The same as `normalise` of `scripts/data/text.py`.
+pub fn spoken_form(text: &str) -> Option<String> {
+    let text: String = text
+        .chars()
+        .flat_map(char::to_lowercase)
+        .map(|c| match c {
+            '\u{2018}' | '\u{2019}' => '\'',
+            c if SEPARATORS.contains(c) => ' ',
+            c => c,
+        })
+        .collect();
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let word = word.trim_matches('\'');
+        if word.is_empty() {
+            continue;
+        }
+        let is_number = word.len() <= 4 && word.bytes().all(|byte| byte.is_ascii_digit());
+        match word.parse() {
+            Ok(number) if is_number => words.push(number_words(number)),
+            _ => words.push(word.to_owned()),
+        }
+    }
+    let english = |word: &String| {
+        word.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'\'' || byte == b' ')
+    };
+    (!words.is_empty() && words.iter().all(english)).then(|| words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_get_the_form_of_the_scripts() {
+        for (text, form) in [
+            (
+                "Can I have a 16-ounce, dark\u{2019}s \u{201c}Latte\u{201d}?",
+                Some("can i have a sixteen ounce dark's latte"),
+            ),
+            ("'tis U M six", Some("tis u m six")),
+            (
+                "1999 and 0 and 20 and 305",
+                Some("one thousand nine hundred ninety nine and zero and twenty and three hundred five"),
+            ),
+            ("12345", None),
+            ("Fünf", None),
+            ("20%", None),
+            (" ' ", None),
+            ("", None),
+        ] {
+            assert_eq!(spoken_form(text).as_deref(), form, "{text}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Features of the frozen encoder on disk, so that a clip is encoded once for many epochs, stages and runs.
+//!
+//! One file a clip and variant, named by a digest of all that its numbers depend on: the recording (path,
+//! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
+//! mix. So a folder may be shared, and what no longer fits is never found. Numbers are bf16, the mixture of
+//! the layers, `[T, D]`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use super::TrainingError;
+use super::example::AudioSource;
+use crate::util::hex;
+
+/// Begins a file: name of the format, and its version.
+const MAGIC: &[u8; 8] = b"svfeat01";
+/// Magic, frames, width, CRC-32C of what follows; u32 in little-endian order.
+const HEADER_BYTES: usize = 20;
+/// Bytes of a number.
+const BF16_BYTES: usize = 2;
+
+/// A folder of features. Cheap to clone; clones share its account of bytes.
+#[derive(Clone, Debug)]
+pub struct FeatureCache {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    bytes_max: u64,
+    bytes: AtomicU64,
+    told_full: AtomicBool,
+}
+
+/// Name of one clip's features.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FeatureKey(String);
+
+impl FeatureKey {
+    /// The key of a recording in a file, changed as `changes` says; none for audio that has no file.
+    ///
+    /// `common` is what all features of a stage depend on, `changes` what those of this variant do.
+    pub fn new(audio: &AudioSource, common: &str, changes: &str) -> Option<Self> {
+        let AudioSource::File(path) = audio else {
+            return None;
+        };
+        let facts = std::fs::metadata(path).ok()?;
+        let changed = facts
+            .modified()
+            .ok()?
+            .duration_since(std::time::UNIX_EPOCH)
+            .ok()?;
+        let path = std::path::absolute(path).ok()?;
+        let mut hash = Sha256::new();
+        for part in [
+            path.as_os_str().as_encoded_bytes(),
+            &facts.len().to_le_bytes(),
+            &changed.as_nanos().to_le_bytes(),
+            common.as_bytes(),
+            changes.as_bytes(),
+        ] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Some(Self(hex(&hash.finalize())))
+    }
+}
+
+impl FeatureKey {
+    /// A number for random choices that belong to these features.
+    pub fn seed(&self) -> u64 {
+        u64::from_str_radix(&self.0[..16], 16).expect("hexadecimal digits")
+    }
+}
+
+impl FeatureCache {
+    /// Opens a folder, making it where it is missing, and counts what it holds.
+    ///
+    /// # Errors
+    /// [`TrainingError::Io`] when it cannot be made or read.
+    pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, TrainingError> {
+        std::fs::create_dir_all(dir).map_err(TrainingError::io("make", dir))?;
+        let mut bytes = 0;
+        let list = |folder: &Path| std::fs::read_dir(folder).map_err(TrainingError::io("read", folder));
+        for shard in list(dir)? {
+            let shard = shard.map_err(TrainingError::io("read", dir))?.path();
+            if shard.is_dir() {
+                for file in list(&shard)?.flatten() {
+                    bytes += file.metadata().map_or(0, |facts| facts.len());
+                }
+            }
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                dir: dir.to_owned(),
+                bytes_max,
+                bytes: AtomicU64::new(bytes),
+                told_full: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// Bytes that it holds, by its own account.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    fn path(&self, key: &FeatureKey) -> PathBuf {
+        self.shared.dir.join(&key.0[..2]).join(&key.0[2..])
+    }
+
+    /// The features of a key, `[T, D]` bf16, where they are there and whole. A damaged file is removed.
+    pub fn get(&self, key: &FeatureKey) -> Option<Tensor> {
+        let path = self.path(key);
+        let bytes = std::fs::read(&path).ok()?;
+        let found = parse(&bytes);
+        if found.is_none() {
+            tracing::warn!(path = %path.display(), "removed a damaged file of features; the clip is encoded again");
+            if std::fs::remove_file(&path).is_ok() {
+                let length = bytes.len() as u64;
+                let _ = self
+                    .shared
+                    .bytes
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+                        Some(all.saturating_sub(length))
+                    });
+            }
+        }
+        found
+    }
+
+    /// Keeps the features `[T, D]` of a key, where there is room. Tells once when there is none.
+    ///
+    /// # Errors
+    /// [`TrainingError`] when the disk fails.
+    pub fn put(&self, key: &FeatureKey, features: &Tensor) -> Result<(), TrainingError> {
+        let size = features.size();
+        let numbers = features
+            .detach()
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(Kind::BFloat16)?
+            .f_contiguous()?;
+        let mut content = vec![0u8; numbers.numel() * BF16_BYTES];
+        numbers.f_copy_data_u8(&mut content, numbers.numel())?;
+        let length = (HEADER_BYTES + content.len()) as u64;
+        let shared = &self.shared;
+        if shared.bytes.fetch_add(length, Ordering::Relaxed) + length > shared.bytes_max {
+            shared.bytes.fetch_sub(length, Ordering::Relaxed);
+            if !shared.told_full.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    dir = %shared.dir.display(),
+                    bytes_max = shared.bytes_max,
+                    "the feature cache is full: further clips are encoded anew in every epoch; raise `feature_cache.bytes_max` or empty the folder"
+                );
+            }
+            return Ok(());
+        }
+        let path = self.path(key);
+        let folder = path.parent().expect("a file in a shard");
+        std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
+        let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
+        // Another run may write the same file: each writes its own, and the last one stays.
+        let unfinished = path.with_extension(format!("{}.new", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&unfinished)?;
+            file.write_all(MAGIC)?;
+            file.write_all(&number(size[0]))?;
+            file.write_all(&number(size[1]))?;
+            file.write_all(&crc32c::crc32c(&content).to_le_bytes())?;
+            file.write_all(&content)?;
+            std::fs::rename(&unfinished, &path)
+        };
+        write().map_err(TrainingError::io("write", &path))
+    }
+}
+
+/// The features of a file's bytes; none when they are not whole.
+fn parse(bytes: &[u8]) -> Option<Tensor> {
+    let (header, content) = bytes.split_at_checked(HEADER_BYTES)?;
+    let number = |at: usize| {
+        let bytes = header[at..at + 4].try_into().expect("four bytes");
+        u32::from_le_bytes(bytes)
+    };
+    let (frames, width, sum) = (number(8), number(12), number(16));
+    let numbers = u64::from(frames) * u64::from(width);
+    let whole = header.starts_with(MAGIC)
+        && frames > 0
+        && numbers.checked_mul(BF16_BYTES as u64) == Some(content.len() as u64)
+        && crc32c::crc32c(content) == sum;
+    let size = [i64::from(frames), i64::from(width)];
+    whole.then(|| Tensor::f_from_data_size(content, &size, Kind::BFloat16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features() -> Tensor {
+        Tensor::arange(12, (Kind::Float, Device::Cpu)).view([4, 3]) * 0.5
+    }
+
+    fn recording(folder: &Path, content: &[u8]) -> AudioSource {
+        let path = folder.join("clip.wav");
+        std::fs::write(&path, content).unwrap();
+        AudioSource::File(path)
+    }
+
+    #[test]
+    fn features_come_back_as_they_were_kept_and_after_opening_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("cache");
+        let key = FeatureKey::new(&recording(folder.path(), b"a"), "encoder", "0").unwrap();
+        let cache = FeatureCache::open(&dir, 1 << 20).unwrap();
+        assert!(cache.get(&key).is_none());
+
+        cache.put(&key, &features()).unwrap();
+
+        let again = FeatureCache::open(&dir, 1 << 20).unwrap();
+        assert_eq!(again.get(&key).unwrap(), features().to_kind(Kind::BFloat16));
+        assert_eq!(again.bytes(), cache.bytes());
+        assert_eq!(again.bytes(), (HEADER_BYTES + 12 * BF16_BYTES) as u64);
+    }
+
+    #[test]
+    fn a_key_changes_with_all_that_features_depend_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let audio = recording(folder.path(), b"a");
+        let key = |audio: &AudioSource, common, changes| FeatureKey::new(audio, common, changes).unwrap();
+        let first = key(&audio, "encoder", "0");
+
+        assert_eq!(key(&audio, "encoder", "0"), first);
+        assert_ne!(key(&audio, "encoder", "1"), first);
+        assert_ne!(key(&audio, "another", "0"), first);
+        assert_ne!(key(&recording(folder.path(), b"changed"), "encoder", "0"), first);
+        assert!(FeatureKey::new(&AudioSource::Samples(vec![0.0].into()), "", "").is_none());
+        assert!(FeatureKey::new(&AudioSource::File("no/such.wav".into()), "", "").is_none());
+    }
+
+    #[test]
+    fn a_damaged_file_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("cache");
+        let key = FeatureKey::new(&recording(folder.path(), b"a"), "", "").unwrap();
+        let cache = FeatureCache::open(&dir, 1 << 20).unwrap();
+        cache.put(&key, &features()).unwrap();
+        let whole = std::fs::read(cache.path(&key)).unwrap();
+        let mut changed = whole.clone();
+        changed[HEADER_BYTES + 3] ^= 1;
+
+        for damaged in [&whole[..whole.len() - 1], &whole[..7], &changed, &[]] {
+            std::fs::write(cache.path(&key), damaged).unwrap();
+
+            assert!(cache.get(&key).is_none());
+            assert!(!cache.path(&key).exists());
+        }
+    }
+
+    #[test]
+    fn a_full_cache_keeps_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let audio = recording(folder.path(), b"a");
+        let key = |changes| FeatureKey::new(&audio, "", changes).unwrap();
+        let one = (HEADER_BYTES + 12 * BF16_BYTES) as u64;
+        let cache = FeatureCache::open(&folder.path().join("cache"), one + one / 2).unwrap();
+
+        cache.put(&key("0"), &features()).unwrap();
+        cache.put(&key("1"), &features()).unwrap();
+
+        assert!(cache.get(&key("0")).is_some() && cache.get(&key("1")).is_none());
+        assert_eq!(cache.bytes(), one);
+    }
+}

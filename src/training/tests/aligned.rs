@@ -1,0 +1,179 @@
+//! Runs on cached features, with CTC segments for positions, and with clips in which nothing is said.
+
+use super::*;
+use crate::models::config::{Activation, Positions};
+
+/// Clips as WAV files under `folder`.
+fn in_files(folder: &Path, mut list: Vec<Example>) -> Vec<Example> {
+    std::fs::create_dir_all(folder).unwrap();
+    for (at, example) in list.iter_mut().enumerate() {
+        let path = folder.join(format!("{at}.wav"));
+        let spec = hound::WavSpec {
+            channels: 1,
+            sample_rate: 16_000,
+            bits_per_sample: 16,
+            sample_format: hound::SampleFormat::Int,
+        };
+        let mut wav = hound::WavWriter::create(&path, spec).unwrap();
+        for sample in example.audio.load().unwrap() {
+            wav.write_sample((sample * 32_000.0) as i16).unwrap();
+        }
+        wav.finalize().unwrap();
+        example.audio = AudioSource::File(path);
+    }
+    list
+}
+
+fn cached(place: &Place, name: &str, stages: Vec<StageConfig>) -> TrainingConfig {
+    let mut config = place.config(name, stages);
+    for stage in &mut config.stages {
+        stage.cached = true;
+    }
+    config.feature_cache.dir = Some(place.folder.path().join("features"));
+    config.augment.time_masks = 1;
+    config.augment.time_mask_frames_max = 3;
+    config.validation.transcribed_clips_max = 0;
+    config
+}
+
+fn train_on(place: &Place, config: TrainingConfig, train: &[Example], valid: &[Example]) -> TrainOutcome {
+    let args = EngineArgs {
+        train: train.to_vec(),
+        valid: valid.to_vec(),
+        ..place.args(config)
+    };
+    Engine::new(args).unwrap().run(&mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_clip_is_encoded_once_and_a_run_that_finds_its_features_equals_the_one_that_made_them() {
+    let place = Place::new();
+    let train = in_files(&place.folder.path().join("train"), examples(8));
+    let valid = in_files(&place.folder.path().join("valid"), examples(4));
+    let stages = || vec![stage(StageKind::CtcAlign, 8), stage(StageKind::LoraWarmup, 8)];
+
+    let first = train_on(&place, cached(&place, "first", stages()), &train, &valid);
+    // Nothing can be decoded any more; keys are made of size and time of the files.
+    for example in train.iter().chain(&valid) {
+        let AudioSource::File(path) = &example.audio else {
+            panic!("written above");
+        };
+        let facts = std::fs::metadata(path).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        std::io::Write::write_all(&mut &file, &vec![b'x'; facts.len() as usize]).unwrap();
+        file.set_modified(facts.modified().unwrap()).unwrap();
+        assert!(example.audio.load().is_err());
+    }
+    let second = train_on(&place, cached(&place, "second", stages()), &train, &valid);
+
+    assert!(second.adapter.same_content(&first.adapter));
+    assert_eq!(lora_bytes(&second), lora_bytes(&first));
+    assert_eq!(second.best, first.best);
+}
+
+#[test]
+fn the_layer_mix_rests_where_features_are_cached_and_learns_where_not() {
+    let place = Place::new();
+    let train = in_files(&place.folder.path().join("train"), examples(8));
+    let mix = |outcome: &TrainOutcome| outcome.adapter.mix_weights().to_vec();
+    let stages = || vec![stage(StageKind::CtcAlign, 4)];
+    let fresh = {
+        let info = place.networks.speech_llm.llm().info();
+        let form = AdapterSettings::default();
+        let config = AdapterConfig::new(&form, &place.networks.encoder.info(), &info).unwrap();
+        let adapter = SpeechAdapter::new(config, 1.0, 1, tch::Device::Cpu).unwrap();
+        adapter.snapshot("fresh").unwrap().mix_weights().to_vec()
+    };
+
+    let rests = train_on(&place, cached(&place, "rests", stages()), &train, &[]);
+    let learns = train_on(&place, place.config("learns", stages()), &train, &[]);
+
+    assert_eq!(mix(&rests), fresh);
+    assert_ne!(mix(&learns), fresh);
+}
+
+#[test]
+fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() {
+    let place = Place::new();
+    let mut train = examples(8);
+    train[6].target = String::new();
+    train[6].text = Some(String::new());
+    // What was said is not known of one clip, and is something else than the answer of another.
+    train[7].task = "mood".into();
+    train[7].target = "happy".into();
+    train[5].task = "mood".into();
+    train[5].target = "sad".into();
+    train[5].text = Some("ab".into());
+    let config = |name, stage| {
+        let mut config = place.config(name, vec![stage]);
+        config.prompts.insert("mood".into(), vec!["How?".into()]);
+        config
+    };
+    let align = config("align", stage(StageKind::CtcAlign, 6));
+    let aligned = train_on(&place, align, &train, &examples(4));
+    let heard = aligned.adapter.tensors()["ctc.classes"]
+        .integers()
+        .unwrap()
+        .to_vec();
+    let multitask = StageConfig {
+        ctc_weight: 0.3,
+        ..stage(StageKind::Multitask, 6)
+    };
+    let mut config = config("segments", multitask);
+    config.adapter.positions = Some(Positions::CtcSegments);
+    config.adapter.summary = Some(true);
+    let args = EngineArgs {
+        // Fewer words than before: the head keeps those that it knows.
+        train: train[4..].to_vec(),
+        start_from: Some((aligned.adapter.clone(), None)),
+        ..place.args(config)
+    };
+
+    let outcome = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+
+    assert_eq!((outcome.steps, outcome.skipped), (6, 0));
+    assert!(outcome.lora.is_some());
+    let form = outcome.adapter.config();
+    assert_eq!((form.positions, form.summary), (Positions::CtcSegments, true));
+    let known = outcome.adapter.tensors()["ctc.classes"].integers().unwrap();
+    assert!(
+        heard.iter().all(|class| known.contains(class)),
+        "{heard:?} {known:?}"
+    );
+    let moved = |name: &str| outcome.adapter.tensors()[name] != aligned.adapter.tensors()[name];
+    assert!(moved("ctc.blank") && moved("downsample.0.conv.weight"));
+    // A next run whose settings say nothing about the form goes on in this one.
+    let args = EngineArgs {
+        start_from: Some((outcome.adapter.clone(), outcome.lora.clone())),
+        ..place.args(place.config("on", vec![stage(StageKind::Asr, 1)]))
+    };
+    let on = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+    assert_eq!(on.adapter.config(), form);
+}
+
+#[test]
+fn a_form_that_does_not_fit_the_start_is_refused_and_so_are_segments_that_nobody_aligned() {
+    let place = Place::new();
+    let start = train_on(
+        &place,
+        place.config("start", vec![stage(StageKind::Asr, 1)]),
+        &examples(4),
+        &[],
+    );
+    let asked = |activation, positions| {
+        let mut config = place.config("next", vec![stage(StageKind::Asr, 1)]);
+        config.adapter.activation = Some(activation);
+        config.adapter.positions = Some(positions);
+        let args = EngineArgs {
+            start_from: Some((start.adapter.clone(), None)),
+            ..place.args(config)
+        };
+        let ran = Engine::new(args).and_then(|engine| engine.run(&mut |_| {}));
+        ran.unwrap_err().to_string()
+    };
+
+    let other = asked(Activation::Gelu, Positions::Frames);
+    assert!(other.contains("Gelu") && other.contains("`positions`"), "{other}");
+    let nobody = asked(Activation::None, Positions::CtcSegments);
+    assert!(nobody.contains("CTC head"), "{nobody}");
+}

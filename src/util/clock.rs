@@ -1,0 +1,106 @@
+//! `Clock`: where time comes from, so that a test can let an hour pass at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// The system's clock, or one that a test moves. Clones show the same time.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    manual: Option<Arc<Manual>>,
+}
+
+#[derive(Debug)]
+struct Manual {
+    start: Instant,
+    advanced_ms: AtomicU64,
+    moved: Notify,
+}
+
+impl Clock {
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// A clock that stands still until [`Clock::advance`] moves it.
+    pub fn manual() -> Self {
+        Self {
+            manual: Some(Arc::new(Manual {
+                start: Instant::now(),
+                advanced_ms: AtomicU64::new(0),
+                moved: Notify::new(),
+            })),
+        }
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Instant {
+        match &self.manual {
+            None => Instant::now(),
+            Some(manual) => manual.start + Duration::from_millis(manual.advanced_ms.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Moves a manual clock and wakes who sleeps by it; the system's clock cannot be moved.
+    pub fn advance(&self, by: Duration) {
+        if let Some(manual) = &self.manual {
+            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            manual.advanced_ms.fetch_add(by, Ordering::AcqRel);
+            manual.moved.notify_waiters();
+        }
+    }
+
+    /// Returns when so much time has passed by this clock. Safe to cancel.
+    pub async fn sleep(&self, duration: Duration) {
+        let Some(manual) = &self.manual else {
+            tokio::time::sleep(duration).await;
+            return;
+        };
+        let until = self.now() + duration;
+        loop {
+            let moved = manual.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.now() >= until {
+                return;
+            }
+            moved.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_manual_clock_stands_still_until_it_is_moved_and_then_wakes_its_sleepers() {
+        let clock = Clock::manual();
+        let before = clock.now();
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(3600)).await }
+        });
+
+        clock.advance(Duration::from_secs(3599));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(Duration::from_secs(1));
+
+        sleeper.await.unwrap();
+        assert_eq!(clock.now() - before, Duration::from_secs(3600));
+    }
+
+    #[tokio::test]
+    async fn the_clock_of_the_system_goes_by_itself() {
+        let clock = Clock::system();
+        let before = clock.now();
+
+        clock.sleep(Duration::from_millis(2)).await;
+
+        assert!(clock.now() - before >= Duration::from_millis(2));
+    }
+}

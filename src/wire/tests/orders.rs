@@ -1,0 +1,122 @@
+//! Orders: what they may bring, what is none, and the id under which events tell of them.
+
+use proptest::prelude::*;
+
+use super::super::control::{Command, Order};
+use super::*;
+
+fn order(value: &str) -> Result<Order, Rejection> {
+    Order::parse(&record(value.as_bytes(), &[]))
+}
+
+#[test]
+fn orders_are_read_with_what_they_may_bring() {
+    let of = |id: Option<&str>, command| {
+        let id = id.map(str::to_owned);
+        Ok(Order { id, command })
+    };
+    let version = |name: &str| name.to_owned();
+    for (value, expected) in [
+        (r#"{"command":"retrain"}"#, of(None, Command::Retrain)),
+        (
+            r#"{"command":"retrain","id":"c-1","reason":"new voices"}"#,
+            of(Some("c-1"), Command::Retrain),
+        ),
+        (
+            r#"{"command":"promote","version":"v2","id":"c-2"}"#,
+            of(
+                Some("c-2"),
+                Command::Promote {
+                    version: version("v2"),
+                },
+            ),
+        ),
+        (
+            r#"{"command":"rollback"}"#,
+            of(None, Command::Rollback { version: None }),
+        ),
+        (
+            r#"{"command":"rollback","version":"v1"}"#,
+            of(
+                None,
+                Command::Rollback {
+                    version: Some(version("v1")),
+                },
+            ),
+        ),
+        (
+            r#"{"command":"pause","reason":"noise"}"#,
+            of(None, Command::Pause),
+        ),
+        (
+            "\u{feff}{\"command\":\"resume\",\"id\":\"c-3\"}",
+            of(Some("c-3"), Command::Resume),
+        ),
+    ] {
+        assert_eq!(order(value), expected, "{value}");
+    }
+}
+
+#[test]
+fn what_is_no_order_is_refused() {
+    let long = format!(r#"{{"command":"pause","id":"{}"}}"#, "x".repeat(129));
+    for value in [
+        "",
+        "retrain",
+        "[]",
+        "{}",
+        r#"{"command":7}"#,
+        r#"{"command":"dance"}"#,
+        r#"{"command":"promote"}"#,
+        r#"{"command":"promote","version":""}"#,
+        r#"{"command":"rollback","verison":"v1"}"#,
+        r#"{"command":"pause","verison":"v1"}"#,
+        r#"{"command":"pause","version":"v1"}"#,
+        r#"{"command":"pause","id":""}"#,
+        &long,
+    ] {
+        let rejection = order(value).expect_err(value);
+        assert_eq!(
+            (rejection.reason, rejection.stage),
+            (Reason::InvalidCommand, Stage::Control)
+        );
+    }
+    let header = Order::parse(&record(br#"{"command":"pause"}"#, &[("ce_id", b"\xff")])).unwrap_err();
+    assert_eq!(header.reason, Reason::InvalidCommand);
+}
+
+#[test]
+fn an_order_has_the_id_that_it_brings_or_one_of_its_place() {
+    let id = |value: &str, headers: &[(&str, &[u8])]| {
+        let record = record(value.as_bytes(), headers);
+        Order::parse(&record).unwrap().id_at(&record.record_offset)
+    };
+
+    assert_eq!(id(r#"{"command":"pause","id":"a"}"#, &[("ce_id", b"b")]), "a");
+    assert_eq!(id(r#"{"command":"pause"}"#, &[("ce_id", b"b")]), "b");
+    assert_eq!(
+        id(r#"{"command":"pause"}"#, &[]),
+        "order-speechverse.requests-2-17"
+    );
+    assert_eq!(
+        id(r#"{"command":"retrain"}"#, &[]),
+        "run-speechverse.requests-2-17"
+    );
+}
+
+proptest! {
+    #[test]
+    fn an_order_that_is_written_is_read_back(version in "\\PC{1,20}", id in prop::option::of("[a-z0-9-]{1,20}"), which in 0..6_usize) {
+        let command = [
+            Command::Retrain,
+            Command::Promote { version: version.clone() },
+            Command::Rollback { version: Some(version) },
+            Command::Rollback { version: None },
+            Command::Pause,
+            Command::Resume,
+        ][which].clone();
+        let written = Order { id, command };
+
+        prop_assert_eq!(order(&written.to_json()), Ok(written));
+    }
+}
