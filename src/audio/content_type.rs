@@ -22,6 +22,8 @@ pub enum ContentType {
     Flac,
     /// Ogg, whatever the codec in it.
     Ogg,
+    /// Opus: many send Ogg under this name; bare packets, which it means by RFC 7587, are not heard.
+    Opus,
     /// MPEG audio.
     Mpeg,
     /// AAC, in ADTS or in MP4.
@@ -68,8 +70,10 @@ impl ContentType {
         Ok(match media_type.as_str() {
             "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => Self::Wav,
             "audio/flac" | "audio/x-flac" => Self::Flac,
-            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg"
-            | "audio/opus" => Self::Ogg,
+            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg" => {
+                Self::Ogg
+            }
+            "audio/opus" | "audio/x-opus+ogg" => Self::Opus,
             "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => Self::Mpeg,
             "audio/aac" | "audio/aacp" | "audio/x-aac" => Self::Aac,
             "audio/mp4" | "audio/m4a" | "audio/x-m4a" | "video/mp4" | "video/quicktime" | "audio/3gpp"
@@ -116,6 +120,7 @@ impl ContentType {
                 container,
                 Container::OggVorbis | Container::OggFlac | Container::OggOpus
             ),
+            Self::Opus => container == Container::OggOpus,
             Self::Mpeg => container == Container::Mpeg,
             Self::Aac => matches!(container, Container::Adts | Container::Mp4),
             Self::Mp4 => container == Container::Mp4,
@@ -344,6 +349,8 @@ mod tests {
             Ok(ContentType::Generic)
         );
         assert_eq!(ContentType::parse(""), Ok(ContentType::Generic));
+        let opus = ContentType::parse("audio/opus").unwrap();
+        assert!(opus.agrees_with(Container::OggOpus) && !opus.agrees_with(Container::OggVorbis));
         assert_eq!(
             ContentType::parse("audio/webm;codecs=opus"),
             Ok(ContentType::Matroska)

@@ -126,6 +126,28 @@ pub struct Damage {
     pub notes: Vec<String>,
 }
 
+/// Longest unheard sound of a labelled recording, seconds: about a phone. Where more is missing, its target may hold
+/// words that are not in the samples.
+pub const LABELLED_UNHEARD_SECONDS_MAX: f64 = 0.1;
+
+impl Damage {
+    /// Checks that a target may be learned, or a result be scored, from sound with this damage.
+    ///
+    /// # Errors
+    /// A sentence that says how much is missing, and why, when it is more than [`LABELLED_UNHEARD_SECONDS_MAX`].
+    pub fn check_labelled(&self) -> Result<(), String> {
+        if self.unheard_seconds <= LABELLED_UNHEARD_SECONDS_MAX {
+            return Ok(());
+        }
+        Err(format!(
+            "{:.2} s of its sound cannot be heard ({}), more than the {LABELLED_UNHEARD_SECONDS_MAX} s that a labelled \
+             recording may lack: send it whole",
+            self.unheard_seconds,
+            self.notes.first().map_or("damaged", String::as_str)
+        ))
+    }
+}
+
 impl Waveform {
     /// Length in seconds.
     pub fn seconds(&self) -> f64 {
@@ -168,8 +190,8 @@ pub fn has_long_pause(samples: &[f32]) -> bool {
 /// Decodes a record's bytes into mono 16 kHz samples.
 ///
 /// `content_type` is the record's header, when there is one. Channels are averaged, at the level of those that carry
-/// sound; the length is exactly `round(frames · 16000 / rate)`. Memory is bounded by the value, the limits and a few resampler blocks: decoding
-/// stops at the first sample over a limit.
+/// sound; the length is exactly `round(frames · 16000 / rate)`. Memory is bounded by the value, the limits and a few
+/// resampler blocks: decoding stops at the first sample over a limit.
 ///
 /// # Errors
 /// One [`AudioError`] variant for each way in which a value is no usable sound.
