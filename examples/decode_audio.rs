@@ -1,7 +1,7 @@
 //! How long sound takes to decode: `cargo run --release --example decode_audio -- FILE…`.
 //!
-//! Prints the median and the quickest of 61 rounds for each file, files by turns. It compiles against earlier versions
-//! too, which is how two of them are compared on one machine.
+//! Prints the median and the quickest of 61 rounds for each file, files by turns. It compiles against earlier
+//! versions too, which is how two of them are compared on one machine.
 
 use std::time::Instant;
 

@@ -6,12 +6,15 @@ use super::{Container, PcmEncoding, PcmSpec};
 ///
 /// Raw PCM needs the header, because its bytes carry no mark. Understood are:
 ///
-/// | media type | samples | default |
-/// |---|---|---|
-/// | `audio/L16;rate=R;channels=C` (RFC 2586, RFC 3551), `audio/L24`, `audio/L8` | signed (`L8`: unsigned), **big-endian**; `endianness=little-endian` turns it round | `channels=1`; the rate is required |
-/// | `audio/pcm;rate=R;channels=C;bits=16` (the convention of speech services) | signed **little-endian**, `bits` 16, 24 or 32; `encoding=float` with 32 or 64 | `channels=1`, `bits=16`; the rate is required |
-/// | `audio/x-raw;format=S16LE;rate=R;channels=C` (GStreamer) | `S8`, `U8`, `S16LE`, `S16BE`, `S24…`, `S32…`, `F32…`, `F64…` | `channels=1`; format and rate are required |
-/// | `audio/basic` (RFC 2046), `audio/PCMU`, `audio/PCMA` (RFC 3551) | µ-law, µ-law, A-law | `rate=8000`, `channels=1` |
+/// - `audio/L16;rate=R;channels=C` (RFC 2586, RFC 3551), `audio/L24`, `audio/L8`: signed (L8: unsigned),
+///   **big-endian**; `endianness=little-endian` turns it round. `channels=1` by default, the rate is required.
+/// - `audio/pcm;rate=R;channels=C;bits=16` (the convention of speech services): signed **little-endian**,
+///   `bits` 16, 24 or 32; `encoding=float` with 32 or 64. `channels=1` and `bits=16` by default, the rate is
+///   required.
+/// - `audio/x-raw;format=S16LE;rate=R;channels=C` (GStreamer): `S8`, `U8`, `S16LE`, `S16BE`, `S24…`, `S32…`,
+///   `F32…`, `F64…`. `channels=1` by default, format and rate are required.
+/// - `audio/basic` (RFC 2046), `audio/PCMU`, `audio/PCMA` (RFC 3551): µ-law, µ-law, A-law. `rate=8000` and
+///   `channels=1` by default.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ContentType {
     /// RIFF/WAVE.

@@ -1,8 +1,10 @@
-//! FLAC: our own walk over the metadata, symphonia for frames and samples, and a check that every byte was used.
+//! FLAC: our own walk over the metadata, symphonia for frames and samples, and a check that every byte was
+//! used.
 //!
-//! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are told
-//! to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was dropped is
-//! found by adding up: bytes used, gaps between time stamps, the declared number of samples, the MD5 sum.
+//! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are
+//! told to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was
+//! dropped is found by adding up: bytes used, gaps between time stamps, the declared number of samples, the
+//! MD5 sum.
 
 use std::io::Cursor;
 

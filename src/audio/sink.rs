@@ -1,5 +1,5 @@
-//! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and what could
-//! not be heard is written down.
+//! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and
+//! what could not be heard is written down.
 
 use super::channels::{ChannelMeter, MEASURED_EVERY, Mix, mix};
 use super::resample::Resampler;
@@ -61,8 +61,8 @@ impl Sink {
         }
     }
 
-    /// Says of what rate and how many channels the next samples are, both as declared and unchecked. It may change
-    /// in the middle of a sound.
+    /// Says of what rate and how many channels the next samples are, both as declared and unchecked. It may
+    /// change in the middle of a sound.
     ///
     /// # Errors
     /// [`AudioError::AbsurdRate`], [`AudioError::AbsurdChannels`].
@@ -144,7 +144,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is ignored.
+    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is
+    /// ignored.
     pub(super) fn push_interleaved(&mut self, samples: &[f32]) -> Result<(), AudioError> {
         let channels = usize::from(self.channels()).max(1);
         self.expect_frames((samples.len() / channels) as u64)?;
@@ -231,8 +232,8 @@ impl Sink {
     /// The waveform, once all is in, and the mix with which it should be decoded again, if another one.
     ///
     /// # Errors
-    /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share than
-    /// allowed is not heard.
+    /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share
+    /// than allowed is not heard.
     pub(super) fn finish(mut self) -> Result<(Waveform, Option<Mix>), AudioError> {
         let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
         if let Some(mut part) = self.part.take() {

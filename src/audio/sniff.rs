@@ -64,11 +64,11 @@ pub fn probe_container(bytes: &[u8]) -> Result<Container, AudioError> {
     decide(bytes, None).map(|(container, _)| container)
 }
 
-/// What the bytes are, with the header's help where the bytes carry no mark; and where it begins, which is behind ID3
-/// tags that do not belong there.
+/// What the bytes are, with the header's help where the bytes carry no mark; and where it begins, which is
+/// behind ID3 tags that do not belong there.
 ///
-/// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that begin an
-/// MPEG or ADTS frame are not.
+/// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that
+/// begin an MPEG or ADTS frame are not.
 pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<(Container, usize), AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);

@@ -76,7 +76,8 @@ fn plain_wav(tag: u16, channels: u16, rate_hz: u32, bits: u16, data: &[u8]) -> V
     wav(&format(tag, channels, rate_hz, bits), data, data.len() as u32)
 }
 
-/// How far the middle of the sound is from a 440 Hz sine of amplitude 0.5 that begins at its first sample, decibels.
+/// How far the middle of the sound is from a 440 Hz sine of amplitude 0.5 that begins at its first sample,
+/// decibels.
 fn error_db(samples: &[f32]) -> f64 {
     let middle = samples.len() / 5..samples.len() * 4 / 5;
     let ideal = |n: usize| 0.5 * (TAU * 440.0 * n as f64 / 16_000.0).sin();

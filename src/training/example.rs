@@ -156,7 +156,8 @@ pub struct Example {
     pub audio: AudioSource,
     /// Length in seconds, as declared; batches are planned with it.
     pub seconds: f64,
-    /// Task name, `asr` unless declared; several (`asr,intent`) for a compound example; empty where `targets` says.
+    /// Task name, `asr` unless declared; several (`asr,intent`) for a compound example; empty where `targets`
+    /// says.
     pub task: String,
     /// Its own instruction; absent: one of the task's is drawn.
     pub instruction: Option<String>,
@@ -172,8 +173,8 @@ pub struct Example {
     pub text: Option<String>,
 }
 
-/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills prompts, in
-/// order.
+/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills
+/// prompts, in order.
 pub fn digest(examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     for example in examples {
