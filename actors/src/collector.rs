@@ -32,7 +32,7 @@ use crate::subjects::{Remembered, Waiting};
 pub const DEFAULT_TASK: &str = "asr";
 
 /// How often the corrections that wait are looked at.
-const LOOK_AT_WAITING: Duration = Duration::from_millis(100);
+const WAITING_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Everything a [`SampleCollector`] needs to start, and to start again.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl Actor for SampleCollector {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let remembered = Remembered::new(args.remembered_bytes_max);
         let collector = Self {
-            inbox: Inbox::new("labels", args.events.clone(), Some(LOOK_AT_WAITING)),
+            inbox: Inbox::new("labels", args.events.clone(), Some(WAITING_CHECK_INTERVAL)),
             args,
             remembered,
             waiting: Vec::new(),

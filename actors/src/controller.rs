@@ -30,7 +30,7 @@ use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
 
 /// How often the schedule is looked at.
-const LOOK_AT_SCHEDULE: Duration = Duration::from_secs(2);
+const SCHEDULE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes
 /// on where the one before was.
@@ -103,7 +103,7 @@ impl Actor for Controller {
             samples_at_last_cycle: args.store.len(),
             last_cycle: Instant::now(),
             told: None,
-            inbox: Inbox::new("orders", args.events.clone(), Some(LOOK_AT_SCHEDULE)),
+            inbox: Inbox::new("orders", args.events.clone(), Some(SCHEDULE_INTERVAL)),
             args,
         })
     }

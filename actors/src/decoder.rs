@@ -13,7 +13,7 @@ use std::time::Instant;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::Damage;
-use speechverse::config::serving::DecoderConfig;
+use speechverse::inference::config::DecoderConfig;
 use speechverse::inference::{
     Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
 };

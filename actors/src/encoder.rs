@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kameo::prelude::*;
-use speechverse::config::serving::EncoderConfig;
+use speechverse::inference::config::EncoderConfig;
 use speechverse::inference::{Clip, FeatureExtractor};
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;

@@ -32,7 +32,7 @@ use crate::messages::{
 use crate::streams::{Assembled, Streams};
 
 /// How often unfinished streams are looked at.
-const LOOK_AT_STREAMS: Duration = Duration::from_secs(1);
+const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Instructions by task and by default.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Actor for AudioIngest {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let streams = Streams::new(args.audio.value_bytes_max);
         Ok(Self {
-            inbox: Inbox::new("requests", args.events.clone(), Some(LOOK_AT_STREAMS)),
+            inbox: Inbox::new("requests", args.events.clone(), Some(STREAM_CHECK_INTERVAL)),
             args,
             streams,
         })
@@ -138,7 +138,7 @@ impl Drop for AudioIngest {
 impl AudioIngest {
     async fn admit(&mut self, record: Record) {
         metrics::request_received();
-        let record = self.in_hand(record);
+        let record = self.guard(record);
         let request = match Request::parse(&record, &self.args.limits, &*self.args.instructions) {
             Ok(request) => request,
             Err(rejection) => return self.refuse(record.reject(), rejection).await,
@@ -153,8 +153,8 @@ impl AudioIngest {
                 self.args.tracker.release(&record.record_offset);
             }
             Assembled::Whole(whole) => {
-                let record = self.in_hand(whole.record);
-                let earlier = whole.earlier.into_iter().map(|record| self.in_hand(record));
+                let record = self.guard(whole.record);
+                let earlier = whole.earlier.into_iter().map(|record| self.guard(record));
                 self.answer(record, whole.request, earlier.collect()).await;
             }
             Assembled::Broken(records, rejection) => {
@@ -165,7 +165,7 @@ impl AudioIngest {
         }
     }
 
-    fn in_hand(&self, record: Record) -> RecordGuard {
+    fn guard(&self, record: Record) -> RecordGuard {
         RecordGuard::new(record, Stage::Ingest, self.args.lost.clone())
     }
 
@@ -183,7 +183,7 @@ impl AudioIngest {
         let span = request_span(&record.record_offset, &request);
         record.belongs_to(&span);
         if !self.args.tracker.is_current(&record.record_offset) {
-            debug!(record_offset = ?record.record_offset, "a record of a revoked partition, it is another process's business");
+            debug!(record_offset = ?record.record_offset, "a record of a revoked partition, another process works on it");
             earlier.into_iter().chain([record]).for_each(|record| {
                 record.complete();
             });

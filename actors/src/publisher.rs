@@ -32,7 +32,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a send is repeated.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often the producer is looked at while nothing is sent.
-const LOOK_AT_PRODUCER: Duration = Duration::from_secs(1);
+const PRODUCER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Header of a record whose value the broker refuses: how many bytes it had.
 pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
@@ -106,7 +106,7 @@ impl Actor for Publisher {
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let permits = Arc::new(Semaphore::new(args.sends_max));
-        let mut clock = tokio::time::interval(LOOK_AT_PRODUCER);
+        let mut clock = tokio::time::interval(PRODUCER_CHECK_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             args,
@@ -177,7 +177,7 @@ impl Message<PublishAnswer> for Publisher {
 impl Message<PublishPartial> for Publisher {
     type Reply = ();
 
-    /// Sends once, where there is room; releases nothing.
+    /// Sends once, where a send is free; releases nothing.
     async fn handle(&mut self, message: PublishPartial, _: &mut Context<Self, Self::Reply>) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return;

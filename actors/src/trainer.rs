@@ -17,6 +17,7 @@ use kameo::prelude::*;
 use speechverse::inference::EngineConfig;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
+use speechverse::registry::config::AdaptersConfig;
 use speechverse::registry::{Expected, Registry, RegistryError};
 use speechverse::scoring::Metric;
 use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
@@ -26,7 +27,7 @@ use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
 use speechverse::training::prepare::{self, prepare};
-use speechverse::training::trainer_config::{AdaptersConfig, TrainerConfig};
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::training::{
     AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
 };

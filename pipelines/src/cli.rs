@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
-use speechverse::config::decoding::StrategyName;
+use speechverse::inference::config::StrategyName;
 use speechverse::inference::{DecodeOptions, EarlyStopping};
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living

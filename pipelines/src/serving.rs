@@ -313,9 +313,9 @@ impl Pipeline {
 
     /// Waits until something that cannot be restarted has ended, and says what.
     pub async fn broken(&self) -> String {
-        const LOOK_EVERY: Duration = Duration::from_millis(500);
+        const POLL_INTERVAL: Duration = Duration::from_millis(500);
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let sources = [
                 ("requests", &self.requests),
                 ("labels", &self.labels),
@@ -366,7 +366,7 @@ impl Pipeline {
 
 /// Waits until nothing is lacking, the partitions last; a group may take its time to share them out.
 async fn until_ready(readiness: &Readiness, sources: &[&Source]) -> anyhow::Result<()> {
-    const LOOK_EVERY: Duration = Duration::from_millis(10);
+    const POLL_INTERVAL: Duration = Duration::from_millis(10);
     const SAY_EVERY: Duration = Duration::from_secs(10);
     let mut said = Instant::now();
     loop {
@@ -381,7 +381,7 @@ async fn until_ready(readiness: &Readiness, sources: &[&Source]) -> anyhow::Resu
             said = Instant::now();
             info!(?lacks, "not ready yet");
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

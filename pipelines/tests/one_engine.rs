@@ -28,7 +28,7 @@ use speechverse_actors::trainer::judge;
 use speechverse_pipelines::serving::Pipeline;
 
 /// Longest that a test waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(90);
+const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Lengths of the recordings, seconds. The encoder's window holds 30.
 const SECONDS: [f64; 6] = [0.6, 35.0, 1.3, 4.0, 2.0, 61.0];
 const INSTRUCTION: &str = "Write down what you hear.";
@@ -98,7 +98,7 @@ impl Place {
         let pipeline = Pipeline::start(self.settings.clone()).await.unwrap();
         let kafka = &pipeline.settings().kafka;
         let sink = Sink::new(kafka).unwrap();
-        let mut results = Reader::open(kafka, &kafka.topics.results, ReadFrom::Beginning, PATIENCE)
+        let mut results = Reader::open(kafka, &kafka.topics.results, ReadFrom::Beginning, WAIT_MAX)
             .await
             .unwrap();
         for at in 0..SECONDS.len() {
@@ -114,13 +114,13 @@ impl Place {
             };
             sink.send(record).await.unwrap();
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         let mut found = BTreeMap::new();
         while found.len() < SECONDS.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             match results.next(left).await.unwrap() {
                 Read::CaughtUp => {}
-                Read::TimedOut => panic!("only {found:?} within {PATIENCE:?}"),
+                Read::TimedOut => panic!("only {found:?} within {WAIT_MAX:?}"),
                 Read::Record(record) => {
                     let answer: Answer = serde_json::from_slice(&record.value.unwrap()).unwrap();
                     let at: usize = answer.request_id.parse().unwrap();

@@ -202,7 +202,7 @@ fn choose(
     }
     let mut problem = None;
     for (number, track, parameters) in &sound {
-        // Before a decoder makes room for them.
+        // Before a decoder allocates memory for them.
         if let (Some(rate_hz), Some(channels)) = (parameters.sample_rate, &parameters.channels) {
             check_source(
                 rate_hz,

@@ -10,21 +10,21 @@ use std::path::{Path, PathBuf};
 use embedded_broker::BrokerConfig;
 use serde::{Deserialize, Serialize};
 
-pub mod decoding;
 mod environment;
-pub mod serving;
+pub mod service;
 
 use crate::audio::config::AudioConfig;
 use crate::inference::EngineConfig;
+use crate::inference::config::{DecoderConfig, DecodingConfig, EncoderConfig};
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
+use crate::registry::config::AdaptersConfig;
 use crate::store::config::StoreConfig;
 use crate::telemetry::config::{LogConfig, TraceConfig};
-use crate::training::trainer_config::{AdaptersConfig, TrainerConfig};
+use crate::training::trainer_config::TrainerConfig;
 use crate::util::ConfigError;
-use decoding::DecodingConfig;
 use environment::Variable;
-use serving::{DecoderConfig, EncoderConfig, HttpConfig, ServiceConfig};
+use service::{HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -161,7 +161,7 @@ impl Settings {
                 ),
             ));
         }
-        // Whisper's 50 frames a second through strides [2, 2], and room for the chat layout and a short instruction.
+        // Whisper's 50 frames a second through strides [2, 2], and positions for the chat layout and a short instruction.
         let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {
             return Err(ConfigError::invalid(

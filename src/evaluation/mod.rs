@@ -7,7 +7,7 @@
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
 //! | [`markdown`], [`plot`] | the report for people |
 //!
-//! Source of the tables: SpeechVerse (arXiv 2405.08295), tables 2 and 3 (variants), 5 (wordings), 7
+//! Source of the tables: SpeechVerse (arXiv 2405.08295), tables 2 and 3 (variants), 5 (prompts), 7
 //! (descriptions and constraint), 9 (joint decoding).
 
 pub mod markdown;

@@ -70,15 +70,15 @@ pub enum Source {
     Search,
 }
 
-/// Which wording of a task's wish.
+/// Which of a task's prompts.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wording {
+pub enum PromptSource {
     /// The row's own instruction, else the task's default.
     Given,
-    /// The task's default, the first wording used in training.
+    /// The task's default, the first prompt used in training.
     Trained,
-    /// The nth wording that was kept out of training.
+    /// The nth prompt that was kept out of training.
     HeldOut(usize),
 }
 
@@ -93,7 +93,7 @@ pub struct Variant {
     /// What is listened to, or read.
     pub source: Source,
     /// In which words it asks.
-    pub wording: Wording,
+    pub prompt: PromptSource,
     /// Whether lists of labels carry descriptions.
     pub descriptions: bool,
     /// Whether answers are constrained to the labels in force.
@@ -102,10 +102,10 @@ pub struct Variant {
     pub joint: bool,
 }
 
-/// Which wordings to compare.
+/// Which prompts to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptChoice {
-    /// P1, the wording trained on.
+    /// P1, the prompt trained on.
     Seen,
     /// P2, P3 …, those kept out of training.
     HeldOut,
@@ -131,13 +131,13 @@ pub struct Choices {
 
 impl Choices {
     /// The variants; the first of each table is what the others are compared with. `held_out` is the largest
-    /// number of wordings that a task keeps out of training.
+    /// number of prompts that a task keeps out of training.
     pub fn variants(&self, held_out: usize) -> Vec<Variant> {
         let base = |table, name: &str| Variant {
             table,
             name: name.to_owned(),
             source: Source::Audio,
-            wording: Wording::Given,
+            prompt: PromptSource::Given,
             descriptions: true,
             constrained: self.constrained,
             joint: false,
@@ -156,17 +156,17 @@ impl Choices {
             }
         }
         if let Some(choice) = self.prompts {
-            let trained = (Wording::Trained, "P1, trained on".to_owned());
-            let new = (0..held_out).map(|at| (Wording::HeldOut(at), format!("P{}, new", at + 2)));
-            for (wording, name) in std::iter::once(trained).chain(new) {
+            let trained = (PromptSource::Trained, "P1, trained on".to_owned());
+            let new = (0..held_out).map(|at| (PromptSource::HeldOut(at), format!("P{}, new", at + 2)));
+            for (prompt, name) in std::iter::once(trained).chain(new) {
                 let wanted = match choice {
-                    PromptChoice::Seen => wording == Wording::Trained,
-                    PromptChoice::HeldOut => wording != Wording::Trained,
+                    PromptChoice::Seen => prompt == PromptSource::Trained,
+                    PromptChoice::HeldOut => prompt != PromptSource::Trained,
                     PromptChoice::All => true,
                 };
                 if wanted {
                     variants.push(Variant {
-                        wording,
+                        prompt,
                         ..base(Table::Prompts, &name)
                     });
                 }
@@ -181,7 +181,7 @@ impl Choices {
                     yes_no(constrained)
                 );
                 variants.push(Variant {
-                    wording: Wording::Trained,
+                    prompt: PromptSource::Trained,
                     descriptions,
                     constrained,
                     ..base(Table::Constraint, &name)
@@ -503,14 +503,14 @@ fn question(
     if variant.source == Source::Reference && example.text.is_none() {
         return Err(No::NotConcerned("the manifest has no `text`"));
     }
-    let instruction = match (variant.wording, &example.instruction) {
-        (Wording::Given, Some(own)) => own.clone(),
-        (Wording::HeldOut(at), _) => {
-            let wording = task.held_out_prompts.get(at);
-            let wording = wording.ok_or(No::NotConcerned("the task keeps no such wording"))?;
-            task.fill(wording, &variables)?
+    let instruction = match (variant.prompt, &example.instruction) {
+        (PromptSource::Given, Some(own)) => own.clone(),
+        (PromptSource::HeldOut(at), _) => {
+            let prompt = task.held_out_prompts.get(at);
+            let prompt = prompt.ok_or(No::NotConcerned("the task keeps no such prompt"))?;
+            task.fill(prompt, &variables)?
         }
-        _ if variant.table == Table::Constraint => task.fill(wording_with_labels(task), &variables)?,
+        _ if variant.table == Table::Constraint => task.fill(prompt_with_labels(task), &variables)?,
         _ => task.fill(&task.instruction, &variables)?,
     };
     if !variant.joint {
@@ -543,8 +543,8 @@ fn question(
     Ok((prompt, Some(Arc::new(layout))))
 }
 
-/// The first wording used in training that lists the labels, else the default one.
-fn wording_with_labels(task: &Task) -> &str {
-    let lists = |wording: &&str| wording.contains(&format!("{{{}}}", LABELS));
+/// The first prompt used in training that lists the labels, else the default one.
+fn prompt_with_labels(task: &Task) -> &str {
+    let lists = |prompt: &&str| prompt.contains(&format!("{{{}}}", LABELS));
     task.training_prompts().find(lists).unwrap_or(&task.instruction)
 }

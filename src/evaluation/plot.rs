@@ -78,9 +78,9 @@ fn bars(path: &Path, scores: &[&Score]) -> Result<(), Box<dyn std::error::Error>
     } else {
         (longest / 10.0).ceil().max(1.0) * 10.0
     };
-    let room = f64::from(i32::try_from(WIDTH)? - NAMES - NUMBERS);
+    let width = f64::from(i32::try_from(WIDTH)? - NAMES - NUMBERS);
     #[expect(clippy::cast_possible_truncation, reason = "a place in a picture")]
-    let at = |score: f64| NAMES + (score / scale * room).round() as i32;
+    let at = |score: f64| NAMES + (score / scale * width).round() as i32;
     let mut variants: Vec<&str> = Vec::new();
     for (number, score) in scores.iter().enumerate() {
         let colour = variants

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::plan::Wording;
+use super::plan::PromptSource;
 use super::*;
 use crate::scoring::Metric;
 use crate::text::{TaskTable, TemplateVariables};
@@ -61,7 +61,7 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
 
     let plan = Plan::new(&datasets, &tasks(), &ALL);
 
-    // Three sources, three wordings, the grid, joint decoding without and with.
+    // Three sources, three prompts, the grid, joint decoding without and with.
     assert_eq!(names(&plan, 0).len(), 3 + 3 + 4 + 2);
     assert_eq!(
         names(&plan, 1),
@@ -69,7 +69,7 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
     );
     let recording = &plan.recordings[0];
     // About audio: the transcript; the default free and constrained, with and without descriptions; two new
-    // wordings; the joint prompt. About texts: one each.
+    // prompts; the joint prompt. About texts: one each.
     let about = |source| {
         recording
             .questions
@@ -130,7 +130,7 @@ fn a_rows_own_words_and_labels_are_used() {
     assert!(
         plan.variants
             .iter()
-            .all(|variant| variant.wording != Wording::Trained)
+            .all(|variant| variant.prompt != PromptSource::Trained)
     );
 }
 

@@ -24,7 +24,7 @@ const VERSIONS_MAX: usize = 4;
 /// Compiled grammars kept ready: a service has a few tasks, a manifest rarely more lists of labels.
 const GRAMMARS_MAX: usize = 64;
 /// Where fewer positions than this are left beside the audio, the audio is at fault and not the instruction:
-/// the settings promise room for a layout and a short one.
+/// the settings reserve positions for a layout and a short one.
 const SHORT_INSTRUCTION_TOKENS: i64 = 32;
 
 /// An adapter version on the device.
@@ -228,7 +228,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             lora,
             joint,
         };
-        // More than the engine's own are a wish: the answer gets as many of them as its slot has positions
+        // More than the engine's own are an upper bound: the answer gets as many of them as its slot has positions
         // for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
         let fits = self.scheduler.check(&prompt, promised);

@@ -14,6 +14,7 @@
 //!
 //! Errors and panics belong to a request: they end it with an event, and no other.
 
+pub mod config;
 mod engine;
 mod error;
 mod features;

@@ -14,7 +14,7 @@ use crate::kafka::config::KafkaConfig;
 /// Partitions of the control topic.
 const CONTROL_PARTITIONS: i32 = 1;
 /// Least time for a second question to a broker that has answered the first.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A broker as it tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub async fn broker_metadata(config: &KafkaConfig, limit: Duration) -> Result<Cl
 pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {
     let began = Instant::now();
     let created = create_missing(config, limit).await?;
-    let cluster = broker_metadata(config, limit.saturating_sub(began.elapsed()).max(LOOK_AGAIN)).await?;
+    let cluster = broker_metadata(config, limit.saturating_sub(began.elapsed()).max(POLL_INTERVAL)).await?;
     let topic = &config.topics.control;
     match cluster.topic(topic).map(|control| control.partitions) {
         Some(partitions) if partitions != CONTROL_PARTITIONS as usize => Err(KafkaError::OrdersOvertake {

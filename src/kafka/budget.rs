@@ -63,7 +63,7 @@ impl Budget {
         self.bytes() >= self.bytes_max()
     }
 
-    /// Whether there is room enough to read on after a pause.
+    /// Whether enough is free to read on after a pause.
     pub fn is_below_half(&self) -> bool {
         self.bytes() <= self.bytes_max() / 2
     }

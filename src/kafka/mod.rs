@@ -1,4 +1,4 @@
-//! The only room that says rdkafka: source, sink, offset tracker, rebalance.
+//! The only module that names rdkafka: source, sink, offset tracker, rebalance.
 //!
 //! [`Source`] reads as a member of the group and hands out records with record_offsets; a record_offset goes
 //! back to the [`OffsetTracker`] when the broker has acknowledged the answer that a [`Sink`] wrote; the

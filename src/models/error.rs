@@ -91,14 +91,14 @@ pub enum ModelError {
         value: f32,
     },
     /// More positions than the model has, or than a cache slot holds.
-    #[error("{positions} positions are asked for, there is room for {positions_max}")]
+    #[error("{positions} positions are asked for, there are {positions_max}")]
     TooManyPositions {
         /// How many the input needs.
         positions: i64,
         /// How many there are.
         positions_max: i64,
     },
-    /// An instruction that leaves no room, where the audio beside it would have fitted.
+    /// An instruction that leaves no positions, where the audio beside it would have fitted.
     #[error(
         "the instruction has {tokens} tokens, beside the audio and the answer there is room for {tokens_max}: shorten it"
     )]
@@ -143,7 +143,7 @@ pub enum ModelError {
     Panicked {
         /// Which network.
         what: &'static str,
-        /// Its last words.
+        /// Its message.
         message: String,
     },
     /// The front end does not fit.

@@ -87,7 +87,7 @@ pub enum AccelError {
 }
 
 impl Placement {
-    /// Turns wishes into a device and a kind. Loads CUDA unless the CPU is asked for.
+    /// Turns choices into a device and a dtype. Loads CUDA unless the CPU is asked for.
     ///
     /// # Errors
     /// [`AccelError::NoSuchDevice`] when a CUDA device is asked for by number and is not there.

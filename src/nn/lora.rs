@@ -1,6 +1,6 @@
 //! Low-rank adapters on named projections: `W x` becomes `W x + (alpha / rank) · B A x`.
 //!
-//! `A` starts random and `B` at zero, so a fresh set changes nothing, exactly. The trained numbers are f32 in a
+//! `A` starts random and `B` at zero, so a fresh set changes nothing, exactly. The trained values are f32 in a
 //! `VarStore` of their own; the base model stays frozen and is shared by all sets. Folders are those of the `peft`
 //! library: `adapter_config.json` and `adapter_model.safetensors`, names `base_model.model.<path>.lora_A.weight`.
 
@@ -280,12 +280,12 @@ impl LoraSet {
         &self.sites
     }
 
-    /// The trained numbers, f32, by their peft names in order.
+    /// The trained values, f32, by their peft names in order.
     pub fn parameters(&self) -> BTreeMap<String, Tensor> {
         self.store.variables().into_iter().collect()
     }
 
-    /// The store that holds the trained numbers, for an optimiser.
+    /// The store that holds the trained values, for an optimiser.
     pub fn var_store(&self) -> &VarStore {
         &self.store
     }
@@ -332,7 +332,7 @@ impl LoraSet {
         Ok(copy)
     }
 
-    /// Takes over the numbers of another set of the same sites and rank.
+    /// Takes over the values of another set of the same sites and rank.
     fn copy_from(&mut self, other: &Self) {
         let theirs = other.store.variables();
         for (name, mut own) in self.store.variables() {

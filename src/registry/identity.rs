@@ -1,4 +1,4 @@
-//! Which network a folder holds: its name, and a digest of what decides its numbers.
+//! Which network a folder holds: its name, and a digest of what decides its values.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};

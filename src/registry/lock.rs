@@ -10,7 +10,7 @@ use super::RegistryError;
 const LOCK: &str = ".lock";
 /// Longest wait for another writer, who needs no longer than it takes to hash a version.
 pub(super) const WAIT: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Takes the lock; it is free again when the file is dropped, or its process ends.
 ///
@@ -28,7 +28,7 @@ pub(super) fn acquire(root: &Path) -> Result<File, RegistryError> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
             Err(TryLockError::WouldBlock) => return Err(RegistryError::Busy { lock: path }),
             Err(TryLockError::Error(source)) => return Err(RegistryError::io("lock", &path)(source)),
         }

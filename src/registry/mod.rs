@@ -17,6 +17,7 @@
 //! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]):
 //! who lost a race is told so, and nothing is overwritten.
 
+pub mod config;
 mod identity;
 mod lock;
 mod manifest;

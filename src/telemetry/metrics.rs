@@ -1,7 +1,7 @@
 //! Every metric that the program exports, declared once: name, unit, help, buckets, and one function per
 //! event.
 //!
-//! Names follow `speechverse_<room>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets.
+//! Names follow `speechverse_<module>_<noun>_<unit>`; counters end in `_total`; labels come from closed sets.
 //! Call sites say what happened (`metrics::answer_published(...)`), never a name.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -120,7 +120,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::Template`] when the template refuses the conversation, names something that is not
-    /// there, or takes too many steps or too much room.
+    /// there, or takes too many steps or too much memory.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         let mut context: BTreeMap<String, Value> = self
             .specials

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::util::mistaken_for;
 
-/// Errors of the text room.
+/// Errors of text handling.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {

@@ -42,7 +42,7 @@ pub struct RunState {
     pub run_seconds: f64,
     /// Steps of all stages.
     pub total_steps: u64,
-    /// Steps left out because of numbers that are not finite.
+    /// Steps left out because of values that are not finite.
     pub skipped: u64,
     /// Clips that could not be read, of those tried.
     pub unreadable: u64,

@@ -28,7 +28,7 @@ use crate::nn::optimizer::AdamW;
 use crate::nn::random::SplitMix;
 use crate::training::config::{StageConfig, TrainingConfig};
 
-/// Steps in a row that may be left out because of numbers that are not finite.
+/// Steps in a row that may be left out because of values that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Sets the random numbers of dropout apart from others that come of the same seed.
 const DROPOUT_STREAM: u64 = 0xd0;
@@ -60,7 +60,7 @@ pub struct TrainOutcome {
     pub stopped: bool,
     /// Optimiser steps of all stages.
     pub steps: u64,
-    /// Steps left out because of numbers that are not finite.
+    /// Steps left out because of values that are not finite.
     pub skipped: u64,
     /// Time of the run, seconds.
     pub seconds: f64,

@@ -1,6 +1,6 @@
 //! Features of the frozen encoder on disk, so that a clip is encoded once for many epochs, stages and runs.
 //!
-//! One file a clip and variant, named by a digest of all that its numbers depend on: the recording (path,
+//! One file a clip and variant, named by a digest of all that its values depend on: the recording (path,
 //! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
 //! mix. So a folder may be shared, and what no longer fits is never found. Numbers are bf16, the mixture of
 //! the layers, `[T, D]`.
@@ -47,9 +47,12 @@ impl FeatureKey {
     ///
     /// `common` is what all features of a stage depend on, `changes` what those of this variant do.
     pub fn new(audio: &AudioSource, common: &str, changes: &str) -> Option<Self> {
-        let AudioSource::File(path) = audio else {
-            return None;
+        let (path, piece) = match audio {
+            AudioSource::File(path) => (path, None),
+            AudioSource::Clip(clip) => (&clip.path, clip.offset.map(|offset| (offset, clip.seconds))),
+            AudioSource::Samples(_) | AudioSource::Lazy(_) => return None,
         };
+        let piece = piece.map_or_else(String::new, |(offset, seconds)| format!("{offset} {seconds}"));
         let facts = std::fs::metadata(path).ok()?;
         let changed = facts
             .modified()
@@ -62,6 +65,7 @@ impl FeatureKey {
             path.as_os_str().as_encoded_bytes(),
             &facts.len().to_le_bytes(),
             &changed.as_nanos().to_le_bytes(),
+            piece.as_bytes(),
             common.as_bytes(),
             changes.as_bytes(),
         ] {
@@ -135,7 +139,7 @@ impl FeatureCache {
         found
     }
 
-    /// Keeps the features `[T, D]` of a key, where there is room. Tells once when there is none.
+    /// Keeps the features `[T, D]` of a key, where the limit allows it. Tells once when there is none.
     ///
     /// # Errors
     /// [`TrainingError`] when the disk fails.
@@ -152,32 +156,56 @@ impl FeatureCache {
         let shared = &self.shared;
         if shared.bytes.fetch_add(length, Ordering::Relaxed) + length > shared.bytes_max {
             shared.bytes.fetch_sub(length, Ordering::Relaxed);
-            if !shared.told_full.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    dir = %shared.dir.display(),
-                    bytes_max = shared.bytes_max,
-                    "the feature cache is full: further clips are encoded anew in every epoch; raise `feature_cache.bytes_max` or empty the folder"
-                );
-            }
+            self.tell_full("it holds `feature_cache.bytes_max`: raise that, or empty the folder");
             return Ok(());
         }
         let path = self.path(key);
-        let folder = path.parent().expect("a file in a shard");
-        std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
-        let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
-        // Another run may write the same file: each writes its own, and the last one stays.
-        let unfinished = path.with_extension(format!("{}.new", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            let mut file = std::fs::File::create(&unfinished)?;
-            file.write_all(MAGIC)?;
-            file.write_all(&number(size[0]))?;
-            file.write_all(&number(size[1]))?;
-            file.write_all(&crc32c::crc32c(&content).to_le_bytes())?;
-            file.write_all(&content)?;
-            std::fs::rename(&unfinished, &path)
-        };
-        write().map_err(TrainingError::io("write", &path))
+        match write(&path, &size, &content) {
+            Ok(()) => Ok(()),
+            Err(error) if disk_is_full(&error) => {
+                shared.bytes.fetch_sub(length, Ordering::Relaxed);
+                self.tell_full("the disk has no space left: make some, or lower `feature_cache.bytes_max`");
+                Ok(())
+            }
+            Err(error) => Err(TrainingError::io("write", &path)(error)),
+        }
     }
+
+    /// Tells once that nothing more is kept.
+    fn tell_full(&self, reason: &str) {
+        if !self.shared.told_full.swap(true, Ordering::Relaxed) {
+            let dir = self.shared.dir.display();
+            tracing::warn!(%dir, reason, "features are no longer kept, clips are encoded anew in every epoch");
+        }
+    }
+}
+
+/// Writes a file of features whole, or not at all.
+fn write(path: &Path, size: &[i64], content: &[u8]) -> std::io::Result<()> {
+    let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
+    std::fs::create_dir_all(path.parent().expect("a file in a shard"))?;
+    // Another run may write the same file: each writes its own, and the last one stays.
+    let unfinished = path.with_extension(format!("{}.new", std::process::id()));
+    let fill = || {
+        let mut file = std::fs::File::create(&unfinished)?;
+        file.write_all(MAGIC)?;
+        file.write_all(&number(size[0]))?;
+        file.write_all(&number(size[1]))?;
+        file.write_all(&crc32c::crc32c(content).to_le_bytes())?;
+        file.write_all(content)?;
+        std::fs::rename(&unfinished, path)
+    };
+    let filled = fill();
+    if filled.is_err() {
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    filled
+}
+
+/// Whether a disk, or the share of it that one may use, is used up. Training can go on without the cache.
+fn disk_is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// The features of a file's bytes; none when they are not whole.
@@ -200,6 +228,7 @@ fn parse(bytes: &[u8]) -> Option<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::example::Clip;
 
     fn features() -> Tensor {
         Tensor::arange(12, (Kind::Float, Device::Cpu)).view([4, 3]) * 0.5
@@ -238,6 +267,16 @@ mod tests {
         assert_ne!(key(&audio, "encoder", "1"), first);
         assert_ne!(key(&audio, "another", "0"), first);
         assert_ne!(key(&recording(folder.path(), b"changed"), "encoder", "0"), first);
+        let piece = |offset| {
+            let clip = Clip {
+                path: folder.path().join("clip.wav"),
+                offset,
+                seconds: 1.0,
+            };
+            key(&AudioSource::Clip(clip), "encoder", "0")
+        };
+        assert_ne!(piece(Some(0.0)), piece(Some(1.0)));
+        assert_ne!(piece(Some(0.0)), piece(None));
         assert!(FeatureKey::new(&AudioSource::Samples(vec![0.0].into()), "", "").is_none());
         assert!(FeatureKey::new(&AudioSource::File("no/such.wav".into()), "", "").is_none());
     }
@@ -259,6 +298,19 @@ mod tests {
             assert!(cache.get(&key).is_none());
             assert!(!cache.path(&key).exists());
         }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures_and_leaves_nothing_unfinished() {
+        let of = std::io::Error::from_raw_os_error;
+
+        assert!(disk_is_full(&of(libc::ENOSPC)) && disk_is_full(&of(libc::EDQUOT)));
+        assert!(!disk_is_full(&of(libc::EACCES)));
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("ab").join("cd");
+        std::fs::create_dir_all(&target).unwrap(); // a folder stands where the file should be
+        assert!(write(&target, &[1, 1], &[0, 0]).is_err());
+        assert_eq!(std::fs::read_dir(folder.path().join("ab")).unwrap().count(), 1);
     }
 
     #[test]

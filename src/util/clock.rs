@@ -84,6 +84,7 @@ mod tests {
             let clock = clock.clone();
             async move { clock.sleep(Duration::from_secs(3600)).await }
         });
+        tokio::task::yield_now().await; // it falls asleep
 
         clock.advance(Duration::from_secs(3599));
         tokio::task::yield_now().await;

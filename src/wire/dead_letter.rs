@@ -44,7 +44,7 @@ closed_list! {
         AbsurdFormat => "absurd_format",
         /// More seconds, samples or positions than allowed.
         AudioTooLong => "audio_too_long",
-        /// More tokens than there is room for beside the audio.
+        /// More tokens than there are positions for beside the audio.
         InstructionTooLong => "instruction_too_long",
         /// More bytes than allowed.
         ValueTooLarge => "value_too_large",

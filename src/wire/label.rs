@@ -8,7 +8,7 @@ use super::envelope::open;
 use super::headers::Headers;
 use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
 
-/// What a record of the label topic teaches.
+/// What a record of the label topic holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Label {
     /// Audio with its right answer.

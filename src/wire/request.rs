@@ -38,7 +38,7 @@ pub struct RequestLimits {
     pub fields_bytes_max: usize,
     /// Most answer tokens that a request may ask for.
     pub tokens_max: usize,
-    /// Largest structured CloudEvent, bytes; its audio takes a third more room there than by itself.
+    /// Largest structured CloudEvent, bytes; its audio is a third larger there than by itself.
     pub envelope_bytes_max: usize,
 }
 

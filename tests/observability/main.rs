@@ -23,7 +23,7 @@ use prost::Message as _;
 use speechverse::telemetry::config::{LogConfig, TraceConfig};
 use speechverse::telemetry::logs;
 
-use harness::{PATIENCE, Sandbox, tone};
+use harness::{Sandbox, WAIT_MAX, tone};
 
 /// Trace and span that the producer names in its `traceparent`.
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -108,7 +108,7 @@ fn settled(http: SocketAddr) -> BTreeMap<String, Counts> {
         let balanced = counts
             .values()
             .all(|counts| counts.entered == counts.left + counts.rejected);
-        if balanced || begin.elapsed() > PATIENCE {
+        if balanced || begin.elapsed() > WAIT_MAX {
             return counts;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -21,7 +21,7 @@ use speechverse::wire::{OutgoingRecord, Record};
 use speechverse_pipelines::serving::Pipeline;
 
 /// Longest that a test waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Where the tests' recordings are.
 pub(crate) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 
@@ -119,7 +119,7 @@ impl Sandbox {
     pub(crate) async fn client(&self) -> Client {
         let kafka = &self.settings.kafka;
         let open = |topic: String| async move {
-            Reader::open(kafka, &topic, ReadFrom::Beginning, PATIENCE)
+            Reader::open(kafka, &topic, ReadFrom::Beginning, WAIT_MAX)
                 .await
                 .unwrap()
         };
@@ -277,13 +277,13 @@ impl Client {
 }
 
 async fn next(reader: &mut Reader, what: &str) -> Record {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match reader.next(left).await.unwrap() {
             Read::Record(record) => return record,
             Read::CaughtUp => {}
-            Read::TimedOut => panic!("{what} did not come within {PATIENCE:?}"),
+            Read::TimedOut => panic!("{what} did not come within {WAIT_MAX:?}"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::kafka::admin::ensure_topics;
 
-use crate::harness::{PATIENCE, Sandbox, tone};
+use crate::harness::{Sandbox, WAIT_MAX, tone};
 
 /// Status and body of a page.
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -27,7 +27,7 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(begin.elapsed() < WAIT_MAX, "{what}: not within {WAIT_MAX:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -73,7 +73,7 @@ async fn readiness_falls_without_the_broker_and_comes_back_by_itself() {
     until("no lag", || lag().is_empty()).await;
     assert!(connected()[0].ends_with(" 0"), "{:?}", connected());
     let broker = start_broker(address).await;
-    ensure_topics(&sandbox.settings.kafka, PATIENCE).await.unwrap();
+    ensure_topics(&sandbox.settings.kafka, WAIT_MAX).await.unwrap();
     until("ready again", || ready().0 == 200).await;
     let mut client = sandbox.client().await;
     client.request("after", "k", tone(0.5, 300.0), Vec::new()).await;

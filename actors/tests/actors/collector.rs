@@ -394,7 +394,7 @@ async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
         harness.correct(&format!("request-{number}"), "hello", &[]).await;
     }
 
-    // There is no room for a third one: the one that has waited longest goes first.
+    // A third one exceeds the limit: the one that has waited longest goes first.
     let letters = [
         next(&harness.letters).await,
         next(&harness.letters).await,

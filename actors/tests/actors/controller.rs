@@ -23,7 +23,7 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    A_WHILE, Feed, Kafka, PATIENCE, Probe, adapter, busy_probe, draft, is_silent, next, probe, record,
+    A_WHILE, Feed, Kafka, Probe, WAIT_MAX, adapter, busy_probe, draft, is_silent, next, probe, record,
     sample, start, until,
 };
 
@@ -317,7 +317,7 @@ async fn a_version_is_read_once_and_not_on_a_thread_that_others_need() {
     let (told, heard) = std::sync::mpsc::channel();
     tokio::spawn(async move { told.send(()) });
     // Blocks the test's thread on purpose: what the runtime's only worker does is what counts.
-    let others_go_on = heard.recv_timeout(PATIENCE).is_ok();
+    let others_go_on = heard.recv_timeout(WAIT_MAX).is_ok();
     drop(opened.join().unwrap()); // the end of the pipe; a second reader would wait for ever
 
     assert!(others_go_on, "the runtime's worker waits for the disk");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::Damage;
-use speechverse::config::serving::DecoderConfig;
+use speechverse::inference::config::DecoderConfig;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{DecodeOptions, EngineConfig, Generator};
 use speechverse::models::config::LayerMix;

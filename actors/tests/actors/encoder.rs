@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kameo::prelude::*;
-use speechverse::config::serving::EncoderConfig;
 use speechverse::inference::FeatureExtractor;
+use speechverse::inference::config::EncoderConfig;
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::wire::dead_letter::{Reason, Stage};

@@ -133,7 +133,7 @@ async fn while_the_encoder_is_busy_records_wait_in_the_source_and_none_is_lost()
     let refused = harness.to_ingest.try_send(SourceEvent::Record(sixth));
 
     let Err(flume::TrySendError::Full(sixth)) = refused else {
-        panic!("there must be no room for a sixth record")
+        panic!("a sixth record must not be taken")
     };
     for number in 0..5 {
         assert_eq!(

@@ -28,7 +28,7 @@ use speechverse_actors::messages::{OrphanQueue, RequestContext, request_span};
 use speechverse_actors::supervisor::Supervisor;
 
 /// Longest that a test waits for what must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a test waits for what must not happen.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
@@ -70,7 +70,7 @@ pub(crate) fn busy_probe<M: Send + 'static>() -> (Recipient<M>, flume::Receiver<
 
 /// The next thing that arrives.
 pub(crate) async fn next<T>(from: &flume::Receiver<T>) -> T {
-    tokio::time::timeout(PATIENCE, from.recv_async())
+    tokio::time::timeout(WAIT_MAX, from.recv_async())
         .await
         .expect("something arrives in time")
         .expect("the sender lives")
@@ -83,9 +83,9 @@ pub(crate) async fn is_silent<T>(from: &flume::Receiver<T>) -> bool {
 
 /// Waits until `condition` holds.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_MAX;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {WAIT_MAX:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -151,7 +151,7 @@ where
 pub(crate) async fn stop<A: Actor>(actor: &ActorRef<A>) {
     actor.stop_gracefully().await.unwrap();
     // Not `wait_for_shutdown`, which returns before `on_stop`.
-    tokio::time::timeout(PATIENCE, actor.wait_for_shutdown_with_result(|_| ()))
+    tokio::time::timeout(WAIT_MAX, actor.wait_for_shutdown_with_result(|_| ()))
         .await
         .expect("it ends in time");
 }
@@ -278,7 +278,7 @@ impl Kafka {
             partitions: 1, // so that records keep their order
             ..KafkaConfig::default()
         };
-        ensure_topics(&config, PATIENCE).await.unwrap();
+        ensure_topics(&config, WAIT_MAX).await.unwrap();
         Self {
             sink: Sink::new(&config).unwrap(),
             config,
@@ -327,10 +327,10 @@ impl Kafka {
 
     /// What is in `topic`: the first `count` records.
     pub(crate) async fn read(&self, topic: &str, count: usize) -> Vec<Record> {
-        let mut reader = Reader::open(&self.config, topic, ReadFrom::Beginning, PATIENCE)
+        let mut reader = Reader::open(&self.config, topic, ReadFrom::Beginning, WAIT_MAX)
             .await
             .unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_MAX;
         let mut records = Vec::new();
         while records.len() < count {
             match reader

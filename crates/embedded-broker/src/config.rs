@@ -116,7 +116,7 @@ impl BrokerConfig {
                 MESSAGE_BYTES_LEAST,
                 MESSAGE_BYTES_MOST,
             ),
-            // Twice, so that the newest batch never has to go to make room for itself.
+            // Twice, so that the newest batch is never deleted for its own sake.
             (
                 "bytes_per_topic_max",
                 self.bytes_per_topic_max,

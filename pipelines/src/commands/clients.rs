@@ -443,13 +443,17 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) -> 
 }
 
 /// How often a follower looks whether anybody still reads what it writes.
-const LOOK_AT_READER: Duration = Duration::from_secs(1);
+const READER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest that an answer, or the end of the topic, is waited for where nothing is followed.
 const END_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn results(args: &Results) -> Result<(), Failure> {
     let config = kafka(&args.broker)?;
-    let wait = if args.follow { LOOK_AT_READER } else { END_WAIT };
+    let wait = if args.follow {
+        READER_CHECK_INTERVAL
+    } else {
+        END_WAIT
+    };
     runtime()?.block_on(async {
         let mut reader = Reader::open(&config, &config.topics.results, ReadFrom::Beginning, BROKER_WAIT)
             .await

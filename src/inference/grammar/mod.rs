@@ -38,7 +38,7 @@ pub struct CompiledGrammar {
     distances: Mutex<HashMap<Thread, Option<usize>>>,
 }
 
-/// What an answer with room enough may go on with.
+/// What an answer with positions enough may go on with.
 #[derive(Clone, Debug)]
 struct Known {
     allowed: Arc<Allowed>,

@@ -1,4 +1,4 @@
-//! Repetition: answers caught in a loop are ended; on wish, tokens that were there before are made less
+//! Repetition: answers caught in a loop are ended; on request, tokens that were there before are made less
 //! likely, or sequences of them forbidden, as the transformers library does.
 
 use std::collections::BTreeSet;

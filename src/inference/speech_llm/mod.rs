@@ -141,7 +141,7 @@ impl SpeechLlm {
         &self.end_ids
     }
 
-    /// The tokens that teach an answer: its own, then the end.
+    /// The target tokens of an answer: its own, then the end.
     ///
     /// # Errors
     /// [`TextError`] when the tokenizer refuses the text.

@@ -23,7 +23,7 @@ use crate::kafka::monitor::{ClientMonitor, is_connection};
 use crate::kafka::offset_tracker::{Position, TopicPartition};
 use crate::telemetry::metrics;
 
-/// How often a rebalance that waits for records in flight passes on what waits for room in the channel.
+/// How often a rebalance that waits for records in flight passes on what waits for the channel.
 const REVOKE_TICK: Duration = Duration::from_millis(50);
 /// How long, and how often, a revocation tries to commit while the group takes no offsets.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
@@ -45,13 +45,13 @@ impl Outbox {
         }
     }
 
-    /// Sends an event, or keeps it until there is room.
+    /// Sends an event, or keeps it until the channel takes it.
     pub(super) fn push(&self, event: SourceEvent) {
         locked(&self.waiting).push_back(event);
         self.flush();
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends what waits, as far as the channel takes it.
     pub(super) fn flush(&self) {
         let mut waiting = locked(&self.waiting);
         while let Some(event) = waiting.pop_front() {

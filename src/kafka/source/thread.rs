@@ -20,7 +20,7 @@ use crate::kafka::{client, convert};
 
 /// Longest the loop waits for a record: how soon it notices an order.
 const POLL: Duration = Duration::from_millis(50);
-/// The same while partitions are paused: how soon it notices that there is room again.
+/// The same while partitions are paused: how soon it notices that it may read on.
 const POLL_PAUSED: Duration = Duration::from_millis(5);
 /// Longest that the group's offsets are waited for, once an assignment.
 const OFFSETS_MAX: Duration = Duration::from_secs(2);
@@ -177,11 +177,11 @@ impl Reading {
             || context.outbox.is_full()
             || unfinished >= self.in_flight_records_max
             || budget.is_over();
-        let room = !self.held
+        let has_capacity = !self.held
             && context.outbox.has_room()
             && unfinished <= self.in_flight_records_max / 2
             && budget.is_below_half();
-        let pause = if paused { !room } else { enough };
+        let pause = if paused { !has_capacity } else { enough };
         if pause == paused {
             return;
         }

@@ -211,7 +211,7 @@ mod tests {
 
         unread.read(&place, 0);
         assert_eq!(ranges(unread.look(&place, 0, true)), []);
-        unread.forget(&[place.clone()]);
+        unread.forget(std::slice::from_ref(&place));
         assert!(unread.is_new(&place));
     }
 }

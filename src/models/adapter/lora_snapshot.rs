@@ -1,4 +1,4 @@
-//! `LoraSnapshot`: the low-rank part of an adapter version as plain numbers, which any thread may hold.
+//! `LoraSnapshot`: the low-rank part of an adapter version as plain values, which any thread may hold.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::models::ModelError;
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite, WEIGHTS_FILE};
 use crate::weights::{Mismatch, Misshapen, Mistyped, WeightsError};
 
-/// Settings and numbers of a set of low-rank adapters.
+/// Settings and values of a set of low-rank adapters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraSnapshot {
     config: LoraConfig,
@@ -34,7 +34,7 @@ impl LoraSnapshot {
         })
     }
 
-    /// The numbers of a set.
+    /// The values of a set.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.
@@ -53,7 +53,7 @@ impl LoraSnapshot {
         &self.config
     }
 
-    /// All numbers by `peft`'s names.
+    /// All values by `peft`'s names.
     pub fn tensors(&self) -> &BTreeMap<String, PlainTensor> {
         &self.tensors
     }

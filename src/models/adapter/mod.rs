@@ -268,7 +268,7 @@ impl SpeechAdapter {
         self.store.variables().into_iter().collect()
     }
 
-    /// An immutable copy of the present numbers.
+    /// An immutable copy of the present values.
     ///
     /// # Errors
     /// [`ModelError`] when libtorch fails, or a number is not finite.

@@ -1,6 +1,6 @@
-//! Tensors as plain numbers: what travels between threads and rests in small safetensors files.
+//! Tensors as plain values: what travels between threads and rests in small safetensors files.
 //!
-//! A `tch::Tensor` is `Send` but not `Sync`; plain numbers behind an `Arc` are both, so they are what is shared, and
+//! A `tch::Tensor` is `Send` but not `Sync`; plain values behind an `Arc` are both, so they are what is shared, and
 //! each device thread makes its own tensors from them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,12 +24,12 @@ pub enum PlainData {
     I64(Vec<i64>),
 }
 
-/// A tensor as shape and numbers, row by row.
+/// A tensor as shape and values, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlainTensor {
     /// Sizes.
     pub shape: Vec<i64>,
-    /// As many numbers as the sizes ask for.
+    /// As many values as the sizes ask for.
     pub data: PlainData,
 }
 
@@ -73,7 +73,7 @@ impl PlainTensor {
         Ok(flat.f_view(self.shape.as_slice())?.f_to_device(device)?)
     }
 
-    /// The numbers, when they are floats.
+    /// The values, when they are floats.
     pub fn floats(&self) -> Option<&[f32]> {
         match &self.data {
             PlainData::F32(values) => Some(values),
@@ -81,7 +81,7 @@ impl PlainTensor {
         }
     }
 
-    /// The numbers, when they are integers.
+    /// The values, when they are integers.
     pub fn integers(&self) -> Option<&[i64]> {
         match &self.data {
             PlainData::I64(values) => Some(values),
@@ -103,7 +103,7 @@ impl PlainFile {
     /// The bytes of a safetensors file with this content; equal content gives equal bytes but for the order of metadata.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] when a tensor's numbers do not fill its shape.
+    /// [`ModelError::Shape`] when a tensor's values do not fill its shape.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
         let mut raw: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = Vec::with_capacity(self.tensors.len());
         for (name, tensor) in &self.tensors {
@@ -122,7 +122,7 @@ impl PlainFile {
         for (name, dtype, shape, bytes) in &raw {
             let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|_| ModelError::Shape {
                 what: "tensor to be saved",
-                expected: format!("{} bytes of numbers for `{name}`", bytes.len()),
+                expected: format!("{} bytes of values for `{name}`", bytes.len()),
                 found: self.tensors[*name].shape.clone(),
             })?;
             views.push((name.as_str(), view));

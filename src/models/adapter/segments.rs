@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_the_mean_of_its_frames_and_teaches_each_of_them_its_share() {
+    fn a_position_is_the_mean_of_its_frames_and_its_gradient_is_shared_among_them() {
         let frames = Tensor::from_slice(&[1.0f32, 2.0, 4.0, 8.0, 1.0, 1.0, 3.0, 9.0])
             .view([2, 4, 1])
             .set_requires_grad(true);

@@ -19,9 +19,9 @@ const FORMAT_KEY: &str = "format";
 /// Begins the names of what makes a position of the whole clip.
 pub(super) const SUMMARY: &str = "summary.";
 
-/// An immutable adapter version: configuration and numbers, its LoRA among them, no tensors.
+/// An immutable adapter version: configuration and values, its LoRA among them, no tensors.
 ///
-/// Cloning is cheap (the numbers are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be
+/// Cloning is cheap (the values are behind an `Arc`), and it is `Send` and `Sync`, so an utterance can be
 /// pinned to it. A device thread that needs the downsampler makes its own tensors once per version with
 /// [`SpeechAdapter::from_snapshot`](super::SpeechAdapter::from_snapshot); a thread that only encodes needs no
 /// more than [`mix_weights`](Self::mix_weights).
@@ -85,12 +85,12 @@ impl AdapterSnapshot {
         self.content.lora.as_ref()
     }
 
-    /// The same numbers in another form: what the language model reads may change, and a position of the
-    /// whole clip may come (with fresh numbers, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go.
+    /// The same values in another form: what the language model reads may change, and a position of the
+    /// whole clip may come (with fresh values, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go.
     /// None where `config` differs in anything else.
     ///
     /// # Errors
-    /// [`ModelError`] when fresh numbers cannot be made.
+    /// [`ModelError`] when fresh values cannot be made.
     pub fn in_form(&self, config: &AdapterConfig, gain: f64, seed: u64) -> Result<Option<Self>, ModelError> {
         let own = self.config();
         let same_form = AdapterConfig {
@@ -159,7 +159,7 @@ impl AdapterSnapshot {
         &self.version
     }
 
-    /// The same numbers under another name.
+    /// The same values under another name.
     pub fn renamed(&self, version: &str) -> Self {
         Self {
             version: version.into(),
@@ -172,7 +172,7 @@ impl AdapterSnapshot {
         &self.content.config
     }
 
-    /// All numbers by name.
+    /// All values by name.
     pub fn tensors(&self) -> &BTreeMap<String, PlainTensor> {
         &self.content.tensors
     }
@@ -182,7 +182,7 @@ impl AdapterSnapshot {
         &self.content.mix
     }
 
-    /// Whether both hold the same numbers (versions may differ).
+    /// Whether both hold the same values (versions may differ).
     pub fn same_content(&self, other: &Self) -> bool {
         self.content == other.content
     }
@@ -270,7 +270,7 @@ fn check(
         if usize::try_from(expected).ok() != Some(found) {
             return Err(ModelError::File {
                 path: origin.to_owned(),
-                reason: format!("tensor `{name}` has {found} numbers for shape {:?}", tensor.shape),
+                reason: format!("tensor `{name}` has {found} values for shape {:?}", tensor.shape),
             });
         }
         if let Some(at) = tensor

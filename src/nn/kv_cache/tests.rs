@@ -49,8 +49,8 @@ fn step(cache: &mut KvCache, slots: &[usize], keys: &[f32]) -> Vec<Vec<f32>> {
 
 fn prompts(cache: &KvCache, slots: &[usize]) -> Vec<Vec<f32>> {
     let plan = cache.plan_step(slots).unwrap();
-    let room = cache.prompt.as_ref().unwrap();
-    let (keys, _) = room.seen(1, &plan, plan.prompt.as_ref().unwrap());
+    let buffer = cache.prompt.as_ref().unwrap();
+    let (keys, _) = buffer.seen(1, &plan, plan.prompt.as_ref().unwrap());
     let valid = plan
         .prompt
         .as_ref()

@@ -98,7 +98,7 @@ fn compile(rules: &[(&str, &'static str)]) -> Rules {
 
 static BEFORE: LazyLock<Rules> = LazyLock::new(|| compile(REPLACEMENTS));
 static AFTER: LazyLock<Rules> = LazyLock::new(|| compile(AFTER_NUMBERS));
-/// Marks, symbols and punctuation, but for what numbers need; marks that take no room are captured.
+/// Marks, symbols and punctuation, but for what numbers need; combining marks are captured.
 static SYMBOLS: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(r"(\p{Mn})|[[\p{M}\p{S}\p{P}]--[.%$¢€£]]"));
 /// British words and what Americans write: one pair on each line.
 static SPELLINGS: LazyLock<HashMap<&str, &str>> = LazyLock::new(|| {

@@ -1,7 +1,7 @@
 //! Tasks: what the program is asked to do, one TOML file each (`configs/tasks/*.toml`).
 //!
 //! A task gives a request that only names it its default instruction, gives training many variants of the same
-//! wish, keeps some variants back to see whether the model follows words it was not trained on, and says how its
+//! request, keeps some variants back to see whether the model follows words it was not trained on, and says how its
 //! answers are written and scored. How to add one: `docs/TASKS.md`.
 
 mod table;

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`pack`] | a folder of corpora: who says what, under which licence, and which voices are kept apart |
 //! | [`spoken`] | the normal form of a sentence |
-//! | [`rows`] | what each recording teaches: rows of manifests, task by task |
+//! | [`rows`] | the rows that each recording gives: rows of manifests, task by task |
 //! | [`import`] | writes the manifests |
 //! | [`check`] | no test voice, test sentence or test recording is in training |
 

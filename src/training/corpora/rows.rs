@@ -1,4 +1,4 @@
-//! What each recording teaches: rows of manifests, task by task.
+//! The rows that each recording gives: rows of manifests, task by task.
 //!
 //! The list of labels that a training row offers is drawn anew for each recording, so that a model learns to
 //! read it; test rows offer the whole list of their corpus, in one order.
@@ -25,7 +25,7 @@ const EMOTIONS: [(&str, &str); 4] = [
     ("sadness", "sad"),
     ("anger", "angry"),
 ];
-/// One in so many wordless voices is also a lesson in writing nothing.
+/// One in so many wordless voices is also an example of an empty transcript.
 const WORDLESS_SHARE: usize = 3;
 
 /// A line of a manifest, as [`read_manifest`](super::super::manifest::read_manifest) reads it, with notes.

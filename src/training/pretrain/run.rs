@@ -25,7 +25,7 @@ use crate::training::pretrain::config::PretrainConfig;
 use crate::training::prompt_variants::PromptVariants;
 use crate::training::schedule::Schedule;
 
-/// Steps in a row that may be left out because of numbers that are not finite.
+/// Steps in a row that may be left out because of values that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Batches in a row of which chance may hide nothing.
 const EMPTY_IN_A_ROW_MAX: u64 = 1000;

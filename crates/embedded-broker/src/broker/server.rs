@@ -39,7 +39,7 @@ pub(super) async fn accept(
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
             let connections_max = broker.config.connections_max;
-            warn!(%peer, connections_max, "the embedded broker has no room for another connection");
+            warn!(%peer, connections_max, "the embedded broker takes no further connection");
             continue; // dropping the stream closes it
         };
         let (broker, stop) = (broker.clone(), stop.clone());

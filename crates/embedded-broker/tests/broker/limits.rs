@@ -131,7 +131,7 @@ fn one_connection_too_many_is_closed_until_another_leaves() {
             if again.ask(&greeting, 0).await.is_ok() {
                 break;
             }
-            ensure!(started.elapsed() < STEP, "no room after one left");
+            ensure!(started.elapsed() < STEP, "no free connection after one left");
         }
 
         second.ask(&greeting, 0).await?;

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Longest that an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_MAX: Duration = Duration::from_secs(10);
 const CORRELATION_ID: i32 = 7;
 
 /// A connection.
@@ -56,13 +56,13 @@ impl RawClient {
             self.0.read_exact(&mut frame).await?;
             anyhow::Ok(Bytes::from(frame))
         };
-        timeout(PATIENCE, read).await.context("an answer in time")?
+        timeout(WAIT_MAX, read).await.context("an answer in time")?
     }
 
     /// Waits until the broker closes the connection; bytes that it sends first are an error.
     pub(crate) async fn is_closed(&mut self) -> Result<()> {
         let mut byte = [0];
-        match timeout(PATIENCE, self.0.read(&mut byte))
+        match timeout(WAIT_MAX, self.0.read(&mut byte))
             .await
             .context("the connection closed in time")?
         {

@@ -30,7 +30,7 @@ pub enum Normalization {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvNorm {
-    /// LayerNorm over channels, frame by frame: a clip's numbers depend on nothing beside it, in training too. The default.
+    /// LayerNorm over channels, frame by frame: a clip's values depend on nothing beside it, in training too. The default.
     #[default]
     Layer,
     /// BatchNorm by its running statistics, as the Conformer paper has it. Exact when frozen; it cannot be pre-trained here,

@@ -9,7 +9,7 @@
 //! Blocks compute what `Wav2Vec2ConformerEncoder` of the transformers library (version 5, relative positions) computes, and the
 //! subsampling what its `Conv1dSubsampler` (Speech2Text) computes, under the same tensor names; so parity can be
 //! proved against code that is not ours. Where the library has BatchNorm inside the convolution module, the default
-//! here is LayerNorm (`conv_norm`): a clip's numbers then depend on nothing beside it, neither on other clips of a batch nor on
+//! here is LayerNorm (`conv_norm`): a clip's values then depend on nothing beside it, neither on other clips of a batch nor on
 //! padding, in training as in use.
 //!
 //! What the paper leaves open was chosen so: feed-forward width 2560 brings the paper's shape to 307,398,656 parameters (the

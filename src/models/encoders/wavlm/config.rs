@@ -95,7 +95,7 @@ impl Default for WavConfig {
     }
 }
 
-/// The parts of `preprocessor_config.json` that decide numbers; the library's defaults where a key is absent.
+/// The parts of `preprocessor_config.json` that decide values; the library's defaults where a key is absent.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default)]
 pub struct WaveformConfig {

@@ -1,4 +1,4 @@
-//! `config.json` of a Whisper folder, as far as the encoder's numbers depend on it.
+//! `config.json` of a Whisper folder, as far as the encoder's values depend on it.
 
 use std::path::Path;
 

@@ -184,7 +184,7 @@ impl LlamaConfig {
     }
 }
 
-/// Refuses by name whatever would change the numbers and is not done here.
+/// Refuses by name whatever would change the values and is not done here.
 fn refuse_unsupported(raw: &Raw, path: &Path) -> Result<(), ModelError> {
     if let Some(activation) = raw.hidden_act.as_deref()
         && activation != "silu"

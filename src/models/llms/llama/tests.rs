@@ -73,7 +73,7 @@ fn filled_lora(model: &Llama, targets: &[&str]) -> LoraSet {
     let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu).unwrap();
     let _no_grad = tch::no_grad_guard();
     for (index, mut tensor) in lora.parameters().into_values().enumerate() {
-        // Torch's own generator is shared by all tests, so its numbers would differ from run to run.
+        // Torch's own generator is shared by all tests, so its values would differ from run to run.
         let mut random = crate::nn::random::SplitMix::new(&[5, index as u64]);
         let values: Vec<f32> = (0..tensor.numel())
             .map(|_| (random.normal() * 0.3) as f32)

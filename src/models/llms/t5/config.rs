@@ -173,7 +173,7 @@ impl T5Config {
     }
 }
 
-/// Refuses by name whatever would change the numbers and is not done here.
+/// Refuses by name whatever would change the values and is not done here.
 fn refuse_unsupported(raw: &Raw, path: &Path) -> Result<(), ModelError> {
     for (key, set, expected) in [
         ("is_encoder_decoder", raw.is_encoder_decoder, true),

@@ -253,7 +253,7 @@ impl Decoder {
             let queries = block.cross.queries(&block.cross.normed(&hidden), lora);
             let attended = cache
                 .attend_prompt(index, plan, &queries, SCORE_SCALE)
-                .expect("a cache of this model has a room for prompts");
+                .expect("a cache of this model has a buffer for prompts");
             hidden = block.cross.finish(&hidden, &attended, lora);
             hidden = block.feed_forward.forward(&hidden, lora);
         }

@@ -440,8 +440,8 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
             Err(ModelError::TokenOutOfRange { .. })
         ));
         // The last token of an answer is never fed, and checked all the same.
-        let lesson = model.teacher_forced_logits(&[zeros(&[2, 24])], &[&[3, id]], None);
-        assert!(matches!(lesson, Err(ModelError::TokenOutOfRange { .. })));
+        let refused = model.teacher_forced_logits(&[zeros(&[2, 24])], &[&[3, id]], None);
+        assert!(matches!(refused, Err(ModelError::TokenOutOfRange { .. })));
     }
     for (prompt, answer) in [
         (zeros(&[2, 23]), &[1i64][..]),
@@ -449,8 +449,8 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
         (zeros(&[24]), &[1]),
         (zeros(&[2, 24]), &[]),
     ] {
-        let lesson = model.teacher_forced_logits(&[prompt], &[answer], None);
-        assert!(matches!(lesson, Err(ModelError::Shape { .. })));
+        let refused = model.teacher_forced_logits(&[prompt], &[answer], None);
+        assert!(matches!(refused, Err(ModelError::Shape { .. })));
     }
     assert!(model.teacher_forced_logits(&[], &[], None).is_err());
     for (embeds, lengths, slots) in [

@@ -73,7 +73,7 @@ struct Found {
 }
 
 fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse {
-    let mut room = usize::try_from(request.max_bytes)
+    let mut bytes_left = usize::try_from(request.max_bytes)
         .unwrap_or(0)
         .min(FETCH_BYTES_MAX);
     let mut nothing_yet = true;
@@ -86,10 +86,10 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
                 let looked = state
                     .topics
                     .partition(topic.topic.as_str(), partition.partition)
-                    .map(|log| look(log, partition, committed_only(request), room, nothing_yet));
+                    .map(|log| look(log, partition, committed_only(request), bytes_left, nothing_yet));
                 let looked = looked.unwrap_or_else(|error| Found::nothing(partition.partition, error));
                 if let Ok(slice) = &looked.result {
-                    room = room.saturating_sub(slice.len);
+                    bytes_left = bytes_left.saturating_sub(slice.len);
                     nothing_yet &= slice.batches.is_empty();
                 }
                 partitions.push(looked);
@@ -108,8 +108,16 @@ fn read(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse 
     FetchResponse::default().with_responses(responses.collect())
 }
 
-fn look(log: &PartitionLog, asked: &FetchPartition, committed_only: bool, room: usize, first: bool) -> Found {
-    let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).min(room);
+fn look(
+    log: &PartitionLog,
+    asked: &FetchPartition,
+    committed_only: bool,
+    bytes_left: usize,
+    first: bool,
+) -> Found {
+    let most = usize::try_from(asked.partition_max_bytes)
+        .unwrap_or(0)
+        .min(bytes_left);
     Found {
         partition: asked.partition,
         result: log.read(asked.fetch_offset, committed_only, most, first),

@@ -1,4 +1,4 @@
-//! The `[decoding]` table: how the next token of an answer is chosen.
+//! The `[encoder]`, `[decoder]` and `[decoding]` tables: batches, slots, and how the next token is chosen.
 
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ impl DecodingConfig {
     }
 
     /// Checks every key, those of the other strategies too, and that a beam search fits `slots`.
-    pub(super) fn validate(&self, slots: usize) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self, slots: usize) -> Result<(), ConfigError> {
         // TOML has signed integers only: a larger seed could not be shown.
         ConfigError::range("decoding.seed", self.seed, 0, u64::MAX >> 1)?;
         for strategy in [StrategyName::Greedy, StrategyName::Beam, StrategyName::Sample] {
@@ -168,6 +168,79 @@ impl std::str::FromStr for EarlyStopping {
                 other.escape_debug()
             )),
         }
+    }
+}
+
+/// The `[encoder]` table: how utterances are gathered for the speech encoder.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// Largest number of windows in one forward pass. Larger: more throughput, more latency and memory.
+    pub batch_windows_max: usize,
+    /// Longest an utterance waits for company, milliseconds.
+    pub batch_wait_ms_max: u64,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self {
+            batch_windows_max: 8,
+            batch_wait_ms_max: 5,
+        }
+    }
+}
+
+impl EncoderConfig {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("encoder.batch_windows_max", self.batch_windows_max, 1, 256)?;
+        ConfigError::range("encoder.batch_wait_ms_max", self.batch_wait_ms_max, 0, 10_000)
+    }
+}
+
+/// The `[decoder]` table: how answers are generated.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct DecoderConfig {
+    /// Answers generated side by side; utterances join and leave between steps.
+    pub slots: usize,
+    /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder
+    /// keeps `tokens_max` of them for the answer.
+    pub positions_max: usize,
+    /// Answer tokens, when the request does not say; every slot reserves positions for them, or the audio is too long.
+    /// A request for more gets as many as its slot has positions for. An answer that reaches its most tokens is
+    /// flagged `truncated`.
+    pub tokens_max: usize,
+    /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
+    pub partial_tokens: usize,
+    /// Mean token log-probability under which an answer is flagged `low_confidence`.
+    pub low_confidence_below: f64,
+    /// Natural-log probability of a transcript under the CTC head, per token, under which it is flagged `unsupported`: the
+    /// sound does not say it. For adapters that have such a head.
+    pub unsupported_below: f64,
+    /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged `no_speech`.
+    pub no_speech_above: f64,
+}
+
+impl Default for DecoderConfig {
+    fn default() -> Self {
+        Self {
+            slots: 8,
+            positions_max: 2048,
+            tokens_max: 128,
+            partial_tokens: 8,
+            low_confidence_below: -1.0,
+            unsupported_below: -3.0,
+            no_speech_above: 0.98,
+        }
+    }
+}
+
+impl DecoderConfig {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("decoder.slots", self.slots, 1, 256)?;
+        ConfigError::range("decoder.positions_max", self.positions_max, 64, 131_072)?;
+        ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
+        ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)
     }
 }
 
