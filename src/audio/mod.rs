@@ -18,8 +18,7 @@
 //! | raw | `pcm`, by the content type alone | PCM, float, A-law, µ-law |
 //!
 //! Codecs are symphonia's, Opus is `ropus`. Readers of our own stand where symphonia's stop at the first
-//! irregularity or do not tell what they left out; `docs/decisions` (readers of our own for sound) has the
-//! measurements.
+//! irregularity or do not tell what they left out; `docs/decisions/0012` has the measurements.
 //!
 //! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is
 //! heard in its Low Complexity profile; of HE-AAC the part below half the rate is.

@@ -1,7 +1,6 @@
 //! Opus packets to samples at 48 kHz, and Opus in Ogg (RFC 7845).
 //!
-//! The decoder is `ropus`, a port of libopus. `docs/decisions` (readers of our own for sound) says how close
-//! they are.
+//! The decoder is `ropus`, a port of libopus. `docs/decisions/0012` says how close they are.
 
 use ropus::OpusMSDecoder;
 
