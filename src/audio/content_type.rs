@@ -7,7 +7,8 @@ use super::{Container, PcmEncoding, PcmSpec};
 /// Raw PCM needs the header, because its bytes carry no mark. Understood are:
 ///
 /// - `audio/L16;rate=R;channels=C` (RFC 2586, RFC 3551), `audio/L24`, `audio/L8`: signed (L8: unsigned),
-///   **big-endian**; `endianness=little-endian` turns it round. `channels=1` by default, the rate is required.
+///   **big-endian**; `endianness=little-endian` turns it round. `channels=1` by default, the rate is
+///   required.
 /// - `audio/pcm;rate=R;channels=C;bits=16` (the convention of speech services): signed **little-endian**,
 ///   `bits` 16, 24 or 32; `encoding=float` with 32 or 64. `channels=1` and `bits=16` by default, the rate is
 ///   required.
