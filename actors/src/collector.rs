@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::audio::{AudioLimits, decode};
+use speechverse::audio::{AudioLimits, Damage, decode};
 use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
@@ -227,6 +227,7 @@ impl SampleCollector {
     fn labelled(&self, label: LabelledAudio, record: &Record) -> Result<Sample, Rejection> {
         let waveform = decode(&label.audio, label.content_type.as_deref(), &self.args.audio)
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Collect, error.to_string()))?;
+        check_damage(&waveform.damage, &label.id)?;
         let (received_ms, written_ms) = times(record);
         Ok(Sample {
             audio: waveform.samples,
@@ -287,6 +288,7 @@ impl SampleCollector {
             },
         };
         if let Some(admitted) = self.remembered.get(&chosen, id) {
+            check_damage(&admitted.damage, id)?;
             return Ok(Some(untargeted(admitted)));
         }
         let stored = self.args.store.of_request(&chosen, id).map_err(|error| {
@@ -359,6 +361,18 @@ impl SampleCollector {
             metrics::store_samples(&count.task, count.split.name(), count.samples);
         }
     }
+}
+
+/// Refuses sound of which so much is missing that a target may name words that are not in it; less is logged.
+fn check_damage(damage: &Damage, id: &str) -> Result<(), Rejection> {
+    if let Err(reason) = damage.check_labelled() {
+        return Err(Rejection::new(Reason::InvalidSample, Stage::Collect, reason));
+    }
+    if *damage != Damage::default() {
+        let (unheard_seconds, notes) = (damage.unheard_seconds, &damage.notes);
+        info!(request_id = %id, unheard_seconds, ?notes, "the sound of a sample is damaged, it is kept");
+    }
+    Ok(())
 }
 
 /// A remembered request as a sample that has no target yet.

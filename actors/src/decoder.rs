@@ -250,7 +250,7 @@ impl Decoder {
             .label
             .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
         let mut flags = flags(generation, &text, &self.args.config, context.no_speech);
-        flags.extend(audio_flags(&context.damage, context.long_pause));
+        flag_audio(&mut flags, &context.damage, context.long_pause);
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -294,15 +294,17 @@ impl Decoder {
     }
 }
 
-/// What a reader should know about the sound that was asked about.
-pub fn audio_flags(damage: &Damage, long_pause: bool) -> impl Iterator<Item = Flag> + use<> {
-    [
+/// Adds what a reader should know about the sound that was asked about, each flag once.
+pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
+    for (found, flag) in [
         (damage.cut_short, Flag::Truncated),
         (damage.repaired, Flag::AudioRepaired),
         (long_pause, Flag::LongPause),
-    ]
-    .into_iter()
-    .filter_map(|(found, flag)| found.then_some(flag))
+    ] {
+        if found && !flags.contains(&flag) {
+            flags.push(flag);
+        }
+    }
 }
 
 /// What a reader should know about an answer.

@@ -222,6 +222,7 @@ impl AudioIngest {
                 },
                 record_offset,
                 samples: Arc::from(waveform.samples.as_slice()),
+                damage: context.damage.clone(),
             };
             if let Err(error) = self.args.collector.tell(fact).try_send() {
                 debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");

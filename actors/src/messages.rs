@@ -420,6 +420,8 @@ pub struct UtteranceAdmitted {
     pub record_offset: RecordOffset,
     /// Mono, 16 kHz.
     pub samples: Arc<[f32]>,
+    /// What of its audio could not be heard.
+    pub damage: Damage,
 }
 
 /// Order to the trainer: run a cycle now.

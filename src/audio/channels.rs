@@ -9,19 +9,22 @@ pub(super) enum Mix {
     One(usize),
 }
 
-/// Share of the power at which a mean counts as cancelled: -10 dB of what the channels carry. Two channels that have
-/// nothing in common leave half of it.
+/// Share of the power at which a mean counts as cancelled: -10 dB of what the channels carry. Two channels
+/// that have nothing in common leave half of it.
 const CANCELLED: f64 = 0.1;
 
 /// Share of the whole sound's power that may be cancelled before one channel is taken instead of the mean.
 const CANCELLED_SHARE_MAX: f64 = 0.25;
 
-/// The mean is raised when it is at least this much weaker than the channels that carry the sound: two channels, of
-/// which the other is more than about 9 dB down.
+/// The mean is raised when it is at least this much weaker than the channels that carry the sound: two
+/// channels, of which the other is more than about 9 dB down.
 const GAIN_MIN: f64 = 1.8;
 
-/// Measures how much of its channels' power the mean keeps, in pieces of a quarter of a second. A constant part (DC)
-/// of a piece does not count.
+/// Of so many frames one is measured: power needs no more, and the measure costs a fifth.
+pub(super) const MEASURED_EVERY: usize = 5;
+
+/// Measures how much of its channels' power the mean keeps, in pieces of a quarter of a second. A constant
+/// part (DC) of a piece does not count.
 pub(super) struct ChannelMeter {
     /// Sum and sum of squares of each channel in this piece, and of the mean.
     piece: Vec<(f64, f64)>,
@@ -39,7 +42,7 @@ impl ChannelMeter {
             piece: vec![(0.0, 0.0); usize::from(channels)],
             mean: (0.0, 0.0),
             piece_frames: 0,
-            piece_frames_max: u64::from(rate_hz / 4).max(1),
+            piece_frames_max: (u64::from(rate_hz) / 4 / MEASURED_EVERY as u64).max(1),
             power: vec![0.0; usize::from(channels)],
             cancelled: 0.0,
         }

@@ -71,8 +71,8 @@ impl Codec {
             .map_err(|error| error.to_string())
     }
 
-    /// Decodes a packet into `samples`, interleaved; says their rate, hertz, and number of channels. `frames` is what
-    /// the container says about the packet's length; only ADPCM needs it.
+    /// Decodes a packet into `samples`, interleaved; says their rate, hertz, and number of channels. `frames`
+    /// is what the container says about the packet's length; only ADPCM needs it.
     pub(super) fn decode(
         &mut self,
         packet: &[u8],
@@ -82,7 +82,8 @@ impl Codec {
         match self {
             Self::Symphonia(decoder) => {
                 let packet = PacketRef::new(0, Timestamp::ZERO, Duration::new(frames), packet);
-                // A panic over one packet must not cost the others: what the decoder keeps is at worst wrong sound.
+                // A panic over one packet must not cost the others: what the decoder keeps is at worst wrong
+                // sound.
                 let decode = AssertUnwindSafe(|| {
                     let decoded = decoder.decode_ref(&packet).map_err(|error| error.to_string())?;
                     decoded.copy_to_vec_interleaved(samples);

@@ -21,11 +21,13 @@ pub struct AudioConfig {
     pub rate_hz_min: u32,
     /// Highest sample rate that is accepted, hertz.
     pub rate_hz_max: u32,
-    /// Largest share of a sound that may be missing or undecodable, 0 to 1. Up to it the rest is heard, and the answer says
-    /// `audio_repaired` or `truncated` and how many seconds were not; above it the value becomes a dead letter.
+    /// Largest share of a sound that may be missing or undecodable, 0 to 1. Up to it the rest is heard, and
+    /// the answer says `audio_repaired` or `truncated` and how many seconds were not; above it the value
+    /// becomes a dead letter.
     pub unheard_share_max: f64,
-    /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale. That finds
-    /// silence and dead microphones; it is no voice activity detector, and music or noise are not told from speech.
+    /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale.
+    /// That finds silence and dead microphones; it is no voice activity detector, and music or noise are not
+    /// told from speech.
     pub no_speech_below_dbfs: f64,
 }
 

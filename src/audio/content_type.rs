@@ -6,12 +6,16 @@ use super::{Container, PcmEncoding, PcmSpec};
 ///
 /// Raw PCM needs the header, because its bytes carry no mark. Understood are:
 ///
-/// | media type | samples | default |
-/// |---|---|---|
-/// | `audio/L16;rate=R;channels=C` (RFC 2586, RFC 3551), `audio/L24`, `audio/L8` | signed (`L8`: unsigned), **big-endian**; `endianness=little-endian` turns it round | `channels=1`; the rate is required |
-/// | `audio/pcm;rate=R;channels=C;bits=16` (the convention of speech services) | signed **little-endian**, `bits` 16, 24 or 32; `encoding=float` with 32 or 64 | `channels=1`, `bits=16`; the rate is required |
-/// | `audio/x-raw;format=S16LE;rate=R;channels=C` (GStreamer) | `S8`, `U8`, `S16LE`, `S16BE`, `S24…`, `S32…`, `F32…`, `F64…` | `channels=1`; format and rate are required |
-/// | `audio/basic` (RFC 2046), `audio/PCMU`, `audio/PCMA` (RFC 3551) | µ-law, µ-law, A-law | `rate=8000`, `channels=1` |
+/// - `audio/L16;rate=R;channels=C` (RFC 2586, RFC 3551), `audio/L24`, `audio/L8`: signed (L8: unsigned),
+///   **big-endian**; `endianness=little-endian` turns it round. `channels=1` by default, the rate is
+///   required.
+/// - `audio/pcm;rate=R;channels=C;bits=16` (the convention of speech services): signed **little-endian**,
+///   `bits` 16, 24 or 32; `encoding=float` with 32 or 64. `channels=1` and `bits=16` by default, the rate is
+///   required.
+/// - `audio/x-raw;format=S16LE;rate=R;channels=C` (GStreamer): `S8`, `U8`, `S16LE`, `S16BE`, `S24…`, `S32…`,
+///   `F32…`, `F64…`. `channels=1` by default, format and rate are required.
+/// - `audio/basic` (RFC 2046), `audio/PCMU`, `audio/PCMA` (RFC 3551): µ-law, µ-law, A-law. `rate=8000` and
+///   `channels=1` by default.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ContentType {
     /// RIFF/WAVE.
@@ -22,6 +26,8 @@ pub enum ContentType {
     Flac,
     /// Ogg, whatever the codec in it.
     Ogg,
+    /// Opus: many send Ogg under this name; bare packets, which it means by RFC 7587, are not heard.
+    Opus,
     /// MPEG audio.
     Mpeg,
     /// AAC, in ADTS or in MP4.
@@ -68,8 +74,10 @@ impl ContentType {
         Ok(match media_type.as_str() {
             "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" | "audio/x-pn-wav" => Self::Wav,
             "audio/flac" | "audio/x-flac" => Self::Flac,
-            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg"
-            | "audio/opus" => Self::Ogg,
+            "audio/ogg" | "application/ogg" | "video/ogg" | "audio/vorbis" | "audio/x-vorbis+ogg" => {
+                Self::Ogg
+            }
+            "audio/opus" | "audio/x-opus+ogg" => Self::Opus,
             "audio/mpeg" | "audio/mp3" | "audio/x-mpeg" | "audio/x-mp3" | "audio/mpeg3" => Self::Mpeg,
             "audio/aac" | "audio/aacp" | "audio/x-aac" => Self::Aac,
             "audio/mp4" | "audio/m4a" | "audio/x-m4a" | "video/mp4" | "video/quicktime" | "audio/3gpp"
@@ -116,6 +124,7 @@ impl ContentType {
                 container,
                 Container::OggVorbis | Container::OggFlac | Container::OggOpus
             ),
+            Self::Opus => container == Container::OggOpus,
             Self::Mpeg => container == Container::Mpeg,
             Self::Aac => matches!(container, Container::Adts | Container::Mp4),
             Self::Mp4 => container == Container::Mp4,
@@ -344,6 +353,8 @@ mod tests {
             Ok(ContentType::Generic)
         );
         assert_eq!(ContentType::parse(""), Ok(ContentType::Generic));
+        let opus = ContentType::parse("audio/opus").unwrap();
+        assert!(opus.agrees_with(Container::OggOpus) && !opus.agrees_with(Container::OggVorbis));
         assert_eq!(
             ContentType::parse("audio/webm;codecs=opus"),
             Ok(ContentType::Matroska)

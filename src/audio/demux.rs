@@ -1,8 +1,8 @@
 //! MP4, Matroska and WebM, AIFF, CAF: symphonia's demuxers, and what they do not tell.
 //!
-//! They stop at the first thing that they do not understand, which is why `mend` goes first, and leave the edit list of
-//! MP4 alone. The declared length is compared with what came, and the frames that an encoder put before the sound are
-//! taken off here.
+//! They stop at the first thing that they do not understand, which is why `mend` goes first, and leave the
+//! edit list of MP4 alone. The declared length is compared with what came, and the frames that an encoder put
+//! before the sound are taken off here.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -50,7 +50,8 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         }
     }
     if mended.lost > 0 || mended.cut {
-        // The bytes that were read sound as long as was heard; what the demuxer found missing is counted already.
+        // The bytes that were read sound as long as was heard; what the demuxer found missing is counted
+        // already.
         let lost = mended.lost;
         let gone = lost as f64 + (mended.missing as f64).min(bytes.len() as f64);
         let share = gone / (bytes.len() - lost).max(1) as f64;
@@ -171,7 +172,8 @@ impl Stream {
                 Codec::Opus(opus) => Some(f64::from(opus.pre_skip) / f64::from(super::opus::RATE_HZ)),
                 Codec::Symphonia(_) => None,
             };
-            // Where nothing else says so, Matroska's first time stamp is as far below zero as frames are to be skipped.
+            // Where nothing else says so, Matroska's first time stamp is as far below zero as frames are to
+            // be skipped.
             let seconds = heard.skipped.or(own).unwrap_or(-pts).max(0.0);
             (seconds * f64::from(rate_hz)).round() as u64
         });
@@ -181,8 +183,8 @@ impl Stream {
     }
 }
 
-/// Takes the first track of sound that can be decoded, one that is marked as the default before others; says how many
-/// further ones there are.
+/// Takes the first track of sound that can be decoded, one that is marked as the default before others; says
+/// how many further ones there are.
 fn choose(
     tracks: &[Track],
     container: Container,

@@ -1,8 +1,10 @@
-//! FLAC: our own walk over the metadata, symphonia for frames and samples, and a check that every byte was used.
+//! FLAC: our own walk over the metadata, symphonia for frames and samples, and a check that every byte was
+//! used.
 //!
-//! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are told
-//! to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was dropped is
-//! found by adding up: bytes used, gaps between time stamps, the declared number of samples, the MD5 sum.
+//! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are
+//! told to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was
+//! dropped is found by adding up: bytes used, gaps between time stamps, the declared number of samples, the
+//! MD5 sum.
 
 use std::io::Cursor;
 
@@ -158,7 +160,8 @@ fn decode_file(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         }
     }
 
-    // The reader takes a last frame for cut when anything follows it; the decoder knows where it ends.
+    // The reader takes a last frame for cut when anything follows it, and when only its check sum is cut; the
+    // decoder, which looks at no check sum, knows where its samples end.
     let mut left_over = audio.len() - used.min(audio.len());
     if let Some(declared) = info.frames
         && frames + lost < declared
@@ -172,7 +175,11 @@ fn decode_file(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
             frames = declared;
             left_over = 0;
             push_decoded(sink, &decoded, &mut interleaved)?;
-            sink.repaired(0.0, "something follows its last frame".to_owned());
+            if is_decoded_without(3, &audio[used..], block) {
+                sink.repaired(0.0, "something follows its last frame".to_owned());
+            } else {
+                sink.cut_short(0.0, "the check sum of its last frame is cut".to_owned());
+            }
         }
     }
     let seen = frames + lost;
@@ -198,6 +205,13 @@ fn decode_file(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         _ => {}
     }
     Ok(())
+}
+
+/// Whether a frame can do without its last bytes. It ends in a check sum of two.
+fn is_decoded_without(count: usize, frame: &[u8], stream_info: &[u8; STREAM_INFO_BYTES]) -> bool {
+    let shorter = &frame[..frame.len().saturating_sub(count)];
+    let packet = PacketRef::new(0, Timestamp::ZERO, Duration::ZERO, shorter);
+    decoder(Container::Flac, stream_info).is_ok_and(|mut decoder| decoder.decode_ref(&packet).is_ok())
 }
 
 /// STREAMINFO and the bytes behind the metadata.

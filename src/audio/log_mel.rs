@@ -1,10 +1,11 @@
 //! Whisper's log-mel front end: samples to mel frames.
 //!
-//! Equal to `WhisperFeatureExtractor` of the transformers library: periodic Hann window, power spectrum, Slaney mel
-//! filters, base-10 logarithm, floor at eight decades below the loudest bin, then `(x + 4) / 4`.
+//! Equal to `WhisperFeatureExtractor` of the transformers library: periodic Hann window, power spectrum,
+//! Slaney mel filters, base-10 logarithm, floor at eight decades below the loudest bin, then `(x + 4) / 4`.
 //!
-//! A clip stands at the start of a window of silence (30 s for the published models), mirrored at the window's own ends. A
-//! caller takes either all mel frames of the window or only those of the clip; the frames themselves are the same.
+//! A clip stands at the start of a window of silence (30 s for the published models), mirrored at the
+//! window's own ends. A caller takes either all mel frames of the window or only those of the clip; the
+//! frames themselves are the same.
 
 use std::path::Path;
 
@@ -218,8 +219,8 @@ impl LogMel {
         self.window_samples / HOP_SAMPLES
     }
 
-    /// Log-mel frames of a batch: for row `b` the first `frames[b]` of the window that starts with `clips[b]`.
-    /// The floor is taken over each row's own frames; what lies beyond them is zero.
+    /// Log-mel frames of a batch: for row `b` the first `frames[b]` of the window that starts with
+    /// `clips[b]`. The floor is taken over each row's own frames; what lies beyond them is zero.
     ///
     /// # Shapes
     /// B clips and B counts → f32 `[B, M, max(frames)]`.
@@ -228,7 +229,8 @@ impl LogMel {
     /// libtorch's, such as memory running out.
     ///
     /// # Panics
-    /// When the lists differ in length, are empty, or a clip or count exceeds the window: the caller checks these.
+    /// When the lists differ in length, are empty, or a clip or count exceeds the window: the caller checks
+    /// these.
     pub fn forward(&self, clips: &[&[f32]], frames: &[usize]) -> Result<Tensor, TchError> {
         assert_eq!(clips.len(), frames.len(), "one count of frames per clip");
         let frames_max = *frames.iter().max().expect("the caller sends at least one clip");
@@ -288,7 +290,8 @@ impl LogMel {
         }
     }
 
-    /// Writes the stretch of a clip's window that the row's frames look at; row position 0 is window position −200.
+    /// Writes the stretch of a clip's window that the row's frames look at; row position 0 is window position
+    /// −200.
     fn place(&self, clip: &[f32], row: &mut [f32]) {
         assert!(
             clip.len() <= self.window_samples,

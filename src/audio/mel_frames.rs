@@ -1,9 +1,10 @@
 //! Plain log-mel frames: 25 ms every 10 ms, natural logarithm, each frame wholly inside its clip.
 //!
 //! Nothing is added at a clip's ends, so no frame depends on padding or on the clips beside it. Equal to
-//! `librosa.feature.melspectrogram(n_fft=400, hop_length=160, center=False, power=2.0)` with its default (Slaney) filters, then
-//! `log(max(x, 1e-10))`. Computed in f64: near the floor, a logarithm turns the rounding of a single-precision FFT, which differs
-//! from batch to batch, into errors of percents. Whisper's own front end, with its window of silence and its floor, is [`log_mel`](super::log_mel).
+//! `librosa.feature.melspectrogram(n_fft=400, hop_length=160, center=False, power=2.0)` with its default
+//! (Slaney) filters, then `log(max(x, 1e-10))`. Computed in f64: near the floor, a logarithm turns the
+//! rounding of a single-precision FFT, which differs from batch to batch, into errors of percents. Whisper's
+//! own front end, with its window of silence and its floor, is [`log_mel`](super::log_mel).
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -36,7 +37,8 @@ impl MelFrames {
         }
     }
 
-    /// Frames of a clip: those whose window lies in it; a clip shorter than one window is filled up with silence to one.
+    /// Frames of a clip: those whose window lies in it; a clip shorter than one window is filled up with
+    /// silence to one.
     pub fn count(samples: usize) -> usize {
         samples.saturating_sub(FFT_SAMPLES) / HOP_SAMPLES + 1
     }

@@ -1,8 +1,8 @@
 //! Damaged containers made readable for symphonia's demuxers, which give up at the first size that is wrong.
 //!
-//! The outline of a file, its atoms, chunks or elements, is walked without decoding anything. What the end of the bytes
-//! cuts gets the size that is there, what is no outline is left out and counted, and files that stand one behind the
-//! other are separated.
+//! The outline of a file, its atoms, chunks or elements, is walked without decoding anything. What the end of
+//! the bytes cuts gets the size that is there, what is no outline is left out and counted, and files that
+//! stand one behind the other are separated.
 
 use super::Container;
 
@@ -165,7 +165,8 @@ const SEGMENT: u64 = 0x1853_8067;
 const CLUSTER: u64 = 0x1f43_b675;
 const CLUSTER_ID: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
 
-/// The elements of a segment beside clusters: SeekHead, Info, Tracks, Cues, Chapters, Attachments, Tags, Void, CRC-32.
+/// The elements of a segment beside clusters: SeekHead, Info, Tracks, Cues, Chapters, Attachments, Tags,
+/// Void, CRC-32.
 const IN_SEGMENT: [u64; 9] = [
     0x114d_9b74,
     0x1549_a966,
@@ -178,8 +179,8 @@ const IN_SEGMENT: [u64; 9] = [
     0xbf,
 ];
 
-/// The elements of a cluster: Timestamp, SilentTracks, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock,
-/// Void, CRC-32.
+/// The elements of a cluster: Timestamp, SilentTracks, Position, PrevSize, SimpleBlock, BlockGroup,
+/// EncryptedBlock, Void, CRC-32.
 const IN_CLUSTER: [u64; 9] = [0xe7, 0x5854, 0xa7, 0xab, 0xa3, 0xa0, 0xaf, 0xec, 0xbf];
 
 /// The head of an element: its id, its size if that is known, and the length of both.

@@ -1,8 +1,9 @@
 //! Sound before tensors: decoding, resampling, validation.
 //!
-//! [`decode`] turns the bytes of a record into a [`Waveform`]: mono, 16 kHz, `f32`. Everything about those bytes
-//! is untrusted. What ffmpeg hears is heard; what of the input is not heard is said in [`Waveform::damage`], with its
-//! length; what cannot be heard at all, or by more than `audio.unheard_share_max`, is an [`AudioError`].
+//! [`decode`] turns the bytes of a record into a [`Waveform`]: mono, 16 kHz, `f32`. Everything about those
+//! bytes is untrusted. What ffmpeg hears is heard; what of the input is not heard is said in
+//! [`Waveform::damage`], with its length; what cannot be heard at all, or by more than
+//! `audio.unheard_share_max`, is an [`AudioError`].
 //!
 //! | container | read by | sound inside |
 //! |---|---|---|
@@ -12,14 +13,15 @@
 //! | Ogg, chained and with several streams | `ogg` | Vorbis, FLAC, Opus |
 //! | MPEG audio | `mp3` | layers I, II and III |
 //! | ADTS | `adts` | AAC |
-//! | MP4, M4A, Matroska, WebM, AIFF, CAF | `demux`, symphonia's demuxers | AAC, ALAC, FLAC, MP3, Opus, Vorbis, PCM, ADPCM |
+//! | MP4, M4A, Matroska, WebM | `demux`, symphonia | AAC, ALAC, FLAC, MP3, Opus, Vorbis, PCM |
+//! | AIFF, CAF | `demux`, symphonia | PCM, ALAC, ADPCM |
 //! | raw | `pcm`, by the content type alone | PCM, float, A-law, µ-law |
 //!
-//! Codecs are symphonia's, Opus is `opus-decoder`. Readers of our own stand where symphonia's stop at the first
-//! irregularity or do not tell what they left out; `docs/decisions/0008` has the measurements.
+//! Codecs are symphonia's, Opus is `ropus`. Readers of our own stand where symphonia's stop at the first
+//! irregularity or do not tell what they left out; `docs/decisions/0012` has the measurements.
 //!
-//! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is heard in its
-//! Low Complexity profile; of HE-AAC the part below half the rate is.
+//! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is
+//! heard in its Low Complexity profile; of HE-AAC the part below half the rate is.
 //!
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
@@ -126,6 +128,29 @@ pub struct Damage {
     pub notes: Vec<String>,
 }
 
+/// Longest unheard sound of a labelled recording, seconds: about a phone. Where more is missing, its target
+/// may hold words that are not in the samples.
+pub const LABELLED_UNHEARD_SECONDS_MAX: f64 = 0.1;
+
+impl Damage {
+    /// Checks that a target may be learned, or a result be scored, from sound with this damage.
+    ///
+    /// # Errors
+    /// A sentence that says how much is missing, and why, when it is more than
+    /// [`LABELLED_UNHEARD_SECONDS_MAX`].
+    pub fn check_labelled(&self) -> Result<(), String> {
+        if self.unheard_seconds <= LABELLED_UNHEARD_SECONDS_MAX {
+            return Ok(());
+        }
+        Err(format!(
+            "{:.2} s of its sound cannot be heard ({}), more than the {LABELLED_UNHEARD_SECONDS_MAX} s that a labelled \
+             recording may lack: send it whole",
+            self.unheard_seconds,
+            self.notes.first().map_or("damaged", String::as_str)
+        ))
+    }
+}
+
 impl Waveform {
     /// Length in seconds.
     pub fn seconds(&self) -> f64 {
@@ -133,8 +158,8 @@ impl Waveform {
     }
 }
 
-/// Power of the loudest 30 ms of 16 kHz sound, each without its constant part (DC), dB of full scale: 0 where all
-/// samples are at ±1 by turns, minus infinity for digital silence and for any constant.
+/// Power of the loudest 30 ms of 16 kHz sound, each without its constant part (DC), dB of full scale: 0 where
+/// all samples are at ±1 by turns, minus infinity for digital silence and for any constant.
 pub fn loudest_frame_dbfs(samples: &[f32]) -> f64 {
     let powers = samples.chunks(FRAME_SAMPLES).map(power_without_dc);
     10.0 * powers.fold(0.0, f64::max).log10()
@@ -147,8 +172,8 @@ fn power_without_dc(frame: &[f32]) -> f64 {
     squares.sum::<f64>() / count
 }
 
-/// Whether sound goes on behind a pause of at least [`LONG_PAUSE_SECONDS`]: 30 ms pieces that are more than 25 dB weaker
-/// than the loudest, without their constant parts. Room noise in the pause does not hide it.
+/// Whether sound goes on behind a pause of at least [`LONG_PAUSE_SECONDS`]: 30 ms pieces that are more than
+/// 25 dB weaker than the loudest, without their constant parts. Room noise in the pause does not hide it.
 pub fn has_long_pause(samples: &[f32]) -> bool {
     const BELOW_LOUDEST: f64 = 0.003_162; // -25 dB
     let powers: Vec<f64> = samples.chunks(FRAME_SAMPLES).map(power_without_dc).collect();
@@ -167,9 +192,9 @@ pub fn has_long_pause(samples: &[f32]) -> bool {
 
 /// Decodes a record's bytes into mono 16 kHz samples.
 ///
-/// `content_type` is the record's header, when there is one. Channels are averaged, at the level of those that carry
-/// sound; the length is exactly `round(frames · 16000 / rate)`. Memory is bounded by the value, the limits and a few resampler blocks: decoding
-/// stops at the first sample over a limit.
+/// `content_type` is the record's header, when there is one. Channels are averaged, at the level of those
+/// that carry sound; the length is exactly `round(frames · 16000 / rate)`. Memory is bounded by the value,
+/// the limits and a few resampler blocks: decoding stops at the first sample over a limit.
 ///
 /// # Errors
 /// One [`AudioError`] variant for each way in which a value is no usable sound.
@@ -210,8 +235,8 @@ pub fn decode(
     }
 }
 
-/// Some taggers append an ID3v1 tag, 128 bytes, to whatever they meet. Readers that walk over tags do it themselves, and
-/// plain samples may look like one.
+/// Some taggers append an ID3v1 tag, 128 bytes, to whatever they meet. Readers that walk over tags do it
+/// themselves, and plain samples may look like one.
 fn without_trailing_tag(container: Container, bytes: &[u8]) -> &[u8] {
     let own = matches!(
         container,
@@ -223,9 +248,9 @@ fn without_trailing_tag(container: Container, bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// Decodes bytes that are known to be of this container. Codecs and demuxers are third-party code that meets hostile
-/// bytes: a panic in them is a corrupt value, not our end, and what they log names neither record nor file, so it is
-/// not logged.
+/// Decodes bytes that are known to be of this container. Codecs and demuxers are third-party code that meets
+/// hostile bytes: a panic in them is a corrupt value, not our end, and what they log names neither record nor
+/// file, so it is not logged.
 fn decode_as(
     container: Container,
     bytes: &[u8],

@@ -1,8 +1,9 @@
 //! MPEG audio: the walk of `mpeg` from frame to frame, symphonia for what is in them.
 //!
-//! The Xing or Info header says how many frames there should be, and, from LAME and ffmpeg, how many samples at
-//! both ends are the encoder's own; those are taken off, as ffmpeg does: at the end only when no other file was joined
-//! behind. A frame of layer III refers to bytes of the frames before it; where those are missing it is silent.
+//! The Xing or Info header says how many frames there should be, and, from LAME and ffmpeg, how many samples
+//! at both ends are the encoder's own; those are taken off, as ffmpeg does: at the end only when no other
+//! file was joined behind. A frame of layer III refers to bytes of the frames before it; where those are
+//! missing it is silent.
 
 use symphonia::core::codecs::audio::well_known::{CODEC_ID_MP1, CODEC_ID_MP2, CODEC_ID_MP3};
 use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters};
@@ -15,8 +16,8 @@ use super::{AudioError, Container};
 /// Samples that a decoder itself is late, on top of what the encoder says.
 const DECODER_DELAY: u64 = 529; // 528 of the filter bank, and 1
 
-/// Whether a frame stands at the very beginning that is followed by another or by the end. When the content type says
-/// MPEG, one frame is enough, even a cut one.
+/// Whether a frame stands at the very beginning that is followed by another or by the end. When the content
+/// type says MPEG, one frame is enough, even a cut one.
 pub(super) fn recognise(bytes: &[u8], declared: bool) -> bool {
     let Some(header) = Header::read(bytes) else {
         return false;
@@ -260,7 +261,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes note of the bytes that a frame of layer III leaves for the next ones; says how many it lacks itself.
+    /// Takes note of the bytes that a frame of layer III leaves for the next ones; says how many it lacks
+    /// itself.
     fn borrow(&mut self, header: &Header, frame: &[u8]) -> usize {
         if header.layer != 3 {
             return 0;

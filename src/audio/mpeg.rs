@@ -1,8 +1,8 @@
-//! Streams that are frames one behind the other, MPEG audio and ADTS: from frame to frame, over tags, padding and what
-//! is no frame.
+//! Streams that are frames one behind the other, MPEG audio and ADTS: from frame to frame, over tags, padding
+//! and what is no frame.
 //!
-//! Every frame's header says how long it is, so that the walk needs no decoder. Where no frame begins, the next place
-//! is looked for at which two frames of one kind follow each other.
+//! Every frame's header says how long it is, so that the walk needs no decoder. Where no frame begins, the
+//! next place is looked for at which two frames of one kind follow each other.
 
 /// The header of one frame.
 pub(super) trait FrameHeader: Copy {
@@ -31,7 +31,8 @@ pub(super) trait FrameHeader: Copy {
 pub(super) enum Found<'a, H> {
     /// A whole frame.
     Frame(H, &'a [u8]),
-    /// Bytes that are neither frame nor tag nor padding, and an estimate of how long a sound they could be, seconds.
+    /// Bytes that are neither frame nor tag nor padding, and an estimate of how long a sound they could be,
+    /// seconds.
     Junk(usize, f64),
     /// A frame that the end of the bytes cuts.
     Cut(H, usize),
@@ -51,8 +52,8 @@ impl<'a, H: FrameHeader> Frames<'a, H> {
         }
     }
 
-    /// The header at the beginning of `bytes` when what follows confirms it: another frame of its kind, a tag, padding
-    /// or the end; or when it continues the frame before.
+    /// The header at the beginning of `bytes` when what follows confirms it: another frame of its kind, a
+    /// tag, padding or the end; or when it continues the frame before.
     fn confirmed(&self, bytes: &[u8]) -> Option<H> {
         let header = H::read(bytes)?;
         let after = bytes.get(header.frame_bytes()..)?;
@@ -61,8 +62,8 @@ impl<'a, H: FrameHeader> Frames<'a, H> {
     }
 }
 
-/// Whether several frames of one kind follow each other within the first bytes, behind something else: a stream that was
-/// cut out of a longer one.
+/// Whether several frames of one kind follow each other within the first bytes, behind something else: a
+/// stream that was cut out of a longer one.
 pub(super) fn is_in_step<H: FrameHeader>(bytes: &[u8]) -> bool {
     const LOOKED_AT: usize = 16 * 1024;
     const FRAMES: usize = 4;

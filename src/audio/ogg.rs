@@ -1,8 +1,9 @@
 //! Ogg: pages to packets, and the codecs behind them.
 //!
-//! A file may hold several streams side by side, of which one is heard, and several one after the other (chained), of
-//! which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound that costs is told from
-//! the positions of the others. The end mark decides nothing but whether the last page may cut samples off.
+//! A file may hold several streams side by side, of which one is heard, and several one after the other
+//! (chained), of which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound
+//! that costs is told from the positions of the others. The end mark decides nothing but whether the last
+//! page may cut samples off.
 
 use super::flac::FlacInOgg;
 use super::opus::OpusInOgg;
@@ -277,8 +278,8 @@ fn packets<'a>(
     Ok(())
 }
 
-/// What stands at the beginning of `bytes`; `None` at the end, or when only zeros follow. `budget` is how many pages
-/// with a wrong check sum are still looked at, so that a file made of them takes no time.
+/// What stands at the beginning of `bytes`; `None` at the end, or when only zeros follow. `budget` is how
+/// many pages with a wrong check sum are still looked at, so that a file made of them takes no time.
 fn find<'a>(bytes: &'a [u8], budget: &mut u32) -> Option<Found<'a>> {
     if bytes.iter().all(|byte| *byte == 0) {
         return None;
@@ -335,7 +336,8 @@ impl<'a> Page<'a> {
     }
 }
 
-/// The check sum of a page, whose own four bytes count as zero: CRC-32 with polynomial 0x04c11db7, not reflected.
+/// The check sum of a page, whose own four bytes count as zero: CRC-32 with polynomial 0x04c11db7, not
+/// reflected.
 fn crc(page: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];

@@ -1,6 +1,6 @@
 //! Opus packets to samples at 48 kHz, and Opus in Ogg (RFC 7845).
 //!
-//! The decoder is `ropus`, a port of libopus: the same samples as libopus to 1e-4, at its speed.
+//! The decoder is `ropus`, a port of libopus. `docs/decisions/0012` says how close they are.
 
 use ropus::OpusMSDecoder;
 

@@ -134,8 +134,8 @@ pub(super) fn decode(bytes: &[u8], spec: PcmSpec, sink: &mut Sink) -> Result<(),
     push(sink, spec.encoding, bytes)
 }
 
-/// Puts samples that stand one after the other into the sink, which knows their number of channels. Bytes that end
-/// inside a frame are a sound that is cut short.
+/// Puts samples that stand one after the other into the sink, which knows their number of channels. Bytes
+/// that end inside a frame are a sound that is cut short.
 ///
 /// # Errors
 /// What the sink refuses.

@@ -1,8 +1,8 @@
 //! Any rate to 16 kHz, block by block.
 //!
-//! rubato's FFT resampler with blocks of at least 1024 samples on the slower side: flat to about 7.8 kHz, with
-//! aliases more than 100 dB down. Its delay is taken off, so sample `n` of the output is the sound at `n / 16000`
-//! seconds.
+//! rubato's FFT resampler with blocks of at least 1024 samples on the slower side: flat to about 7.8 kHz,
+//! with aliases more than 100 dB down. Its delay is taken off, so sample `n` of the output is the sound at `n
+//! / 16000` seconds.
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler as _};
@@ -12,9 +12,9 @@ use super::SAMPLE_RATE_HZ;
 /// Shortest block on the slower side, samples. Longer blocks make a steeper filter.
 const BLOCK_SAMPLES: usize = 1024;
 
-/// Longest smallest step, samples of the source. Every rate up to this one is resampled exactly; a higher one that
-/// has hardly a factor in common with 16,000 gets the nearest ratio with a shorter step, at most 6 parts per million
-/// away, because blocks of a million samples would cost more than a second each.
+/// Longest smallest step, samples of the source. Every rate up to this one is resampled exactly; a higher one
+/// that has hardly a factor in common with 16,000 gets the nearest ratio with a shorter step, at most 6 parts
+/// per million away, because blocks of a million samples would cost more than a second each.
 const STEP_SAMPLES_MAX: usize = 192 * 1024;
 
 /// Length at 16 kHz of `frames` at `rate_hz`: `round(frames · 16000 / rate)`, halves up.
@@ -148,8 +148,8 @@ impl Blocks {
     }
 }
 
-/// The ratio of two rates in lowest terms; when its first term is over [`STEP_SAMPLES_MAX`], the last convergent of
-/// its continued fraction that is not.
+/// The ratio of two rates in lowest terms; when its first term is over [`STEP_SAMPLES_MAX`], the last
+/// convergent of its continued fraction that is not.
 fn ratio(rate_in: usize, rate_out: usize) -> (usize, usize) {
     let (mut last, mut now) = ((0, 1), (1, 0));
     let (mut a, mut b) = (rate_in, rate_out);
@@ -178,8 +178,8 @@ mod tests {
             .collect()
     }
 
-    /// Power of the difference from the ideal sine over the power of the ideal, decibels; the ends are left out,
-    /// where the sound starts and stops abruptly.
+    /// Power of the difference from the ideal sine over the power of the ideal, decibels; the ends are left
+    /// out, where the sound starts and stops abruptly.
     fn error_db(got: &[f32], hertz: f64) -> f64 {
         let ideal = sine(hertz, SAMPLE_RATE_HZ, got.len());
         let inner = 2_000..got.len() - 2_000;

@@ -1,7 +1,7 @@
-//! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and what could
-//! not be heard is written down.
+//! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and
+//! what could not be heard is written down.
 
-use super::channels::{ChannelMeter, Mix, mix};
+use super::channels::{ChannelMeter, MEASURED_EVERY, Mix, mix};
 use super::resample::Resampler;
 use super::{AudioError, AudioLimits, Container, Damage, Waveform};
 
@@ -61,8 +61,8 @@ impl Sink {
         }
     }
 
-    /// Says of what rate and how many channels the next samples are, both as declared and unchecked. It may change
-    /// in the middle of a sound.
+    /// Says of what rate and how many channels the next samples are, both as declared and unchecked. It may
+    /// change in the middle of a sound.
     ///
     /// # Errors
     /// [`AudioError::AbsurdRate`], [`AudioError::AbsurdChannels`].
@@ -144,7 +144,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is ignored.
+    /// Takes frames of interleaved channels; a partial frame at the end is the caller's mistake and is
+    /// ignored.
     pub(super) fn push_interleaved(&mut self, samples: &[f32]) -> Result<(), AudioError> {
         let channels = usize::from(self.channels()).max(1);
         self.expect_frames((samples.len() / channels) as u64)?;
@@ -153,14 +154,13 @@ impl Sink {
         let mono = if channels == 1 {
             samples
         } else {
+            let chosen = self.mix;
             part.mono.clear();
-            for frame in samples.chunks_exact(channels) {
-                let mean = mix(frame, Mix::Mean);
-                part.meter.take(frame, mean);
-                part.mono.push(match self.mix {
-                    Mix::Mean => mean,
-                    other => mix(frame, other),
-                });
+            part.mono
+                .extend(samples.chunks_exact(channels).map(|frame| mix(frame, chosen)));
+            let measured = samples.chunks_exact(channels).zip(&part.mono);
+            for (frame, mono) in measured.step_by(MEASURED_EVERY) {
+                part.meter.take(frame, *mono);
             }
             &part.mono
         };
@@ -232,13 +232,18 @@ impl Sink {
     /// The waveform, once all is in, and the mix with which it should be decoded again, if another one.
     ///
     /// # Errors
-    /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share than
-    /// allowed is not heard.
+    /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share
+    /// than allowed is not heard.
     pub(super) fn finish(mut self) -> Result<(Waveform, Option<Mix>), AudioError> {
         let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
         if let Some(mut part) = self.part.take() {
             self.judge_channels(&mut part);
-            samples.append(&mut part.resampler.finish());
+            let mut last = part.resampler.finish();
+            if samples.is_empty() {
+                samples = last; // the usual case, without a copy
+            } else {
+                samples.append(&mut last);
+            }
         }
         let damage = self.damage;
         let taken = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
@@ -277,7 +282,7 @@ impl Sink {
         };
         Ok((
             waveform,
-            (better != self.mix && better != Mix::Mean).then_some(better),
+            (self.mix == Mix::Mean && better != Mix::Mean).then_some(better),
         ))
     }
 }

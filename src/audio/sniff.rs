@@ -64,11 +64,11 @@ pub fn probe_container(bytes: &[u8]) -> Result<Container, AudioError> {
     decide(bytes, None).map(|(container, _)| container)
 }
 
-/// What the bytes are, with the header's help where the bytes carry no mark; and where it begins, which is behind ID3
-/// tags that do not belong there.
+/// What the bytes are, with the header's help where the bytes carry no mark; and where it begins, which is
+/// behind ID3 tags that do not belong there.
 ///
-/// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that begin an
-/// MPEG or ADTS frame are not.
+/// Marks of three bytes and more are long enough to win over a header that says raw PCM; the two bytes that
+/// begin an MPEG or ADTS frame are not.
 pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<(Container, usize), AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);
@@ -101,6 +101,9 @@ pub(super) fn decide(bytes: &[u8], declared: Option<&ContentType>) -> Result<(Co
     }
     if adts::recognise_behind(bytes) {
         return Ok((Container::Adts, 0));
+    }
+    if declared == Some(&ContentType::Opus) {
+        return unsupported("`audio/opus` by its content type, and no Ogg page: bare Opus packets");
     }
     if let Some(ContentType::Other(name)) = declared
         && (name.starts_with("audio/") || name.starts_with("video/"))
@@ -263,10 +266,13 @@ mod tests {
 
     #[test]
     fn the_content_type_names_what_the_bytes_do_not() {
-        let declared = ContentType::parse("audio/opus").unwrap();
+        for content_type in ["audio/opus", "audio/amr", "video/x-msvideo"] {
+            let declared = ContentType::parse(content_type).unwrap();
 
-        let error = decide(b"nothing known", Some(&declared)).unwrap_err();
+            let error = decide(b"nothing known", Some(&declared)).unwrap_err();
 
-        assert!(error.to_string().contains("audio/opus"), "{error}");
+            assert!(matches!(error, AudioError::UnsupportedCodec { .. }), "{error}");
+            assert!(error.to_string().contains(content_type), "{error}");
+        }
     }
 }

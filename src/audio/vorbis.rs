@@ -1,5 +1,5 @@
-//! Vorbis packets to samples: symphonia's decoder, with a bound on what its set-up may allocate, and the granule
-//! positions obeyed to the sample.
+//! Vorbis packets to samples: symphonia's decoder, with a bound on what its set-up may allocate, and the
+//! granule positions obeyed to the sample.
 
 use symphonia::core::codecs::audio::AudioCodecParameters;
 use symphonia::core::codecs::audio::well_known::CODEC_ID_VORBIS;
@@ -9,12 +9,13 @@ use super::ogg::PacketEnd;
 use super::sink::{Sink, check_source};
 use super::{AudioError, Container};
 
-/// Most numbers in all code books together. Real encoders stay far below a million; a hostile set-up header of a
-/// few kilobytes can ask for a billion.
+/// Most numbers in all code books together. Real encoders stay far below a million; a hostile set-up header
+/// of a few kilobytes can ask for a billion.
 const CODE_BOOK_VALUES_MAX: u64 = 4 << 20; // 16 MiB as f32
 
-/// symphonia 0.6.1 puts the channels of a coupled pair other than the first into the wrong places, so that more than
-/// two channels come out as something else than went in, without an error. Refused, until that is mended.
+/// symphonia 0.6.1 puts the channels of a coupled pair other than the first into the wrong places, so that
+/// more than two channels come out as something else than went in, without an error. Refused, until that is
+/// mended.
 const CHANNELS_MAX: u8 = 2;
 
 /// Bytes of the identification header.
@@ -35,7 +36,8 @@ struct Decoding {
     rate_hz: u32,
     channels: u16,
     interleaved: Vec<f32>,
-    /// Decoded frames of the first page that ends a packet, held until its granule position says where they start.
+    /// Decoded frames of the first page that ends a packet, held until its granule position says where they
+    /// start.
     held: Vec<f32>,
     /// Frames still to come by the last granule position, once that is known.
     wanted: Option<u64>,
@@ -171,8 +173,8 @@ impl Decoding {
             return Ok(());
         };
 
-        // The first position: the stream starts that many samples before it, except that on a last page it also
-        // cuts the end off, so that the start is taken to be zero.
+        // The first position: the stream starts that many samples before it, except that on a last page it
+        // also cuts the end off, so that the start is taken to be zero.
         let channels = u64::from(self.channels);
         let held_frames = self.held.len() as u64 / channels;
         let start = if end.last_page {
@@ -221,7 +223,8 @@ impl Decoding {
     }
 }
 
-/// How many numbers the code books of a set-up header ask for, at least; what cannot be read is left to the decoder.
+/// How many numbers the code books of a set-up header ask for, at least; what cannot be read is left to the
+/// decoder.
 fn code_book_values(set_up: &[u8]) -> u64 {
     let mut bits = Bits {
         bytes: set_up.get(7..).unwrap_or_default(),

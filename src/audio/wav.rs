@@ -1,7 +1,7 @@
 //! RIFF/WAVE: our own reader of headers and chunks, hound for writing.
 //!
-//! Third-party readers were not used for reading because they allocate what a chunk declares, stop at the end of the
-//! bytes without saying that more was declared, or refuse what pipes produce.
+//! Third-party readers were not used for reading because they allocate what a chunk declares, stop at the end
+//! of the bytes without saying that more was declared, or refuse what pipes produce.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::adpcm::Adpcm;
 use super::sink::{Sink, check_source};
 use super::{AudioError, AudioLimits, Container, PcmEncoding, SAMPLE_RATE_HZ, mp3, pcm};
 
-/// Declared data sizes from here on mean that the writer did not know: ffmpeg writes `0xffff_ffff` into a pipe,
-/// arecord about `0x8000_0000`, sox `0x7fff_f000`. No value on a topic is that large.
+/// Declared data sizes from here on mean that the writer did not know: ffmpeg writes `0xffff_ffff` into a
+/// pipe, arecord about `0x8000_0000`, sox `0x7fff_f000`. No value on a topic is that large.
 const UNKNOWN_SIZE_MIN: u64 = 0x7fff_f000;
 
 /// Bytes 2..16 of the sub-format of WAVE_FORMAT_EXTENSIBLE, the same for all formats that have a 16-bit tag.
@@ -109,8 +109,8 @@ fn decode_file<'a>(bytes: &'a [u8], sink: &mut Sink) -> Result<&'a [u8], AudioEr
     Ok(behind(after, len, &format, big_endian, sink))
 }
 
-/// What follows the samples may be further chunks, tags, padding, or another file, which is returned. Samples in a
-/// second `data` chunk are not heard, nor is what is no chunk: then the declared size is a lie.
+/// What follows the samples may be further chunks, tags, padding, or another file, which is returned. Samples
+/// in a second `data` chunk are not heard, nor is what is no chunk: then the declared size is a lie.
 fn behind<'a>(
     after: &'a [u8],
     data_len: usize,
@@ -277,7 +277,8 @@ fn parse_format(body: &[u8], big_endian: bool, limits: &AudioLimits) -> Result<F
         }
         tag = u16::from_le_bytes([guid[0], guid[1]]);
     }
-    // The block size is looked at where it changes how samples are written, and passed over where it contradicts.
+    // The block size is looked at where it changes how samples are written, and passed over where it
+    // contradicts.
     let block_bytes = usize::from(frame_bytes);
     let in_four_bytes = block_bytes == 4 * usize::from(channels);
     let coding = match (tag, bits) {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use tracing::warn;
 
-use crate::audio::{AudioLimits, SAMPLE_RATE_HZ, decode};
+use crate::audio::{AudioLimits, Damage, SAMPLE_RATE_HZ, decode};
 use crate::text::TemplateVariables;
 use crate::util::hex;
 
@@ -106,6 +107,10 @@ fn read(path: &Path, seconds_max: Option<f64>) -> Result<Vec<f32>, String> {
         limits.seconds_max = seconds_max;
     }
     let waveform = decode(&bytes, None, &limits).map_err(|error| wrong(error.to_string()))?;
+    waveform.damage.check_labelled().map_err(wrong)?;
+    if waveform.damage != Damage::default() {
+        warn!(path = %path.display(), notes = ?waveform.damage.notes, "a labelled recording is damaged, it is used");
+    }
     Ok(waveform.samples)
 }
 
@@ -151,7 +156,8 @@ pub struct Example {
     pub audio: AudioSource,
     /// Length in seconds, as declared; batches are planned with it.
     pub seconds: f64,
-    /// Task name, `asr` unless declared; several (`asr,intent`) for a compound example; empty where `targets` says.
+    /// Task name, `asr` unless declared; several (`asr,intent`) for a compound example; empty where `targets`
+    /// says.
     pub task: String,
     /// Its own instruction; absent: one of the task's is drawn.
     pub instruction: Option<String>,
@@ -167,8 +173,8 @@ pub struct Example {
     pub text: Option<String>,
 }
 
-/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills prompts, in
-/// order.
+/// Digest (hex sha256) of what is learned from: ids, lengths, tasks, instructions, targets and what fills
+/// prompts, in order.
 pub fn digest(examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     for example in examples {
@@ -257,6 +263,27 @@ mod tests {
                 reason.contains("has 3.00 s of sound") && reason.contains(part),
                 "{reason}"
             );
+        }
+    }
+
+    #[test]
+    fn a_recording_of_which_a_part_is_missing_is_not_learned_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = steps(folder.path());
+        let whole = std::fs::read(&path).unwrap();
+
+        // The header goes on to declare 3 s. Without 50 ms it is used, without 0.2 s it is not.
+        std::fs::write(&path, &whole[..whole.len() - 1_600]).unwrap();
+        let used = AudioSource::File(path.clone()).load().unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 6_400]).unwrap();
+        let file = AudioSource::File(path.clone()).load().unwrap_err();
+        let piece = clip(&path, Some(0.0), 1.0).load().unwrap_err();
+
+        assert_eq!(used.len(), 48_000 - 800);
+        for reason in [file, piece] {
+            let named =
+                reason.contains("steps.wav") && reason.contains("0.20 s of its sound cannot be heard");
+            assert!(named, "{reason}");
         }
     }
 }

@@ -202,7 +202,7 @@ impl<'a> StageRunner<'a> {
         if let (Some(masks), Some(random)) = (&self.masks, random) {
             let size = features.size();
             if let Some(mask) = feature_mask(&lengths, size[1], size[2], masks, random)? {
-                features = features * mask.f_to_device(self.networks.placement.device)?;
+                features = features.f_mul(&mask.f_to_device(self.networks.placement.device)?)?;
             }
         }
         let adapted = learned.adapter.forward(&features, &lengths)?; // [B, P, H]

@@ -48,17 +48,18 @@ pub enum Flag {
     Looping,
     /// The answer has no words.
     Empty,
-    /// The answer reached the token limit and was cut; or, where [`Answer::audio_unheard_seconds`] says so, the end of the
-    /// sound is missing.
+    /// The answer reached the token limit and was cut; or, where [`Answer::audio_unheard_seconds`] says so,
+    /// the end of the sound is missing.
     Truncated,
-    /// The sound was damaged, or its channels cancelled each other: it was mended, and what could not be heard is counted
-    /// in [`Answer::audio_unheard_seconds`].
+    /// The sound was damaged, or its channels cancelled each other: it was mended, and what could not be
+    /// heard is counted in [`Answer::audio_unheard_seconds`].
     AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,
     /// The transcript does not agree with the sound: the CTC head finds it unlikely.
     Unsupported,
-    /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the same.
+    /// There is hardly speech in the audio: all of it is as quiet as silence. The answer is there all the
+    /// same.
     NoSpeech,
     /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.
     LongPause,

@@ -1,7 +1,8 @@
 //! Sound as other programs write it, and as users have reported it: decoded here and compared with ffmpeg.
 //!
-//! `reported` stands on files that are committed; `matrix` has ffmpeg and sox make containers, codecs and defects, and
-//! is skipped by name where they are missing; `mutations` changes bytes at random and watches memory and time.
+//! `reported` stands on files that are committed; `matrix` has ffmpeg and sox make containers, codecs and
+//! defects, and is skipped by name where they are missing; `mutations` changes bytes at random and watches
+//! memory and time.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! Containers, codecs and defects that ffmpeg and sox make, compared with what ffmpeg hears of them: the same length to one
-//! codec frame, and a correlation above 0.99.
+//! Containers, codecs and defects that ffmpeg and sox make, compared with what ffmpeg hears of them: the same
+//! length to one codec frame, and a correlation above 0.99.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -114,7 +114,8 @@ impl Bench {
         Some(std::fs::read(path).expect("ffmpeg wrote it"))
     }
 
-    /// What ffmpeg hears of the bytes, mono at 16 kHz. Opus with libopus: ffmpeg's own decoder delays SILK otherwise.
+    /// What ffmpeg hears of the bytes, mono at 16 kHz. Opus with libopus, from which ffmpeg's own decoder
+    /// differs in SILK.
     fn heard(&self, bytes: &[u8], ending: &str, opus: bool) -> Vec<f32> {
         let path = self.folder.path().join(format!("heard.{ending}"));
         std::fs::write(&path, bytes).expect("the temporary folder takes files");

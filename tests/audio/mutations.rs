@@ -1,7 +1,8 @@
 //! Bytes changed at random: no panic that is not caught, no hang, no memory beyond a bound.
 //!
-//! `SPEECHVERSE_MUTATIONS` says how many inputs; `cargo test` tries 2,000. By hand, over every container family:
-//! `SPEECHVERSE_MUTATIONS=100000 cargo test --release -p speechverse --test audio mutations -- --nocapture`.
+//! `SPEECHVERSE_MUTATIONS` says how many inputs; `cargo test` tries 2,000. By hand, over every container
+//! family: `SPEECHVERSE_MUTATIONS=100000 cargo test --release -p speechverse --test audio mutations --
+//! --nocapture`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

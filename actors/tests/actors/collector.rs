@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::audio::AudioLimits;
+use speechverse::audio::{AudioLimits, Damage, encode_wav};
 use speechverse::store::config::StoreConfig;
 use speechverse::store::{SampleStore, Split};
 use speechverse::wire::dead_letter::{Reason, Stage};
@@ -85,6 +85,17 @@ impl Harness {
     }
 
     async fn admitted_as(&self, number: usize, samples: usize, change: impl FnOnce(&mut Request)) {
+        self.admitted_with(number, samples, Damage::default(), change)
+            .await;
+    }
+
+    async fn admitted_with(
+        &self,
+        number: usize,
+        samples: usize,
+        damage: Damage,
+        change: impl FnOnce(&mut Request),
+    ) {
         let record = record(number);
         let mut request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
         request.instruction = format!("instruction {number}");
@@ -93,6 +104,7 @@ impl Harness {
             request,
             record_offset: record.record_offset,
             samples: Arc::from(vec![0.25; samples]),
+            damage,
         };
         self.collector.tell(fact).await.unwrap();
     }
@@ -503,4 +515,51 @@ async fn a_labelled_sample_whose_target_is_none_of_its_tasks_labels_is_refused_w
         letter.rejection
     );
     assert!(harness.store.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sound_of_which_a_part_is_missing_is_no_sample() {
+    let harness = Harness::new(10_000, |_| {}).await;
+    let whole = encode_wav(&[0.25; 16_000]);
+    let without = |seconds: f64| {
+        Some(Bytes::copy_from_slice(
+            &whole[..whole.len() - (seconds * 32_000.0) as usize],
+        ))
+    };
+    let lacking = |unheard_seconds: f64| Damage {
+        unheard_seconds,
+        cut_short: true,
+        ..Damage::default()
+    };
+    harness.admitted_with(1, 700, lacking(0.3), |_| {}).await;
+    harness.admitted_with(2, 900, lacking(0.02), |_| {}).await;
+    until("it has heard of both", || took_all(&harness.collector)).await;
+
+    // The header declares one second. A labelled sample, then a correction.
+    harness
+        .label(without(0.3), &[("ce_target", "one two three")])
+        .await;
+    let labelled = next(&harness.letters).await;
+    harness.correct("request-1", "one two three", &[]).await;
+    let corrected = next(&harness.letters).await;
+
+    for letter in [labelled, corrected] {
+        assert_eq!(
+            (letter.rejection.reason, letter.rejection.stage),
+            (Reason::InvalidSample, Stage::Collect)
+        );
+        assert!(
+            letter
+                .rejection
+                .message
+                .contains("0.30 s of its sound cannot be heard"),
+            "{}",
+            letter.rejection
+        );
+    }
+    // A recorder's last piece is not a loss.
+    harness.label(without(0.02), &[("ce_target", "one")]).await;
+    harness.correct("request-2", "two", &[]).await;
+    harness.stored(2).await;
+    assert_eq!(harness.targets(), ["one", "two"]);
 }

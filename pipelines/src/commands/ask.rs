@@ -16,7 +16,7 @@ use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
-use speechverse_actors::decoder::{audio_flags, flags};
+use speechverse_actors::decoder::{flag_audio, flags};
 use tch::Tensor;
 
 use super::Failure;
@@ -195,7 +195,7 @@ impl Respondent {
         )?;
         let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
         let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
-        flags.extend(audio_flags(&waveform.damage, has_long_pause(&waveform.samples)));
+        flag_audio(&mut flags, &waveform.damage, has_long_pause(&waveform.samples));
         Ok(Answer {
             id: Answer::id_of(name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
