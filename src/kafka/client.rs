@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn properties_are_checked_without_a_broker() {
         check_properties(&KafkaConfig::default()).unwrap();
-        with("client", "enable.ssl.certificate.verification", "false").unwrap();
+        with("client", "socket.keepalive.enable", "true").unwrap();
         with("producer", "compression.type", "lz4").unwrap();
 
         for (table, property, value) in [

@@ -79,10 +79,12 @@ impl<'t> View<'t> {
         }
         let layout = Layout::of(tensor)?;
         let (at, span) = (tensor.data_ptr(), layout.span);
-        // SAFETY: a strided CPU tensor of this kind has its elements from `at` on, `span` of them to the last one; the borrow keeps
-        // its storage alive, and tensors do not cross threads while they are borrowed (`Tensor` is not `Sync`).
         let elements = match tensor.kind() {
+            // SAFETY: a strided CPU tensor of this kind has its elements from `at` on, `span` of them to the last one;
+            // the borrow keeps its storage alive, and tensors do not cross threads while they are borrowed (`Tensor` is
+            // not `Sync`).
             Kind::Float => Elements::F32(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
+            // SAFETY: as above.
             Kind::BFloat16 => Elements::Bf16(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
             _ => return None,
         };
