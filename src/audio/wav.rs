@@ -43,7 +43,7 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
     let mut number = 0;
     loop {
         match decode_file(rest, sink) {
-            Ok(after) if after.is_empty() => return Ok(()),
+            Ok([]) => return Ok(()),
             Ok(after) => rest = after,
             Err(error @ (AudioError::Corrupt { .. } | AudioError::Truncated { .. })) if number > 0 => {
                 sink.repaired(0.0, format!("file {} in it: {error}", number + 1));

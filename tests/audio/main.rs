@@ -5,6 +5,7 @@
 //! memory and time.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures of a run, for who runs it by hand")]
 
 #[path = "matrix.rs"]
 mod matrix;

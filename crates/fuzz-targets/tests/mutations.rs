@@ -6,6 +6,7 @@
 //! once: then it is `/dev/shm/fuzz-input-*`); `fuzz/README.md` says how to run it again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures of a run, for who runs it by hand")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::catch_unwind;
