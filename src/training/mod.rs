@@ -7,7 +7,7 @@
 //! | [`corpora`] | manifests from folders of corpora; the proof that nothing tested is learned |
 //! | [`example`] | one labelled recording, wherever its audio is |
 //! | [`prepare`] | targets in their final spelling, as tokens |
-//! | [`variants`] | how samples are asked; compound examples from rows with several targets |
+//! | [`prompt_variants`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
 //! | [`augment`] | cheap random changes to audio and features |
 //! | [`feature_cache`] | features of the frozen encoder on disk |

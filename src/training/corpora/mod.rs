@@ -6,8 +6,8 @@
 //! | [`pack`] | a folder of corpora: who says what, under which licence, and which voices are kept apart |
 //! | [`spoken`] | the normal form of a sentence |
 //! | [`rows`] | the rows that each recording gives: rows of manifests, task by task |
-//! | [`import`] | writes the manifests |
-//! | [`check`] | no test voice, test sentence or test recording is in training |
+//! | [`import()`] | writes the manifests |
+//! | [`check()`] | no test voice, test sentence or test recording is in training |
 
 pub mod check;
 pub mod import;
