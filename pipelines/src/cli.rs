@@ -532,7 +532,7 @@ pub enum Models {
     /// Does nothing for those already there. The hub's variables are honoured: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE,
     /// HF_TOKEN, HF_HUB_OFFLINE. Only safetensors are taken, never pickle; sizes and digests are checked.
     Fetch {
-        /// NAME of a model from the registries, or ORGANISATION/NAME[@REVISION] on the hub; the demo's when absent.
+        /// NAME of a model from the registries, or `ORGANISATION/NAME[@REVISION]` on the hub; the demo's when absent.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// All models that this program knows where to find.

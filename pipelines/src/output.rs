@@ -58,7 +58,7 @@ pub fn reader_is_gone() -> bool {
 /// right.
 ///
 /// # Errors
-/// [`OutputError`], as [`line`].
+/// [`OutputError`], as [`line()`].
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Result<(), OutputError> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |text: &String| text.chars().count();
