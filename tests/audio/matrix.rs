@@ -310,7 +310,7 @@ fn what_cannot_be_heard_names_codec_and_container() {
     };
     for (ending, arguments, names) in [
         ("mkv", "-c:a ac3", ["AC-3", "Matroska"]),
-        ("mp4", "-c:a ac3", ["ac-3", "MP4"]),
+        ("mp4", "-c:a ac3", ["AC-3", "MP4"]),
         ("mov", "-c:a adpcm_ima_qt", ["ima4", "MP4"]),
         ("m4a", "-c:a aac -ac 6", ["AAC", "M4A"]),
         ("ogg", "-c:a libspeex", ["Speex", "Ogg"]),
