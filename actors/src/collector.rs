@@ -7,7 +7,7 @@
 //! so a correction that comes first waits a while.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
@@ -17,6 +17,7 @@ use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
 use speechverse::text::{ResolvedPrompt, TemplateVariables};
+use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Correction, Label, LabelledAudio};
 use speechverse::wire::request::{Instructions, RequestLimits};
@@ -53,6 +54,8 @@ pub struct CollectorArgs {
     pub lost: OrphanQueue,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
+    /// By which corrections wait.
+    pub clock: Clock,
     /// Longest that a correction waits for its request.
     pub correction_wait: Duration,
     /// Corrections that may wait at once.
@@ -76,7 +79,12 @@ impl Actor for SampleCollector {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let remembered = Remembered::new(args.remembered_bytes_max);
         let collector = Self {
-            inbox: Inbox::new("labels", args.events.clone(), Some(WAITING_CHECK_INTERVAL)),
+            inbox: Inbox::new(
+                "labels",
+                args.events.clone(),
+                WAITING_CHECK_INTERVAL,
+                args.clock.clone(),
+            ),
             args,
             remembered,
             waiting: Vec::new(),
@@ -160,7 +168,7 @@ impl SampleCollector {
         self.waiting.push(Waiting {
             record,
             correction,
-            until: Instant::now() + self.args.correction_wait,
+            until: self.args.clock.now() + self.args.correction_wait,
         });
         if self.waiting.len() > self.args.corrections_waiting_max {
             let oldest = self.waiting.remove(0);
@@ -198,7 +206,7 @@ impl SampleCollector {
 
     /// Refuses the corrections that have waited long enough.
     async fn give_up_waiting(&mut self) {
-        let now = Instant::now();
+        let now = self.args.clock.now();
         let (over, waiting) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| waiting.until <= now);

@@ -19,6 +19,7 @@ use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, Re
 use speechverse::store::SampleStore;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
+use speechverse::util::Clock;
 use speechverse::wire::Record;
 use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::Stage;
@@ -64,6 +65,8 @@ pub struct ControllerArgs {
     pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
     pub lost: OrphanQueue,
+    /// When the schedule is looked at, and how long ago the last cycle was.
+    pub clock: Clock,
     /// When to train by oneself.
     pub config: TrainerConfig,
     /// Versions to promote and to roll back to.
@@ -101,9 +104,14 @@ impl Actor for Controller {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         Ok(Self {
             samples_at_last_cycle: args.store.len(),
-            last_cycle: Instant::now(),
+            last_cycle: args.clock.now(),
             told: None,
-            inbox: Inbox::new("orders", args.events.clone(), Some(SCHEDULE_INTERVAL)),
+            inbox: Inbox::new(
+                "orders",
+                args.events.clone(),
+                SCHEDULE_INTERVAL,
+                args.clock.clone(),
+            ),
             args,
         })
     }
@@ -241,7 +249,7 @@ impl Controller {
             })?;
         self.told = None;
         self.samples_at_last_cycle = self.args.store.len();
-        self.last_cycle = Instant::now();
+        self.last_cycle = self.args.clock.now();
         Ok(())
     }
 
@@ -255,7 +263,8 @@ impl Controller {
         let new = self.args.store.len().saturating_sub(self.samples_at_last_cycle);
         let enough = config.new_samples_trigger > 0 && new >= config.new_samples_trigger;
         let interval = Duration::from_secs(config.interval_minutes * 60);
-        let due = config.interval_minutes > 0 && new > 0 && self.last_cycle.elapsed() >= interval;
+        let due =
+            config.interval_minutes > 0 && new > 0 && self.args.clock.now() - self.last_cycle >= interval;
         if !enough && !due {
             return;
         }

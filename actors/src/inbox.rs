@@ -5,8 +5,8 @@ use std::time::Duration;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::{Revocation, SourceEvent};
+use speechverse::util::{Clock, Ticks};
 use speechverse::wire::Record;
-use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, error};
 
 /// What came first.
@@ -26,26 +26,22 @@ pub(crate) struct Inbox {
     /// What the source brings, for the log.
     name: &'static str,
     events: flume::Receiver<SourceEvent>,
-    clock: Option<Interval>,
+    ticks: Ticks,
     ended: bool,
 }
 
 impl Inbox {
-    /// Takes events from a source of `name`, and looks up every `tick`, if there is one.
+    /// Takes events from a source of `name`, and looks up every `tick` of `clock`.
     pub(crate) fn new(
         name: &'static str,
         events: flume::Receiver<SourceEvent>,
-        tick: Option<Duration>,
+        tick: Duration,
+        clock: Clock,
     ) -> Self {
-        let clock = tick.map(|tick| {
-            let mut clock = tokio::time::interval(tick);
-            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            clock
-        });
         Self {
             name,
             events,
-            clock,
+            ticks: Ticks::new(clock, tick),
             ended: false,
         }
     }
@@ -53,17 +49,11 @@ impl Inbox {
     /// Waits for the next arrival. When the source has ended, only the mailbox is left.
     pub(crate) async fn next<A: Actor>(&mut self, mailbox: &mut MailboxReceiver<A>) -> Arrival<A> {
         while !self.ended {
-            let tick = async {
-                match &mut self.clock {
-                    Some(clock) => clock.tick().await,
-                    None => std::future::pending().await,
-                }
-            };
             let event = tokio::select! {
                 biased;
                 signal = mailbox.recv() => return Arrival::Signal(signal),
                 event = self.events.recv_async() => event,
-                _ = tick => return Arrival::Tick,
+                () = self.ticks.next() => return Arrival::Tick,
             };
             match event {
                 Ok(SourceEvent::Record(record)) => return Arrival::Record(record),

@@ -18,6 +18,7 @@ use speechverse::kafka::{Budget, OffsetTracker, SourceEvent};
 use speechverse::telemetry::metrics;
 use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::training::Control;
+use speechverse::util::Clock;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
@@ -65,6 +66,8 @@ pub struct IngestArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub tracker: OffsetTracker,
+    /// By which unfinished streams are given up.
+    pub clock: Clock,
     /// What a value may be.
     pub audio: AudioLimits,
     /// What a request may be.
@@ -99,9 +102,14 @@ impl Actor for AudioIngest {
     type Error = Infallible;
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
-        let streams = Streams::new(args.audio.value_bytes_max);
+        let streams = Streams::new(args.audio.value_bytes_max, args.clock.clone());
         Ok(Self {
-            inbox: Inbox::new("requests", args.events.clone(), Some(STREAM_CHECK_INTERVAL)),
+            inbox: Inbox::new(
+                "requests",
+                args.events.clone(),
+                STREAM_CHECK_INTERVAL,
+                args.clock.clone(),
+            ),
             args,
             streams,
         })

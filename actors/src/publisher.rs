@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
@@ -18,11 +18,11 @@ use kameo::prelude::*;
 use speechverse::kafka::config::TopicsConfig;
 use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
 use speechverse::telemetry::{StageItem, metrics};
+use speechverse::util::{Clock, Ticks};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
-use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{Instrument as _, debug, error, warn};
 
 use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
@@ -61,6 +61,8 @@ pub struct PublisherArgs {
     pub lost: flume::Receiver<OrphanedRecord>,
     /// Records that retention deleted before they were read, to be told as events.
     pub deleted: flume::Receiver<RecordsDeleted>,
+    /// By which sends are repeated and the producer is looked at.
+    pub clock: Clock,
     /// Sends that may be on their way at once.
     pub sends_max: usize,
     /// Longest that a stop waits for them.
@@ -72,7 +74,7 @@ pub struct Publisher {
     args: PublisherArgs,
     permits: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
-    clock: Interval,
+    producer_checks: Ticks,
 }
 
 /// The records that a send is about.
@@ -106,13 +108,11 @@ impl Actor for Publisher {
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let permits = Arc::new(Semaphore::new(args.sends_max));
-        let mut clock = tokio::time::interval(PRODUCER_CHECK_INTERVAL);
-        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
-            args,
             permits,
             stopping: Arc::new(AtomicBool::new(false)),
-            clock,
+            producer_checks: Ticks::new(args.clock.clone(), PRODUCER_CHECK_INTERVAL),
+            args,
         })
     }
 
@@ -128,7 +128,7 @@ impl Actor for Publisher {
                 signal = mailbox.recv() => return Ok(signal),
                 Ok(lost) = self.args.lost.recv_async() => self.send_lost(lost).await,
                 Ok(deleted) = self.args.deleted.recv_async() => self.send_deleted(deleted).await,
-                _ = self.clock.tick() => {
+                () = self.producer_checks.next() => {
                     if let Err(error) = self.args.sink.renew_if_failed().await {
                         self.args.sink.log_repeat(&error);
                     }
@@ -290,7 +290,7 @@ impl Publisher {
         let args = self.args.clone();
         let stopping = Arc::clone(&self.stopping);
         let sending = async move {
-            let over = match deliver(&args.sink, outgoing, &stopping).await {
+            let over = match args.deliver(outgoing, &stopping).await {
                 Delivery::Acknowledged => {
                     done();
                     args.release(&about);
@@ -327,7 +327,7 @@ impl PublisherArgs {
                 let message = format!("the answer could not be published: {error}");
                 let rejection = Rejection::new(Reason::AnswerRefused, Stage::Publish, message);
                 let letter = self.dead_letter(&record, &rejection);
-                match deliver(&self.sink, letter, stopping).await {
+                match self.deliver(letter, stopping).await {
                     Delivery::Acknowledged => {
                         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
                         metrics::dead_letter_published(reason, stage);
@@ -362,7 +362,7 @@ impl PublisherArgs {
             what,
         );
         let told = event.to_record(Arc::from(self.topics.events.as_str()), &self.source);
-        match deliver(&self.sink, told, stopping).await {
+        match self.deliver(told, stopping).await {
             Delivery::Acknowledged => {}
             Delivery::Refused(error) => {
                 error!(%error, "an event is refused and given up");
@@ -375,6 +375,34 @@ impl PublisherArgs {
             earlier,
         });
         true
+    }
+
+    /// Repeats a send until the broker acknowledges it, refuses it for good, or the process stops.
+    async fn deliver(&self, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> Delivery {
+        let started = self.clock.now();
+        let mut pause = RETRY_FIRST;
+        loop {
+            match self.sink.send(outgoing.clone()).await {
+                Ok(_) => return Delivery::Acknowledged,
+                Err(error) if error.is_about_the_record() => {
+                    // It will never fit. The name of what happened still does.
+                    if !shorten(&mut outgoing) {
+                        return Delivery::Refused(error);
+                    }
+                    error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
+                }
+                Err(error) => {
+                    if stopping.load(Ordering::Acquire) {
+                        error!(%error, topic = %outgoing.topic, "not delivered before the stop, its record is read again after the restart");
+                        return Delivery::Stopped;
+                    }
+                    self.sink.log_repeat(&error);
+                    debug!(%error, topic = %outgoing.topic, elapsed = ?(self.clock.now() - started), "not delivered, trying again");
+                    self.clock.sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
     }
 
     /// Releases a record's own record_offset and those of the chunks before it.
@@ -390,34 +418,6 @@ impl PublisherArgs {
         for record_offset in earlier.iter().chain([record_offset]) {
             if let Some(tracker) = self.trackers.get(&*record_offset.topic) {
                 tracker.release(record_offset);
-            }
-        }
-    }
-}
-
-/// Repeats a send until the broker acknowledges it, refuses it for good, or the process stops.
-async fn deliver(sink: &Sink, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> Delivery {
-    let started = Instant::now();
-    let mut pause = RETRY_FIRST;
-    loop {
-        match sink.send(outgoing.clone()).await {
-            Ok(_) => return Delivery::Acknowledged,
-            Err(error) if error.is_about_the_record() => {
-                // It will never fit. The name of what happened still does.
-                if !shorten(&mut outgoing) {
-                    return Delivery::Refused(error);
-                }
-                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
-            }
-            Err(error) => {
-                if stopping.load(Ordering::Acquire) {
-                    error!(%error, topic = %outgoing.topic, "not delivered before the stop, its record is read again after the restart");
-                    return Delivery::Stopped;
-                }
-                sink.log_repeat(&error);
-                debug!(%error, topic = %outgoing.topic, elapsed = ?started.elapsed(), "not delivered, trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
             }
         }
     }

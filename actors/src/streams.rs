@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use speechverse::kafka::TopicPartition;
+use speechverse::util::Clock;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
@@ -74,6 +75,7 @@ struct Complete {
 /// Unfinished streams, bounded in number and bytes.
 #[derive(Debug)]
 pub struct Streams {
+    clock: Clock,
     bytes_max: usize,
     streams: HashMap<Name, Stream>,
     /// The oldest first.
@@ -81,9 +83,10 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// No streams yet; each may have `bytes_max` bytes.
-    pub fn new(bytes_max: usize) -> Self {
+    /// No streams yet; each may have `bytes_max` bytes. Their silence is measured by `clock`.
+    pub fn new(bytes_max: usize, clock: Clock) -> Self {
         Self {
+            clock,
             bytes_max,
             streams: HashMap::new(),
             complete: VecDeque::new(),
@@ -137,14 +140,15 @@ impl Streams {
             return Assembled::Broken(vec![record], broken(message));
         }
         let audio = request.audio.clone();
+        let now = self.clock.now();
         let stream = self.streams.entry(name.clone()).or_insert_with(|| Stream {
             first: request,
             records: Vec::new(),
             audio: Vec::new(),
             bytes: 0,
-            heard: Instant::now(),
+            heard: now,
         });
-        stream.heard = Instant::now();
+        stream.heard = now;
         stream.bytes += audio.len();
         stream.audio.push(audio);
         stream.records.push(record);
@@ -208,17 +212,18 @@ impl Streams {
 
     fn remember(&mut self, name: Name, stream: &Stream) {
         let Some(last) = stream.records.last() else { return };
+        let now = self.clock.now();
         self.complete.push_back(Complete {
             name,
             partition: TopicPartition::of(&last.record_offset),
             end: last.record_offset.offset,
             digests: stream.audio.iter().map(digest).collect(),
-            since: Instant::now(),
+            since: now,
         });
         let mut chunks: usize = self.complete.iter().map(|complete| complete.digests.len()).sum();
         while let Some(oldest) = self.complete.front() {
             let many = self.complete.len() > STREAMS_MAX || chunks > REMEMBERED_CHUNKS_MAX;
-            if !many && oldest.since.elapsed() <= SILENCE_MAX {
+            if !many && now - oldest.since <= SILENCE_MAX {
                 break;
             }
             chunks -= oldest.digests.len();
@@ -228,10 +233,11 @@ impl Streams {
 
     /// Streams that were silent for too long, taken out.
     pub fn expired(&mut self) -> Vec<(Vec<Record>, Rejection)> {
+        let now = self.clock.now();
         let old: Vec<Name> = self
             .streams
             .iter()
-            .filter(|(_, stream)| stream.heard.elapsed() > SILENCE_MAX)
+            .filter(|(_, stream)| now - stream.heard > SILENCE_MAX)
             .map(|(name, _)| name.clone())
             .collect();
         old.into_iter()
@@ -343,7 +349,7 @@ mod tests {
 
     #[test]
     fn chunks_in_order_become_one_recording() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
 
         assert!(matches!(
             take(&mut streams, chunk("a", 0, false, b"12")),
@@ -369,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_missing_chunk_breaks_its_stream_and_no_other() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         take(&mut streams, chunk("a", 0, false, b"12"));
         take(&mut streams, chunk("b", 0, false, b"12"));
 
@@ -404,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_comes_again_as_it_was_is_passed_over() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         take(&mut streams, chunk("a", 0, false, b"12"));
         take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
 
@@ -425,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_comes_again_after_the_last_one_is_passed_over() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         take(&mut streams, chunk("a", 0, false, b"12"));
         take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
         take(&mut streams, later(chunk("a", 2, true, b"56"), 2));
@@ -446,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_second_stream_of_a_session_keeps_chunks_that_sound_like_the_first_one_s() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         for (sequence, offset) in [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)] {
             take(
                 &mut streams,
@@ -464,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         let again = |(mut record, request): (Record, Request)| {
             record.record_offset.epoch = 2;
             (record, request)
@@ -493,7 +499,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_comes_again_with_other_sound_breaks_its_stream() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         take(&mut streams, chunk("a", 0, false, b"12"));
 
         let taken = take(&mut streams, later(chunk("a", 0, false, b"21"), 1));
@@ -510,7 +516,7 @@ mod tests {
 
     #[test]
     fn sessions_of_two_sources_are_two_streams() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         let from = |source: &str, (record, request): (Record, Request)| {
             let source = Some(source.to_owned());
             (record, Request { source, ..request })
@@ -525,7 +531,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_of_complete_streams_is_bounded() {
-        let mut streams = Streams::new(100);
+        let mut streams = Streams::new(100, Clock::system());
         for number in 0..STREAMS_MAX as i64 + 10 {
             take(
                 &mut streams,
@@ -538,7 +544,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_grows_too_large_is_refused_whole() {
-        let mut streams = Streams::new(3);
+        let mut streams = Streams::new(3, Clock::system());
         take(&mut streams, chunk("a", 0, false, b"12"));
 
         let Assembled::Broken(records, rejection) = take(&mut streams, chunk("a", 1, false, b"34")) else {

@@ -25,6 +25,7 @@ use speechverse::store::SampleStore;
 use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
 use speechverse::training::Control;
+use speechverse::util::Clock;
 use speechverse::wire::request::RequestLimits;
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
 use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
@@ -142,6 +143,7 @@ impl Pipeline {
         let sink = Sink::watched(&settings.kafka, &monitor).context("Kafka producer")?;
         let (lost, found) = OrphanQueue::new();
         let training = Control::new();
+        let clock = Clock::system();
         let mut stages = Stages::new();
         let trackers = Ledgers::new(&settings.kafka, monitor);
 
@@ -152,6 +154,7 @@ impl Pipeline {
             source: Arc::from(settings.service.source.as_str()),
             lost: found,
             deleted,
+            clock: clock.clone(),
             sends_max: SENDS_MAX,
             drain: Duration::from_millis(settings.service.drain_ms_max),
         };
@@ -216,6 +219,7 @@ impl Pipeline {
             instructions: instructions.clone(),
             lost: lost.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
+            clock: clock.clone(),
             correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
             corrections_waiting_max: settings.store.corrections_waiting_max,
             publisher: publisher.clone().recipient(),
@@ -235,6 +239,7 @@ impl Pipeline {
             due: OrdersDue::from_offset(orders_end),
             order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             lost: lost.clone(),
+            clock: clock.clone(),
             config: settings.trainer.clone(),
             registry,
             identities,
@@ -257,6 +262,7 @@ impl Pipeline {
         let ingest_args = IngestArgs {
             events: request_events,
             tracker: trackers.requests.clone(),
+            clock,
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
             instructions,

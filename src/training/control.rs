@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::util::Clock;
 
 /// How long a paused run sleeps before it looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -86,16 +88,21 @@ impl Control {
 
     /// Called by the run between steps: waits while paused. Returns how long it waited.
     pub(crate) fn wait(&self) -> Duration {
-        let start = Instant::now();
+        self.wait_by(&Clock::system(), || std::thread::sleep(POLL_INTERVAL))
+    }
+
+    /// As [`wait`](Self::wait), by another clock; `pause` lets some time pass between two looks.
+    fn wait_by(&self, clock: &Clock, mut pause: impl FnMut()) -> Duration {
+        let start = clock.now();
         loop {
             let paused = self.shared.pause.load(Ordering::Acquire);
-            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && start.elapsed() < YIELD_MAX;
+            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && clock.now() - start < YIELD_MAX;
             if self.shared.stop.load(Ordering::Acquire) || !(paused || gives_way) {
                 break;
             }
-            std::thread::sleep(POLL_INTERVAL);
+            pause();
         }
-        start.elapsed()
+        clock.now() - start
     }
 }
 
@@ -103,31 +110,52 @@ impl Control {
 mod tests {
     use super::*;
 
+    fn nothing_to_wait_for() {
+        panic!("there is nothing to wait for")
+    }
+
     #[test]
     fn a_run_waits_while_something_goes_first_and_no_longer() {
-        let control = Control::new();
-        let guard = control.yield_to_serving();
-        let waiting = {
-            let control = control.clone();
-            std::thread::spawn(move || control.wait())
-        };
-        std::thread::sleep(Duration::from_millis(60));
+        let (control, clock) = (Control::new(), Clock::manual());
+        let mut guards: Vec<Yield> = (0..6).map(|_| control.yield_to_serving()).collect();
 
-        drop(guard);
+        let waited = control.wait_by(&clock, || {
+            clock.advance(POLL_INTERVAL);
+            guards.pop();
+        });
 
-        assert!(waiting.join().unwrap() >= Duration::from_millis(50));
-        assert!(control.wait() < Duration::from_millis(50));
+        assert_eq!(waited, 6 * POLL_INTERVAL);
+        assert_eq!(control.wait_by(&clock, nothing_to_wait_for), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_run_gives_way_for_a_limited_time_and_waits_for_the_end_of_a_pause() {
+        let (control, clock) = (Control::new(), Clock::manual());
+        let _guard = control.yield_to_serving();
+        assert_eq!(
+            control.wait_by(&clock, || clock.advance(POLL_INTERVAL)),
+            YIELD_MAX
+        );
+
+        control.pause();
+        let long = YIELD_MAX * 100;
+        let waited = control.wait_by(&clock, || {
+            clock.advance(long);
+            control.resume();
+        });
+
+        assert_eq!(waited, long);
     }
 
     #[test]
     fn a_stopped_run_does_not_wait_for_the_end_of_a_pause() {
-        let control = Control::new();
+        let (control, clock) = (Control::new(), Clock::manual());
         control.pause();
         control.stop();
 
-        assert!(control.wait() < Duration::from_millis(50));
+        control.wait_by(&clock, nothing_to_wait_for);
         assert!(control.is_paused() && control.is_stopped());
         assert!(!control.ignore_stop().is_stopped());
-        assert!(control.ignore_stop().wait() < Duration::from_millis(50));
+        control.ignore_stop().wait_by(&clock, nothing_to_wait_for);
     }
 }

@@ -55,11 +55,15 @@ impl Clock {
 
     /// Returns when so much time has passed by this clock. Safe to cancel.
     pub async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now() + duration).await;
+    }
+
+    /// Returns when this clock shows that time. Safe to cancel.
+    pub async fn sleep_until(&self, until: Instant) {
         let Some(manual) = &self.manual else {
-            tokio::time::sleep(duration).await;
+            tokio::time::sleep_until(until.into()).await;
             return;
         };
-        let until = self.now() + duration;
         loop {
             let moved = manual.moved.notified();
             tokio::pin!(moved);
@@ -69,6 +73,35 @@ impl Clock {
             }
             moved.await;
         }
+    }
+}
+
+/// Something that is due at once and then again and again, by a clock.
+#[derive(Debug)]
+pub struct Ticks {
+    clock: Clock,
+    period: Duration,
+    due: Instant,
+}
+
+impl Ticks {
+    /// The first tick is due now, each other one `period` after the one before was taken.
+    pub fn new(clock: Clock, period: Duration) -> Self {
+        Self {
+            due: clock.now(),
+            clock,
+            period,
+        }
+    }
+
+    /// Waits for the next tick and takes it. Safe to cancel: a tick that was not taken stays due.
+    pub async fn next(&mut self) {
+        // A timer is not ready when it is first asked, even if its time is past: whoever cancels often would
+        // never see it.
+        if self.clock.now() < self.due {
+            self.clock.sleep_until(self.due).await;
+        }
+        self.due = self.clock.now() + self.period;
     }
 }
 
@@ -93,6 +126,33 @@ mod tests {
 
         sleeper.await.unwrap();
         assert_eq!(clock.now() - before, Duration::from_secs(3600));
+    }
+
+    /// Takes a tick that is due; otherwise cancels the waiting for it.
+    async fn is_due(ticks: &mut Ticks) -> bool {
+        tokio::select! {
+            biased;
+            () = ticks.next() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn ticks_that_nobody_took_are_one_and_it_stays_due_when_its_taker_is_cancelled() {
+        let clock = Clock::manual();
+        let mut ticks = Ticks::new(clock.clone(), Duration::from_secs(2));
+        assert!(is_due(&mut ticks).await, "the first is due at once");
+        for _ in 0..2 {
+            assert!(!is_due(&mut ticks).await);
+            clock.advance(Duration::from_secs(1));
+        }
+
+        clock.advance(Duration::from_secs(5));
+
+        assert!(is_due(&mut ticks).await);
+        assert!(!is_due(&mut ticks).await, "seven seconds after the start");
+        clock.advance(Duration::from_secs(2));
+        assert!(is_due(&mut ticks).await);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ mod clock;
 mod config_error;
 mod file_content;
 
-pub use clock::Clock;
+pub use clock::{Clock, Ticks};
 pub use config_error::{ConfigError, ENV_PREFIX};
 pub use file_content::{file_mistaken_for, mistaken_for};
 

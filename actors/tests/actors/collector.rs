@@ -8,6 +8,7 @@ use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, Damage, encode_wav};
 use speechverse::store::config::StoreConfig;
 use speechverse::store::{SampleStore, Split};
+use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
@@ -19,6 +20,8 @@ use crate::support::{
 };
 
 struct Harness {
+    clock: Clock,
+    correction_wait: Duration,
     collector: ActorRef<SampleCollector>,
     store: Arc<SampleStore>,
     letters: flume::Receiver<PublishDeadLetter>,
@@ -36,14 +39,16 @@ impl Harness {
         let dir = tempfile::tempdir().unwrap();
         let mut config = StoreConfig {
             dir: dir.path().join("samples"),
-            correction_wait_ms: 200, // so that a test that waits for its end does not wait long
             ..StoreConfig::default()
         };
         settings(&mut config);
         let store = Arc::new(SampleStore::open(&config).unwrap());
         let (publisher, letters) = probe();
         let (lost, found) = OrphanQueue::new();
+        let clock = Clock::manual();
+        let correction_wait = Duration::from_millis(config.correction_wait_ms);
         let args = CollectorArgs {
+            clock: clock.clone(),
             events: labels.events.clone(),
             tracker: labels.tracker.clone(),
             store: Arc::clone(&store),
@@ -52,11 +57,13 @@ impl Harness {
             instructions: Arc::new(FailingEncoder),
             lost,
             remembered_bytes_max: remembered * size_of::<f32>(),
-            correction_wait: Duration::from_millis(config.correction_wait_ms),
+            correction_wait,
             corrections_waiting_max: config.corrections_waiting_max,
             publisher,
         };
         Self {
+            clock,
+            correction_wait,
             collector: start_in_thread(args, 64).await,
             store,
             letters,
@@ -214,8 +221,9 @@ async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
             .label(None, &[("ce_subject", &subject), ("ce_target", "hello")])
             .await;
     }
-    let letter = next(&harness.letters).await;
     harness.stored(2).await;
+    harness.clock.advance(harness.correction_wait);
+    let letter = next(&harness.letters).await;
     until("all are looked at", || harness.labels.tracker.unfinished() == 1).await;
 
     assert_eq!(letter.rejection.reason, Reason::UnknownSubject);
@@ -360,13 +368,16 @@ async fn a_later_correction_supersedes_the_earlier_one_also_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_that_comes_before_its_request_waits_for_it() {
-    let harness = Harness::new(10_000, |store| store.correction_wait_ms = 60_000).await;
+    let harness = Harness::new(10_000, |_| {}).await;
     for target in ["first", "second"] {
         harness.correct("request-1", target, &[]).await;
     }
     harness.correct("request-2", "third", &[]).await;
     until("they are read", || harness.labels.tracker.unfinished() == 3).await;
-    tokio::time::sleep(Duration::from_millis(300)).await; // some looks at the clock
+    harness
+        .clock
+        .advance(harness.correction_wait - Duration::from_millis(1));
+    assert!(is_silent(&harness.letters).await);
     assert_eq!((harness.store.len(), harness.labels.tracker.unfinished()), (0, 3));
 
     harness.admitted(1, 700, None).await;
@@ -385,21 +396,16 @@ async fn a_correction_that_comes_before_its_request_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_correction_whose_request_does_not_come_is_refused_after_a_while() {
-    let harness = Harness::new(10_000, |store| {
-        store.correction_wait_ms = 300;
-        store.corrections_waiting_max = 2;
-    })
-    .await;
+    let harness = Harness::new(10_000, |store| store.corrections_waiting_max = 2).await;
     for number in 0..3 {
         harness.correct(&format!("request-{number}"), "hello", &[]).await;
     }
 
-    // A third one exceeds the limit: the one that has waited longest goes first.
-    let letters = [
-        next(&harness.letters).await,
-        next(&harness.letters).await,
-        next(&harness.letters).await,
-    ];
+    // A third one exceeds the limit: the one that has waited longest goes at once.
+    let first = next(&harness.letters).await;
+    assert!(is_silent(&harness.letters).await);
+    harness.clock.advance(harness.correction_wait);
+    let letters = [first, next(&harness.letters).await, next(&harness.letters).await];
 
     for (number, letter) in letters.iter().enumerate() {
         assert_eq!(letter.rejection.reason, Reason::UnknownSubject);

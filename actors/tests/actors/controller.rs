@@ -13,6 +13,7 @@ use speechverse::store::SampleStore;
 use speechverse::store::config::StoreConfig;
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
+use speechverse::util::Clock;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::{Event, EventKind};
@@ -34,12 +35,15 @@ fn identity(name: &str) -> ModelIdentity {
     }
 }
 
+/// The schedule is looked at this often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Age from which orders are not obeyed here.
 const AGE_MAX: Duration = Duration::from_secs(3600);
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
 struct Harness {
+    clock: Clock,
     controller: ActorRef<Controller>,
     cycles: flume::Receiver<StartCycle>,
     events: flume::Receiver<PublishEvent>,
@@ -119,7 +123,9 @@ impl Harness {
         settings(&mut config);
         let training = Control::new();
         let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
+        let clock = Clock::manual();
         let args = ControllerArgs {
+            clock: clock.clone(),
             events: events_in,
             tracker: orders.tracker.clone(),
             due,
@@ -136,6 +142,7 @@ impl Harness {
             dead_letters,
         };
         Self {
+            clock,
             controller: start(args, 4).await,
             cycles,
             events,
@@ -404,15 +411,38 @@ async fn enough_new_samples_start_a_cycle_once() {
     for number in 0..2 {
         harness.store.put(&sample(number)).unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(2_500)).await; // longer than between two looks
-    assert!(harness.cycles.try_recv().is_err());
+    harness.clock.advance(LOOK_INTERVAL);
+    assert!(is_silent(&harness.cycles).await);
     harness.store.put(&sample(2)).unwrap();
+    harness.clock.advance(LOOK_INTERVAL);
     let cycle = next(&harness.cycles).await;
 
     assert_eq!(cycle.trigger, "3 new samples");
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    harness.clock.advance(LOOK_INTERVAL);
     assert!(is_silent(&harness.cycles).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cycle_starts_when_the_interval_has_passed_and_anything_is_new() {
+    const INTERVAL: Duration = Duration::from_secs(3600);
+    let harness = Harness::new(|trainer| {
+        trainer.new_samples_trigger = 0;
+        trainer.interval_minutes = 60;
+    })
+    .await;
+    harness.store.put(&sample(0)).unwrap();
+    harness.clock.advance(INTERVAL - LOOK_INTERVAL);
+    assert!(is_silent(&harness.cycles).await);
+
+    harness.clock.advance(LOOK_INTERVAL);
+    assert_eq!(next(&harness.cycles).await.trigger, "schedule");
+
+    harness.clock.advance(INTERVAL);
+    assert!(is_silent(&harness.cycles).await, "nothing is new");
+    harness.store.put(&sample(1)).unwrap();
+    harness.clock.advance(LOOK_INTERVAL);
+    assert_eq!(next(&harness.cycles).await.trigger, "schedule");
 }
 
 /// A trainer that has ended.
@@ -444,12 +474,15 @@ async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
     .await;
     harness.store.put(&sample(0)).unwrap();
 
+    harness.clock.advance(LOOK_INTERVAL);
     let (id, _, reason) = harness.refusal().await;
 
     assert!(id.starts_with("auto-"), "{id}");
     assert!(reason.contains("the trainer is not running"), "{reason}");
-    tokio::time::sleep(Duration::from_millis(4_500)).await; // two more looks
-    assert!(harness.events.is_empty());
+    for _ in 0..2 {
+        harness.clock.advance(LOOK_INTERVAL);
+        assert!(is_silent(&harness.events).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,14 @@
 //! `AudioIngest`: admission, back-pressure up to the source, and who is not waited for.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::AudioLimits;
 use speechverse::kafka::SourceEvent;
 use speechverse::models::config::LayerMix;
 use speechverse::training::Control;
+use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::RequestLimits;
 use speechverse_actors::current::CurrentAdapter;
@@ -23,6 +26,7 @@ type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
 /// An ingest with the topic that it reads; the test hands the records on.
 struct Harness {
+    clock: Clock,
     ingest: ActorRef<AudioIngest>,
     to_ingest: flume::Sender<SourceEvent>,
     utterances: flume::Receiver<EncodeUtterance>,
@@ -44,7 +48,9 @@ impl Harness {
         let (lost, found) = OrphanQueue::new();
         let current = CurrentAdapter::new(adapter("one", LayerMix::Last, 2, 4));
         let training = Control::new();
+        let clock = Clock::manual();
         let args = IngestArgs {
+            clock: clock.clone(),
             events,
             tracker: requests.tracker.clone(),
             audio: AudioLimits::default(),
@@ -59,6 +65,7 @@ impl Harness {
             publisher,
         };
         Self {
+            clock,
             ingest: start_in_thread(args, 4).await,
             to_ingest,
             utterances: encoder.1,
@@ -299,6 +306,39 @@ async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
     .await;
     assert!(is_silent(&harness.letters).await);
     assert!(is_silent(&harness.utterances).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_silent_for_more_than_a_minute_is_given_up_chunk_by_chunk() {
+    const SILENCE_MAX: Duration = Duration::from_secs(60);
+    let harness = Harness::new(probe(), probe()).await;
+    for number in 0..2 {
+        let headers = vec![
+            header("ce_session", "stream"),
+            header("ce_sequence", number.to_string()),
+        ];
+        harness.request(number, pcm(800, 0.25), headers).await;
+    }
+    harness.request(2, pcm(800, 0.25), Vec::new()).await;
+    for _ in 0..3 {
+        harness.hand_on().await;
+    }
+    harness.utterance().await.context.complete(); // it has taken the chunks that came before
+
+    harness.clock.advance(SILENCE_MAX);
+    assert!(is_silent(&harness.letters).await);
+    harness.clock.advance(Duration::from_secs(1));
+
+    for offset in [0, 1] {
+        let letter = next(&harness.letters).await;
+        assert_eq!(letter.record.record_offset.offset, offset);
+        assert_eq!(letter.rejection.reason, Reason::BrokenStream);
+        assert!(
+            letter.rejection.message.contains("60 s of silence"),
+            "{}",
+            letter.rejection
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
