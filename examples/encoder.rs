@@ -1,12 +1,15 @@
-//! Times a speech encoder's forward pass on demand; `scripts/bench/encoder.py` drives it beside the Python reference.
+//! Times a speech encoder's forward pass on demand; `scripts/bench/encoder.py` drives it beside the Python
+//! reference.
 //!
 //! ```text
-//! cargo run --release --example encoder -- DIR SAMPLES.f32 BATCH THREADS OUT.safetensors [f32|bf16 [cpu|cuda:N]]
+//! cargo run --release --example encoder -- DIR SAMPLES.f32 BATCH THREADS OUT.safetensors \
+//!     [f32|bf16 [cpu|cuda:N]]
 //! ```
 //!
-//! `SAMPLES.f32` holds mono 16 kHz samples as raw little-endian floats, and is encoded `BATCH` times side by side. Prints
-//! the CPU's capability, then for each line on standard input the seconds of one pass, by the clock and of processor
-//! time; at the end of input writes the last layer's features of the first row, so that the two sides can be compared.
+//! `SAMPLES.f32` holds mono 16 kHz samples as raw little-endian floats, and is encoded `BATCH` times side by
+//! side. Prints the CPU's capability, then for each line on standard input the seconds of one pass, by the
+//! clock and of processor time; at the end of input writes the last layer's features of the first row, so
+//! that the two sides can be compared.
 
 use std::io::BufRead as _;
 use std::path::Path;

@@ -1,15 +1,17 @@
 //! Tries a language model folder without the rest of the program.
 //!
 //! ```text
-//! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3     outputs in f32, for comparison with a reference
-//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]   a random LoRA set for peft, with the logits it gives
-//!                                                              (along the prompt; or of each token of an answer to it)
+//! # outputs in f32, for comparison with a reference
+//! cargo run --example llm -- probe DIR OUT.safetensors 1,2,3
+//! # a random LoRA set for peft, with the logits it gives (along the prompt; or of each answer token)
+//! cargo run --example llm -- lora  DIR OUT-FOLDER 1,2,3 [4,5]
 //! cargo run --example llm -- chat  DIR "What is the capital of France?"
 //! cargo run --example llm -- speed DIR 1,2,3 BATCH THREADS TOKENS f32|bf16|int8 [cpu|cuda:N]
 //! ```
 //!
-//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on standard input
-//! the seconds of one greedy generation, by the clock and of processor time, and the first answer's ids.
+//! `speed` is driven by `scripts/bench/generate.py`: it prints the CPU's capability, then for each line on
+//! standard input the seconds of one greedy generation, by the clock and of processor time, and the first
+//! answer's ids.
 
 use std::collections::BTreeSet;
 use std::io::BufRead as _;

@@ -1,11 +1,14 @@
 //! How much memory and time it takes to load checkpoints of full size: random ones, made for the purpose.
 //!
 //! ```text
-//! cargo run --release --example load -- make DIR t5-xl|t5-large|t5-base [SHARD-BYTES]   random bf16 weights, sharded
-//! cargo run --release --example load -- open DIR [f32|bf16 [ENCODER-DIR]]   loads, runs once, prints the peak resident memory
+//! # random bf16 weights, sharded
+//! cargo run --release --example load -- make DIR t5-xl|t5-large|t5-base [SHARD-BYTES]
+//! # loads, runs once, prints the peak resident memory
+//! cargo run --release --example load -- open DIR [f32|bf16 [ENCODER-DIR]]
 //! ```
 //!
-//! `open` runs in a process of its own, because a peak is never forgotten. `scripts/bench/load.py` does both and cleans up.
+//! `open` runs in a process of its own, because a peak is never forgotten. `scripts/bench/load.py` does both
+//! and cleans up.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};

@@ -98,7 +98,10 @@ fn lines_of_code_and_comments_keep_to_the_width() {
     ] {
         for path in rust_files(&root().join(folder)) {
             for (at, line) in read(&path).lines().enumerate() {
-                let comment = line.trim_start().starts_with("//");
+                let comment = line.trim_start().strip_prefix("//");
+                // Rows of a table cannot be wrapped.
+                let text = comment.map(|text| text.trim_start_matches(['/', '!', ' ']));
+                let comment = text.is_some_and(|text| !text.starts_with('|'));
                 if comment && line.chars().count() > COLUMNS_MAX && !line.contains("http") {
                     long.push(format!("{}:{}", shown(&path), at + 1));
                 }

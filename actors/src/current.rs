@@ -1,5 +1,5 @@
-//! `CurrentAdapter`: the version that new utterances are pinned to. A swap changes what comes after it, never what is
-//! under way.
+//! `CurrentAdapter`: the version that new utterances are pinned to. A swap changes what comes after it, never
+//! what is under way.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 

@@ -54,8 +54,8 @@ pub struct Decision {
 
 /// Judges a candidate. It is promoted when its error over all samples is lower than its parent's by more than
 /// `improvement_min`, and in no task higher by more than `regression_max`; an equal one is not. Below
-/// `held_out_samples_min` samples the verdict is undecided, and a candidate that looks better is kept for a person to
-/// promote.
+/// `held_out_samples_min` samples the verdict is undecided, and a candidate that looks better is kept for a
+/// person to promote.
 pub fn decide(parent: &Scores, candidate: &Scores, config: &TrainerConfig) -> Decision {
     let samples = candidate.samples;
     let figures = figures(parent, candidate);

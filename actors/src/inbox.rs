@@ -21,7 +21,8 @@ pub(crate) enum Arrival<A: Actor> {
     Tick,
 }
 
-/// A source's channel beside the mailbox, for [`Actor::next`]. Messages go first, then records, then the clock.
+/// A source's channel beside the mailbox, for [`Actor::next`]. Messages go first, then records, then the
+/// clock.
 pub(crate) struct Inbox {
     /// What the source brings, for the log.
     name: &'static str,

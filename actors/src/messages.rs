@@ -55,8 +55,8 @@ pub struct OrphanedRecord {
 }
 
 impl OrphanQueue {
-    /// The two ends: contexts get the first, the publisher the second. Not bounded by itself: it can hold at most
-    /// what the ingest admitted.
+    /// The two ends: contexts get the first, the publisher the second. Not bounded by itself: it can hold at
+    /// most what the ingest admitted.
     pub fn new() -> (Self, flume::Receiver<OrphanedRecord>) {
         let (sender, receiver) = flume::unbounded();
         let closing = Arc::new(AtomicBool::new(false));
@@ -165,8 +165,8 @@ pub fn request_span(record_offset: &RecordOffset, request: &Request) -> Span {
 
 /// What stays with an utterance from admission to its outcome: its record, its request, its clock.
 ///
-/// A context that is dropped without [`RequestContext::complete`] turns its record into a dead letter, so nothing that was
-/// admitted can be forgotten, whatever a stage does.
+/// A context that is dropped without [`RequestContext::complete`] turns its record into a dead letter, so
+/// nothing that was admitted can be forgotten, whatever a stage does.
 #[derive(Debug)]
 pub struct RequestContext {
     inner: Option<Box<RequestState>>,
@@ -340,7 +340,8 @@ pub struct DecodeUtterance {
     pub context: RequestContext,
 }
 
-/// Order to the publisher: an answer, to be acknowledged by the broker before its record's offset is released.
+/// Order to the publisher: an answer, to be acknowledged by the broker before its record's offset is
+/// released.
 #[derive(Debug)]
 pub struct PublishAnswer {
     /// The answer.
@@ -349,8 +350,8 @@ pub struct PublishAnswer {
     pub context: RequestContext,
 }
 
-/// Order to the publisher: the text so far of an answer that is still being written. It settles nothing, and it is not
-/// missed where the publisher is busy.
+/// Order to the publisher: the text so far of an answer that is still being written. It settles nothing, and
+/// it is not missed where the publisher is busy.
 #[derive(Debug)]
 pub struct PublishPartial {
     /// The answer so far.

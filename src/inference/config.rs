@@ -45,7 +45,8 @@ pub struct DecodingConfig {
     pub repetition_penalty: f64,
     /// Sequences of so many tokens occur once in an answer; 0 for no such rule.
     pub no_repeat_ngram_size: usize,
-    /// Share of the CTC head in the choice of each token of a transcript, 0 to below 1; for adapters that have such a head.
+    /// Share of the CTC head in the choice of each token of a transcript, 0 to below 1; for adapters that
+    /// have such a head.
     pub ctc_weight: f64,
 }
 
@@ -206,18 +207,19 @@ pub struct DecoderConfig {
     /// Positions that a slot can hold: prompt, audio (12.5 a second) and answer together. An encoder–decoder
     /// keeps `tokens_max` of them for the answer.
     pub positions_max: usize,
-    /// Answer tokens, when the request does not say; every slot reserves positions for them, or the audio is too long.
-    /// A request for more gets as many as its slot has positions for. An answer that reaches its most tokens is
-    /// flagged `truncated`.
+    /// Answer tokens, when the request does not say; every slot reserves positions for them, or the audio is
+    /// too long. A request for more gets as many as its slot has positions for. An answer that reaches its
+    /// most tokens is flagged `truncated`.
     pub tokens_max: usize,
     /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
-    /// Natural-log probability of a transcript under the CTC head, per token, under which it is flagged `unsupported`: the
-    /// sound does not say it. For adapters that have such a head.
+    /// Natural-log probability of a transcript under the CTC head, per token, under which it is flagged
+    /// `unsupported`: the sound does not say it. For adapters that have such a head.
     pub unsupported_below: f64,
-    /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged `no_speech`.
+    /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged
+    /// `no_speech`.
     pub no_speech_above: f64,
 }
 

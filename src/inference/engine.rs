@@ -47,11 +47,11 @@ pub struct GenerateRequest {
     pub instruction: String,
     /// What the answer may be; free text when absent.
     pub grammar: Option<OutputGrammar>,
-    /// Most answer tokens, instead of the engine's own. More than these are an upper bound: the answer gets as many
-    /// of them as its slot has positions for.
+    /// Most answer tokens, instead of the engine's own. More than these are an upper bound: the answer gets
+    /// as many of them as its slot has positions for.
     pub tokens_max: Option<usize>,
-    /// Whether the answer should say what is heard, word for word: then the CTC head has a say in it, if the adapter has
-    /// one and the grammar is free.
+    /// Whether the answer should say what is heard, word for word: then the CTC head has a say in it, if the
+    /// adapter has one and the grammar is free.
     pub verbatim: bool,
 }
 

@@ -228,8 +228,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             lora,
             joint,
         };
-        // More than the engine's own are an upper bound: the answer gets as many of them as its slot has positions
-        // for.
+        // More than the engine's own are an upper bound: the answer gets as many of them as its slot has
+        // positions for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
         let fits = self.scheduler.check(&prompt, promised);
         fits.map_err(|error| self.blame(error, &request.instruction))?;

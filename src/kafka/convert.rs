@@ -34,8 +34,8 @@ pub(super) fn record(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: u64)
 /// rdkafka's own iterator panics on such a name, which anybody may send, so this asks librdkafka itself.
 fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Bytes>)> {
     let mut native = ptr::null_mut();
-    // SAFETY: `message.ptr()` is a live message for as long as `message` is borrowed; librdkafka writes the pointer of
-    // its headers, which live as long as the message, or an error and no pointer.
+    // SAFETY: `message.ptr()` is a live message for as long as `message` is borrowed; librdkafka writes the
+    // pointer of its headers, which live as long as the message, or an error and no pointer.
     let found = unsafe { bindings::rd_kafka_message_headers(message.ptr(), &mut native) };
     if found != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || native.is_null() {
         return Vec::new();
@@ -43,7 +43,8 @@ fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Bytes>)> {
     let mut headers = Vec::new();
     loop {
         let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: `native` is live (above); an index past the end is answered with an error and leaves the rest alone.
+        // SAFETY: `native` is live (above); an index past the end is answered with an error and leaves the
+        // rest alone.
         let found = unsafe {
             bindings::rd_kafka_header_get_all(native, headers.len(), &mut name, &mut value, &mut size)
         };
@@ -53,7 +54,8 @@ fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Option<Bytes>)> {
         // SAFETY: librdkafka keeps the name with a zero byte behind it; it lives as long as the message.
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
         let value = (!value.is_null()).then(|| {
-            // SAFETY: librdkafka says that `size` bytes are there; they live as long as the message and are copied.
+            // SAFETY: librdkafka says that `size` bytes are there; they live as long as the message and are
+            // copied.
             Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(value.cast::<u8>(), size) })
         });
         headers.push((name, value));

@@ -1,4 +1,5 @@
-//! The module against librdkafka's mock cluster: small records only (it loses large ones), and errors on order.
+//! The module against librdkafka's mock cluster: small records only (it loses large ones), and errors on
+//! order.
 
 use std::time::Duration;
 

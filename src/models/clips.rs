@@ -1,5 +1,5 @@
-//! What speech encoders have in common: which clips they take, how a batch passes through their layers, and how a
-//! mixture of layers is gathered.
+//! What speech encoders have in common: which clips they take, how a batch passes through their layers, and
+//! how a mixture of layers is gathered.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -40,7 +40,8 @@ pub(super) fn check_clips(clips: &[&[f32]], samples_max: Option<usize>) -> Resul
     Ok(())
 }
 
-/// An encoder whose layers run on packed clips; the rest of [`SpeechEncoder`](super::SpeechEncoder) follows from it.
+/// An encoder whose layers run on packed clips; the rest of [`SpeechEncoder`](super::SpeechEncoder) follows
+/// from it.
 pub(super) trait PackedEncoder {
     /// Device of its tensors.
     fn device(&self) -> Device;
@@ -56,7 +57,8 @@ pub(super) trait PackedEncoder {
     /// Everything before the first layer: hidden state 0 of checked clips, `[R, D]`.
     fn embed(&self, clips: &[&[f32]], lengths: &[i64]) -> Result<Tensor, ModelError>;
 
-    /// Runs the layers and shows each one's input, hidden states 0 to L−1, to `visit`. Returns hidden state L and the output.
+    /// Runs the layers and shows each one's input, hidden states 0 to L−1, to `visit`. Returns hidden state L
+    /// and the output.
     fn run(
         &self,
         hidden: Tensor,

@@ -89,12 +89,13 @@ pub struct AdapterSettings {
     /// What stands between two blocks. Absent: as in the adapter to start from, nothing in a fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// What the language model reads of a clip. Absent: as with the adapter to start from, every frame with a fresh one.
+    /// What the language model reads of a clip. Absent: as with the adapter to start from, every frame with a
+    /// fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub positions: Option<Positions>,
-    /// Puts one position before the others that is made of the mean and the deviation of all frames of the clip:
-    /// what a voice or a noise is like as a whole, which CTC segments do not hold. Absent: as in the adapter to start
-    /// from, none in a fresh one.
+    /// Puts one position before the others that is made of the mean and the deviation of all frames of the
+    /// clip: what a voice or a noise is like as a whole, which CTC segments do not hold. Absent: as in the
+    /// adapter to start from, none in a fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<bool>,
 }

@@ -152,8 +152,8 @@ pub trait LanguageModel: Send {
     /// decoder ids.
     fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError>;
 
-    /// An empty cache of `slots` sequences, each with positions for a prompt of `prompt_positions` and an answer
-    /// of `answer_positions` tokens. A decoder-only model has one buffer for the sum of both.
+    /// An empty cache of `slots` sequences, each with positions for a prompt of `prompt_positions` and an
+    /// answer of `answer_positions` tokens. A decoder-only model has one buffer for the sum of both.
     fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache;
 
     /// Fills `slots` of the cache with new sequences and predicts what follows each.

@@ -1,8 +1,9 @@
 //! Device and precision: what this machine offers, and which of it a model shall use.
 //!
-//! The program is linked to the CPU half of libtorch alone, and one binary serves all machines: the CUDA half is
-//! opened at run time where it lies beside the CPU half ([`load_cuda`]). Devices and kinds come from [`Placement::resolve`] and from
-//! nowhere else, because torch keeps the first answer it finds when it looks for CUDA.
+//! The program is linked to the CPU half of libtorch alone, and one binary serves all machines: the CUDA half
+//! is opened at run time where it lies beside the CPU half ([`load_cuda`]). Devices and kinds come from
+//! [`Placement::resolve`] and from nowhere else, because torch keeps the first answer it finds when it looks
+//! for CUDA.
 
 mod cuda;
 mod threads;
@@ -51,8 +52,8 @@ pub enum Precision {
     F32,
     /// bfloat16.
     Bf16,
-    /// Weights of the language model in 8-bit integers; activations, and the other networks, in bf16 where the CPU multiplies it, else
-    /// in f32.
+    /// Weights of the language model in 8-bit integers; activations, and the other networks, in bf16 where
+    /// the CPU multiplies it, else in f32.
     Int8,
 }
 
@@ -178,7 +179,8 @@ impl fmt::Display for Precision {
     }
 }
 
-/// Whether this CPU has instructions that multiply bf16. Without them bf16 is two to four times slower than f32.
+/// Whether this CPU has instructions that multiply bf16. Without them bf16 is two to four times slower than
+/// f32.
 pub fn cpu_multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -192,8 +194,9 @@ pub fn cpu_multiplies_bf16() -> bool {
 
 /// Whether operations of the calling thread are recorded for gradients.
 ///
-/// Networks take short cuts where they are not. What decides is this, not whether a tensor carries a gradient: so that a pass with a
-/// low-rank adapter under training takes the same way, bit for bit, as one without.
+/// Networks take short cuts where they are not. What decides is this, not whether a tensor carries a
+/// gradient: so that a pass with a low-rank adapter under training takes the same way, bit for bit, as one
+/// without.
 pub fn records_gradients() -> bool {
     // SAFETY: both calls set a flag of this thread and return what it was.
     unsafe {
@@ -203,7 +206,8 @@ pub fn records_gradients() -> bool {
     }
 }
 
-/// Whether this CPU has the 512-bit registers, with the instructions that libtorch and oneDNN ask for before they use them.
+/// Whether this CPU has the 512-bit registers, with the instructions that libtorch and oneDNN ask for before
+/// they use them.
 pub fn cpu_has_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

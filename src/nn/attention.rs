@@ -13,8 +13,8 @@ const BIAS_NUMBERS_MAX: i64 = 1 << 22; // 16 MB
 /// Multi-head self-attention over whole sequences.
 ///
 /// Checkpoint names: `{q,k,v,out}_proj.{weight,bias}`; for the gate of a relative position bias also
-/// `gru_rel_pos_linear.{weight,bias}` and `gru_rel_pos_const`, as WavLM spells them. Whatever is projected from the input is joined
-/// into one matrix when it is loaded.
+/// `gru_rel_pos_linear.{weight,bias}` and `gru_rel_pos_const`, as WavLM spells them. Whatever is projected
+/// from the input is joined into one matrix when it is loaded.
 #[derive(Debug)]
 pub struct SelfAttention {
     /// `D` → queries, keys, values, and with a gate its two halves: `3·D` or `3·D + 2·N`.
@@ -33,7 +33,8 @@ struct GateConstant(Tensor);
 const GATE_SUMMANDS: i64 = 4;
 
 impl SelfAttention {
-    /// Takes the projections under `name`; `width` must be a multiple of `heads`. Whisper's keys have no bias.
+    /// Takes the projections under `name`; `width` must be a multiple of `heads`. Whisper's keys have no
+    /// bias.
     pub fn load(loader: &mut Loader<'_>, name: &str, width: i64, heads: i64, key_bias: bool) -> Self {
         let (weight, bias) = take_projections(loader, name, width, key_bias);
         Self::assemble(loader, name, width, heads, (weight, bias), None)
@@ -59,7 +60,8 @@ impl SelfAttention {
             &[1, heads, 1, 1],
             Kind::Float,
         );
-        // The sums are linear, so they are taken here once; one row for each head, zero outside the head's own slice.
+        // The sums are linear, so they are taken here once; one row for each head, zero outside the head's
+        // own slice.
         let summed =
             weight
                 .view([2, GATE_SUMMANDS, head_width])

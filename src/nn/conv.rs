@@ -34,8 +34,8 @@ impl Conv1d {
 
 /// A frozen convolution along time of frames laid out `[T, channels]`.
 ///
-/// That is the layout of everything around it (norms over channels, projections), and the one in which libtorch's CPU
-/// kernels are fastest: nothing is transposed on the way.
+/// That is the layout of everything around it (norms over channels, projections), and the one in which
+/// libtorch's CPU kernels are fastest: nothing is transposed on the way.
 #[derive(Debug)]
 pub struct FrameConv {
     /// `[output, input / groups, 1, taps]`, channels last.
@@ -47,7 +47,8 @@ pub struct FrameConv {
 }
 
 impl FrameConv {
-    /// From tensors at hand: `weight` `[output, input / groups, taps]`, `bias` `[output]`; `padding` zeros on each side.
+    /// From tensors at hand: `weight` `[output, input / groups, taps]`, `bias` `[output]`; `padding` zeros on
+    /// each side.
     pub fn new(weight: &Tensor, bias: Option<Tensor>, stride: i64, padding: i64, groups: i64) -> Self {
         let channels_last = weight
             .permute([0, 2, 1]) // [output, taps, input / groups]

@@ -1,11 +1,13 @@
 //! CPU kernels for the next token: one pass over the elements for what takes libtorch many small operations.
 //!
-//! A step of a small language model is some hundred matrix products and, written in tensors, a thousand small operations
-//! that each cost more to start than to compute. The kernels here do the norm, the rotation, the writing into the cache and the
-//! attention of a step in one call each, on one thread, in f32 whatever the elements are kept in.
+//! A step of a small language model is some hundred matrix products and, written in tensors, a thousand small
+//! operations that each cost more to start than to compute. The kernels here do the norm, the rotation, the
+//! writing into the cache and the attention of a step in one call each, on one thread, in f32 whatever the
+//! elements are kept in.
 //!
-//! Each gives nothing back where its tensors are not what it is made for (another device, another kind, gradients, so much
-//! work that several threads are worth their start): the caller then computes the same with tensors.
+//! Each gives nothing back where its tensors are not what it is made for (another device, another kind,
+//! gradients, so much work that several threads are worth their start): the caller then computes the same
+//! with tensors.
 
 mod elements;
 mod product;
@@ -40,8 +42,8 @@ pub fn rms_norm(hidden: &Tensor, weight: &Tensor, epsilon: f64) -> Option<Tensor
     tensor_of(&rows, input.size(), hidden.kind())
 }
 
-/// Turns one position of each row: `heads` `[B, N, 1, head]`, `cos` and `sin` `[B, 1, 1, head]` f32 with the first half of `sin` negated
-/// → `[B, N, 1, head]` f32.
+/// Turns one position of each row: `heads` `[B, N, 1, head]`, `cos` and `sin` `[B, 1, 1, head]` f32 with the
+/// first half of `sin` negated → `[B, N, 1, head]` f32.
 pub fn apply_rope(heads: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> {
     let input = View::of(heads)?;
     let [batch, count, 1, width] = *input.size() else {
@@ -63,12 +65,12 @@ pub fn apply_rope(heads: &Tensor, cos: &Tensor, sin: &Tensor) -> Option<Tensor> 
     tensor_of(&turned, input.size(), Kind::Float)
 }
 
-/// Writes `new` `[B, N, 1, head]` into `buffer` `[slots, N, capacity, head]` (f32), row `b` at `positions[b]` of
-/// `slots[b]`. Returns whether it did: the tensors must be contiguous, on the CPU, and share no memory.
+/// Writes `new` `[B, N, 1, head]` into `buffer` `[slots, N, capacity, head]` (f32), row `b` at `positions[b]`
+/// of `slots[b]`. Returns whether it did: the tensors must be contiguous, on the CPU, and share no memory.
 ///
 /// # Safety
-/// While it runs, nothing else reads or writes the storage of `buffer`: no view of it (a `Tensor` is a reference-counted
-/// handle, so `&mut` alone does not say so) is used on another thread.
+/// While it runs, nothing else reads or writes the storage of `buffer`: no view of it (a `Tensor` is a
+/// reference-counted handle, so `&mut` alone does not say so) is used on another thread.
 pub(crate) unsafe fn append_kv(
     buffer: &mut Tensor,
     slots: &[usize],
@@ -126,8 +128,8 @@ pub struct KvView<'s> {
 /// Attention of one position of each row over what it sees.
 ///
 /// # Shapes
-/// `queries` `[B, N, 1, head]`; `bias` f32, added to the scores, `[B or 1, N or 1, 1, T]` with `T` at least the longest of the
-/// lengths → `[B, 1, N·head]` f32.
+/// `queries` `[B, N, 1, head]`; `bias` f32, added to the scores, `[B or 1, N or 1, 1, T]` with `T` at least
+/// the longest of the lengths → `[B, 1, N·head]` f32.
 pub fn decode_attention(
     queries: &Tensor,
     seen: KvView<'_>,
@@ -241,8 +243,8 @@ fn rotate_head(from: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Attention of the heads that share keys: `queries` `[G, width]`, scaled; `keys`, `values` `[T, width]`; `scores` `[G, T]` holds what is
-/// added to them; `out` `[G, width]`, zero.
+/// Attention of the heads that share keys: `queries` `[G, width]`, scaled; `keys`, `values` `[T, width]`;
+/// `scores` `[G, T]` holds what is added to them; `out` `[G, width]`, zero.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 fn attend_heads(
     width: usize,
@@ -286,10 +288,11 @@ fn softmax(scores: &mut [f32]) {
     }
 }
 
-/// `e^x` for `x` up to 0, within two units in the last place; 0 where that is below what f32 holds in full, NaN for NaN.
+/// `e^x` for `x` up to 0, within two units in the last place; 0 where that is below what f32 holds in full,
+/// NaN for NaN.
 ///
-/// Cody and Waite: `x = n·ln 2 + r`, a polynomial for `e^r`, `n` put into the exponent. In plain operations, so that the
-/// compiler can do sixteen at a time.
+/// Cody and Waite: `x = n·ln 2 + r`, a polynomial for `e^r`, `n` put into the exponent. In plain operations,
+/// so that the compiler can do sixteen at a time.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;

@@ -1,9 +1,10 @@
 //! Keys and values of past positions, per layer and slot, in memory set aside beforehand.
 //!
 //! A slot is one sequence's place. Slots fill, grow and empty independently, so sequences join and leave a
-//! running batch. A decoder-only model keeps prompt and answer in one buffer; an encoder–decoder has a second buffer, for
-//! what its cross-attention reads: the prompt's keys and values, written once. On the CPU keys and values stay f32
-//! whatever the model computes in: attention of a single query is several times slower there in bf16.
+//! running batch. A decoder-only model keeps prompt and answer in one buffer; an encoder–decoder has a second
+//! buffer, for what its cross-attention reads: the prompt's keys and values, written once. On the CPU keys
+//! and values stay f32 whatever the model computes in: attention of a single query is several times slower
+//! there in bf16.
 
 use tch::{Device, Kind, Tensor};
 
@@ -21,8 +22,8 @@ pub struct KvCacheShape {
     pub heads: i64,
     /// Positions of each slot.
     pub capacity: i64,
-    /// Encoder–decoders: positions of each slot's prompt, in a buffer of its own. Absent: the prompt stands before the
-    /// answer in the one buffer.
+    /// Encoder–decoders: positions of each slot's prompt, in a buffer of its own. Absent: the prompt stands
+    /// before the answer in the one buffer.
     pub prompt_capacity: Option<i64>,
     /// Width of one head.
     pub head_dim: i64,
@@ -269,7 +270,8 @@ impl KvCache {
         self.own.capacity
     }
 
-    /// Positions that `slot` holds, an encoder–decoder's prompt not counted; 0 for a slot that does not exist.
+    /// Positions that `slot` holds, an encoder–decoder's prompt not counted; 0 for a slot that does not
+    /// exist.
     pub fn length(&self, slot: usize) -> i64 {
         self.own.lengths.get(slot).copied().unwrap_or(0)
     }
@@ -320,7 +322,8 @@ impl KvCache {
         }
     }
 
-    /// Forgets what a slot holds from `length` on, an encoder–decoder's prompt not counted: a step that failed halfway.
+    /// Forgets what a slot holds from `length` on, an encoder–decoder's prompt not counted: a step that
+    /// failed halfway.
     pub fn truncate(&mut self, slot: usize, length: i64) {
         if let Some(own) = self.own.lengths.get_mut(slot) {
             *own = length.min(*own);
@@ -346,7 +349,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes slots ready for new sequences, whose prompts have `lengths` positions: whatever was there is forgotten.
+    /// Makes slots ready for new sequences, whose prompts have `lengths` positions: whatever was there is
+    /// forgotten.
     ///
     /// # Errors
     /// [`NnError::Shape`] for a slot that does not exist or is named twice, [`NnError::TooManyPositions`]
@@ -372,20 +376,22 @@ impl KvCache {
     /// Stores a whole prompt of one layer, after [`KvCache::begin`].
     ///
     /// # Shapes
-    /// `keys`, `values` `[B, N_kv, P, head_dim]`; of row `b` the first positions are kept, as many as `slots[b]` has.
+    /// `keys`, `values` `[B, N_kv, P, head_dim]`; of row `b` the first positions are kept, as many as
+    /// `slots[b]` has.
     pub fn store(&mut self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
         let buffer = self.prompt.as_ref().unwrap_or(&self.own);
         buffer.store(layer, slots, keys, values);
     }
 
-    /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam search).
+    /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam
+    /// search).
     ///
-    /// A source may be named several times. A prompt that is there already, because both slots' sequences began as
-    /// one, is not copied again.
+    /// A source may be named several times. A prompt that is there already, because both slots' sequences
+    /// began as one, is not copied again.
     ///
     /// # Errors
-    /// [`NnError::Shape`] for a slot that does not exist, for a target that is named twice, and when there is not
-    /// one source per target; nothing has changed then.
+    /// [`NnError::Shape`] for a slot that does not exist, for a target that is named twice, and when there is
+    /// not one source per target; nothing has changed then.
     pub fn reorder(&mut self, slots: &[usize], sources: &[usize]) -> Result<(), NnError> {
         self.check_slots(slots, true)?;
         self.check_slots(sources, false)?;
@@ -447,8 +453,8 @@ impl KvCache {
     pub fn append(&mut self, layer: usize, plan: &StepPlan, keys: &Tensor, values: &Tensor) {
         let (own_keys, own_values) = &mut self.own.layers[layer];
         for (own, new) in [(own_keys, keys), (own_values, values)] {
-            // SAFETY: the buffer belongs to this cache alone, which is borrowed exclusively; the views of it that
-            // attention makes do not outlive their call, and a cache lives on one thread at a time.
+            // SAFETY: the buffer belongs to this cache alone, which is borrowed exclusively; the views of it
+            // that attention makes do not outlive their call, and a cache lives on one thread at a time.
             if unsafe { cpu_kernels::append_kv(own, &plan.slots, &plan.positions, new) } {
                 continue;
             }
@@ -457,10 +463,12 @@ impl KvCache {
         }
     }
 
-    /// Attention of one new position of each row over its slot's positions, itself included: after [`append`](Self::append).
+    /// Attention of one new position of each row over its slot's positions, itself included: after
+    /// [`append`](Self::append).
     ///
     /// # Shapes
-    /// `queries` `[B, N, 1, head_dim]` → `[B, 1, N·head_dim]`, in the cache's kind. `bias`, added to the scores, broadcasts to `[B, N, 1, longest]` and hides what a row may not see ([`StepPlan::mask`]).
+    /// `queries` `[B, N, 1, head_dim]` → `[B, 1, N·head_dim]`, in the cache's kind. `bias`, added to the
+    /// scores, broadcasts to `[B, N, 1, longest]` and hides what a row may not see ([`StepPlan::mask`]).
     pub fn attend(
         &self,
         layer: usize,

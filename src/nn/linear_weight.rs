@@ -1,15 +1,18 @@
 //! `LinearWeight`: the frozen weight of a linear map, in floats or in 8-bit integers.
 //!
-//! A single sequence's next token needs every weight once and nothing twice, so its time is that of reading them: a quarter of the bytes
-//! is up to four times the speed. On the CPU few rows are multiplied by our own kernel ([`cpu_kernels`]), many by libtorch. Only weights are rounded (symmetrically, one scale per output row); activations stay as they are.
+//! A single sequence's next token needs every weight once and nothing twice, so its time is that of reading
+//! them: a quarter of the bytes is up to four times the speed. On the CPU few rows are multiplied by our own
+//! kernel ([`cpu_kernels`]), many by libtorch. Only weights are rounded (symmetrically, one scale per output
+//! row); activations stay as they are.
 
 use tch::{Device, Kind, Tensor};
 
 use super::accel::{cpu_has_avx512, cpu_multiplies_bf16, records_gradients};
 use super::cpu_kernels;
 
-/// Rows up to which one pass over the weights beats libtorch's products, by what the weights are kept in (measured with AVX512, two
-/// threads). For bf16 on a CPU that does not multiply it, libtorch is slow for any number of rows that a step has.
+/// Rows up to which one pass over the weights beats libtorch's products, by what the weights are kept in
+/// (measured with AVX512, two threads). For bf16 on a CPU that does not multiply it, libtorch is slow for any
+/// number of rows that a step has.
 const FEW_ROWS_F32: i64 = 32;
 const FEW_ROWS_BF16: i64 = 8;
 const FEW_ROWS_INT8: i64 = 24;
@@ -95,9 +98,9 @@ impl LinearWeight {
 
 /// The product in floats, by libtorch.
 ///
-/// In f32 on a CPU with AVX-512, more than a few rows are computed as a convolution of one tap: libtorch gives that to oneDNN, whose
-/// kernels use the wide registers of every vendor, while its matrix products go to MKL, which on AMD stays at AVX2 and is half as
-/// fast. Not where gradients are recorded.
+/// In f32 on a CPU with AVX-512, more than a few rows are computed as a convolution of one tap: libtorch
+/// gives that to oneDNN, whose kernels use the wide registers of every vendor, while its matrix products go
+/// to MKL, which on AMD stays at AVX2 and is half as fast. Not where gradients are recorded.
 fn multiply_many(weight: &Tensor, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let rows = row_count(input);
     let as_convolution = rows > FEW_ROWS_F32

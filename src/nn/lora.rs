@@ -1,8 +1,9 @@
 //! Low-rank adapters on named projections: `W x` becomes `W x + (alpha / rank) · B A x`.
 //!
-//! `A` starts random and `B` at zero, so a fresh set changes nothing, exactly. The trained values are f32 in a
-//! `VarStore` of their own; the base model stays frozen and is shared by all sets. Folders are those of the `peft`
-//! library: `adapter_config.json` and `adapter_model.safetensors`, names `base_model.model.<path>.lora_A.weight`.
+//! `A` starts random and `B` at zero, so a fresh set changes nothing, exactly. The trained values are f32 in
+//! a `VarStore` of their own; the base model stays frozen and is shared by all sets. Folders are those of the
+//! `peft` library: `adapter_config.json` and `adapter_model.safetensors`, names
+//! `base_model.model.<path>.lora_A.weight`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -100,8 +101,9 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Share of inputs set to zero while training, 0 to below 1.
     pub dropout: f64,
-    /// Projections by their last name (`q_proj`) or by the end of their path (`layers.0.self_attn.q_proj`). Empty: the
-    /// queries and values of every attention, cross-attention included, by whatever names the model gives them.
+    /// Projections by their last name (`q_proj`) or by the end of their path (`layers.0.self_attn.q_proj`).
+    /// Empty: the queries and values of every attention, cross-attention included, by whatever names the
+    /// model gives them.
     pub targets: Vec<String>,
 }
 
@@ -163,7 +165,8 @@ impl LoraConfig {
     /// The same with its targets spelt out for a model that has `sites`.
     ///
     /// # Errors
-    /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches nothing.
+    /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches
+    /// nothing.
     pub fn resolve(mut self, sites: &[LoraSite]) -> Result<Self, LoraError> {
         self.validate()?;
         let matches = |target: &str| sites.iter().any(|site| ends_with_name(&site.path, target));
@@ -232,11 +235,12 @@ pub struct LoraSet {
 }
 
 impl LoraSet {
-    /// A fresh set on those of `sites` that the configuration targets: `A` uniform as a linear layer's default
-    /// (Kaiming with `a = √5`, so within `±1 / √inputs`), `B` zero. Uses torch's random generator.
+    /// A fresh set on those of `sites` that the configuration targets: `A` uniform as a linear layer's
+    /// default (Kaiming with `a = √5`, so within `±1 / √inputs`), `B` zero. Uses torch's random generator.
     ///
     /// # Errors
-    /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches nothing.
+    /// [`LoraError::Setting`] for settings out of range, [`LoraError::Target`] for a target that matches
+    /// nothing.
     pub fn new(config: LoraConfig, sites: &[LoraSite], device: Device) -> Result<Self, LoraError> {
         let config = config.resolve(sites)?;
         let sites: Vec<LoraSite> = (sites.iter())
@@ -318,8 +322,8 @@ impl LoraSet {
         Some((low * scale).linear(&b, none))
     }
 
-    /// An independent, frozen copy for serving: what is trained afterwards does not change it. The matrices are
-    /// held in `kind`, so that no step has to convert them.
+    /// An independent, frozen copy for serving: what is trained afterwards does not change it. The matrices
+    /// are held in `kind`, so that no step has to convert them.
     pub fn snapshot(&self, dtype: Kind, device: Device) -> Result<Self, LoraError> {
         let _no_grad = tch::no_grad_guard();
         let mut copy = Self::new(self.config.clone(), &self.sites, device)?;
@@ -351,7 +355,8 @@ impl LoraSet {
         }
     }
 
-    /// Writes a folder that `peft` loads. `base_model` is the base's name or path, for the reader's information.
+    /// Writes a folder that `peft` loads. `base_model` is the base's name or path, for the reader's
+    /// information.
     ///
     /// # Errors
     /// [`LoraError::Io`] with the file that could not be written.
@@ -396,8 +401,8 @@ impl LoraSet {
     /// implies, and no other.
     ///
     /// # Errors
-    /// [`LoraError::Unsupported`] when the configuration asks for another method (DoRA, rank-stabilised scaling,
-    /// trained biases …); [`LoraError::Weights`] with every tensor that does not fit.
+    /// [`LoraError::Unsupported`] when the configuration asks for another method (DoRA, rank-stabilised
+    /// scaling, trained biases …); [`LoraError::Weights`] with every tensor that does not fit.
     pub fn open(folder: &Path, sites: &[LoraSite], device: Device) -> Result<Self, LoraError> {
         let config = LoraConfig::open(folder)?;
         let mut set = Self::new(config, sites, device)?;

@@ -1,4 +1,5 @@
-//! Building blocks on tch: device and precision, attention, norms, rotary positions, KV cache, LoRA, optimiser.
+//! Building blocks on tch: device and precision, attention, norms, rotary positions, KV cache, LoRA,
+//! optimiser.
 
 pub mod accel;
 pub mod attention;

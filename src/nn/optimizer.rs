@@ -189,7 +189,8 @@ impl AdamW {
         }
     }
 
-    /// The state by name: `NAME.first`, `NAME.second` (f32, shape of the variable) and `NAME.steps` (f32, scalar).
+    /// The state by name: `NAME.first`, `NAME.second` (f32, shape of the variable) and `NAME.steps` (f32,
+    /// scalar).
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut state = BTreeMap::new();
         for (parameter, moments) in self.parameters.iter().zip(&self.moments) {

@@ -1,19 +1,19 @@
 //! Sequences of different lengths, one after another in one matrix: `[R, D]` with `R = Σ lengths`.
 //!
-//! What works frame by frame (projections, norms, feed-forward parts) sees one large matrix without padding; what looks along
-//! time takes each sequence's rows by themselves. So nothing can leak from one clip into another, and a clip is
-//! computed alike alone and in company.
+//! What works frame by frame (projections, norms, feed-forward parts) sees one large matrix without padding;
+//! what looks along time takes each sequence's rows by themselves. So nothing can leak from one clip into
+//! another, and a clip is computed alike alone and in company.
 
 use std::ops::Range;
 
 use tch::{Device, Tensor};
 
-/// Rows of one pass through a network on the CPU. More are no faster there: matrix products are at their best speed by then,
-/// and their results no longer fit the cache.
+/// Rows of one pass through a network on the CPU. More are no faster there: matrix products are at their best
+/// speed by then, and their results no longer fit the cache.
 const ROWS_PER_PASS: i64 = 1024;
 
-/// Which sequences pass through a network together: all of them, or on the CPU a few neighbours at a time, so that memory
-/// does not grow with the batch.
+/// Which sequences pass through a network together: all of them, or on the CPU a few neighbours at a time, so
+/// that memory does not grow with the batch.
 pub fn passes(lengths: &[i64], device: Device) -> Vec<Range<usize>> {
     let rows_max = if device == Device::Cpu {
         ROWS_PER_PASS

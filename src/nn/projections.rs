@@ -6,7 +6,8 @@ use super::linear_weight::LinearWeight;
 use super::lora::{LoraSet, LoraSite};
 use crate::weights::Loader;
 
-/// Frozen linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own name.
+/// Frozen linear projections of the same input, multiplied as one matrix; LoRA still sees each by its own
+/// name.
 #[derive(Debug)]
 pub struct Projections {
     /// `[sum of outputs, inputs]`.
@@ -16,7 +17,8 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// Takes `{prefix}.{name}.weight` `[outputs, inputs]` of each part, and `{prefix}.{name}.bias` where there is one.
+    /// Takes `{prefix}.{name}.weight` `[outputs, inputs]` of each part, and `{prefix}.{name}.bias` where
+    /// there is one.
     pub fn load(
         loader: &mut Loader<'_>,
         prefix: &str,

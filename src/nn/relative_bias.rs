@@ -25,8 +25,9 @@ impl RelativeBias {
         }
     }
 
-    /// The bias of `count` queries from `start` on, towards all keys of a sequence of `time` frames, the last key
-    /// first. No copy: in this order the number at query `q` and place `j` is the one at `q + j`, whatever the two are.
+    /// The bias of `count` queries from `start` on, towards all keys of a sequence of `time` frames, the last
+    /// key first. No copy: in this order the number at query `q` and place `j` is the one at `q + j`,
+    /// whatever the two are.
     ///
     /// # Shapes
     /// → `[N, count, time]`.
@@ -41,11 +42,11 @@ impl RelativeBias {
     }
 }
 
-/// Bucket of each distance `key − query`: half of the buckets for each sign; of those, half for one distance each, the
-/// others logarithmically wider up to `distance_max`.
+/// Bucket of each distance `key − query`: half of the buckets for each sign; of those, half for one distance
+/// each, the others logarithmically wider up to `distance_max`.
 ///
-/// The same operations in the same order and kind as the transformers library, so that no distance at a bucket's edge
-/// falls to the other side.
+/// The same operations in the same order and kind as the transformers library, so that no distance at a
+/// bucket's edge falls to the other side.
 fn bucket_of(distances: &Tensor, buckets: i64, distance_max: i64) -> Tensor {
     let per_sign = buckets / 2;
     let exact = per_sign / 2;

@@ -1,5 +1,5 @@
-//! Rotary positions in the half-split layout of the transformers library: element `i` of a head turns together
-//! with element `i + head_dim / 2`.
+//! Rotary positions in the half-split layout of the transformers library: element `i` of a head turns
+//! together with element `i + head_dim / 2`.
 
 use tch::{Device, Kind, Tensor};
 

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! adapters/
-//! ├── current                  first line: the version in use; next lines: what `rollback` goes back to, newest first
+//! ├── current                  the version in use; on further lines what `rollback` goes back to, newest first
 //! ├── .lock                    held by whoever changes `current`, threads and processes alike
 //! └── demo-0001/
 //!     ├── adapter.safetensors  layer mix, downsampler, optional CTC head
 //!     ├── lora/                what the `peft` library loads, when there is LoRA
-//!     ├── manifest.json        parent, networks with digests, curriculum, data digest, metrics, settings, sha256 of each file
+//!     ├── manifest.json        parent, networks, curriculum, data digest, metrics, settings, sha256 of each file
 //!     └── README.md            model card
 //! ```
 //!
-//! A version appears whole or not at all: its folder is written under a temporary name in the same directory, synced, and renamed. It never changes
-//! afterwards; every file's digest is checked when it is loaded.
+//! A version appears whole or not at all: its folder is written under a temporary name in the same directory,
+//! synced, and renamed. It never changes afterwards; every file's digest is checked when it is loaded.
 //!
 //! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]):
 //! who lost a race is told so, and nothing is overwritten.
@@ -271,7 +271,8 @@ impl Registry {
         Ok(names)
     }
 
-    /// Manifests of all versions, in order of name; a damaged one is an error in its place. Digests are not checked.
+    /// Manifests of all versions, in order of name; a damaged one is an error in its place. Digests are not
+    /// checked.
     ///
     /// # Errors
     /// [`RegistryError::Io`].
@@ -307,7 +308,8 @@ impl Registry {
     /// Loads a version after checking the digest of every one of its files.
     ///
     /// # Errors
-    /// [`RegistryError::Missing`]; [`RegistryError::Corrupt`] with the file and what is wrong; [`RegistryError::Model`].
+    /// [`RegistryError::Missing`]; [`RegistryError::Corrupt`] with the file and what is wrong;
+    /// [`RegistryError::Model`].
     pub fn load(&self, version: &str) -> Result<LoadedVersion, RegistryError> {
         let folder = self.folder(version)?;
         let manifest = read_manifest(&folder, version)?;
@@ -387,8 +389,8 @@ impl Registry {
         self.point(&pointers)
     }
 
-    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back twice goes
-    /// back two versions.
+    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back
+    /// twice goes back two versions.
     ///
     /// # Errors
     /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], [`RegistryError::Busy`], those of

@@ -41,7 +41,8 @@ pub struct Draft {
 }
 
 impl Registry {
-    /// Publishes a draft under the next name of `prefix` and returns it. Nobody sees a part of it: a crash leaves the version whole or absent.
+    /// Publishes a draft under the next name of `prefix` and returns it. Nobody sees a part of it: a crash
+    /// leaves the version whole or absent.
     ///
     /// # Errors
     /// [`RegistryError`] when a name or a file is wrong or cannot be written.

@@ -1,12 +1,13 @@
 //! Corpus BLEU with the defaults of sacreBLEU.
 //!
-//! Definition (SpeechVerse §9 names no variant): Papineni et al. 2002 with one reference; n-grams up to order 4 of tokens
-//! made by the rules of `mteval-v13a` ("13a"), case kept unless asked otherwise, counts clipped per utterance and summed
-//! over the corpus, exponential smoothing (the k-th order without a hit counts as `1 / 2^k` hits), no effective order,
-//! brevity penalty from the summed lengths. On the scale 0 to 100.
+//! Definition (SpeechVerse §9 names no variant): Papineni et al. 2002 with one reference; n-grams up to order
+//! 4 of tokens made by the rules of `mteval-v13a` ("13a"), case kept unless asked otherwise, counts clipped
+//! per utterance and summed over the corpus, exponential smoothing (the k-th order without a hit counts as
+//! `1 / 2^k` hits), no effective order, brevity penalty from the summed lengths. On the scale 0 to 100.
 //!
-//! A corpus without a single common word scores 0, and so does one in which no answer has four tokens: an order without
-//! n-grams makes the geometric mean 0, as sacreBLEU has it with `effective_order` off. Empty texts have no tokens.
+//! A corpus without a single common word scores 0, and so does one in which no answer has four tokens: an
+//! order without n-grams makes the geometric mean 0, as sacreBLEU has it with `effective_order` off. Empty
+//! texts have no tokens.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -116,7 +117,8 @@ fn grams(tokens: &[String], order: usize) -> HashMap<&[String], u64> {
     counts
 }
 
-/// Full stops and commas are words of their own unless digits are on both sides; a hyphen is one after a digit.
+/// Full stops and commas are words of their own unless digits are on both sides; a hyphen is one after a
+/// digit.
 static SPLITS: LazyLock<[(Regex, &str); 3]> = LazyLock::new(|| {
     let compile = |pattern| Regex::new(pattern).expect("a constant pattern");
     [
@@ -126,8 +128,9 @@ static SPLITS: LazyLock<[(Regex, &str); 3]> = LazyLock::new(|| {
     ]
 });
 
-/// Tokens of a text by the rules of `mteval-v13a`, as sacreBLEU applies them: four XML entities are read, ASCII symbols
-/// stand alone (not the apostrophe), full stops, commas and hyphens do where no number needs them.
+/// Tokens of a text by the rules of `mteval-v13a`, as sacreBLEU applies them: four XML entities are read,
+/// ASCII symbols stand alone (not the apostrophe), full stops, commas and hyphens do where no number needs
+/// them.
 pub fn tokenize_13a(text: &str) -> Vec<String> {
     let mut text = text.trim_end_matches(is_space).replace("<skipped>", "");
     text = text.replace("-\n", "").replace('\n', " ");

@@ -1,12 +1,13 @@
 //! chrF and chrF++ with the defaults of sacreBLEU.
 //!
-//! Definition: Popović 2015 (chrF) and 2017 (chrF++). Character n-grams of orders 1 to 6 of the text without white space;
-//! chrF++ adds word n-grams of orders 1 and 2, a punctuation mark at one end of a word being a word of its own. Matches
-//! are clipped per utterance and summed over the corpus; precision and recall are averaged over the orders that both
-//! sides have; F with beta 2, so recall counts four times as much. Case kept, no epsilon smoothing. On the scale 0 to 100.
+//! Definition: Popović 2015 (chrF) and 2017 (chrF++). Character n-grams of orders 1 to 6 of the text without
+//! white space; chrF++ adds word n-grams of orders 1 and 2, a punctuation mark at one end of a word being a
+//! word of its own. Matches are clipped per utterance and summed over the corpus; precision and recall are
+//! averaged over the orders that both sides have; F with beta 2, so recall counts four times as much. Case
+//! kept, no epsilon smoothing. On the scale 0 to 100.
 //!
-//! 0 where nothing matches, and where a side has no characters. An utterance whose reference lacks an order adds no
-//! answered n-grams of that order.
+//! 0 where nothing matches, and where a side has no characters. An utterance whose reference lacks an order
+//! adds no answered n-grams of that order.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -26,7 +27,8 @@ pub const SIGNATURE: &str = "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|versi
 /// The signature of chrF++.
 pub const SIGNATURE_PLUS_PLUS: &str = "nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0";
 
-/// What one utterance, or a sum of them, adds to chrF and chrF++: answered, wanted and common n-grams by order.
+/// What one utterance, or a sum of them, adds to chrF and chrF++: answered, wanted and common n-grams by
+/// order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChrfCounts {
     /// Per order: answered, wanted, in both.

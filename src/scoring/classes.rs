@@ -1,7 +1,8 @@
 //! Class answers: accuracy, unweighted average recall, macro F1.
 //!
-//! An answer is a class by its text, after trimming and lower-casing both sides (SpeechVerse §9). The classes are those
-//! that occur among the references: an answer outside them is a miss for the true class and adds to no other.
+//! An answer is a class by its text, after trimming and lower-casing both sides (SpeechVerse §9). The classes
+//! are those that occur among the references: an answer outside them is a miss for the true class and adds to
+//! no other.
 
 use std::collections::BTreeMap;
 

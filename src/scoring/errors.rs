@@ -1,13 +1,15 @@
-//! Word and character error rates: how many units must be substituted, deleted or inserted to turn what was said into
-//! what was recognised, over how many units were said.
+//! Word and character error rates: how many units must be substituted, deleted or inserted to turn what was
+//! said into what was recognised, over how many units were said.
 //!
-//! Definition (SpeechVerse §9 leaves it open): Levenshtein distance with unit costs, summed over the corpus before the
-//! division, so that every word (character) weighs the same. Words are what white space separates; characters are
-//! Unicode scalar values, white space at both ends left out, white space between words counted. Bring both sides into
-//! one form first, see [`crate::text::normalize`]. Where several shortest alignments exist, the split into
-//! substitutions, deletions and insertions is that of the `jiwer` library; the rate never depends on it.
+//! Definition (SpeechVerse §9 leaves it open): Levenshtein distance with unit costs, summed over the corpus
+//! before the division, so that every word (character) weighs the same. Words are what white space separates;
+//! characters are Unicode scalar values, white space at both ends left out, white space between words
+//! counted. Bring both sides into one form first, see [`crate::text::normalize`]. Where several shortest
+//! alignments exist, the split into substitutions, deletions and insertions is that of the `jiwer` library;
+//! the rate never depends on it.
 //!
-//! Nothing said: the rate is 0 when nothing was recognised, else the number of units recognised, as in `jiwer`.
+//! Nothing said: the rate is 0 when nothing was recognised, else the number of units recognised, as in
+//! `jiwer`.
 
 use std::ops::AddAssign;
 

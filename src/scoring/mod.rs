@@ -11,8 +11,8 @@
 //! | [`tally`] | what each utterance adds to a score; bootstrap intervals and comparisons | |
 //! | [`metric`] | the metrics by name, and a tally of answers for each | |
 //!
-//! Oracles and cases: `scripts/fixtures/scoring.py`, `tests/fixtures/scoring.json`. A score of nothing is absent, never
-//! NaN; what each function makes of empty references is in its comment.
+//! Oracles and cases: `scripts/fixtures/scoring.py`, `tests/fixtures/scoring.json`. A score of nothing is
+//! absent, never NaN; what each function makes of empty references is in its comment.
 
 pub mod bleu;
 pub mod chrf;

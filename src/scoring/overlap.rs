@@ -1,11 +1,11 @@
 //! What two short answers share: keyword F1 and token F1.
 //!
-//! Definitions (SpeechVerse §9: the paper says "F1" and leaves the unit open): F1 of each utterance, averaged over
-//! utterances.
-//! - *Keyword F1*: between the sets of keywords; keywords are separated by commas, trimmed, lower-cased, empty ones
-//!   dropped, repeats counted once.
-//! - *Token F1*: between the bags of words in plain spelling ([`crate::text::normalize::plain`]), repeats counted as
-//!   often as they occur; articles stay, unlike in SQuAD's evaluation.
+//! Definitions (SpeechVerse §9: the paper says "F1" and leaves the unit open): F1 of each utterance, averaged
+//! over utterances.
+//! - *Keyword F1*: between the sets of keywords; keywords are separated by commas, trimmed, lower-cased,
+//!   empty ones dropped, repeats counted once.
+//! - *Token F1*: between the bags of words in plain spelling ([`crate::text::normalize::plain`]), repeats
+//!   counted as often as they occur; articles stay, unlike in SQuAD's evaluation.
 //!
 //! Where reference and answer are both empty the utterance scores 1, where only one is, 0.
 

@@ -1,17 +1,20 @@
 //! Slot variables: SLURP's SLU-F1, and F1 of the slot labels alone (SD-F1).
 //!
-//! Definition of SLU-F1 (Bastianelli et al. 2020, SpeechVerse §9.1). An utterance's entities are (type, filler), both in
-//! lower case, the filler's words joined by one space, as [`crate::text::AnswerFormat::parse`] reads them. Per utterance, twice, once with word distance (word error rate of
-//! the answered filler against the wanted one, may exceed 1) and once with character distance (edit distance over the
-//! longer length): each answered entity, in order, whose type is among the wanted ones left takes the nearest of that
-//! type (the first of equally near ones), with distance d: hits + 1, wrongly answered + d, missed + d for the type. An
-//! entity of another type is wrongly answered (+ 1). Wanted entities left over are missed (+ 1). The tables of both runs
-//! are added; precision, recall and F1 come from the totals over all types (micro). Each recording counts by itself.
+//! Definition of SLU-F1 (Bastianelli et al. 2020, SpeechVerse §9.1). An utterance's entities are (type,
+//! filler), both in lower case, the filler's words joined by one space, as
+//! [`crate::text::AnswerFormat::parse`] reads them. Per utterance, twice, once with word distance (word error
+//! rate of the answered filler against the wanted one, may exceed 1) and once with character distance (edit
+//! distance over the longer length): each answered entity, in order, whose type is among the wanted ones left
+//! takes the nearest of that type (the first of equally near ones), with distance d: hits + 1, wrongly
+//! answered + d, missed + d for the type. An entity of another type is wrongly answered (+ 1). Wanted
+//! entities left over are missed (+ 1). The tables of both runs are added; precision, recall and F1 come from
+//! the totals over all types (micro). Each recording counts by itself.
 //!
-//! SD-F1 counts labels per utterance, values ignored (hits are the overlap of the two bags of labels), micro too.
+//! SD-F1 counts labels per utterance, values ignored (hits are the overlap of the two bags of labels), micro
+//! too.
 //!
-//! Empty: two empty fillers have distance 0; an empty wanted filler has word distance "words answered". Where nothing was
-//! wanted and nothing answered there is no score.
+//! Empty: two empty fillers have distance 0; an empty wanted filler has word distance "words answered". Where
+//! nothing was wanted and nothing answered there is no score.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;

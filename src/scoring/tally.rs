@@ -1,9 +1,10 @@
 //! `Tally`: what each utterance adds to a score, so that a corpus can be scored again and again from sums.
 //!
-//! Intervals are percentile bootstraps (Efron 1979): utterances are drawn with replacement, as many as there are, the
-//! score is computed anew from the drawn utterances' counts, and the interval holds the middle 95 % of such scores, with
-//! linear interpolation between neighbours. Comparisons draw the same utterances for both systems (Koehn 2004). The draws
-//! depend on a seed and the number of utterances alone, so a report can be made again.
+//! Intervals are percentile bootstraps (Efron 1979): utterances are drawn with replacement, as many as there
+//! are, the score is computed anew from the drawn utterances' counts, and the interval holds the middle 95 %
+//! of such scores, with linear interpolation between neighbours. Comparisons draw the same utterances for
+//! both systems (Koehn 2004). The draws depend on a seed and the number of utterances alone, so a report can
+//! be made again.
 
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +54,8 @@ pub struct Comparison {
     pub difference: f64,
     /// Its bootstrap interval.
     pub interval: Interval,
-    /// Two-sided p-value of "no difference": twice the smaller share of resamples on one side of zero, at most 1.
+    /// Two-sided p-value of "no difference": twice the smaller share of resamples on one side of zero, at
+    /// most 1.
     pub p: f64,
 }
 
@@ -92,7 +94,8 @@ impl Tally {
         self.len() == 0
     }
 
-    /// The score, 0 to 100 (error rates may exceed 100); absent where it is not defined, as for no utterances.
+    /// The score, 0 to 100 (error rates may exceed 100); absent where it is not defined, as for no
+    /// utterances.
     pub fn score(&self) -> Option<f64> {
         self.score_of(0..self.len())
     }
@@ -106,8 +109,8 @@ impl Tally {
         )
     }
 
-    /// Compares with another system's tally of the same utterances in the same order; absent where the numbers of
-    /// utterances differ or one has no score.
+    /// Compares with another system's tally of the same utterances in the same order; absent where the
+    /// numbers of utterances differ or one has no score.
     pub fn compare(&self, other: &Self, resamples: usize, seed: u64) -> Option<Comparison> {
         if self.len() != other.len() {
             return None;

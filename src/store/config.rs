@@ -12,8 +12,8 @@ use crate::util::ConfigError;
 pub struct StoreConfig {
     /// Folder of the store; made when it is missing. One process at a time may have it open.
     pub dir: PathBuf,
-    /// When a sample counts as stored: `every_put` after its own fsync (survives a power cut), `interval` after the
-    /// write (survives kill -9; a power cut may take the last `fsync_interval_ms`).
+    /// When a sample counts as stored: `every_put` after its own fsync (survives a power cut), `interval`
+    /// after the write (survives kill -9; a power cut may take the last `fsync_interval_ms`).
     pub fsync: FsyncPolicy,
     /// Longest that a correction waits for its request, milliseconds: the two topics are read side by side,
     /// so it may come first. 0: not at all.
@@ -24,8 +24,8 @@ pub struct StoreConfig {
     pub corrections_waiting_max: usize,
     /// Longest that written samples stay without fsync under `fsync = "interval"`, milliseconds.
     pub fsync_interval_ms: u64,
-    /// Share of new recordings that go to the held-out side, 0 to 0.9. All samples of one recording are on one side,
-    /// and a stored sample stays on its side when this changes.
+    /// Share of new recordings that go to the held-out side, 0 to 0.9. All samples of one recording are on
+    /// one side, and a stored sample stays on its side when this changes.
     pub held_out_fraction: f64,
     /// Samples kept per task; above it the task's oldest segment is dropped.
     pub task_samples_max: usize,

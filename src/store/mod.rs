@@ -1,21 +1,22 @@
 //! The sample store: labelled samples in append-only, CRC-checked segments.
 //!
-//! One folder, one process, one segment file being written per task. A sample that [`SampleStore::put`] reports as
-//! durable survives kill -9 at any byte and a power cut; the record_offset of its record may be released. The index lives in
-//! memory and is made anew from the segments at every start: a tail that a crash tore is cut off, a damaged record in
-//! the middle is skipped and counted.
+//! One folder, one process, one segment file being written per task. A sample that [`SampleStore::put`]
+//! reports as durable survives kill -9 at any byte and a power cut; the record_offset of its record may be
+//! released. The index lives in memory and is made anew from the segments at every start: a tail that a crash
+//! tore is cut off, a damaged record in the middle is skipped and counted.
 //!
 //! - **Identity** is the content (audio, instruction, target): the same sample twice is stored once.
 //! - **Corrections**: of several answers to one question of one request (its `ce_source` and `ce_id`, the
 //!   recording, the task, the instruction) the latest is in force; the earlier ones are superseded: they stay
 //!   on disk, and are in no snapshot.
-//! - **Sides**: a fixed share of recordings, chosen by hash, is held out; every sample of a recording is on its side,
-//!   and stays there when the share changes.
-//! - **Quotas**: when a task has more than `task_samples_max` samples, its oldest segment goes as a whole (new labels
-//!   tell more than old ones); segments are closed at an eighth of the quota, so that at most so much goes at once.
-//!   Above `bytes_max` the oldest segment of the task with the most bytes goes. Snapshots keep what they hold.
-//! - **Consent**: a sample that may not be trained on is in no snapshot, and one that arrives again with that mark
-//!   withdraws the earlier one.
+//! - **Sides**: a fixed share of recordings, chosen by hash, is held out; every sample of a recording is on
+//!   its side, and stays there when the share changes.
+//! - **Quotas**: when a task has more than `task_samples_max` samples, its oldest segment goes as a whole
+//!   (new labels tell more than old ones); segments are closed at an eighth of the quota, so that at most so
+//!   much goes at once. Above `bytes_max` the oldest segment of the task with the most bytes goes. Snapshots
+//!   keep what they hold.
+//! - **Consent**: a sample that may not be trained on is in no snapshot, and one that arrives again with that
+//!   mark withdraws the earlier one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -183,8 +183,8 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         .open(&path)
         .map_err(StoreError::io("open", &path))?;
     let mut locked = file.try_lock();
-    // A process that just ended, or a child that was forked and has not yet become another program, holds the lock for
-    // a moment longer.
+    // A process that just ended, or a child that was forked and has not yet become another program, holds the
+    // lock for a moment longer.
     let deadline = Instant::now() + LOCK_WAIT;
     while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));

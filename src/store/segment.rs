@@ -5,8 +5,8 @@
 //! record   marker 8 | payload length 4 | CRC32C of marker, length and payload 4 | payload
 //! ```
 //!
-//! Numbers are little-endian. The marker is random per file: after a damaged record the next one is found by it, and
-//! audio that looks like a record (it comes from outside) cannot be taken for one.
+//! Numbers are little-endian. The marker is random per file: after a damaged record the next one is found by
+//! it, and audio that looks like a record (it comes from outside) cannot be taken for one.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
@@ -220,7 +220,8 @@ impl Appender {
     }
 }
 
-/// Reads a segment from disk and tells `found` of every whole record, in order; `None` when nothing in it can be read.
+/// Reads a segment from disk and tells `found` of every whole record, in order; `None` when nothing in it can
+/// be read.
 pub(super) fn scan(
     path: &Path,
     id: u64,
@@ -290,7 +291,8 @@ fn read_whole(path: &Path) -> Result<Vec<u8>, StoreError> {
     Ok(content)
 }
 
-/// The marker that the header names, or, where the header is damaged (`false`), the one that the first record carries.
+/// The marker that the header names, or, where the header is damaged (`false`), the one that the first record
+/// carries.
 fn marker_of(bytes: &[u8]) -> Option<(Marker, bool)> {
     let header = bytes.get(..HEADER_BYTES)?;
     let marker = |at: usize| -> Option<Marker> { bytes.get(at..at + 8)?.try_into().ok() };

@@ -120,8 +120,8 @@ impl Snapshot {
         self.len(Split::Train) == 0
     }
 
-    /// Identity of the contents: SHA-256 over tasks, sides and identities, in an order of its own, so that two stores
-    /// with the same samples agree.
+    /// Identity of the contents: SHA-256 over tasks, sides and identities, in an order of its own, so that
+    /// two stores with the same samples agree.
     pub fn digest(&self) -> String {
         let mut all: Vec<(&str, Split, ContentHash)> = self
             .usable()

@@ -27,8 +27,8 @@ impl Default for LogConfig {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct TraceConfig {
-    /// Address of an OTLP collector that takes protobuf over HTTP, for example `http://127.0.0.1:4318`; empty: the
-    /// variable `OTEL_EXPORTER_OTLP_ENDPOINT`, and without that no export.
+    /// Address of an OTLP collector that takes protobuf over HTTP, for example `http://127.0.0.1:4318`;
+    /// empty: the variable `OTEL_EXPORTER_OTLP_ENDPOINT`, and without that no export.
     pub otlp_endpoint: String,
     /// Name of this service in traces.
     pub service_name: String,

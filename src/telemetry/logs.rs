@@ -42,8 +42,8 @@ pub struct Telemetry {
 
 /// Installs the log writer for the whole process; later calls change nothing.
 ///
-/// The level comes from `RUST_LOG` when that is set, else from the settings (`info`, `debug`, or a filter such as
-/// `speechverse=debug,rdkafka=warn`).
+/// The level comes from `RUST_LOG` when that is set, else from the settings (`info`, `debug`, or a filter
+/// such as `speechverse=debug,rdkafka=warn`).
 pub fn init_lines(log: &LogConfig) {
     let _ = tracing_subscriber::registry().with(lines(log)).try_init();
 }

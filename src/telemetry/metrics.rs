@@ -288,7 +288,8 @@ pub fn decoder_step(answers: usize) {
     counter!("speechverse_decoder_tokens_total").increment(answers as u64);
 }
 
-/// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do not count.
+/// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do
+/// not count.
 pub fn decoder_slots(used: usize) {
     gauge!("speechverse_decoder_slots_used").set(used as f64);
 }

@@ -1,4 +1,5 @@
-//! Metrics, logs and traces: the catalogue of metrics, the guard that counts a stage's work, the set-up of logging.
+//! Metrics, logs and traces: the catalogue of metrics, the guard that counts a stage's work, the set-up of
+//! logging.
 
 pub mod config;
 pub mod logs;

@@ -1,5 +1,5 @@
-//! The span of a request: every log line of a request is inside it, and where traces are exported it continues the
-//! trace that the request came with.
+//! The span of a request: every log line of a request is inside it, and where traces are exported it
+//! continues the trace that the request came with.
 
 use tracing::Span;
 

@@ -1,7 +1,7 @@
 //! `StageItem`: one work item inside one stage, counted, timed and traced from its entry to its exit.
 //!
-//! The counters of a stage add up by construction: an item is counted in when it is made, and out or rejected when it
-//! goes, whatever happens to the code in between. When nothing is in flight, `in = out + rejected`.
+//! The counters of a stage add up by construction: an item is counted in when it is made, and out or rejected
+//! when it goes, whatever happens to the code in between. When nothing is in flight, `in = out + rejected`.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ pub struct StageItem {
 }
 
 impl StageItem {
-    /// Counts an item that reached `stage` after waiting `waited` for it, and begins its span under `request`.
+    /// Counts an item that reached `stage` after waiting `waited` for it, and begins its span under
+    /// `request`.
     pub fn enter(stage: &'static str, waited: Duration, request: &Span) -> Self {
         metrics::stage_entered(stage, waited);
         let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
@@ -31,7 +32,8 @@ impl StageItem {
         }
     }
 
-    /// Moves its span under a request's, for a stage that finds out only on the way which request it works on.
+    /// Moves its span under a request's, for a stage that finds out only on the way which request it works
+    /// on.
     pub fn set_parent(&mut self, request: &Span) {
         self.span = tracing::info_span!(parent: request, "stage", otel.name = self.stage, stage = self.stage);
     }

@@ -4,8 +4,8 @@ use std::io::Write;
 
 /// Reports that the test `name` could not run here, and why.
 ///
-/// Prints `SKIPPED: name: why` and, when the environment names a file in `SPEECHVERSE_SKIPS`, appends the line to
-/// it, so that `make test` can list every skipped test at its end.
+/// Prints `SKIPPED: name: why` and, when the environment names a file in `SPEECHVERSE_SKIPS`, appends the
+/// line to it, so that `make test` can list every skipped test at its end.
 #[expect(
     clippy::print_stderr,
     reason = "the line is for the person who runs the tests"

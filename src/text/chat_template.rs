@@ -1,10 +1,11 @@
-//! `ChatTemplate`: the Jinja template of an instruction-tuned model, rendered as the transformers library does.
+//! `ChatTemplate`: the Jinja template of an instruction-tuned model, rendered as the transformers library
+//! does.
 //!
 //! Same settings as there: blocks trimmed, `loopcontrols`, `raise_exception`, Python's JSON in `tojson`, the
-//! common methods of Python strings and dictionaries. Two differences, both on purpose: rendering is bounded in
-//! steps and in size, because the template comes from a downloaded folder; and `strftime_now` is not there,
-//! because the same request must give the same prompt tomorrow (templates that ask `is defined` first fall
-//! back to their fixed date).
+//! common methods of Python strings and dictionaries. Two differences, both on purpose: rendering is bounded
+//! in steps and in size, because the template comes from a downloaded folder; and `strftime_now` is not
+//! there, because the same request must give the same prompt tomorrow (templates that ask `is defined` first
+//! fall back to their fixed date).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! `PromptLayout`: an LLM's layout split around the audio.
 //!
-//! The sequence is `[prefix ids][audio positions][suffix ids]`, then the answer. A chat template is rendered once,
-//! with a mark where the user's message goes; what stands before the mark is the prefix, what stands after it
-//! ends the suffix. Encoder–decoders have no template: their encoder reads `[audio positions][instruction][end]`. The
-//! instruction is encoded apart from the layout, as plain text, so nothing that a user writes can be taken for the
-//! mark or for a control token.
+//! The sequence is `[prefix ids][audio positions][suffix ids]`, then the answer. A chat template is rendered
+//! once, with a mark where the user's message goes; what stands before the mark is the prefix, what stands
+//! after it ends the suffix. Encoder–decoders have no template: their encoder reads
+//! `[audio positions][instruction][end]`. The instruction is encoded apart from the layout, as plain text, so
+//! nothing that a user writes can be taken for the mark or for a control token.
 
 use std::path::Path;
 
@@ -96,12 +96,12 @@ impl PromptLayout {
         }
     }
 
-    /// The layout of a model folder: plain for an encoder–decoder (by its `config.json`), else that of its chat template,
-    /// see [`PromptLayout::new`].
+    /// The layout of a model folder: plain for an encoder–decoder (by its `config.json`), else that of its
+    /// chat template, see [`PromptLayout::new`].
     ///
     /// # Errors
-    /// As [`ChatTemplate::open`], [`PromptLayout::new`] and [`end_of_answer_ids`]; [`TextError::NoSystem`] when a system
-    /// message is given to a model that has no place for one.
+    /// As [`ChatTemplate::open`], [`PromptLayout::new`] and [`end_of_answer_ids`]; [`TextError::NoSystem`]
+    /// when a system message is given to a model that has no place for one.
     pub fn open(folder: &Path, tokenizer: &Tokenizer, system: Option<&str>) -> Result<Self, TextError> {
         if !is_encoder_decoder(folder)? {
             return Self::new(tokenizer, &ChatTemplate::open(folder)?, system);
@@ -131,11 +131,12 @@ impl PromptLayout {
     }
 }
 
-/// The ids that end an answer: `eos_token_id` of `generation_config.json`, else of `config.json` (a number or a
-/// list), without repeats.
+/// The ids that end an answer: `eos_token_id` of `generation_config.json`, else of `config.json` (a number or
+/// a list), without repeats.
 ///
 /// # Errors
-/// [`TextError::NoEos`] when neither names one; [`TextError::Malformed`] when one of them cannot be understood.
+/// [`TextError::NoEos`] when neither names one; [`TextError::Malformed`] when one of them cannot be
+/// understood.
 pub fn end_of_answer_ids(folder: &Path) -> Result<Vec<i64>, TextError> {
     for name in ["generation_config.json", "config.json"] {
         let path = folder.join(name);

@@ -1,8 +1,9 @@
 //! `TokenBytes`: the bytes that each token of a vocabulary stands for inside a text.
 //!
-//! What tokens spell, joined, is what the tokenizer decodes, but for a blank at the very beginning that some decoders
-//! strip. Constrained decoding works on these bytes, so every way to tokenise an allowed answer is allowed, also across
-//! its seams. Source of the idea: guided generation (Willard and Louf, arXiv 2307.09702).
+//! What tokens spell, joined, is what the tokenizer decodes, but for a blank at the very beginning that some
+//! decoders strip. Constrained decoding works on these bytes, so every way to tokenise an allowed answer is
+//! allowed, also across its seams. Source of the idea: guided generation (Willard and Louf, arXiv
+//! 2307.09702).
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -176,8 +177,8 @@ impl<'d> Rule<'d> {
     }
 }
 
-/// The byte that a character of the byte-level alphabet stands for: printable Latin-1 stands for itself, the rest, in
-/// order, for U+0100 and up.
+/// The byte that a character of the byte-level alphabet stands for: printable Latin-1 stands for itself, the
+/// rest, in order, for U+0100 and up.
 fn byte_of(character: char) -> Option<u8> {
     static BYTES: std::sync::LazyLock<std::collections::HashMap<char, u8>> = std::sync::LazyLock::new(|| {
         let itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

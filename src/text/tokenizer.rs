@@ -24,8 +24,8 @@ pub struct Tokenizer {
     layout: tokenizers::Tokenizer,
     /// Spells control tokens out.
     plain: tokenizers::Tokenizer,
-    /// Added tokens that are not mere white space, by id. The one for characters that the vocabulary lacks is not among
-    /// them, wherever it is listed: text makes it, and it controls nothing.
+    /// Added tokens that are not mere white space, by id. The one for characters that the vocabulary lacks is
+    /// not among them, wherever it is listed: text makes it, and it controls nothing.
     control: HashMap<u32, String>,
     vocab: i64,
     /// Made when it is first asked for.
@@ -224,9 +224,9 @@ fn unknown_token(bytes: &[u8], tokenizer: &tokenizers::Tokenizer) -> Option<u32>
     (model.unk_id).or_else(|| tokenizer.token_to_id(model.unk_token.as_deref()?))
 }
 
-/// A sentencepiece model lists its control tokens among its pieces, at a price that beats all others: plain text that
-/// spells one would become one. This is the same model with those pieces spelt in a way that no text has; nothing for
-/// other kinds of models.
+/// A sentencepiece model lists its control tokens among its pieces, at a price that beats all others: plain
+/// text that spells one would become one. This is the same model with those pieces spelt in a way that no
+/// text has; nothing for other kinds of models.
 fn without_control_pieces(
     tokenizer: &tokenizers::Tokenizer,
     control: &HashMap<u32, String>,

@@ -88,7 +88,8 @@ pub struct Best {
     pub step: u64,
 }
 
-/// Saves weights, moments and state into `folder`, whole or not at all: the former checkpoint stays until the new one is on the disk.
+/// Saves weights, moments and state into `folder`, whole or not at all: the former checkpoint stays until the
+/// new one is on the disk.
 ///
 /// # Errors
 /// [`TrainingError`] when something cannot be written.
@@ -234,7 +235,8 @@ pub fn read_lora(folder: &Path, llm: &dyn LanguageModel, device: Device) -> Resu
     })
 }
 
-/// Overwrites `A` of fresh LoRA by numbers that depend on `seed` alone; torch's own generator is shared by all threads.
+/// Overwrites `A` of fresh LoRA by numbers that depend on `seed` alone; torch's own generator is shared by
+/// all threads.
 pub(crate) fn seed_lora(lora: &LoraSet, seed: u64) -> Result<(), TrainingError> {
     let _guard = tch::no_grad_guard();
     for (at, (name, mut tensor)) in lora.parameters().into_iter().enumerate() {

@@ -8,7 +8,8 @@ use crate::util::Clock;
 
 /// How long a paused run sleeps before it looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Longest that one step waits for work that goes first: under constant load, training is slow but not starved.
+/// Longest that one step waits for work that goes first: under constant load, training is slow but not
+/// starved.
 const YIELD_MAX: Duration = Duration::from_secs(2);
 
 /// Pauses and stops a run between two steps. Clones steer the same run.

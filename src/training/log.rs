@@ -51,7 +51,8 @@ impl EventLog {
 /// Draws training and validation losses (left axis) and word error rates (right) of a log as SVG.
 ///
 /// # Errors
-/// [`TrainingError::Io`] when the log cannot be read; [`TrainingError::Plot`] when the picture cannot be written.
+/// [`TrainingError::Io`] when the log cannot be read; [`TrainingError::Plot`] when the picture cannot be
+/// written.
 pub fn plot_losses(log: &Path, svg: &Path) -> Result<(), TrainingError> {
     let file = File::open(log).map_err(TrainingError::io("read", log))?;
     let (mut train, mut valid, mut errors) = (Vec::new(), Vec::new(), Vec::new());

@@ -123,8 +123,8 @@ impl Manifest {
     }
 }
 
-/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name it or name none.
-/// A bad row is listed and does not stop the rest.
+/// Reads a manifest. Relative audio paths are relative to its folder. `split` keeps only the lines that name
+/// it or name none. A bad row is listed and does not stop the rest.
 ///
 /// With an `offset` a row is the piece of its file from there on, `duration` seconds long; without one it is
 /// the whole file. The answer is `target`, or `text` where there is no target, and may be empty: nothing

@@ -165,8 +165,8 @@ impl TaskCatalog {
         Metric::of_task(metric)[0]
     }
 
-    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of its own names
-    /// tasks that no file describes: it is taught as it stands.
+    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of
+    /// its own names tasks that no file describes: it is taught as it stands.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.

@@ -1,4 +1,5 @@
-//! Learning rate over a stage: linear warm-up, then constant, linear, cosine, or the original transformer schedule.
+//! Learning rate over a stage: linear warm-up, then constant, linear, cosine, or the original transformer
+//! schedule.
 
 use crate::training::config::{Decay, StageConfig};
 
@@ -14,8 +15,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the whole is done by steps or by
-    /// time.
+    /// Factor on the learning rate at optimiser step `step` (from 0), when `progress` (0 to 1) of the whole
+    /// is done by steps or by time.
     pub fn factor(&self, step: u64, progress: f64) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
         let (step, warmup_steps) = ((step + 1) as f64, self.warmup_steps as f64);
@@ -30,7 +31,8 @@ impl Schedule {
             Decay::Constant => 1.0,
             Decay::Linear => 1.0 - (1.0 - last) * progress,
             Decay::Cosine => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-            // `D^-0.5 · min(step^-0.5, step · warmup^-1.5)` of "Attention is all you need", scaled to a peak of 1.
+            // `D^-0.5 · min(step^-0.5, step · warmup^-1.5)` of "Attention is all you need", scaled to a peak
+            // of 1.
             Decay::Transformer => (warmup_steps.max(1.0) / step).sqrt().min(1.0),
         };
         warmup * decay

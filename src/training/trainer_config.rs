@@ -12,7 +12,8 @@ use crate::util::ConfigError;
 pub struct TrainerConfig {
     /// Whether this process trains at all; when not, `retrain` is refused.
     pub enabled: bool,
-    /// The curriculum of a cycle (a training settings file; its data tables are filled from the sample store).
+    /// The curriculum of a cycle (a training settings file; its data tables are filled from the sample
+    /// store).
     pub curriculum: PathBuf,
     /// Folder for the cycles' logs and checkpoints.
     pub runs_dir: PathBuf,
@@ -25,9 +26,10 @@ pub struct TrainerConfig {
     /// Fewer held-out samples than this and the verdict on a candidate is `undecided`: it is not promoted by
     /// itself.
     pub held_out_samples_min: usize,
-    /// A candidate is promoted when its error on all held-out samples, by each task's own metric, is lower than the
-    /// incumbent's by more than so much (0.02 is two words in a hundred of a word error rate, two points of an accuracy);
-    /// at 0 an equal one is not. Below 0, which is for trying the loop out, an equal one or a slightly worse one is.
+    /// A candidate is promoted when its error on all held-out samples, by each task's own metric, is lower
+    /// than the incumbent's by more than so much (0.02 is two words in a hundred of a word error rate, two
+    /// points of an accuracy); at 0 an equal one is not. Below 0, which is for trying the loop out, an equal
+    /// one or a slightly worse one is.
     pub improvement_min: f64,
     /// In no task may a candidate's error be higher than the incumbent's by more than so much.
     pub regression_max: f64,

@@ -1,7 +1,7 @@
 //! Numbers that may not be any.
 //!
-//! JSON has no NaN, so serde writes `null` for one. It has to be readable again: whoever waits for the end of a cycle
-//! must not miss it because a figure of it could not be computed.
+//! JSON has no NaN, so serde writes `null` for one. It has to be readable again: whoever waits for the end of
+//! a cycle must not miss it because a figure of it could not be computed.
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Where a record came from; handed back to the offset tracker once its answer (or its dead letter) is acknowledged.
+/// Where a record came from; handed back to the offset tracker once its answer (or its dead letter) is
+/// acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordOffset {
     /// Topic the record was read from.

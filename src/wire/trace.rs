@@ -26,8 +26,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Continues the record's trace; a missing or malformed one begins a new trace, derived from where the record
-    /// stands, so that a repeat after a crash has the same.
+    /// Continues the record's trace; a missing or malformed one begins a new trace, derived from where the
+    /// record stands, so that a repeat after a crash has the same.
     pub fn of(headers: Headers<'_>, record_offset: &RecordOffset) -> Self {
         const STATE_BYTES_MAX: usize = 512; // what the standard asks a vendor to propagate at least
         headers
@@ -92,8 +92,8 @@ impl TraceContext {
         self.flags | u8::from(self.is_new)
     }
 
-    /// The `traceparent` of a record that we write: same trace, and our span, or where traces are not exported one
-    /// derived from `name`, so that a repeat after a crash has the same.
+    /// The `traceparent` of a record that we write: same trace, and our span, or where traces are not
+    /// exported one derived from `name`, so that a repeat after a crash has the same.
     pub fn child(&self, name: &str) -> String {
         if let Some(span) = &self.own_span {
             return format!("00-{}-{span}-{:02x}", self.trace_id, self.span_flags());

@@ -162,8 +162,8 @@ fn a_curriculum_takes_the_cpu_s_steps() {
         let found = run(device, PrecisionChoice::F32);
         let coarse = run(device, PrecisionChoice::Bf16);
 
-        // Low-rank parts begin with torch's random numbers, which differ between devices (but have no effect on the
-        // first step, for the other factor begins at zero).
+        // Low-rank parts begin with torch's random numbers, which differ between devices (but have no effect
+        // on the first step, for the other factor begins at zero).
         for step in 0..5 {
             let (right, found, coarse) = (right[step], found[step], coarse[step]);
             assert!(

@@ -1,7 +1,7 @@
 //! The networks and their training on an NVIDIA GPU, beside the same on the CPU.
 //!
-//! Where there is no CUDA device every test is skipped by name. `SPEECHVERSE_CUDA_TESTS` names the device and makes its
-//! absence a failure; `cpu` tries the tests themselves. `scripts/gpu/test.sh` runs them.
+//! Where there is no CUDA device every test is skipped by name. `SPEECHVERSE_CUDA_TESTS` names the device and
+//! makes its absence a failure; `cpu` tries the tests themselves. `scripts/gpu/test.sh` runs them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -31,8 +31,9 @@ pub(crate) fn device(test: &str) -> Option<DeviceChoice> {
     }
 }
 
-/// Largest error of an f32 result, relative to its largest number: 1e-4 where convolutions compute in f32. On a GPU cuDNN's round
-/// their inputs to TF32 (10 bits) unless `NVIDIA_TF32_OVERRIDE=0` forbids it; matrix products do not.
+/// Largest error of an f32 result, relative to its largest number: 1e-4 where convolutions compute in f32. On
+/// a GPU cuDNN's round their inputs to TF32 (10 bits) unless `NVIDIA_TF32_OVERRIDE=0` forbids it; matrix
+/// products do not.
 pub(crate) fn convolved() -> f64 {
     let forbidden = std::env::var("NVIDIA_TF32_OVERRIDE").is_ok_and(|value| value == "0");
     if forbidden { EXACT } else { 1e-2 }

@@ -1,4 +1,5 @@
-//! What an operator sees of a running pipeline: counters that add up, and a trace of each request in a collector.
+//! What an operator sees of a running pipeline: counters that add up, and a trace of each request in a
+//! collector.
 //!
 //! One process of its own: the recorder of metrics and the export of traces are there once for a process.
 

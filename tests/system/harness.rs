@@ -95,8 +95,9 @@ impl Sandbox {
         settings.decoder.positions_max = 1024;
         settings.decoder.slots = 4;
         settings.audio.seconds_max = 40.0;
-        // So gentle that the candidate is its parent's equal, on a handful of samples: this is about the loop, not about learning.
-        // Neither would do in earnest, so the gate is told to let such a candidate through.
+        // So gentle that the candidate is its parent's equal, on a handful of samples: this is about the
+        // loop, not about learning. Neither would do in earnest, so the gate is told to let such a candidate
+        // through.
         settings.trainer.improvement_min = -1e-9;
         settings.trainer.held_out_samples_min = 1;
         std::fs::write(

@@ -4,8 +4,8 @@ use speechverse::telemetry::metrics::resident_bytes;
 
 use crate::harness::{Sandbox, header, tone};
 
-/// Requests of the test, half of them to warm up; `SPEECHVERSE_SOAK_REQUESTS` sets another number (20,000 is what the issue asks for, and takes
-/// some minutes).
+/// Requests of the test, half of them to warm up; `SPEECHVERSE_SOAK_REQUESTS` sets another number (20,000 is
+/// what the issue asks for, and takes some minutes).
 fn requests() -> usize {
     std::env::var("SPEECHVERSE_SOAK_REQUESTS")
         .ok()

@@ -130,7 +130,8 @@ async fn while_the_encoder_is_busy_records_wait_in_the_source_and_none_is_lost()
         harness.request(number, pcm(1_600, 0.25), Vec::new()).await;
     }
 
-    // The encoder has one in hand and one in its mailbox, the ingest waits with a third, two are in the channel.
+    // The encoder has one in hand and one in its mailbox, the ingest waits with a third, two are in the
+    // channel.
     for _ in 0..5 {
         harness.hand_on().await;
     }

@@ -1,5 +1,5 @@
-//! One actor at a time, driven through its mailbox: probes stand in for its neighbours, and each stage is made to fail
-//! on purpose.
+//! One actor at a time, driven through its mailbox: probes stand in for its neighbours, and each stage is
+//! made to fail on purpose.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! The list of downloads (`scripts/downloads.lock`): which packages hold which model, pinned by size and sha256.
+//! The list of downloads (`scripts/downloads.lock`): which packages hold which model, pinned by size and
+//! sha256.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

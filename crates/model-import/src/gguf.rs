@@ -59,11 +59,12 @@ pub(crate) struct GgufFile {
 }
 
 impl GgufFile {
-    /// Reads and checks metadata and tensor table: names occur once, data lies inside the file and overlaps nowhere.
+    /// Reads and checks metadata and tensor table: names occur once, data lies inside the file and overlaps
+    /// nowhere.
     ///
     /// # Errors
-    /// [`ImportError::Malformed`] for a file that breaks the format, [`ImportError::Unsupported`] for a tensor type,
-    /// version or byte order that is not handled.
+    /// [`ImportError::Malformed`] for a file that breaks the format, [`ImportError::Unsupported`] for a
+    /// tensor type, version or byte order that is not handled.
     pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
         let unsupported = |what: String| ImportError::Unsupported {
             path: path.to_path_buf(),
@@ -196,7 +197,8 @@ impl GgufFile {
         }
     }
 
-    /// The positive number under `key`; a single keeps its shortest decimal form (1e-6 and not 9.99999997e-7).
+    /// The positive number under `key`; a single keeps its shortest decimal form (1e-6 and not
+    /// 9.99999997e-7).
     pub(crate) fn number(&self, key: &str) -> Result<f64, ImportError> {
         let number = match self.metadata.get(key) {
             Some(Value::Single(number)) => number.to_string().parse().ok(),

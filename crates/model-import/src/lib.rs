@@ -1,13 +1,13 @@
-//! Turns models of other formats into the Hugging Face layout (`config.json`, `model.safetensors`, tokenizer), and
-//! gets the models of the demonstration.
+//! Turns models of other formats into the Hugging Face layout (`config.json`, `model.safetensors`,
+//! tokenizer), and gets the models of the demonstration.
 //!
 //! | source | becomes |
 //! |---|---|
 //! | CTranslate2 Whisper: `model.bin` (binary version 6), `tokenizer.json` beside it | `WhisperForConditionalGeneration` |
 //! | GGUF, architecture `llama` or `qwen2`: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K | `LlamaForCausalLM`, `Qwen2ForCausalLM` |
 //!
-//! Both formats come from strangers: every count, length and offset is checked before it is used, the weights flow
-//! through in pieces of a megabyte, and the destination appears complete or not at all.
+//! Both formats come from strangers: every count, length and offset is checked before it is used, the weights
+//! flow through in pieces of a megabyte, and the destination appears complete or not at all.
 
 mod bpe;
 mod catalogue;
@@ -101,8 +101,8 @@ struct Prepared {
 
 /// Imports the model at `source` into the new folder `out`.
 ///
-/// `source` is a `.gguf` file, a `model.bin`, or a folder that holds one of them. `progress` hears how many numbers of
-/// how many are written.
+/// `source` is a `.gguf` file, a `model.bin`, or a folder that holds one of them. `progress` hears how many
+/// numbers of how many are written.
 ///
 /// # Errors
 /// [`ImportError`]; `out` is then untouched.
@@ -248,7 +248,8 @@ fn model_file(source: &Path) -> Result<PathBuf, ImportError> {
     }
 }
 
-/// Name of a temporary folder `<prefix><process id>` in `parent`; removes those of processes that are no more.
+/// Name of a temporary folder `<prefix><process id>` in `parent`; removes those of processes that are no
+/// more.
 fn own_folder(parent: &Path, prefix: &str) -> PathBuf {
     let own = std::process::id();
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {

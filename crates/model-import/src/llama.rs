@@ -53,8 +53,9 @@ struct Sizes {
 /// Plans the import of an opened GGUF file.
 ///
 /// # Errors
-/// [`ImportError::Unsupported`] for an architecture or a setting that is not handled, [`ImportError::Tensors`] when
-/// the tensors are not exactly those of the architecture, [`ImportError::Tokenizer`] for the tokenizer.
+/// [`ImportError::Unsupported`] for an architecture or a setting that is not handled,
+/// [`ImportError::Tensors`] when the tensors are not exactly those of the architecture,
+/// [`ImportError::Tokenizer`] for the tokenizer.
 pub(crate) fn plan(file: &GgufFile, format: FloatFormat) -> Result<LlamaImport, ImportError> {
     let architecture = file.text("general.architecture")?.to_owned();
     if !matches!(architecture.as_str(), "llama" | "qwen2") {

@@ -1,7 +1,7 @@
 //! The number formats of GGUF and CTranslate2, block by block, to `f32`.
 //!
-//! Each formula performs the same `f32` operations in the same order as the `gguf` Python package does, so the
-//! results are equal to the last bit (a committed fixture proves it, one block type at a time).
+//! Each formula performs the same `f32` operations in the same order as the `gguf` Python package does, so
+//! the results are equal to the last bit (a committed fixture proves it, one block type at a time).
 //!
 //! # Source
 //! Block layouts: `ggml-common.h` of ggml; arithmetic: `gguf/quants.py` of the package `gguf` 0.19.0.

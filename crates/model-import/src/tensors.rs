@@ -1,8 +1,8 @@
 //! Copies planned tensors from a source file into a `model.safetensors`, piece by piece.
 //!
-//! A plan says where each tensor lies in the source, how it is stored there, and in which order its rows leave.
-//! Memory stays at a few megabytes per thread whatever the size of the model: every thread takes the next piece,
-//! reads it, decodes it, and writes it at the place that the header, written first, has given it.
+//! A plan says where each tensor lies in the source, how it is stored there, and in which order its rows
+//! leave. Memory stays at a few megabytes per thread whatever the size of the model: every thread takes the
+//! next piece, reads it, decodes it, and writes it at the place that the header, written first, has given it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,7 +26,8 @@ const ROW_ELEMENTS_MAX: u64 = 1 << 24;
 pub(crate) enum RowOrder {
     /// As they are stored.
     AsStored,
-    /// Each run of `head_rows` rows holds the two rotary halves interleaved; they leave one half after the other.
+    /// Each run of `head_rows` rows holds the two rotary halves interleaved; they leave one half after the
+    /// other.
     SplitHalves {
         /// Rows per attention head; even.
         head_rows: u64,
@@ -263,7 +264,8 @@ fn header(plans: &[TensorPlan], format: FloatFormat) -> (Vec<u8>, Vec<u64>) {
 /// `progress` hears, on the calling thread, how many numbers of how many are done.
 ///
 /// # Errors
-/// [`ImportError::Io`] when reading or writing fails; [`ImportError::Range`] when `format` cannot hold a weight.
+/// [`ImportError::Io`] when reading or writing fails; [`ImportError::Range`] when `format` cannot hold a
+/// weight.
 pub(crate) fn write_checkpoint(
     source_path: &Path,
     mut plans: Vec<TensorPlan>,

@@ -1,7 +1,8 @@
 //! CTranslate2 Whisper models in the Hugging Face layout.
 //!
-//! CTranslate2 fuses query, key and value of self-attention (and key and value of cross-attention) into one matrix;
-//! they are cut apart again. Whisper's key projection has no bias: the stored one must be zero, and is dropped.
+//! CTranslate2 fuses query, key and value of self-attention (and key and value of cross-attention) into one
+//! matrix; they are cut apart again. Whisper's key projection has no bias: the stored one must be zero, and
+//! is dropped.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -168,8 +169,8 @@ fn layers(file: &Ct2File, side: &str) -> usize {
 /// `config.json`) lie in `folder`.
 ///
 /// # Errors
-/// [`ImportError::Unsupported`] for another specification, [`ImportError::Tensors`] when the tensors are not exactly
-/// Whisper's, [`ImportError::Tokenizer`] without a usable `tokenizer.json`.
+/// [`ImportError::Unsupported`] for another specification, [`ImportError::Tensors`] when the tensors are not
+/// exactly Whisper's, [`ImportError::Tokenizer`] without a usable `tokenizer.json`.
 pub(crate) fn plan(file: &Ct2File, folder: &Path, format: FloatFormat) -> Result<WhisperImport, ImportError> {
     let unsupported = |what: String| ImportError::Unsupported {
         path: file.path.clone(),

@@ -1,9 +1,9 @@
 //! Joint decoding: the CTC head's prefix scores beside the language model's.
 //!
-//! The words of a transcript should be what was said and what makes sense: each possible next token is scored by
-//! `(1 - weight) · ln p_LM + weight · ln p_CTC`, where the second is the probability of the token given the answer so far
-//! under the CTC head. Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid CTC/attention architecture for end-to-end
-//! speech recognition" (2017), one-pass decoding.
+//! The words of a transcript should be what was said and what makes sense: each possible next token is scored
+//! by `(1 - weight) · ln p_LM + weight · ln p_CTC`, where the second is the probability of the token given
+//! the answer so far under the CTC head. Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid
+//! CTC/attention architecture for end-to-end speech recognition" (2017), one-pass decoding.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ use tch::{Kind, Tensor};
 use crate::models::ModelError;
 use crate::models::adapter::PrefixScorer;
 
-/// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be heard.
+/// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be
+/// heard.
 const LIKELY: i64 = 32;
 
 /// What the tokens of an answer are scored with beside the language model.

@@ -23,8 +23,8 @@ struct Complaint {
 }
 
 impl Complaints {
-    /// Whether a complaint is due (again); then how often it was left out meanwhile. Two that differ in their digits
-    /// only are the same.
+    /// Whether a complaint is due (again); then how often it was left out meanwhile. Two that differ in their
+    /// digits only are the same.
     pub(super) fn said(&mut self, subject: &str, message: &str, interval: Duration) -> Option<u64> {
         let now = Instant::now();
         let words = message.chars().filter(|character| !character.is_ascii_digit());

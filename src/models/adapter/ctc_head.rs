@@ -1,8 +1,8 @@
 //! CTC head: scores of the language model's own tokens for each frame of the downsampler.
 //!
 //! Its output layer is the language model's frozen embedding table, row by row brought to length 1, plus one
-//! learned blank vector: `logits = scale · cos(frame, token)`. It trains the downsampler towards where the tokens
-//! lie, reads transcripts without the language model, and says which frames belong to one token.
+//! learned blank vector: `logits = scale · cos(frame, token)`. It trains the downsampler towards where the
+//! tokens lie, reads transcripts without the language model, and says which frames belong to one token.
 //!
 //! Source: a finding of this project: with a frozen language model, next-token loss moves a fresh downsampler
 //! very slowly. CTC against the unit-length embedding table costs a tenth per step and trains the wanted

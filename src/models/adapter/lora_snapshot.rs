@@ -61,8 +61,8 @@ impl LoraSnapshot {
     /// A frozen set for serving on `device`, its matrices in `kind`.
     ///
     /// # Errors
-    /// [`ModelError::Weights`] with every tensor that does not fit the settings and `sites`; [`ModelError::File`] when the
-    /// settings name projections that the language model does not have.
+    /// [`ModelError::Weights`] with every tensor that does not fit the settings and `sites`;
+    /// [`ModelError::File`] when the settings name projections that the language model does not have.
     pub fn to_set(&self, sites: &[LoraSite], dtype: Kind, device: Device) -> Result<LoraSet, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let origin = || Path::new("lora").join(WEIGHTS_FILE);

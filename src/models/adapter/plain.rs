@@ -1,7 +1,7 @@
 //! Tensors as plain values: what travels between threads and rests in small safetensors files.
 //!
-//! A `tch::Tensor` is `Send` but not `Sync`; plain values behind an `Arc` are both, so they are what is shared, and
-//! each device thread makes its own tensors from them.
+//! A `tch::Tensor` is `Send` but not `Sync`; plain values behind an `Arc` are both, so they are what is
+//! shared, and each device thread makes its own tensors from them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -100,7 +100,8 @@ pub struct PlainFile {
 }
 
 impl PlainFile {
-    /// The bytes of a safetensors file with this content; equal content gives equal bytes but for the order of metadata.
+    /// The bytes of a safetensors file with this content; equal content gives equal bytes but for the order
+    /// of metadata.
     ///
     /// # Errors
     /// [`ModelError::Shape`] when a tensor's values do not fill its shape.

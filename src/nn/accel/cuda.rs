@@ -1,7 +1,7 @@
 //! Bringing in the CUDA half of libtorch at run time, where this machine has one.
 //!
-//! `libtorch_cuda.so` announces its kernels from static initialisers, so opening it is all that is needed. It must happen
-//! before anything asks torch about CUDA: torch looks once and keeps what it found.
+//! `libtorch_cuda.so` announces its kernels from static initialisers, so opening it is all that is needed. It
+//! must happen before anything asks torch about CUDA: torch looks once and keeps what it found.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -46,8 +46,8 @@ const DRIVER: &str = "libcuda.so.1";
 
 /// Loads CUDA if it can be had; the first call decides, later calls repeat its answer.
 ///
-/// Must come before any other question to torch about CUDA. Programs call it first thing in `main`, unless the CPU is
-/// what they were told to use.
+/// Must come before any other question to torch about CUDA. Programs call it first thing in `main`, unless
+/// the CPU is what they were told to use.
 pub fn load_cuda() -> &'static CudaState {
     static STATE: OnceLock<CudaState> = OnceLock::new();
     STATE.get_or_init(|| {
@@ -81,13 +81,14 @@ fn mapped_library(name: &str) -> Option<PathBuf> {
 /// Opens a shared library for the whole process and never closes it; the loader's complaint otherwise.
 fn open_for_good(path: &Path) -> Result<(), String> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
-    // SAFETY: `path` is a valid C string. Opening runs the library's initialisers, which is what linking to it would
-    // have done, and the handle is never closed, so nothing it registered can dangle.
+    // SAFETY: `path` is a valid C string. Opening runs the library's initialisers, which is what linking to
+    // it would have done, and the handle is never closed, so nothing it registered can dangle.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
         return Ok(());
     }
-    // SAFETY: dlerror returns null or a C string that stays valid until this thread's next dl call; it is copied here.
+    // SAFETY: dlerror returns null or a C string that stays valid until this thread's next dl call; it is
+    // copied here.
     let why = unsafe {
         let why = libc::dlerror();
         if why.is_null() {

@@ -1,29 +1,30 @@
 //! Threads of torch's CPU operators, and the trap in how they wait.
 //!
-//! libgomp's workers spin between parallel regions unless told not to. On a machine that others share, or with more than one
-//! model thread, that makes everything up to sixty times slower. libgomp reads its environment once, in its own start-up
-//! code before `main`, and has no call to change the policy afterwards.
+//! libgomp's workers spin between parallel regions unless told not to. On a machine that others share, or
+//! with more than one model thread, that makes everything up to sixty times slower. libgomp reads its
+//! environment once, in its own start-up code before `main`, and has no call to change the policy afterwards.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What makes libgomp's workers sleep at once. `PASSIVE` alone implies a spin count of zero; both are set because
-/// either may have been inherited.
+/// What makes libgomp's workers sleep at once. `PASSIVE` alone implies a spin count of zero; both are set
+/// because either may have been inherited.
 const PASSIVE: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")];
-/// oneDNN keeps what it compiles for a shape, 1024 shapes if not told otherwise. Clips of every length make new shapes all the time, and
-/// memory grew by 60 MB over some thousand requests; this many are enough for the shapes that come back.
+/// oneDNN keeps what it compiles for a shape, 1024 shapes if not told otherwise. Clips of every length make
+/// new shapes all the time, and memory grew by 60 MB over some thousand requests; this many are enough for
+/// the shapes that come back.
 const COMPILED_SHAPES: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");
 /// Set in the second life of the process, so that there is no third.
 const GUARD: &str = "SPEECHVERSE_OPENMP_CONFIGURED";
 
-/// Makes OpenMP's workers sleep rather than spin while they wait, and bounds what oneDNN keeps: call it as the very first thing in
-/// `main`.
+/// Makes OpenMP's workers sleep rather than spin while they wait, and bounds what oneDNN keeps: call it as
+/// the very first thing in `main`.
 ///
-/// Starts the program anew with the right environment (same process id, same arguments), because libgomp has read the old one
-/// by the time `main` runs. Does nothing, and returns, when a wait policy is already chosen (by a person or by the
-/// first call) or when the program cannot be started anew.
+/// Starts the program anew with the right environment (same process id, same arguments), because libgomp has
+/// read the old one by the time `main` runs. Does nothing, and returns, when a wait policy is already chosen
+/// (by a person or by the first call) or when the program cannot be started anew.
 pub fn ensure_passive_openmp() {
     if std::env::var_os(COMPILED_SHAPES.0).is_none() {
         // SAFETY: the first thing in `main`: no other thread is there to read the environment.
@@ -52,11 +53,12 @@ fn own_program() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
-/// Sets how many threads one operator may use, for the calling thread and for those that have not used torch yet.
+/// Sets how many threads one operator may use, for the calling thread and for those that have not used torch
+/// yet.
 ///
-/// `0` means the usual: `OMP_NUM_THREADS` if it is set, else as many as this process may use (container limits
-/// counted). A thread that has already computed keeps its number, so each device thread calls this once when it
-/// starts. Returns the number in force on the calling thread.
+/// `0` means the usual: `OMP_NUM_THREADS` if it is set, else as many as this process may use (container
+/// limits counted). A thread that has already computed keeps its number, so each device thread calls this
+/// once when it starts. Returns the number in force on the calling thread.
 pub fn configure_threads(intra: usize) -> usize {
     let usual = || match std::env::var("OMP_NUM_THREADS")
         .ok()

@@ -37,7 +37,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// None for tensors that are empty or elsewhere than on the CPU, and where neighbours of the last axis are not neighbours in memory.
+    /// None for tensors that are empty or elsewhere than on the CPU, and where neighbours of the last axis
+    /// are not neighbours in memory.
     fn of(tensor: &Tensor) -> Option<Self> {
         if tensor.device() != Device::Cpu || tensor.is_sparse() || tensor.is_mkldnn() {
             return None;
@@ -72,7 +73,8 @@ impl Layout {
 }
 
 impl<'t> View<'t> {
-    /// Looks into a tensor, where nothing is recorded for gradients; see [`Layout::of`] for where else it cannot.
+    /// Looks into a tensor, where nothing is recorded for gradients; see [`Layout::of`] for where else it
+    /// cannot.
     pub(super) fn of(tensor: &'t Tensor) -> Option<Self> {
         if records_gradients() {
             return None;
@@ -80,9 +82,9 @@ impl<'t> View<'t> {
         let layout = Layout::of(tensor)?;
         let (at, span) = (tensor.data_ptr(), layout.span);
         let elements = match tensor.kind() {
-            // SAFETY: a strided CPU tensor of this kind has its elements from `at` on, `span` of them to the last one;
-            // the borrow keeps its storage alive, and tensors do not cross threads while they are borrowed (`Tensor` is
-            // not `Sync`).
+            // SAFETY: a strided CPU tensor of this kind has its elements from `at` on, `span` of them to the
+            // last one; the borrow keeps its storage alive, and tensors do not cross threads while they are
+            // borrowed (`Tensor` is not `Sync`).
             Kind::Float => Elements::F32(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
             // SAFETY: as above.
             Kind::BFloat16 => Elements::Bf16(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
@@ -101,7 +103,8 @@ impl<'t> View<'t> {
         self.layout.contiguous().then_some(self.elements)
     }
 
-    /// The elements along the last axis at `at`, a place on all axes before it, in f32; `scratch` is buffer for them.
+    /// The elements along the last axis at `at`, a place on all axes before it, in f32; `scratch` is buffer
+    /// for them.
     pub(super) fn row<'s>(&'s self, at: &[usize], scratch: &'s mut Vec<f32>) -> &'s [f32] {
         let Layout { size, stride, .. } = &self.layout;
         let first: usize = at.iter().zip(stride).map(|(at, stride)| at * stride).sum();
@@ -218,8 +221,8 @@ pub(super) fn tensor_of(elements: &[f32], size: &[usize], dtype: Kind) -> Option
     let at = tensor.data_ptr();
     match dtype {
         Kind::Float => {
-            // SAFETY: a new tensor has its elements side by side from `at` on, as many as its size says, and nobody
-            // else looks at them yet; every pattern of bits is a value.
+            // SAFETY: a new tensor has its elements side by side from `at` on, as many as its size says, and
+            // nobody else looks at them yet; every pattern of bits is a value.
             unsafe { std::slice::from_raw_parts_mut(at.cast(), elements.len()) }.copy_from_slice(elements)
         }
         Kind::BFloat16 => {

@@ -1,8 +1,8 @@
 //! Products of a few rows with a frozen matrix.
 //!
-//! Such a product reads every weight once and does little with it, so its time is that of reading. Weights are asked for ahead of time,
-//! which lets one core take most of what the memory gives (38 against 16 GB/s without, on an AMD EPYC): a second thread
-//! pays for large matrices only.
+//! Such a product reads every weight once and does little with it, so its time is that of reading. Weights
+//! are asked for ahead of time, which lets one core take most of what the memory gives (38 against 16 GB/s
+//! without, on an AMD EPYC): a second thread pays for large matrices only.
 
 use half::bf16 as Bf16;
 use tch::Tensor;
@@ -12,8 +12,8 @@ use crate::nn::accel;
 
 /// Rows of the matrix that are multiplied side by side.
 const TILE: usize = 4;
-/// Work (bytes to read, or elements to multiply where those are more) from which on a second thread pays: starting one takes
-/// as long as half of this.
+/// Work (bytes to read, or elements to multiply where those are more) from which on a second thread pays:
+/// starting one takes as long as half of this.
 const SHARED_WORK_MIN: usize = 1 << 22;
 
 /// `input · weightᵀ`.
@@ -34,7 +34,8 @@ pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
 /// `input · (qweight · scales)ᵀ`.
 ///
 /// # Shapes
-/// `input` `[.., inputs]`, `qweight` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in the input's kind.
+/// `input` `[.., inputs]`, `qweight` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in
+/// the input's kind.
 pub fn multiply_qweight(input: &Tensor, qweight: &Tensor, scales: &Tensor) -> Option<Tensor> {
     let scales = View::of(scales)?;
     let scales = scales.contiguous()?.f32()?;
@@ -101,7 +102,8 @@ fn product<W: Weight>(
 trait Weight: Copy + Sync {
     fn widen(self) -> f32;
 
-    /// `rows` `[count, inputs]`, `weights` `[outputs, inputs]` → `products` `[outputs, count]`, with the best instructions there are.
+    /// `rows` `[count, inputs]`, `weights` `[outputs, inputs]` → `products` `[outputs, count]`, with the best
+    /// instructions there are.
     fn multiply(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]);
 
     /// In plain operations.
@@ -123,8 +125,8 @@ fn dot<W: Weight>(elements: &[f32], weights: &[W]) -> f32 {
     total
 }
 
-/// The product with the instructions `$features`, for weights `$weight`: registers of `$lanes` elements, `$load` reads so many weights
-/// as f32.
+/// The product with the instructions `$features`, for weights `$weight`: registers of `$lanes` elements,
+/// `$load` reads so many weights as f32.
 macro_rules! kernel {
     ($name:ident, $weight:ty, $features:literal, $lanes:literal, $zero:ident, $elements:ident, $fused:ident, $store:ident, |$at:ident| $load:expr) => {
         #[cfg(target_arch = "x86_64")]
@@ -139,8 +141,8 @@ macro_rules! kernel {
                 let whole = inputs / $lanes * $lanes;
                 let mut sums = [[$zero(); R]; TILE];
                 for at in (0..whole).step_by($lanes) {
-                    // SAFETY: `at` and as many elements as a register holds lie within each row of both; asking for memory ahead
-                    // is allowed at any address.
+                    // SAFETY: `at` and as many elements as a register holds lie within each row of both;
+                    // asking for memory ahead is allowed at any address.
                     unsafe {
                         let ahead = weights
                             .as_ptr()

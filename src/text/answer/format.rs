@@ -72,9 +72,10 @@ impl AnswerFormat {
     /// Reads what a model wrote, or a target.
     ///
     /// - `label`: trimmed, in lower case, nothing else changed, so that it can be compared exactly;
-    /// - `labels`, `keywords`: split at commas, each trimmed and in lower case, empty and repeated ones left out;
-    /// - `slots`: split at `;`, each at its first `=`; parts without `=`, without a name or without a value are
-    ///   left out;
+    /// - `labels`, `keywords`: split at commas, each trimmed and in lower case, empty and repeated ones left
+    ///   out;
+    /// - `slots`: split at `;`, each at its first `=`; parts without `=`, without a name or without a value
+    ///   are left out;
     /// - `labels`, `slots`: `none` alone is an empty list.
     pub fn parse(self, text: &str) -> ParsedAnswer {
         match self {
@@ -113,8 +114,8 @@ impl AnswerFormat {
         }
     }
 
-    /// What answers may look like when only these labels are allowed. Free text where `labels` is empty or means
-    /// nothing to the format.
+    /// What answers may look like when only these labels are allowed. Free text where `labels` is empty or
+    /// means nothing to the format.
     pub fn grammar(self, labels: &[String]) -> OutputGrammar {
         if labels.is_empty() {
             return OutputGrammar::free();

@@ -1,7 +1,8 @@
 //! `OutputGrammar`: what an answer may look like, from left to right.
 //!
-//! Plain data, made for one task or for several (joint decoding). Constrained decoding turns it into an automaton;
-//! nothing here knows tokens. Texts are what the tokenizer gives back when the whole answer is decoded at once.
+//! Plain data, made for one task or for several (joint decoding). Constrained decoding turns it into an
+//! automaton; nothing here knows tokens. Texts are what the tokenizer gives back when the whole answer is
+//! decoded at once.
 
 use std::sync::Arc;
 
@@ -35,8 +36,8 @@ pub enum GrammarPiece {
 
 /// The parts of an answer, in order. After the last one the answer ends.
 ///
-/// Where a grammar has several parts, each is followed by a literal that begins with ` |`, and no free text, no listed
-/// text and no slot value holds that character: `ASR: turn on the radio | Intent: play_radio |` is
+/// Where a grammar has several parts, each is followed by a literal that begins with ` |`, and no free text,
+/// no listed text and no slot value holds that character: `ASR: turn on the radio | Intent: play_radio |` is
 /// literal `ASR: `, free up to `|`, literal ` | Intent: `, choice, literal ` |`.
 ///
 /// A free part may end in a space before its literal; readers trim.

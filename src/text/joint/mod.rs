@@ -1,12 +1,12 @@
 //! `JointLayout`: several tasks asked at once and answered in one text (joint decoding).
 //!
-//! The prompt names the tasks in order, each under a heading of its own, and ends with the layout of the answer;
-//! the answer is `ASR: turn on the radio | Intent: play_radio |`. With the transcript first, the later answers
-//! can lean on it.
+//! The prompt names the tasks in order, each under a heading of its own, and ends with the layout of the
+//! answer; the answer is `ASR: turn on the radio | Intent: play_radio |`. With the transcript first, the
+//! later answers can lean on it.
 //!
-//! **Separators inside values.** A value's `|` is written `\|` and its `\` is written `\\`. Reading undoes both,
-//! takes any other `\` as it is, and gives a part that follows a bare `|` without a known heading to the value
-//! before it, so that a model that forgets to escape loses nothing.
+//! **Separators inside values.** A value's `|` is written `\|` and its `\` is written `\\`. Reading undoes
+//! both, takes any other `\` as it is, and gives a part that follows a bare `|` without a known heading to
+//! the value before it, so that a model that forgets to escape loses nothing.
 //!
 //! # Source
 //! arXiv 2405.08295, section 4.3.2 and table 8; the variant is ours.
@@ -169,8 +169,8 @@ impl JointLayout {
 
     /// Reads an answer: a value for each task, in order; `None` where the answer has none.
     ///
-    /// Headings are found whatever their case and order; of a repeated heading the first counts; empty parts and
-    /// what stands before the first heading are passed over.
+    /// Headings are found whatever their case and order; of a repeated heading the first counts; empty parts
+    /// and what stands before the first heading are passed over.
     pub fn read(&self, text: &str) -> Vec<Option<String>> {
         let mut found: Vec<Option<String>> = vec![None; self.fields.len()];
         let mut current = None;

@@ -1,9 +1,9 @@
 //! English text in one spelling: the normalisation that English word error rates are usually reported with.
 //!
-//! Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, appendix C. Equal, character
-//! by character, to `EnglishTextNormalizer` of `openai-whisper` 20250625 on the cases that `scripts/fixtures/english.py`
-//! makes (it also writes `american/spellings.txt`, and reads other seeds), for characters that both know: which are
-//! letters, marks and digits depends on the version of Unicode.
+//! Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, appendix C.
+//! Equal, character by character, to `EnglishTextNormalizer` of `openai-whisper` 20250625 on the cases that
+//! `scripts/fixtures/english.py` makes (it also writes `american/spellings.txt`, and reads other seeds), for
+//! characters that both know: which are letters, marks and digits depends on the version of Unicode.
 //!
 //! Numbers of more than 4,300 digits stay as they are; the reference stops at them.
 
@@ -108,8 +108,8 @@ static SPELLINGS: LazyLock<HashMap<&str, &str>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Brings English text into one spelling: lower case, contractions written out, numbers in digits, American spelling,
-/// no punctuation and no fillers. As in the reference a blank may be left at either end.
+/// Brings English text into one spelling: lower case, contractions written out, numbers in digits, American
+/// spelling, no punctuation and no fillers. As in the reference a blank may be left at either end.
 pub fn english(text: &str) -> String {
     let text = replace_all(text.to_lowercase(), &BEFORE);
     let text = drop_symbols(&text);

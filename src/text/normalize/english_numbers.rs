@@ -1,7 +1,7 @@
 //! Spoken English numbers as digits: `twenty one point five million dollars` is `$21500000`.
 //!
-//! Digit words in a row are read as they are said (`one oh one` is `101`), years as years (`nineteen ninety nine`
-//! is `1999`), ordinals and decades keep their endings (`21st`, `1960s`).
+//! Digit words in a row are read as they are said (`one oh one` is `101`), years as years
+//! (`nineteen ninety nine` is `1999`), ordinals and decades keep their endings (`21st`, `1960s`).
 
 use std::sync::LazyLock;
 

@@ -30,7 +30,8 @@ pub fn plain(text: &str) -> String {
     out.trim().to_owned()
 }
 
-/// What Python's `str.split()` makes of a text: the white space of the Unicode property, and the four information separators.
+/// What Python's `str.split()` makes of a text: the white space of the Unicode property, and the four
+/// information separators.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|word| !word.is_empty())
 }

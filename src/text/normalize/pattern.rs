@@ -1,7 +1,8 @@
-//! Patterns that read Unicode as the reference does: its word characters and white space are not those of the `regex` crate.
+//! Patterns that read Unicode as the reference does: its word characters and white space are not those of the
+//! `regex` crate.
 //!
-//! A word character is a letter, a number of any script or the underscore; combining marks are none. White space is also the
-//! four information separators U+001C to U+001F. Digits are the same in both.
+//! A word character is a letter, a number of any script or the underscore; combining marks are none. White
+//! space is also the four information separators U+001C to U+001F. Digits are the same in both.
 
 use regex::{Captures, Regex, Replacer};
 
@@ -25,8 +26,8 @@ fn is_word(character: char) -> bool {
     }
 }
 
-/// What a decimal digit of any script counts. The ten digits of a script follow each other, and no script's digits
-/// follow another's, but for mathematical ones, which NFKD makes ASCII.
+/// What a decimal digit of any script counts. The ten digits of a script follow each other, and no script's
+/// digits follow another's, but for mathematical ones, which NFKD makes ASCII.
 pub(super) fn digit(character: char) -> Option<u8> {
     let is_digit = |code: u32| char::from_u32(code).is_some_and(|character| is(&DIGIT, character));
     let code = u32::from(character);
@@ -36,8 +37,8 @@ pub(super) fn digit(character: char) -> Option<u8> {
     }
 }
 
-/// A pattern that never matches nothing. `\b` may stand at its ends only; since a match that is not at the edge of a word
-/// is not tried again at another length, alternatives before a `\b` go from long to short.
+/// A pattern that never matches nothing. `\b` may stand at its ends only; since a match that is not at the
+/// edge of a word is not tried again at another length, alternatives before a `\b` go from long to short.
 #[derive(Debug)]
 pub(super) struct Pattern {
     regex: Regex,

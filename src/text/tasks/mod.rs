@@ -1,8 +1,8 @@
 //! Tasks: what the program is asked to do, one TOML file each (`configs/tasks/*.toml`).
 //!
-//! A task gives a request that only names it its default instruction, gives training many variants of the same
-//! request, keeps some variants back to see whether the model follows words it was not trained on, and says how its
-//! answers are written and scored. How to add one: `docs/TASKS.md`.
+//! A task gives a request that only names it its default instruction, gives training many variants of the
+//! same request, keeps some variants back to see whether the model follows words it was not trained on, and
+//! says how its answers are written and scored. How to add one: `docs/TASKS.md`.
 
 mod table;
 mod template;
@@ -70,8 +70,8 @@ pub struct TaskLabel {
 pub struct TaskAnswer {
     /// How answers are written.
     pub format: AnswerFormat,
-    /// Heading of this answer among others (joint decoding): `Intent` gives `ASR: … | Intent: … |`. Empty: the
-    /// task's name.
+    /// Heading of this answer among others (joint decoding): `Intent` gives `ASR: … | Intent: … |`. Empty:
+    /// the task's name.
     pub heading: String,
 }
 
@@ -141,7 +141,8 @@ impl Task {
     /// A template with every placeholder of these variants once, nothing else: what fills it fills them all.
     ///
     /// # Errors
-    /// [`TextError::Placeholder`] for a variant that is no template, or names a placeholder that the task does not have.
+    /// [`TextError::Placeholder`] for a variant that is no template, or names a placeholder that the task
+    /// does not have.
     pub fn every_placeholder<'w>(
         &self,
         variants: impl IntoIterator<Item = &'w str>,
@@ -192,7 +193,8 @@ impl Task {
     /// Fills the placeholders of one of this task's variants.
     ///
     /// # Errors
-    /// [`TextError::Placeholder`] when a placeholder has no value; [`TextError::Label`] as [`Task::labels_in`].
+    /// [`TextError::Placeholder`] when a placeholder has no value; [`TextError::Label`] as
+    /// [`Task::labels_in`].
     pub fn fill(&self, variant: &str, variables: &TemplateVariables) -> Result<String, TextError> {
         let labels = self.labels_in(variables)?;
         let value = |name: &str| match name {
@@ -232,8 +234,8 @@ impl Task {
         Ok(field.names.get(value).map_or(value, String::as_str).to_owned())
     }
 
-    /// What an answer may look like when it is constrained to the labels in force. Labels that are given to a task of
-    /// free text are the only answers to choose from.
+    /// What an answer may look like when it is constrained to the labels in force. Labels that are given to a
+    /// task of free text are the only answers to choose from.
     ///
     /// # Errors
     /// [`TextError::Label`] as [`Task::labels_in`].
@@ -254,7 +256,8 @@ impl Task {
         }
     }
 
-    /// Checks what the file format cannot: names, repeats, placeholders, variants both trained on and held out.
+    /// Checks what the file format cannot: names, repeats, placeholders, variants both trained on and held
+    /// out.
     fn validate(&self) -> Result<(), String> {
         let good_name = !self.name.is_empty()
             && self.name.len() <= 64

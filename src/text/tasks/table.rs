@@ -159,7 +159,8 @@ impl TaskTable {
     /// The tasks of a list such as `asr,intent`, in its order.
     ///
     /// # Errors
-    /// [`TextError::UnknownTask`]; [`TextError::TaskList`] for a task that is named twice, or too many of them.
+    /// [`TextError::UnknownTask`]; [`TextError::TaskList`] for a task that is named twice, or too many of
+    /// them.
     pub fn list(&self, names: &str) -> Result<Vec<&Task>, TextError> {
         let wrong = |reason: String| TextError::TaskList {
             list: shown(names),
@@ -182,8 +183,8 @@ impl TaskTable {
         Ok(tasks)
     }
 
-    /// What a request that names `names` (one task, or several: `asr,intent`) asks for. `own` is its instruction
-    /// instead of the tasks' default ones, word for word.
+    /// What a request that names `names` (one task, or several: `asr,intent`) asks for. `own` is its
+    /// instruction instead of the tasks' default ones, word for word.
     ///
     /// # Errors
     /// As [`TaskTable::list`], [`Task::fill`] and [`JointLayout::new`].

@@ -1,7 +1,7 @@
 //! Prompts with placeholders to fill: `{labels}`, `{label_names}` and the fields that a task declares.
 //!
-//! Only the prompts of task files are templates. The instruction of a request or a manifest row is taken word for
-//! word, and what is filled in is never looked at again, so nobody's words become a placeholder.
+//! Only the prompts of task files are templates. The instruction of a request or a manifest row is taken word
+//! for word, and what is filled in is never looked at again, so nobody's words become a placeholder.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

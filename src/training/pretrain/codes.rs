@@ -1,4 +1,5 @@
-//! How labels are distributed: what a predictor that knows only that could reach, and whether the codebooks collapsed.
+//! How labels are distributed: what a predictor that knows only that could reach, and whether the codebooks
+//! collapsed.
 
 use std::collections::HashMap;
 
@@ -14,8 +15,8 @@ pub struct CodeCounts {
 /// What the counts say; each the mean over codebooks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CodeStatistics {
-    /// Entropy of the labels, nats: no predictor that looks at nothing but how frequent a label is *in this very set* has a lower
-    /// cross-entropy.
+    /// Entropy of the labels, nats: no predictor that looks at nothing but how frequent a label is *in this
+    /// very set* has a lower cross-entropy.
     pub entropy: f64,
     /// Share of the most frequent label: the accuracy of always guessing it.
     pub majority: f64,

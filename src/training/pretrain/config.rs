@@ -1,7 +1,8 @@
-//! A pre-training run as data: the encoder's shape, labels, masks, recordings, optimiser (`pretrain --config FILE`).
+//! A pre-training run as data: the encoder's shape, labels, masks, recordings, optimiser
+//! (`pretrain --config FILE`).
 //!
-//! The defaults are the paper's where it gives a number (SpeechVerse, arXiv 2405.08295, appendix A.1). Relative paths are
-//! relative to the folder in which the program runs.
+//! The defaults are the paper's where it gives a number (SpeechVerse, arXiv 2405.08295, appendix A.1).
+//! Relative paths are relative to the folder in which the program runs.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,8 @@ const PARAMETERS_MAX: i64 = 20_000_000_000;
 pub struct PretrainConfig {
     /// Name of the run: letters, digits, `-`, `_`, `.`.
     pub run: String,
-    /// Folder of the run: `log.jsonl`, `loss.svg`, `checkpoint/`, and `encoder/`, which is what `model.encoder` takes.
+    /// Folder of the run: `log.jsonl`, `loss.svg`, `checkpoint/`, and `encoder/`, which is what
+    /// `model.encoder` takes.
     pub output: PathBuf,
     /// Seed of every random choice: initial values, labels' projections and codebooks, order, masks, noise.
     pub seed: u64,
@@ -152,9 +154,11 @@ pub struct MaskConfig {
     pub span: usize,
     /// `encoder` or `mel`; the paper does not say which.
     pub unit: MaskUnit,
-    /// Expected share of units masked; spans may overlap, and begin anywhere with the probability that gives this share.
+    /// Expected share of units masked; spans may overlap, and begin anywhere with the probability that gives
+    /// this share.
     pub share: f64,
-    /// Spread of the Gaussian noise (mean 0) that stands in place of masked mel frames, in units of normalised features.
+    /// Spread of the Gaussian noise (mean 0) that stands in place of masked mel frames, in units of
+    /// normalised features.
     pub noise: f64,
 }
 

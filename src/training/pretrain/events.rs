@@ -104,7 +104,8 @@ pub enum PretrainEvent {
 /// Draws the losses of a log, and the accuracy on hidden labels, as SVG.
 ///
 /// # Errors
-/// [`TrainingError::Io`] when the log cannot be read; [`TrainingError::Plot`] when the picture cannot be written.
+/// [`TrainingError::Io`] when the log cannot be read; [`TrainingError::Plot`] when the picture cannot be
+/// written.
 pub(super) fn plot(log: &Path, svg: &Path) -> Result<(), TrainingError> {
     let text = std::fs::read(log).map_err(TrainingError::io("read", log))?;
     let mut curves = Curves {

@@ -8,8 +8,8 @@ use crate::training::pretrain::config::{MaskConfig, MaskUnit};
 
 /// Which units of a sequence are masked.
 ///
-/// A span begins at each place with the same probability, places before the sequence's start included, so that every unit is
-/// masked with probability `share`, exactly: `1 − (1 − p)^span = share`.
+/// A span begins at each place with the same probability, places before the sequence's start included, so
+/// that every unit is masked with probability `share`, exactly: `1 − (1 − p)^span = share`.
 pub fn plan_spans(units: usize, span: usize, share: f64, random: &mut SplitMix) -> Vec<bool> {
     #[expect(clippy::cast_precision_loss, reason = "a small count")]
     let begins = 1.0 - (1.0 - share).powf(1.0 / span as f64);

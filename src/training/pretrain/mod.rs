@@ -1,4 +1,5 @@
-//! BEST-RQ pre-training: hide stretches of speech, and have the encoder say which random label each hidden frame had.
+//! BEST-RQ pre-training: hide stretches of speech, and have the encoder say which random label each hidden
+//! frame had.
 //!
 //! | file | one thought |
 //! |---|---|

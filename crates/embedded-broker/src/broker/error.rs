@@ -1,4 +1,5 @@
-//! What can go wrong with the broker itself; what goes wrong with a request is answered in Kafka's own error codes.
+//! What can go wrong with the broker itself; what goes wrong with a request is answered in Kafka's own error
+//! codes.
 
 use std::net::SocketAddr;
 

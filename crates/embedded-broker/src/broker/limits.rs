@@ -1,5 +1,5 @@
-//! Bounds that are not settings: each far above what trying, developing and testing needs, each small enough that
-//! clients which misbehave cannot exhaust this process.
+//! Bounds that are not settings: each far above what trying, developing and testing needs, each small enough
+//! that clients which misbehave cannot exhaust this process.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use std::time::Duration;
 pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// What a `Produce` request may carry besides its largest batch: names, other small batches.
 pub(super) const PRODUCE_EXTRA_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a request that is read only to be refused with a proper error; Kafka's own `socket.request.max.bytes`.
+/// Bytes of a request that is read only to be refused with a proper error; Kafka's own
+/// `socket.request.max.bytes`.
 pub(super) const REFUSED_BYTES_MAX: usize = 100 << 20;
 /// Array elements and tagged fields in one request: bounds what decoding may allocate.
 pub(super) const REQUEST_ELEMENTS_MAX: usize = 100_000;
@@ -15,7 +16,8 @@ pub(super) const REQUEST_ELEMENTS_MAX: usize = 100_000;
 pub(super) const FETCH_BYTES_MAX: usize = 8 << 20;
 /// Longest that a fetch waits for news, whatever the client asks.
 pub(super) const FETCH_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Longest that the rest of a frame may take once its length has arrived, and that an answer may take to leave.
+/// Longest that the rest of a frame may take once its length has arrived, and that an answer may take to
+/// leave.
 pub(super) const FRAME_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Partitions of all topics together.

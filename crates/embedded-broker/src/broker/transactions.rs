@@ -1,7 +1,7 @@
 //! Transactional producers: who is the living owner of an id, and what its open transaction has touched.
 //!
-//! One node coordinates and stores, so a transaction ends in one step under the broker's lock; nothing is ever
-//! half committed.
+//! One node coordinates and stores, so a transaction ends in one step under the broker's lock; nothing is
+//! ever half committed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -60,8 +60,8 @@ pub(crate) struct Transactions {
 }
 
 impl Transactions {
-    /// Starts counting producers at a number that no earlier broker on the same port has given out: a producer that
-    /// outlives its broker would otherwise meet a stranger under its own number.
+    /// Starts counting producers at a number that no earlier broker on the same port has given out: a
+    /// producer that outlives its broker would otherwise meet a stranger under its own number.
     pub(crate) fn new(now_ms: i64) -> Self {
         const PRODUCERS_PER_MS: i64 = 1_000;
         Self {
@@ -77,12 +77,12 @@ impl Transactions {
         id
     }
 
-    /// Makes the caller the owner of a transactional id. Earlier owners are shut out, and what they left open is
-    /// answered for abortion.
+    /// Makes the caller the owner of a transactional id. Earlier owners are shut out, and what they left open
+    /// is answered for abortion.
     ///
     /// # Errors
-    /// `InvalidTransactionTimeout`, `InvalidRequest` for an empty id, `ProducerFenced` when `present` names a life
-    /// that is over, `PolicyViolation` when every id is in use.
+    /// `InvalidTransactionTimeout`, `InvalidRequest` for an empty id, `ProducerFenced` when `present` names a
+    /// life that is over, `PolicyViolation` when every id is in use.
     pub(crate) fn init(
         &mut self,
         id: &str,
@@ -165,8 +165,8 @@ impl Transactions {
     /// Adds an offset to the open transaction.
     ///
     /// # Errors
-    /// As [`owner_of`](Self::owner_of); `InvalidTxnState` when none is open, `InvalidCommitOffsetSize` when it holds
-    /// too many.
+    /// As [`owner_of`](Self::owner_of); `InvalidTxnState` when none is open, `InvalidCommitOffsetSize` when
+    /// it holds too many.
     pub(crate) fn stage_offset(
         &mut self,
         id: &str,
@@ -187,8 +187,8 @@ impl Transactions {
     /// Whether a transactional batch may be written to a partition.
     ///
     /// # Errors
-    /// `InvalidProducerEpoch` from an earlier life, `InvalidProducerIdMapping` from a stranger, `InvalidTxnState` when
-    /// the partition was never added.
+    /// `InvalidProducerEpoch` from an earlier life, `InvalidProducerIdMapping` from a stranger,
+    /// `InvalidTxnState` when the partition was never added.
     pub(crate) fn may_write(
         &self,
         id: Option<&str>,
@@ -217,7 +217,8 @@ impl Transactions {
         }
     }
 
-    /// Ends the open transaction. `None` when there is nothing to do because it had ended the same way before.
+    /// Ends the open transaction. `None` when there is nothing to do because it had ended the same way
+    /// before.
     ///
     /// # Errors
     /// As [`owner_of`](Self::owner_of); `InvalidTxnState` when there is nothing to end.

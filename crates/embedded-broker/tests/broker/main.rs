@@ -1,7 +1,7 @@
 //! What a Kafka client sees, on the embedded broker and, where one is named, on a real Apache Kafka.
 //!
-//! Each check is written once against a bootstrap address. `scripts/kafka/suite.sh` starts an Apache Kafka, runs both
-//! halves and stops it again; `SPEECHVERSE_KAFKA=host:port` names one that is running already.
+//! Each check is written once against a bootstrap address. `scripts/kafka/suite.sh` starts an Apache Kafka,
+//! runs both halves and stops it again; `SPEECHVERSE_KAFKA=host:port` names one that is running already.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

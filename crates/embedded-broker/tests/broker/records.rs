@@ -144,7 +144,8 @@ pub(crate) async fn too_large(target: Target) -> Result<()> {
         .await?;
     let producer = target.producer()?;
 
-    // The last one is larger than any broker's limit here, and than what the embedded broker reads into memory.
+    // The last one is larger than any broker's limit here, and than what the embedded broker reads into
+    // memory.
     for size in [2_100_000, 15_000_000, 40_000_000] {
         let value = vec![7u8; size];
         let sent = producer

@@ -61,7 +61,8 @@ pub(crate) async fn aborted(target: Target) -> Result<()> {
     Ok(())
 }
 
-/// Ten transactions of nine records in three partitions; answers how many records are read, committed and at all.
+/// Ten transactions of nine records in three partitions; answers how many records are read, committed and at
+/// all.
 async fn run_transactions(target: &Target, commit: bool) -> Result<(usize, usize)> {
     let topic = target.topic("txn", 3).await?;
     let producer = owner(target, &unique("id")).await?;

@@ -1,7 +1,7 @@
 //! Every version that the embedded broker announces is answered, in that version.
 //!
-//! The codec refuses to write a field that a version lacks, so an answer that works in the newest version may fail in
-//! the oldest; and old clients are those that nobody has at hand.
+//! The codec refuses to write a field that a version lacks, so an answer that works in the newest version may
+//! fail in the oldest; and old clients are those that nobody has at hand.
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;

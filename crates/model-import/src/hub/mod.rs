@@ -5,7 +5,8 @@
 //! not fetched again. What comes is not trusted: names of files are checked, every file must have the size
 //! and the digest that the hub's list of files gives, and pickle is never asked for.
 //!
-//! Source: `huggingface_hub` at 03333b689b5a, `constants.py` (variables) and `file_download.py` (layout of the cache).
+//! Source: `huggingface_hub` at 03333b689b5a, `constants.py` (variables) and `file_download.py` (layout of
+//! the cache).
 
 mod download;
 mod error;

@@ -1,5 +1,6 @@
-//! `config.json` of a BEST-RQ Conformer folder. The format is ours: the paper's encoder was never published, so there is no layout
-//! to follow. Key names are those of `Wav2Vec2ConformerConfig` of the transformers library where it has the thing.
+//! `config.json` of a BEST-RQ Conformer folder. The format is ours: the paper's encoder was never published,
+//! so there is no layout to follow. Key names are those of `Wav2Vec2ConformerConfig` of the transformers
+//! library where it has the thing.
 
 use std::path::Path;
 
@@ -30,15 +31,17 @@ pub enum Normalization {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvNorm {
-    /// LayerNorm over channels, frame by frame: a clip's values depend on nothing beside it, in training too. The default.
+    /// LayerNorm over channels, frame by frame: a clip's values depend on nothing beside it, in training too.
+    /// The default.
     #[default]
     Layer,
-    /// BatchNorm by its running statistics, as the Conformer paper has it. Exact when frozen; it cannot be pre-trained here,
-    /// because statistics over a batch would mix clips and padding.
+    /// BatchNorm by its running statistics, as the Conformer paper has it. Exact when frozen; it cannot be
+    /// pre-trained here, because statistics over a batch would mix clips and padding.
     Batch,
 }
 
-/// Shape and mathematics of the encoder; the defaults are the paper's shape (24 × 768, 8 heads, about 300 M parameters).
+/// Shape and mathematics of the encoder; the defaults are the paper's shape (24 × 768, 8 heads, about 300 M
+/// parameters).
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct ConformerConfig {
@@ -97,8 +100,8 @@ impl Default for ConformerConfig {
 }
 
 impl ConformerConfig {
-    /// Reads `config.json` of a folder and refuses, by key, what this program does not compute. Unknown keys pass, as in every
-    /// published `config.json`; a key that is absent has its default.
+    /// Reads `config.json` of a folder and refuses, by key, what this program does not compute. Unknown keys
+    /// pass, as in every published `config.json`; a key that is absent has its default.
     ///
     /// # Errors
     /// [`ModelError::File`] when it cannot be read, [`ModelError::Unsupported`] for a key out of bounds.

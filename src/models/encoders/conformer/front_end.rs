@@ -1,7 +1,7 @@
 //! Samples to normalised log-mel frames.
 //!
-//! Each mel bin is brought to zero mean and unit variance (without that, BEST-RQ's codes collapse), over the clip or by
-//! the training data's statistics.
+//! Each mel bin is brought to zero mean and unit variance (without that, BEST-RQ's codes collapse), over the
+//! clip or by the training data's statistics.
 
 use tch::{Device, Kind, TchError, Tensor};
 

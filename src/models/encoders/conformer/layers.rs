@@ -1,5 +1,5 @@
-//! One Conformer block: half a feed-forward part, self-attention with relative positions, convolution module, the other half,
-//! LayerNorm. The same code serves frozen and learning tensors.
+//! One Conformer block: half a feed-forward part, self-attention with relative positions, convolution module,
+//! the other half, LayerNorm. The same code serves frozen and learning tensors.
 
 use tch::{Device, Kind, Tensor};
 
@@ -101,8 +101,8 @@ impl FeedForward {
     }
 }
 
-/// Self-attention whose scores depend on content and on distance, each with a bias of its own (Transformer-XL,
-/// arXiv 1901.02860, section 3.3).
+/// Self-attention whose scores depend on content and on distance, each with a bias of its own
+/// (Transformer-XL, arXiv 1901.02860, section 3.3).
 #[derive(Debug)]
 struct Attention {
     norm: Norm,
@@ -191,7 +191,8 @@ impl Attention {
     }
 }
 
-/// Column `c` of row `i` holds the score at distance `T-1-c`; column `j` of the result holds it at distance `i-j`.
+/// Column `c` of row `i` holds the score at distance `T-1-c`; column `j` of the result holds it at distance
+/// `i-j`.
 ///
 /// # Shapes
 /// `[B, N, T, 2·T-1]` → `[B, N, T, T]`.

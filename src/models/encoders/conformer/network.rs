@@ -78,7 +78,8 @@ impl Conformer {
         self.blocks.len()
     }
 
-    /// Everything before the first block: hidden state 0, zero beyond a row's end, and the valid frames of each row.
+    /// Everything before the first block: hidden state 0, zero beyond a row's end, and the valid frames of
+    /// each row.
     ///
     /// # Shapes
     /// `features` `[B, F, M]`, of which row `b` has `lengths[b]` mel frames → `[B, T, D]`, `T = ceil(F / 4)`.
@@ -95,8 +96,9 @@ impl Conformer {
         (states.transpose(1, 2).contiguous(), lengths)
     }
 
-    /// Runs the blocks and shows each one's input, hidden states 0 to L−1, to `visit`. Returns hidden state L and the output,
-    /// which is the same after the final norm. What lies beyond a row's end means nothing in either.
+    /// Runs the blocks and shows each one's input, hidden states 0 to L−1, to `visit`. Returns hidden state L
+    /// and the output, which is the same after the final norm. What lies beyond a row's end means nothing in
+    /// either.
     ///
     /// # Shapes
     /// `hidden` `[B, T, D]`, of which row `b` has `lengths[b]` frames → twice `[B, T, D]`.
@@ -129,7 +131,8 @@ impl Conformer {
         Ok([hidden, output])
     }
 
-    /// From features to the output, differentiable; shapes as in [`embed`](Self::embed) and [`run`](Self::run).
+    /// From features to the output, differentiable; shapes as in [`embed`](Self::embed) and
+    /// [`run`](Self::run).
     pub fn forward(&self, features: &Tensor, lengths: &[i64], dropout: f64) -> Tensor {
         let (hidden, lengths) = self.embed(features, lengths);
         let run: Result<_, std::convert::Infallible> = self.run(hidden, &lengths, dropout, |_, _| Ok(()));

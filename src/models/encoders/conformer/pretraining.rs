@@ -1,7 +1,8 @@
-//! The encoder while it learns: the same network over a variable store, the quantiser, and one softmax head per codebook.
+//! The encoder while it learns: the same network over a variable store, the quantiser, and one softmax head
+//! per codebook.
 //!
-//! Its folder is an encoder's (`config.json`, `model.safetensors`) with `pretraining.safetensors` beside them: the quantiser
-//! and the heads, which nobody needs who only uses the encoder.
+//! Its folder is an encoder's (`config.json`, `model.safetensors`) with `pretraining.safetensors` beside
+//! them: the quantiser and the heads, which nobody needs who only uses the encoder.
 
 use std::path::Path;
 
@@ -151,7 +152,8 @@ impl Pretraining {
         Ok(())
     }
 
-    /// What learns, in order of name: the network's tensors under their names in the checkpoint, the heads as `heads.N.*`.
+    /// What learns, in order of name: the network's tensors under their names in the checkpoint, the heads as
+    /// `heads.N.*`.
     pub fn variables(&self) -> Vec<(String, Tensor)> {
         let mut named: Vec<(String, Tensor)> = self.store.variables().into_iter().collect();
         named.sort_by(|a, b| a.0.cmp(&b.0));
@@ -287,10 +289,11 @@ impl Heads {
         })
     }
 
-    /// Adds the gradients of `share` times the mean cross-entropy to every variable, and returns that cross-entropy.
+    /// Adds the gradients of `share` times the mean cross-entropy to every variable, and returns that
+    /// cross-entropy.
     ///
-    /// Heads are worked through one by one, each back to `hidden` only, and the network once at the end: the scores of one
-    /// head are in memory at a time, not of all.
+    /// Heads are worked through one by one, each back to `hidden` only, and the network once at the end: the
+    /// scores of one head are in memory at a time, not of all.
     ///
     /// # Shapes
     /// `hidden` `[N, D]` with its graph, `codes` i64 `[N, K]`, `N` at least 1.

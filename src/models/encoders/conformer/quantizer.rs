@@ -1,7 +1,8 @@
 //! The random-projection quantiser: what a masked frame must be recognised as. Nothing in it learns.
 //!
-//! Four neighbouring normalised mel frames, stacked, are projected by a random matrix and brought to length 1; the nearest
-//! of a codebook's random unit vectors is the label. Several codebooks, each with its own projection, give several labels.
+//! Four neighbouring normalised mel frames, stacked, are projected by a random matrix and brought to length
+//! 1; the nearest of a codebook's random unit vectors is the label. Several codebooks, each with its own
+//! projection, give several labels.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
@@ -46,8 +47,8 @@ impl Quantizer {
     /// Names in the checkpoint.
     pub const NAMES: [&str; 2] = ["quantizer.projections", "quantizer.codebooks"];
 
-    /// Draws projections (Xavier, uniform) and codebooks (standard normal, then brought to length 1); the same for the same seed
-    /// on every machine.
+    /// Draws projections (Xavier, uniform) and codebooks (standard normal, then brought to length 1); the
+    /// same for the same seed on every machine.
     pub fn new(config: &QuantizerConfig, mels: i64, seed: u64, device: Device) -> Self {
         let inputs = mels * MELS_PER_FRAME;
         let start = Start::Xavier {
@@ -117,8 +118,8 @@ impl Quantizer {
 
     /// Labels of stacked frames.
     ///
-    /// The nearest unit vector to a unit vector is the one with the largest inner product, and that one stays the largest
-    /// whatever the projection's length, so the length is never divided out.
+    /// The nearest unit vector to a unit vector is the one with the largest inner product, and that one stays
+    /// the largest whatever the projection's length, so the length is never divided out.
     ///
     /// # Shapes
     /// `stacked` f32 `[R, 4·M]` → i64 `[R, K]`.

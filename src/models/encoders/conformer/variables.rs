@@ -1,5 +1,5 @@
-//! Where the network's tensors come from: a checkpoint, frozen, or a variable store, learning. The network declares its tensors
-//! once, by name and shape, and does not know which.
+//! Where the network's tensors come from: a checkpoint, frozen, or a variable store, learning. The network
+//! declares its tensors once, by name and shape, and does not know which.
 
 use tch::{Kind, Tensor, nn};
 
@@ -43,7 +43,8 @@ pub(super) struct Learning<'a, 'b> {
 }
 
 impl<'a, 'b> Learning<'a, 'b> {
-    /// Variables go to `store`; their values come from `from` (whose device must be the store's) or from `seed`.
+    /// Variables go to `store`; their values come from `from` (whose device must be the store's) or from
+    /// `seed`.
     pub(super) fn new(store: &'a nn::VarStore, from: Option<&'a mut Loader<'b>>, seed: u64) -> Self {
         Self {
             store,

@@ -1,5 +1,5 @@
-//! `config.json` and `preprocessor_config.json` of a wav2vec 2.0 family folder, as far as numbers depend on them, and
-//! the tensors they imply.
+//! `config.json` and `preprocessor_config.json` of a wav2vec 2.0 family folder, as far as numbers depend on
+//! them, and the tensors they imply.
 
 use std::path::Path;
 
@@ -13,7 +13,8 @@ use crate::models::config_file::{read_json, refuse};
 /// Numbers a gate projection makes of each head's slice: four to be summed for each of two sigmoids.
 pub(super) const GATE_OUTPUTS: i64 = 8;
 
-/// The keys that decide shapes and mathematics; the library's defaults where a key is absent. Other keys pass unread.
+/// The keys that decide shapes and mathematics; the library's defaults where a key is absent. Other keys pass
+/// unread.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default)]
 pub struct WavConfig {
@@ -318,8 +319,8 @@ impl WavConfig {
         ]
     }
 
-    /// Every tensor of the encoder under `root` (such as `wavlm.`), by name and shape; the positional convolution's
-    /// weight norm in the new spelling or, where `old_names`, in the old one.
+    /// Every tensor of the encoder under `root` (such as `wavlm.`), by name and shape; the positional
+    /// convolution's weight norm in the new spelling or, where `old_names`, in the old one.
     pub fn variables(&self, root: &str, old_names: bool) -> Vec<(String, Vec<i64>)> {
         let mut variables = Vec::new();
         let mut add = |name: &str, shape: &[i64]| variables.push((format!("{root}{name}"), shape.to_vec()));
@@ -396,10 +397,12 @@ pub(super) fn position_weight_names(old_names: bool) -> [&'static str; 2] {
 }
 
 impl WaveformConfig {
-    /// Reads `preprocessor_config.json` of a folder and refuses, by key, whatever would need another front end.
+    /// Reads `preprocessor_config.json` of a folder and refuses, by key, whatever would need another front
+    /// end.
     ///
     /// # Errors
-    /// [`ModelError::File`] when it cannot be read, [`ModelError::Unsupported`] for a key that asks for something else.
+    /// [`ModelError::File`] when it cannot be read, [`ModelError::Unsupported`] for a key that asks for
+    /// something else.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let config: Self = read_json(path)?;
         let right = Self::default();

@@ -1,7 +1,8 @@
 //! The encoder network: loading, batching, running.
 //!
-//! Checkpoint names: `feature_extractor.conv_layers.N.*`, `feature_projection.*`, `encoder.pos_conv_embed.conv.*`,
-//! `encoder.layer_norm.*` and `encoder.layers.N.*`, alone or below `wavlm.`, `hubert.` or `wav2vec2.`.
+//! Checkpoint names: `feature_extractor.conv_layers.N.*`, `feature_projection.*`,
+//! `encoder.pos_conv_embed.conv.*`, `encoder.layer_norm.*` and `encoder.layers.N.*`, alone or below `wavlm.`,
+//! `hubert.` or `wav2vec2.`.
 
 use std::path::Path;
 
@@ -218,7 +219,8 @@ impl PackedEncoder for WavEncoder {
     }
 }
 
-/// The positional convolution, its weight norm resolved: `weight = scale · direction / ‖direction‖`, a norm per tap.
+/// The positional convolution, its weight norm resolved: `weight = scale · direction / ‖direction‖`, a norm
+/// per tap.
 fn take_positions(loader: &mut Loader<'_>, root: &str, old_names: bool, config: &WavConfig) -> FrameConv {
     let [scale_name, direction_name] = position_weight_names(old_names);
     let [scale_shape, direction_shape] = config.position_weight_shapes();

@@ -10,12 +10,14 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::weights::Loader;
 
-/// Added to variances inside the convolution stack, whatever `layer_norm_eps` says: the reference takes torch's default.
+/// Added to variances inside the convolution stack, whatever `layer_norm_eps` says: the reference takes
+/// torch's default.
 const NORM_EPS: f64 = 1e-5;
 /// Added to an utterance's variance before it is brought to one.
 const VARIANCE_FLOOR: f64 = 1e-7;
-/// Frames that pass the convolutions at a time. Neighbouring stretches share only a field less a hop, 5 ms, of samples, and
-/// a stretch's widest intermediate result fits the cache; the whole clip's would be 6.5 MB for each second of sound.
+/// Frames that pass the convolutions at a time. Neighbouring stretches share only a field less a hop, 5 ms,
+/// of samples, and a stretch's widest intermediate result fits the cache; the whole clip's would be 6.5 MB
+/// for each second of sound.
 const FRAMES_AT_A_TIME: usize = 100;
 
 /// The front end of one model.
@@ -98,7 +100,8 @@ impl FrontEnd {
         samples.saturating_sub(self.field_samples) / self.hop_samples + 1
     }
 
-    /// Frames of one clip, which is not empty. One that is shorter than a frame's field is followed by silence.
+    /// Frames of one clip, which is not empty. One that is shorter than a frame's field is followed by
+    /// silence.
     ///
     /// # Shapes
     /// `S` samples → `[T, D]`.
@@ -182,9 +185,9 @@ impl FirstConv {
 
     /// The convolution as a map of `taps` samples to `C` channels, for one clip.
     ///
-    /// The group norm gives each channel zero mean and unit variance over the whole clip. Both follow from mean and
-    /// covariance of the `taps` samples under the convolution, so the norm becomes part of the map, and the clip can
-    /// be convolved in stretches.
+    /// The group norm gives each channel zero mean and unit variance over the whole clip. Both follow from
+    /// mean and covariance of the `taps` samples under the convolution, so the norm becomes part of the map,
+    /// and the clip can be convolved in stretches.
     fn for_clip(&self, samples: &[f32], device: Device, dtype: Kind) -> Result<Linear, ModelError> {
         let (weight, bias) = match &self.norm {
             FirstNorm::Layer(_) => (

@@ -1,7 +1,7 @@
 //! The encoder network: loading, batching, running.
 //!
-//! Checkpoint names: `model.encoder.{conv1,conv2,embed_positions,layers.N.*,layer_norm}`, or the same without `model.` where
-//! the bare model was saved.
+//! Checkpoint names: `model.encoder.{conv1,conv2,embed_positions,layers.N.*,layer_norm}`, or the same without
+//! `model.` where the bare model was saved.
 
 use std::path::Path;
 
@@ -135,9 +135,9 @@ impl PackedEncoder for WhisperEncoder {
             .iter()
             .map(|&length| length as usize * MELS_PER_FRAME)
             .collect();
-        // Mel frames beyond a clip's end are zero, which is also what the convolutions pad with, so the first sees
-        // every clip as if it were alone. The second has stride 2, and a clip's mel frames are even in number: its last
-        // output looks no further than the clip's last mel frame.
+        // Mel frames beyond a clip's end are zero, which is also what the convolutions pad with, so the first
+        // sees every clip as if it were alone. The second has stride 2, and a clip's mel frames are even in
+        // number: its last output looks no further than the clip's last mel frame.
         let mel = self.front_end.forward(clips, &mel_frames)?; // [B, M, 2·T]
         let convolved = self
             .conv2

@@ -1,8 +1,8 @@
 //! Whisper's encoder: log-mel frames, two convolutions, a pre-norm transformer.
 //!
-//! Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356), as
-//! `WhisperEncoder` of the transformers library (version 5) computes it. Only the encoder is used: a checkpoint's decoder
-//! and output layer are known and left on disk.
+//! Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356),
+//! as `WhisperEncoder` of the transformers library (version 5) computes it. Only the encoder is used: a
+//! checkpoint's decoder and output layer are known and left on disk.
 //!
 //! 16 kHz samples → 100 mel frames a second → 50 encoder frames a second, at most 30 s at a time.
 
@@ -24,7 +24,8 @@ pub enum Window {
     /// The whole window, the clip followed by silence: the reference behaviour, 1500 frames for every clip.
     Padded,
     /// Only the clip: `ceil(samples / 320)` frames at positions `0, 1, …`. Eight to ten times less work for
-    /// everyday clips; features differ a little from the padded ones, because attention no longer sees the silence.
+    /// everyday clips; features differ a little from the padded ones, because attention no longer sees the
+    /// silence.
     #[default]
     Clip,
 }

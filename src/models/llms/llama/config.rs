@@ -1,7 +1,8 @@
 //! `LlamaConfig`: `config.json` of the Llama family, mirrored and checked.
 //!
-//! Unknown keys pass, because the file is not ours. Every key that changes the mathematics is read, and what this
-//! program does not do is refused by the key's name, so that a model either runs as published or not at all.
+//! Unknown keys pass, because the file is not ours. Every key that changes the mathematics is read, and what
+//! this program does not do is refused by the key's name, so that a model either runs as published or not at
+//! all.
 
 use std::path::Path;
 

@@ -24,7 +24,8 @@ pub(super) struct Layer {
     intermediate: i64,
 }
 
-/// Queries `[B, N, P, head]` and keys `[B, N_kv, P, head]`, turned and in f32, and values `[B, N_kv, P, head]`.
+/// Queries `[B, N, P, head]` and keys `[B, N_kv, P, head]`, turned and in f32, and values
+/// `[B, N_kv, P, head]`.
 pub(super) struct Heads {
     pub(super) queries: Tensor,
     pub(super) keys: Tensor,
@@ -157,8 +158,9 @@ impl Layer {
         attended.transpose(1, 2).flatten(2, 3) // [B, P, N·head]
     }
 
-    /// The same attention as two matrix products and a softmax: its gradient takes an eighth of the time that the fused one takes in bf16 on a
-    /// CPU (3.3 against 28 ms for 16 rows of 72 positions). For training alone; scores are rounded to `kind`.
+    /// The same attention as two matrix products and a softmax: its gradient takes an eighth of the time that
+    /// the fused one takes in bf16 on a CPU (3.3 against 28 ms for 16 rows of 72 positions). For training
+    /// alone; scores are rounded to `kind`.
     fn attend_in_plain_products(&self, heads: &Heads, dtype: Kind) -> Tensor {
         let size = heads.queries.size();
         let (batch, positions) = (size[0], size[2]);

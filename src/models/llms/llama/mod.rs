@@ -94,8 +94,8 @@ impl Llama {
         })
     }
 
-    /// Rounds all matrices but the embedding table to 8-bit integers: up to four times faster for one sequence, at about
-    /// 1 % of error in each product.
+    /// Rounds all matrices but the embedding table to 8-bit integers: up to four times faster for one
+    /// sequence, at about 1 % of error in each product.
     pub fn quantize(&mut self) {
         for layer in &mut self.layers {
             layer.quantize();
@@ -144,8 +144,8 @@ impl Llama {
         Ok((batch, positions))
     }
 
-    /// All layers over whole sequences; `visit` sees each layer's input, and each layer's keys and values go to
-    /// `cache` where there is one.
+    /// All layers over whole sequences; `visit` sees each layer's input, and each layer's keys and values go
+    /// to `cache` where there is one.
     fn run_whole(
         &self,
         embeds: &Tensor,

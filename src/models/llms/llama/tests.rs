@@ -423,7 +423,8 @@ fn bf16_stays_close_to_f32_alone_and_in_steps() {
             Llama::open(&folder(name), Device::Cpu, Kind::BFloat16).unwrap(),
         );
         let lora = filled_lora(&wide, &["q_proj", "down_proj"]);
-        // Updates as strong as those of the other tests make networks this small chaotic: a rounding can grow tenfold.
+        // Updates as strong as those of the other tests make networks this small chaotic: a rounding can grow
+        // tenfold.
         tch::no_grad(|| {
             for mut tensor in lora.parameters().into_values() {
                 let _ = tensor.g_mul_scalar_(1.0 / 3.0);

@@ -14,8 +14,8 @@ pub(super) struct RelativeBias {
 }
 
 impl RelativeBias {
-    /// Lays the buckets of `table` `[buckets, N]` out by offset; `both_ways` as encoders do, else only past keys are
-    /// told apart.
+    /// Lays the buckets of `table` `[buckets, N]` out by offset; `both_ways` as encoders do, else only past
+    /// keys are told apart.
     pub(super) fn new(table: &Tensor, max_distance: i64, both_ways: bool) -> Self {
         let buckets = buckets_by_offset(table.size()[0], max_distance, both_ways);
         Self {
@@ -54,7 +54,8 @@ impl RelativeBias {
 
 /// The bucket of every offset from `−max_distance` to `max_distance`, `[2·max_distance + 1]`.
 ///
-/// The logarithm is taken by torch in f32, as the reference does: where it falls on a whole number, rounding decides.
+/// The logarithm is taken by torch in f32, as the reference does: where it falls on a whole number, rounding
+/// decides.
 fn buckets_by_offset(buckets: i64, max_distance: i64, both_ways: bool) -> Tensor {
     let offsets = Tensor::arange_start(-max_distance, max_distance + 1, (Kind::Int64, Device::Cpu));
     let (buckets, first, distance) = if both_ways {

@@ -1,7 +1,8 @@
 //! `T5Config`: `config.json` of T5 models, mirrored and checked.
 //!
-//! Unknown keys pass, because the file is not ours. Every key that changes the mathematics is read, and what this
-//! program does not do is refused by the key's name, so that a model either runs as published or not at all.
+//! Unknown keys pass, because the file is not ours. Every key that changes the mathematics is read, and what
+//! this program does not do is refused by the key's name, so that a model either runs as published or not at
+//! all.
 
 use std::path::Path;
 
@@ -51,7 +52,8 @@ pub struct T5Config {
     pub activation: Activation,
     /// Whether the activation gates a second projection.
     pub gated: bool,
-    /// The output layer is the embedding table, unless the checkpoint has one of its own; `false`: it must have one.
+    /// The output layer is the embedding table, unless the checkpoint has one of its own; `false`: it must
+    /// have one.
     pub may_tie: bool,
     /// What the decoder made is scaled by `width^-0.5` before the output layer: T5 1.0.
     pub scales_output: bool,

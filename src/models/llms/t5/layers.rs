@@ -16,7 +16,8 @@ pub(super) type KeysValues = (Tensor, Tensor);
 
 /// Attention without biases, pre-norm with a residual around.
 ///
-/// The projections are not joined into one matrix: large files are looked at where they lie, and joining would copy them.
+/// The projections are not joined into one matrix: large files are looked at where they lie, and joining
+/// would copy them.
 #[derive(Debug)]
 pub(super) struct Attention {
     norm: RmsNorm,
@@ -89,8 +90,8 @@ impl Attention {
     /// Attends over whole sequences and adds the result to `hidden`.
     ///
     /// # Shapes
-    /// `hidden`, `normed` `[B, P, H]`, keys and values `[B, N, T, head]`, `bias` added to the scores, broadcast to
-    /// `[B, N, P, T]` → `[B, P, H]`.
+    /// `hidden`, `normed` `[B, P, H]`, keys and values `[B, N, T, head]`, `bias` added to the scores,
+    /// broadcast to `[B, N, P, T]` → `[B, P, H]`.
     pub(super) fn attend(
         &self,
         hidden: &Tensor,

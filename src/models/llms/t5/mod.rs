@@ -7,8 +7,8 @@
 //! | checkpoint | `shared`, `{encoder,decoder}.block.{i}.layer.{j}.{SelfAttention,EncDecAttention,DenseReluDense}`, `{encoder,decoder}.final_layer_norm`, and `lm_head` where embeddings are not tied |
 //! | precision | f32 or bf16 for the matrices; the norms' variance always in f32; logits leave as f32. Not f16: its range is too small for what the feed-forward layers of T5 make |
 //!
-//! The encoder is fed with embeddings, so audio can stand before the instruction. Attention scores are not scaled; a
-//! learned bias by relative position is added instead, which knows no last position.
+//! The encoder is fed with embeddings, so audio can stand before the instruction. Attention scores are not
+//! scaled; a learned bias by relative position is added instead, which knows no last position.
 
 mod bias;
 mod config;
@@ -54,8 +54,8 @@ struct Parts {
     head: LinearWeight,
 }
 
-/// All hidden states of one prompt and one answer, numbered as transformers does: a stack's embedded input first, its
-/// output with the final norm last.
+/// All hidden states of one prompt and one answer, numbered as transformers does: a stack's embedded input
+/// first, its output with the final norm last.
 #[derive(Debug)]
 pub struct T5States {
     /// `encoder layers + 1` tensors `[P, H]`.
@@ -148,8 +148,8 @@ impl T5 {
         })
     }
 
-    /// What a model of this configuration is made of, without making it: the name and shape of every tensor, and the
-    /// projections that can carry a low-rank adapter.
+    /// What a model of this configuration is made of, without making it: the name and shape of every tensor,
+    /// and the projections that can carry a low-rank adapter.
     pub fn outline(config: &T5Config) -> (BTreeMap<String, Vec<i64>>, Vec<LoraSite>) {
         let nothing = Checkpoint::nothing();
         let mut loader = nothing.loader(Device::Cpu, Kind::Float);
@@ -206,7 +206,8 @@ impl T5 {
         Ok((batch, positions))
     }
 
-    /// What the encoder makes of prompts: `embeds` `[B, P, H]`, right-padded → `[B, P, H]`, final norm applied.
+    /// What the encoder makes of prompts: `embeds` `[B, P, H]`, right-padded → `[B, P, H]`, final norm
+    /// applied.
     ///
     /// # Errors
     /// [`ModelError`] when shapes disagree.
@@ -242,8 +243,8 @@ impl T5 {
         self.parts.head.multiply(&scaled, None).to_kind(Kind::Float)
     }
 
-    /// Rounds what each step of the decoder multiplies with to 8-bit integers; the encoder, which reads many positions at once and gains
-    /// nothing by it, stays as it is.
+    /// Rounds what each step of the decoder multiplies with to 8-bit integers; the encoder, which reads many
+    /// positions at once and gains nothing by it, stays as it is.
     pub fn quantize(&mut self) {
         self.parts.decoder.quantize();
         self.parts.head.quantize();

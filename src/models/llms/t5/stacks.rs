@@ -1,6 +1,7 @@
 //! The two stacks of T5: the encoder, which reads the prompt, and the decoder, which writes the answer.
 //!
-//! A stack's relative positions are learned in its first block and shared by all; they are looked up once per pass.
+//! A stack's relative positions are learned in its first block and shared by all; they are looked up once per
+//! pass.
 
 use tch::{Kind, Tensor};
 
@@ -105,7 +106,8 @@ impl Encoder {
         (self.blocks.iter()).flat_map(|block| block.attention.sites().chain(block.feed_forward.sites()))
     }
 
-    /// `hidden` `[B, P, H]`, `valid` `[B, 1, 1, P]` where rows differ in length → `[B, P, H]`, final norm applied.
+    /// `hidden` `[B, P, H]`, `valid` `[B, 1, 1, P]` where rows differ in length → `[B, P, H]`, final norm
+    /// applied.
     pub(super) fn forward(
         &self,
         hidden: Tensor,

@@ -1,7 +1,8 @@
 //! The state machine of one consumer group: empty, gathering, awaiting its leader, stable.
 //!
-//! Every answer that has to wait (join, synchronise) is a one-shot channel held by its member, so that nothing here
-//! ever blocks. Time comes in as an argument. [`agreement`] has the rounds in which the members agree.
+//! Every answer that has to wait (join, synchronise) is a one-shot channel held by its member, so that
+//! nothing here ever blocks. Time comes in as an argument. [`agreement`] has the rounds in which the members
+//! agree.
 
 mod agreement;
 
@@ -52,7 +53,8 @@ impl Phase {
 /// Who asks to join.
 #[derive(Debug)]
 pub(crate) enum Newcomer {
-    /// Somebody without an id; `fresh_id` is for them. With `must_return` they get it first and have to come back.
+    /// Somebody without an id; `fresh_id` is for them. With `must_return` they get it first and have to come
+    /// back.
     Unknown {
         /// An id nobody else has.
         fresh_id: String,
@@ -142,7 +144,8 @@ impl Group {
     /// Lets somebody in, or back in.
     ///
     /// # Errors
-    /// `UnknownMemberId` for an id that is not from here, `InconsistentGroupProtocol` when no strategy is common.
+    /// `UnknownMemberId` for an id that is not from here, `InconsistentGroupProtocol` when no strategy is
+    /// common.
     pub(crate) fn join(
         &mut self,
         who: Newcomer,

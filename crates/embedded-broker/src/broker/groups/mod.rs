@@ -1,6 +1,7 @@
 //! Consumer groups of the classic protocol: who reads which partition, and how far they have come.
 //!
-//! [`group`] is the state machine of one group, [`member`] one consumer in it, [`offsets`] what has been committed.
+//! [`group`] is the state machine of one group, [`member`] one consumer in it, [`offsets`] what has been
+//! committed.
 
 pub(super) mod group;
 pub(super) mod member;

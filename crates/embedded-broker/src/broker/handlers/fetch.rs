@@ -16,7 +16,8 @@ use crate::broker::state::{Shared, State};
 /// Answers with records; waits for them as long as the client allows.
 pub(super) async fn fetch(broker: &Shared, request: &FetchRequest, version: i16) -> FetchResponse {
     if request.session_id != 0 {
-        // Sessions are never opened here, so this one is somebody else's; the client then sends whole requests.
+        // Sessions are never opened here, so this one is somebody else's; the client then sends whole
+        // requests.
         return FetchResponse::default().with_error_code(ResponseError::FetchSessionIdNotFound.code());
     }
     let patience = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(FETCH_WAIT_MAX);

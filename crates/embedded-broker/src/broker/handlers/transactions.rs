@@ -183,7 +183,8 @@ pub(super) fn commit_offsets(
     TxnOffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-/// Whether the consumer behind a transaction is still what it says: this shuts out those whose partitions moved on.
+/// Whether the consumer behind a transaction is still what it says: this shuts out those whose partitions
+/// moved on.
 fn may_commit_offsets(
     state: &mut State,
     request: &TxnOffsetCommitRequest,

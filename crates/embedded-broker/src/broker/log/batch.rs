@@ -1,8 +1,8 @@
 //! A record batch: its header, the checks a producer's batch must pass, and the places that are patched.
 //!
-//! Layout (Kafka's message format 2): base offset 8, length 4, leader epoch 4, magic 1, CRC 4, attributes 2, last
-//! offset delta 4, first time 8, largest time 8, producer 8, epoch 2, first sequence 4, count 4, records. The CRC
-//! covers everything after itself, so base offset and leader epoch can be written in place.
+//! Layout (Kafka's message format 2): base offset 8, length 4, leader epoch 4, magic 1, CRC 4, attributes 2,
+//! last offset delta 4, first time 8, largest time 8, producer 8, epoch 2, first sequence 4, count 4,
+//! records. The CRC covers everything after itself, so base offset and leader epoch can be written in place.
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::error::ResponseError;
@@ -90,7 +90,8 @@ impl CheckedBatch {
 /// Checks what a producer sent for one partition.
 ///
 /// # Errors
-/// The Kafka error that says what is wrong: not exactly one batch, a broken CRC, an old format, a lying count.
+/// The Kafka error that says what is wrong: not exactly one batch, a broken CRC, an old format, a lying
+/// count.
 pub(crate) fn check(records: &Bytes) -> Result<CheckedBatch, ResponseError> {
     let bytes = &records[..];
     let header = BatchHeader::read(bytes).ok_or(ResponseError::CorruptMessage)?;
@@ -165,7 +166,8 @@ impl StoredBatch {
 
     /// Offset and time of the first record not older than `timestamp`.
     ///
-    /// Of a compressed batch, which is not opened, the batch's first offset: never too late, at most a batch early.
+    /// Of a compressed batch, which is not opened, the batch's first offset: never too late, at most a batch
+    /// early.
     pub(crate) fn find_time(&self, timestamp: i64) -> (i64, i64) {
         let whole = (self.base_offset, self.max_timestamp);
         let Some(header) = BatchHeader::read(&self.bytes).filter(|header| !header.compressed()) else {

@@ -124,8 +124,8 @@ impl PartitionLog {
         }
     }
 
-    /// Reads whole batches from `offset` on, at most `bytes_max`, except that with `at_least_one` the first batch
-    /// comes whatever its size: otherwise a batch larger than a client's limit would stop it for ever.
+    /// Reads whole batches from `offset` on, at most `bytes_max`, except that with `at_least_one` the first
+    /// batch comes whatever its size: otherwise a batch larger than a client's limit would stop it for ever.
     ///
     /// # Errors
     /// `OffsetOutOfRange` when the offset is not in the log.

@@ -44,7 +44,8 @@ impl Producers {
     /// `InvalidProducerEpoch` from an earlier life, `OutOfOrderSequenceNumber` when something is missing.
     pub(super) fn admit(&self, header: &BatchHeader) -> Result<Admission, ResponseError> {
         let Some(producer) = self.by_id.get(&header.producer_id) else {
-            // Never heard of, or forgotten: the log may be younger than its producer, so any number may come first.
+            // Never heard of, or forgotten: the log may be younger than its producer, so any number may come
+            // first.
             return Ok(Admission::New);
         };
         if header.producer_epoch < producer.epoch {

@@ -1,7 +1,7 @@
 //! The requests this broker answers: which versions, and what they look like.
 //!
-//! The newest versions stay below those that name topics by id, which keeps the broker small; every client since
-//! Kafka 2.1 finds what it needs here.
+//! The newest versions stay below those that name topics by id, which keeps the broker small; every client
+//! since Kafka 2.1 finds what it needs here.
 
 use kafka_protocol::messages::ApiKey;
 

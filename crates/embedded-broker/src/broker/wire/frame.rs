@@ -59,7 +59,8 @@ pub(crate) enum FrameError {
         /// What the codec said.
         reason: String,
     },
-    /// Records that were refused while their producer wants no answer; a closed connection is all it can notice.
+    /// Records that were refused while their producer wants no answer; a closed connection is all it can
+    /// notice.
     #[error("a producer that wants no answer sent records that were refused with error {code}")]
     RefusedInSilence {
         /// Kafka's number for the reason.
@@ -97,7 +98,8 @@ pub(crate) struct RequestFrame {
 pub(crate) enum Parsed {
     /// Something to handle.
     Request(RequestFrame),
-    /// `ApiVersions` in a version from the future; answered in the oldest format so that the client can choose again.
+    /// `ApiVersions` in a version from the future; answered in the oldest format so that the client can
+    /// choose again.
     UnknownApiVersions {
         /// Handed back with the answer.
         correlation_id: i32,
@@ -206,7 +208,8 @@ impl RequestFrame {
             version: self.version,
             reason,
         };
-        // The outline has been checked, so lengths are honest; a codec that panics anyway costs one connection.
+        // The outline has been checked, so lengths are honest; a codec that panics anyway costs one
+        // connection.
         match catch_unwind(AssertUnwindSafe(|| T::decode(&mut body, self.version))) {
             Ok(Ok(request)) => Ok(request),
             Ok(Err(error)) => Err(refused(error.to_string())),

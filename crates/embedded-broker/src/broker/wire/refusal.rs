@@ -1,6 +1,8 @@
-//! A `Produce` request that is too large to hold: its first bytes say whom to tell, the rest is read and dropped.
+//! A `Produce` request that is too large to hold: its first bytes say whom to tell, the rest is read and
+//! dropped.
 //!
-//! Closing the connection instead would make a client send the same record again and again until it times out.
+//! Closing the connection instead would make a client send the same record again and again until it times
+//! out.
 
 use bytes::BytesMut;
 use kafka_protocol::error::ResponseError;

@@ -1,4 +1,5 @@
-//! The outline of a request: enough of Kafka's schemas to tell, without allocating, whether bytes are what they claim.
+//! The outline of a request: enough of Kafka's schemas to tell, without allocating, whether bytes are what
+//! they claim.
 
 use crate::broker::limits::REQUEST_ELEMENTS_MAX;
 

@@ -11,7 +11,8 @@ use crate::models::{HiddenStates, LanguageModelInfo};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.
 const TOLERANCE: f64 = 1e-4;
-/// Largest difference allowed between a clip alone and in a padded batch, relative to the state's magnitude where that is above 1.
+/// Largest difference allowed between a clip alone and in a padded batch, relative to the state's magnitude
+/// where that is above 1.
 const ALONE: f64 = 1e-5;
 
 fn fixture(name: &str) -> PathBuf {
@@ -270,8 +271,8 @@ fn the_paper_s_shape_has_about_300_million_parameters() {
     assert_eq!(parameter_count(&tiny), counted);
 }
 
-/// The paper's BEST-RQ variant trains 26,751,000 numbers: the joint, counted here, and 9,437,184 of LoRA (r = 16, two
-/// projections in each of 72 attention blocks of 2048 × 2048).
+/// The paper's BEST-RQ variant trains 26,751,000 numbers: the joint, counted here, and 9,437,184 of LoRA (r =
+/// 16, two projections in each of 72 attention blocks of 2048 × 2048).
 #[test]
 fn the_joint_over_this_encoder_has_the_paper_s_count() {
     let encoder = EncoderInfo {

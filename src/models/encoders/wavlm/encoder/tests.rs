@@ -1,4 +1,5 @@
-//! Tests of the encoders on tiny random models made by `scripts/fixtures/wavlm.py`, which between them take every branch.
+//! Tests of the encoders on tiny random models made by `scripts/fixtures/wavlm.py`, which between them take
+//! every branch.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -54,8 +55,8 @@ fn noise(samples: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// Speech, a short noise, and one of 21 s: 1062 frames, beyond the last distance bucket and more than one block of biased
-/// queries.
+/// Speech, a short noise, and one of 21 s: 1062 frames, beyond the last distance bucket and more than one
+/// block of biased queries.
 fn clips() -> [Vec<f32>; 3] {
     [spoken_clip(), noise(9_001, 7), noise(340_000, 11)]
 }

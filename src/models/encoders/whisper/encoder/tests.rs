@@ -1,5 +1,5 @@
-//! Tests of the encoder: on a tiny random checkpoint made by `scripts/fixtures/whisper.py`, and on the real ones
-//! where they have been fetched.
+//! Tests of the encoder: on a tiny random checkpoint made by `scripts/fixtures/whisper.py`, and on the real
+//! ones where they have been fetched.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -255,7 +255,8 @@ fn the_probe_names_every_state_and_the_last_one_twice() {
     assert_eq!(error_to(&named[2].1, &named[3].1, 1.0), 0.0);
 }
 
-/// Where real models lie: `SPEECHVERSE_MODELS`, else `models` in the repository. Says so when one is not there.
+/// Where real models lie: `SPEECHVERSE_MODELS`, else `models` in the repository. Says so when one is not
+/// there.
 fn real_model(test: &str, name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("SPEECHVERSE_MODELS").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models"),

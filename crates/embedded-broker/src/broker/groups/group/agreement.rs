@@ -20,7 +20,8 @@ impl Group {
         for member in self.members.values_mut() {
             member.answer_sync(Err(ResponseError::RebalanceInProgress));
         }
-        // The deadline is for those who are members already: they need time to notice, and to finish their work.
+        // The deadline is for those who are members already: they need time to notice, and to finish their
+        // work.
         self.phase = match self.longest_rebalance() {
             None => Phase::Gathering {
                 deadline: now + FIRST_JOIN_DELAY,
@@ -99,7 +100,8 @@ impl Group {
         }
     }
 
-    /// Each member votes for the first of its strategies that all know; most votes win, ties go to the first name.
+    /// Each member votes for the first of its strategies that all know; most votes win, ties go to the first
+    /// name.
     fn vote(&self) -> StrBytes {
         let mut votes: BTreeMap<&StrBytes, usize> = BTreeMap::new();
         for member in self.members.values() {
