@@ -64,7 +64,7 @@ impl Default for DecodingConfig {
             stop_loops: true,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
-            ctc_weight: 0.5,
+            ctc_weight: 0.6,
         }
     }
 }
