@@ -231,8 +231,8 @@ impl Default for DecoderConfig {
             tokens_max: 128,
             partial_tokens: 8,
             low_confidence_below: -1.0,
-            unsupported_below: -3.0,
-            no_speech_above: 0.98,
+            unsupported_below: -2.0,
+            no_speech_above: 0.97,
         }
     }
 }
