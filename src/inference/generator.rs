@@ -204,7 +204,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let features = features.f_unsqueeze(0)?; // [1, T, D]
                 let frames = [features.size().get(1).copied().unwrap_or(0)];
                 let adapted = version.adapter.forward(&features, &frames)?; // [1, P, H]
-                if let (true, None, Some(head)) = (request.verbatim, &grammar, version.adapter.ctc_head()) {
+                if let (true, None, Some(head)) =
+                    (request.verbatim, &grammar, version.adapter.trained_ctc_head())
+                {
                     joint = Some(JointCtc {
                         scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
                         weight: self.options.ctc_weight,

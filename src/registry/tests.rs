@@ -19,6 +19,7 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         activation: Activation::None,
         positions: Positions::Frames,
         summary: false,
+        ctc_trained: false,
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()

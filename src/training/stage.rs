@@ -60,6 +60,7 @@ impl<'a> StageRunner<'a> {
             let all = classes_of([known, classes]);
             learned.adapter.set_ctc_classes(all, run.seed)?;
         }
+        learned.adapter.set_ctc_trained(with_ctc(config));
         learned
             .adapter
             .bind(&networks.speech_llm.llm().embedding_table())?;

@@ -31,6 +31,10 @@ pub struct AdapterConfig {
     /// Whether a position of the whole clip comes before the others. Files of older versions do not say: no.
     #[serde(default)]
     pub summary: bool,
+    /// Whether the last training of the adapter had a CTC loss, so that its CTC head reads the frames as they are.
+    /// After a stage without one the head no longer fits. Files of older versions do not say: no.
+    #[serde(default)]
+    pub ctc_trained: bool,
 }
 
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
@@ -63,6 +67,7 @@ impl AdapterConfig {
             activation: settings.activation.unwrap_or_default(),
             positions: settings.positions.unwrap_or_default(),
             summary: settings.summary.unwrap_or_default(),
+            ctc_trained: false,
         };
         config.validate()?;
         Ok(config)
@@ -174,6 +179,7 @@ mod tests {
             activation: Activation::None,
             positions: Positions::Frames,
             summary: false,
+            ctc_trained: false,
         }
     }
 

@@ -253,6 +253,16 @@ impl SpeechAdapter {
         self.ctc.as_ref()
     }
 
+    /// The CTC head, when there is one that fits the adapter as it is: [`AdapterConfig::ctc_trained`].
+    pub fn trained_ctc_head(&self) -> Option<&CtcHead> {
+        self.ctc_head().filter(|_| self.config.ctc_trained)
+    }
+
+    /// Notes whether the adapter is being trained with a CTC loss.
+    pub fn set_ctc_trained(&mut self, trained: bool) {
+        self.config.ctc_trained = trained;
+    }
+
     /// Sizes and form.
     pub fn config(&self) -> &AdapterConfig {
         &self.config

@@ -96,6 +96,7 @@ impl AdapterSnapshot {
         let same_form = AdapterConfig {
             positions: config.positions,
             summary: config.summary,
+            ctc_trained: config.ctc_trained,
             ..own.clone()
         };
         if same_form != *config {
@@ -110,7 +111,11 @@ impl AdapterSnapshot {
             let added = fresh.tensors().iter().filter(|(name, _)| of_summary(name));
             tensors.extend(added.map(|(name, tensor)| (name.clone(), tensor.clone())));
         }
-        let formed = Self::new(self.version(), config.clone(), tensors, Path::new(self.version()))?;
+        let config = AdapterConfig {
+            ctc_trained: own.ctc_trained,
+            ..config.clone()
+        };
+        let formed = Self::new(self.version(), config, tensors, Path::new(self.version()))?;
         Ok(Some(formed.with_lora(self.lora().cloned())))
     }
 

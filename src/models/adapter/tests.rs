@@ -12,6 +12,7 @@ fn config(mix: LayerMix) -> AdapterConfig {
         activation: Activation::None,
         positions: Positions::Frames,
         summary: false,
+        ctc_trained: false,
     }
 }
 
@@ -458,4 +459,18 @@ fn segments_without_a_head_are_an_error_that_says_so() {
     assert!(error.contains("ctc_segments"), "{error}");
     let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
     assert!(adapter.positions(&frames).is_err());
+}
+
+#[test]
+fn a_head_serves_only_where_the_last_training_had_a_ctc_loss() {
+    let mut adapter = segmenting(Positions::Frames, false);
+    assert!(adapter.ctc_head().is_some() && adapter.trained_ctc_head().is_none());
+
+    adapter.set_ctc_trained(true);
+
+    assert!(adapter.trained_ctc_head().is_some());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    adapter.snapshot("v").unwrap().write(&path).unwrap();
+    assert!(AdapterSnapshot::read("v", &path).unwrap().config().ctc_trained);
 }
