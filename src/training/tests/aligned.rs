@@ -148,7 +148,8 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
         ..place.args(place.config("on", vec![stage(StageKind::Asr, 1)]))
     };
     let on = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
-    assert_eq!(on.adapter.config(), form);
+    let kept = on.adapter.config();
+    assert_eq!((kept.positions, kept.summary), (form.positions, form.summary));
 }
 
 #[test]
