@@ -9,6 +9,8 @@ use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureRecord;
 use rdkafka::types::RDKafkaErrorCode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::raw::{RawClient, request_frame};
 use crate::support::{Kind, STEP, Target, blocking, eventually, run};
@@ -166,6 +168,25 @@ fn a_client_that_hangs_up_behind_a_waiting_request_frees_its_place() {
             }
             ensure!(started.elapsed() < STEP, "its place is still taken");
         }
+    });
+}
+
+#[test]
+fn a_client_that_closes_its_sending_end_behind_a_request_is_answered() {
+    run(async {
+        let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
+        let greeting = request_frame(&ApiVersionsRequest::default(), 0)?;
+        for attempt in 0..20 {
+            let mut stream = TcpStream::connect(broker.address()).await?;
+            stream.write_all(&greeting).await?;
+            stream.shutdown().await?;
+
+            let mut answer = Vec::new();
+            tokio::time::timeout(STEP, stream.read_to_end(&mut answer)).await??;
+
+            ensure!(!answer.is_empty(), "attempt {attempt} is not answered");
+        }
+        Ok(())
     });
 }
 
