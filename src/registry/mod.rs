@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! adapters/
-//! ├── current                  the version in use; on further lines what `rollback` goes back to, newest first
+//! ├── current                  the version in use; then what `rollback` goes back to, newest first
 //! ├── .lock                    held by whoever changes `current`, threads and processes alike
 //! └── demo-0001/
 //!     ├── adapter.safetensors  layer mix, downsampler, optional CTC head
 //!     ├── lora/                what the `peft` library loads, when there is LoRA
-//!     ├── manifest.json        parent, networks, curriculum, data digest, metrics, settings, sha256 of each file
+//!     ├── manifest.json        parent, networks, curriculum, data digest, metrics, settings, file digests
 //!     └── README.md            model card
 //! ```
 //!

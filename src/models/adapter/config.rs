@@ -31,8 +31,8 @@ pub struct AdapterConfig {
     /// Whether a position of the whole clip comes before the others. Files of older versions do not say: no.
     #[serde(default)]
     pub summary: bool,
-    /// Whether the last training of the adapter had a CTC loss, so that its CTC head reads the frames as they are.
-    /// After a stage without one the head no longer fits. Files of older versions do not say: no.
+    /// Whether the last training of the adapter had a CTC loss, so that its CTC head reads the frames as they
+    /// are. After a stage without one the head no longer fits. Files of older versions do not say: no.
     #[serde(default)]
     pub ctc_trained: bool,
 }

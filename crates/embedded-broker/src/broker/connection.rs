@@ -59,7 +59,8 @@ async fn converse(broker: &Shared, stream: TcpStream, peer: SocketAddr) -> Resul
                 }
                 Parsed::Request(request) => {
                     tokio::select! {
-                        // A client may close its sending end behind a request: what is ready is answered all the same.
+                        // A client may close its sending end behind a request: what is ready is answered all
+                        // the same.
                         biased;
                         reply = answer(broker, &client, &request) => reply?,
                         // Nobody will read the answer, and a waiting join must not look alive.
