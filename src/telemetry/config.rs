@@ -2,7 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::logs::LogFormat;
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One line of text for a person.
+    #[default]
+    Text,
+    /// One JSON object a line, for a log collector.
+    Json,
+}
 
 /// The `[log]` table.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]

@@ -1,36 +1,12 @@
 //! Logs go to standard error; answers and tables go to standard output.
 
 use std::io::IsTerminal as _;
-use std::str::FromStr;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::config::{LogConfig, TraceConfig};
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// One line of text for a person.
-    #[default]
-    Text,
-    /// One JSON object a line, for a log collector.
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            other => Err(format!("unknown log format `{other}`: use `text` or `json`")),
-        }
-    }
-}
+use super::config::{LogConfig, LogFormat, TraceConfig};
 
 /// Keeps the export of traces alive; dropped at the end of the process, so that the last spans are sent.
 #[derive(Debug, Default)]

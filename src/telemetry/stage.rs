@@ -38,11 +38,6 @@ impl StageItem {
         self.span = tracing::info_span!(parent: request, "stage", otel.name = self.stage, stage = self.stage);
     }
 
-    /// Name of the stage.
-    pub fn stage(&self) -> &'static str {
-        self.stage
-    }
-
     /// The span of this stage's work.
     pub fn span(&self) -> &Span {
         &self.span
