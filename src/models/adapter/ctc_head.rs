@@ -13,12 +13,11 @@ use std::collections::HashMap;
 use tch::{Kind, Reduction, Tensor};
 
 use super::Adapted;
+use super::segments::{BLANK, runs};
 use crate::models::ModelError;
 
 /// Added to lengths before dividing by them.
 const LENGTH_EPS: f64 = 1e-6;
-/// Class of the blank.
-pub(crate) const BLANK: i64 = 0;
 
 /// The learned part of the CTC head, and which tokens are its classes. Class 0 is the blank, class `i` is
 /// token `classes[i - 1]`.
@@ -164,7 +163,7 @@ impl CtcHead {
         Ok(paths
             .iter()
             .map(|path| {
-                (super::segments::runs(path).into_iter())
+                (runs(path).into_iter())
                     .map(|run| {
                         let class = usize::try_from(path[run.start] - 1).expect("a run is not of blanks");
                         self.classes[class]

@@ -9,8 +9,10 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::Adapted;
-use super::ctc_head::BLANK;
 use crate::models::ModelError;
+
+/// Class of the blank.
+pub(super) const BLANK: i64 = 0;
 
 /// The runs of equal classes other than the blank, in order.
 pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
