@@ -6,7 +6,7 @@
 
 mod english;
 mod english_numbers;
-mod number_words;
+pub(crate) mod number_words;
 mod pattern;
 
 pub use english::english;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-const ONES: [&str; 19] = [
+/// One to nineteen.
+pub(crate) const ONES: [&str; 19] = [
     "one",
     "two",
     "three",
@@ -24,7 +25,8 @@ const ONES: [&str; 19] = [
     "eighteen",
     "nineteen",
 ];
-const TENS: [&str; 8] = [
+/// Twenty to ninety.
+pub(crate) const TENS: [&str; 8] = [
     "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
 ];
 /// Each has three zeros more than the one before.

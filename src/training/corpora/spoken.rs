@@ -1,30 +1,7 @@
 //! The normal form of a sentence: what its speaker says, in lower-case English words.
 
-const UNITS: [&str; 20] = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-];
-const TENS: [&str; 10] = [
-    "", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-];
+use crate::text::normalize::number_words::{ONES, TENS};
+
 /// What separates words and is dropped.
 const SEPARATORS: &str = "-\u{2013}\u{2014}/.,!?;:\"()\u{201c}\u{201d}\u{2026}*_";
 
@@ -35,9 +12,10 @@ fn number_words(number: usize) -> String {
         rest => format!("{head} {}", number_words(rest)),
     };
     match number {
-        0..20 => UNITS[number].to_owned(),
-        20..100 => with_rest(TENS[number / 10].to_owned(), number % 10),
-        100..1000 => with_rest(format!("{} hundred", UNITS[number / 100]), number % 100),
+        0 => "zero".to_owned(),
+        1..20 => ONES[number - 1].to_owned(),
+        20..100 => with_rest(TENS[number / 10 - 2].to_owned(), number % 10),
+        100..1000 => with_rest(format!("{} hundred", ONES[number / 100 - 1]), number % 100),
         _ => with_rest(format!("{} thousand", number_words(number / 1000)), number % 1000),
     }
 }
