@@ -23,6 +23,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use speechverse::telemetry::config::{LogConfig, TraceConfig};
 use speechverse::telemetry::logs;
+use speechverse::util::hex;
 
 use harness::{Sandbox, WAIT_MAX, tone};
 
@@ -217,8 +218,4 @@ fn take(mut connection: TcpStream, kept: &Mutex<Vec<ExportTraceServiceRequest>>)
 
 fn names(spans: &[Span]) -> BTreeSet<&str> {
     spans.iter().map(|span| span.name.as_str()).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
