@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use kameo::prelude::*;
 use speechverse::inference::config::EncoderConfig;
-use speechverse::inference::{Clip, FeatureExtractor};
+use speechverse::inference::{Clip, FeatureExtractor, Features};
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use tch::Tensor;
 use tracing::{error, warn};
 
 use crate::messages::{DecodeUtterance, EncodeUtterance, PublishDeadLetter, RequestContext};
@@ -132,7 +131,7 @@ impl Encoder {
         }
     }
 
-    async fn hand_on(&mut self, message: EncodeUtterance, features: Tensor, worked: Duration) {
+    async fn hand_on(&mut self, message: EncodeUtterance, features: Features, worked: Duration) {
         let EncodeUtterance {
             adapter, mut context, ..
         } = message;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
+use speechverse::inference::Features;
 use speechverse::kafka::BudgetHold;
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::telemetry::StageItem;
@@ -16,7 +17,6 @@ use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
 use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
-use tch::Tensor;
 use tracing::Span;
 
 /// Milliseconds that an utterance spent in each stage so far.
@@ -332,8 +332,8 @@ pub struct EncodeUtterance {
 /// Order to the decoder: one utterance, its features ready.
 #[derive(Debug)]
 pub struct DecodeUtterance {
-    /// Mixed encoder features, `[T, D]`, valid frames only.
-    pub features: Tensor,
+    /// What the encoder made of it.
+    pub features: Features,
     /// The adapter version this utterance is pinned to.
     pub adapter: AdapterSnapshot,
     /// Its context.

@@ -7,9 +7,7 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 
-use tch::Tensor;
-
-use super::features::{Clip, FeatureExtractor};
+use super::features::{Clip, FeatureExtractor, Features};
 use super::scheduler::SchedulerSizes;
 use super::speech_llm::SpeechLlm;
 use super::{DecodeOptions, Generation, Generator, InferenceError, RequestId};
@@ -29,8 +27,8 @@ pub enum Input {
     },
     /// Sound that a [`FeatureExtractor`] has encoded.
     Features {
-        /// Mixed encoder features, `[T, D]`, valid frames only.
-        features: Tensor,
+        /// What the encoder made of it.
+        features: Features,
         /// The adapter version that the answer is pinned to.
         adapter: AdapterSnapshot,
     },

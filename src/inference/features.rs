@@ -22,6 +22,47 @@ pub struct Clip<'c> {
     pub adapter: &'c AdapterSnapshot,
 }
 
+/// What an encoder makes of one clip.
+#[derive(Debug)]
+pub struct Features {
+    /// Mixed hidden states, `[T, D]`, valid frames only.
+    pub frames: Tensor,
+    /// Mean and standard deviation of every hidden state over the clip, `[L+1, 2D]` f32.
+    pub statistics: Tensor,
+}
+
+impl Features {
+    /// The same tensors, storage shared.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            frames: self.frames.shallow_clone(),
+            statistics: self.statistics.shallow_clone(),
+        }
+    }
+
+    /// Windows of one clip, in order, as one. Contiguous, so that no row keeps its whole batch in memory.
+    fn join(windows: &[Self]) -> Result<Self, ModelError> {
+        let frames: Vec<&Tensor> = windows.iter().map(|window| &window.frames).collect();
+        let frames = Tensor::f_cat(&frames, 0)?.f_contiguous()?;
+        if let [only] = windows {
+            let statistics = only.statistics.f_contiguous()?;
+            return Ok(Self { frames, statistics });
+        }
+        // Mean and mean square of the whole are those of the windows, by their share of the frames.
+        let (mut mean, mut square) = (Tensor::from(0.0f32), Tensor::from(0.0f32));
+        for window in windows {
+            #[expect(clippy::cast_precision_loss, reason = "a count of frames")]
+            let share = window.frames.size()[0] as f64 / frames.size()[0] as f64;
+            let halves = window.statistics.f_chunk(2, -1)?;
+            mean = mean + &halves[0] * share;
+            square = square + (halves[0].f_square()? + halves[1].f_square()?) * share;
+        }
+        let deviation = (square - mean.f_square()?).f_clamp_min(0.0)?.f_sqrt()?;
+        let statistics = Tensor::f_cat(&[mean, deviation], -1)?;
+        Ok(Self { frames, statistics })
+    }
+}
+
 /// A speech encoder with its batching; `E` owns the encoder or borrows it. Belongs to one thread at a time.
 pub struct FeatureExtractor<E = Box<dyn SpeechEncoder>> {
     encoder: E,
@@ -73,9 +114,9 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         batches
     }
 
-    /// Mixed features `[T, D]` of each clip, valid frames only. Where a batch fails, by an error or by a
+    /// Features of each clip. Where a batch fails, by an error or by a
     /// panic, its clips are tried one by one, so that only those at fault have an error.
-    pub fn extract(&self, clips: &[Clip<'_>]) -> Vec<Result<Tensor, ModelError>> {
+    pub fn extract(&self, clips: &[Clip<'_>]) -> Vec<Result<Features, ModelError>> {
         match self.run(clips) {
             Ok(features) => features.into_iter().map(Ok).collect(),
             Err(error) if clips.len() > 1 => {
@@ -86,25 +127,25 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         }
     }
 
-    fn run_one(&self, clip: &Clip<'_>) -> Result<Tensor, ModelError> {
+    fn run_one(&self, clip: &Clip<'_>) -> Result<Features, ModelError> {
         let features = self.run(std::slice::from_ref(clip))?;
         Ok(features.into_iter().next().expect("one result for one clip"))
     }
 
     /// A panic inside the network is an error like any other.
-    fn run(&self, clips: &[Clip<'_>]) -> Result<Vec<Tensor>, ModelError> {
+    fn run(&self, clips: &[Clip<'_>]) -> Result<Vec<Features>, ModelError> {
         catch_unwind(AssertUnwindSafe(|| self.features(clips)))
             .unwrap_or_else(|panic| Err(ModelError::panicked("speech encoder", &*panic)))
     }
 
-    fn features(&self, clips: &[Clip<'_>]) -> Result<Vec<Tensor>, ModelError> {
+    fn features(&self, clips: &[Clip<'_>]) -> Result<Vec<Features>, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let mut all: Vec<(usize, &[f32])> = Vec::new();
         for (owner, clip) in clips.iter().enumerate() {
             let cut = windows(clip.samples.len(), self.info.max_samples).into_iter();
             all.extend(cut.map(|range| (owner, &clip.samples[range])));
         }
-        let mut parts: Vec<Vec<Tensor>> = clips.iter().map(|_| Vec::new()).collect();
+        let mut parts: Vec<Vec<Features>> = clips.iter().map(|_| Vec::new()).collect();
         for pass in all.chunks(self.batch_windows_max) {
             let mixes: Vec<Tensor> = (pass.iter())
                 .map(|(owner, _)| Tensor::f_from_slice(clips[*owner].adapter.mix_weights()))
@@ -114,14 +155,13 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             let encoded = self.encoder.borrow().encode(&samples, &mix)?;
             for (row, (owner, _)) in (0i64..).zip(pass) {
                 let frames = encoded.lengths[usize::try_from(row).expect("not negative")];
-                parts[*owner].push(encoded.features.f_get(row)?.f_narrow(0, 0, frames)?); // [T, D]
+                parts[*owner].push(Features {
+                    frames: encoded.features.f_get(row)?.f_narrow(0, 0, frames)?, // [T, D]
+                    statistics: encoded.statistics.f_get(row)?,                   // [L+1, 2D]
+                });
             }
         }
-        parts
-            .into_iter()
-            // Contiguous, so that no row keeps the whole batch in memory.
-            .map(|parts| Ok(Tensor::f_cat(&parts, 0)?.f_contiguous()?))
-            .collect()
+        parts.iter().map(|windows| Features::join(windows)).collect()
     }
 
     /// Encodes a second of silence, so that the first real clip finds libtorch's kernels chosen and memory

@@ -11,8 +11,8 @@ use tch::{Kind, Tensor};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
-    DecodeOptions, EngineConfig, Event, GenerateRequest, Generation, InferenceError, Input, JointCtc, Prompt,
-    RequestId, Scheduler,
+    DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
+    JointCtc, Prompt, RequestId, Scheduler,
 };
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
@@ -201,9 +201,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
                 let version = &self.versions[adapter.version()];
-                let features = features.f_unsqueeze(0)?; // [1, T, D]
-                let frames = [features.size().get(1).copied().unwrap_or(0)];
-                let adapted = version.adapter.forward(&features, &frames)?; // [1, P, H]
+                let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
+                let length = [frames.size().get(1).copied().unwrap_or(0)];
+                let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
                 if let (true, None, Some(head)) =
                     (request.verbatim, &grammar, version.adapter.trained_ctc_head())
                 {
@@ -212,9 +212,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                         weight: self.options.ctc_weight,
                     });
                 }
-                let heard = version.adapter.positions(&adapted)?;
+                let heard = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
                 let model = self.model();
-                let prompts = model.prompts_around(&heard.positions, &heard.lengths, &instruction)?;
+                let prompts = model.prompts(&heard.positions, &heard.lengths, &instruction)?;
                 (prompts, version.lora)
             }
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
@@ -313,11 +313,17 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     /// What the request failed with: networks and version do not work together.
     pub fn warm_up(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
         let frames = 50; // one second of most encoders
-        let width = adapter.config().encoder_width;
+        let (states, width) = (
+            adapter.config().encoder_layers + 1,
+            adapter.config().encoder_width,
+        );
         let device = self.model().llm().embedding_table().device();
         let id = self.add_request(GenerateRequest {
             input: Input::Features {
-                features: Tensor::f_zeros([frames, width], (Kind::Float, device))?,
+                features: Features {
+                    frames: Tensor::f_zeros([frames, width], (Kind::Float, device))?,
+                    statistics: Tensor::f_zeros([states, 2 * width], (Kind::Float, device))?,
+                },
                 adapter: adapter.clone(),
             },
             instruction: "Transcribe the speech.".to_owned(),

@@ -28,7 +28,7 @@ pub mod speech_llm;
 
 pub use engine::{BorrowedEngine, Engine, EngineConfig, Event, GenerateRequest, Input, Output};
 pub use error::InferenceError;
-pub use features::{Clip, FeatureExtractor, hidden_states, windows};
+pub use features::{Clip, FeatureExtractor, Features, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 pub use sampling::{JointCtc, repeated_tail};

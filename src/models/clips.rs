@@ -3,6 +3,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::traits::statistics;
 use super::{Encoded, HiddenStates, ModelError};
 use crate::nn::packed::{join, passes, row_ranges, rows_of, unpack};
 
@@ -118,22 +119,35 @@ pub(super) fn encode(
         });
     }
     let lengths = lengths_of(encoder, clips)?;
-    let mut features = Vec::new();
+    let (mut features, mut all_statistics) = (Vec::new(), Vec::new());
     for pass in passes(&lengths, encoder.device()) {
         let rows = mix.narrow(0, pass.start as i64, pass.len() as i64);
         let mut mixture = Mixture::new(&rows, encoder.device())?;
         let (clips, lengths) = (&clips[pass.clone()], &lengths[pass]);
         let embedded = encoder.embed(clips, lengths)?;
+        let mut of_states = Vec::with_capacity(encoder.depth() + 1);
         let [_, last] = encoder.run(embedded, lengths, &mut |index, state| {
+            of_states.push(row_statistics(state, lengths)?);
             mixture.add(index, state, lengths)
         })?;
+        of_states.push(row_statistics(&last, lengths)?);
         mixture.add(encoder.depth(), &last, lengths)?;
+        all_statistics.push(Tensor::f_stack(&of_states, 1)?); // [B, L+1, 2D]
         features.push(mixture.finish(&last)?.f_to_kind(encoder.kind())?);
     }
     Ok(Encoded {
         features: unpack(&join(&features), &lengths),
         lengths,
+        statistics: Tensor::f_cat(&all_statistics, 0)?,
     })
+}
+
+/// Mean and standard deviation of each clip's rows of a packed state: `[R, D]` → `[B, 2D]` f32.
+fn row_statistics(state: &Tensor, lengths: &[i64]) -> Result<Tensor, TchError> {
+    let of_rows: Vec<Tensor> = row_ranges(lengths)
+        .map(|range| statistics(&rows_of(state, &range)))
+        .collect::<Result<_, _>>()?;
+    Tensor::f_stack(&of_rows, 0)
 }
 
 /// `Σ_l mix[b, l] · h_l` of packed states, gathered layer by layer in f32 whatever the encoder's kind.

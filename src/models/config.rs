@@ -93,9 +93,13 @@ pub struct AdapterSettings {
     /// fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub positions: Option<Positions>,
-    /// Puts one position before the others that is made of the mean and the deviation of all frames of the
-    /// clip: what a voice or a noise is like as a whole, which CTC segments do not hold. Absent: as in the
-    /// adapter to start from, none in a fresh one.
+    /// Residual blocks after the last convolution block, at its rate: norm, convolution, GELU, linear map. A
+    /// fresh block changes nothing. Absent: as in the adapter to start from, none in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual_blocks: Option<i64>,
+    /// Puts one position before the others that is made of the mean and the deviation of every hidden state
+    /// of the encoder over the clip: what a voice or a noise is like as a whole, which CTC segments do not
+    /// hold. Absent: as in the adapter to start from, none in a fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<bool>,
 }
@@ -107,6 +111,7 @@ impl Default for AdapterSettings {
             strides: None,
             kernel: 3,
             activation: None,
+            residual_blocks: None,
             positions: None,
             summary: None,
         }
@@ -129,6 +134,9 @@ impl AdapterSettings {
             if let Some(stride) = strides.iter().find(|stride| !(1..=8).contains(*stride)) {
                 return Err(format!("`adapter.strides` holds {stride}, expected 1 to 8"));
             }
+        }
+        if let Some(blocks) = self.residual_blocks.filter(|blocks| !(0..=16).contains(blocks)) {
+            return Err(format!("`adapter.residual_blocks` is {blocks}, expected 0 to 16"));
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
             return Err(format!(

@@ -1,6 +1,6 @@
 //! The two roles a network can play: speech encoder, language model.
 
-use tch::Tensor;
+use tch::{Kind, TchError, Tensor};
 
 use super::ModelError;
 use crate::nn::kv_cache::KvCache;
@@ -21,6 +21,36 @@ pub struct HiddenStates {
     pub lengths: Vec<i64>,
 }
 
+impl HiddenStates {
+    /// Mean and standard deviation of every state over each row's valid frames, as in
+    /// [`Encoded::statistics`]: `[B, L+1, 2D]` f32. In place L stands the encoder's output.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when libtorch fails.
+    pub fn statistics(&self) -> Result<Tensor, ModelError> {
+        let inner = &self.states[..self.states.len().saturating_sub(1)];
+        let mut rows = Vec::with_capacity(self.lengths.len());
+        for (row, length) in (0i64..).zip(&self.lengths) {
+            let of = |state: &Tensor| statistics(&state.f_get(row)?.f_narrow(0, 0, *length)?);
+            let states: Vec<Tensor> = inner
+                .iter()
+                .chain([&self.last])
+                .map(of)
+                .collect::<Result<_, _>>()?;
+            rows.push(Tensor::f_stack(&states, 0)?);
+        }
+        Ok(Tensor::f_stack(&rows, 0)?)
+    }
+}
+
+/// Mean and standard deviation (of the population) of frames `[T, D]`, side by side: `[2D]` f32.
+pub(crate) fn statistics(frames: &Tensor) -> Result<Tensor, TchError> {
+    let (deviation, mean) = frames
+        .f_to_kind(Kind::Float)?
+        .f_std_mean_dim([0i64].as_slice(), false, false)?;
+    Tensor::f_cat(&[mean, deviation], 0)
+}
+
 /// A batch of encoded clips.
 #[derive(Debug)]
 pub struct Encoded {
@@ -28,6 +58,9 @@ pub struct Encoded {
     pub features: Tensor,
     /// Valid frames of each row.
     pub lengths: Vec<i64>,
+    /// Mean and standard deviation of every hidden state over each row's valid frames, side by side:
+    /// `[B, L+1, 2D]` f32.
+    pub statistics: Tensor,
 }
 
 /// What a caller must know of an encoder.

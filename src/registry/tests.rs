@@ -18,6 +18,7 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         kernel: 3,
         activation: Activation::None,
         positions: Positions::Frames,
+        residual_blocks: 0,
         summary: false,
         ctc_trained: false,
     };

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tch::Tensor;
-
 use super::TrainingError;
 use super::augment::{Noises, augment};
 use super::example::{AudioSource, Example};
 use super::feature_cache::{FeatureCache, FeatureKey};
 use super::prompt_variants::PromptVariants;
+use crate::inference::Features;
 use crate::nn::random::SplitMix;
 use crate::training::config::{AugmentConfig, StageConfig};
 
@@ -73,8 +72,8 @@ pub enum LoadedClip {
         /// Name under which its features are to be kept.
         keep_as: Option<FeatureKey>,
     },
-    /// Mixed features `[T, D]` bf16 from the cache.
-    Features(Tensor),
+    /// Mixed features and statistics, bf16, from the cache.
+    Features(Features),
 }
 
 impl LoadedClip {

@@ -175,7 +175,7 @@ impl<'a> Engine<'a> {
                 None => {
                     return Err(TrainingError::Settings {
                         problem: format!(
-                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions` and `summary` may differ",
+                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions`, `residual_blocks` and `summary` may differ",
                             snapshot.config()
                         ),
                     });
@@ -610,6 +610,7 @@ impl<'a> Engine<'a> {
 fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterSettings {
     AdapterSettings {
         activation: settings.activation.or(Some(start.activation)),
+        residual_blocks: settings.residual_blocks.or(Some(start.residual_blocks)),
         positions: settings.positions.or(Some(start.positions)),
         summary: settings.summary.or(Some(start.summary)),
         ..settings.clone()

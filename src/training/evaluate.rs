@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use super::TrainingError;
 use super::control::Control;
@@ -17,7 +16,9 @@ use super::networks::Networks;
 use super::prepare::Sample;
 use super::prompt_variants::TRANSCRIPT;
 use crate::inference::speech_llm::Learned;
-use crate::inference::{BorrowedEngine, Clip, EngineConfig, GenerateRequest, InferenceError, Input, Output};
+use crate::inference::{
+    BorrowedEngine, Clip, EngineConfig, Features, GenerateRequest, InferenceError, Input, Output,
+};
 use crate::models::ModelError;
 use crate::models::adapter::AdapterSnapshot;
 use crate::scoring::Metric;
@@ -172,14 +173,14 @@ pub fn answer_recordings(
     Ok(summary)
 }
 
-/// Reads and encodes recordings: those that worked, with their features `[T, D]`.
+/// Reads and encodes recordings: those that worked, with their features.
 fn encode(
     engine: &BorrowedEngine<'_>,
     adapter: &AdapterSnapshot,
     recordings: &[(&Example, Vec<EvalPrompt>)],
     chunk: &[usize],
     summary: &mut EvalSummary,
-) -> Vec<(usize, Tensor)> {
+) -> Vec<(usize, Features)> {
     let (mut read, mut clips) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
     for at in chunk.iter().copied() {
         match recordings[at].0.audio.load() {
@@ -234,11 +235,11 @@ impl CtcReader {
         Ok(Self { learned })
     }
 
-    fn read(&self, networks: &Networks, features: &Tensor) -> Result<EvalAnswer, TrainingError> {
+    fn read(&self, networks: &Networks, features: &Features) -> Result<EvalAnswer, TrainingError> {
         let head = self.learned.adapter.ctc_head().expect("`new` found one");
-        let frames = [features.size()[0]];
-        let features = features.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
-        let adapted = self.learned.adapter.forward(&features, &frames)?;
+        let length = [features.frames.size()[0]];
+        let frames = features.frames.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
+        let adapted = self.learned.adapter.forward(&frames, &length)?;
         let ids = head.read(&adapted)?.swap_remove(0);
         Ok(EvalAnswer {
             text: networks.speech_llm.tokenizer().decode(&ids)?.trim().to_owned(),

@@ -2,8 +2,8 @@
 //!
 //! One file a clip and variant, named by a digest of all that its values depend on: the recording (path,
 //! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
-//! mix. So a folder may be shared, and what no longer fits is never found. Numbers are bf16, the mixture of
-//! the layers, `[T, D]`.
+//! mix. So a folder may be shared, and what no longer fits is never found. Values are bf16: the mixture of
+//! the layers `[T, D]`, then the statistics of all hidden states `[L+1, 2D]`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::TrainingError;
 use super::example::AudioSource;
+use crate::inference::Features;
 use crate::util::hex;
 
 /// Begins a file: name of the format, and its version.
-const MAGIC: &[u8; 8] = b"svfeat01";
-/// Magic, frames, width, CRC-32C of what follows; u32 in little-endian order.
-const HEADER_BYTES: usize = 20;
+const MAGIC: &[u8; 8] = b"svfeat02";
+/// Magic, frames, width, hidden states, CRC-32C of what follows; u32 in little-endian order.
+const HEADER_BYTES: usize = 24;
 /// Bytes of a number.
 const BF16_BYTES: usize = 2;
 
@@ -119,8 +120,8 @@ impl FeatureCache {
         self.shared.dir.join(&key.0[..2]).join(&key.0[2..])
     }
 
-    /// The features of a key, `[T, D]` bf16, where they are there and whole. A damaged file is removed.
-    pub fn get(&self, key: &FeatureKey) -> Option<Tensor> {
+    /// The features of a key, bf16, where they are there and whole. A damaged file is removed.
+    pub fn get(&self, key: &FeatureKey) -> Option<Features> {
         let path = self.path(key);
         let bytes = std::fs::read(&path).ok()?;
         let found = parse(&bytes);
@@ -139,19 +140,24 @@ impl FeatureCache {
         found
     }
 
-    /// Keeps the features `[T, D]` of a key, where the limit allows it. Tells once when there is none.
+    /// Keeps the features of a key, where the limit allows it. Tells once when there is none.
     ///
     /// # Errors
     /// [`TrainingError`] when the disk fails.
-    pub fn put(&self, key: &FeatureKey, features: &Tensor) -> Result<(), TrainingError> {
-        let size = features.size();
-        let numbers = features
-            .detach()
-            .f_to_device(Device::Cpu)?
-            .f_to_kind(Kind::BFloat16)?
-            .f_contiguous()?;
-        let mut content = vec![0u8; numbers.numel() * BF16_BYTES];
-        numbers.f_copy_data_u8(&mut content, numbers.numel())?;
+    pub fn put(&self, key: &FeatureKey, features: &Features) -> Result<(), TrainingError> {
+        let (frames, statistics) = (features.frames.size(), features.statistics.size());
+        let size = [frames[0], frames[1], statistics[0]];
+        let mut content = Vec::new();
+        for tensor in [&features.frames, &features.statistics] {
+            let values = tensor
+                .detach()
+                .f_to_device(Device::Cpu)?
+                .f_to_kind(Kind::BFloat16)?
+                .f_contiguous()?;
+            let begin = content.len();
+            content.resize(begin + values.numel() * BF16_BYTES, 0);
+            values.f_copy_data_u8(&mut content[begin..], values.numel())?;
+        }
         let length = (HEADER_BYTES + content.len()) as u64;
         let shared = &self.shared;
         if shared.bytes.fetch_add(length, Ordering::Relaxed) + length > shared.bytes_max {
@@ -181,7 +187,7 @@ impl FeatureCache {
 }
 
 /// Writes a file of features whole, or not at all.
-fn write(path: &Path, size: &[i64], content: &[u8]) -> std::io::Result<()> {
+fn write(path: &Path, size: &[i64; 3], content: &[u8]) -> std::io::Result<()> {
     let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
     std::fs::create_dir_all(path.parent().expect("a file in a shard"))?;
     // Another run may write the same file: each writes its own, and the last one stays.
@@ -189,8 +195,9 @@ fn write(path: &Path, size: &[i64], content: &[u8]) -> std::io::Result<()> {
     let fill = || {
         let mut file = std::fs::File::create(&unfinished)?;
         file.write_all(MAGIC)?;
-        file.write_all(&number(size[0]))?;
-        file.write_all(&number(size[1]))?;
+        for size in size {
+            file.write_all(&number(*size))?;
+        }
         file.write_all(&crc32c::crc32c(content).to_le_bytes())?;
         file.write_all(content)?;
         std::fs::rename(&unfinished, path)
@@ -209,20 +216,28 @@ fn disk_is_full(error: &std::io::Error) -> bool {
 }
 
 /// The features of a file's bytes; none when they are not whole.
-fn parse(bytes: &[u8]) -> Option<Tensor> {
+fn parse(bytes: &[u8]) -> Option<Features> {
     let (header, content) = bytes.split_at_checked(HEADER_BYTES)?;
     let number = |at: usize| {
         let bytes = header[at..at + 4].try_into().expect("four bytes");
         u32::from_le_bytes(bytes)
     };
-    let (frames, width, sum) = (number(8), number(12), number(16));
-    let numbers = u64::from(frames) * u64::from(width);
-    let whole = header.starts_with(MAGIC)
-        && frames > 0
-        && numbers.checked_mul(BF16_BYTES as u64) == Some(content.len() as u64)
-        && crc32c::crc32c(content) == sum;
-    let size = [i64::from(frames), i64::from(width)];
-    whole.then(|| Tensor::f_from_data_size(content, &size, Kind::BFloat16).ok())?
+    let [frames, width, states, sum] = [8, 12, 16, 20].map(number);
+    if !header.starts_with(MAGIC) || frames == 0 || crc32c::crc32c(content) != sum {
+        return None;
+    }
+    let bytes_of = |rows: u64| rows.checked_mul(u64::from(width))?.checked_mul(BF16_BYTES as u64);
+    let mixed = usize::try_from(bytes_of(frames.into())?).ok()?;
+    let (mixed, statistics) = content.split_at_checked(mixed)?;
+    if bytes_of(2 * u64::from(states))? != statistics.len() as u64 {
+        return None;
+    }
+    let tensor = |bytes: &[u8], size: [i64; 2]| Tensor::f_from_data_size(bytes, &size, Kind::BFloat16).ok();
+    let (frames, width, states) = (i64::from(frames), i64::from(width), i64::from(states));
+    Some(Features {
+        frames: tensor(mixed, [frames, width])?,
+        statistics: tensor(statistics, [states, 2 * width])?,
+    })
 }
 
 #[cfg(test)]
@@ -230,9 +245,20 @@ mod tests {
     use super::*;
     use crate::training::example::Clip;
 
-    fn features() -> Tensor {
-        Tensor::arange(12, (Kind::Float, Device::Cpu)).view([4, 3]) * 0.5
+    /// Four frames of width 3, two hidden states.
+    fn features() -> Features {
+        let counted = |rows: i64, width: i64| {
+            (Tensor::arange(rows * width, (Kind::Float, Device::Cpu)).view([rows, width]) * 0.5)
+                .to_kind(Kind::BFloat16)
+        };
+        Features {
+            frames: counted(4, 3),
+            statistics: counted(2, 6),
+        }
     }
+
+    /// Bytes of the file that holds them.
+    const FILE_BYTES: u64 = (HEADER_BYTES + (12 + 12) * BF16_BYTES) as u64;
 
     fn recording(folder: &Path, content: &[u8]) -> AudioSource {
         let path = folder.join("clip.wav");
@@ -251,9 +277,11 @@ mod tests {
         cache.put(&key, &features()).unwrap();
 
         let again = FeatureCache::open(&dir, 1 << 20).unwrap();
-        assert_eq!(again.get(&key).unwrap(), features().to_kind(Kind::BFloat16));
+        let found = again.get(&key).unwrap();
+        assert_eq!(found.frames, features().frames);
+        assert_eq!(found.statistics, features().statistics);
         assert_eq!(again.bytes(), cache.bytes());
-        assert_eq!(again.bytes(), (HEADER_BYTES + 12 * BF16_BYTES) as u64);
+        assert_eq!(again.bytes(), FILE_BYTES);
     }
 
     #[test]
@@ -309,7 +337,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("ab").join("cd");
         std::fs::create_dir_all(&target).unwrap(); // a folder stands where the file should be
-        assert!(write(&target, &[1, 1], &[0, 0]).is_err());
+        assert!(write(&target, &[1, 1, 0], &[0, 0]).is_err());
         assert_eq!(std::fs::read_dir(folder.path().join("ab")).unwrap().count(), 1);
     }
 
@@ -318,13 +346,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let audio = recording(folder.path(), b"a");
         let key = |changes| FeatureKey::new(&audio, "", changes).unwrap();
-        let one = (HEADER_BYTES + 12 * BF16_BYTES) as u64;
-        let cache = FeatureCache::open(&folder.path().join("cache"), one + one / 2).unwrap();
+        let room = FILE_BYTES + FILE_BYTES / 2;
+        let cache = FeatureCache::open(&folder.path().join("cache"), room).unwrap();
 
         cache.put(&key("0"), &features()).unwrap();
         cache.put(&key("1"), &features()).unwrap();
 
         assert!(cache.get(&key("0")).is_some() && cache.get(&key("1")).is_none());
-        assert_eq!(cache.bytes(), one);
+        assert_eq!(cache.bytes(), FILE_BYTES);
     }
 }

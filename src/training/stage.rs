@@ -10,8 +10,9 @@ use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
 use super::networks::Networks;
 use super::prepare::Sample;
-use crate::inference::hidden_states;
 use crate::inference::speech_llm::Learned;
+use crate::inference::{Features, hidden_states};
+use crate::models::Encoded;
 use crate::models::adapter::{Adapted, CtcHead};
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
@@ -199,7 +200,11 @@ impl<'a> StageRunner<'a> {
             return Ok(None);
         }
         let kept: Vec<&LoadedClip> = keep.iter().map(|row| &clips[*row]).collect();
-        let (mut features, lengths) = self.encode(learned, &kept)?; // [B, T, D]
+        let Encoded {
+            mut features,
+            lengths,
+            statistics,
+        } = self.encode(learned, &kept)?;
         if let (Some(masks), Some(random)) = (&self.masks, random) {
             let size = features.size();
             if let Some(mask) = feature_mask(&lengths, size[1], size[2], masks, random)? {
@@ -225,8 +230,8 @@ impl<'a> StageRunner<'a> {
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
         let llm = &self.networks.speech_llm;
-        let heard = learned.adapter.positions(&adapted)?;
-        let prompts = llm.prompts_around(&heard.positions, &heard.lengths, &asked)?;
+        let heard = learned.adapter.positions(&adapted, &statistics)?;
+        let prompts = llm.prompts(&heard.positions, &heard.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
         let loss = match ctc {
             Some(ctc) => found.loss + ctc * self.config.ctc_weight,
@@ -239,13 +244,17 @@ impl<'a> StageRunner<'a> {
         }))
     }
 
-    /// Mixed features `[B, T, D]` f32 of clips, with their lengths. Without a cache they are differentiable
-    /// in the mix; with one, what is not in it yet is encoded and kept.
-    fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<(Tensor, Vec<i64>), TrainingError> {
+    /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in it
+    /// yet is encoded and kept.
+    fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Encoded, TrainingError> {
         let samples: Vec<&[f32]> = clips.iter().filter_map(|clip| clip.audio()).collect();
         let Some((cached, mix)) = &self.features else {
             let hidden = hidden_states(self.networks.encoder.as_ref(), &samples)?;
-            return Ok((learned.adapter.mix(&hidden)?, hidden.lengths));
+            return Ok(Encoded {
+                features: learned.adapter.mix(&hidden)?,
+                statistics: hidden.statistics()?,
+                lengths: hidden.lengths,
+            });
         };
         let _no_grad = tch::no_grad_guard();
         let mut fresh = Vec::with_capacity(samples.len());
@@ -253,17 +262,21 @@ impl<'a> StageRunner<'a> {
             let count = i64::try_from(samples.len()).unwrap_or(i64::MAX);
             let mix = mix.f_unsqueeze(0)?.f_expand([count, -1], false)?; // [B, L+1]
             let encoded = self.networks.encoder.encode(&samples, &mix)?;
-            for (row, length) in encoded.lengths.iter().enumerate() {
-                let row = encoded.features.f_get(i64::try_from(row).unwrap_or(i64::MAX))?;
-                // As it will come back from the cache.
-                fresh.push(row.f_narrow(0, 0, *length)?.f_to_kind(Kind::BFloat16)?);
+            for (row, length) in (0i64..).zip(&encoded.lengths) {
+                let frames = encoded.features.f_get(row)?.f_narrow(0, 0, *length)?;
+                // As they will come back from the cache.
+                fresh.push(Features {
+                    frames: frames.f_to_kind(Kind::BFloat16)?,
+                    statistics: encoded.statistics.f_get(row)?.f_to_kind(Kind::BFloat16)?,
+                });
             }
         }
         let mut fresh = fresh.into_iter();
-        let mut rows = Vec::with_capacity(clips.len());
+        let device = self.networks.placement.device;
+        let (mut frames, mut statistics) = (Vec::new(), Vec::new());
         for clip in clips {
-            rows.push(match clip {
-                LoadedClip::Features(features) => features.f_to_device(self.networks.placement.device)?,
+            let features = match clip {
+                LoadedClip::Features(features) => features.shallow_clone(),
                 LoadedClip::Samples { keep_as, .. } => {
                     let features = fresh.next().expect("every clip with samples was encoded");
                     if let Some(key) = keep_as {
@@ -271,11 +284,16 @@ impl<'a> StageRunner<'a> {
                     }
                     features
                 }
-            });
+            };
+            frames.push(features.frames.f_to_device(device)?);
+            statistics.push(features.statistics.f_to_device(device)?);
         }
-        let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
-        let padded = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, T, D]
-        Ok((padded.f_to_kind(Kind::Float)?, lengths))
+        let padded = Tensor::f_pad_sequence(&frames, true, 0.0, "right")?; // [B, T, D]
+        Ok(Encoded {
+            features: padded.f_to_kind(Kind::Float)?,
+            lengths: frames.iter().map(|frames| frames.size()[0]).collect(),
+            statistics: Tensor::f_stack(&statistics, 0)?.f_to_kind(Kind::Float)?,
+        })
     }
 }
 
@@ -310,7 +328,6 @@ fn ctc_loss(
     let adapted = Adapted {
         positions: adapted.positions.f_index_select(0, &index)?,
         lengths,
-        summary: None,
     };
     Ok(Some(head.loss(&adapted, &known)?))
 }

@@ -245,7 +245,7 @@ fn a_constrained_answer_is_the_cpu_s_and_one_of_the_list() {
             let model = SpeechLlm::open(folder, Some(""), &placement(device, PrecisionChoice::F32)).unwrap();
             let width = model.llm().info().width;
             let prompts = model
-                .prompts_around(
+                .prompts(
                     &waves(&[2, 6, width], 0.5),
                     &[6, 4],
                     &["How do they feel?", "Name it."],

@@ -9,7 +9,7 @@ use kameo::prelude::*;
 use speechverse::audio::Damage;
 use speechverse::inference::config::DecoderConfig;
 use speechverse::inference::speech_llm::SpeechLlm;
-use speechverse::inference::{DecodeOptions, EngineConfig, Generator};
+use speechverse::inference::{DecodeOptions, EngineConfig, Features, Generator};
 use speechverse::models::config::LayerMix;
 use speechverse::models::llms::llama::Llama;
 use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
@@ -34,6 +34,14 @@ use crate::support::{
 const WIDTH: usize = 6;
 /// Positions of a slot.
 const POSITIONS: usize = 512;
+
+/// Features of a clip with these `[T, D]`; the versions here have no summary to make of the statistics.
+fn with_frames(frames: Tensor) -> Features {
+    Features {
+        frames,
+        statistics: Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+    }
+}
 
 /// When the language model fails.
 #[derive(Clone, Default)]
@@ -228,7 +236,7 @@ impl Harness {
         let mut context = context(record, &self.lost);
         context.queue_for(Stage::Decode);
         DecodeUtterance {
-            features: (frames * channels * sound).sin(),
+            features: with_frames((frames * channels * sound).sin()),
             adapter: adapter(version, LayerMix::Paper, WIDTH, LLM_WIDTH),
             context,
         }
@@ -340,9 +348,9 @@ async fn a_short_answer_joins_while_a_long_one_is_under_way_and_is_there_first()
 async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are_answered() {
     let harness = Harness::new(4).await;
     let mut wrong = harness.utterance(1, "one", 0.3);
-    wrong.features = Tensor::zeros([20, 3], (Kind::Float, Device::Cpu));
+    wrong.features = with_frames(Tensor::zeros([20, 3], (Kind::Float, Device::Cpu)));
     let mut endless = harness.utterance(2, "one", 0.3);
-    endless.features = Tensor::zeros([20_000, WIDTH as i64], (Kind::Float, Device::Cpu));
+    endless.features = with_frames(Tensor::zeros([20_000, WIDTH as i64], (Kind::Float, Device::Cpu)));
 
     harness.tell(harness.utterance(0, "one", 0.3)).await;
     harness.tell(wrong).await;
@@ -374,7 +382,10 @@ async fn one_of_three_fails_when_the_model(failure: u8, reason: &str) {
     harness.failure.set(failure);
     let mut bad = harness.long(1);
     // Four frames are one position.
-    bad.features = Tensor::ones([4 * BAD_POSITIONS, WIDTH as i64], (Kind::Float, Device::Cpu));
+    bad.features = with_frames(Tensor::ones(
+        [4 * BAD_POSITIONS, WIDTH as i64],
+        (Kind::Float, Device::Cpu),
+    ));
 
     harness.tell(harness.long(0)).await;
     harness.tell(bad).await;

@@ -70,7 +70,11 @@ impl SpeechEncoder for Network {
             let mut valid = features.get(row as i64).narrow(0, 0, lengths[row]);
             valid.copy_(&Tensor::from_slice(&[clip[0], mixed as f32]).expand([lengths[row], 2], false));
         }
-        Ok(Encoded { features, lengths })
+        Ok(Encoded {
+            features,
+            lengths,
+            statistics: Tensor::zeros([clips.len() as i64, 3, 4], (Kind::Float, tch::Device::Cpu)),
+        })
     }
 }
 
@@ -142,7 +146,7 @@ impl Harness {
     /// The next utterance that comes out: its number, and the first column of its features.
     async fn result(&self) -> (i64, Vec<f32>) {
         let message = next(&self.features).await;
-        let column = message.features.select(1, 0).contiguous();
+        let column = message.features.frames.select(1, 0).contiguous();
         let number = message.context.complete().record.record_offset.offset;
         (number, Vec::try_from(column).unwrap())
     }
@@ -244,7 +248,7 @@ async fn each_utterance_of_a_batch_is_mixed_with_the_weights_of_its_own_version(
         let message = next(&harness.features).await;
         mixed.push((
             message.adapter.version().to_owned(),
-            message.features.double_value(&[0, 1]),
+            message.features.frames.double_value(&[0, 1]),
         ));
         message.context.complete();
     }

@@ -7,7 +7,7 @@ use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::{Learned, SpeechLlm};
 use speechverse::inference::{
-    Clip, DecodeOptions, Engine, EngineConfig, Event, GenerateRequest, Generation, Input,
+    Clip, DecodeOptions, Engine, EngineConfig, Event, Features, GenerateRequest, Generation, Input,
 };
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::encoders::whisper::Window;
@@ -130,7 +130,7 @@ impl Respondent {
         })
     }
 
-    fn features(&self, samples: &[f32]) -> anyhow::Result<Tensor> {
+    fn features(&self, samples: &[f32]) -> anyhow::Result<Features> {
         let adapter = &self.adapter;
         let mut found = self.engine.extractor().extract(&[Clip { samples, adapter }]);
         Ok(found.swap_remove(0)?)
@@ -232,18 +232,22 @@ impl Respondent {
     ) -> anyhow::Result<(Vec<(String, Tensor)>, String)> {
         let _no_grad = tch::no_grad_guard();
         let features = self.features(samples)?;
-        let frames = [features.size()[0]];
+        let length = [features.frames.size()[0]];
         let model = self.engine.generator().model();
         let learned = Learned::frozen(&self.adapter, model.llm(), tch::Device::Cpu)?;
-        let adapted = learned.adapter.forward(&features.unsqueeze(0), &frames)?;
-        let adapted = learned.adapter.positions(&adapted)?;
+        let adapted = (learned.adapter).forward(&features.frames.unsqueeze(0), &length)?;
+        let adapted = (learned.adapter).positions(&adapted, &features.statistics.unsqueeze(0))?;
         let prompt = model
-            .prompts(&learned.adapter, &features.unsqueeze(0), &frames, &[instruction])?
+            .prompts(&adapted.positions, &adapted.lengths, &[instruction])?
             .swap_remove(0); // [L, H]
         let logits = model.llm().prompt_logits(&prompt, learned.lora.as_ref())?;
         let text = self.generate(samples, instruction, None, true)?.text;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
-        let tensors = [("features", features), ("adapted", positions), ("logits", logits)];
+        let tensors = [
+            ("features", features.frames),
+            ("adapted", positions),
+            ("logits", logits),
+        ];
         Ok((
             tensors
                 .into_iter()

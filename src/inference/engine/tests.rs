@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::*;
 use crate::inference::windows;
@@ -204,4 +204,30 @@ fn hidden_states_of_a_long_clip_are_those_of_its_windows_joined() {
         start += frames;
     }
     assert_eq!(found.lengths[0], start);
+}
+
+#[test]
+fn features_of_a_long_clip_are_those_of_its_windows_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, adapter) = engine(&TinyModels::write(folder.path(), 7), 2);
+    let samples = clip(1, 40_000);
+    let extractor = engine.extractor();
+
+    let found = extractor.extract(&[Clip {
+        samples: &samples,
+        adapter: &adapter,
+    }]);
+
+    let found = found.into_iter().next().unwrap().unwrap();
+    let placement = Placement::reference();
+    let encoder = open_encoder(
+        &TinyModels::write(folder.path(), 7).encoder,
+        Window::Clip,
+        &placement,
+    )
+    .unwrap();
+    let hidden = crate::inference::hidden_states(&FailingEncoder(encoder), &[&samples]).unwrap();
+    assert_eq!(found.frames.size()[0], hidden.lengths[0]);
+    let difference = found.statistics - hidden.statistics().unwrap().get(0);
+    assert!(difference.abs().max().double_value(&[]) < 1e-4);
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
 use crate::inference::{BeamSettings, EarlyStopping, Strategy};
@@ -60,9 +60,17 @@ fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
     }
 }
 
-fn features(number: usize) -> Tensor {
+/// Features of a clip with these `[T, 32]`.
+fn with_frames(frames: Tensor) -> Features {
+    Features {
+        frames,
+        statistics: Tensor::zeros([3, 64], (Kind::Float, Device::Cpu)),
+    }
+}
+
+fn features(number: usize) -> Features {
     let steps = Tensor::arange(20 * 32, (Kind::Float, Device::Cpu));
-    (steps * (0.5 + number as f64 * 0.1)).sin().view([20, 32]) * 2.0
+    with_frames((steps * (0.5 + number as f64 * 0.1)).sin().view([20, 32]) * 2.0)
 }
 
 fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
@@ -107,7 +115,7 @@ fn a_long_instruction_and_long_audio_are_told_apart() {
     let mut refusal = |frames: i64, instruction: &str| {
         let request = GenerateRequest {
             input: Input::Features {
-                features: Tensor::zeros([frames, 32], (tch::Kind::Float, Device::Cpu)),
+                features: with_frames(Tensor::zeros([frames, 32], (Kind::Float, Device::Cpu))),
                 adapter: version.clone(),
             },
             instruction: instruction.to_owned(),

@@ -97,7 +97,6 @@ mod tests {
         let adapted = Adapted {
             positions: Tensor::stack(&frames, 0).unsqueeze(0),
             lengths: vec![4],
-            summary: None,
         };
         let head = adapter.ctc_head().unwrap();
         PrefixScorer::new(head, &adapted).unwrap().remove(0)

@@ -164,31 +164,12 @@ impl SpeechLlm {
         }
     }
 
-    /// Prompts of a batch, ready for the language model and differentiable in the adapter.
-    ///
-    /// # Shapes
-    /// `features` `[B, T, D]`, already mixed, `lengths` valid frames → B tensors `[P_i, H]` in the language
-    /// model's kind.
-    ///
-    /// # Errors
-    /// [`InferenceError`] when shapes disagree, or there is not one instruction per row.
-    pub fn prompts(
-        &self,
-        adapter: &SpeechAdapter,
-        features: &Tensor,
-        lengths: &[i64],
-        instructions: &[&str],
-    ) -> Result<Vec<Tensor>, InferenceError> {
-        let adapted = adapter.positions(&adapter.forward(features, lengths)?)?;
-        self.prompts_around(&adapted.positions, &adapted.lengths, instructions)
-    }
-
-    /// Prompts around positions that the adapter has made already: `[B, P, H]` with valid `lengths` → B
-    /// tensors `[P_i, H]`.
+    /// Prompts around an adapter's positions, differentiable in these: `[B, P, H]` with valid `lengths` → B
+    /// tensors `[P_i, H]` in the language model's kind.
     ///
     /// # Errors
     /// [`InferenceError`] when there is not one length and one instruction per row.
-    pub fn prompts_around(
+    pub fn prompts(
         &self,
         positions: &Tensor,
         lengths: &[i64],
@@ -226,7 +207,7 @@ impl SpeechLlm {
             .collect::<Result<_, InferenceError>>()?;
         let lengths: Vec<i64> = embedded.iter().map(|text| text.size()[0]).collect();
         let positions = Tensor::f_pad_sequence(&embedded, true, 0.0, "right")?; // [B, P, H]
-        self.prompts_around(&positions, &lengths, instructions)
+        self.prompts(&positions, &lengths, instructions)
     }
 
     /// Next-token loss of the answers, at answer tokens only; differentiable in what made the prompts, and in

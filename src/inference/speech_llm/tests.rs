@@ -50,6 +50,19 @@ fn features(rows: i64, frames: i64) -> Tensor {
         * 2.0
 }
 
+/// Prompts around what the adapter makes of `features` `[B, T, D]`.
+fn prompts(
+    bench: &Bench,
+    features: &Tensor,
+    lengths: &[i64],
+    instructions: &[&str],
+) -> Result<Vec<Tensor>, InferenceError> {
+    let statistics = Tensor::zeros([features.size()[0], 3, 64], (Kind::Float, Device::Cpu));
+    let frames = bench.adapter.forward(features, lengths)?;
+    let adapted = bench.adapter.positions(&frames, &statistics)?;
+    (bench.llm).prompts(&adapted.positions, &adapted.lengths, instructions)
+}
+
 fn largest(tensor: &Tensor) -> f64 {
     tensor.abs().max().double_value(&[])
 }
@@ -59,10 +72,7 @@ fn the_audio_stands_between_prefix_and_suffix() {
     let bench = bench();
     let positions = bench.adapter.forward(&features(1, 9), &[9]).unwrap().positions;
 
-    let prompt = &bench
-        .llm
-        .prompts(&bench.adapter, &features(1, 9), &[9], &["Hi."])
-        .unwrap()[0];
+    let prompt = &prompts(&bench, &features(1, 9), &[9], &["Hi."]).unwrap()[0];
 
     let ids = bench.llm.layout.render(bench.llm.tokenizer(), "Hi.").unwrap();
     let before = i64::try_from(ids.prefix.len()).unwrap();
@@ -82,10 +92,7 @@ fn an_encoder_decoder_reads_audio_then_instruction_then_the_end() {
     let [_, bench] = benches();
     let positions = bench.adapter.forward(&features(1, 9), &[9]).unwrap().positions;
 
-    let prompt = &bench
-        .llm
-        .prompts(&bench.adapter, &features(1, 9), &[9], &["Hi."])
-        .unwrap()[0];
+    let prompt = &prompts(&bench, &features(1, 9), &[9], &["Hi."]).unwrap()[0];
 
     assert_eq!(prompt.size(), [3 + 3 + 1, 48]);
     assert_eq!(prompt.narrow(0, 0, 3), positions.get(0));
@@ -97,10 +104,7 @@ fn an_encoder_decoder_reads_audio_then_instruction_then_the_end() {
 #[test]
 fn the_loss_is_the_mean_negative_log_likelihood_of_answer_tokens() {
     let bench = bench();
-    let prompts = bench
-        .llm
-        .prompts(&bench.adapter, &features(2, 12), &[12, 7], &["Hi.", "Say it."])
-        .unwrap();
+    let prompts = prompts(&bench, &features(2, 12), &[12, 7], &["Hi.", "Say it."]).unwrap();
     let answers = [
         bench.llm.answer_ids("abc").unwrap(),
         bench.llm.answer_ids("z").unwrap(),
@@ -135,19 +139,14 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
     for bench in benches() {
         let noise = features(2, 30);
         let asked = ["Transcribe the speech.", "Hi."];
-        let batch = bench
-            .llm
-            .prompts(&bench.adapter, &noise, &[30, 11], &asked)
-            .unwrap();
-        let alone = bench
-            .llm
-            .prompts(
-                &bench.adapter,
-                &noise.narrow(0, 1, 1).narrow(1, 0, 11),
-                &[11],
-                &asked[1..],
-            )
-            .unwrap();
+        let batch = prompts(&bench, &noise, &[30, 11], &asked).unwrap();
+        let alone = prompts(
+            &bench,
+            &noise.narrow(0, 1, 1).narrow(1, 0, 11),
+            &[11],
+            &asked[1..],
+        )
+        .unwrap();
 
         assert!(largest(&(&batch[1] - &alone[0])) < 1e-5);
         let answer = bench.llm.answer_ids("ok").unwrap();
@@ -184,10 +183,7 @@ fn a_row_is_the_same_alone_and_in_a_padded_batch() {
 #[test]
 fn gradients_reach_the_adapter_and_nothing_else() {
     for bench in benches() {
-        let prompts = bench
-            .llm
-            .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
-            .unwrap();
+        let prompts = prompts(&bench, &features(1, 12), &[12], &["Hi."]).unwrap();
         let answer = bench.llm.answer_ids("abc").unwrap();
 
         bench
@@ -211,10 +207,7 @@ fn gradients_reach_the_adapter_and_nothing_else() {
 fn fresh_lora_changes_nothing_and_learns() {
     for bench in benches() {
         let lora = LoraSet::new(LoraConfig::default(), &bench.llm.llm().lora_sites(), Device::Cpu).unwrap();
-        let prompts = bench
-            .llm
-            .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
-            .unwrap();
+        let prompts = prompts(&bench, &features(1, 12), &[12], &["Hi."]).unwrap();
         let answer = bench.llm.answer_ids("abc").unwrap();
 
         let without = bench.llm.loss(&prompts, &[&answer], None).unwrap().loss;
@@ -251,12 +244,7 @@ fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
             .collect();
         let mut optimizer = AdamW::new(AdamWConfig::default(), parameters).unwrap();
         let before = bench.llm.llm().embedding_table().copy();
-        let prompts = || {
-            bench
-                .llm
-                .prompts(&bench.adapter, &noise, &[40, 31], &["Hi.", "Hi."])
-                .unwrap()
-        };
+        let prompts = || prompts(&bench, &noise, &[40, 31], &["Hi.", "Hi."]).unwrap();
         let mut last = f64::NAN;
 
         for _ in 0..300 {
@@ -294,19 +282,11 @@ fn a_tiny_batch_can_be_learned_by_heart_through_the_frozen_model() {
 #[test]
 fn wrong_batches_are_errors() {
     for bench in benches() {
-        let prompts = bench
-            .llm
-            .prompts(&bench.adapter, &features(1, 12), &[12], &["Hi."])
-            .unwrap();
+        let made = prompts(&bench, &features(1, 12), &[12], &["Hi."]).unwrap();
 
-        assert!(
-            bench
-                .llm
-                .prompts(&bench.adapter, &features(1, 12), &[12], &[])
-                .is_err()
-        );
-        assert!(bench.llm.loss(&prompts, &[&[]], None).is_err());
-        assert!(bench.llm.loss(&prompts, &[], None).is_err());
-        assert!(bench.llm.loss(&prompts, &[&[999_999, 1]], None).is_err());
+        assert!(prompts(&bench, &features(1, 12), &[12], &[]).is_err());
+        assert!(bench.llm.loss(&made, &[&[]], None).is_err());
+        assert!(bench.llm.loss(&made, &[], None).is_err());
+        assert!(bench.llm.loss(&made, &[&[999_999, 1]], None).is_err());
     }
 }

@@ -25,6 +25,9 @@ pub struct AdapterConfig {
     /// What stands between two blocks. Files of older versions do not say: nothing.
     #[serde(default)]
     pub activation: Activation,
+    /// Residual blocks behind the last convolution, before its norm. Files of older versions do not say: none.
+    #[serde(default)]
+    pub residual_blocks: i64,
     /// What the language model reads. Files of older versions do not say: every frame.
     #[serde(default)]
     pub positions: Positions,
@@ -40,6 +43,8 @@ pub struct AdapterConfig {
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
 const WIDTH_MAX: i64 = 65_536;
 const LAYERS_MAX: i64 = 1024;
+/// Width of the narrow layer between a clip's statistics and its position.
+const SUMMARY_WIDTH: i64 = 128;
 /// Positions of the language model for each second of sound: the paper's.
 const POSITIONS_PER_SECOND: f64 = 12.5;
 
@@ -65,6 +70,7 @@ impl AdapterConfig {
             },
             kernel: settings.kernel,
             activation: settings.activation.unwrap_or_default(),
+            residual_blocks: settings.residual_blocks.unwrap_or_default(),
             positions: settings.positions.unwrap_or_default(),
             summary: settings.summary.unwrap_or_default(),
             ctc_trained: false,
@@ -82,6 +88,7 @@ impl AdapterConfig {
             mix: self.mix,
             strides: Some(self.strides.clone()),
             kernel: self.kernel,
+            residual_blocks: Some(self.residual_blocks),
             ..AdapterSettings::default()
         };
         settings.validate().map_err(|problem| ModelError::Shape {
@@ -131,12 +138,25 @@ impl AdapterConfig {
             variables.push((name("norm.bias"), vec![self.llm_width]));
             width = self.llm_width;
         }
+        let width = self.llm_width;
+        for block in 0..self.residual_blocks {
+            let name = |part: &str| format!("residual.{block}.{part}");
+            variables.push((name("norm.weight"), vec![width]));
+            variables.push((name("norm.bias"), vec![width]));
+            variables.push((name("conv.weight"), vec![width, width, self.kernel]));
+            variables.push((name("conv.bias"), vec![width]));
+            variables.push((name("linear.weight"), vec![width, width]));
+            variables.push((name("linear.bias"), vec![width]));
+        }
         if self.summary {
-            let (name, width) = (|part: &str| format!("summary.{part}"), self.llm_width);
-            variables.push((name("linear.weight"), vec![width, 2 * self.encoder_width]));
-            for part in ["linear.bias", "norm.weight", "norm.bias"] {
-                variables.push((name(part), vec![width]));
-            }
+            let name = |part: &str| format!("summary.{part}");
+            let statistics = 2 * (self.encoder_layers + 1) * self.encoder_width;
+            variables.push((name("inner.linear.weight"), vec![SUMMARY_WIDTH, statistics]));
+            variables.push((name("inner.linear.bias"), vec![SUMMARY_WIDTH]));
+            variables.push((name("outer.linear.weight"), vec![width, SUMMARY_WIDTH]));
+            variables.push((name("outer.linear.bias"), vec![width]));
+            variables.push((name("norm.weight"), vec![width]));
+            variables.push((name("norm.bias"), vec![width]));
         }
         variables
     }
@@ -178,6 +198,7 @@ mod tests {
             kernel: 3,
             activation: Activation::None,
             positions: Positions::Frames,
+            residual_blocks: 0,
             summary: false,
             ctc_trained: false,
         }

@@ -2,7 +2,7 @@
 //!
 //! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation
 //! unless the configuration names one) that brings 50 frames a second down to 12.5 frames of the language
-//! model's width. Padded frames are zeroed before each block, so a clip comes out the same alone and inside a
+//! model's width, with residual blocks before the last norm if so configured. Padded frames are zeroed before each block, so a clip comes out the same alone and inside a
 //! padded batch. What the language model reads are these frames, or one position for each CTC segment of
 //! them; before it, if so configured, a position of the whole clip.
 //!
@@ -11,9 +11,10 @@
 //! starts at the root mean square of the language model's embedding table instead of 1, so that positions
 //! enter the frozen network as loud as its own tokens.
 //!
-//! Variables: `mix.weight`; `downsample.{i}.conv.{weight,bias}`, `downsample.{i}.norm.{weight,bias}`; with a
-//! summary `summary.linear.{weight,bias}`, `summary.norm.{weight,bias}`; with a CTC head `ctc.blank`,
-//! `ctc.scale` and the list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
+//! Variables: `mix.weight`; `downsample.{i}.{conv,norm}.{weight,bias}`;
+//! `residual.{i}.{norm,conv,linear}.{weight,bias}`; with a summary
+//! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
+//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
 
 mod config;
 mod ctc_head;
@@ -52,17 +53,28 @@ pub struct Adapted {
     pub positions: Tensor,
     /// Valid positions of each row.
     pub lengths: Vec<i64>,
-    /// The whole clip's position `[B, 1, H]`, f32, where it is not among the positions yet.
-    pub summary: Option<Tensor>,
 }
 
 /// Makes one position of a whole clip.
 #[derive(Debug)]
 struct Summary {
-    weight: Tensor,
-    bias: Tensor,
+    inner_weight: Tensor,
+    inner_bias: Tensor,
+    outer_weight: Tensor,
+    outer_bias: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
+}
+
+/// Adds to each frame what its neighbours say about it.
+#[derive(Debug)]
+struct ResidualBlock {
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor,
 }
 
 #[derive(Debug)]
@@ -81,12 +93,14 @@ pub struct SpeechAdapter {
     store: nn::VarStore,
     mix: Option<Tensor>,
     blocks: Vec<Block>,
+    residual_blocks: Vec<ResidualBlock>,
     summary: Option<Summary>,
     ctc: Option<CtcHead>,
 }
 
 impl SpeechAdapter {
-    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), norms at 1 and 0, the
+    /// A fresh adapter. Convolutions start as torch's do (uniform within `1/√fan_in`), residual blocks as the
+    /// identity, norms at 1 and 0, the
     /// last norm's gain at `gain` (root mean square of the embedding table), mix scalars at 1 (paper form) or
     /// 0 (softmax form).
     ///
@@ -110,8 +124,10 @@ impl SpeechAdapter {
                 let is_last =
                     name == format!("downsample.{last}.norm.weight") || name.starts_with(snapshot::SUMMARY);
                 vec![if is_last { gain as f32 } else { 1.0 }; count]
-            } else if name.ends_with("norm.bias") {
-                vec![0.0; count]
+            } else if name.ends_with("norm.bias")
+                || (name.starts_with(snapshot::RESIDUAL) && name.contains("linear"))
+            {
+                vec![0.0; count] // a residual block adds nothing at first
             } else {
                 match shape[..] {
                     [_, width, kernel] => fan_in = width * kernel,
@@ -171,11 +187,25 @@ impl SpeechAdapter {
                 stride: *stride,
             });
         }
+        let mut residual_blocks = Vec::new();
+        for at in 0..config.residual_blocks {
+            let name = |part: &str| format!("residual.{at}.{part}");
+            residual_blocks.push(ResidualBlock {
+                norm_weight: variable(&name("norm.weight"))?,
+                norm_bias: variable(&name("norm.bias"))?,
+                conv_weight: variable(&name("conv.weight"))?,
+                conv_bias: variable(&name("conv.bias"))?,
+                linear_weight: variable(&name("linear.weight"))?,
+                linear_bias: variable(&name("linear.bias"))?,
+            });
+        }
         let summary = match config.summary {
             false => None,
             true => Some(Summary {
-                weight: variable("summary.linear.weight")?,
-                bias: variable("summary.linear.bias")?,
+                inner_weight: variable("summary.inner.linear.weight")?,
+                inner_bias: variable("summary.inner.linear.bias")?,
+                outer_weight: variable("summary.outer.linear.weight")?,
+                outer_bias: variable("summary.outer.linear.bias")?,
                 norm_weight: variable("summary.norm.weight")?,
                 norm_bias: variable("summary.norm.bias")?,
             }),
@@ -197,6 +227,7 @@ impl SpeechAdapter {
             store,
             mix,
             blocks,
+            residual_blocks,
             summary,
             ctc,
         };
@@ -377,46 +408,25 @@ impl SpeechAdapter {
             });
         }
         let mut x = features.f_to_kind(Kind::Float)?;
-        let summary = match &self.summary {
-            Some(summary) => Some(summary.forward(&x, lengths)?),
-            None => None,
-        };
         let mut lengths = lengths.to_vec();
-        let padding = (self.config.kernel - 1) / 2;
         for (at, block) in self.blocks.iter().enumerate() {
             if at > 0 && self.config.activation == Activation::Gelu {
                 x = x.f_gelu("none")?;
             }
-            let frames = x.size()[1];
-            if lengths.iter().any(|length| *length < frames) {
-                x = &x * frame_mask(&lengths, frames, x.device())?; // [B, T, C]
-            }
-            x = x
-                .f_transpose(1, 2)? // [B, C, T]
-                .f_conv1d(
-                    &block.conv_weight,
-                    Some(&block.conv_bias),
-                    block.stride,
-                    padding,
-                    1,
-                    1,
-                )?
-                .f_transpose(1, 2)? // [B, T', H]
-                .f_layer_norm(
-                    [self.config.llm_width],
-                    Some(&block.norm_weight),
-                    Some(&block.norm_bias),
-                    NORM_EPS,
-                    false,
-                )?;
+            x = convolve(&x, &lengths, [&block.conv_weight, &block.conv_bias], block.stride)?; // [B, T', H]
             for length in &mut lengths {
                 *length = (*length + block.stride - 1) / block.stride;
             }
+            if at + 1 == self.blocks.len() {
+                for residual in &self.residual_blocks {
+                    x = residual.forward(&x, &lengths)?;
+                }
+            }
+            x = layer_norm(&x, &block.norm_weight, &block.norm_bias)?;
         }
         Ok(Adapted {
             positions: x,
             lengths,
-            summary,
         })
     }
 
@@ -425,15 +435,17 @@ impl SpeechAdapter {
     /// for each row.
     ///
     /// # Shapes
-    /// `[B, P, H]` → `[B, P', H]` f32.
+    /// `[B, P, H]`, and the clips' `statistics` `[B, L+1, 2D]` ([`Encoded`](crate::models::Encoded)) →
+    /// `[B, P', H]` f32.
     ///
     /// # Errors
-    /// [`ModelError::NoCtcHead`] when segments are wanted and the head is missing or not bound.
-    pub fn positions(&self, adapted: &Adapted) -> Result<Adapted, ModelError> {
+    /// [`ModelError::NoCtcHead`] when segments are wanted and the head is missing or not bound;
+    /// [`ModelError::Shape`] when a summary is wanted of statistics of another shape.
+    pub fn positions(&self, adapted: &Adapted, statistics: &Tensor) -> Result<Adapted, ModelError> {
         let (mut positions, mut lengths) = match (self.config.positions, &self.ctc) {
             (Positions::Frames, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
             (Positions::CtcSegments, Some(head)) => {
-                segments::means(adapted, &head.paths(adapted)?, adapted.summary.is_none())?
+                segments::means(adapted, &head.paths(adapted)?, self.summary.is_none())?
             }
             (Positions::CtcSegments, None) => {
                 return Err(ModelError::NoCtcHead {
@@ -441,40 +453,76 @@ impl SpeechAdapter {
                 });
             }
         };
-        if let Some(summary) = &adapted.summary {
-            positions = Tensor::f_cat(&[summary, &positions], 1)?; // [B, 1+P', H]
+        if let Some(summary) = &self.summary {
+            let (rows, states) = (adapted.positions.size()[0], self.config.encoder_layers + 1);
+            let expected = [rows, states, 2 * self.config.encoder_width];
+            if statistics.size() != expected {
+                return Err(ModelError::Shape {
+                    what: "statistics of hidden states",
+                    expected: format!("{expected:?}"),
+                    found: statistics.size(),
+                });
+            }
+            positions = Tensor::f_cat(&[summary.forward(statistics)?, positions], 1)?; // [B, 1+P', H]
             for length in &mut lengths {
                 *length += 1;
             }
         }
-        Ok(Adapted {
-            positions,
-            lengths,
-            summary: None,
-        })
+        Ok(Adapted { positions, lengths })
     }
 }
 
 impl Summary {
-    /// `[B, T, D]` f32 with valid `lengths` → `[B, 1, H]` f32: a linear map of mean and standard deviation,
-    /// then a norm.
-    fn forward(&self, features: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
-        let mask = frame_mask(lengths, features.size()[1], features.device())?; // [B, T, 1]
-        let count = mask.f_sum_dim_intlist(1, true, Kind::Float)?; // [B, 1, 1]
-        let mean = (features * &mask).f_sum_dim_intlist(1, true, Kind::Float)? / &count; // [B, 1, D]
-        let apart = (features - &mean) * &mask; // [B, T, D]
-        let variance = apart.f_square()?.f_sum_dim_intlist(1, true, Kind::Float)? / &count;
-        let deviation = (variance + NORM_EPS).f_sqrt()?; // [B, 1, D]
-        let both = Tensor::f_cat(&[mean, deviation], -1)?; // [B, 1, 2D]
-        let width = self.norm_weight.size();
-        Ok(both.f_linear(&self.weight, Some(&self.bias))?.f_layer_norm(
-            width.as_slice(),
-            Some(&self.norm_weight),
-            Some(&self.norm_bias),
-            NORM_EPS,
-            false,
-        )?)
+    /// `[B, L+1, 2D]` f32 → `[B, 1, H]` f32: each mean and each deviation brought to mean 0 and variance 1,
+    /// a narrow layer, a linear map, a norm.
+    fn forward(&self, statistics: &Tensor) -> Result<Tensor, ModelError> {
+        let [rows, states, both] = statistics.size()[..] else {
+            unreachable!("the caller checked the shape")
+        };
+        let width = both / 2;
+        let inner = statistics
+            .f_view([rows, states, 2, width])?
+            .f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, NORM_EPS, false)?
+            .f_view([rows, 1, states * both])?
+            .f_linear(&self.inner_weight, Some(&self.inner_bias))?
+            .f_gelu("none")?; // [B, 1, K]
+        let outer = inner.f_linear(&self.outer_weight, Some(&self.outer_bias))?;
+        layer_norm(&outer, &self.norm_weight, &self.norm_bias)
     }
+}
+
+impl ResidualBlock {
+    /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
+    fn forward(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
+        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?;
+        let added = inner
+            .f_gelu("none")?
+            .f_linear(&self.linear_weight, Some(&self.linear_bias))?;
+        Ok(x.f_add(&added)?)
+    }
+}
+
+/// A 1-D convolution in time, padded by zeros: `[B, T, C]` with valid `lengths` → `[B, ceil(T / stride), H]`.
+fn convolve(
+    x: &Tensor,
+    lengths: &[i64],
+    [weight, bias]: [&Tensor; 2],
+    stride: i64,
+) -> Result<Tensor, ModelError> {
+    let frames = x.size()[1];
+    let x = match lengths.iter().any(|length| *length < frames) {
+        true => x * frame_mask(lengths, frames, x.device())?,
+        false => x.shallow_clone(),
+    };
+    let padding = (weight.size()[2] - 1) / 2;
+    Ok(x.f_transpose(1, 2)? // [B, C, T]
+        .f_conv1d(weight, Some(bias), stride, padding, 1, 1)?
+        .f_transpose(1, 2)?)
+}
+
+fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(x.f_layer_norm(weight.size(), Some(weight), Some(bias), NORM_EPS, false)?)
 }
 
 /// 1 for valid frames, 0 for padding: `[B, T, 1]` f32.

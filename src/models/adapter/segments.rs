@@ -90,7 +90,6 @@ mod tests {
         let adapted = Adapted {
             positions: frames.shallow_clone(),
             lengths: vec![4, 3],
-            summary: None,
         };
 
         let (means, lengths) = means(&adapted, &[vec![5, 5, 0, 6], vec![0, 0, 0]], true).unwrap();
@@ -110,7 +109,6 @@ mod tests {
         let adapted = Adapted {
             positions: Tensor::ones([1, 3, 2], (tch::Kind::Float, tch::Device::Cpu)),
             lengths: vec![3],
-            summary: None,
         };
 
         let (means, lengths) = means(&adapted, &[vec![0, 0, 0]], false).unwrap();

@@ -18,6 +18,8 @@ const CONFIG_KEY: &str = "speechverse.adapter";
 const FORMAT_KEY: &str = "format";
 /// Begins the names of what makes a position of the whole clip.
 pub(super) const SUMMARY: &str = "summary.";
+/// Begins the names of residual blocks.
+pub(super) const RESIDUAL: &str = "residual.";
 
 /// An immutable adapter version: configuration and values, its LoRA among them, no tensors.
 ///
@@ -85,15 +87,16 @@ impl AdapterSnapshot {
         self.content.lora.as_ref()
     }
 
-    /// The same values in another form: what the language model reads may change, and a position of the
-    /// whole clip may come (with fresh values, see [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go.
-    /// None where `config` differs in anything else.
+    /// The same values in another form: what the language model reads may change, and residual blocks and a
+    /// position of the whole clip may come (with fresh values, see
+    /// [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in anything else.
     ///
     /// # Errors
     /// [`ModelError`] when fresh values cannot be made.
     pub fn in_form(&self, config: &AdapterConfig, gain: f64, seed: u64) -> Result<Option<Self>, ModelError> {
         let own = self.config();
         let same_form = AdapterConfig {
+            residual_blocks: config.residual_blocks,
             positions: config.positions,
             summary: config.summary,
             ctc_trained: config.ctc_trained,
@@ -102,14 +105,12 @@ impl AdapterSnapshot {
         if same_form != *config {
             return Ok(None);
         }
+        let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
+        let may_change = |name: &str| name.starts_with(SUMMARY) || name.starts_with(RESIDUAL);
         let mut tensors = self.tensors().clone();
-        let of_summary = |name: &str| name.starts_with(SUMMARY);
-        if !config.summary {
-            tensors.retain(|name, _| !of_summary(name));
-        } else if !own.summary {
-            let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
-            let added = fresh.tensors().iter().filter(|(name, _)| of_summary(name));
-            tensors.extend(added.map(|(name, tensor)| (name.clone(), tensor.clone())));
+        tensors.retain(|name, _| !may_change(name) || fresh.tensors().contains_key(name));
+        for (name, tensor) in fresh.tensors().iter().filter(|(name, _)| may_change(name)) {
+            tensors.entry(name.clone()).or_insert_with(|| tensor.clone());
         }
         let config = AdapterConfig {
             ctc_trained: own.ctc_trained,

@@ -11,6 +11,7 @@ fn config(mix: LayerMix) -> AdapterConfig {
         kernel: 3,
         activation: Activation::None,
         positions: Positions::Frames,
+        residual_blocks: 0,
         summary: false,
         ctc_trained: false,
     }
@@ -280,6 +281,7 @@ fn segmenting(positions: Positions, summary: bool) -> SpeechAdapter {
     let config = AdapterConfig {
         positions,
         summary,
+        residual_blocks: 2,
         activation: Activation::Gelu,
         ..config(LayerMix::Last)
     };
@@ -293,6 +295,14 @@ fn table() -> Tensor {
     (Tensor::arange(9 * 8, (Kind::Float, Device::Cpu)) * 1.7)
         .sin()
         .view([9, 8])
+}
+
+/// Statistics of the hidden states of `rows` clips, `[B, L+1, 2D]`.
+fn statistics(rows: i64) -> Tensor {
+    let states = config(LayerMix::Last).encoder_layers + 1;
+    (Tensor::arange(rows * states * 12, (Kind::Float, Device::Cpu)) * 1.1)
+        .sin()
+        .view([rows, states, 12])
 }
 
 fn noise(rows: i64, frames: i64) -> Tensor {
@@ -309,15 +319,14 @@ fn positions_of_every_form_are_the_same_alone_and_in_a_padded_batch() {
     for positions in [Positions::Frames, Positions::CtcSegments] {
         for summary in [false, true] {
             let adapter = segmenting(positions, summary);
-            let together = adapter
-                .positions(&adapter.forward(&features, &lengths).unwrap())
-                .unwrap();
+            let frames = adapter.forward(&features, &lengths).unwrap();
+            let together = adapter.positions(&frames, &statistics(3)).unwrap();
 
             for (row, length) in lengths.into_iter().enumerate() {
                 let own = features.narrow(0, row as i64, 1).narrow(1, 0, length);
-                let alone = adapter
-                    .positions(&adapter.forward(&own, &[length]).unwrap())
-                    .unwrap();
+                let frames = adapter.forward(&own, &[length]).unwrap();
+                let of_row = statistics(3).narrow(0, row as i64, 1);
+                let alone = adapter.positions(&frames, &of_row).unwrap();
                 let count = together.lengths[row];
 
                 assert!(
@@ -341,7 +350,7 @@ fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_w
         let frames = adapter.forward(&features, &lengths).unwrap();
         let heard = adapter.ctc_head().unwrap().read(&frames).unwrap();
 
-        let positions = adapter.positions(&frames).unwrap();
+        let positions = adapter.positions(&frames, &statistics(2)).unwrap();
 
         assert!(heard.iter().any(|tokens| tokens.len() > 1), "{heard:?}");
         for (tokens, length) in heard.iter().zip(&positions.lengths) {
@@ -357,16 +366,43 @@ fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_w
 }
 
 #[test]
-fn a_summary_says_how_a_clip_is_and_not_when() {
+fn a_summary_depends_on_the_statistics_and_on_nothing_else() {
     let adapter = segmenting(Positions::Frames, true);
-    let features = noise(1, 20);
-    let summary = |features: &Tensor| adapter.forward(features, &[20]).unwrap().summary.unwrap();
+    let summary = |features: &Tensor, statistics: &Tensor| {
+        let frames = adapter.forward(features, &[20]).unwrap();
+        let positions = adapter.positions(&frames, statistics).unwrap();
+        positions.positions.narrow(1, 0, 1)
+    };
+    let (first, second) = (noise(1, 20), noise(1, 20) * 0.5);
 
-    let reversed = summary(&features.flip([1i64]));
+    let found = summary(&first, &statistics(1));
 
-    assert_eq!(reversed.size(), [1, 1, 8]);
-    assert!(largest(&(summary(&features) - reversed)) < 1e-5);
-    assert!(largest(&(summary(&features) - summary(&(&features * 0.5)))) > 1e-2);
+    assert_eq!(found, summary(&second, &statistics(1)));
+    assert!(largest(&(found - summary(&first, &statistics(2).narrow(0, 1, 1)))) > 1e-2);
+    let frames = adapter.forward(&first, &[20]).unwrap();
+    let error = adapter.positions(&frames, &statistics(2)).unwrap_err();
+    assert!(error.to_string().contains("statistics"), "{error}");
+}
+
+#[test]
+fn a_fresh_residual_block_changes_nothing_and_learns() {
+    let plain = adapter(LayerMix::Last);
+    let wanted = AdapterConfig {
+        residual_blocks: 2,
+        ..plain.config().clone()
+    };
+    let snapshot = plain.snapshot("v").unwrap();
+    let with_blocks = snapshot.in_form(&wanted, 1.0, 9).unwrap().unwrap();
+    let with_blocks = SpeechAdapter::from_snapshot(&with_blocks, Device::Cpu, true).unwrap();
+
+    let found = with_blocks.forward(&noise(2, 30), &[30, 17]).unwrap();
+
+    let right = plain.forward(&noise(2, 30), &[30, 17]).unwrap();
+    assert_eq!(found.lengths, right.lengths);
+    assert_eq!(found.positions, right.positions);
+    found.positions.square().sum(Kind::Float).backward();
+    let gradient = with_blocks.variables()["residual.0.linear.weight"].grad();
+    assert!(largest(&gradient) > 0.0);
 }
 
 #[test]
@@ -392,7 +428,6 @@ fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
             let one = Adapted {
                 positions: frames.positions.narrow(0, row as i64, 1),
                 lengths: vec![frames.lengths[row]],
-                summary: None,
             };
             let classes = head.classes_of(tokens).unwrap();
             let loss = head.loss(&one, &[classes]).unwrap().double_value(&[]);
@@ -417,11 +452,14 @@ fn a_version_keeps_its_form_and_one_without_it_has_the_papers() {
 
     assert_eq!(read.config(), adapter.config());
     let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
-    assert!(again.positions(&frames).is_err(), "not bound to a table yet");
+    assert!(
+        again.positions(&frames, &statistics(1)).is_err(),
+        "not bound to a table yet"
+    );
     again.bind(&table()).unwrap();
     let (was, is) = (
-        adapter.positions(&frames).unwrap(),
-        again.positions(&frames).unwrap(),
+        adapter.positions(&frames, &statistics(1)).unwrap(),
+        again.positions(&frames, &statistics(1)).unwrap(),
     );
     assert_eq!((was.lengths, was.positions), (is.lengths, is.positions));
 }
@@ -431,6 +469,7 @@ fn a_form_can_change_and_nothing_else() {
     let plain = adapter(LayerMix::Paper).snapshot("v").unwrap();
     let wanted = AdapterConfig {
         positions: Positions::CtcSegments,
+        residual_blocks: 1,
         summary: true,
         ..config(LayerMix::Paper)
     };
@@ -458,7 +497,7 @@ fn segments_without_a_head_are_an_error_that_says_so() {
 
     assert!(error.contains("ctc_segments"), "{error}");
     let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
-    assert!(adapter.positions(&frames).is_err());
+    assert!(adapter.positions(&frames, &statistics(1)).is_err());
 }
 
 #[test]

@@ -37,7 +37,6 @@ fn frames(rows: &[Tensor], length: i64) -> Adapted {
     Adapted {
         positions: Tensor::stack(rows, 0).unsqueeze(0),
         lengths: vec![length],
-        summary: None,
     }
 }
 

@@ -118,6 +118,34 @@ fn the_mixture_is_the_weighted_sum_of_the_hidden_states_row_by_row() {
 }
 
 #[test]
+fn statistics_are_mean_and_deviation_of_each_states_valid_frames() {
+    let encoder = tiny(Window::Clip);
+    let (speech, short) = (spoken_clip(), noise(5_000, 3));
+    let clips = [speech.as_slice(), &short];
+    let mix = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+
+    let found = encoder.encode(&clips, &mix).unwrap().statistics;
+
+    let hidden = encoder.hidden_states(&clips).unwrap();
+    assert!(largest(&(&found - hidden.statistics().unwrap())) < 1e-5);
+    let width = encoder.info().width;
+    assert_eq!(found.size(), [2, 3, 2 * width]);
+    for (row, length) in (0i64..).zip(&hidden.lengths) {
+        for (state, values) in (0i64..).zip([&hidden.states[0], &hidden.states[1], &hidden.last]) {
+            let frames = values.get(row).narrow(0, 0, *length);
+            let mean = frames.mean_dim([0i64].as_slice(), false, Kind::Float);
+            let deviation = (&frames - &mean)
+                .square()
+                .mean_dim([0i64].as_slice(), false, Kind::Float)
+                .sqrt();
+            let of_state = found.get(row).get(state);
+            assert!(largest(&(of_state.narrow(0, 0, width) - mean)) < 1e-5);
+            assert!(largest(&(of_state.narrow(0, width, width) - deviation)) < 1e-4);
+        }
+    }
+}
+
+#[test]
 fn a_clip_alone_and_in_a_ragged_batch_are_encoded_alike() {
     let encoder = tiny(Window::Clip);
     // A loud ending must not leak into neighbours, nor the neighbours' silence into it.
