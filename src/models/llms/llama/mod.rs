@@ -12,10 +12,10 @@ mod layers;
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 pub use config::{LlamaConfig, Variant};
-use layers::Layer;
+use layers::{Heads, Layer};
 
 use crate::models::traits::{check_batch, check_rows};
 use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
@@ -23,6 +23,7 @@ use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
 use crate::nn::lora::{LoraSet, LoraSite};
+use crate::nn::packed::{join, row_ranges};
 use crate::nn::rms_norm::RmsNorm;
 use crate::nn::rotary::Rotary;
 use crate::weights::Checkpoint;
@@ -186,6 +187,69 @@ impl Llama {
         Ok(self.norm.forward(&hidden))
     }
 
+    /// Final hidden states of sequences of different lengths, one after the other, without a cache and
+    /// differentiable. Only attention sees padding: what works position by position, nearly all of the time,
+    /// sees one matrix without it.
+    ///
+    /// # Shapes
+    /// `[P_i, H]` each, `lengths` the `P_i` → `[R, H]` with `R = Σ P_i`, final norm applied.
+    fn packed_hidden(
+        &self,
+        sequences: &[Tensor],
+        lengths: &[i64],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest > self.config.max_positions {
+            return Err(ModelError::TooManyPositions {
+                positions: longest,
+                positions_max: self.config.max_positions,
+            });
+        }
+        // Where each row of the padded batch is among the packed ones (padding: anywhere, nobody reads what
+        // it computes), where each packed row is in the padded batch, and its position in its sequence.
+        let (mut padded, mut packed, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, range) in (0i64..).zip(row_ranges(lengths)) {
+            let length = range.end - range.start;
+            padded.extend((0..longest).map(|at| range.start + at.min(length - 1)));
+            packed.extend((0..length).map(|at| row * longest + at));
+            positions.extend(0..length);
+        }
+        let index = |rows: &[i64]| -> Result<Tensor, TchError> {
+            Tensor::f_from_slice(rows)?.f_to_device(self.device)
+        };
+        let (padded, packed, positions) = (index(&padded)?, index(&packed)?, index(&positions)?);
+        let batch = lengths.len() as i64;
+        let pad = |heads: &Tensor| -> Result<Tensor, TchError> {
+            let size = heads.size(); // [1, N, R, head]
+            heads
+                .f_squeeze_dim(0)?
+                .f_index_select(1, &padded)?
+                .f_view([size[1], batch, longest, size[3]])?
+                .f_transpose(0, 1) // [B, N, P, head]
+        };
+        let rotation = self.rotary.at(&positions); // [R, head]
+        let mut hidden = join(sequences)
+            .f_to_device(self.device)?
+            .f_to_kind(self.dtype)?
+            .f_unsqueeze(0)?; // [1, R, H]
+        for layer in &self.layers {
+            let heads = layer.heads(&hidden, &rotation, lora);
+            let heads = Heads {
+                queries: pad(&heads.queries)?,
+                keys: pad(&heads.keys)?,
+                values: pad(&heads.values)?,
+            };
+            let attended = layer.attend_causally(&heads, self.dtype); // [B, P, N·head]
+            let attended = attended
+                .f_flatten(0, 1)?
+                .f_index_select(0, &packed)?
+                .f_unsqueeze(0)?;
+            hidden = layer.finish(&hidden, &attended, lora);
+        }
+        Ok(self.norm.forward(&hidden.f_squeeze_dim(0)?))
+    }
+
     /// Output layer: `[.., H]` → f32 `[.., V]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.head
@@ -275,19 +339,16 @@ impl LanguageModel for Llama {
             });
             lengths.push(rows[rows.len() - 1].size()[0]);
         }
-        let embeds = Tensor::f_pad_sequence(&rows, true, 0.0, "right")?; // [B, P, H]
-        let hidden = self.hidden(&embeds, &lengths, lora)?; // [B, P, H]
+        let hidden = self.packed_hidden(&rows, &lengths, lora)?; // [R, H]
 
-        let positions = hidden.size()[1];
         let mut at = Vec::new();
-        for (row, (prompt, answer)) in prompts.iter().zip(answers).enumerate() {
+        for (range, (prompt, answer)) in row_ranges(&lengths).zip(prompts.iter().zip(answers)) {
             // The position before each answer token predicts it.
-            let first = row as i64 * positions + prompt.size()[0] - 1;
+            let first = range.start + prompt.size()[0] - 1;
             at.extend((first..).take(answer.len()));
         }
         let at = Tensor::f_from_slice(&at)?.f_to_device(self.device)?;
-        let predicting = hidden.f_flatten(0, 1)?.f_index_select(0, &at)?; // [N, H]
-        Ok(self.logits(&predicting))
+        Ok(self.logits(&hidden.f_index_select(0, &at)?))
     }
 
     fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {

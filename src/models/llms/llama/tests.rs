@@ -193,6 +193,47 @@ fn a_row_in_a_padded_batch_equals_the_row_alone() {
 }
 
 #[test]
+fn teacher_forcing_of_a_ragged_batch_equals_each_row_alone_in_values_and_gradients() {
+    for name in FIXTURES {
+        let model = open(name);
+        let lora = filled_lora(&model, &["q_proj", "down_proj"]);
+        let ids = expected(name).ids;
+        let prompt = |length: i64| {
+            model
+                .embed(&ids)
+                .unwrap()
+                .narrow(0, 0, length)
+                .copy()
+                .set_requires_grad(true)
+        };
+        let answers: [&[i64]; 3] = [&ids[5..9], &ids[14..15], &ids[2..8]];
+        let score = |prompts: &[Tensor], answers: &[&[i64]]| {
+            let logits = model
+                .teacher_forced_logits(prompts, answers, Some(&lora))
+                .unwrap();
+            logits.square().sum(Kind::Float).backward();
+            logits.detach()
+        };
+        let together = [prompt(5), prompt(14), prompt(2)];
+
+        let logits = score(&together, &answers);
+
+        let mut row = 0;
+        for (prompt_together, answer) in together.iter().zip(answers) {
+            let alone = prompt(prompt_together.size()[0]);
+            let right = score(std::slice::from_ref(&alone), &[answer]);
+            let own = logits.narrow(0, row, answer.len() as i64);
+            assert!(relative_error(&own, &right) < 1e-5, "{name}");
+            assert!(
+                relative_error(&prompt_together.grad(), &alone.grad()) < 1e-4,
+                "{name}"
+            );
+            row += answer.len() as i64;
+        }
+    }
+}
+
+#[test]
 fn stepping_equals_the_whole_forward_pass_from_any_split() {
     let _no_grad = tch::no_grad_guard();
     for name in FIXTURES {
