@@ -213,7 +213,7 @@ fn module_of(source: &Path, path: &Path) -> Option<String> {
         .collect();
     if parts
         .iter()
-        .any(|part| part == "tests" || part == "test_support" || part.ends_with("_tests"))
+        .any(|part| part == "tests" || part.ends_with("_tests"))
     {
         return None;
     }

@@ -18,7 +18,7 @@ mod config_file;
 mod error;
 mod open;
 #[cfg(test)]
-mod test_support;
+mod tests;
 mod traits;
 
 pub use encoders::wavlm::WavEncoder;

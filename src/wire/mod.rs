@@ -11,11 +11,8 @@ pub mod label;
 mod limits;
 mod number;
 mod record;
-<<<<<<< HEAD
 pub mod redrive;
-=======
 mod rejection;
->>>>>>> e1b5f01 (Untie files that import each other in audio, evaluation, weights, wire and the fuzz targets)
 pub mod request;
 #[cfg(test)]
 mod tests;

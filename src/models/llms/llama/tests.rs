@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::models::test_support::{filled_lora, fixture, relative_error};
-use crate::models::{probe, test_support};
+use crate::models::tests::{filled_lora, fixture, relative_error};
+use crate::models::{probe, tests};
 use crate::nn::lora::LoraConfig;
 use crate::testing::generate_alike;
 
@@ -31,7 +31,7 @@ fn open(name: &str) -> Llama {
 }
 
 fn expected(name: &str) -> Expected {
-    test_support::expected(name)
+    tests::expected(name)
 }
 
 /// Embeds rows of ids and pads them on the right with noise, so that whatever reads padding shows.

@@ -6,8 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::models::test_support::{filled_lora, fixture, relative_error};
-use crate::models::{probe, test_support};
+use crate::models::tests::{filled_lora, fixture, relative_error};
+use crate::models::{probe, tests};
 use crate::nn::lora::LoraConfig;
 use crate::testing::generate_alike;
 
@@ -27,7 +27,7 @@ fn open(name: &str) -> T5 {
 }
 
 fn expected(name: &str) -> Expected {
-    test_support::expected(name)
+    tests::expected(name)
 }
 
 fn reference(name: &str, tensor: &str, size: &[i64]) -> Tensor {

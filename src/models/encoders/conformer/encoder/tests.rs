@@ -4,7 +4,7 @@ use super::*;
 use crate::models::adapter::AdapterConfig;
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::conformer::{ConvNorm, Normalization, Quantizer, parameter_count};
-use crate::models::test_support::{fixture, largest, spoken_clip, tensors};
+use crate::models::tests::{fixture, largest, spoken_clip, tensors};
 use crate::models::{HiddenStates, LanguageModelInfo};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.

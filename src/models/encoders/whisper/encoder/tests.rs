@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::models::clips::SAMPLE_MAX;
-use crate::models::test_support::{fixture, largest, spoken_clip, tensors};
+use crate::models::tests::{fixture, largest, spoken_clip, tensors};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::testing::real_model;
 
