@@ -10,7 +10,7 @@ use crate::models::adapter::{AdapterConfig, SpeechAdapter};
 use crate::models::config::AdapterSettings;
 use crate::models::{EncoderInfo, LanguageModelInfo};
 use crate::registry::{Draft, Expected, Registry, identify};
-use crate::training::TrainingConfig;
+use crate::training::config::TrainingConfig;
 
 /// Publishes an untrained adapter between two of the [`TinyModels`](super::TinyModels) in a registry folder, and
 /// promotes it.

@@ -240,32 +240,29 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// The eight 6-bit scales and minima that `Q4_K` and `Q5_K` pack into 12 bytes.
-fn six_bit_scales(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut minima) = ([0; 8], [0; 8]);
+/// Scale and minimum of each of the eight groups of a `Q4_K` or `Q5_K` block: 6-bit integers in 12 bytes, times
+/// the block's own two.
+fn group_scales(block: &[u8]) -> [(f32, f32); 8] {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let group = |of_scale: u8, of_minimum: u8| (scale * f32::from(of_scale), minimum * f32::from(of_minimum));
+    let packed = &block[4..16];
+    let mut groups = [(0.0, 0.0); 8];
     for i in 0..4 {
-        let (scale, minimum, both) = (packed[i], packed[4 + i], packed[8 + i]);
-        scales[i] = scale & 0x3f;
-        minima[i] = minimum & 0x3f;
-        scales[4 + i] = (both & 0x0f) | ((scale >> 2) & 0x30);
-        minima[4 + i] = (both >> 4) | ((minimum >> 2) & 0x30);
+        let (scales, minima, both) = (packed[i], packed[4 + i], packed[8 + i]);
+        groups[i] = group(scales & 0x3f, minima & 0x3f);
+        groups[4 + i] = group(
+            (both & 0x0f) | ((scales >> 2) & 0x30),
+            (both >> 4) | ((minima >> 2) & 0x30),
+        );
     }
-    (scales, minima)
+    groups
 }
 
 fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let (scales, minima) = six_bit_scales(&block[4..16]);
+    let groups = group_scales(block);
     for pair in 0..4 {
         // Two groups share 32 bytes: the first has the low, the second the high four bits.
-        let (low_scale, low_minimum) = (
-            scale * f32::from(scales[2 * pair]),
-            minimum * f32::from(minima[2 * pair]),
-        );
-        let (high_scale, high_minimum) = (
-            scale * f32::from(scales[2 * pair + 1]),
-            minimum * f32::from(minima[2 * pair + 1]),
-        );
+        let ((low_scale, low_minimum), (high_scale, high_minimum)) = (groups[2 * pair], groups[2 * pair + 1]);
         for i in 0..32 {
             let bits = i32::from(block[16 + 32 * pair + i]);
             out[64 * pair + i] = low_scale * (bits & 15) as f32 - low_minimum;
@@ -275,17 +272,9 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 }
 
 fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let (scales, minima) = six_bit_scales(&block[4..16]);
+    let groups = group_scales(block);
     for pair in 0..4 {
-        let (low_scale, low_minimum) = (
-            scale * f32::from(scales[2 * pair]),
-            minimum * f32::from(minima[2 * pair]),
-        );
-        let (high_scale, high_minimum) = (
-            scale * f32::from(scales[2 * pair + 1]),
-            minimum * f32::from(minima[2 * pair + 1]),
-        );
+        let ((low_scale, low_minimum), (high_scale, high_minimum)) = (groups[2 * pair], groups[2 * pair + 1]);
         for i in 0..32 {
             let bits = i32::from(block[48 + 32 * pair + i]);
             let fifth = i32::from(block[16 + i]) >> (2 * pair);
