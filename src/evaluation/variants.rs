@@ -19,7 +19,7 @@ pub enum Table {
     #[default]
     #[serde(rename = "systems")]
     Variants,
-    /// Wordings that were trained on against new ones (table 5).
+    /// Prompts that were trained on against new ones (table 5).
     Prompts,
     /// Label descriptions and constrained decoding, with and without (table 7).
     Constraint,
@@ -32,7 +32,7 @@ impl Table {
     pub fn title(self) -> &'static str {
         match self {
             Self::Variants => "Systems",
-            Self::Prompts => "Wordings: trained on, and new",
+            Self::Prompts => "Prompts: trained on, and new",
             Self::Constraint => "Label descriptions and constrained decoding",
             Self::Joint => "Joint decoding",
         }
@@ -114,7 +114,7 @@ pub struct Choices {
     /// The language model on transcripts and on reference texts; for keyword search, text search in
     /// transcripts.
     pub cascade: bool,
-    /// Wordings against each other.
+    /// Prompts against each other.
     pub prompts: Option<PromptChoice>,
     /// Label descriptions and constraint, with and without.
     pub grid: bool,

@@ -99,11 +99,6 @@ impl LoraSet {
         self.store.variables().into_iter().collect()
     }
 
-    /// The store that holds the trained values, for an optimiser.
-    pub fn var_store(&self) -> &VarStore {
-        &self.store
-    }
-
     /// Whether dropout acts. Off at first.
     pub fn set_training(&mut self, training: bool) {
         self.training = training;
