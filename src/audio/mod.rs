@@ -42,6 +42,7 @@ mod mend;
 mod mp3;
 mod mpeg;
 mod ogg;
+mod ogg_page;
 mod opus;
 mod pcm;
 mod resample;
@@ -50,6 +51,7 @@ mod sniff;
 #[cfg(test)]
 mod tests;
 mod vorbis;
+mod vorbis_headers;
 mod wav;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

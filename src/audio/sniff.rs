@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{AudioError, ContentType, PcmSpec, adts, mp3, mpeg, ogg};
+use super::{AudioError, ContentType, PcmSpec, adts, mp3, mpeg, ogg_page};
 
 /// What a value is, and so which reader takes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -157,11 +157,11 @@ fn by_long_mark(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
 fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
     let segments = bytes.get(26).copied().unwrap_or_default();
     let first = bytes.get(27 + usize::from(segments)..).unwrap_or_default();
-    let packets = ogg::first_packets(bytes);
+    let packets = ogg_page::first_packets(bytes);
     if let Some(codec) = packets
         .iter()
         .chain([&first])
-        .find_map(|packet| ogg::codec_of(packet))
+        .find_map(|packet| ogg_page::codec_of(packet))
     {
         return Ok(Some(codec));
     }

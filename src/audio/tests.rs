@@ -463,7 +463,7 @@ fn a_vorbis_set_up_that_asks_for_gigabytes_is_refused() {
         .into_iter()
         .enumerate()
     {
-        bytes.extend(ogg::tests::page(
+        bytes.extend(ogg_page::tests::page(
             number as u32,
             if number == 2 { 4 } else { 0 },
             0,
@@ -826,7 +826,7 @@ proptest! {
             bytes[at] = value;
         }
         if repaired {
-            ogg::tests::repair(&mut bytes); // so that the damage gets past the check sums to the decoder
+            ogg_page::tests::repair(&mut bytes); // so that the damage gets past the check sums to the decoder
         }
         if let Some(index) = cut {
             bytes.truncate(index.index(bytes.len()));

@@ -1,4 +1,4 @@
-//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
+//! The Kafka module on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
 //! on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test`
 //! start it.
 

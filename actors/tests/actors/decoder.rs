@@ -12,10 +12,8 @@ use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{DecodeOptions, EngineConfig, Features, Generator};
 use speechverse::models::config::LayerMix;
 use speechverse::models::llms::llama::Llama;
-use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
-use speechverse::nn::kv_cache::KvCache;
-use speechverse::nn::lora::LoraSet;
-use speechverse::testing::{LLM_WIDTH, TinyModels};
+use speechverse::models::{LanguageModel, ModelError};
+use speechverse::testing::{HookedModel, LLM_WIDTH, Pass, PassPoint, TinyModels};
 use speechverse::text::{PromptLayout, Tokenizer, end_of_answer_ids};
 use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
@@ -71,77 +69,22 @@ fn failure() -> ModelError {
 const BAD_POSITIONS: i64 = 300;
 
 /// A tiny Llama that fails when asked to.
-struct FailingModel {
-    llm: Llama,
-    failure: FailureSwitch,
-}
-
-impl LanguageModel for FailingModel {
-    fn info(&self) -> LanguageModelInfo {
-        self.llm.info()
-    }
-
-    fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
-        self.llm.embed(ids)
-    }
-
-    fn embedding_table(&self) -> Tensor {
-        self.llm.embedding_table()
-    }
-
-    fn teacher_forced_logits(
-        &self,
-        prompts: &[Tensor],
-        answers: &[&[i64]],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        self.llm.teacher_forced_logits(prompts, answers, lora)
-    }
-
-    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.llm.prompt_logits(prompt, lora)
-    }
-
-    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
-        self.llm.probe(ids, decoder_ids)
-    }
-
-    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
-        self.llm.new_cache(slots, prompt_positions, answer_positions)
-    }
-
-    fn prefill(
-        &self,
-        embeds: &Tensor,
-        lengths: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        if lengths.iter().any(|length| *length >= BAD_POSITIONS) {
-            if self.failure.is(FailureSwitch::PREFILL_FAILS) {
+fn failing_model(llm: Llama, switch: FailureSwitch) -> impl LanguageModel {
+    let hook = move |pass: &Pass<'_>| {
+        let (fails, panics) = match pass.point {
+            PassPoint::BeforePrefill => (FailureSwitch::PREFILL_FAILS, FailureSwitch::PREFILL_PANICS),
+            PassPoint::BeforeStep => (FailureSwitch::STEP_FAILS, FailureSwitch::STEP_PANICS),
+            PassPoint::AfterPrefill | PassPoint::AfterStep => return Ok(()),
+        };
+        if pass.lengths.iter().any(|length| *length >= BAD_POSITIONS) {
+            if switch.is(fails) {
                 return Err(failure());
             }
-            assert!(!self.failure.is(FailureSwitch::PREFILL_PANICS), "on purpose");
+            assert!(!switch.is(panics), "on purpose");
         }
-        self.llm.prefill(embeds, lengths, cache, slots, lora)
-    }
-
-    fn step(
-        &self,
-        ids: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        if slots.iter().any(|slot| cache.length(*slot) >= BAD_POSITIONS) {
-            if self.failure.is(FailureSwitch::STEP_FAILS) {
-                return Err(failure());
-            }
-            assert!(!self.failure.is(FailureSwitch::STEP_PANICS), "on purpose");
-        }
-        self.llm.step(ids, cache, slots, lora)
-    }
+        Ok(())
+    };
+    HookedModel { llm, hook }
 }
 
 struct Harness {
@@ -190,10 +133,8 @@ impl Harness {
             config,
             default_instruction: "Transcribe the speech.".into(),
             build: Arc::new(move || {
-                let llm = FailingModel {
-                    llm: Llama::open(&folder, Device::Cpu, Kind::Float)?,
-                    failure: switch.clone(),
-                };
+                let llm = Llama::open(&folder, Device::Cpu, Kind::Float)?;
+                let llm = failing_model(llm, switch.clone());
                 let tokenizer = Tokenizer::open(&folder)?;
                 let layout = PromptLayout::open(&folder, &tokenizer, None)?;
                 let ends = end_of_answer_ids(&folder)?;
