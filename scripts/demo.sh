@@ -1,10 +1,10 @@
 #!/bin/sh
-# The demo: starts the pipeline on its embedded broker, publishes recorded human speech to the request topic, and
-# prints what came back on the result topic. Called by `make demo`, which builds and fetches everything first.
+# The demo: starts the pipeline on its embedded broker, publishes recorded human speech and other sounds to the request
+# topic, each with its task, and prints what came back on the result topic. Called by `make demo`, which builds and fetches everything first.
 set -eu
 cd "$(dirname -- "$0")/.."
 program=${SPEECHVERSE_BINARY:-target/release/speechverse}
-clips=${DEMO_CLIPS:-tests/fixtures/speech}
+clips=tests/fixtures/speech
 work=$(mktemp -d)
 pid=
 finish() {
@@ -37,5 +37,5 @@ until grep -q '^ready ' "$work/ready"; do
 done
 sed 's/^ready /pipeline ready: /' "$work/ready"
 bootstrap=$(sed -n 's/^ready .*bootstrap=\([^ ]*\).*/\1/p' "$work/ready")
-"$program" publish --config configs/demo.toml --bootstrap "$bootstrap" --task asr --wait \
-    --references "$clips/transcripts.jsonl" "$clips"
+"$program" publish --config configs/demo.toml --bootstrap "$bootstrap" --constrain yes --wait \
+    --references "$clips/transcripts.jsonl" --references "$clips/tasks/tasks.jsonl" "$clips" "$clips/tasks"

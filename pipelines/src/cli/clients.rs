@@ -28,10 +28,11 @@ pub struct Publish {
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,
-    /// Manifest (JSON lines) with the right answers: prints each beside its answer, and the word error rate;
-    /// implies --wait.
+    /// Manifest (JSON lines) with the right answers, and with task, labels and fields where the command line
+    /// names neither task nor instruction: prints each answer beside the right one, and a score for each
+    /// task; repeat for more; implies --wait.
     #[arg(long, value_name = "FILE")]
-    pub references: Option<PathBuf>,
+    pub references: Vec<PathBuf>,
     /// Longest wait for the answers, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,

@@ -10,6 +10,7 @@ mod eval;
 mod models;
 mod pretrain;
 mod probe;
+mod publish;
 mod serve;
 mod tasks;
 mod train;
@@ -66,7 +67,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::serve(&args),
         Command::Ask(args) => ask::ask(&args),
-        Command::Publish(args) => clients::publish(&args),
+        Command::Publish(args) => publish::publish(&args),
         Command::Results(args) => clients::results(&args),
         Command::Label(args) => clients::label(&args),
         Command::Retrain(args) => clients::retrain(&args),
