@@ -49,13 +49,16 @@ impl Features {
             return Ok(Self { frames, statistics });
         }
         // Mean and mean square of the whole are those of the windows, by their share of the frames.
-        let (mut mean, mut square) = (Tensor::from(0.0f32), Tensor::from(0.0f32));
+        let half = windows[0]
+            .statistics
+            .f_narrow(-1, 0, windows[0].statistics.size()[1] / 2)?;
+        let (mut mean, mut square) = (half.f_zeros_like()?, half.f_zeros_like()?);
         for window in windows {
             #[expect(clippy::cast_precision_loss, reason = "a count of frames")]
             let share = window.frames.size()[0] as f64 / frames.size()[0] as f64;
             let halves = window.statistics.f_chunk(2, -1)?;
-            mean = mean + &halves[0] * share;
-            square = square + (halves[0].f_square()? + halves[1].f_square()?) * share;
+            mean += &halves[0] * share;
+            square += (halves[0].f_square()? + halves[1].f_square()?) * share;
         }
         let deviation = (square - mean.f_square()?).f_clamp_min(0.0)?.f_sqrt()?;
         let statistics = Tensor::f_cat(&[mean, deviation], -1)?;

@@ -19,7 +19,7 @@ use speechverse::training::manifest::read_manifest;
 use speechverse::wire::answer::{Answer, AnswerKind};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::headers::Headers;
-use speechverse::wire::request::{CHUNK_TYPE, REQUEST_TYPE};
+use speechverse::wire::request::{CHUNK_TYPE, Priority, REQUEST_TYPE};
 
 use super::clients::{BROKER_WAIT, CLI_SOURCE, answer_of, flags_of, fresh_id, given, header, send, settings};
 use super::{Failure, runtime};
@@ -179,6 +179,13 @@ fn asked(args: &Publish, reference: Option<&Example>) -> anyhow::Result<Vec<(Str
     headers.extend((args.instruction.iter()).map(|text| header("ce_instruction", text.as_str())));
     headers.extend(task.map(|task| header("ce_task", task)));
     headers.extend((args.constrain).map(|held| header("ce_constrain", if held { "yes" } else { "no" })));
+    if args.priority != Priority::default() {
+        headers.push(header("ce_priority", args.priority.as_str()));
+    }
+    headers.extend(args.deadline.map(|seconds| {
+        let time = jiff::Timestamp::now() + Duration::from_secs(seconds.into());
+        header("ce_deadline", time.to_string())
+    }));
     Ok(headers)
 }
 
