@@ -3,7 +3,7 @@
 mod format;
 mod grammar;
 
-pub use format::{AnswerFormat, ParsedAnswer, Slot};
+pub use format::{AnswerFormat, ParsedAnswer, SlotLabel};
 pub use grammar::{GrammarPiece, OutputGrammar};
 
 /// The answer of a task that lists things, when there is none of them.
