@@ -240,7 +240,7 @@ fn file_imports(source: &Path) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         .filter(|path| module_of(source, path).is_some())
         .map(|path| (module_path(source, &path), path))
         .collect();
-    let names: BTreeMap<Vec<String>, Vec<Vec<String>>> = files
+    let names: BTreeMap<Vec<String>, Vec<Named>> = files
         .iter()
         .map(|(module, path)| {
             let code: Vec<String> = code_lines(&read(path)).map(|(_, line)| line).collect();
@@ -257,16 +257,15 @@ fn file_imports(source: &Path) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
     let mut imports = BTreeMap::new();
     for (module, path) in &files {
         let mut taken = BTreeSet::new();
-        for (mut file, name) in names[module].iter().filter_map(|path| on_path(path)) {
-            if module.starts_with(&file) {
-                let Some(origin) = names[&file]
-                    .iter()
-                    .filter(|path| path.last() == name.as_ref())
-                    .find_map(|path| on_path(path).filter(|(found, _)| *found != file))
-                else {
-                    continue;
-                };
-                file = origin.0;
+        let own = names[module].iter().filter(|named| !named.handed_on);
+        for (mut file, mut name) in own.filter_map(|named| on_path(&named.path)) {
+            // What a module hands on comes from the file that has it.
+            while let Some(origin) = names[&file]
+                .iter()
+                .filter(|named| named.path.last() == name.as_ref())
+                .find_map(|named| on_path(&named.path).filter(|(found, _)| *found != file))
+            {
+                (file, name) = origin;
             }
             if !module.starts_with(&file) {
                 taken.insert(files[&file].clone());
@@ -311,9 +310,16 @@ fn module_path(source: &Path, path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A path that a file names.
+struct Named {
+    path: Vec<String>,
+    /// By `pub use`: others may take it from here.
+    handed_on: bool,
+}
+
 /// Every path in code that begins with `crate`, `self`, `super`, or with a name behind `use`, from the
 /// package's root on.
-fn named_paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
+fn named_paths(code: &str, module: &[String]) -> Vec<Named> {
     let mut paths = Vec::new();
     let starts = ["crate::", "self::", "super::", "use "];
     let mut at = 0;
@@ -328,15 +334,18 @@ fn named_paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
             continue;
         }
         let from = if *start == "use " { at } else { found };
+        let line = code[..found].rsplit('\n').next().unwrap_or_default();
+        let handed_on = line.trim_start().starts_with("pub");
         let mut tree = Vec::new();
         at = from + path_tree(&code[from..], &mut Vec::new(), &mut tree).max(1);
         for path in tree {
             let up = path.iter().take_while(|name| *name == "super").count();
-            paths.push(match path.first().map(String::as_str) {
+            let path = match path.first().map(String::as_str) {
                 Some("crate") => path[1..].to_vec(),
                 Some("self") => [module, &path[1..]].concat(),
                 _ => [&module[..module.len().saturating_sub(up)], &path[up..]].concat(),
-            });
+            };
+            paths.push(Named { path, handed_on });
         }
     }
     paths

@@ -1,5 +1,6 @@
 //! Answers: what they may look like, how targets are written, how what a model wrote is read.
 
+mod check;
 mod format;
 mod grammar;
 
