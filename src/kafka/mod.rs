@@ -6,6 +6,7 @@
 //! topics. A [`ConnectionMonitor`] knows whether they reach a broker.
 
 pub mod admin;
+mod audio_gauge;
 mod budget;
 mod client;
 pub mod config;
@@ -17,6 +18,7 @@ mod reader;
 mod sink;
 mod source;
 
+pub use audio_gauge::{AudioGauge, AudioHold};
 pub use budget::{Budget, BudgetHold, OffsetTracker};
 pub use client::check_properties;
 pub use error::{KafkaError, SinkError};

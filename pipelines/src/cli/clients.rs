@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use speechverse::wire::request::Priority;
 
 use super::shared::{Broker, Given, yes_or_no};
 
@@ -25,6 +26,12 @@ pub struct Publish {
     /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
+    /// `interactive`, or `bulk`: it may wait while there is something interactive.
+    #[arg(long, value_name = "PRIORITY", default_value = "interactive")]
+    pub priority: Priority,
+    /// Give a request up that is not answered so many seconds after it is published.
+    #[arg(long, value_name = "SECONDS")]
+    pub deadline: Option<u32>,
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,

@@ -1,5 +1,6 @@
 //! The poll loop: never blocks, never stops while the source lives.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
 use crate::kafka::offset_tracker::{Admission, TopicPartition};
 use crate::kafka::{client, convert};
+use crate::telemetry::metrics;
 
 /// Longest the loop waits for a record: how soon it notices an order.
 const POLL: Duration = Duration::from_millis(50);
@@ -37,6 +39,8 @@ pub(super) struct Reading {
     next_commit: Instant,
     /// Nothing more is read: the source ends.
     held: bool,
+    /// Partitions that are paused by themselves, because of the audio that they have in flight.
+    slowed: HashSet<TopicPartition>,
 }
 
 /// Why the loop ends.
@@ -76,6 +80,7 @@ impl Reading {
             commit_interval,
             next_commit: Instant::now() + commit_interval,
             held: false,
+            slowed: HashSet::new(),
         })
     }
 
@@ -103,7 +108,8 @@ impl Reading {
     fn turn(&mut self) -> Result<(), String> {
         self.context().outbox.flush();
         self.balance();
-        let paused = self.context().paused.load(Ordering::Relaxed);
+        self.balance_audio();
+        let paused = self.context().paused.load(Ordering::Relaxed) || !self.slowed.is_empty();
         let until_commit = self.next_commit.saturating_duration_since(Instant::now());
         let wait = until_commit.min(if paused { POLL_PAUSED } else { POLL });
         match self.consumer.poll(wait) {
@@ -146,13 +152,9 @@ impl Reading {
     fn note(&self, partition: &TopicPartition, offset: i64) {
         let mut unread = self.context().unread();
         if offset > 0 && unread.is_new(partition) {
-            let new: Vec<TopicPartition> = self.context().tracker.assigned();
-            let new = new.into_iter().filter(|partition| unread.is_new(partition));
-            let mut list = TopicPartitionList::new();
-            for partition in new {
-                list.add_partition(&partition.topic, partition.partition);
-            }
-            match self.consumer.committed_offsets(list, OFFSETS_MAX) {
+            let assigned = self.context().tracker.assigned();
+            let new = list(assigned.iter().filter(|partition| unread.is_new(partition)));
+            match self.consumer.committed_offsets(new, OFFSETS_MAX) {
                 Ok(offsets) => {
                     for element in offsets.elements() {
                         if let Offset::Offset(offset) = element.offset() {
@@ -169,7 +171,7 @@ impl Reading {
     }
 
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
-    fn balance(&self) {
+    fn balance(&mut self) {
         let context = self.context();
         let (unfinished, budget) = (context.tracker.unfinished(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
@@ -193,8 +195,49 @@ impl Reading {
             }
         });
         match changed {
-            Ok(()) => context.paused.store(pause, Ordering::Relaxed),
+            Ok(()) => {
+                context.paused.store(pause, Ordering::Relaxed);
+                self.slowed.clear(); // all of them are paused, or none is
+                self.tell_paused();
+            }
             Err(error) => warn!(%error, pause, "failed to pause or resume partitions; it is tried again"),
+        }
+    }
+
+    /// Pauses the partitions that have too much audio in flight, and resumes those that have worked it off.
+    fn balance_audio(&mut self) {
+        let context = self.context();
+        if context.paused.load(Ordering::Relaxed) {
+            return; // all of them are
+        }
+        let audio = context.tracker.budget().audio();
+        let wanted = audio.to_pause(|| context.tracker.assigned(), &self.slowed);
+        if wanted == self.slowed {
+            return;
+        }
+        let paused = self.consumer.pause(&list(wanted.difference(&self.slowed)));
+        let assigned: HashSet<TopicPartition> = context.tracker.assigned().into_iter().collect();
+        let over = self
+            .slowed
+            .difference(&wanted)
+            .filter(|partition| assigned.contains(partition));
+        let resumed = self.consumer.resume(&list(over));
+        match paused.and(resumed) {
+            Ok(()) => {
+                self.slowed = wanted;
+                self.tell_paused();
+            }
+            Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
+        }
+    }
+
+    fn tell_paused(&self) {
+        let paused = match self.context().paused.load(Ordering::Relaxed) {
+            true => self.context().tracker.assigned().len(),
+            false => self.slowed.len(),
+        };
+        for topic in &self.topics {
+            metrics::partitions_paused(topic, paused);
         }
     }
 
@@ -254,4 +297,12 @@ impl Reading {
     fn context(&self) -> &SourceContext {
         self.consumer.context()
     }
+}
+
+fn list<'p>(partitions: impl Iterator<Item = &'p TopicPartition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    list
 }
