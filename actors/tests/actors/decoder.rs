@@ -1,5 +1,5 @@
-//! `Decoder`: slots, turns, deadlines, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
-//! to.
+//! `Decoder`: slots, turns, deadlines, pinned versions, failures, back-pressure; on a tiny language model
+//! that fails when asked to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
