@@ -26,10 +26,50 @@ const MODULES: [&str; 16] = [
     "evaluation",
     "config",
 ];
+/// Where code stands.
+const CODE_FOLDERS: [&str; 8] = [
+    "src",
+    "actors",
+    "pipelines",
+    "crates",
+    "tests",
+    "examples",
+    "benches",
+    "fuzz",
+];
 /// Tiny models and fakes; only tests may import it.
 const TEST_SUPPORT: &str = "testing";
 /// Longest line of code or comment, in characters.
 const COLUMNS_MAX: usize = 110;
+/// From this length on a file is split by thought, or argued for in [`LONG_FILES`].
+const LINES_MAX: usize = 500;
+/// Files that are longer, and why they are one thought.
+const LONG_FILES: &[(&str, &str)] = &[
+    (
+        "pipelines/src/commands/clients.rs",
+        "to be split: publish, results, labels and orders are four thoughts",
+    ),
+    (
+        "pipelines/src/serving.rs",
+        "the table of stages, with everything that each of them is given",
+    ),
+    (
+        "src/inference/scheduler/tests/constrained.rs",
+        "properties of constrained answers and the strategies that all of them draw from",
+    ),
+    (
+        "src/models/adapter/mod.rs",
+        "the adapter's forward pass, from features to positions, in its order",
+    ),
+    (
+        "src/training/engine.rs",
+        "one training loop and the state that all its steps share",
+    ),
+    (
+        "src/training/tests.rs",
+        "whole runs on one tiny curriculum, which its helpers set up",
+    ),
+];
 
 #[test]
 fn a_module_imports_only_from_modules_above_it() {
@@ -109,15 +149,7 @@ fn only_the_kafka_module_names_its_client_library_and_no_source_file_is_an_actor
 #[test]
 fn lines_of_code_and_comments_keep_to_the_width() {
     let mut long = Vec::new();
-    for folder in [
-        "src",
-        "actors",
-        "pipelines",
-        "crates",
-        "tests",
-        "examples",
-        "benches",
-    ] {
+    for folder in CODE_FOLDERS {
         for path in rust_files(&root().join(folder)) {
             for (at, line) in read(&path).lines().enumerate() {
                 let comment = line.trim_start().strip_prefix("//");
@@ -133,6 +165,25 @@ fn lines_of_code_and_comments_keep_to_the_width() {
     assert!(
         long.is_empty(),
         "comments beyond {COLUMNS_MAX} columns:\n{}",
+        long.join("\n")
+    );
+}
+
+#[test]
+fn files_are_split_by_thought_or_argued_for() {
+    let mut long = Vec::new();
+    for folder in CODE_FOLDERS {
+        for path in rust_files(&root().join(folder)) {
+            let lines = read(&path).lines().count();
+            let argued = LONG_FILES.iter().any(|(known, _)| *known == shown(&path));
+            if lines > LINES_MAX && !argued {
+                long.push(format!("{} has {lines}", shown(&path)));
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "more than {LINES_MAX} lines: split by thought, or list with a reason in `LONG_FILES`:\n{}",
         long.join("\n")
     );
 }
