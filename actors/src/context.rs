@@ -9,7 +9,7 @@ use speechverse::kafka::{AudioHold, BudgetHold};
 use speechverse::telemetry::StageItem;
 use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
 use speechverse::training::{Control, Yield};
-use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::request::{Priority, Request};
 use speechverse::wire::{Record, RecordOffset};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -289,15 +289,6 @@ impl RequestContext {
             audio_seconds: self.audio_seconds,
             deadline: self.deadline,
         }
-    }
-
-    /// The dead letter of a request that is too late; `now` by the pipeline's clock.
-    pub fn late(self, now: Instant) -> PublishDeadLetter {
-        let by = self
-            .deadline
-            .map_or(Duration::ZERO, |deadline| now.saturating_duration_since(deadline));
-        let message = format!("`ce_deadline` is past by {} ms", by.as_millis());
-        PublishDeadLetter::of(self, Reason::DeadlineExceeded, message)
     }
 
     /// Makes training give way until the outcome.

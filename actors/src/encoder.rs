@@ -184,7 +184,7 @@ impl Encoder {
         for mut message in self.queue.take_late(now) {
             self.windows -= self.extractor.windows(message.samples.len());
             message.context.dequeued();
-            self.publish(message.context.late(now)).await;
+            self.publish(PublishDeadLetter::late(message.context, now)).await;
         }
         if self.queue.is_empty() {
             self.flush_at = None;

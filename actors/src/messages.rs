@@ -1,6 +1,7 @@
 //! Messages that cross from one actor to another.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
 use speechverse::models::adapter::AdapterSnapshot;
@@ -102,6 +103,15 @@ impl PublishDeadLetter {
             audio_seconds: inner.audio_seconds,
             earlier: inner.earlier,
         }
+    }
+
+    /// That of a request that is too late; `now` by the pipeline's clock.
+    pub fn late(context: RequestContext, now: Instant) -> Self {
+        let by = context
+            .deadline
+            .map_or(Duration::ZERO, |deadline| now.saturating_duration_since(deadline));
+        let message = format!("`ce_deadline` is past by {} ms", by.as_millis());
+        Self::of(context, Reason::DeadlineExceeded, message)
     }
 }
 
