@@ -26,10 +26,50 @@ const MODULES: [&str; 16] = [
     "evaluation",
     "config",
 ];
+/// Where code stands.
+const CODE_FOLDERS: [&str; 8] = [
+    "src",
+    "actors",
+    "pipelines",
+    "crates",
+    "tests",
+    "examples",
+    "benches",
+    "fuzz",
+];
 /// Tiny models and fakes; only tests may import it.
 const TEST_SUPPORT: &str = "testing";
 /// Longest line of code or comment, in characters.
 const COLUMNS_MAX: usize = 110;
+/// From this length on a file is split by thought, or argued for in [`LONG_FILES`].
+const LINES_MAX: usize = 500;
+/// Files that are longer, and why they are one thought.
+const LONG_FILES: &[(&str, &str)] = &[
+    (
+        "pipelines/src/commands/clients.rs",
+        "to be split: publish, results, labels and orders are four thoughts",
+    ),
+    (
+        "pipelines/src/serving.rs",
+        "the table of stages, with everything that each of them is given",
+    ),
+    (
+        "src/inference/scheduler/tests/constrained.rs",
+        "properties of constrained answers and the strategies that all of them draw from",
+    ),
+    (
+        "src/models/adapter/mod.rs",
+        "the adapter's forward pass, from features to positions, in its order",
+    ),
+    (
+        "src/training/engine.rs",
+        "one training loop and the state that all its steps share",
+    ),
+    (
+        "src/training/tests.rs",
+        "whole runs on one tiny curriculum, which its helpers set up",
+    ),
+];
 
 #[test]
 fn a_module_imports_only_from_modules_above_it() {
@@ -109,15 +149,7 @@ fn only_the_kafka_module_names_its_client_library_and_no_source_file_is_an_actor
 #[test]
 fn lines_of_code_and_comments_keep_to_the_width() {
     let mut long = Vec::new();
-    for folder in [
-        "src",
-        "actors",
-        "pipelines",
-        "crates",
-        "tests",
-        "examples",
-        "benches",
-    ] {
+    for folder in CODE_FOLDERS {
         for path in rust_files(&root().join(folder)) {
             for (at, line) in read(&path).lines().enumerate() {
                 let comment = line.trim_start().strip_prefix("//");
@@ -133,6 +165,25 @@ fn lines_of_code_and_comments_keep_to_the_width() {
     assert!(
         long.is_empty(),
         "comments beyond {COLUMNS_MAX} columns:\n{}",
+        long.join("\n")
+    );
+}
+
+#[test]
+fn files_are_split_by_thought_or_argued_for() {
+    let mut long = Vec::new();
+    for folder in CODE_FOLDERS {
+        for path in rust_files(&root().join(folder)) {
+            let lines = read(&path).lines().count();
+            let argued = LONG_FILES.iter().any(|(known, _)| *known == shown(&path));
+            if lines > LINES_MAX && !argued {
+                long.push(format!("{} has {lines}", shown(&path)));
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "more than {LINES_MAX} lines: split by thought, or list with a reason in `LONG_FILES`:\n{}",
         long.join("\n")
     );
 }
@@ -240,7 +291,7 @@ fn file_imports(source: &Path) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         .filter(|path| module_of(source, path).is_some())
         .map(|path| (module_path(source, &path), path))
         .collect();
-    let names: BTreeMap<Vec<String>, Vec<Vec<String>>> = files
+    let names: BTreeMap<Vec<String>, Vec<Named>> = files
         .iter()
         .map(|(module, path)| {
             let code: Vec<String> = code_lines(&read(path)).map(|(_, line)| line).collect();
@@ -257,16 +308,15 @@ fn file_imports(source: &Path) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
     let mut imports = BTreeMap::new();
     for (module, path) in &files {
         let mut taken = BTreeSet::new();
-        for (mut file, name) in names[module].iter().filter_map(|path| on_path(path)) {
-            if module.starts_with(&file) {
-                let Some(origin) = names[&file]
-                    .iter()
-                    .filter(|path| path.last() == name.as_ref())
-                    .find_map(|path| on_path(path).filter(|(found, _)| *found != file))
-                else {
-                    continue;
-                };
-                file = origin.0;
+        let own = names[module].iter().filter(|named| !named.handed_on);
+        for (mut file, mut name) in own.filter_map(|named| on_path(&named.path)) {
+            // What a module hands on comes from the file that has it.
+            while let Some(origin) = names[&file]
+                .iter()
+                .filter(|named| named.path.last() == name.as_ref())
+                .find_map(|named| on_path(&named.path).filter(|(found, _)| *found != file))
+            {
+                (file, name) = origin;
             }
             if !module.starts_with(&file) {
                 taken.insert(files[&file].clone());
@@ -311,9 +361,16 @@ fn module_path(source: &Path, path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A path that a file names.
+struct Named {
+    path: Vec<String>,
+    /// By `pub use`: others may take it from here.
+    handed_on: bool,
+}
+
 /// Every path in code that begins with `crate`, `self`, `super`, or with a name behind `use`, from the
 /// package's root on.
-fn named_paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
+fn named_paths(code: &str, module: &[String]) -> Vec<Named> {
     let mut paths = Vec::new();
     let starts = ["crate::", "self::", "super::", "use "];
     let mut at = 0;
@@ -328,15 +385,18 @@ fn named_paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
             continue;
         }
         let from = if *start == "use " { at } else { found };
+        let line = code[..found].rsplit('\n').next().unwrap_or_default();
+        let handed_on = line.trim_start().starts_with("pub");
         let mut tree = Vec::new();
         at = from + path_tree(&code[from..], &mut Vec::new(), &mut tree).max(1);
         for path in tree {
             let up = path.iter().take_while(|name| *name == "super").count();
-            paths.push(match path.first().map(String::as_str) {
+            let path = match path.first().map(String::as_str) {
                 Some("crate") => path[1..].to_vec(),
                 Some("self") => [module, &path[1..]].concat(),
                 _ => [&module[..module.len().saturating_sub(up)], &path[up..]].concat(),
-            });
+            };
+            paths.push(Named { path, handed_on });
         }
     }
     paths

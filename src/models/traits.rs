@@ -54,7 +54,7 @@ pub(crate) fn statistics(frames: &Tensor) -> Result<Tensor, TchError> {
 /// A batch of encoded clips.
 #[derive(Debug)]
 pub struct Encoded {
-    /// `[B, T, D]`, in the encoder's kind; what lies beyond a row's length is zero.
+    /// `[B, T, D]`, in the encoder's dtype; what lies beyond a row's length is zero.
     pub features: Tensor,
     /// Valid frames of each row.
     pub lengths: Vec<i64>,

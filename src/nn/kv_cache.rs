@@ -28,7 +28,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache in `kind` on `device`.
+    /// An empty cache in `dtype` on `device`.
     pub fn new(shape: KvCacheShape, dtype: Kind, device: Device) -> Self {
         Self {
             own: KvBuffer::new(shape, shape.capacity, dtype, device),
@@ -42,7 +42,7 @@ impl KvCache {
         self.own.lengths.len()
     }
 
-    /// The kind that keys and values are kept in.
+    /// The dtype that keys and values are kept in.
     pub fn kind(&self) -> Kind {
         (self.own.layers.first()).map_or(Kind::Float, |(keys, _)| keys.kind())
     }
@@ -249,7 +249,7 @@ impl KvCache {
     /// [`append`](Self::append).
     ///
     /// # Shapes
-    /// `queries` `[B, N, 1, head_dim]` → `[B, 1, N·head_dim]`, in the cache's kind. `bias`, added to the
+    /// `queries` `[B, N, 1, head_dim]` → `[B, 1, N·head_dim]`, in the cache's dtype. `bias`, added to the
     /// scores, broadcasts to `[B, N, 1, longest]` and hides what a row may not see ([`StepPlan::mask`]).
     pub fn attend(
         &self,

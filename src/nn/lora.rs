@@ -25,7 +25,7 @@ pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What peft puts before the base model's own names.
 const NAME_PREFIX: &str = "base_model.model";
 
-/// The two matrices of one projection, in the kind they are multiplied in.
+/// The two matrices of one projection, in the dtype they are multiplied in.
 #[derive(Debug)]
 struct Pair {
     /// `[rank, inputs]`.
@@ -112,7 +112,7 @@ impl LoraSet {
     /// What the adapter of `path` adds to its projection's output; none where it has no adapter.
     ///
     /// # Shapes
-    /// `input` `[.., inputs]` → `[.., outputs]`, in the input's kind.
+    /// `input` `[.., inputs]` → `[.., outputs]`, in the input's dtype.
     pub fn delta(&self, path: &str, input: &Tensor) -> Option<Tensor> {
         let pair = self.pairs.get(path)?;
         let dtype = input.kind();
@@ -128,7 +128,7 @@ impl LoraSet {
     }
 
     /// An independent, frozen copy for serving: what is trained afterwards does not change it. The matrices
-    /// are held in `kind`, so that no step has to convert them.
+    /// are held in `dtype`, so that no step has to convert them.
     pub fn snapshot(&self, dtype: Kind, device: Device) -> Result<Self, LoraError> {
         let _no_grad = tch::no_grad_guard();
         let mut copy = Self::new(self.config.clone(), &self.sites, device)?;

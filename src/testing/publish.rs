@@ -12,8 +12,8 @@ use crate::models::{EncoderInfo, LanguageModelInfo};
 use crate::registry::{Draft, Expected, Registry, identify};
 use crate::training::config::TrainingConfig;
 
-/// Publishes an untrained adapter between two of the [`TinyModels`](super::TinyModels) in a registry folder, and
-/// promotes it.
+/// Publishes an untrained adapter between two of the [`TinyModels`](super::TinyModels) in a registry folder,
+/// and promotes it.
 ///
 /// # Panics
 /// When a file cannot be read or written: tests have nothing better to do.

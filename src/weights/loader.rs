@@ -16,7 +16,7 @@ use super::{Mismatch, Misshapen, Mistyped, WeightsError};
 /// at a time.
 const ALIAS_BYTES: usize = 4 << 20;
 impl Checkpoint {
-    /// Starts an exact load: every floating-point tensor arrives on `device` as `kind`.
+    /// Starts an exact load: every floating-point tensor arrives on `device` as `dtype`.
     pub fn loader(&self, device: Device, dtype: Kind) -> Loader<'_> {
         Loader {
             checkpoint: self,
@@ -53,7 +53,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// The tensor `name`, which the model declares with `shape`, on the loader's device in its float kind.
+    /// The tensor `name`, which the model declares with `shape`, on the loader's device in its float dtype.
     ///
     /// A placeholder of zeros comes back on failure; [`finish`](Self::finish) then fails and the model is
     /// dropped.
@@ -61,7 +61,7 @@ impl<'a> Loader<'a> {
         self.take_as(name, shape, self.dtype)
     }
 
-    /// As [`take`](Self::take), in a kind of its own (a norm kept in f32 beside bf16 matrices).
+    /// As [`take`](Self::take), in a dtype of its own (a norm kept in f32 beside bf16 matrices).
     pub fn take_as(&mut self, name: &str, shape: &[i64], dtype: Kind) -> Tensor {
         let Some((entry, source_kind)) = self.find(name, shape) else {
             return placeholder(shape, dtype);
@@ -242,7 +242,7 @@ fn placeholder(shape: &[i64], dtype: Kind) -> Tensor {
     zero.f_expand(shape, false).unwrap_or(zero)
 }
 
-/// The torch kind of a floating-point element type; `None` for integers, booleans and scaled formats.
+/// The dtype of a floating-point element type; `None` for integers, booleans and scaled formats.
 fn float_kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::F32 => Some(Kind::Float),

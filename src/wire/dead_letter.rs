@@ -10,8 +10,8 @@ use super::{OutgoingRecord, Record};
 
 /// Header that holds the [`Reason`].
 pub const REASON_HEADER: &str = "speechverse_reason";
-/// Header that says how often the record was tried; on a record of an input topic, which attempt it is. Absent:
-/// the first.
+/// Header that says how often the record was tried; on a record of an input topic, which attempt it is.
+/// Absent: the first.
 pub const ATTEMPTS_HEADER: &str = "speechverse_attempts";
 /// Header that says from when on trying again makes sense (RFC 3339), where the reason
 /// [can heal](Reason::can_heal).

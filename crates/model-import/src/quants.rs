@@ -240,8 +240,8 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// Scale and minimum of each of the eight groups of a `Q4_K` or `Q5_K` block: 6-bit integers in 12 bytes, times
-/// the block's own two.
+/// Scale and minimum of each of the eight groups of a `Q4_K` or `Q5_K` block: 6-bit integers in 12 bytes,
+/// times the block's own two.
 fn group_scales(block: &[u8]) -> [(f32, f32); 8] {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let group = |of_scale: u8, of_minimum: u8| (scale * f32::from(of_scale), minimum * f32::from(of_minimum));

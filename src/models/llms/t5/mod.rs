@@ -107,7 +107,7 @@ impl Parts {
 impl T5 {
     /// Loads a model folder in the Hugging Face layout, exactly: every tensor found, none left over.
     ///
-    /// `kind` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
+    /// `dtype` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
     ///
     /// # Errors
     /// [`ModelError`] when `config.json` cannot be used or the checkpoint does not fit it.
