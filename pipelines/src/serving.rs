@@ -450,7 +450,10 @@ fn encoder_args(
     clock: &Clock,
 ) -> EncoderArgs {
     let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
-    let batch_windows_max = settings.encoder.batch_windows_max;
+    let (batch_windows_max, cache_bytes_max) = (
+        settings.encoder.batch_windows_max,
+        settings.encoder.cache_bytes_max,
+    );
     EncoderArgs {
         config: settings.encoder.clone(),
         queue_max: settings.kafka.in_flight_records_max,
@@ -460,7 +463,7 @@ fn encoder_args(
         build: Arc::new(move || {
             configure_threads(model.threads);
             let encoder = open_encoder(&model.encoder, Window::Clip, &placement)?;
-            let extractor = FeatureExtractor::new(encoder, batch_windows_max);
+            let extractor = FeatureExtractor::new(encoder, batch_windows_max).with_cache(cache_bytes_max);
             extractor.warm_up(&current.get())?;
             Ok(extractor)
         }),

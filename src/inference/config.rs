@@ -180,6 +180,9 @@ pub struct EncoderConfig {
     pub batch_windows_max: usize,
     /// Longest an utterance waits for company, milliseconds.
     pub batch_wait_ms_max: u64,
+    /// Bytes of features that are kept, so that a second request about the same sound skips the encoder; 0
+    /// keeps none.
+    pub cache_bytes_max: usize,
 }
 
 impl Default for EncoderConfig {
@@ -187,6 +190,7 @@ impl Default for EncoderConfig {
         Self {
             batch_windows_max: 8,
             batch_wait_ms_max: 5,
+            cache_bytes_max: 64 << 20, // 64 MiB: ten minutes of Whisper base's features in f32
         }
     }
 }
@@ -194,7 +198,8 @@ impl Default for EncoderConfig {
 impl EncoderConfig {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("encoder.batch_windows_max", self.batch_windows_max, 1, 256)?;
-        ConfigError::range("encoder.batch_wait_ms_max", self.batch_wait_ms_max, 0, 10_000)
+        ConfigError::range("encoder.batch_wait_ms_max", self.batch_wait_ms_max, 0, 10_000)?;
+        ConfigError::range("encoder.cache_bytes_max", self.cache_bytes_max, 0, 1 << 36)
     }
 }
 

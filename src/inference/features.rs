@@ -5,13 +5,16 @@
 //! promotion gate all come through here, so they hear the same.
 
 use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
+use super::recent_features::{ClipKey, RecentFeatures};
 use crate::models::adapter::AdapterSnapshot;
 use crate::models::{EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use crate::telemetry::metrics;
 
 /// A clip to be encoded.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +48,7 @@ impl Features {
         let frames: Vec<&Tensor> = windows.iter().map(|window| &window.frames).collect();
         let frames = Tensor::f_cat(&frames, 0)?.f_contiguous()?;
         if let [only] = windows {
-            let statistics = only.statistics.f_contiguous()?;
+            let statistics = only.statistics.copy();
             return Ok(Self { frames, statistics });
         }
         // Mean and mean square of the whole are those of the windows, by their share of the frames.
@@ -71,6 +74,7 @@ pub struct FeatureExtractor<E = Box<dyn SpeechEncoder>> {
     encoder: E,
     info: EncoderInfo,
     batch_windows_max: usize,
+    recent: RefCell<RecentFeatures>,
 }
 
 impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
@@ -81,7 +85,15 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             info: borrowed.info(),
             encoder,
             batch_windows_max: batch_windows_max.max(1),
+            recent: RefCell::new(RecentFeatures::new(0)),
         }
+    }
+
+    /// Keeps at most `bytes_max` bytes of the features of the clips that were encoded last; a clip with the
+    /// same samples and layer mix is not encoded again.
+    pub fn with_cache(mut self, bytes_max: usize) -> Self {
+        self.recent = RefCell::new(RecentFeatures::new(bytes_max));
+        self
     }
 
     /// The encoder's sizes.
@@ -117,9 +129,37 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         batches
     }
 
-    /// Features of each clip. Where a batch fails, by an error or by a
-    /// panic, its clips are tried one by one, so that only those at fault have an error.
+    /// Features of each clip. Where a batch fails, by an error or by a panic, its clips are tried one by one,
+    /// so that only those at fault have an error.
     pub fn extract(&self, clips: &[Clip<'_>]) -> Vec<Result<Features, ModelError>> {
+        let mut recent = self.recent.borrow_mut();
+        if !recent.is_enabled() {
+            return self.encode(clips);
+        }
+        let keys: Vec<ClipKey> = clips.iter().map(ClipKey::new).collect();
+        let found: Vec<Option<Features>> = keys.iter().map(|key| recent.get(key)).collect();
+        let missing = || (0..clips.len()).filter(|at| found[*at].is_none());
+        let to_encode: Vec<Clip<'_>> = missing().map(|at| clips[at]).collect();
+        metrics::encoder_cache(clips.len() - to_encode.len(), to_encode.len());
+        let encoded = match to_encode.is_empty() {
+            true => Vec::new(),
+            false => self.encode(&to_encode),
+        };
+        for (at, features) in missing().zip(&encoded) {
+            if let Ok(features) = features {
+                recent.put(keys[at], features);
+            }
+        }
+        let mut encoded = encoded.into_iter();
+        let mut next = || encoded.next().expect("one result for each missing clip");
+        found
+            .into_iter()
+            .map(|found| found.map_or_else(&mut next, Ok))
+            .collect()
+    }
+
+    /// As [`extract`](Self::extract), without the cache.
+    fn encode(&self, clips: &[Clip<'_>]) -> Vec<Result<Features, ModelError>> {
         match self.run(clips) {
             Ok(features) => features.into_iter().map(Ok).collect(),
             Err(error) if clips.len() > 1 => {

@@ -21,6 +21,7 @@ mod features;
 mod generator;
 pub mod grammar;
 mod options;
+mod recent_features;
 mod request;
 pub mod sampling;
 mod scheduler;

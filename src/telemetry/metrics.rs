@@ -83,6 +83,10 @@ fn describe() {
         "Dead letters acknowledged by the broker, by reason and stage."
     );
     describe_counter!("speechverse_audio_seconds_total", "Seconds of audio admitted.");
+    describe_counter!(
+        "speechverse_encoder_cache_total",
+        "Clips that the encoder's cache held (hit) and did not hold (miss)."
+    );
     describe_histogram!(
         "speechverse_audio_clip_seconds",
         "Length of admitted clips, seconds."
@@ -225,6 +229,7 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
     for outcome in ["stored", "duplicate", "refused"] {
         counter!("speechverse_store_puts_total", "outcome" => outcome).increment(0);
     }
+    encoder_cache(0, 0);
     for kind in ["answer", "dead_letter", "event"] {
         counter!("speechverse_records_refused_total", "kind" => kind).increment(0);
     }
@@ -289,6 +294,12 @@ pub fn stage_restarted(stage: &'static str) {
 /// The encoder ran one batch.
 pub fn encoder_batch(rows: usize) {
     histogram!("speechverse_encoder_batch_rows").record(rows as f64);
+}
+
+/// The encoder was asked for clips, of which so many were found in its cache and so many were not.
+pub fn encoder_cache(hits: usize, misses: usize) {
+    counter!("speechverse_encoder_cache_total", "outcome" => "hit").increment(hits as u64);
+    counter!("speechverse_encoder_cache_total", "outcome" => "miss").increment(misses as u64);
 }
 
 /// The decoder took one step that added a token to each of `answers` answers.

@@ -44,6 +44,28 @@ impl SpeechEncoder for FailingEncoder {
     }
 }
 
+/// Counts the clips that reach it.
+struct CountingEncoder(Box<dyn SpeechEncoder>, std::cell::Cell<usize>);
+
+impl SpeechEncoder for CountingEncoder {
+    fn info(&self) -> EncoderInfo {
+        self.0.info()
+    }
+
+    fn frames(&self, samples: usize) -> i64 {
+        self.0.frames(samples)
+    }
+
+    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, crate::models::ModelError> {
+        self.0.hidden_states(clips)
+    }
+
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, crate::models::ModelError> {
+        self.1.set(self.1.get() + clips.len());
+        self.0.encode(clips, mix)
+    }
+}
+
 fn engine(models: &TinyModels, slots: usize) -> (Engine, AdapterSnapshot) {
     let placement = Placement::reference();
     let encoder = open_encoder(&models.encoder, Window::Clip, &placement).unwrap();
@@ -230,4 +252,37 @@ fn features_of_a_long_clip_are_those_of_its_windows_as_one() {
     assert_eq!(found.frames.size()[0], hidden.lengths[0]);
     let difference = found.statistics - hidden.statistics().unwrap().get(0);
     assert!(difference.abs().max().double_value(&[]) < 1e-4);
+}
+
+#[test]
+fn a_clip_that_was_encoded_before_is_not_encoded_again_and_has_the_same_features() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = TinyModels::write(folder.path(), 7);
+    let placement = Placement::reference();
+    let (_, adapter) = engine(&models, 1);
+    let counting = CountingEncoder(
+        open_encoder(&models.encoder, Window::Clip, &placement).unwrap(),
+        std::cell::Cell::new(0),
+    );
+    let extractor = FeatureExtractor::<&dyn SpeechEncoder>::new(&counting, 4).with_cache(1 << 20);
+    let (first, second) = (clip(1, 9_000), clip(2, 5_000));
+    let of = |samples| Clip {
+        samples,
+        adapter: &adapter,
+    };
+    let before: Vec<_> = extractor
+        .extract(&[of(&first)])
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+
+    let found: Vec<_> = (extractor.extract(&[of(&second), of(&first), of(&second[..4_000])]))
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+
+    assert_eq!(counting.1.get(), 3);
+    assert_eq!(found[1].frames, before[0].frames);
+    assert_eq!(found[1].statistics, before[0].statistics);
+    assert_ne!(found[0].frames.size(), found[2].frames.size());
 }
