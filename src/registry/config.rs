@@ -16,7 +16,7 @@ pub struct AdaptersConfig {
     pub version: String,
     /// A shipped adapter folder that an empty registry starts from; empty: an empty registry is an error.
     pub seed: PathBuf,
-    /// Prefix of the names of new versions: `demo` makes `demo-0002`.
+    /// Prefix of the names of new versions: `demo` makes `demo-0003`.
     pub prefix: String,
 }
 
@@ -25,7 +25,7 @@ impl Default for AdaptersConfig {
         Self {
             dir: "data/adapters".into(),
             version: String::new(),
-            seed: "configs/adapters/demo-0002".into(),
+            seed: "configs/adapters/demo-0003".into(),
             prefix: "demo".to_owned(),
         }
     }
