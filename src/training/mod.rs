@@ -43,6 +43,7 @@ pub mod prompt_variants;
 mod run;
 pub mod schedule;
 pub mod stage;
+pub mod summary;
 pub mod trainer_config;
 
 pub use control::{Control, Yield};

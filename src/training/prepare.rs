@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::TrainingError;
 use super::example::Example;
 use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
+use super::summary::LabelTarget;
 use crate::inference::speech_llm::SpeechLlm;
 use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};
@@ -20,6 +21,8 @@ pub struct Sample {
     pub answer: Vec<i64>,
     /// Tokens for CTC: those of what was said, none of them where nothing was; absent where it is not known.
     pub ctc: Option<Vec<i64>>,
+    /// Its answer among the labels of its task, where it is one label.
+    pub label: Option<LabelTarget>,
     /// The ways in which it can be asked.
     pub variants: PromptVariants,
     /// Its tasks, each with the metric that its answers are judged by.
@@ -94,6 +97,7 @@ pub fn prepare(
             _ => example.text.as_deref().map(plain_target),
         };
         let ctc = said.map(|said| llm.spoken_ids(&said)).transpose()?;
+        let label = label_target(&example, &tasks, llm)?;
         let metrics = match &layout {
             None => vec![(example.task.clone(), tasks.metric_of(&example.task))],
             Some(layout) => (layout.fields().iter())
@@ -105,11 +109,34 @@ pub fn prepare(
             example,
             answer,
             ctc,
+            label,
             variants,
             metrics,
         });
     }
     Ok(prepared)
+}
+
+/// A sample's answer among its labels, as tokens; none where the task's answer is no single label.
+fn label_target(
+    example: &Example,
+    tasks: &TaskCatalog,
+    llm: &SpeechLlm,
+) -> Result<Option<LabelTarget>, TrainingError> {
+    let Some(task) = (tasks.file_of(&example.task)).filter(|task| task.answer.format == AnswerFormat::Label)
+    else {
+        return Ok(None);
+    };
+    let labels = example.variables.labels.as_ref().unwrap_or(&task.labels);
+    let right = (labels.iter()).position(|label| label.name.to_lowercase() == example.target);
+    let tokens = (labels.iter())
+        .map(|label| llm.spoken_ids(&label.name))
+        .collect::<Result<Vec<_>, _>>()?;
+    let usable = tokens.iter().all(|tokens| !tokens.is_empty());
+    Ok(right.filter(|_| usable).map(|right| LabelTarget {
+        labels: tokens,
+        right,
+    }))
 }
 
 /// The answer as it is taught, or why there is none.

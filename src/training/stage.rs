@@ -10,6 +10,7 @@ use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
 use super::networks::Networks;
 use super::prepare::Sample;
+use super::summary::{LabelTarget, summary_loss};
 use crate::inference::speech_llm::Learned;
 use crate::inference::{Features, hidden_states};
 use crate::models::Encoded;
@@ -129,7 +130,9 @@ impl<'a> StageRunner<'a> {
         let mut parameters = Vec::new();
         for (name, tensor) in learned.adapter.variables() {
             let rests = (name.starts_with("ctc.") && !with_ctc(self.config))
-                || (name.starts_with("summary.") && self.config.kind == StageKind::CtcAlign)
+                || (name.starts_with("summary.")
+                    && self.config.kind == StageKind::CtcAlign
+                    && self.config.summary_tasks.is_empty())
                 || (name == "mix.weight" && self.features.is_some());
             if rests {
                 continue;
@@ -193,8 +196,9 @@ impl<'a> StageRunner<'a> {
         let mut targets: Vec<Option<Vec<i64>>> = samples.iter().map(classes).collect();
         // CTC alone cannot use a row whose tokens are no classes; leave it out before any work is done on it.
         let ctc_alone = self.config.kind == StageKind::CtcAlign;
+        let label = |row: usize| self.label_of(samples[row]);
         let keep: Vec<usize> = (0..samples.len())
-            .filter(|row| !ctc_alone || targets[*row].is_some())
+            .filter(|row| !ctc_alone || targets[*row].is_some() || label(*row).is_some())
             .collect();
         if keep.is_empty() {
             return Ok(None);
@@ -218,10 +222,22 @@ impl<'a> StageRunner<'a> {
             Some(head) => ctc_loss(head, &adapted, &targets)?,
             None => None,
         };
+        let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
+        let aligned = match learned.adapter.summary(&statistics)? {
+            Some(summary) => {
+                let table = self.networks.speech_llm.llm().embedding_table();
+                summary_loss(&summary.f_squeeze_dim(1)?, &labels, &table)?
+            }
+            None => None,
+        };
         if ctc_alone {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
             let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-            return Ok(ctc.map(|loss| BatchLoss {
+            let loss = match (ctc, aligned) {
+                (Some(ctc), Some(aligned)) => Some(ctc + aligned),
+                (ctc, aligned) => ctc.or(aligned),
+            };
+            return Ok(loss.map(|loss| BatchLoss {
                 loss,
                 tokens,
                 rows: keep.len(),
@@ -233,15 +249,24 @@ impl<'a> StageRunner<'a> {
         let heard = learned.adapter.positions(&adapted, &statistics)?;
         let prompts = llm.prompts(&heard.positions, &heard.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
-        let loss = match ctc {
-            Some(ctc) => found.loss + ctc * self.config.ctc_weight,
-            None => found.loss,
-        };
+        let mut loss = found.loss;
+        if let Some(ctc) = ctc {
+            loss += ctc * self.config.ctc_weight;
+        }
+        if let Some(aligned) = aligned {
+            loss += aligned;
+        }
         Ok(Some(BatchLoss {
             loss,
             tokens: found.tokens,
             rows: keep.len(),
         }))
+    }
+
+    /// The label that the summary of a sample's clip is aligned with in this stage.
+    fn label_of<'s>(&self, sample: &'s Sample) -> Option<&'s LabelTarget> {
+        let task = &sample.example.task;
+        (sample.label.as_ref()).filter(|_| self.config.summary_tasks.contains(task))
     }
 
     /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in it

@@ -121,6 +121,7 @@ impl Harness {
             config: EncoderConfig {
                 batch_windows_max,
                 batch_wait_ms_max,
+                cache_bytes_max: 0,
             },
             queue_max,
             bulk_share: 0.0,

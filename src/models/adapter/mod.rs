@@ -430,6 +430,29 @@ impl SpeechAdapter {
         })
     }
 
+    /// The position of each whole clip, where the adapter makes one.
+    ///
+    /// # Shapes
+    /// `statistics` `[B, L+1, 2D]` → `[B, 1, H]` f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for statistics of another shape.
+    pub fn summary(&self, statistics: &Tensor) -> Result<Option<Tensor>, ModelError> {
+        let Some(summary) = &self.summary else {
+            return Ok(None);
+        };
+        let expected = [self.config.encoder_layers + 1, 2 * self.config.encoder_width];
+        let size = statistics.size();
+        if size.len() != 3 || size[1..] != expected {
+            return Err(ModelError::Shape {
+                what: "statistics of hidden states",
+                expected: format!("[B, {}, {}]", expected[0], expected[1]),
+                found: size,
+            });
+        }
+        Ok(Some(summary.forward(statistics)?))
+    }
+
     /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean
     /// of each CTC segment, behind the position of the whole clip where there is one. At least one position
     /// for each row.
@@ -453,17 +476,15 @@ impl SpeechAdapter {
                 });
             }
         };
-        if let Some(summary) = &self.summary {
-            let (rows, states) = (adapted.positions.size()[0], self.config.encoder_layers + 1);
-            let expected = [rows, states, 2 * self.config.encoder_width];
-            if statistics.size() != expected {
+        if let Some(summary) = self.summary(statistics)? {
+            if summary.size()[0] != positions.size()[0] {
                 return Err(ModelError::Shape {
                     what: "statistics of hidden states",
-                    expected: format!("{expected:?}"),
+                    expected: format!("{} rows", positions.size()[0]),
                     found: statistics.size(),
                 });
             }
-            positions = Tensor::f_cat(&[summary.forward(statistics)?, positions], 1)?; // [B, 1+P', H]
+            positions = Tensor::f_cat(&[summary, positions], 1)?; // [B, 1+P', H]
             for length in &mut lengths {
                 *length += 1;
             }

@@ -111,6 +111,10 @@ pub struct StageConfig {
     /// Weight of the CTC loss beside the next-token loss; 0: none. Means nothing in a `ctc_align` stage.
     #[serde(default)]
     pub ctc_weight: f64,
+    /// Tasks whose right label the summary of a clip is aligned with, by a loss of its own beside the others
+    /// ([`summary`](crate::training::summary)).
+    #[serde(default)]
+    pub summary_tasks: Vec<String>,
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
@@ -150,6 +154,7 @@ impl StageConfig {
             beta2: Self::default_beta2(),
             weight_decay: Self::default_weight_decay(),
             ctc_weight: 0.0,
+            summary_tasks: Vec::new(),
             augment: Self::default_augment(),
             cached: false,
             tasks: None,
