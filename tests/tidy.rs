@@ -46,10 +46,6 @@ const LINES_MAX: usize = 500;
 /// Files that are longer, and why they are one thought.
 const LONG_FILES: &[(&str, &str)] = &[
     (
-        "pipelines/src/commands/clients.rs",
-        "to be split: publish, results, labels and orders are four thoughts",
-    ),
-    (
         "pipelines/src/serving.rs",
         "the table of stages, with everything that each of them is given",
     ),

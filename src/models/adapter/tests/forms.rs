@@ -1,0 +1,241 @@
+//! What the language model reads: frames, CTC segments, summary; residual blocks; changes of form.
+
+use super::*;
+
+/// An adapter of the given form with a bound head over tokens 2, 0 and 5 of a table of 9.
+fn segmenting(positions: Positions, summary: bool) -> SpeechAdapter {
+    let config = AdapterConfig {
+        positions,
+        summary,
+        residual_blocks: 2,
+        activation: Activation::Gelu,
+        ..config(LayerMix::Last)
+    };
+    let mut adapter = SpeechAdapter::new(config, 0.5, 4, Device::Cpu).unwrap();
+    adapter.set_ctc_classes(vec![2, 0, 5], 5).unwrap();
+    adapter.bind(&table()).unwrap();
+    adapter
+}
+
+fn table() -> Tensor {
+    (Tensor::arange(9 * 8, (Kind::Float, Device::Cpu)) * 1.7)
+        .sin()
+        .view([9, 8])
+}
+
+/// Statistics of the hidden states of `rows` clips, `[B, L+1, 2D]`.
+fn statistics(rows: i64) -> Tensor {
+    let states = config(LayerMix::Last).encoder_layers + 1;
+    (Tensor::arange(rows * states * 12, (Kind::Float, Device::Cpu)) * 1.1)
+        .sin()
+        .view([rows, states, 12])
+}
+
+fn noise(rows: i64, frames: i64) -> Tensor {
+    (Tensor::arange(rows * frames * 6, (Kind::Float, Device::Cpu)) * 0.9)
+        .sin()
+        .view([rows, frames, 6])
+        * 3.0
+}
+
+#[test]
+fn positions_of_every_form_are_the_same_alone_and_in_a_padded_batch() {
+    let features = noise(3, 40);
+    let lengths = [40, 23, 9];
+    for positions in [Positions::Frames, Positions::CtcSegments] {
+        for summary in [false, true] {
+            let adapter = segmenting(positions, summary);
+            let frames = adapter.forward(&features, &lengths).unwrap();
+            let together = adapter.positions(&frames, &statistics(3)).unwrap();
+
+            for (row, length) in lengths.into_iter().enumerate() {
+                let own = features.narrow(0, row as i64, 1).narrow(1, 0, length);
+                let frames = adapter.forward(&own, &[length]).unwrap();
+                let of_row = statistics(3).narrow(0, row as i64, 1);
+                let alone = adapter.positions(&frames, &of_row).unwrap();
+                let count = together.lengths[row];
+
+                assert!(
+                    count >= 1 && alone.lengths == [count],
+                    "{positions:?} {summary} {row}"
+                );
+                let there = together.positions.get(row as i64).narrow(0, 0, count);
+                let difference = there - alone.positions.get(0).narrow(0, 0, count);
+                assert!(largest(&difference) < 1e-5, "{positions:?} {summary} {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_whole_clip() {
+    let features = noise(2, 10).repeat_interleave_self_int(6, 1, None); // sounds that last
+    let lengths = [60, 41];
+    for summary in [false, true] {
+        let adapter = segmenting(Positions::CtcSegments, summary);
+        let frames = adapter.forward(&features, &lengths).unwrap();
+        let heard = adapter.ctc_head().unwrap().read(&frames).unwrap();
+
+        let positions = adapter.positions(&frames, &statistics(2)).unwrap();
+
+        assert!(heard.iter().any(|tokens| tokens.len() > 1), "{heard:?}");
+        for (tokens, length) in heard.iter().zip(&positions.lengths) {
+            let expected = if summary {
+                tokens.len() + 1
+            } else {
+                tokens.len().max(1)
+            };
+            assert_eq!(*length, expected as i64);
+        }
+        assert!(frames.positions.size()[1] > positions.positions.size()[1]);
+    }
+}
+
+#[test]
+fn a_summary_depends_on_the_statistics_and_on_nothing_else() {
+    let adapter = segmenting(Positions::Frames, true);
+    let summary = |features: &Tensor, statistics: &Tensor| {
+        let frames = adapter.forward(features, &[20]).unwrap();
+        let positions = adapter.positions(&frames, statistics).unwrap();
+        positions.positions.narrow(1, 0, 1)
+    };
+    let (first, second) = (noise(1, 20), noise(1, 20) * 0.5);
+
+    let found = summary(&first, &statistics(1));
+
+    assert_eq!(found, summary(&second, &statistics(1)));
+    assert!(largest(&(found - summary(&first, &statistics(2).narrow(0, 1, 1)))) > 1e-2);
+    let frames = adapter.forward(&first, &[20]).unwrap();
+    let error = adapter.positions(&frames, &statistics(2)).unwrap_err();
+    assert!(error.to_string().contains("statistics"), "{error}");
+}
+
+#[test]
+fn a_fresh_residual_block_changes_nothing_and_learns() {
+    let plain = adapter(LayerMix::Last);
+    let wanted = AdapterConfig {
+        residual_blocks: 2,
+        ..plain.config().clone()
+    };
+    let snapshot = plain.snapshot("v").unwrap();
+    let with_blocks = snapshot.in_form(&wanted, 1.0, 9).unwrap().unwrap();
+    let with_blocks = SpeechAdapter::from_snapshot(&with_blocks, Device::Cpu, true).unwrap();
+
+    let found = with_blocks.forward(&noise(2, 30), &[30, 17]).unwrap();
+
+    let right = plain.forward(&noise(2, 30), &[30, 17]).unwrap();
+    assert_eq!(found.lengths, right.lengths);
+    assert_eq!(found.positions, right.positions);
+    found.positions.square().sum(Kind::Float).backward();
+    let gradient = with_blocks.variables()["residual.0.linear.weight"].grad();
+    assert!(largest(&gradient) > 0.0);
+}
+
+#[test]
+fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
+    let adapter = segmenting(Positions::CtcSegments, false);
+    let head = adapter.ctc_head().unwrap();
+    let (features, lengths) = (noise(2, 60), [60, 33]);
+    let frames = adapter.forward(&features, &lengths).unwrap();
+    let read = head.read(&frames).unwrap();
+
+    let scorers = PrefixScorer::new(head, &frames).unwrap();
+
+    let own = adapter
+        .forward(&features.narrow(0, 1, 1).narrow(1, 0, 33), &[33])
+        .unwrap();
+    let alone = PrefixScorer::new(head, &own).unwrap().remove(0);
+    assert!((alone.agreement(&read[1]) - scorers[1].agreement(&read[1])).abs() < 1e-4);
+    for (row, (scorer, read)) in scorers.iter().zip(&read).enumerate() {
+        assert!(read.iter().all(|token| scorer.heard().contains(token)));
+        assert!((0.0..=1.0).contains(&scorer.blank_share()));
+        // Any tokens will do: torch's CTC loss is the same sum over all alignments.
+        for tokens in [&read[..], &[], &[5], &[2, 2, 0]] {
+            let one = Adapted {
+                positions: frames.positions.narrow(0, row as i64, 1),
+                lengths: vec![frames.lengths[row]],
+            };
+            let classes = head.classes_of(tokens).unwrap();
+            let loss = head.loss(&one, &[classes]).unwrap().double_value(&[]);
+            let agreement = scorer.agreement(tokens);
+            assert!(
+                (agreement + loss).abs() < 1e-4 * loss.max(1.0),
+                "{tokens:?}: {agreement} {loss}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_version_keeps_its_form_and_one_without_it_has_the_papers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let adapter = segmenting(Positions::CtcSegments, true);
+    adapter.snapshot("a").unwrap().write(&path).unwrap();
+
+    let read = AdapterSnapshot::read("b", &path).unwrap();
+    let mut again = SpeechAdapter::from_snapshot(&read, Device::Cpu, false).unwrap();
+
+    assert_eq!(read.config(), adapter.config());
+    let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
+    assert!(
+        again.positions(&frames, &statistics(1)).is_err(),
+        "not bound to a table yet"
+    );
+    again.bind(&table()).unwrap();
+    let (was, is) = (
+        adapter.positions(&frames, &statistics(1)).unwrap(),
+        again.positions(&frames, &statistics(1)).unwrap(),
+    );
+    assert_eq!((was.lengths, was.positions), (is.lengths, is.positions));
+}
+
+#[test]
+fn a_form_can_change_and_nothing_else() {
+    let plain = adapter(LayerMix::Paper).snapshot("v").unwrap();
+    let wanted = AdapterConfig {
+        positions: Positions::CtcSegments,
+        residual_blocks: 1,
+        summary: true,
+        ..config(LayerMix::Paper)
+    };
+
+    let formed = plain.in_form(&wanted, 0.25, 7).unwrap().unwrap();
+
+    assert_eq!(*formed.config(), wanted);
+    let gain = formed.tensors()["summary.norm.weight"].floats().unwrap();
+    assert!(gain.iter().all(|value| *value == 0.25));
+    let back = formed.in_form(plain.config(), 1.0, 1).unwrap().unwrap();
+    assert!(back.same_content(&plain));
+    let other = AdapterConfig { kernel: 5, ..wanted };
+    assert!(plain.in_form(&other, 1.0, 1).unwrap().is_none());
+}
+
+#[test]
+fn segments_without_a_head_are_an_error_that_says_so() {
+    let config = AdapterConfig {
+        positions: Positions::CtcSegments,
+        ..config(LayerMix::Last)
+    };
+    let mut adapter = SpeechAdapter::new(config, 0.5, 4, Device::Cpu).unwrap();
+
+    let error = adapter.bind(&table()).unwrap_err().to_string();
+
+    assert!(error.contains("ctc_segments"), "{error}");
+    let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
+    assert!(adapter.positions(&frames, &statistics(1)).is_err());
+}
+
+#[test]
+fn a_head_serves_only_where_the_last_training_had_a_ctc_loss() {
+    let mut adapter = segmenting(Positions::Frames, false);
+    assert!(adapter.ctc_head().is_some() && adapter.trained_ctc_head().is_none());
+
+    adapter.set_ctc_trained(true);
+
+    assert!(adapter.trained_ctc_head().is_some());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    adapter.snapshot("v").unwrap().write(&path).unwrap();
+    assert!(AdapterSnapshot::read("v", &path).unwrap().config().ctc_trained);
+}
