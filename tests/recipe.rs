@@ -55,7 +55,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     .unwrap();
 
     assert_eq!((report.outcome.steps, report.outcome.skipped), (2 * stages, 0));
-    let registry = Registry::open(&folder.path().join("adapters")).unwrap();
+    let registry = Registry::open(folder.path().join("adapters")).unwrap();
     let loaded = registry.load(&report.version.unwrap()).unwrap();
     let form = loaded.adapter.config();
     assert!(form.ctc_trained && form.summary && form.positions == Positions::CtcSegments);

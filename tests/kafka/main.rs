@@ -409,6 +409,7 @@ fn config(bootstrap: String) -> KafkaConfig {
             control: topic("control"),
             events: topic("events"),
             dead_letters: topic("dead-letters"),
+            replies: Vec::new(),
         },
         commit_interval_ms: 100,
         session_timeout_ms: 30_000, // nobody here dies without leaving, and a busy machine may stall for seconds

@@ -11,12 +11,13 @@ use speechverse::config::Settings;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::wire::answer::Answer;
+use speechverse::wire::asyncapi;
 use speechverse::wire::control::{Command, Order};
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse::wire::{OutgoingRecord, Record};
 
 use super::{Failure, runtime};
-use crate::cli::{Broker, Given, Label, Results, Retrain};
+use crate::cli::{Broker, Given, Label, OptionalSettings, Results, Retrain};
 use crate::output;
 
 /// Longest wait for a broker that should be there.
@@ -194,6 +195,20 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
         output::line(&id)?;
         Ok(())
     })
+}
+
+pub(super) fn asyncapi(args: &OptionalSettings) -> Result<(), Failure> {
+    let topics = Settings::load(&args.config).map_err(Failure::usage)?.kafka.topics;
+    let document = asyncapi::document(&asyncapi::Addresses {
+        requests: &topics.requests,
+        results: &topics.results,
+        labels: &topics.labels,
+        control: &topics.control,
+        events: &topics.events,
+        dead_letters: &topics.dead_letters,
+    });
+    output::line(asyncapi::to_yaml(&document).trim_end())?;
+    Ok(())
 }
 
 pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {
