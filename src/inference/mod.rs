@@ -14,6 +14,7 @@
 //!
 //! Errors and panics belong to a request: they end it with an event, and no other.
 
+mod clip_features;
 pub mod config;
 mod engine;
 mod error;
@@ -28,9 +29,10 @@ mod scheduler;
 mod sequence;
 pub mod speech_llm;
 
+pub use clip_features::Features;
 pub use engine::{BorrowedEngine, Engine, Output};
 pub use error::InferenceError;
-pub use features::{Clip, FeatureExtractor, Features, hidden_states, windows};
+pub use features::{Clip, FeatureExtractor, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 pub use request::{EngineConfig, Event, GenerateRequest, Input};

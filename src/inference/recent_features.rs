@@ -4,22 +4,22 @@
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 
-use super::features::{Clip, Features};
+use super::clip_features::Features;
 
 /// Digest of a clip's samples and of the layer mix.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct ClipKey([u8; 32]);
 
 impl ClipKey {
-    pub(super) fn new(clip: &Clip<'_>) -> Self {
+    pub(super) fn new(samples: &[f32], mix: &[f32]) -> Self {
         let mut hash = Sha256::new();
-        for samples in clip.samples.chunks(4096) {
+        for samples in samples.chunks(4096) {
             let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
             hash.update(bytes);
         }
         // The number of samples parts them from the mix.
-        hash.update((clip.samples.len() as u64).to_le_bytes());
-        for weight in clip.adapter.mix_weights() {
+        hash.update((samples.len() as u64).to_le_bytes());
+        for weight in mix {
             hash.update(weight.to_le_bytes());
         }
         Self(hash.finalize().into())

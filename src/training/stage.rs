@@ -269,8 +269,8 @@ impl<'a> StageRunner<'a> {
         (sample.label.as_ref()).filter(|_| self.config.summary_tasks.contains(task))
     }
 
-    /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in it
-    /// yet is encoded and kept.
+    /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in
+    /// it yet is encoded and kept.
     fn encode(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Encoded, TrainingError> {
         let samples: Vec<&[f32]> = clips.iter().filter_map(|clip| clip.audio()).collect();
         let Some((cached, mix)) = &self.features else {

@@ -25,7 +25,8 @@ pub struct AdapterConfig {
     /// What stands between two blocks. Files of older versions do not say: nothing.
     #[serde(default)]
     pub activation: Activation,
-    /// Residual blocks behind the last convolution, before its norm. Files of older versions do not say: none.
+    /// Residual blocks behind the last convolution, before its norm. Files of older versions do not say:
+    /// none.
     #[serde(default)]
     pub residual_blocks: i64,
     /// What the language model reads. Files of older versions do not say: every frame.

@@ -2,9 +2,10 @@
 //!
 //! A layer mix over the encoder's states, then a chain of blocks (1-D convolution, layer norm; no activation
 //! unless the configuration names one) that brings 50 frames a second down to 12.5 frames of the language
-//! model's width, with residual blocks before the last norm if so configured. Padded frames are zeroed before each block, so a clip comes out the same alone and inside a
-//! padded batch. What the language model reads are these frames, or one position for each CTC segment of
-//! them; before it, if so configured, a position of the whole clip.
+//! model's width, with residual blocks before the last norm if so configured. Padded frames are zeroed before
+//! each block, so a clip comes out the same alone and inside a padded batch. What the language model reads
+//! are these frames, or one position for each CTC segment of them; before it, if so configured, a position of
+//! the whole clip.
 //!
 //! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by
 //! zeros; the paper's parameter totals say so. One departure, in initial values only: the last norm's gain

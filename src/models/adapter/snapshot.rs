@@ -89,7 +89,8 @@ impl AdapterSnapshot {
 
     /// The same values in another form: what the language model reads may change, and residual blocks and a
     /// position of the whole clip may come (with fresh values, see
-    /// [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in anything else.
+    /// [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in anything
+    /// else.
     ///
     /// # Errors
     /// [`ModelError`] when fresh values cannot be made.
