@@ -323,6 +323,16 @@ pub fn record_refused(kind: &'static str) {
     counter!("speechverse_records_refused_total", "kind" => kind).increment(1);
 }
 
+/// A Kafka transaction was `committed`, `aborted`, or `abandoned` with a producer that failed for good.
+pub fn transaction_ended(outcome: &'static str) {
+    counter!("speechverse_kafka_transactions_total", "outcome" => outcome).increment(1);
+}
+
+/// A record was read that had been answered before a restart or a rebalance, and was passed over.
+pub fn record_answered_before() {
+    counter!("speechverse_kafka_records_answered_before_total").increment(1);
+}
+
 /// Samples that the store holds for a task and split.
 pub fn store_samples(task: &str, split: &'static str, samples: usize) {
     gauge!("speechverse_store_samples", "task" => task.to_owned(), "split" => split).set(samples as f64);
