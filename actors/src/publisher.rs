@@ -19,7 +19,9 @@ use speechverse::kafka::config::TopicsConfig;
 use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
 use speechverse::telemetry::{StageItem, metrics};
 use speechverse::util::{Clock, Ticks};
-use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
+use speechverse::wire::dead_letter::{
+    HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Reason, Rejection, Stage, VALUE_OMITTED_HEADER, dead_letter,
+};
 use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
@@ -33,13 +35,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often the producer is looked at while nothing is sent.
 const PRODUCER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Header of a record whose value the broker refuses: how many bytes it had.
-pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
-/// Header of a record that the broker refuses even so: how many headers were left out.
-pub const HEADERS_OMITTED_HEADER: &str = "speechverse_headers_omitted";
-/// Header of a record that the broker refuses even so: how many bytes its key had.
-pub const KEY_OMITTED_HEADER: &str = "speechverse_key_omitted";
 
 /// Headers that we add ourselves, at most; a dead letter's stand behind those of its record.
 const OWN_HEADERS_MAX: usize = 16;
@@ -261,7 +256,7 @@ impl Publisher {
             earlier,
         } = message;
         let item = StageItem::enter(Stage::Publish.as_str(), Duration::ZERO, &span);
-        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection));
+        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection, earlier.len()));
         let about = About::DeadLetter {
             record_offset: record.record_offset,
             earlier,
@@ -313,10 +308,11 @@ impl Publisher {
 }
 
 impl PublisherArgs {
-    fn dead_letter(&self, record: &Record, rejection: &Rejection) -> OutgoingRecord {
+    fn dead_letter(&self, record: &Record, rejection: &Rejection, earlier_chunks: usize) -> OutgoingRecord {
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
-        dead_letter(record, rejection, Arc::from(self.topics.dead_letters.as_str()))
+        let topic = Arc::from(self.topics.dead_letters.as_str());
+        dead_letter(record, rejection, earlier_chunks, topic, self.clock.time())
     }
 
     /// What becomes of a record that the broker does not take; `true` when it is over with it.
@@ -326,7 +322,7 @@ impl PublisherArgs {
                 metrics::record_refused("answer");
                 let message = format!("the answer could not be published: {error}");
                 let rejection = Rejection::new(Reason::AnswerRefused, Stage::Publish, message);
-                let letter = self.dead_letter(&record, &rejection);
+                let letter = self.dead_letter(&record, &rejection, earlier.len());
                 match self.deliver(letter, stopping).await {
                     Delivery::Acknowledged => {
                         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());

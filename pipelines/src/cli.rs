@@ -8,6 +8,10 @@ use speechverse::config::Settings;
 use speechverse::inference::config::StrategyName;
 use speechverse::inference::{DecodeOptions, EarlyStopping};
 
+mod dead_letters;
+
+pub use dead_letters::{DeadLetterFilter, DeadLetters, Redrive};
+
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a
 /// living pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the
 /// result in.
@@ -34,6 +38,9 @@ pub enum Command {
     Label(Label),
     /// Order a fine-tuning cycle.
     Retrain(Retrain),
+    /// Look into the records that could not be answered, and publish them again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Run a curriculum from manifests, offline.
     Train(Train),
     /// Pre-train a BEST-RQ speech encoder on recordings without labels.

@@ -26,6 +26,7 @@ fn every_command_has_help() {
         "results",
         "label",
         "retrain",
+        "dead-letters",
         "train",
         "eval",
         "adapters",

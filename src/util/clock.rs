@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 /// The system's clock, or one that a test moves. Clones show the same time.
@@ -15,6 +16,7 @@ pub struct Clock {
 #[derive(Debug)]
 struct Manual {
     start: Instant,
+    start_time: Timestamp,
     advanced_ms: AtomicU64,
     moved: Notify,
 }
@@ -30,6 +32,7 @@ impl Clock {
         Self {
             manual: Some(Arc::new(Manual {
                 start: Instant::now(),
+                start_time: Timestamp::now(),
                 advanced_ms: AtomicU64::new(0),
                 moved: Notify::new(),
             })),
@@ -41,6 +44,14 @@ impl Clock {
         match &self.manual {
             None => Instant::now(),
             Some(manual) => manual.start + Duration::from_millis(manual.advanced_ms.load(Ordering::Acquire)),
+        }
+    }
+
+    /// The time of day now. The system's may jump; a manual clock's moves with [`Clock::advance`].
+    pub fn time(&self) -> Timestamp {
+        match &self.manual {
+            None => Timestamp::now(),
+            Some(manual) => manual.start_time + (self.now() - manual.start),
         }
     }
 
@@ -112,7 +123,7 @@ mod tests {
     #[tokio::test]
     async fn a_manual_clock_stands_still_until_it_is_moved_and_then_wakes_its_sleepers() {
         let clock = Clock::manual();
-        let before = clock.now();
+        let (before, time) = (clock.now(), clock.time());
         let sleeper = tokio::spawn({
             let clock = clock.clone();
             async move { clock.sleep(Duration::from_secs(3600)).await }
@@ -126,6 +137,7 @@ mod tests {
 
         sleeper.await.unwrap();
         assert_eq!(clock.now() - before, Duration::from_secs(3600));
+        assert_eq!(clock.time(), time + Duration::from_secs(3600));
     }
 
     /// Takes a tick that is due; otherwise cancels the waiting for it.

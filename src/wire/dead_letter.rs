@@ -1,8 +1,11 @@
 //! Records that cannot be answered, and why.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::headers::header;
+use jiff::Timestamp;
+
+use super::headers::{Headers, header};
 use super::{OutgoingRecord, Record};
 
 macro_rules! closed_list {
@@ -18,6 +21,11 @@ macro_rules! closed_list {
             /// Its name in headers, metrics and JSON.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// The member of that name.
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|member| member.as_str() == name)
             }
         }
     };
@@ -82,6 +90,26 @@ closed_list! {
     }
 }
 
+impl Reason {
+    /// Whether the same record may be answered later although nobody changes it: what was in its way may
+    /// pass. Every other reason lies in the record, or in a setting.
+    pub fn can_heal(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownSubject | Self::StoreRefused | Self::InternalError
+        )
+    }
+
+    /// How long to wait before a record that was tried `attempts` times is tried again: a minute, doubled
+    /// with each attempt up to an hour. `None` where waiting does not help.
+    pub fn back_off(self, attempts: u32) -> Option<Duration> {
+        const FIRST: Duration = Duration::from_secs(60);
+        const MAX: Duration = Duration::from_secs(3_600);
+        let doubled = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.can_heal().then(|| FIRST.saturating_mul(doubled).min(MAX))
+    }
+}
+
 closed_list! {
     /// Where in the graph something happened.
     Stage {
@@ -127,22 +155,53 @@ impl Rejection {
 
 /// Header that holds the [`Reason`].
 pub const REASON_HEADER: &str = "speechverse_reason";
+/// Header that says how often the record was tried; on a record of an input topic, which attempt it is. Absent:
+/// the first.
+pub const ATTEMPTS_HEADER: &str = "speechverse_attempts";
+/// Header that says from when on trying again makes sense (RFC 3339), where the reason
+/// [can heal](Reason::can_heal).
+pub const RETRY_AFTER_HEADER: &str = "speechverse_retry_after";
+/// Header that says for how many earlier chunks of its stream a dead letter stands without holding them.
+pub const EARLIER_CHUNKS_HEADER: &str = "speechverse_earlier_chunks";
+/// Header of a record whose value the broker refuses: how many bytes it had.
+pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
+/// Header of a record that the broker refuses even so: how many headers were left out.
+pub const HEADERS_OMITTED_HEADER: &str = "speechverse_headers_omitted";
+/// Header of a record that the broker refuses even so: how many bytes its key had.
+pub const KEY_OMITTED_HEADER: &str = "speechverse_key_omitted";
+
+/// Beginning of the names of Kafka Connect's headers about a record that could not be worked on.
+pub(super) const CONNECT_PREFIX: &str = "__connect.errors.";
 /// Longest message in a header, bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// The dead letter of a record: key, value and headers byte for byte, then the reason in Kafka Connect's
-/// headers.
+/// Which attempt a record is, from 1.
+pub fn attempts(headers: &[(String, Option<bytes::Bytes>)]) -> u32 {
+    let found = Headers::new(headers).parsed(ATTEMPTS_HEADER, "a number");
+    found.ok().flatten().unwrap_or(1)
+}
+
+/// The dead letter of a record at `time`: key, value and headers byte for byte, then the reason in Kafka
+/// Connect's headers and ours. `earlier_chunks` further records share its fate, the earlier chunks of its
+/// stream.
 ///
 /// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name
 /// counts.
-pub fn dead_letter(record: &Record, rejection: &Rejection, topic: Arc<str>) -> OutgoingRecord {
+pub fn dead_letter(
+    record: &Record,
+    rejection: &Rejection,
+    earlier_chunks: usize,
+    topic: Arc<str>,
+    time: Timestamp,
+) -> OutgoingRecord {
     let mut headers = record.headers.clone();
     let record_offset = &record.record_offset;
     let mut end = rejection.message.len().min(MESSAGE_BYTES_MAX);
     while !rejection.message.is_char_boundary(end) {
         end -= 1;
     }
-    let connect = |name: &str| format!("__connect.errors.{name}");
+    let attempts = attempts(&record.headers);
+    let connect = |name: &str| format!("{CONNECT_PREFIX}{name}");
     headers.extend([
         header(&connect("topic"), &*record_offset.topic),
         header(&connect("partition"), record_offset.partition.to_string()),
@@ -152,7 +211,13 @@ pub fn dead_letter(record: &Record, rejection: &Rejection, topic: Arc<str>) -> O
         header(&connect("exception.class.name"), rejection.reason.as_str()),
         header(&connect("exception.message"), &rejection.message[..end]),
         header(REASON_HEADER, rejection.reason.as_str()),
+        header(ATTEMPTS_HEADER, attempts.to_string()),
     ]);
+    let retry_after = rejection.reason.back_off(attempts).map(|wait| time + wait);
+    headers.extend(retry_after.map(|time| header(RETRY_AFTER_HEADER, time.to_string())));
+    if earlier_chunks > 0 {
+        headers.push(header(EARLIER_CHUNKS_HEADER, earlier_chunks.to_string()));
+    }
     OutgoingRecord {
         topic,
         key: record.key.clone(),

@@ -10,6 +10,7 @@ pub mod headers;
 pub mod label;
 mod number;
 mod record;
+pub mod redrive;
 pub mod request;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::answer::{Answer, AnswerKind, Flag, Timing};
-use super::dead_letter::{REASON_HEADER, Reason, Rejection, Stage, dead_letter};
+use super::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use super::event::{Event, EventKind, Verdict};
 use super::headers::Headers;
 use super::label::{Correction, Label};
@@ -17,6 +17,7 @@ use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
 use crate::text::{OutputGrammar, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 
+mod dead_letters;
 mod envelope;
 mod hostile;
 mod orders;
@@ -742,52 +743,6 @@ fn a_figure_that_could_not_be_computed_does_not_hide_the_end_of_a_cycle() {
     })
     .unwrap();
     assert!(serde_json::from_str::<Answer>(&json).unwrap().score.is_nan());
-}
-
-#[test]
-fn a_dead_letter_holds_the_original_and_says_why() {
-    let original = record(b"not audio", &[("ce_id", b"a"), ("ce_id", b"\xff")]);
-    let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, "the value is text");
-
-    let letter = dead_letter(&original, &rejection, "dead".into());
-
-    assert_eq!((&letter.key, &letter.value), (&original.key, &original.value));
-    assert_eq!(letter.headers[..2], original.headers);
-    let added = OutgoingRecord {
-        headers: letter.headers[2..].to_vec(),
-        ..letter
-    };
-    assert_eq!(
-        texts(&added),
-        [
-            ("__connect.errors.topic", "speechverse.requests"),
-            ("__connect.errors.partition", "2"),
-            ("__connect.errors.offset", "17"),
-            ("__connect.errors.stage", "ingest"),
-            ("__connect.errors.class.name", "speechverse"),
-            ("__connect.errors.exception.class.name", "not_audio"),
-            ("__connect.errors.exception.message", "the value is text"),
-            ("speechverse_reason", "not_audio"),
-        ]
-    );
-}
-
-#[test]
-fn of_two_dead_letters_the_last_one_counts() {
-    let rejection = |reason| Rejection::new(reason, Stage::Ingest, "no");
-    let first = dead_letter(&record(b"a", &[]), &rejection(Reason::UnknownTask), "d".into());
-    let again = Record {
-        headers: first.headers.clone(),
-        ..record(b"a", &[])
-    };
-
-    let second = dead_letter(&again, &rejection(Reason::InvalidLabels), "d".into());
-
-    assert_eq!(second.headers[..first.headers.len()], first.headers);
-    assert_eq!(
-        Headers::new(&second.headers).bytes(REASON_HEADER),
-        Some(&b"invalid_labels"[..])
-    );
 }
 
 #[test]

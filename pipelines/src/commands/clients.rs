@@ -29,11 +29,14 @@ use crate::cli::{Broker, Given, Label, Publish, Results, Retrain};
 use crate::output::{self, OutputError, clipped};
 
 /// Longest wait for a broker that should be there.
-const BROKER_WAIT: Duration = Duration::from_secs(15);
+pub(super) const BROKER_WAIT: Duration = Duration::from_secs(15);
+/// `ce_source` of what commands publish.
+pub(super) const CLI_SOURCE: &str = "/speechverse/cli";
 /// Seconds of sound in one chunk of a stream.
 const CHUNK_SECONDS: f64 = 0.5;
 
-fn kafka(broker: &Broker) -> Result<KafkaConfig, Failure> {
+/// The `[kafka]` table of the settings, with the address of the command line.
+pub(super) fn kafka(broker: &Broker) -> Result<KafkaConfig, Failure> {
     let mut settings = Settings::load(&broker.settings.config).map_err(Failure::usage)?;
     if let Some(bootstrap) = &broker.bootstrap {
         settings.kafka.bootstrap.clone_from(bootstrap);
@@ -153,10 +156,7 @@ async fn publish_files(
             .unwrap_or(file.as_os_str())
             .to_string_lossy()
             .into_owned();
-        let mut headers = vec![
-            header("ce_specversion", "1.0"),
-            header("ce_source", "/speechverse/cli"),
-        ];
+        let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", CLI_SOURCE)];
         headers.extend(
             args.instruction
                 .iter()
@@ -444,8 +444,8 @@ fn report(sent: &HashMap<String, Sent>, outcomes: &HashMap<String, Outcome>) -> 
 
 /// How often a follower looks whether anybody still reads what it writes.
 const READER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest that an answer, or the end of the topic, is waited for where nothing is followed.
-const END_WAIT: Duration = Duration::from_secs(10);
+/// Longest that a record, or the end of the topic, is waited for where nothing is followed.
+pub(super) const END_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn results(args: &Results) -> Result<(), Failure> {
     let config = kafka(&args.broker)?;

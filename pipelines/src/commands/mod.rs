@@ -4,6 +4,7 @@ mod adapters;
 mod ask;
 mod clients;
 mod data;
+mod dead_letters;
 mod doctor;
 mod eval;
 mod models;
@@ -69,6 +70,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Results(args) => clients::results(&args),
         Command::Label(args) => clients::label(&args),
         Command::Retrain(args) => clients::retrain(&args),
+        Command::DeadLetters(command) => dead_letters::dead_letters(&command),
         Command::Train(args) => train::train(&args),
         Command::Pretrain(args) => pretrain::pretrain(&args),
         Command::Eval(args) => eval::eval(&args),

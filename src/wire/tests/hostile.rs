@@ -4,6 +4,8 @@
 use proptest::prelude::*;
 
 use super::super::control::Order;
+use super::super::dead_letter::ATTEMPTS_HEADER;
+use super::super::redrive::DeadLetter;
 use super::*;
 
 /// Pieces that meet in header names: prefixes, attributes, letters that are no ASCII.
@@ -124,10 +126,15 @@ proptest! {
         let _ = Request::parse(&record, &limits, &Configured);
         let _ = Label::parse(&record, &limits, &Configured);
         let _ = Order::parse(&record);
-        let letter = dead_letter(&record, &Rejection::new(Reason::NotAudio, Stage::Ingest, message), "d".into());
+        let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, message);
+        let letter = dead_letter(&record, &rejection, 0, "d".into(), Timestamp::now());
 
         prop_assert_eq!(&letter.headers[..record.headers.len()], &record.headers[..]);
-        prop_assert_eq!(letter.headers.len(), record.headers.len() + 8);
+        prop_assert_eq!(letter.headers.len(), record.headers.len() + 9);
+        let read = Record { headers: letter.headers, ..record.clone() };
+        let again = DeadLetter::read(&read).expect("it is a dead letter").original(&read).expect("it is whole");
+        let own = record.headers.iter().filter(|(name, _)| name != ATTEMPTS_HEADER);
+        prop_assert!(again.headers.iter().take(again.headers.len() - 1).eq(own));
     }
 
     #[test]
