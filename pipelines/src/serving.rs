@@ -16,7 +16,7 @@ use speechverse::config::Settings;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
 use speechverse::kafka::admin::{end_of, ensure_topics};
-use speechverse::kafka::config::KafkaConfig;
+use speechverse::kafka::config::{Delivery, KafkaConfig};
 use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
@@ -487,9 +487,13 @@ enum Side {
 
 impl Ledgers {
     fn new(kafka: &KafkaConfig, monitor: ConnectionMonitor) -> Self {
+        let budget = Budget::new(kafka.in_flight_bytes_max);
         Self {
             monitor,
-            requests: OffsetTracker::new(Budget::new(kafka.in_flight_bytes_max)),
+            requests: match kafka.delivery {
+                Delivery::AtLeastOnce => OffsetTracker::new(budget),
+                Delivery::ExactlyOnce => OffsetTracker::transactional(budget),
+            },
             labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
             control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
         }

@@ -15,7 +15,7 @@ const EXCEPT: &str = ";except=";
 
 /// The records from a position up to `upto` are finished, except for some.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answered {
+pub(super) struct Answered {
     /// The first offset of which nothing is known.
     upto: i64,
     /// Offsets before `upto` that are not finished, ascending.
@@ -50,29 +50,31 @@ impl Answered {
 
     /// The text for the metadata of a committed [`position`](Self::position), at most `bytes_max` long, and
     /// the offset up to which it knows: lower than [`upto`](Self::upto) where the rest does not fit.
+    ///
+    /// As records before a given `upto` are finished, the text that knows them becomes no longer.
     pub(super) fn to_text(&self, bytes_max: usize) -> (String, i64) {
         let position = self.position();
-        // Each exception costs its distance from the one before it; the number of `upto` is counted at its
-        // longest.
-        let mut left = bytes_max.saturating_sub(PREFIX.len() + EXCEPT.len() + 20);
         let (mut exceptions, mut before) = (String::new(), position);
-        let mut upto = self.upto;
-        for offset in &self.except {
-            let distance = format!("{},", offset - before);
-            if distance.len() > left {
-                upto = *offset;
+        let mut best = (String::new(), position); // nothing behind the position is known
+        for (index, offset) in self.except.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let _ = write!(exceptions, "{comma}{}", offset - before); // a String takes everything
+            before = *offset;
+            let digits = bytes_max.saturating_sub(PREFIX.len() + EXCEPT.len() + exceptions.len());
+            if digits == 0 {
                 break;
             }
-            left -= distance.len();
-            exceptions.push_str(&distance);
-            before = *offset;
+            let farthest = 10_i64.saturating_pow(u32::try_from(digits).unwrap_or(u32::MAX)) - 1;
+            let next = self.except.get(index + 1).copied().unwrap_or(self.upto);
+            let distance = (next - position).min(farthest);
+            if position + distance > offset + 1 {
+                best = (
+                    format!("{PREFIX}{distance}{EXCEPT}{exceptions}"),
+                    position + distance,
+                );
+            }
         }
-        if upto <= position + i64::from(!self.except.is_empty()) {
-            return (String::new(), position); // nothing behind the position is finished
-        }
-        let mut text = format!("{PREFIX}{}", upto - position);
-        let _ = write!(text, "{EXCEPT}{}", exceptions.trim_end_matches(',')); // a String takes everything
-        (text, upto)
+        best
     }
 
     /// Reads the metadata of the committed offset `position`; `None` where it is not ours.
@@ -152,6 +154,11 @@ mod tests {
             for offset in position..answered.upto() {
                 prop_assert_eq!(read.contains(offset), offset < upto && answered.contains(offset), "{}", offset);
             }
+
+            let mut except = answered.except.clone();
+            except.remove(position as usize % except.len());
+            let (_, later) = Answered::new(answered.upto(), except).to_text(text.len());
+            prop_assert!(later >= upto || text.is_empty(), "{} of {} still fit", later, upto);
         }
     }
 }

@@ -243,8 +243,8 @@ impl OffsetTracker {
         self.offsets().recall(partition, committed);
     }
 
-    pub(super) fn forget_memory(&self) {
-        self.offsets().forget_memory();
+    pub(super) fn limit_memory(&self) {
+        self.offsets().limit_memory();
     }
 
     pub(super) fn positions_after(&self, outcomes: &[&[RecordOffset]]) -> (Vec<Position>, BTreeSet<usize>) {

@@ -115,7 +115,10 @@ pub(super) fn transactional_producer(config: &KafkaConfig) -> Result<ClientConfi
     let mut client = producer(config)?;
     client
         .set("transactional.id", config.transactional_id())
-        .set("transaction.timeout.ms", config.transaction_timeout_ms.to_string())
+        .set(
+            "transaction.timeout.ms",
+            config.transaction_timeout_ms.to_string(),
+        )
         .set(
             "message.timeout.ms",
             config.transaction_send_timeout().as_millis().to_string(),

@@ -296,7 +296,10 @@ impl KafkaConfig {
         if self.delivery == Delivery::ExactlyOnce && self.commit_interval_ms >= timeout_ms / 2 {
             return Err(ConfigError::invalid(
                 "kafka.commit_interval_ms",
-                format!("{} must be less than half of `kafka.transaction_timeout_ms`", self.commit_interval_ms),
+                format!(
+                    "{} must be less than half of `kafka.transaction_timeout_ms`",
+                    self.commit_interval_ms
+                ),
             ));
         }
         Ok(())
@@ -428,7 +431,10 @@ mod tests {
     fn rules_of_groups_and_transactions_are_checked_before_anything_starts() {
         for (text, key) in [
             ("instance_id = \"a b\"", "kafka.instance_id"),
-            ("embedded = true\ngroup_protocol = \"consumer\"", "kafka.group_protocol"),
+            (
+                "embedded = true\ngroup_protocol = \"consumer\"",
+                "kafka.group_protocol",
+            ),
             ("transaction_records_max = 0", "kafka.transaction_records_max"),
             ("transaction_timeout_ms = 500", "kafka.transaction_timeout_ms"),
             (

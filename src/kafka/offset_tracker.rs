@@ -84,6 +84,8 @@ pub struct OffsetTable {
     bytes: u64,
     /// Longest metadata of a committed offset, bytes; lower where the broker takes less.
     memory_bytes_max: usize,
+    /// Longest metadata that the broker has taken, bytes.
+    memory_bytes_taken: usize,
 }
 
 impl Default for OffsetTable {
@@ -94,6 +96,7 @@ impl Default for OffsetTable {
             unfinished: 0,
             bytes: 0,
             memory_bytes_max: MEMORY_BYTES_MAX,
+            memory_bytes_taken: 0,
         }
     }
 }
@@ -111,6 +114,8 @@ struct Slots {
     /// Whether the group's offset has been asked for.
     is_known: bool,
     committed: Option<Position>,
+    /// Offset up to which the committed position and its memory know.
+    committed_upto: i64,
 }
 
 /// A record that is being worked on.
@@ -158,28 +163,19 @@ impl OffsetTable {
         slots.is_known = true;
         if let Some((offset, memory)) = committed {
             slots.answered = Answered::parse(offset, memory).unwrap_or_default();
-            slots.committed = Some(Position {
+            let position = Position {
                 partition: partition.clone(),
                 offset,
                 memory: memory.to_owned(),
-            });
+            };
+            self.committed(&[position]);
         }
     }
 
-    /// The broker takes no metadata of the length that was tried: positions go without from now on.
-    pub fn forget_memory(&mut self) {
-        self.memory_bytes_max = 0;
-    }
-
-    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void
-    /// afterwards.
-    pub fn revoke<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<Position> {
-        let mut positions = Vec::new();
-        for partition in partitions {
-            positions.extend(self.uncommitted(partition));
-            self.forget(partition);
-        }
-        positions
+    /// The broker does not take metadata of the length that was tried: from now on none is longer than what it
+    /// has taken.
+    pub fn limit_memory(&mut self) {
+        self.memory_bytes_max = self.memory_bytes_taken;
     }
 
     /// Epoch of the partition's current assignment; `None` when it is not ours.
@@ -248,7 +244,10 @@ impl OffsetTable {
         let mut left_out = BTreeSet::new();
         loop {
             let mut gone: HashMap<TopicPartition, BTreeSet<i64>> = HashMap::new();
-            let kept = outcomes.iter().enumerate().filter(|(index, _)| !left_out.contains(index));
+            let kept = outcomes
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| !left_out.contains(index));
             for record_offset in kept.clone().flat_map(|(_, record_offsets)| *record_offsets) {
                 let partition = TopicPartition::of(record_offset);
                 gone.entry(partition).or_default().insert(record_offset.offset);
@@ -259,7 +258,8 @@ impl OffsetTable {
                 let gone = gone.get(partition).unwrap_or(&none);
                 if let Some((position, upto)) = self.position_of(partition, slots, gone) {
                     known_upto.insert(partition, upto);
-                    positions.extend(Some(position).filter(|position| slots.committed.as_ref() != Some(position)));
+                    positions
+                        .extend(Some(position).filter(|position| slots.committed.as_ref() != Some(position)));
                 }
             }
             let is_unknown = |record_offset: &RecordOffset| {
@@ -282,7 +282,10 @@ impl OffsetTable {
     pub fn committed(&mut self, positions: &[Position]) {
         for position in positions {
             if let Some(slots) = self.partitions.get_mut(&position.partition) {
+                slots.committed_upto = Answered::parse(position.offset, &position.memory)
+                    .map_or(position.offset, |answered| answered.upto());
                 slots.committed = Some(position.clone());
+                self.memory_bytes_taken = self.memory_bytes_taken.max(position.memory.len());
             }
         }
     }
@@ -290,7 +293,9 @@ impl OffsetTable {
     /// The offset before which everything of `partition` is finished; `None` when nothing was read yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
         let slots = self.partitions.get(partition)?;
-        slots.answered_after(&BTreeSet::new()).map(|answered| answered.position())
+        slots
+            .answered_after(&BTreeSet::new())
+            .map(|answered| answered.position())
     }
 
     /// Partitions that are ours, in order.
@@ -311,7 +316,11 @@ impl OffsetTable {
         let count = |partition| {
             let slots = self.partitions.get(partition);
             slots.map_or(0, |slots| {
-                slots.unfinished.values().filter(|record| !record.is_settled).count()
+                slots
+                    .unfinished
+                    .values()
+                    .filter(|record| !record.is_settled)
+                    .count()
             })
         };
         partitions.into_iter().map(count).sum()
@@ -337,6 +346,9 @@ impl OffsetTable {
     ) -> Option<(Position, i64)> {
         let answered = slots.answered_after(gone)?;
         let (memory, upto) = answered.to_text(self.memory_bytes_max);
+        if upto < slots.committed_upto {
+            return None; // it would forget what is answered
+        }
         let position = Position {
             partition: partition.clone(),
             offset: answered.position(),
@@ -362,6 +374,7 @@ impl Slots {
             answered: Answered::default(),
             is_known: false,
             committed: None,
+            committed_upto: i64::MIN,
         }
     }
 
@@ -369,8 +382,12 @@ impl Slots {
         if self.unfinished.contains_key(&offset) {
             return Admission::InFlight;
         }
-        if self.next.is_some_and(|next| offset < next) {
-            self.answered = Answered::default(); // it speaks of another log
+        let begin = self
+            .next
+            .or(self.committed.as_ref().map(|position| position.offset));
+        if begin.is_some_and(|begin| offset < begin) {
+            self.answered = Answered::default(); // what was committed speaks of another log
+            self.committed_upto = i64::MIN;
         }
         self.next = Some(offset + 1);
         if self.answered.contains(offset) {
@@ -386,10 +403,17 @@ impl Slots {
         let next = self.next?;
         let upto = next.max(self.answered.upto());
         let unread = self.answered.except_from(next).iter().copied();
-        let unfinished = self.unfinished.keys().copied().filter(|offset| !gone.contains(offset));
+        let unfinished = self
+            .unfinished
+            .keys()
+            .copied()
+            .filter(|offset| !gone.contains(offset));
         // Where reading went back, unfinished records may lie behind what was read last.
         let known = |offset: &i64| *offset < upto;
-        Some(Answered::new(upto, unfinished.chain(unread).filter(known).collect()))
+        Some(Answered::new(
+            upto,
+            unfinished.chain(unread).filter(known).collect(),
+        ))
     }
 }
 

@@ -96,7 +96,10 @@ impl Outcomes {
     pub(super) fn close(&self) {
         let mut queue = self.lock();
         queue.is_closed = true;
-        queue.outcomes.drain(..).for_each(|outcome| outcome.end(Settled::Stopped));
+        queue
+            .outcomes
+            .drain(..)
+            .for_each(|outcome| outcome.end(Settled::Stopped));
     }
 
     /// Takes the oldest outcomes, `count_max` and `bytes_max` at most, and one at least.

@@ -349,7 +349,9 @@ pub(super) fn refusal(
     };
     use RDKafkaErrorCode as Code;
     match code {
-        Code::MessageSizeTooLarge | Code::InvalidMessageSize => too_large(record, bytes, bytes_max, "the broker"),
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize => {
+            too_large(record, bytes, bytes_max, "the broker")
+        }
         Code::UnknownTopic
         | Code::UnknownTopicOrPartition
         | Code::UnknownPartition

@@ -221,170 +221,6 @@ impl<P: TransactionalProducer> Transactions<P> {
         false
     }
 
-    fn init(&mut self) -> Result<(), Fault>;
-
-    /// Begins a transaction.
-    fn begin(&mut self) -> Result<(), Fault>;
-
-    /// Writes records and waits until all are acknowledged.
-    fn write(&mut self, records: &[&OutgoingRecord]) -> Result<(), WriteFault>;
-
-    /// Makes positions part of the transaction.
-    fn send_offsets(&mut self, positions: &[Position], group: &Self::Group) -> Result<(), Fault>;
-
-    /// Commits. After anything but success and [`Fault::Retry`] it is not known whether it is committed.
-    fn commit(&mut self) -> Result<(), Fault>;
-
-    /// Aborts.
-    fn abort(&mut self) -> Result<(), Fault>;
-
-    /// Puts another producer of the same id in the place of one that failed for good.
-    fn renew(&mut self) -> Result<(), Fault>;
-}
-
-/// When transactions begin, and how large they are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Batching {
-    /// Least time between the begins of two.
-    pub(super) interval: Duration,
-    /// Outcomes of one; as many begin one before the interval is over.
-    pub(super) outcomes_max: usize,
-    /// Bytes of one.
-    pub(super) bytes_max: usize,
-    /// The broker ends one that is open for longer.
-    pub(super) timeout: Duration,
-}
-
-/// How far a call of [`Transactions::step`] came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Nothing is to do now.
-    Idle,
-    /// It went on: call again.
-    Moved,
-    /// Something failed and is tried again later.
-    Waiting,
-    /// What is in flight counts for nothing: reading has to go back to the group's committed offsets.
-    Resync,
-    /// There is no going on; why.
-    Ended(String),
-}
-
-/// A transaction's contents.
-#[derive(Debug)]
-struct Batch {
-    outcomes: Vec<Outcome>,
-    positions: Vec<Position>,
-    /// The epochs under which the partitions of `positions` were ours.
-    epochs: Vec<u64>,
-    began: Instant,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// The transactional id has to be taken over.
-    Init,
-    /// No transaction is open.
-    Idle,
-    /// Its records are acknowledged; its positions are to be sent.
-    Offsets(Batch),
-    /// Its positions are sent; it is to be committed.
-    Commit(Batch),
-    /// It is to be aborted; it may be that it is committed (`in_doubt`).
-    Abort { batch: Batch, in_doubt: bool },
-    /// The producer failed for good.
-    Renew { batch: Batch, in_doubt: bool },
-    /// There is no going on.
-    Ended(String),
-}
-
-/// The transactions of one source.
-#[derive(Debug)]
-pub(super) struct Transactions<P> {
-    producer: P,
-    tracker: OffsetTracker,
-    batching: Batching,
-    phase: Phase,
-    /// Nothing begins, and nothing is tried again, before.
-    not_before: Instant,
-    last_begin: Option<Instant>,
-    retry_pause: Duration,
-}
-
-impl<P: TransactionalProducer> Transactions<P> {
-    /// No transaction yet; the first steps take the transactional id over.
-    pub(super) fn new(producer: P, tracker: OffsetTracker, batching: Batching, now: Instant) -> Self {
-        if let Some(outcomes) = tracker.outcomes() {
-            outcomes.open();
-        }
-        Self {
-            producer,
-            tracker,
-            batching,
-            phase: Phase::Init,
-            not_before: now,
-            last_begin: None,
-            retry_pause: RETRY_FIRST,
-        }
-    }
-
-    /// Whether the transactional id is ours, as far as we know.
-    pub(super) fn is_initialised(&self) -> bool {
-        !matches!(self.phase, Phase::Init | Phase::Renew { .. } | Phase::Ended(_))
-    }
-
-    /// Goes on by one call of the producer, or a few that belong together. `group` is asked for our
-    /// membership when positions are to be sent; `None` when there is none now.
-    pub(super) fn step(&mut self, group: impl FnOnce() -> Option<P::Group>, now: Instant) -> Step {
-        if now < self.not_before {
-            return Step::Waiting;
-        }
-        match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Init => self.init(now),
-            Phase::Idle => self.begin(now),
-            Phase::Offsets(batch) => self.send_offsets(batch, group, now),
-            Phase::Commit(batch) => self.commit(batch, now),
-            Phase::Abort { batch, in_doubt } => self.abort(batch, in_doubt, now),
-            Phase::Renew { batch, in_doubt } => self.renew(batch, in_doubt, now),
-            Phase::Ended(reason) => self.end(reason),
-        }
-    }
-
-    /// Ends the transaction that is open, and commits what is settled of `partitions`, which are about to be
-    /// given up; `false` when `is_late` came first. `pause` waits a little.
-    ///
-    /// What is late may still be committed: its offsets were sent while the partitions were ours, and the
-    /// group shows nobody an offset that a transaction may still change.
-    pub(super) fn conclude(
-        &mut self,
-        partitions: &[TopicPartition],
-        group: impl Fn() -> Option<P::Group>,
-        now: impl Fn() -> Instant,
-        is_late: impl Fn() -> bool,
-        pause: impl Fn(),
-    ) -> bool {
-        loop {
-            let is_idle = matches!(self.phase, Phase::Idle);
-            if is_idle && self.tracker.outcomes().is_none_or(|outcomes| outcomes.len() == 0) && self.is_committed(partitions) {
-                return true;
-            }
-            if is_late() {
-                return false;
-            }
-            self.last_begin = None; // the interval does not count now
-            match self.step(&group, now()) {
-                Step::Moved => {}
-                Step::Idle | Step::Waiting => pause(),
-                Step::Resync | Step::Fenced(_) => return false,
-            }
-        }
-    }
-
-    fn is_committed(&self, partitions: &[TopicPartition]) -> bool {
-        let positions = self.tracker.positions();
-        !positions.iter().any(|position| partitions.contains(&position.partition))
-    }
-
     fn init(&mut self, now: Instant) -> Step {
         match self.producer.init() {
             Ok(()) => {
@@ -410,8 +246,11 @@ impl<P: TransactionalProducer> Transactions<P> {
                 fault => self.failed(batch, false, "begin", fault, now),
             };
         }
-        let records: Vec<&OutgoingRecord> =
-            batch.outcomes.iter().flat_map(|outcome| &outcome.records).collect();
+        let records: Vec<&OutgoingRecord> = batch
+            .outcomes
+            .iter()
+            .flat_map(|outcome| &outcome.records)
+            .collect();
         match self.producer.write(&records) {
             Ok(()) => self.moved(Phase::Offsets(batch)),
             Err(WriteFault { refused, fault }) => {
@@ -439,12 +278,15 @@ impl<P: TransactionalProducer> Transactions<P> {
         for outcome in &mut current {
             outcome.record_offsets.retain(is_current);
         }
-        let record_offsets: Vec<&[RecordOffset]> =
-            current.iter().map(|outcome| outcome.record_offsets.as_slice()).collect();
+        let record_offsets: Vec<&[RecordOffset]> = current
+            .iter()
+            .map(|outcome| outcome.record_offsets.as_slice())
+            .collect();
         let (positions, left_out) = self.tracker.positions_after(&record_offsets);
         let mut index = 0..;
-        let (left_out, kept): (Vec<Outcome>, Vec<Outcome>) =
-            current.into_iter().partition(|_| index.next().is_some_and(|index| left_out.contains(&index)));
+        let (left_out, kept): (Vec<Outcome>, Vec<Outcome>) = current
+            .into_iter()
+            .partition(|_| index.next().is_some_and(|index| left_out.contains(&index)));
         outcomes.put_back(left_out);
         if positions.is_empty() {
             outcomes.put_back(kept);
@@ -461,9 +303,8 @@ impl<P: TransactionalProducer> Transactions<P> {
 
     fn send_offsets(&mut self, batch: Batch, group: impl FnOnce() -> Option<P::Group>, now: Instant) -> Step {
         // Positions of a partition that was taken away would be ours no more, whatever the group says of us.
-        let is_ours = |(position, epoch): (&Position, &u64)| {
-            self.tracker.epoch(&position.partition) == Some(*epoch)
-        };
+        let is_ours =
+            |(position, epoch): (&Position, &u64)| self.tracker.epoch(&position.partition) == Some(*epoch);
         if !batch.positions.iter().zip(&batch.epochs).all(is_ours) {
             let fault = Fault::Stale("partitions of the transaction were taken away".to_owned());
             return self.failed(batch, false, "send offsets", fault, now);
@@ -476,8 +317,10 @@ impl<P: TransactionalProducer> Transactions<P> {
             Ok(()) => self.moved(Phase::Commit(batch)),
             Err(Fault::Retry(reason)) => self.fail(Phase::Offsets(batch), "send offsets", &reason, now),
             Err(Fault::MemoryTooLong) => {
-                warn!("the broker takes no metadata of committed offsets as long as ours: answers wait for those before them from now on");
-                self.tracker.forget_memory();
+                warn!(
+                    "the broker takes no metadata of committed offsets as long as ours: answers wait for those before them from now on"
+                );
+                self.tracker.limit_memory();
                 self.failed(batch, false, "send offsets", Fault::MemoryTooLong, now)
             }
             Err(fault) => self.failed(batch, false, "send offsets", fault, now),
@@ -537,7 +380,10 @@ impl<P: TransactionalProducer> Transactions<P> {
             self.put_back(batch);
             return Step::Moved;
         }
-        batch.outcomes.into_iter().for_each(|outcome| outcome.end(Settled::Void));
+        batch
+            .outcomes
+            .into_iter()
+            .for_each(|outcome| outcome.end(Settled::Void));
         Step::Resync
     }
 
@@ -557,7 +403,10 @@ impl<P: TransactionalProducer> Transactions<P> {
             match refused.iter().find(|(index, _)| records.contains(index)) {
                 None => kept.push(outcome),
                 Some((_, error)) => {
-                    outcome.record_offsets.iter().for_each(|record_offset| self.tracker.unsettle(record_offset));
+                    outcome
+                        .record_offsets
+                        .iter()
+                        .for_each(|record_offset| self.tracker.unsettle(record_offset));
                     outcome.end(Settled::Refused(error.clone()));
                 }
             }
@@ -589,7 +438,10 @@ impl<P: TransactionalProducer> Transactions<P> {
                  between processes"
             ));
         }
-        info!(reason, "the broker has ended a transaction that was open for too long");
+        info!(
+            reason,
+            "the broker has ended a transaction that was open for too long"
+        );
         self.fail(Phase::Renew { batch, in_doubt }, "transaction", &reason, now)
     }
 

@@ -138,6 +138,14 @@ fn describe() {
         "speechverse_records_refused_total",
         "Records that the broker refused for good, by kind: answer, dead_letter, event."
     );
+    describe_counter!(
+        "speechverse_kafka_transactions_total",
+        "Kafka transactions by outcome: committed, aborted, abandoned (their producer failed for good)."
+    );
+    describe_counter!(
+        "speechverse_kafka_records_answered_before_total",
+        "Records that were read again and passed over, because they had been answered before a restart or rebalance."
+    );
     describe_gauge!(
         "speechverse_ready",
         "1 while requests are answered: partitions assigned, networks warm, a broker in reach."
@@ -224,6 +232,10 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
     for kind in ["answer", "dead_letter", "event"] {
         counter!("speechverse_records_refused_total", "kind" => kind).increment(0);
     }
+    for outcome in ["committed", "aborted", "abandoned"] {
+        counter!("speechverse_kafka_transactions_total", "outcome" => outcome).increment(0);
+    }
+    counter!("speechverse_kafka_records_answered_before_total").increment(0);
     kafka::counters_at_zero();
     let _ = histogram!("speechverse_answer_latency_seconds"); // exists with empty buckets from here on
 }

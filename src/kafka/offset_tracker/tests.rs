@@ -55,7 +55,10 @@ fn work_that_finishes_out_of_order_waits_for_the_slowest() {
 
     tracker.release(&record_offset(0, 8, epoch));
     tracker.release(&record_offset(0, 6, epoch));
-    assert_eq!(tracker.positions(), [position_with(0, 5, "answered=4;except=0,2")]);
+    assert_eq!(
+        tracker.positions(),
+        [position_with(0, 5, "answered=4;except=0,2")]
+    );
 
     tracker.release(&record_offset(0, 5, epoch));
     assert_eq!(tracker.positions(), [position_with(0, 7, "answered=2;except=0")]);
@@ -75,7 +78,44 @@ fn gaps_between_offsets_do_not_hold_the_position_back() {
 
     tracker.release(&record_offset(0, 3, epoch));
 
-    assert_eq!(tracker.positions(), [position(0, 10)]);
+    assert_eq!(
+        tracker.positions(),
+        [position_with(0, 10, "answered=390;except=0")]
+    );
+}
+
+#[test]
+fn a_position_that_could_not_name_what_is_answered_is_not_committed() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    tracker.recall(&tp(0), Some((5, "answered=4;except=0,1,1")));
+    for offset in 5..9 {
+        tracker.admit(&record_offset(0, offset, epoch), 1);
+    }
+    tracker.memory_bytes_max = 0;
+
+    tracker.release(&record_offset(0, 6, epoch));
+    assert_eq!(tracker.positions(), [], "8 would be answered again");
+    tracker.release(&record_offset(0, 5, epoch));
+    assert_eq!(tracker.positions(), []);
+    tracker.release(&record_offset(0, 7, epoch));
+    assert_eq!(tracker.positions(), [position(0, 9)]);
+}
+
+#[test]
+fn what_is_remembered_of_a_log_counts_for_no_other() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    tracker.recall(&tp(0), Some((900, "answered=9;except=0")));
+
+    let admit = |offset| tracker.admit(&record_offset(0, offset, epoch), 1);
+    assert_eq!(
+        [0, 1].map(admit),
+        [Admission::New, Admission::New],
+        "the topic was made anew"
+    );
+
+    assert_eq!(tracker.positions(), [position(0, 0)]);
 }
 
 #[test]
@@ -179,7 +219,7 @@ fn outcomes_that_the_memory_cannot_name_wait_for_those_before_them() {
         tracker.admit(&record_offset(0, offset, epoch), 1);
         tracker.admit(&record_offset(1, offset, epoch), 1);
     }
-    tracker.forget_memory();
+    tracker.limit_memory();
 
     let stream = [record_offset(0, 0, epoch), record_offset(0, 2, epoch)];
     let (single, behind) = ([record_offset(1, 0, epoch)], [record_offset(1, 2, epoch)]);
@@ -202,7 +242,10 @@ fn a_settled_record_waits_for_nothing_but_its_transaction() {
 
     assert!(!tracker.settle(&record_offset(0, 1, epoch), true), "never read");
     tracker.assign([tp(0)]);
-    assert!(!tracker.settle(&record_offset(0, 0, epoch), true), "of an earlier assignment");
+    assert!(
+        !tracker.settle(&record_offset(0, 0, epoch), true),
+        "of an earlier assignment"
+    );
 }
 
 /// One thing that happens to a consumer.
@@ -260,7 +303,10 @@ impl World {
         let record_offset = record_offset(number, offset, self.tracker.epoch(&tp(number)).unwrap());
         match self.tracker.admit(&record_offset, offset as u64 + 1) {
             Admission::New => self.working.push(record_offset),
-            Admission::Answered => assert!(self.done[partition].contains(&offset), "{offset} was never finished"),
+            Admission::Answered => assert!(
+                self.done[partition].contains(&offset),
+                "{offset} was never finished"
+            ),
             other => panic!("{offset} was read in order and is {other:?}"),
         }
         true
@@ -302,7 +348,9 @@ impl World {
         for partition in 0..2 {
             let partition_name = tp(partition as i32);
             let committed = self.broker.get(&partition_name).cloned();
-            let known = committed.as_ref().map(|position| (position.offset, position.memory.as_str()));
+            let known = committed
+                .as_ref()
+                .map(|position| (position.offset, position.memory.as_str()));
             self.tracker.recall(&partition_name, known);
             self.seek(partition, known.map_or(0, |(offset, _)| offset));
         }
@@ -346,7 +394,10 @@ impl World {
     fn check_sums(&self) {
         let slots = self.tracker.partitions.values();
         let unfinished: usize = slots.clone().map(|slots| slots.unfinished.len()).sum();
-        let bytes: u64 = slots.flat_map(|slots| slots.unfinished.values()).map(|record| record.bytes).sum();
+        let bytes: u64 = slots
+            .flat_map(|slots| slots.unfinished.values())
+            .map(|record| record.bytes)
+            .sum();
 
         assert_eq!(
             (self.tracker.unfinished(), self.tracker.bytes()),

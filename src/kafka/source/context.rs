@@ -162,6 +162,16 @@ impl SourceContext {
         if positions.is_empty() {
             return;
         }
+        let is_unconfirmed = |position: &Position| {
+            sent.get(&position.partition)
+                .is_some_and(|(sent, _)| sent == position)
+        };
+        if positions
+            .iter()
+            .any(|position| is_unconfirmed(position) && !position.memory.is_empty())
+        {
+            self.tracker.limit_memory(); // perhaps the broker takes no metadata of its length
+        }
         if let Err(error) = consumer.commit(&convert::position_list(&positions), CommitMode::Async) {
             self.failed("commit, which is repeated", &error);
             return;
@@ -175,7 +185,8 @@ impl SourceContext {
     }
 
     /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out
-    /// anew and takes no offsets until it has; ask again, polling in between.
+    /// anew and takes no offsets until it has, or the broker takes no metadata of that length; ask again,
+    /// polling in between.
     ///
     /// A member that has joined the next generation, and does not know its number yet, commits under the old
     /// one: librdkafka lets it, and the broker refuses (librdkafka issue 4059).
@@ -193,6 +204,10 @@ impl SourceContext {
                 error @ (RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress),
             )) => {
                 debug!(%error, "the group takes no offsets while it shares its partitions out");
+                false
+            }
+            Err(ClientError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+                self.tracker.limit_memory();
                 false
             }
             Err(error) => {
@@ -236,7 +251,9 @@ impl SourceContext {
         }
         if self.transactions.is_some() {
             let member = Group::of(consumer).map(|group| group.member).unwrap_or_default();
-            let members = partitions.iter().map(|partition| (partition.clone(), member.clone()));
+            let members = partitions
+                .iter()
+                .map(|partition| (partition.clone(), member.clone()));
             locked(&self.members).extend(members);
         }
         let epoch = self.tracker.assign(partitions.clone());

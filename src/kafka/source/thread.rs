@@ -103,7 +103,8 @@ impl Reading {
     /// aborted then, and the group's offsets can be read.
     fn subscribe(&mut self) -> Result<(), String> {
         let transactions = self.context().transactions.as_ref();
-        if self.subscribed || transactions.is_some_and(|transactions| !locked(transactions).is_initialised()) {
+        if self.subscribed || transactions.is_some_and(|transactions| !locked(transactions).is_initialised())
+        {
             return Ok(());
         }
         let names: Vec<&str> = self.topics.iter().map(AsRef::as_ref).collect();
@@ -213,10 +214,15 @@ impl Reading {
             return;
         };
         for (partition, committed) in &committed {
-            let offset = committed.as_ref().map_or(Offset::Beginning, |(offset, _)| Offset::Offset(*offset));
-            let sought = self.consumer.seek(&partition.topic, partition.partition, offset, SEEK_MAX);
+            let offset = committed
+                .as_ref()
+                .map_or(Offset::Beginning, |(offset, _)| Offset::Offset(*offset));
+            let sought = self
+                .consumer
+                .seek(&partition.topic, partition.partition, offset, SEEK_MAX);
             if let Err(error) = sought {
-                self.context().failed("begin to read at the group's offset", &error);
+                self.context()
+                    .failed("begin to read at the group's offset", &error);
                 return;
             }
         }
@@ -225,14 +231,20 @@ impl Reading {
     }
 
     /// What the group has committed of `partitions`; `None` when the broker does not say.
-    fn committed(&self, partitions: &[TopicPartition]) -> Option<Vec<(TopicPartition, Option<(i64, String)>)>> {
+    fn committed(
+        &self,
+        partitions: &[TopicPartition],
+    ) -> Option<Vec<(TopicPartition, Option<(i64, String)>)>> {
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
             list.add_partition(&partition.topic, partition.partition);
         }
         let offsets = self.consumer.committed_offsets(list, OFFSETS_MAX);
         let offsets = offsets.and_then(|offsets| {
-            offsets.elements().iter().try_for_each(TopicPartitionListElem::error)?;
+            offsets
+                .elements()
+                .iter()
+                .try_for_each(TopicPartitionListElem::error)?;
             Ok(offsets)
         });
         match offsets {
@@ -248,7 +260,9 @@ impl Reading {
     fn recall(&self, committed: &[(TopicPartition, Option<(i64, String)>)]) {
         let context = self.context();
         for (partition, committed) in committed {
-            let committed = committed.as_ref().map(|(offset, memory)| (*offset, memory.as_str()));
+            let committed = committed
+                .as_ref()
+                .map(|(offset, memory)| (*offset, memory.as_str()));
             context.tracker.recall(partition, committed);
             if let Some((offset, _)) = committed {
                 context.unread().begin(partition, offset);

@@ -95,15 +95,11 @@ impl Producer {
         })
     }
 
-    fn offer(
-        &self,
-        record: &OutgoingRecord,
-        delivery: Delivery,
-        began: Instant,
-    ) -> Result<(), SinkError> {
+    fn offer(&self, record: &OutgoingRecord, delivery: Delivery, began: Instant) -> Result<(), SinkError> {
         let bytes = sink::check(record, self.message_bytes_max)?;
-        let mut outgoing = BaseRecord::<[u8], [u8], Box<Delivery>>::with_opaque_to(&record.topic, Box::new(delivery))
-            .headers(sink::headers(record)?);
+        let mut outgoing =
+            BaseRecord::<[u8], [u8], Box<Delivery>>::with_opaque_to(&record.topic, Box::new(delivery))
+                .headers(sink::headers(record)?);
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
         self.producer
@@ -170,7 +166,10 @@ impl TransactionalProducer for Producer {
                 Ok(()) => self.monitor.topic_written(&record.topic),
                 // The others of a transaction that failed are thrown away; they are not at fault.
                 Err(ClientError::MessageProduction(Code::PurgeQueue | Code::PurgeInflight)) => {
-                    fail(index, not_acknowledged(record, began, "thrown away with its transaction"));
+                    fail(
+                        index,
+                        not_acknowledged(record, began, "thrown away with its transaction"),
+                    );
                 }
                 Err(error) => {
                     let bytes = sink::check(record, self.message_bytes_max).unwrap_or_default();
@@ -192,13 +191,17 @@ impl TransactionalProducer for Producer {
         }
         match failure {
             _ if outstanding > 0 => {
-                let reason = format!("{outstanding} records are without acknowledgement after {:?}", began.elapsed());
+                let reason = format!(
+                    "{outstanding} records are without acknowledgement after {:?}",
+                    began.elapsed()
+                );
                 self.monitor.complain("write in a transaction", &reason);
                 let fault = Fault::Abort(reason);
                 Err(WriteFault { refused, fault })
             }
             Some(error) => {
-                self.monitor.complain("write in a transaction", &error.to_string());
+                self.monitor
+                    .complain("write in a transaction", &error.to_string());
                 let fault = Fault::Abort(error.to_string());
                 Err(WriteFault { refused, fault })
             }
@@ -230,15 +233,22 @@ impl TransactionalProducer for Producer {
     }
 
     fn renew(&mut self) -> Result<(), Fault> {
-        let producer = create(&self.client, &self.monitor).map_err(|error| Fault::Retry(error.to_string()))?;
+        let producer =
+            create(&self.client, &self.monitor).map_err(|error| Fault::Retry(error.to_string()))?;
         let former = std::mem::replace(&mut self.producer, producer);
-        let reason = former.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
+        let reason = former
+            .client()
+            .fatal_error()
+            .map_or_else(String::new, |(_, reason)| reason);
         self.monitor.renewed(&reason);
         Ok(())
     }
 }
 
-fn create(client: &ClientConfig, monitor: &ClientMonitor) -> Result<ThreadedProducer<Deliveries>, KafkaError> {
+fn create(
+    client: &ClientConfig,
+    monitor: &ClientMonitor,
+) -> Result<ThreadedProducer<Deliveries>, KafkaError> {
     client
         .create_with_context(Deliveries(monitor.clone()))
         .map_err(|error| client::creation_error("transactional producer", error))
@@ -283,7 +293,6 @@ fn classify(error: &ClientError) -> Fault {
 }
 
 /// A consumer's membership in its group, as a transaction names it.
-#[derive(Debug)]
 pub(in crate::kafka) struct Group {
     metadata: ConsumerGroupMetadata,
     /// Id of the member.
