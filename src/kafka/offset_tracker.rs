@@ -178,6 +178,17 @@ impl OffsetTable {
         self.memory_bytes_max = self.memory_bytes_taken;
     }
 
+    /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void
+    /// afterwards.
+    pub fn revoke<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Vec<Position> {
+        let mut positions = Vec::new();
+        for partition in partitions {
+            positions.extend(self.uncommitted(partition));
+            self.forget(partition);
+        }
+        positions
+    }
+
     /// Epoch of the partition's current assignment; `None` when it is not ours.
     pub fn epoch(&self, partition: &TopicPartition) -> Option<u64> {
         self.partitions.get(partition).map(|slots| slots.epoch)

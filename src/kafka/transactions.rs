@@ -334,7 +334,16 @@ impl<P: TransactionalProducer> Transactions<P> {
                 let took = now.saturating_duration_since(batch.began);
                 debug!(outcomes, partitions, ?took, "transaction committed");
                 metrics::transaction_ended("committed");
-                self.tracker.committed(&batch.positions);
+                let is_ours = |(position, epoch): (&Position, &u64)| {
+                    (self.tracker.epoch(&position.partition) == Some(*epoch)).then(|| position.clone())
+                };
+                let ours: Vec<Position> = batch
+                    .positions
+                    .iter()
+                    .zip(&batch.epochs)
+                    .filter_map(is_ours)
+                    .collect();
+                self.tracker.committed(&ours);
                 for outcome in batch.outcomes {
                     for record_offset in &outcome.record_offsets {
                         self.tracker.release(record_offset);

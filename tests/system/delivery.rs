@@ -4,17 +4,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::Delivery;
 use speechverse_pipelines::serving::Pipeline;
 
-use crate::harness::{Client, Sandbox, WAIT_MAX, header, tone};
+use crate::harness::{Client, Sandbox, header, tone};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_once_every_request_has_one_answer_or_dead_letter_across_a_restart() {
     let mut sandbox = Sandbox::new().await;
     sandbox.settings.kafka.delivery = Delivery::ExactlyOnce;
-    let mut client = sandbox.client().await;
     let sound = tone(0.5, 440.0);
     let request = async |client: &Client, number: usize| {
         let headers = vec![header("ce_partials", "true")];
@@ -24,6 +22,7 @@ async fn exactly_once_every_request_has_one_answer_or_dead_letter_across_a_resta
     };
 
     let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
     for number in 0..6 {
         request(&client, number).await;
     }
@@ -97,10 +96,9 @@ impl Side {
             ] {
                 *topic = format!("{unique}.{topic}");
             }
-            ensure_topics(kafka, WAIT_MAX).await.unwrap();
         }
-        let client = sandbox.client().await;
         let pipeline = sandbox.start().await;
+        let client = sandbox.client().await;
         Self {
             name,
             sandbox,

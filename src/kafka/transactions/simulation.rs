@@ -2,7 +2,8 @@
 //! happens here all the time. The offset tracker and [`Transactions`] are the real ones; the broker, the
 //! consumer and time are models.
 //!
-//! `SPEECHVERSE_HISTORIES=100000` runs so many (3,000 otherwise), `SPEECHVERSE_HISTORY=SEED` runs one.
+//! `SPEECHVERSE_HISTORIES=100000` runs so many (3,000 otherwise), `SPEECHVERSE_HISTORY=SEED` runs one, told
+//! step by step with `RUST_LOG=debug`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -220,6 +221,7 @@ fn whatever_happens_every_record_is_answered_exactly_once() {
             .and_then(|value| value.parse::<u64>().ok())
     };
     if let Some(seed) = from_environment("SPEECHVERSE_HISTORY") {
+        crate::telemetry::logs::init_lines(&Default::default());
         return run(seed);
     }
     let histories = from_environment("SPEECHVERSE_HISTORIES").unwrap_or(HISTORIES);

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use super::Dice;
 use crate::kafka::offset_tracker::Position;
 
@@ -100,6 +102,7 @@ impl Broker {
     /// A new generation: its members, and what is theirs.
     pub(super) fn share_out(&mut self, shares: &[(String, Vec<i32>)]) {
         self.generation += 1;
+        debug!(generation = self.generation, ?shares, "partitions are shared out");
         self.members = shares.iter().cloned().collect();
     }
 
@@ -115,6 +118,7 @@ impl Broker {
         owner.epoch += 1;
         owner.open = Open::default();
         owner.last_end = None;
+        debug!(id, epoch = owner.epoch, "a transactional id begins another life");
         owner.epoch
     }
 
@@ -161,6 +165,7 @@ impl Broker {
         }
         owner.last_end = Some(commits);
         let open = std::mem::take(&mut owner.open);
+        debug!(id, commits, ?open, "a transaction ends");
         if !commits {
             return Ok(());
         }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use tracing::debug;
 
 use super::broker::{Place, Refusal, TIMEOUT};
 use super::*;
@@ -88,6 +89,7 @@ impl Process {
             let known = committed
                 .as_ref()
                 .map(|(offset, memory)| (*offset, memory.as_str()));
+            debug!(self.member, partition, ?known, "the group's offset is known");
             self.tracker.recall(&tp, known);
             self.cursors
                 .insert(partition, Some(known.map_or(0, |(offset, _)| offset)));
@@ -283,6 +285,7 @@ impl Model {
             return self.judged(done(&mut world, &self.id, self.epoch));
         }
         let fault = faults[world.dice.below(faults.len())]("injected".to_owned());
+        debug!(self.id, ?fault, "a call fails");
         // The answer of the broker is lost on its way, or the question was.
         if world.dice.one_in(2)
             && let Err(refusal) = done(&mut world, &self.id, self.epoch)
