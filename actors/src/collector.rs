@@ -82,6 +82,7 @@ impl Actor for SampleCollector {
             inbox: Inbox::new(
                 "labels",
                 args.events.clone(),
+                args.tracker.budget().audio().clone(),
                 WAITING_CHECK_INTERVAL,
                 args.clock.clone(),
             ),

@@ -109,6 +109,7 @@ impl Actor for Controller {
             inbox: Inbox::new(
                 "orders",
                 args.events.clone(),
+                args.tracker.budget().audio().clone(),
                 SCHEDULE_INTERVAL,
                 args.clock.clone(),
             ),

@@ -3,8 +3,8 @@
 //! Receives [`DecodeUtterance`], sends [`PublishAnswer`] and [`PublishPartial`]. Blocks on the device, so it
 //! lives in its own thread. Drives the generating half of the inference engine: answers are generated side by
 //! side in slots, and between two steps new requests start and finished ones leave, so a short answer never
-//! waits for a long one. A failure, a panic included, ends its own request with a dead letter. While every
-//! slot is taken the mailbox fills, which holds the encoder back.
+//! waits for a long one. What waits for a slot stands in a [`FairQueue`]. A failure, a panic included, ends
+//! its own request with a dead letter; so does a deadline, also while the answer is being generated.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,10 +20,13 @@ use speechverse::inference::{
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::text::tasks::TRANSCRIPT;
+use speechverse::util::Clock;
 use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::request::Priority;
 use tracing::error;
 
+use crate::fair_queue::FairQueue;
 use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, RequestContext};
 
 /// Makes the generator, warmed up, again after a restart.
@@ -34,6 +37,12 @@ pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Se
 pub struct DecoderArgs {
     /// Slots and limits.
     pub config: DecoderConfig,
+    /// Most utterances that wait for a slot; beyond it the mailbox fills.
+    pub queue_max: usize,
+    /// Share of the audio seconds that bulk requests get while interactive ones wait too.
+    pub bulk_share: f64,
+    /// By which deadlines are judged.
+    pub clock: Clock,
     /// Instruction of requests that name neither an instruction nor a task: it asks for a transcript.
     pub default_instruction: String,
     /// Makes the networks on the actor's own thread.
@@ -62,6 +71,7 @@ struct Active {
 pub struct Decoder {
     args: DecoderArgs,
     generator: Generator,
+    queue: FairQueue<DecodeUtterance>,
     active: HashMap<RequestId, Active>,
 }
 
@@ -72,6 +82,7 @@ impl Actor for Decoder {
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         let generator = (args.build)()?;
         Ok(Self {
+            queue: FairQueue::new(args.bulk_share),
             args,
             generator,
             active: HashMap::new(),
@@ -85,13 +96,15 @@ impl Actor for Decoder {
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
-            if self.generator.free() > 0 {
+            if self.queue.len() < self.args.queue_max {
                 match mailbox.try_recv() {
                     Ok(signal) => return Ok(Some(signal)),
                     Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => return Ok(None),
                     Err(tokio::sync::mpsc::error::TryRecvError::Empty) => {}
                 }
             }
+            self.give_up_late().await;
+            self.start_waiting();
             if self.generator.has_unfinished() {
                 self.step().await;
             } else {
@@ -100,9 +113,13 @@ impl Actor for Decoder {
         }
     }
 
-    /// A graceful stop finishes the answers that have begun.
+    /// A graceful stop finishes what it has.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
-        while matches!(reason, ActorStopReason::Normal) && self.generator.has_unfinished() {
+        while matches!(reason, ActorStopReason::Normal)
+            && (self.generator.has_unfinished() || !self.queue.is_empty())
+        {
+            self.give_up_late().await;
+            self.start_waiting();
             self.step().await;
         }
         Ok(())
@@ -113,12 +130,30 @@ impl Message<DecodeUtterance> for Decoder {
     type Reply = ();
 
     async fn handle(&mut self, message: DecodeUtterance, _: &mut Context<Self, Self::Reply>) {
+        self.queue.push(message.context.queue_entry(), message);
+        self.tell_queue();
+    }
+}
+
+impl Decoder {
+    /// Gives free slots to those whose turn it is.
+    fn start_waiting(&mut self) {
+        while self.generator.free() > 0
+            && let Some(message) = self.queue.pop(|_| true)
+        {
+            self.start(message);
+            self.tell_queue();
+        }
+    }
+
+    fn start(&mut self, message: DecodeUtterance) {
         let DecodeUtterance {
             features,
             adapter,
             mut context,
         } = message;
         context.dequeued();
+        context.leave_place();
         let version = adapter.version().to_owned();
         let request = &context.request;
         let id = self.generator.add_request(GenerateRequest {
@@ -140,9 +175,35 @@ impl Message<DecodeUtterance> for Decoder {
         };
         self.active.insert(id, active);
     }
-}
 
-impl Decoder {
+    /// Ends what is late, whether it waits or is being generated.
+    async fn give_up_late(&mut self) {
+        let now = self.args.clock.now();
+        let waiting = self.queue.take_late(now).into_iter().map(|message| {
+            let mut context = message.context;
+            context.dequeued();
+            context
+        });
+        let mut late: Vec<RequestContext> = waiting.collect();
+        let is_late = |_: &RequestId, active: &mut Active| {
+            active.context.deadline.is_some_and(|deadline| deadline <= now)
+        };
+        for (id, active) in self.active.extract_if(is_late) {
+            self.generator.abort(id);
+            late.push(active.context);
+        }
+        for context in late {
+            self.publish(context.late(now)).await;
+        }
+    }
+
+    fn tell_queue(&self) {
+        for priority in Priority::ALL {
+            let seconds = self.queue.audio_seconds(*priority);
+            metrics::queue_audio(Stage::Decode.as_str(), priority.as_str(), seconds);
+        }
+    }
+
     /// One step of the generator; its events become records.
     async fn step(&mut self) {
         let events = self.generator.step();
@@ -287,7 +348,11 @@ impl Decoder {
             _ => Reason::InternalError,
         };
         (context.span).in_scope(|| error!(error = %cause, "cannot answer an utterance"));
-        let letter = PublishDeadLetter::of(context, reason, cause.to_string());
+        self.publish(PublishDeadLetter::of(context, reason, cause.to_string()))
+            .await;
+    }
+
+    async fn publish(&mut self, letter: PublishDeadLetter) {
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::kafka::{Revocation, SourceEvent};
+use speechverse::kafka::{AudioGauge, Revocation, SourceEvent};
 use speechverse::util::{Clock, Ticks};
 use speechverse::wire::Record;
 use tracing::{debug, error};
@@ -28,14 +28,17 @@ pub(crate) struct Inbox {
     name: &'static str,
     events: flume::Receiver<SourceEvent>,
     ticks: Ticks,
+    /// Nothing is taken from the source while it is full.
+    audio: AudioGauge,
     ended: bool,
 }
 
 impl Inbox {
-    /// Takes events from a source of `name`, and looks up every `tick` of `clock`.
+    /// Takes events from a source of `name` while `audio` has room, and looks up every `tick` of `clock`.
     pub(crate) fn new(
         name: &'static str,
         events: flume::Receiver<SourceEvent>,
+        audio: AudioGauge,
         tick: Duration,
         clock: Clock,
     ) -> Self {
@@ -43,6 +46,7 @@ impl Inbox {
             name,
             events,
             ticks: Ticks::new(clock, tick),
+            audio,
             ended: false,
         }
     }
@@ -50,10 +54,14 @@ impl Inbox {
     /// Waits for the next arrival. When the source has ended, only the mailbox is left.
     pub(crate) async fn next<A: Actor>(&mut self, mailbox: &mut MailboxReceiver<A>) -> Arrival<A> {
         while !self.ended {
+            let event = async {
+                self.audio.room().await;
+                self.events.recv_async().await
+            };
             let event = tokio::select! {
                 biased;
                 signal = mailbox.recv() => return Arrival::Signal(signal),
-                event = self.events.recv_async() => event,
+                event = event => event,
                 () = self.ticks.next() => return Arrival::Tick,
             };
             match event {

@@ -2,8 +2,8 @@
 //!
 //! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or
 //! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
-//! to the adapter version of the moment. When the stages behind it are full it waits, the channel fills, and
-//! the source pauses its partitions.
+//! to the adapter version of the moment. When as much audio is in flight as is allowed, or the stages behind
+//! it are full, it waits, the channel fills, and the source pauses its partitions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use kameo::prelude::*;
 use speechverse::audio::{
     AudioError, AudioLimits, Damage, Waveform, decode, has_long_pause, loudest_frame_dbfs,
 };
-use speechverse::kafka::{Budget, OffsetTracker, SourceEvent};
+use speechverse::kafka::{Budget, OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::telemetry::metrics;
 use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::training::Control;
@@ -66,7 +66,7 @@ pub struct IngestArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub tracker: OffsetTracker,
-    /// By which unfinished streams are given up.
+    /// By which deadlines are judged and unfinished streams given up.
     pub clock: Clock,
     /// What a value may be.
     pub audio: AudioLimits,
@@ -107,6 +107,7 @@ impl Actor for AudioIngest {
             inbox: Inbox::new(
                 "requests",
                 args.events.clone(),
+                args.tracker.budget().audio().clone(),
                 STREAM_CHECK_INTERVAL,
                 args.clock.clone(),
             ),
@@ -197,8 +198,12 @@ impl AudioIngest {
             });
             return;
         }
-        let waveform = match span.in_scope(|| self.decode(&request)) {
-            Ok(waveform) => waveform,
+        let ready: Result<_, Rejection> = span.in_scope(|| {
+            let deadline = self.deadline(&request)?;
+            Ok((deadline, self.decode(&request)?))
+        });
+        let (deadline, waveform) = match ready {
+            Ok(ready) => ready,
             Err(rejection) => {
                 for record in earlier.into_iter().chain([record]) {
                     self.refuse(record.reject(), rejection.clone()).await;
@@ -212,10 +217,13 @@ impl AudioIngest {
         let budget: &Budget = self.args.tracker.budget();
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let record_offset = record.record_offset.clone();
+        let audio = budget.audio().hold(TopicPartition::of(&record_offset), seconds);
         let mut context =
             RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
+        context.hold_audio(audio);
+        context.deadline = deadline;
         context.no_speech = no_speech;
         context.long_pause = has_long_pause(&waveform.samples);
         context.damage = waveform.damage;
@@ -247,14 +255,22 @@ impl AudioIngest {
         }
     }
 
-    fn decode(&self, request: &Request) -> Result<Waveform, Rejection> {
-        if let Some(deadline) = request
-            .deadline
-            .filter(|deadline| *deadline < jiff::Timestamp::now())
-        {
-            let message = format!("`ce_deadline` {deadline} is past");
-            return Err(Rejection::new(Reason::DeadlineExceeded, Stage::Ingest, message));
+    /// When a request is not worth answering any more, from now on independent of the time of day.
+    fn deadline(&self, request: &Request) -> Result<Option<Instant>, Rejection> {
+        let Some(deadline) = request.deadline else {
+            return Ok(None);
+        };
+        let left = Duration::try_from(deadline.duration_since(self.args.clock.time()));
+        match left {
+            Ok(left) if !left.is_zero() => Ok(self.args.clock.now().checked_add(left)),
+            _ => {
+                let message = format!("`ce_deadline` {deadline} is past");
+                Err(Rejection::new(Reason::DeadlineExceeded, Stage::Ingest, message))
+            }
         }
+    }
+
+    fn decode(&self, request: &Request) -> Result<Waveform, Rejection> {
         let waveform = decode(&request.audio, request.content_type.as_deref(), &self.args.audio)
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
         if waveform.content_type_mismatch {

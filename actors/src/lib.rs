@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`ingest::AudioIngest`] | records of the request topic | `EncodeUtterance`, `UtteranceAdmitted`, `PublishDeadLetter` | 4 |
 //! | [`encoder::Encoder`] | `EncodeUtterance` | `DecodeUtterance`, `PublishDeadLetter` | one batch |
-//! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishPartial`, `PublishDeadLetter` | as many as it has slots |
+//! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishPartial`, `PublishDeadLetter` | its [`messages::DecoderPlaces`] |
 //! | [`publisher::Publisher`] | answers, dead letters, events | records, acknowledged; releases offsets | 64 |
 //! | [`collector::SampleCollector`] | records of the label topic, `UtteranceAdmitted` | `PublishDeadLetter` | 64 |
 //! | [`trainer::Trainer`] | `StartCycle` | `PublishEvent` | 1 waiting cycle |
@@ -18,6 +18,7 @@ pub mod controller;
 pub mod current;
 pub mod decoder;
 pub mod encoder;
+pub mod fair_queue;
 pub mod gate;
 mod inbox;
 pub mod ingest;

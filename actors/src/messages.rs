@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
-use speechverse::kafka::BudgetHold;
+use speechverse::kafka::{AudioHold, BudgetHold};
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::telemetry::StageItem;
 use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
@@ -13,11 +13,14 @@ use speechverse::training::{Control, Yield};
 use speechverse::wire::answer::Answer;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::event::Event;
-use speechverse::wire::request::Request;
+use speechverse::wire::request::{Priority, Request};
 use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
 use tch::Tensor;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Span;
+
+use crate::fair_queue::QueueEntry;
 
 /// Milliseconds that an utterance spent in each stage so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -198,12 +201,18 @@ pub struct RequestState {
     pub long_pause: bool,
     /// What of its audio could not be heard.
     pub damage: Damage,
+    /// When it is not worth answering any more, by the pipeline's clock.
+    pub deadline: Option<Instant>,
     /// The request's span: log lines and the spans of stages are inside it.
     pub span: Span,
     /// Its work in the present stage, from the moment that the stage took it up.
     item: Option<StageItem>,
     /// The memory of its samples, counted until the outcome.
     held: Option<BudgetHold>,
+    /// Its seconds of audio, likewise.
+    audio: Option<AudioHold>,
+    /// Its place before the generator, while it waits there.
+    place: Option<OwnedSemaphorePermit>,
     /// Training waits between steps while this is here.
     ahead: Option<Yield>,
 }
@@ -240,7 +249,10 @@ impl RequestContext {
             no_speech: false,
             long_pause: false,
             damage: Damage::default(),
+            deadline: None,
             held: None,
+            audio: None,
+            place: None,
             ahead: None,
         };
         Self {
@@ -253,6 +265,44 @@ impl RequestContext {
     pub fn hold(&mut self, held: BudgetHold, earlier: Vec<RecordOffset>) {
         self.held = Some(held);
         self.earlier = earlier;
+    }
+
+    /// Counts its audio as in flight until the outcome.
+    pub fn hold_audio(&mut self, held: AudioHold) {
+        self.audio = Some(held);
+    }
+
+    /// Takes one of the [`DecoderPlaces`], until [`leave_place`](Self::leave_place).
+    pub fn take_place(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
+    }
+
+    /// It does not wait for the generator any more.
+    pub fn leave_place(&mut self) {
+        self.place = None;
+    }
+
+    /// What the queue of a stage needs to know of it: requests with the same key take turns with the others,
+    /// those without a key by session, else by source.
+    pub fn queue_entry(&self) -> QueueEntry {
+        let request = &self.request;
+        let named = || request.session.as_ref().or(request.source.as_ref());
+        let key = self.record.key.clone();
+        QueueEntry {
+            key: key.unwrap_or_else(|| named().map(|name| name.clone().into()).unwrap_or_default()),
+            priority: request.priority,
+            audio_seconds: self.audio_seconds,
+            deadline: self.deadline,
+        }
+    }
+
+    /// The dead letter of a request that is too late; `now` by the pipeline's clock.
+    pub fn late(self, now: Instant) -> PublishDeadLetter {
+        let by = self
+            .deadline
+            .map_or(Duration::ZERO, |deadline| now.saturating_duration_since(deadline));
+        let message = format!("`ce_deadline` is past by {} ms", by.as_millis());
+        PublishDeadLetter::of(self, Reason::DeadlineExceeded, message)
     }
 
     /// Makes training give way until the outcome.
@@ -315,6 +365,52 @@ impl Drop for RequestContext {
             stage: inner.stage,
             earlier: inner.earlier,
         });
+    }
+}
+
+/// How many utterances may be between the encoder and a slot of the generator, by priority: what is encoded
+/// takes memory of the device, and bulk must not stand in the way of what is interactive. Clones are the same
+/// places.
+#[derive(Clone, Debug)]
+pub struct DecoderPlaces {
+    interactive: Arc<Semaphore>,
+    bulk: Arc<Semaphore>,
+}
+
+impl DecoderPlaces {
+    /// So many places for each priority.
+    pub fn new(each: usize) -> Self {
+        Self {
+            interactive: Arc::new(Semaphore::new(each)),
+            bulk: Arc::new(Semaphore::new(each)),
+        }
+    }
+
+    fn of(&self, priority: Priority) -> &Arc<Semaphore> {
+        match priority {
+            Priority::Interactive => &self.interactive,
+            Priority::Bulk => &self.bulk,
+        }
+    }
+
+    /// Whether a place is free.
+    pub fn has_free(&self, priority: Priority) -> bool {
+        self.of(priority).available_permits() > 0
+    }
+
+    /// A free place.
+    pub fn try_take(&self, priority: Priority) -> Option<OwnedSemaphorePermit> {
+        self.of(priority).clone().try_acquire_owned().ok()
+    }
+
+    /// Returns when a place of a `wanted` priority is free; at once where none is wanted. Safe to cancel.
+    pub async fn free(&self, wanted: impl Fn(Priority) -> bool) {
+        let free = async |priority| drop(self.of(priority).acquire().await);
+        tokio::select! {
+            () = free(Priority::Interactive), if wanted(Priority::Interactive) => {}
+            () = free(Priority::Bulk), if wanted(Priority::Bulk) => {}
+            else => {}
+        }
     }
 }
 

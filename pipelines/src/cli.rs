@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use speechverse::config::Settings;
 use speechverse::inference::config::StrategyName;
 use speechverse::inference::{DecodeOptions, EarlyStopping};
+use speechverse::wire::request::Priority;
 
 mod dead_letters;
 
@@ -248,6 +249,12 @@ pub struct Publish {
     /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
+    /// `interactive`, or `bulk`: it may wait while there is something interactive.
+    #[arg(long, value_name = "PRIORITY", default_value = "interactive")]
+    pub priority: Priority,
+    /// Give a request up that is not answered so many seconds after it is published.
+    #[arg(long, value_name = "SECONDS")]
+    pub deadline: Option<u32>,
     /// Wait for the answers and print them.
     #[arg(long)]
     pub wait: bool,

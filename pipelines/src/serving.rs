@@ -26,14 +26,14 @@ use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::util::Clock;
-use speechverse::wire::request::RequestLimits;
+use speechverse::wire::request::{Priority, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
 use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::ingest::{AudioIngest, IngestArgs, TaskInstructions};
-use speechverse_actors::messages::OrphanQueue;
+use speechverse_actors::messages::{DecoderPlaces, OrphanQueue};
 use speechverse_actors::publisher::{Publisher, PublisherArgs};
 use speechverse_actors::trainer::{Trainer, TrainerArgs};
 use tokio_util::sync::CancellationToken;
@@ -145,7 +145,10 @@ impl Pipeline {
         let training = Control::new();
         let clock = Clock::system();
         let mut stages = Stages::new();
-        let trackers = Ledgers::new(&settings.kafka, monitor);
+        let trackers = Ledgers::new(&settings, monitor);
+        // A batch of the encoder, or the next round of slots.
+        let places_each = settings.decoder.slots.max(settings.encoder.batch_windows_max);
+        let places = DecoderPlaces::new(places_each);
 
         let publisher_args = PublisherArgs {
             sink: sink.clone(),
@@ -166,16 +169,19 @@ impl Pipeline {
         };
         let publisher: ActorRef<Publisher> = stages.start(spec, publisher_args).await?;
 
-        let decoder_args = decoder_args(&settings, &placement, &current, &publisher);
+        let waiting_max = Priority::ALL.len() * places_each;
+        let decoder_args = decoder_args(&settings, &placement, &current, &publisher, waiting_max, &clock);
         let spec = StageSpec {
             name: "decoder",
-            mailbox: settings.decoder.slots, // the next round of slots
+            mailbox: waiting_max, // one for each place
             runs: Runs::OnItsOwnThread,
             required: true,
         };
         let decoder: ActorRef<Decoder> = stages.start(spec, decoder_args).await?;
 
-        let encoder_args = encoder_args(&settings, &placement, &current, &decoder, &publisher);
+        let encoder_args = encoder_args(
+            &settings, &placement, &current, &decoder, &publisher, places, &clock,
+        );
         let spec = StageSpec {
             name: "encoder",
             mailbox: settings.encoder.batch_windows_max, // the next batch
@@ -407,6 +413,8 @@ fn decoder_args(
     placement: &Placement,
     current: &CurrentAdapter,
     publisher: &ActorRef<Publisher>,
+    queue_max: usize,
+    clock: &Clock,
 ) -> DecoderArgs {
     let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
     let engine = EngineConfig {
@@ -415,6 +423,9 @@ fn decoder_args(
     };
     DecoderArgs {
         config: settings.decoder.clone(),
+        queue_max,
+        bulk_share: settings.admission.bulk_share,
+        clock: clock.clone(),
         default_instruction: settings.service.default_instruction.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
@@ -435,11 +446,17 @@ fn encoder_args(
     current: &CurrentAdapter,
     decoder: &ActorRef<Decoder>,
     publisher: &ActorRef<Publisher>,
+    places: DecoderPlaces,
+    clock: &Clock,
 ) -> EncoderArgs {
     let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
     let batch_windows_max = settings.encoder.batch_windows_max;
     EncoderArgs {
         config: settings.encoder.clone(),
+        queue_max: settings.kafka.in_flight_records_max,
+        bulk_share: settings.admission.bulk_share,
+        places,
+        clock: clock.clone(),
         build: Arc::new(move || {
             configure_threads(model.threads);
             let encoder = open_encoder(&model.encoder, Window::Clip, &placement)?;
@@ -486,13 +503,14 @@ enum Side {
 }
 
 impl Ledgers {
-    fn new(kafka: &KafkaConfig, monitor: ConnectionMonitor) -> Self {
-        let budget = Budget::new(kafka.in_flight_bytes_max);
+    fn new(settings: &Settings, monitor: ConnectionMonitor) -> Self {
+        let audio_seconds_max = settings.admission.audio_seconds_max;
+        let requests = Budget::with_audio(settings.kafka.in_flight_bytes_max, audio_seconds_max);
         Self {
             monitor,
-            requests: match kafka.delivery {
-                Delivery::AtLeastOnce => OffsetTracker::new(budget),
-                Delivery::ExactlyOnce => OffsetTracker::transactional(budget),
+            requests: match settings.kafka.delivery {
+                Delivery::AtLeastOnce => OffsetTracker::new(requests),
+                Delivery::ExactlyOnce => OffsetTracker::transactional(requests),
             },
             labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
             control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),

@@ -24,7 +24,7 @@ use crate::telemetry::config::{LogConfig, TraceConfig};
 use crate::training::trainer_config::TrainerConfig;
 use crate::util::ConfigError;
 use environment::Variable;
-use service::{HttpConfig, ServiceConfig};
+use service::{AdmissionConfig, HttpConfig, ServiceConfig};
 
 /// Everything that `serve` needs to know; each table has its own page.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -32,6 +32,8 @@ use service::{HttpConfig, ServiceConfig};
 pub struct Settings {
     /// The process as a whole.
     pub service: ServiceConfig,
+    /// How much is worked on at once, and who goes first.
+    pub admission: AdmissionConfig,
     /// Which networks, where they run, and which adapter.
     pub model: ModelConfig,
     /// Broker, topics, delivery.
@@ -136,6 +138,7 @@ impl Settings {
             .validate()
             .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
         self.service.validate()?;
+        self.admission.validate()?;
         self.encoder.validate()?;
         self.decoder.validate()?;
         self.decoding.validate(self.decoder.slots)?;

@@ -1,4 +1,4 @@
-//! The `[http]` and `[service]` tables.
+//! The `[http]`, `[service]` and `[admission]` tables.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,45 @@ pub struct HttpConfig {
     /// Address or name, and port, to listen on; loopback unless you say otherwise. Port 0 takes a free one
     /// and logs it.
     pub listen: String,
+}
+
+/// The `[admission]` table: how much is worked on at once, and who goes first.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdmissionConfig {
+    /// Seconds of audio read and not yet answered; above it nothing is read. One busy partition gets half of
+    /// it, so that the others are read on.
+    pub audio_seconds_max: f64,
+    /// Share of the audio seconds that bulk requests (`ce_priority: bulk`) get while interactive ones wait
+    /// too, 0 to below 1; 0: only when no interactive one waits.
+    pub bulk_share: f64,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self {
+            audio_seconds_max: 600.0, // 38 MB of samples
+            bulk_share: 0.1,
+        }
+    }
+}
+
+impl AdmissionConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        if !(1.0..=1e6).contains(&self.audio_seconds_max) {
+            return Err(ConfigError::invalid(
+                "admission.audio_seconds_max",
+                format!("{} is not 1 to 1000000 seconds", self.audio_seconds_max),
+            ));
+        }
+        if !(0.0..1.0).contains(&self.bulk_share) {
+            return Err(ConfigError::invalid(
+                "admission.bulk_share",
+                format!("{} is not 0 to below 1", self.bulk_share),
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Default for HttpConfig {
@@ -84,6 +123,24 @@ impl ServiceConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn admission_has_bounds() {
+        AdmissionConfig::default().validate().unwrap();
+        for (audio_seconds_max, bulk_share, key) in [
+            (0.0, 0.1, "audio_seconds_max"),
+            (f64::NAN, 0.1, "audio_seconds_max"),
+            (60.0, 1.0, "bulk_share"),
+            (60.0, -0.1, "bulk_share"),
+        ] {
+            let config = AdmissionConfig {
+                audio_seconds_max,
+                bulk_share,
+            };
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
 
     #[test]
     fn an_address_to_listen_on_is_a_host_and_a_port() {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::audio_gauge::AudioGauge;
 use super::offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
 use super::settlement::{Outcome, Outcomes, Settled};
 use crate::wire::{OutgoingRecord, RecordOffset};
@@ -16,6 +17,7 @@ use crate::wire::{OutgoingRecord, RecordOffset};
 #[derive(Clone, Debug)]
 pub struct Budget {
     gauge: Arc<Gauge>,
+    audio: AudioGauge,
 }
 
 #[derive(Debug)]
@@ -32,12 +34,23 @@ pub struct BudgetHold {
 }
 
 impl Budget {
-    /// An empty gauge with the bound `bytes_max`.
+    /// An empty gauge with the bound `bytes_max`, and without a bound on audio.
     pub fn new(bytes_max: u64) -> Self {
+        Self::with_audio(bytes_max, f64::INFINITY)
+    }
+
+    /// As [`new`](Self::new), with a bound on the audio in flight, seconds.
+    pub fn with_audio(bytes_max: u64, audio_seconds_max: f64) -> Self {
         let bytes = AtomicU64::new(0);
         Self {
             gauge: Arc::new(Gauge { bytes, bytes_max }),
+            audio: AudioGauge::new(audio_seconds_max),
         }
+    }
+
+    /// The audio in flight.
+    pub fn audio(&self) -> &AudioGauge {
+        &self.audio
     }
 
     /// Counts `bytes` as in flight for as long as the result lives. Never waits: what was read has to be

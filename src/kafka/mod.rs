@@ -8,6 +8,7 @@
 
 pub mod admin;
 mod answered;
+mod audio_gauge;
 mod budget;
 mod client;
 pub mod config;
@@ -21,6 +22,7 @@ mod sink;
 mod source;
 mod transactions;
 
+pub use audio_gauge::{AudioGauge, AudioHold};
 pub use budget::{Budget, BudgetHold, OffsetTracker};
 pub use client::check_properties;
 pub use error::{KafkaError, SinkError};

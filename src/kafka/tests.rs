@@ -58,7 +58,11 @@ impl Cluster {
     }
 
     fn start(&self) -> Running {
-        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
+        self.start_with(Budget::new(self.config.in_flight_bytes_max))
+    }
+
+    fn start_with(&self, budget: Budget) -> Running {
+        let tracker = OffsetTracker::new(budget);
         let config = SourceConfig {
             kafka: self.config.clone(),
             topics: vec![self.topic.to_owned()],

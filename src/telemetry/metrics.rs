@@ -28,7 +28,7 @@ mod kafka;
 
 pub use kafka::{
     consumer_lag, kafka_client_error, kafka_connected, kafka_outage, kafka_producer_renewed,
-    kafka_records_deleted,
+    kafka_records_deleted, partitions_paused,
 };
 
 static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
@@ -98,6 +98,10 @@ fn describe() {
     describe_histogram!(
         "speechverse_stage_wait_seconds",
         "Time spent waiting for a stage, by stage, seconds."
+    );
+    describe_gauge!(
+        "speechverse_queue_audio_seconds",
+        "Seconds of audio that wait for a stage, by stage and priority."
     );
     describe_counter!("speechverse_stage_in_total", "Work items that entered a stage.");
     describe_counter!("speechverse_stage_out_total", "Work items that a stage finished.");
@@ -282,6 +286,11 @@ pub(super) fn stage_left(stage: &'static str, worked: Duration) {
 pub(super) fn stage_rejected(stage: &'static str, worked: Duration) {
     counter!("speechverse_stage_rejected_total", "stage" => stage).increment(1);
     histogram!("speechverse_stage_seconds", "stage" => stage).record(worked.as_secs_f64());
+}
+
+/// So many seconds of audio of a priority wait for `stage`.
+pub fn queue_audio(stage: &'static str, priority: &'static str, audio_seconds: f64) {
+    gauge!("speechverse_queue_audio_seconds", "stage" => stage, "priority" => priority).set(audio_seconds);
 }
 
 /// A stage was restarted by its supervisor.

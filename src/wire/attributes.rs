@@ -32,13 +32,14 @@ const OURS: &[(&str, &str)] = &[
     ("target", "ce_target"),
     ("subjectsource", "ce_subjectsource"),
 ];
-/// Attributes of CloudEvents itself that are read here. Without a prefix these words are too usual to be
-/// taken for them.
-const CLOUD_EVENTS: &[(&str, &str)] = &[
+/// Attributes of CloudEvents itself, and of ours, whose names are too usual to be taken for them without a
+/// prefix.
+const PREFIXED: &[(&str, &str)] = &[
     ("id", "ce_id"),
     ("source", "ce_source"),
     ("type", "ce_type"),
     ("subject", "ce_subject"),
+    ("priority", "ce_priority"),
 ];
 /// Headers without the prefix that some clients write with it.
 const PLAIN: &[(&str, &str)] = &[
@@ -186,7 +187,7 @@ fn meaning(name: &str) -> Meaning {
         return Meaning::Foreign;
     }
     let lower = name.trim().to_ascii_lowercase();
-    let headers = [OURS, CLOUD_EVENTS, PLAIN].concat();
+    let headers = [OURS, PREFIXED, PLAIN].concat();
     if let Some((_, header)) = headers.iter().find(|(_, header)| *header == lower) {
         return Meaning::Usual(header);
     }
@@ -203,7 +204,7 @@ fn meaning(name: &str) -> Meaning {
     };
     let joined = word
         .strip_prefix("ce")
-        .and_then(|rest| whole(OURS, rest).or_else(|| whole(CLOUD_EVENTS, rest)));
+        .and_then(|rest| whole(OURS, rest).or_else(|| whole(PREFIXED, rest)));
     if let Some(header) = joined.or_else(|| whole(OURS, &word)) {
         return Meaning::Other(header);
     }
@@ -221,7 +222,7 @@ fn meaning(name: &str) -> Meaning {
 
 /// What an attribute says whose prefix is gone.
 fn prefixed(attribute: &str) -> Meaning {
-    let all = [OURS, CLOUD_EVENTS, PLAIN].concat();
+    let all = [OURS, PREFIXED, PLAIN].concat();
     if let Some((_, header)) = all.iter().find(|(known, _)| *known == attribute) {
         return Meaning::Other(header);
     }
@@ -244,7 +245,7 @@ fn prefixed(attribute: &str) -> Meaning {
             .map(|(_, header)| *header)
     };
     near(OURS, &longer)
-        .or_else(|| near(CLOUD_EVENTS, &|_| false))
+        .or_else(|| near(PREFIXED, &|_| false))
         .or_else(|| {
             MISTAKEN
                 .iter()

@@ -84,6 +84,38 @@ pub struct Chunk {
     pub is_final: bool,
 }
 
+/// How urgent a request is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// Somebody waits for the answer.
+    #[default]
+    Interactive,
+    /// It may wait while there is something interactive.
+    Bulk,
+}
+
+impl Priority {
+    /// Every member.
+    pub const ALL: &'static [Self] = &[Self::Interactive, Self::Bulk];
+
+    /// Its name in headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+impl std::str::FromStr for Priority {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().copied().find(|member| member.as_str() == text);
+        found.ok_or_else(|| "expected `interactive` or `bulk`".to_owned())
+    }
+}
+
 /// Audio, and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -109,6 +141,8 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Not worth answering after this time.
     pub deadline: Option<Timestamp>,
+    /// How urgent it is.
+    pub priority: Priority,
     /// Whether partial answers are wanted.
     pub partials: bool,
     /// Whether it may be kept for training, when the sender says.
@@ -189,6 +223,9 @@ impl Request {
             joint: asked.joint,
             max_tokens,
             deadline: headers.parsed("ce_deadline", "a time such as 2026-01-31T12:00:00Z (RFC 3339)")?,
+            priority: headers
+                .parsed("ce_priority", "`interactive` or `bulk`")?
+                .unwrap_or_default(),
             partials: headers.flag("ce_partials")?.unwrap_or(false),
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),

@@ -12,7 +12,7 @@ use super::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use super::event::{Event, EventKind, Verdict};
 use super::headers::Headers;
 use super::label::{Correction, Label};
-use super::request::{Chunk, Instructions, Request, RequestLimits};
+use super::request::{Chunk, Instructions, Priority, Request, RequestLimits};
 use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
 use crate::text::{OutputGrammar, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
@@ -101,6 +101,7 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
             joint: None,
             max_tokens: None,
             deadline: None,
+            priority: Priority::Interactive,
             partials: false,
             train: None,
             content_type: None,
@@ -125,6 +126,7 @@ fn every_header_of_the_contract_is_read() {
             ("ce_labels", br#"["yes","no"]"#),
             ("ce_maxtokens", b"12"),
             ("ce_deadline", b"2030-01-01T01:00:00+00:30"),
+            ("ce_priority", b"bulk"),
             ("ce_partials", b"true"),
             ("ce_session", b"s"),
             ("ce_sequence", b"3"),
@@ -153,6 +155,7 @@ fn every_header_of_the_contract_is_read() {
             joint: None,
             max_tokens: Some(12),
             deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
+            priority: Priority::Bulk,
             partials: true,
             train: Some(false),
             content_type: Some("audio/wav".to_owned()),

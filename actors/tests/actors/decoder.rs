@@ -1,8 +1,9 @@
-//! `Decoder`: slots, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
+//! `Decoder`: slots, turns, deadlines, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
 //! to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
@@ -17,8 +18,10 @@ use speechverse::nn::kv_cache::KvCache;
 use speechverse::nn::lora::LoraSet;
 use speechverse::testing::{LLM_WIDTH, TinyModels};
 use speechverse::text::{PromptLayout, Tokenizer, end_of_answer_ids};
+use speechverse::util::Clock;
 use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::request::Priority;
 use speechverse_actors::decoder::{Decoder, DecoderArgs, flag_audio};
 use speechverse_actors::messages::{
     DecodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishPartial,
@@ -26,8 +29,8 @@ use speechverse_actors::messages::{
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{
-    adapter, busy_probe, context, fill, header, is_silent, next, probe, record, start_in_thread, stop,
-    took_all, until,
+    adapter, busy_probe, context, fill, header, is_silent, next, probe, queued_as, record, start_in_thread,
+    stop, took_all, until,
 };
 
 /// Width of the features in these tests.
@@ -144,6 +147,7 @@ struct Harness {
     failure: FailureSwitch,
     lost: OrphanQueue,
     found: flume::Receiver<OrphanedRecord>,
+    clock: Clock,
     _models: tempfile::TempDir,
 }
 
@@ -178,8 +182,12 @@ impl Harness {
             preallocate: true,
         };
         let switch = failure.clone();
+        let clock = Clock::manual();
         let args = DecoderArgs {
             config,
+            queue_max: mailbox,
+            bulk_share: 0.0,
+            clock: clock.clone(),
             default_instruction: "Transcribe the speech.".into(),
             build: Arc::new(move || {
                 let llm = FailingModel {
@@ -205,6 +213,7 @@ impl Harness {
             failure,
             lost,
             found,
+            clock,
             _models: models,
         }
     }
@@ -428,8 +437,8 @@ async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses
     let (taken, refused) = fill(&harness.decoder, |number| harness.utterance(number, "one", 0.3)).await;
 
     // The publisher has one in hand and one in its mailbox. The decoder waits with a third, at most one more
-    // is in its other slot or about to join, and one is in its mailbox.
-    assert!((4..=6).contains(&taken), "{taken}");
+    // is in its other slot or about to join, one waits for a slot, and one is in its mailbox.
+    assert!((4..=7).contains(&taken), "{taken}");
     refused.context.complete();
     let mut answered = Vec::new();
     for _ in 0..taken {
@@ -575,4 +584,56 @@ async fn a_list_without_an_answer_of_so_few_tokens_is_a_dead_letter_that_names_t
     assert_eq!(letter.rejection.reason, Reason::InvalidLabels);
     let message = &letter.rejection.message;
     assert!(message.contains("`negative`, takes "), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_late_is_given_up_while_it_is_generated_and_its_slot_is_free() {
+    let harness = Harness::new(1).await;
+    let mut late = harness.long(0);
+    late.context.request.partials = true;
+    late.context.deadline = Some(harness.clock.now() + Duration::from_secs(5));
+    let mut waiting = harness.utterance(1, "one", 0.3);
+    waiting.context.deadline = late.context.deadline;
+
+    harness.tell(late).await;
+    harness.tell(waiting).await;
+    next(&harness.partials).await; // it is being generated
+    harness.clock.advance(Duration::from_secs(5));
+    let letters = [next(&harness.letters).await, next(&harness.letters).await];
+
+    for (letter, number) in letters.iter().zip([1, 0]) {
+        assert_eq!(letter.record.record_offset, record(number).record_offset);
+        assert_eq!(letter.rejection.reason, Reason::DeadlineExceeded);
+        assert_eq!(letter.rejection.stage, Stage::Decode);
+    }
+    harness.is_well().await;
+    assert!(harness.answers.is_empty() && is_silent(&harness.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_take_turns_for_a_slot_and_interactive_goes_first() {
+    let harness = Harness::new(1).await;
+    let utterance = |number: usize, key, priority| {
+        let mut utterance = harness.long(number);
+        utterance.context = queued_as(utterance.context, key, priority, &harness.lost);
+        utterance
+    };
+    let utterances = [
+        utterance(0, "first", Priority::Interactive),
+        utterance(1, "bulk", Priority::Bulk),
+        utterance(2, "chatty", Priority::Interactive),
+        utterance(3, "chatty", Priority::Interactive),
+        utterance(4, "chatty", Priority::Interactive),
+        utterance(5, "other", Priority::Interactive),
+    ];
+
+    for utterance in utterances {
+        harness.tell(utterance).await;
+    }
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        order.push(harness.answer().await.0);
+    }
+
+    assert_eq!(order, [0, 2, 5, 3, 4, 1]);
 }

@@ -1,4 +1,4 @@
-//! `Encoder`: batches, failures, back-pressure.
+//! `Encoder`: batches, turns, deadlines, failures, back-pressure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,16 +8,18 @@ use speechverse::inference::FeatureExtractor;
 use speechverse::inference::config::EncoderConfig;
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::request::Priority;
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter,
+    DecodeUtterance, DecoderPlaces, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter,
 };
 use tch::{Kind, Tensor};
 
 use crate::support::{
-    adapter, busy_probe, context, fill, is_silent, next, probe, record, start_in_thread, stop, took_all,
-    until,
+    adapter, busy_probe, context, fill, is_silent, next, probe, queued_as, record, start_in_thread, stop,
+    took_all, until,
 };
 
 /// Samples a frame.
@@ -82,20 +84,33 @@ struct Harness {
     calls: flume::Receiver<Vec<usize>>,
     lost: OrphanQueue,
     found: flume::Receiver<OrphanedRecord>,
+    clock: Clock,
 }
+
+/// More than any test needs.
+const MANY: usize = 64;
 
 impl Harness {
     async fn new(batch_windows_max: usize, batch_wait_ms_max: u64) -> Self {
-        let next_stage = probe();
-        Self::before(next_stage, batch_windows_max, batch_wait_ms_max, 8).await
+        let clock = Clock::system();
+        Self::before(probe(), batch_windows_max, batch_wait_ms_max, MANY, MANY, clock).await
+    }
+
+    /// As [`new`](Self::new): one utterance a pass, so many places before the generator, and a clock that the
+    /// test moves.
+    async fn with_places(places: usize) -> Self {
+        Self::before(probe(), 1, FOREVER_MS, MANY, places, Clock::manual()).await
     }
 
     async fn before(
         (decoder, features): (Recipient<DecodeUtterance>, flume::Receiver<DecodeUtterance>),
         batch_windows_max: usize,
         batch_wait_ms_max: u64,
-        mailbox: usize,
+        queue_max: usize,
+        places: usize,
+        clock: Clock,
     ) -> Self {
+        let mailbox = queue_max.min(8);
         let (publisher, letters) = probe();
         let (called, calls) = flume::unbounded();
         let args = EncoderArgs {
@@ -103,6 +118,10 @@ impl Harness {
                 batch_windows_max,
                 batch_wait_ms_max,
             },
+            queue_max,
+            bulk_share: 0.0,
+            places: DecoderPlaces::new(places),
+            clock: clock.clone(),
             build: Arc::new(move || {
                 let network = Network {
                     calls: called.clone(),
@@ -120,6 +139,7 @@ impl Harness {
             calls,
             lost,
             found,
+            clock,
         }
     }
 
@@ -298,14 +318,14 @@ async fn an_utterance_that_makes_the_network_panic_becomes_a_dead_letter_and_its
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_decoder_is_busy_the_encoder_holds_its_sender_back_and_loses_nothing() {
-    let harness = Harness::before(busy_probe(), 1, FOREVER_MS, 1).await;
+    let harness = Harness::before(busy_probe(), 1, FOREVER_MS, 1, MANY, Clock::system()).await;
 
     let (taken, refused) = fill(&harness.encoder, |number| {
         harness.utterance(number, vec![0.5; 40])
     })
     .await;
 
-    // The decoder holds one and has one in its mailbox, the encoder holds one and has one in its mailbox.
+    // The decoder holds one and has one in its mailbox, the encoder holds one, and one is in its mailbox.
     assert_eq!(taken, 4);
     assert_eq!(harness.calls.len(), 3);
     refused.context.complete();
@@ -344,4 +364,81 @@ async fn a_graceful_stop_encodes_what_is_in_the_mailbox() {
     for number in 0..4 {
         assert_eq!(harness.result().await.0, number);
     }
+}
+
+/// Tells utterance `number` under a key, with a deadline so many seconds from now.
+async fn tell_as(
+    harness: &Harness,
+    number: usize,
+    key: &'static str,
+    priority: Priority,
+    deadline: Option<u64>,
+) {
+    let mut utterance = harness.utterance(number, vec![0.5; 40]);
+    utterance.context = queued_as(utterance.context, key, priority, &harness.lost);
+    utterance.context.deadline = deadline.map(|seconds| harness.clock.now() + Duration::from_secs(seconds));
+    harness.encoder.tell(utterance).await.unwrap();
+}
+
+/// What comes out next, without its place before the generator: the test gives that back.
+async fn taken(harness: &Harness) -> (i64, DecodeUtterance) {
+    let message = next(&harness.features).await;
+    (message.context.record.record_offset.offset, message)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_take_turns_interactive_goes_first_and_nothing_is_encoded_without_a_place() {
+    use Priority::{Bulk, Interactive};
+    let harness = Harness::with_places(1).await;
+    tell_as(&harness, 0, "chatty", Interactive, None).await;
+    let (first, held) = taken(&harness).await; // the place is taken, so what follows waits
+    tell_as(&harness, 1, "bulk", Bulk, None).await;
+    let (bulk, bulk_held) = taken(&harness).await; // bulk has a place of its own
+    for number in 2..5 {
+        tell_as(&harness, number, "chatty", Interactive, None).await;
+    }
+    tell_as(&harness, 5, "bulk", Bulk, None).await;
+    tell_as(&harness, 6, "other", Interactive, None).await;
+    until("the encoder has taken all", || took_all(&harness.encoder)).await;
+    assert!(is_silent(&harness.features).await, "no place is free");
+    assert_eq!(harness.calls.drain().count(), 2);
+    assert_eq!((first, bulk), (0, 1));
+
+    let mut order = Vec::new();
+    let mut held = held;
+    for _ in 0..4 {
+        held.context.complete(); // its place is free
+        let (number, message) = taken(&harness).await;
+        order.push(number);
+        held = message;
+    }
+    held.context.complete();
+    bulk_held.context.complete();
+    order.push(taken(&harness).await.0);
+
+    assert_eq!(order, [2, 6, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_late_when_its_turn_comes_becomes_a_dead_letter_and_is_not_encoded() {
+    let harness = Harness::with_places(1).await;
+    tell_as(&harness, 0, "a", Priority::Interactive, None).await;
+    let (_, held) = taken(&harness).await;
+    tell_as(&harness, 1, "a", Priority::Interactive, Some(5)).await;
+    tell_as(&harness, 2, "a", Priority::Interactive, Some(60)).await;
+    until("the encoder has taken all", || took_all(&harness.encoder)).await;
+    assert!(harness.letters.is_empty());
+
+    harness.clock.advance(Duration::from_secs(5));
+    let letter = next(&harness.letters).await;
+
+    assert_eq!(letter.record.record_offset, record(1).record_offset);
+    assert_eq!(letter.rejection.reason, Reason::DeadlineExceeded);
+    assert_eq!(letter.rejection.stage, Stage::Encode);
+    held.context.complete();
+    let (number, last) = taken(&harness).await;
+    last.context.complete();
+    assert_eq!(number, 2);
+    assert_eq!(harness.calls.drain().count(), 2);
+    assert!(is_silent(&harness.found).await);
 }

@@ -10,7 +10,7 @@ use speechverse::models::config::LayerMix;
 use speechverse::training::Control;
 use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse::wire::request::RequestLimits;
+use speechverse::wire::request::{Priority, RequestLimits};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::ingest::{AudioIngest, IngestArgs};
 use speechverse_actors::messages::{
@@ -18,8 +18,8 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    FailingEncoder, Feed, Kafka, adapter, busy_probe, header, is_silent, next, pcm, probe, record,
-    start_in_thread, until,
+    AUDIO_SECONDS_MAX, FailingEncoder, Feed, Kafka, adapter, busy_probe, header, is_silent, next, pcm, probe,
+    record, start_in_thread, until,
 };
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
@@ -454,4 +454,60 @@ async fn only_sound_that_is_quiet_throughout_is_said_to_be_without_speech() {
     }
 
     assert_eq!(found, [true, true, false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_as_much_audio_is_in_flight_as_is_allowed_no_further_record_is_taken() {
+    let harness = Harness::new(probe(), probe()).await;
+    let whole = (AUDIO_SECONDS_MAX * 16_000.0) as usize;
+    let mut records = Vec::new();
+    for (number, samples) in [(0, whole), (1, 1_600)] {
+        harness.request(number, pcm(samples, 0.25), Vec::new()).await;
+        records.push(harness.requests.record().await);
+    }
+    for record in records {
+        harness
+            .to_ingest
+            .send_async(SourceEvent::Record(record))
+            .await
+            .unwrap();
+    }
+
+    let first = harness.utterance().await;
+    let audio = harness.requests.tracker.budget().audio().clone();
+    assert_eq!(audio.seconds(), AUDIO_SECONDS_MAX);
+    assert!(is_silent(&harness.utterances).await);
+    drop(first.context.complete());
+
+    assert_eq!(harness.utterance().await.context.request.id, "request-1");
+    until("nothing is in flight", || audio.seconds() == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_is_past_is_refused_and_another_one_goes_by_the_pipeline_s_clock() {
+    let harness = Harness::new(probe(), probe()).await;
+    let time = harness.clock.time();
+    for (number, deadline) in [(0, time), (1, time + Duration::from_secs(10))] {
+        let headers = vec![
+            header("ce_deadline", deadline.to_string()),
+            header("ce_priority", "bulk"),
+        ];
+        harness.request(number, pcm(1_600, 0.25), headers).await;
+        harness.hand_on().await;
+    }
+
+    let letter = next(&harness.letters).await;
+    let utterance = harness.utterance().await;
+
+    assert_eq!(letter.rejection.reason, Reason::DeadlineExceeded);
+    assert_eq!(letter.rejection.stage, Stage::Ingest);
+    let entry = utterance.context.queue_entry();
+    assert_eq!(
+        entry.deadline,
+        Some(harness.clock.now() + Duration::from_secs(10))
+    );
+    assert_eq!(
+        (entry.key.as_ref(), entry.priority),
+        (&b"key"[..], Priority::Bulk)
+    );
 }

@@ -1,6 +1,6 @@
 //! The context: what happens to a record that its stage lets go of.
 
-use speechverse::kafka::Budget;
+use speechverse::kafka::{Budget, TopicPartition};
 use speechverse::training::Control;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse_actors::messages::{OrphanQueue, PublishDeadLetter};
@@ -54,12 +54,14 @@ fn memory_and_right_of_way_last_as_long_as_the_ticket() {
     let (budget, training) = (Budget::new(100), Control::new());
     let mut under_way = context(record(1), &lost);
 
+    let partition = TopicPartition::new("speechverse.requests", 0);
     under_way.hold(budget.hold(40), Vec::new());
+    under_way.hold_audio(budget.audio().hold(partition, 2.5));
     under_way.yield_to_serving(Some(&training));
-    assert_eq!(budget.bytes(), 40);
+    assert_eq!((budget.bytes(), budget.audio().seconds()), (40, 2.5));
     assert!(training.is_paused());
 
     drop(under_way.complete());
-    assert_eq!(budget.bytes(), 0);
+    assert_eq!((budget.bytes(), budget.audio().seconds()), (0, 0.0));
     assert!(!training.is_paused());
 }

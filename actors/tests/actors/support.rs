@@ -21,14 +21,17 @@ use speechverse::registry::{Draft, ModelIdentity};
 use speechverse::store::{Sample, SampleSource};
 use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 use speechverse::wire::headers::Headers;
-use speechverse::wire::request::{Instructions, Request, RequestLimits};
+use speechverse::wire::request::{Instructions, Priority, Request, RequestLimits};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
+use speechverse_actors::fair_queue::QUANTUM_SECONDS;
 use speechverse_actors::ingest::TaskInstructions;
 use speechverse_actors::messages::{OrphanQueue, RequestContext, request_span};
 use speechverse_actors::supervisor::Supervisor;
 
 /// Longest that a test waits for what must happen.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Audio that a feed has in flight at most, seconds.
+pub(crate) const AUDIO_SECONDS_MAX: f64 = 30.0;
 /// How long a test waits for what must not happen.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
@@ -223,6 +226,22 @@ pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
     RequestContext::new(record, request, 1.0, span, lost.clone())
 }
 
+/// The same utterance under another key and priority, and twice as long as a key may have ahead of the others.
+pub(crate) fn queued_as(
+    context: RequestContext,
+    key: &'static str,
+    priority: Priority,
+    lost: &OrphanQueue,
+) -> RequestContext {
+    let mut state = context.complete();
+    state.record.key = Some(Bytes::from_static(key.as_bytes()));
+    state.request.priority = priority;
+    let seconds = 2.0 * QUANTUM_SECONDS;
+    let mut context = RequestContext::new(state.record, state.request, seconds, state.span, lost.clone());
+    context.queue_for(state.stage);
+    context
+}
+
 /// An adapter version between an encoder of two layers and a language model.
 pub(crate) fn adapter(
     version: &str,
@@ -308,7 +327,8 @@ impl Kafka {
 
     /// Joins a group of another name.
     pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
-        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
+        let budget = Budget::with_audio(self.config.in_flight_bytes_max, AUDIO_SECONDS_MAX);
+        let tracker = OffsetTracker::new(budget);
         let config = SourceConfig {
             kafka: KafkaConfig {
                 group_id: group_id.to_owned(),

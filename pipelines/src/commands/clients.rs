@@ -21,7 +21,7 @@ use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use speechverse::wire::headers::Headers;
-use speechverse::wire::request::{CHUNK_TYPE, REQUEST_TYPE};
+use speechverse::wire::request::{CHUNK_TYPE, Priority, REQUEST_TYPE};
 use speechverse::wire::{OutgoingRecord, Record};
 
 use super::{Failure, runtime};
@@ -165,6 +165,13 @@ async fn publish_files(
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         headers.extend(given(&args.given)?);
         headers.extend((args.constrain).map(|held| header("ce_constrain", if held { "yes" } else { "no" })));
+        if args.priority != Priority::default() {
+            headers.push(header("ce_priority", args.priority.as_str()));
+        }
+        headers.extend(args.deadline.map(|seconds| {
+            let time = jiff::Timestamp::now() + Duration::from_secs(seconds.into());
+            header("ce_deadline", time.to_string())
+        }));
         let at = Instant::now();
         if args.stream {
             stream(&sink, config, &id, &audio, &headers).await?;

@@ -1,6 +1,7 @@
 //! The poll loop: never blocks, never stops while the source lives.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub(super) struct Reading {
     /// Partitions whose committed offset is not known have to be read from there; nothing of them is taken
     /// before.
     goes_back: Cell<bool>,
+    /// Partitions that are paused by themselves, because of the audio that they have in flight.
+    slowed: HashSet<TopicPartition>,
 }
 
 /// Why the loop ends.
@@ -96,6 +99,7 @@ impl Reading {
             held: false,
             subscribed: false,
             goes_back: Cell::new(false),
+            slowed: HashSet::new(),
         })
     }
 
@@ -138,12 +142,13 @@ impl Reading {
         self.subscribe()?;
         self.context().outbox.flush();
         self.balance();
+        self.balance_audio();
         if self.goes_back.get() {
             self.go_back();
         }
         let until_commit = self.next_commit.saturating_duration_since(Instant::now());
         let context = self.context();
-        let poll = if context.paused.load(Ordering::Relaxed) {
+        let poll = if context.paused.load(Ordering::Relaxed) || !self.slowed.is_empty() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
             POLL_UNFINISHED
@@ -235,11 +240,9 @@ impl Reading {
         &self,
         partitions: &[TopicPartition],
     ) -> Option<Vec<(TopicPartition, Option<(i64, String)>)>> {
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for partition in partitions {
-            list.add_partition(&partition.topic, partition.partition);
-        }
-        let offsets = self.consumer.committed_offsets(list, OFFSETS_MAX);
+        let offsets = self
+            .consumer
+            .committed_offsets(list(partitions.iter()), OFFSETS_MAX);
         let offsets = offsets.and_then(|offsets| {
             offsets
                 .elements()
@@ -324,7 +327,7 @@ impl Reading {
     }
 
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
-    fn balance(&self) {
+    fn balance(&mut self) {
         let context = self.context();
         let (unfinished, budget) = (context.tracker.unfinished(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
@@ -348,8 +351,49 @@ impl Reading {
             }
         });
         match changed {
-            Ok(()) => context.paused.store(pause, Ordering::Relaxed),
+            Ok(()) => {
+                context.paused.store(pause, Ordering::Relaxed);
+                self.slowed.clear(); // all of them are paused, or none is
+                self.tell_paused();
+            }
             Err(error) => warn!(%error, pause, "failed to pause or resume partitions; it is tried again"),
+        }
+    }
+
+    /// Pauses the partitions that have too much audio in flight, and resumes those that have worked it off.
+    fn balance_audio(&mut self) {
+        let context = self.context();
+        if context.paused.load(Ordering::Relaxed) {
+            return; // all of them are
+        }
+        let audio = context.tracker.budget().audio();
+        let wanted = audio.to_pause(|| context.tracker.assigned(), &self.slowed);
+        if wanted == self.slowed {
+            return;
+        }
+        let paused = self.consumer.pause(&list(wanted.difference(&self.slowed)));
+        let assigned: HashSet<TopicPartition> = context.tracker.assigned().into_iter().collect();
+        let over = self
+            .slowed
+            .difference(&wanted)
+            .filter(|partition| assigned.contains(partition));
+        let resumed = self.consumer.resume(&list(over));
+        match paused.and(resumed) {
+            Ok(()) => {
+                self.slowed = wanted;
+                self.tell_paused();
+            }
+            Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
+        }
+    }
+
+    fn tell_paused(&self) {
+        let paused = match self.context().paused.load(Ordering::Relaxed) {
+            true => self.context().tracker.assigned().len(),
+            false => self.slowed.len(),
+        };
+        for topic in &self.topics {
+            metrics::partitions_paused(topic, paused);
         }
     }
 
@@ -417,4 +461,12 @@ impl Reading {
     fn context(&self) -> &SourceContext {
         self.consumer.context()
     }
+}
+
+fn list<'p>(partitions: impl Iterator<Item = &'p TopicPartition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    list
 }

@@ -146,6 +146,39 @@ async fn too_many_records_in_flight_pause_the_source_until_half_are_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_is_read() {
+    const RECORDS: usize = 20;
+    let cluster = Cluster::quick(2);
+    let sink = Sink::new(&cluster.config).unwrap();
+    for key in 0..RECORDS {
+        let key = Some(Bytes::from(key.to_string()));
+        sink.send(OutgoingRecord {
+            key,
+            ..outgoing("sound")
+        })
+        .await
+        .unwrap();
+    }
+    let budget = Budget::with_audio(cluster.config.in_flight_bytes_max, 60.0);
+    let busy = budget.audio().hold(TopicPartition::new(TOPIC, 0), 30.0);
+
+    let running = cluster.start_with(budget);
+    let mut of_the_other = vec![running.record().await];
+    while let Ok(record) = tokio::time::timeout(Duration::from_millis(600), running.record()).await {
+        of_the_other.push(record);
+    }
+    assert!(
+        of_the_other
+            .iter()
+            .all(|record| record.record_offset.partition == 1)
+    );
+    drop(busy);
+
+    let rest = running.records(RECORDS - of_the_other.len()).await;
+    assert!(!rest.is_empty() && rest.iter().all(|record| record.record_offset.partition == 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn too_many_bytes_in_flight_pause_the_source() {
     let cluster = Cluster::quick(1);
     let running = cluster.start();

@@ -15,6 +15,10 @@ pub(super) fn describe() {
         "speechverse_kafka_connected",
         "1 while the Kafka client has a broker, and its group a coordinator."
     );
+    describe_gauge!(
+        "speechverse_kafka_partitions_paused",
+        "Partitions that are not read because enough of them is in flight, by topic."
+    );
     describe_counter!(
         "speechverse_kafka_outages_total",
         "How often no broker was in reach."
@@ -46,6 +50,11 @@ pub(super) fn counters_at_zero() {
 /// Whether a Kafka client has a broker.
 pub fn kafka_connected(client: &str, connected: bool) {
     gauge!("speechverse_kafka_connected", "client" => client.to_owned()).set(f64::from(u8::from(connected)));
+}
+
+/// So many partitions of `topic` are not read, because enough is in flight.
+pub fn partitions_paused(topic: &str, partitions: usize) {
+    gauge!("speechverse_kafka_partitions_paused", "topic" => topic.to_owned()).set(partitions as f64);
 }
 
 /// No broker is in reach any more.
