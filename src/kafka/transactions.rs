@@ -111,7 +111,8 @@ pub(super) enum Step {
     Moved,
     /// Something failed and is tried again later.
     Waiting,
-    /// What is in flight counts for nothing: reading has to go back to the group's committed offsets.
+    /// What is in flight counts for nothing: reading has to go back to the group's committed offsets. Said
+    /// until [`Transactions::resynced`].
     Resync,
     /// There is no going on; why.
     Ended(String),
@@ -156,6 +157,8 @@ pub(super) struct Transactions<P> {
     not_before: Instant,
     last_begin: Option<Instant>,
     retry_pause: Duration,
+    /// Nothing begins before the tracker knows again what is committed.
+    resync_due: bool,
 }
 
 impl<P: TransactionalProducer> Transactions<P> {
@@ -172,7 +175,13 @@ impl<P: TransactionalProducer> Transactions<P> {
             not_before: now,
             last_begin: None,
             retry_pause: RETRY_FIRST,
+            resync_due: false,
         }
+    }
+
+    /// The tracker has been told to begin anew, after [`Step::Resync`].
+    pub(super) fn resynced(&mut self) {
+        self.resync_due = false;
     }
 
     /// Whether the transactional id is ours, as far as we know.
@@ -183,6 +192,9 @@ impl<P: TransactionalProducer> Transactions<P> {
     /// Goes on by one call of the producer, or a few that belong together. `group` is asked for our
     /// membership when positions are to be sent; `None` when there is none now.
     pub(super) fn step(&mut self, group: impl FnOnce() -> Option<P::Group>, now: Instant) -> Step {
+        if self.resync_due {
+            return Step::Resync;
+        }
         if now < self.not_before {
             return Step::Waiting;
         }
@@ -393,6 +405,7 @@ impl<P: TransactionalProducer> Transactions<P> {
             .outcomes
             .into_iter()
             .for_each(|outcome| outcome.end(Settled::Void));
+        self.resync_due = true;
         Step::Resync
     }
 

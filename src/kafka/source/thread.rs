@@ -184,7 +184,10 @@ impl Reading {
             step = locked(transactions).step(|| context.group(&self.consumer), Instant::now());
         }
         match step {
-            Step::Resync => self.resync("it is not known whether a transaction was committed"),
+            Step::Resync => {
+                self.resync("it is not known whether a transaction was committed");
+                locked(transactions).resynced();
+            }
             Step::Ended(reason) => return Err(reason),
             Step::Idle | Step::Moved | Step::Waiting => {}
         }

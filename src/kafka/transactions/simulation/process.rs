@@ -184,6 +184,7 @@ impl Process {
     fn resync(&mut self) {
         let partitions: Vec<i32> = self.cursors.keys().copied().collect();
         self.assign(partitions);
+        self.transactions.resynced();
     }
 
     fn assign(&mut self, partitions: Vec<i32>) {
