@@ -193,7 +193,7 @@ impl Decoder {
             late.push(active.context);
         }
         for context in late {
-            self.publish(context.late(now)).await;
+            self.publish(PublishDeadLetter::late(context, now)).await;
         }
     }
 

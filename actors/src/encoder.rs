@@ -2,10 +2,10 @@
 //!
 //! Receives [`EncodeUtterance`], sends [`DecodeUtterance`]. Blocks on the device, so it lives in its own
 //! thread. What it receives waits in a [`FairQueue`] for its turn, and for one of the [`DecoderPlaces`]; what
-//! is late by then becomes a dead letter and never reaches the device. Drives the first half of the inference engine, the feature extractor: clips longer than the
-//! encoder's window are cut, and a batch that fails is tried again one utterance at a time, so that only the
-//! one at fault becomes a dead letter. A panic outside that restarts the actor with a fresh model, and the
-//! contexts it held find their own way.
+//! is late by then becomes a dead letter and never reaches the device. Drives the first half of the inference
+//! engine, the feature extractor: clips longer than the encoder's window are cut, and a batch that fails is
+//! tried again one utterance at a time, so that only the one at fault becomes a dead letter. A panic outside
+//! that restarts the actor with a fresh model, and the contexts it held find their own way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -184,7 +184,7 @@ impl Encoder {
         for mut message in self.queue.take_late(now) {
             self.windows -= self.extractor.windows(message.samples.len());
             message.context.dequeued();
-            self.publish(message.context.late(now)).await;
+            self.publish(PublishDeadLetter::late(message.context, now)).await;
         }
         if self.queue.is_empty() {
             self.flush_at = None;

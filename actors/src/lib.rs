@@ -14,6 +14,7 @@
 //! An actor knows [`messages`] and the library, never its siblings; a pipeline introduces them.
 
 pub mod collector;
+mod context;
 pub mod controller;
 pub mod current;
 pub mod decoder;

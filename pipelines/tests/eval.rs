@@ -5,11 +5,7 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
-use speechverse::models::config::AdapterSettings;
-use speechverse::models::{EncoderInfo, LanguageModelInfo};
-use speechverse::registry::{Draft, Expected, Registry, identify};
-use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
+use speechverse::testing::{TinyModels, publish_first_version};
 
 /// A folder with tiny models, an adapter, settings and six recordings.
 struct Place(tempfile::TempDir);
@@ -19,35 +15,7 @@ impl Place {
         let place = Self(tempfile::tempdir().unwrap());
         let folder = place.0.path();
         let models = TinyModels::write(folder, 11);
-        let encoder = EncoderInfo {
-            layers: ENCODER_LAYERS as i64,
-            width: ENCODER_WIDTH as i64,
-            frames_per_second: 50.0,
-            max_samples: Some(480_000),
-        };
-        let llm = LanguageModelInfo {
-            width: LLM_WIDTH as i64,
-            vocab: VOCABULARY as i64,
-            layers: 2,
-            max_positions: 4096,
-        };
-        let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm).unwrap();
-        let adapter = SpeechAdapter::new(config, 0.3, 1, tch::Device::Cpu).unwrap();
-        let registry = Registry::open(folder.join("adapters")).unwrap();
-        let draft = Draft {
-            parent: None,
-            encoder: identify(&models.encoder).unwrap(),
-            llm: identify(&models.llm).unwrap(),
-            curriculum: Value::Null,
-            data_digest: "none".into(),
-            metrics: std::collections::BTreeMap::new(),
-            settings: Value::Null,
-            adapter: adapter.snapshot("first").unwrap(),
-            lora: None,
-            extra: Vec::new(),
-        };
-        let first = registry.publish("tiny", &draft).unwrap();
-        registry.promote(&first.version, Expected::Any).unwrap();
+        publish_first_version(&folder.join("adapters"), &models.encoder, &models.llm);
         std::fs::write(
             folder.join("tiny.toml"),
             format!(

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +14,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use speechverse::config::Settings;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
-use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
-use speechverse::models::config::AdapterSettings;
-use speechverse::models::{EncoderInfo, LanguageModelInfo};
-use speechverse::registry::{Draft, Expected, Registry, identify};
-use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
+use speechverse::registry::Registry;
+use speechverse::testing::{TinyModels, publish_first_version};
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::prepare::prepare;
 use speechverse::training::{AudioSource, Control, Example, Networks};
@@ -51,7 +48,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 11);
         let path = |name: &str| dir.path().join(name);
-        publish_first_version(&models, &path("adapters"));
+        publish_first_version(&path("adapters"), &models.encoder, &models.llm);
         let text = format!(
             "[service]\ntasks_dir = {tasks:?}\n\
              [model]\nencoder = {encoder:?}\nllm = {llm:?}\nprecision = \"f32\"\ndevice = \"cpu\"\nthreads = 1\n\
@@ -227,38 +224,6 @@ impl Place {
         });
         rows.collect()
     }
-}
-
-fn publish_first_version(models: &TinyModels, registry: &Path) {
-    let encoder = EncoderInfo {
-        layers: ENCODER_LAYERS as i64,
-        width: ENCODER_WIDTH as i64,
-        frames_per_second: 50.0,
-        max_samples: Some(480_000),
-    };
-    let llm = LanguageModelInfo {
-        width: LLM_WIDTH as i64,
-        vocab: VOCABULARY as i64,
-        layers: 2,
-        max_positions: 4096,
-    };
-    let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm).unwrap();
-    let adapter = SpeechAdapter::new(config, 0.3, 1, tch::Device::Cpu).unwrap();
-    let registry = Registry::open(registry).unwrap();
-    let draft = Draft {
-        parent: None,
-        encoder: identify(&models.encoder).unwrap(),
-        llm: identify(&models.llm).unwrap(),
-        curriculum: Value::Null,
-        data_digest: "none".into(),
-        metrics: BTreeMap::new(),
-        settings: Value::Null,
-        adapter: adapter.snapshot("first").unwrap(),
-        lora: None,
-        extra: Vec::new(),
-    };
-    let first = registry.publish("tiny", &draft).unwrap();
-    registry.promote(&first.version, Expected::Nothing).unwrap();
 }
 
 /// A tone that rises and falls, another for each number: mono, 16 kHz, 16 bits.

@@ -8,7 +8,7 @@ use symphonia::core::packet::PacketRef;
 use symphonia::core::units::{Duration, Timestamp};
 
 use super::opus::OpusStreams;
-use super::vorbis;
+use super::vorbis_headers;
 
 /// Most frames of one packet. The largest that an encoder writes is 65,535 (FLAC).
 const PACKET_FRAMES_MAX: u64 = 1 << 17;
@@ -36,9 +36,9 @@ impl Codec {
             }
             CODEC_ID_VORBIS => {
                 let (identification, set_up) = extra_data
-                    .split_at_checked(vorbis::IDENTIFICATION_BYTES)
+                    .split_at_checked(vorbis_headers::IDENTIFICATION_BYTES)
                     .ok_or("its headers are missing")?;
-                vorbis::check_headers(identification, set_up)?;
+                vorbis_headers::check_headers(identification, set_up)?;
             }
             // CAF says 8 bits, which the decoder takes for the width of its output.
             CODEC_ID_PCM_ALAW | CODEC_ID_PCM_MULAW => {

@@ -32,6 +32,7 @@ mod au;
 mod channels;
 mod codec;
 pub mod config;
+mod container;
 mod content_type;
 mod demux;
 mod error;
@@ -42,6 +43,7 @@ mod mend;
 mod mp3;
 mod mpeg;
 mod ogg;
+mod ogg_page;
 mod opus;
 mod pcm;
 mod resample;
@@ -50,6 +52,7 @@ mod sniff;
 #[cfg(test)]
 mod tests;
 mod vorbis;
+mod vorbis_headers;
 mod wav;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,11 +60,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use channels::Mix;
 use sink::Sink;
 
+pub use container::{Container, PcmEncoding, PcmSpec};
 pub use content_type::{ContentType, ContentTypeError};
 pub use error::AudioError;
-pub use pcm::{PcmEncoding, PcmSpec};
 pub use resample::{resample, resampled_len};
-pub use sniff::{Container, probe_container};
+pub use sniff::probe_container;
 pub use wav::{WriteWavError, encode_wav, write_wav};
 
 /// Sample rate of every [`Waveform`], hertz.

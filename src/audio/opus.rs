@@ -5,7 +5,7 @@
 use ropus::OpusMSDecoder;
 
 use super::AudioError;
-use super::ogg::PacketEnd;
+use super::ogg_page::PacketEnd;
 use super::sink::Sink;
 
 /// Rate of everything that is decoded, hertz, and of all positions.

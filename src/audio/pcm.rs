@@ -1,54 +1,10 @@
 //! Plain samples: every width and byte order, companded or not, to `f32`.
 
-use super::AudioError;
 use super::sink::Sink;
+use super::{AudioError, PcmEncoding, PcmSpec};
 
 /// Samples are turned into `f32` in pieces of this many frames.
 const PIECE_FRAMES: usize = 4096;
-
-/// How one sample is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PcmEncoding {
-    /// Unsigned 8 bit, 128 is silence.
-    U8,
-    /// Signed 8 bit.
-    S8,
-    /// Signed 16 bit, little-endian.
-    S16Le,
-    /// Signed 16 bit, big-endian.
-    S16Be,
-    /// Signed 24 bit in three bytes, little-endian.
-    S24Le,
-    /// Signed 24 bit in three bytes, big-endian.
-    S24Be,
-    /// Signed 32 bit, little-endian.
-    S32Le,
-    /// Signed 32 bit, big-endian.
-    S32Be,
-    /// IEEE 32 bit, little-endian.
-    F32Le,
-    /// IEEE 32 bit, big-endian.
-    F32Be,
-    /// IEEE 64 bit, little-endian.
-    F64Le,
-    /// IEEE 64 bit, big-endian.
-    F64Be,
-    /// G.711 µ-law.
-    MuLaw,
-    /// G.711 A-law.
-    ALaw,
-}
-
-/// What a content type says about raw samples; channels are interleaved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PcmSpec {
-    /// How one sample is written.
-    pub encoding: PcmEncoding,
-    /// Sample rate as declared, hertz; not checked yet.
-    pub rate_hz: u32,
-    /// Channels as declared; not checked yet.
-    pub channels: u16,
-}
 
 impl PcmEncoding {
     /// Bytes of one sample.

@@ -1,59 +1,6 @@
 //! Telling what bytes are from the bytes.
 
-use std::fmt;
-
-use super::{AudioError, ContentType, PcmSpec, adts, mp3, mpeg, ogg};
-
-/// What a value is, and so which reader takes it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Container {
-    /// RIFF/WAVE, RF64, BW64 or RIFX with linear PCM, float, A-law, µ-law, ADPCM or MPEG audio.
-    Wav,
-    /// AU with linear PCM, float, A-law or µ-law.
-    Au,
-    /// FLAC in its own container.
-    Flac,
-    /// Vorbis in Ogg.
-    OggVorbis,
-    /// FLAC in Ogg.
-    OggFlac,
-    /// Opus in Ogg.
-    OggOpus,
-    /// MPEG audio, layers I to III.
-    Mpeg,
-    /// AAC in ADTS.
-    Adts,
-    /// MP4, M4A, 3GP or QuickTime.
-    Mp4,
-    /// Matroska or WebM.
-    Matroska,
-    /// AIFF or AIFC.
-    Aiff,
-    /// Core Audio Format.
-    Caf,
-    /// Raw samples, by the word of the content type alone.
-    Pcm(PcmSpec),
-}
-
-impl fmt::Display for Container {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Wav => "WAV file",
-            Self::Au => "AU file",
-            Self::Flac => "FLAC file",
-            Self::OggVorbis => "Ogg Vorbis file",
-            Self::OggFlac => "Ogg FLAC file",
-            Self::OggOpus => "Ogg Opus file",
-            Self::Mpeg => "MP3 file",
-            Self::Adts => "AAC file (ADTS)",
-            Self::Mp4 => "MP4 or M4A file",
-            Self::Matroska => "Matroska or WebM file",
-            Self::Aiff => "AIFF file",
-            Self::Caf => "CAF file",
-            Self::Pcm(_) => "raw PCM",
-        })
-    }
-}
+use super::{AudioError, Container, ContentType, adts, mp3, mpeg, ogg_page};
 
 /// What the bytes are, by their marks alone.
 ///
@@ -157,11 +104,11 @@ fn by_long_mark(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
 fn by_ogg_codec(bytes: &[u8]) -> Result<Option<Container>, AudioError> {
     let segments = bytes.get(26).copied().unwrap_or_default();
     let first = bytes.get(27 + usize::from(segments)..).unwrap_or_default();
-    let packets = ogg::first_packets(bytes);
+    let packets = ogg_page::first_packets(bytes);
     if let Some(codec) = packets
         .iter()
         .chain([&first])
-        .find_map(|packet| ogg::codec_of(packet))
+        .find_map(|packet| ogg_page::codec_of(packet))
     {
         return Ok(Some(codec));
     }

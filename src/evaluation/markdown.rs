@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::plan::Table;
 use super::report::{Report, Score};
+use super::variants::Table;
 
 /// A report as Markdown.
 pub fn markdown(report: &Report) -> String {

@@ -2,23 +2,32 @@
 //!
 //! | file | one thought |
 //! |---|---|
-//! | [`plan`] | variants (rows of a table) and what each asks of each recording; equal ones are asked once |
+//! | [`variants`] | the rows of the tables |
+//! | [`dataset`] | the recordings of a manifest |
+//! | [`plan`] | what each variant asks of each recording; equal questions are asked once |
 //! | [`run()`] | the questions answered: first about audio, then about texts in place of audio |
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
 //! | [`markdown`], [`plot`] | the report for people |
+//! | [`write_report`] | all of it as files |
 //!
 //! Source of the tables: SpeechVerse (arXiv 2405.08295), tables 2 and 3 (variants), 5 (prompts), 7
 //! (descriptions and constraint), 9 (joint decoding).
 
+pub mod dataset;
+mod files;
 pub mod markdown;
 pub mod plan;
 pub mod plot;
 pub mod report;
 pub mod run;
+pub mod variants;
 
-pub use plan::{Choices, Dataset, Plan, PromptChoice, Source, Table, Variant};
+pub use dataset::Dataset;
+pub use files::write_report;
+pub use plan::Plan;
 pub use report::{Facts, Report};
 pub use run::{Answered, Row, read_rows, run};
+pub use variants::{Choices, PromptChoice, Source, Table, Variant};
 
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,13 @@
 //! Rows become scores: with intervals, comparisons and breakdowns.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::markdown::markdown;
-use super::plan::{Dataset, Table};
-use super::plot::draw;
+use super::dataset::Dataset;
 use super::run::{Answered, Row};
+use super::variants::Table;
 use crate::registry::sha256_file;
 use crate::scoring::classes::by_class;
 use crate::scoring::metric::slots_of;
@@ -246,33 +245,6 @@ impl Report {
                 leader.get_or_insert((tally, ids));
             }
         }
-    }
-
-    /// Writes `report.json`, `report.md`, the answers as `rows.jsonl`, and a picture for each table and task;
-    /// returns the files.
-    ///
-    /// # Errors
-    /// [`TrainingError::Io`] or [`TrainingError::Plot`] with the file.
-    pub fn write(&self, rows: &[Row], folder: &Path) -> Result<Vec<PathBuf>, TrainingError> {
-        std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
-        let json = serde_json::to_string_pretty(self).expect("numbers and strings only");
-        let mut lines = String::new();
-        for row in rows {
-            lines.push_str(&serde_json::to_string(row).expect("numbers and strings only"));
-            lines.push('\n');
-        }
-        let mut files = Vec::new();
-        for (name, text) in [
-            ("report.json", json + "\n"),
-            ("report.md", markdown(self)),
-            ("rows.jsonl", lines),
-        ] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(TrainingError::io("write", &path))?;
-            files.push(path);
-        }
-        files.append(&mut draw(self, folder)?);
-        Ok(files)
     }
 
     /// The tables that there are.

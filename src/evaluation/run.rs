@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ASR, KEYWORD, Plan, Source, Table, untaken};
+use super::dataset::untaken;
+use super::plan::Plan;
+use super::variants::{ASR, KEYWORD, Source, Table};
 use crate::models::adapter::AdapterSnapshot;
 use crate::text::normalize::plain;
 use crate::training::evaluate::{EvalAnswer, EvalPrompt, EvaluateOptions, answer_recordings, answer_texts};

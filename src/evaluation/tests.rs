@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::plan::PromptSource;
+use super::variants::PromptSource;
 use super::*;
 use crate::scoring::Metric;
 use crate::text::{TaskTable, TemplateVariables};
@@ -278,9 +278,7 @@ fn a_report_is_written_as_json_that_reads_back_as_markdown_and_as_pictures() {
     let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
     let folder = tempfile::tempdir().unwrap();
 
-    let files = report
-        .write(&answered.rows, &folder.path().join("new/report"))
-        .unwrap();
+    let files = write_report(&report, &answered.rows, &folder.path().join("new/report")).unwrap();
 
     let read = |name: &str| std::fs::read_to_string(folder.path().join("new/report").join(name)).unwrap();
     let again: Report = serde_json::from_str(&read("report.json")).unwrap();

@@ -7,124 +7,12 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 
-use tch::Tensor;
-
 use super::features::{Clip, FeatureExtractor};
-use super::scheduler::SchedulerSizes;
 use super::speech_llm::SpeechLlm;
-use super::{DecodeOptions, Generation, Generator, InferenceError, RequestId};
+use super::{EngineConfig, Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId};
 use crate::models::SpeechEncoder;
 use crate::models::adapter::AdapterSnapshot;
 use crate::text::OutputGrammar;
-
-/// What an answer is about.
-#[derive(Debug)]
-pub enum Input {
-    /// Sound.
-    Audio {
-        /// Mono, 16 kHz, in [-1, 1].
-        samples: Vec<f32>,
-        /// The adapter version that the answer is pinned to.
-        adapter: AdapterSnapshot,
-    },
-    /// Sound that a [`FeatureExtractor`] has encoded.
-    Features {
-        /// Mixed encoder features, `[T, D]`, valid frames only.
-        features: Tensor,
-        /// The adapter version that the answer is pinned to.
-        adapter: AdapterSnapshot,
-    },
-    /// Text that stands where sound would: for the language model as published, without adapter.
-    Text(String),
-}
-
-/// One question.
-#[derive(Debug)]
-pub struct GenerateRequest {
-    /// What it is about.
-    pub input: Input,
-    /// What to do with it.
-    pub instruction: String,
-    /// What the answer may be; free text when absent.
-    pub grammar: Option<OutputGrammar>,
-    /// Most answer tokens, instead of the engine's own. More than these are an upper bound: the answer gets
-    /// as many of them as its slot has positions for.
-    pub tokens_max: Option<usize>,
-    /// Whether the answer should say what is heard, word for word: then the CTC head has a say in it, if the
-    /// adapter has one and the grammar is free.
-    pub verbatim: bool,
-}
-
-/// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or
-/// [`Event::Failed`], unless it is aborted.
-#[derive(Debug)]
-pub enum Event {
-    /// The answer has advanced.
-    Token {
-        /// Which request.
-        id: RequestId,
-        /// Its tokens so far; see [`Generator::partial`] for what they are.
-        tokens: usize,
-    },
-    /// The answer is complete.
-    Finished {
-        /// Which request.
-        id: RequestId,
-        /// Its tokens and their log-probabilities.
-        generation: Generation,
-        /// Its text, without control tokens and white space around it.
-        text: String,
-    },
-    /// There is no answer.
-    Failed {
-        /// Which request.
-        id: RequestId,
-        /// Why.
-        error: InferenceError,
-    },
-}
-
-/// Sizes of an engine and how it answers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EngineConfig {
-    /// Sequences side by side; a beam search takes several. At least one answer always has its slots.
-    pub slots: usize,
-    /// Positions of a slot, prompt and answer together. How strictly the two are told apart is the language
-    /// model's affair, see [`LanguageModel::new_cache`](crate::models::LanguageModel::new_cache).
-    pub positions_max: usize,
-    /// How many of them are the answer's.
-    pub answer_positions: usize,
-    /// Most windows in one pass of the encoder.
-    pub batch_windows_max: usize,
-    /// How answers are generated.
-    pub options: DecodeOptions,
-    /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what
-    /// is asked.
-    pub preallocate: bool,
-}
-
-impl EngineConfig {
-    /// For work offline: `rows` clips or sequences at once, and as many positions as the language model has.
-    pub fn offline(rows: usize, options: DecodeOptions) -> Self {
-        Self {
-            slots: rows.max(options.slots()),
-            positions_max: usize::MAX >> 1,
-            answer_positions: usize::MAX >> 2,
-            batch_windows_max: rows.max(1),
-            options,
-            preallocate: false,
-        }
-    }
-
-    pub(super) fn scheduler_sizes(&self) -> SchedulerSizes {
-        SchedulerSizes {
-            slots: self.slots.max(self.options.slots()),
-            prompt_positions: self.positions_max.saturating_sub(self.answer_positions),
-            answer_positions: self.answer_positions,
-            preallocate: self.preallocate,
-        }
-    }
-}
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,6 +17,8 @@ mod clips;
 mod config_file;
 mod error;
 mod open;
+#[cfg(test)]
+mod tests;
 mod traits;
 
 pub use encoders::wavlm::WavEncoder;

@@ -24,7 +24,7 @@ pub struct HiddenStates {
 /// A batch of encoded clips.
 #[derive(Debug)]
 pub struct Encoded {
-    /// `[B, T, D]`, in the encoder's kind; what lies beyond a row's length is zero.
+    /// `[B, T, D]`, in the encoder's dtype; what lies beyond a row's length is zero.
     pub features: Tensor,
     /// Valid frames of each row.
     pub lengths: Vec<i64>,
@@ -183,39 +183,4 @@ pub trait LanguageModel: Send {
         slots: &[usize],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError>;
-}
-
-/// One row of something per sequence.
-pub(super) fn check_rows(what: &'static str, found: usize, rows: i64) -> Result<(), ModelError> {
-    if found as i64 == rows {
-        return Ok(());
-    }
-    Err(ModelError::Shape {
-        what,
-        expected: format!("[{rows}]"),
-        found: vec![found as i64],
-    })
-}
-
-/// One answer per prompt, none of them empty, and prompts of `width`.
-pub(super) fn check_batch(prompts: &[Tensor], answers: &[&[i64]], width: i64) -> Result<(), ModelError> {
-    let paired = !prompts.is_empty() && prompts.len() == answers.len();
-    if !paired || answers.iter().any(|answer| answer.is_empty()) {
-        return Err(ModelError::Shape {
-            what: "a batch of prompts and answers",
-            expected: "as many answers as prompts, none empty".into(),
-            found: vec![prompts.len() as i64, answers.len() as i64],
-        });
-    }
-    for prompt in prompts {
-        let size = prompt.size();
-        if !matches!(size.as_slice(), [positions, found] if *positions > 0 && *found == width) {
-            return Err(ModelError::Shape {
-                what: "a prompt",
-                expected: format!("[P, {width}]"),
-                found: size,
-            });
-        }
-    }
-    Ok(())
 }

@@ -149,7 +149,7 @@ impl Placement {
         }
     }
 
-    /// The torch kind of activations, and of weights that are not in 8-bit integers.
+    /// The dtype of activations, and of weights that are not in 8-bit integers.
     pub fn kind(&self) -> Kind {
         match self.precision {
             Precision::F32 => Kind::Float,

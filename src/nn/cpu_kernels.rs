@@ -5,7 +5,7 @@
 //! writing into the cache and the attention of a step in one call each, on one thread, in f32 whatever the
 //! elements are kept in.
 //!
-//! Each gives nothing back where its tensors are not what it is made for (another device, another kind,
+//! Each gives nothing back where its tensors are not what it is made for (another device, another dtype,
 //! gradients, so much work that several threads are worth their start): the caller then computes the same
 //! with tensors.
 
@@ -25,7 +25,7 @@ const PRODUCTS_MAX: usize = 1 << 21;
 /// Sums that grow side by side: the widest registers hold 16 elements.
 const LANES: usize = 16;
 
-/// `x / rms(x) · weight` for one position of each row: `[B, 1, width]` → the same, in the same kind.
+/// `x / rms(x) · weight` for one position of each row: `[B, 1, width]` → the same, in the same dtype.
 pub fn rms_norm(hidden: &Tensor, weight: &Tensor, epsilon: f64) -> Option<Tensor> {
     let (input, weight) = (View::of(hidden)?, View::of(weight)?);
     let [_, 1, width] = *input.size() else {

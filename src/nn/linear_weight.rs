@@ -61,7 +61,7 @@ impl LinearWeight {
     /// Multiplies each row of `input` and adds the bias.
     ///
     /// # Shapes
-    /// `input` `[.., inputs]` → `[.., outputs]`, in the input's kind.
+    /// `input` `[.., inputs]` → `[.., outputs]`, in the input's dtype.
     pub fn multiply(&self, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let product = match (self.multiply_few(input), &self.0) {
             (Some(product), _) => product,

@@ -45,7 +45,7 @@ impl RelativeBias {
 /// Bucket of each distance `key − query`: half of the buckets for each sign; of those, half for one distance
 /// each, the others logarithmically wider up to `distance_max`.
 ///
-/// The same operations in the same order and kind as the transformers library, so that no distance at a
+/// The same operations in the same order and dtype as the transformers library, so that no distance at a
 /// bucket's edge falls to the other side.
 fn bucket_of(distances: &Tensor, buckets: i64, distance_max: i64) -> Tensor {
     let per_sign = buckets / 2;

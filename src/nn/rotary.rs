@@ -47,7 +47,7 @@ impl Rotary {
 }
 
 impl Rotation {
-    /// Turns queries or keys, in f32 whatever their kind.
+    /// Turns queries or keys, in f32 whatever their dtype.
     ///
     /// # Shapes
     /// `heads` `[B, N, P, head_dim]` → the same, f32.

@@ -1,6 +1,7 @@
 //! Which network a folder holds: its name, and a digest of what decides its values.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::RegistryError;
-use super::manifest::sha256_file;
 use crate::util::{file_mistaken_for, hex};
 
 /// Remembers the digests of large files. A note: it counts only while size, times and inode of a file are
@@ -171,6 +171,20 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, RegistryError> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Hex sha256 of a file.
+pub(crate) fn sha256_file(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
 //! What a version says about itself, and whether its files still are what it says.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::Read as _;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::identity::sha256_file;
 use super::{ADAPTER, ModelIdentity, RegistryError};
-use crate::util::hex;
 
 /// The manifest's file name.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -135,18 +134,4 @@ pub(super) fn read_manifest(folder: &Path, version: &str) -> Result<VersionManif
         return Err(corrupt(format!("does not list `{ADAPTER}`")));
     }
     Ok(manifest)
-}
-
-/// Hex sha256 of a file.
-pub(crate) fn sha256_file(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hex(&hash.finalize()));
-        }
-        hash.update(&buffer[..read]);
-    }
 }

@@ -25,8 +25,8 @@ mod publish;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use identity::sha256_file;
 pub use identity::{ModelIdentity, identify};
-pub(crate) use manifest::sha256_file;
 pub use manifest::{FileDigest, VersionManifest};
 pub use publish::Draft;
 

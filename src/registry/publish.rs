@@ -7,7 +7,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::manifest::{FileDigest, MANIFEST, VersionManifest, sha256_file};
+use super::identity::sha256_file;
+use super::manifest::{FileDigest, MANIFEST, VersionManifest};
 use super::{ADAPTER, LORA, ModelIdentity, Registry, RegistryError, check_name};
 use crate::models::adapter::AdapterSnapshot;
 

@@ -13,7 +13,7 @@ use super::slots::{label_counts, slu_counts, total};
 use super::tally::{Formula, Tally};
 use super::{character_errors, overlap, word_errors};
 use crate::text::TaskMetric;
-use crate::text::answer::{AnswerFormat, ParsedAnswer, Slot};
+use crate::text::answer::{AnswerFormat, ParsedAnswer, SlotLabel};
 use crate::text::normalize::{english, plain};
 
 /// A score of answers against references. All are reported on the scale 0 to 100.
@@ -225,7 +225,7 @@ impl fmt::Display for Metric {
 }
 
 /// The slots of an answer; what is malformed in it is left out.
-pub fn slots_of(text: &str) -> Vec<Slot> {
+pub fn slots_of(text: &str) -> Vec<SlotLabel> {
     match AnswerFormat::Slots.parse(text) {
         ParsedAnswer::Slots(slots) => slots,
         _ => Vec::new(),

@@ -1,4 +1,4 @@
-//! Slot variables: SLURP's SLU-F1, and F1 of the slot labels alone (SD-F1).
+//! Slot labels: SLURP's SLU-F1, and F1 of the labels alone (SD-F1).
 //!
 //! Definition of SLU-F1 (Bastianelli et al. 2020, SpeechVerse §9.1). An utterance's entities are (type,
 //! filler), both in lower case, the filler's words joined by one space, as
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use super::errors::{character_errors, word_errors};
-use crate::text::answer::Slot;
+use crate::text::answer::SlotLabel;
 
 /// Hits, wrong answers and misses; fractions of entities under a distance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -80,14 +80,14 @@ pub fn add_table(sum: &mut SlotTable, table: &SlotTable) {
 }
 
 /// One utterance's counts under word distance.
-pub fn word_run(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
+pub fn word_run(wanted: &[SlotLabel], answered: &[SlotLabel]) -> SlotTable {
     run(wanted, answered, |wanted, answered| {
         word_errors(wanted, answered).rate()
     })
 }
 
 /// One utterance's counts under character distance.
-pub fn character_run(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
+pub fn character_run(wanted: &[SlotLabel], answered: &[SlotLabel]) -> SlotTable {
     run(wanted, answered, |wanted, answered| {
         let longer = wanted.chars().count().max(answered.chars().count());
         character_errors(wanted, answered).errors() as f64 / longer.max(1) as f64
@@ -95,20 +95,20 @@ pub fn character_run(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
 }
 
 /// One utterance's counts for SLU-F1: both runs together.
-pub fn slu_counts(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
+pub fn slu_counts(wanted: &[SlotLabel], answered: &[SlotLabel]) -> SlotTable {
     let mut table = word_run(wanted, answered);
     add_table(&mut table, &character_run(wanted, answered));
     table
 }
 
 /// One utterance's counts for SD-F1: labels only.
-pub fn label_counts(wanted: &[Slot], answered: &[Slot]) -> SlotTable {
+pub fn label_counts(wanted: &[SlotLabel], answered: &[SlotLabel]) -> SlotTable {
     run(wanted, answered, |_, _| 0.0)
 }
 
-fn run(wanted: &[Slot], answered: &[Slot], distance: impl Fn(&str, &str) -> f64) -> SlotTable {
+fn run(wanted: &[SlotLabel], answered: &[SlotLabel], distance: impl Fn(&str, &str) -> f64) -> SlotTable {
     let mut table = SlotTable::new();
-    let mut left: Vec<&Slot> = wanted.iter().collect();
+    let mut left: Vec<&SlotLabel> = wanted.iter().collect();
     for entity in answered {
         let counts = table.entry(entity.name.clone()).or_default();
         let nearest = left
@@ -137,9 +137,9 @@ fn run(wanted: &[Slot], answered: &[Slot], distance: impl Fn(&str, &str) -> f64)
 mod tests {
     use super::*;
 
-    fn entities(list: &[(&str, &str)]) -> Vec<Slot> {
+    fn entities(list: &[(&str, &str)]) -> Vec<SlotLabel> {
         list.iter()
-            .map(|(name, value)| Slot {
+            .map(|(name, value)| SlotLabel {
                 name: (*name).into(),
                 value: (*value).into(),
             })

@@ -10,7 +10,7 @@ use super::bleu::{corpus_bleu, tokenize_13a};
 use super::chrf::corpus_chrf;
 use super::slots::{SlotTable, add_table, label_counts, slu_counts, total};
 use super::*;
-use crate::text::answer::Slot;
+use crate::text::answer::SlotLabel;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -177,8 +177,8 @@ fn keyword_and_token_f1_equal_their_definitions() {
 
 #[test]
 fn slot_scores_equal_their_definitions_type_by_type() {
-    let entities = |slots: &Slots| -> Vec<Slot> {
-        let slot = |(name, value): &(String, String)| Slot {
+    let entities = |slots: &Slots| -> Vec<SlotLabel> {
+        let slot = |(name, value): &(String, String)| SlotLabel {
             name: name.clone(),
             value: value.clone(),
         };

@@ -102,11 +102,6 @@ impl Tokenizer {
         self.vocab
     }
 
-    /// The id of one token, by its exact spelling in the vocabulary.
-    pub fn token_id(&self, token: &str) -> Option<i64> {
-        self.layout.token_to_id(token).map(i64::from)
-    }
-
     /// Whether an id is a control token (an added token that is more than white space).
     pub fn is_control(&self, id: i64) -> bool {
         u32::try_from(id).is_ok_and(|id| self.control.contains_key(&id))
@@ -348,7 +343,6 @@ mod tests {
             "a</s><pad><extra_id_0>"
         );
         assert!(tokenizer.is_control(1) && !tokenizer.is_control(2));
-        assert_eq!(tokenizer.token_id("</s>"), Some(1));
     }
 
     proptest! {

@@ -3,40 +3,8 @@
 use std::path::Path;
 
 use super::WeightsError;
-use super::load::{Checkpoint, INDEX_FILE, SINGLE_FILE};
+use super::checkpoint::Checkpoint;
 use crate::util::file_mistaken_for;
-
-/// What a folder without a checkpoint has in its place, as words for an error.
-pub(super) fn instead(dir: &Path) -> String {
-    let names: Vec<String> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .collect();
-    let is_link = |name: &str| dir.join(name).is_symlink();
-    if let Some(name) = [SINGLE_FILE, INDEX_FILE].iter().find(|name| is_link(name)) {
-        return format!("; `{name}` is a link to a file that is not there");
-    }
-    let ends = |ending: &str| names.iter().find(|name| name.ends_with(ending));
-    let hint = |name: &str, what: &str| format!("; `{name}` beside it {what}");
-    if let Some(name) = ends(".bin").or_else(|| ends(".pt")).or_else(|| ends(".pth")) {
-        hint(
-            name,
-            "is a pickle, which is never read: convert it to safetensors",
-        )
-    } else if let Some(name) = ends(".gguf") {
-        hint(name, "is converted with `models import`")
-    } else if let Some(name) = ends(".safetensors.part").or_else(|| ends(".incomplete")) {
-        hint(name, "is a download that broke off: fetch the model again")
-    } else if let Some(name) = ends(".safetensors") {
-        hint(
-            name,
-            "has another name: rename it, or fetch the index that names it",
-        )
-    } else {
-        String::new()
-    }
-}
 
 /// Checks that a model folder holds what is read from it, before anything large is: `config.json`, a whole
 /// checkpoint, and the tokenizer where one is needed. Each file is named for what it is.

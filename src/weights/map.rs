@@ -1,6 +1,6 @@
 //! Weight files in memory without being read into it.
 //!
-//! A large file's tensors are views of the mapping where their kind is the wanted one: nothing is copied,
+//! A large file's tensors are views of the mapping where their dtype is the wanted one: nothing is copied,
 //! pages come from disk when they are first used, and all models of one process that open the same file share
 //! them. Torch does not say when the last view is gone, so a file that was ever viewed stays mapped until the
 //! process ends; opened again, it is the same mapping. What is copied out instead (converted, joined with

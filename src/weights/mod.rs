@@ -5,12 +5,14 @@
 //! lack, what the files hold and the model does not know, and what is there in another shape or type are
 //! reported together in one error. Pickle is never read.
 
+mod checkpoint;
 mod folder;
-mod load;
+mod loader;
 mod map;
 
+pub use checkpoint::{Checkpoint, TensorSummary};
 pub use folder::check_folder;
-pub use load::{Checkpoint, Loader, TensorSummary};
+pub use loader::Loader;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::dead_letter::{Reason, Rejection, Stage};
+use super::rejection::{Reason, Rejection, Stage};
 
 /// The header that names the type of the data.
 const CONTENT_TYPE: &str = "content-type";

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dead_letter::{Reason, Rejection, Stage};
 use super::headers::Headers;
+use super::rejection::{Reason, Rejection, Stage};
 use super::{Record, RecordOffset};
 
 /// Longest id of an order and longest name of a version, bytes.

@@ -15,8 +15,8 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::Record;
 use super::attributes::Known;
-use super::dead_letter::{Reason, Rejection, Stage};
-use super::request::RequestLimits;
+use super::limits::RequestLimits;
+use super::rejection::{Reason, Rejection, Stage};
 
 /// Attributes that one event may have.
 const ATTRIBUTES_MAX: usize = 256;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::dead_letter::{Reason, Rejection, Stage};
+use super::rejection::{Reason, Rejection, Stage};
 
 /// Headers by name. Of a repeated header the last one counts, as for Kafka's own `lastHeader`.
 #[derive(Clone, Copy, Debug)]

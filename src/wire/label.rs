@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::Record;
-use super::dead_letter::{Reason, Rejection, Stage};
 use super::envelope::open;
 use super::headers::Headers;
+use super::rejection::{Reason, Rejection, Stage};
 use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
 
 /// What a record of the label topic holds.

@@ -8,9 +8,11 @@ mod envelope;
 pub mod event;
 pub mod headers;
 pub mod label;
+mod limits;
 mod number;
 mod record;
 pub mod redrive;
+mod rejection;
 pub mod request;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
-//! The Kafka room on a broker: crashes, rebalances, retention, large records. On the embedded broker always,
-//! on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and `make test`
-//! start it.
+//! The Kafka module on a broker: crashes, rebalances, retention, large records. On the embedded broker
+//! always, on Apache Kafka where `SPEECHVERSE_KAFKA=host:port` names one; `scripts/kafka/suite.sh` and
+//! `make test` start it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

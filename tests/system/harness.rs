@@ -8,12 +8,7 @@ use bytes::Bytes;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::config::Settings;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
-use speechverse::models::adapter::{AdapterConfig, SpeechAdapter};
-use speechverse::models::config::AdapterSettings;
-use speechverse::models::{EncoderInfo, LanguageModelInfo};
-use speechverse::registry::{Draft, Expected, Registry, identify};
-use speechverse::testing::{ENCODER_LAYERS, ENCODER_WIDTH, LLM_WIDTH, TinyModels, VOCABULARY};
-use speechverse::training::config::TrainingConfig;
+use speechverse::testing::{TinyModels, publish_first_version};
 use speechverse::wire::answer::Answer;
 use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::headers::Headers;
@@ -105,7 +100,11 @@ impl Sandbox {
             "[validation]\nevery_steps = 100\n[[stage]]\nkind = \"asr\"\nsteps_max = 3\nbatch_rows = 4\nlearning_rate = 1e-9\n",
         )
         .unwrap();
-        publish_first_version(&settings);
+        publish_first_version(
+            &settings.adapters.dir,
+            &settings.model.encoder,
+            &settings.model.llm,
+        );
         Self {
             settings,
             broker,
@@ -137,38 +136,6 @@ impl Sandbox {
         pipeline.stop().await.unwrap();
         self.broker.shutdown().await;
     }
-}
-
-fn publish_first_version(settings: &Settings) {
-    let encoder = EncoderInfo {
-        layers: ENCODER_LAYERS as i64,
-        width: ENCODER_WIDTH as i64,
-        frames_per_second: 50.0,
-        max_samples: Some(480_000),
-    };
-    let llm = LanguageModelInfo {
-        width: LLM_WIDTH as i64,
-        vocab: VOCABULARY as i64,
-        layers: 2,
-        max_positions: 4096,
-    };
-    let config = AdapterConfig::new(&AdapterSettings::default(), &encoder, &llm).unwrap();
-    let adapter = SpeechAdapter::new(config, 0.3, 1, tch::Device::Cpu).unwrap();
-    let registry = Registry::open(&settings.adapters.dir).unwrap();
-    let draft = Draft {
-        parent: None,
-        encoder: identify(&settings.model.encoder).unwrap(),
-        llm: identify(&settings.model.llm).unwrap(),
-        curriculum: serde_json::Value::Null,
-        data_digest: String::new(),
-        metrics: std::collections::BTreeMap::new(),
-        settings: serde_json::to_value(TrainingConfig::default()).unwrap(),
-        adapter: adapter.snapshot("first").unwrap(),
-        lora: None,
-        extra: Vec::new(),
-    };
-    let first = registry.publish("tiny", &draft).unwrap();
-    registry.promote(&first.version, Expected::Any).unwrap();
 }
 
 /// A user of the topics.

@@ -1,5 +1,7 @@
-//! `Decoder`: slots, turns, deadlines, pinned versions, failures, back-pressure; on a tiny language model that fails when asked
-//! to.
+//! `Decoder`: slots, turns, deadlines, pinned versions, failures, back-pressure; on a tiny language model
+//! that fails when asked to.
+
+mod failures;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -13,10 +15,8 @@ use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{DecodeOptions, EngineConfig, Generator};
 use speechverse::models::config::LayerMix;
 use speechverse::models::llms::llama::Llama;
-use speechverse::models::{LanguageModel, LanguageModelInfo, ModelError};
-use speechverse::nn::kv_cache::KvCache;
-use speechverse::nn::lora::LoraSet;
-use speechverse::testing::{LLM_WIDTH, TinyModels};
+use speechverse::models::{LanguageModel, ModelError};
+use speechverse::testing::{HookedModel, LLM_WIDTH, Pass, PassPoint, TinyModels};
 use speechverse::text::{PromptLayout, Tokenizer, end_of_answer_ids};
 use speechverse::util::Clock;
 use speechverse::wire::answer::{AnswerKind, Flag};
@@ -66,77 +66,22 @@ fn failure() -> ModelError {
 const BAD_POSITIONS: i64 = 300;
 
 /// A tiny Llama that fails when asked to.
-struct FailingModel {
-    llm: Llama,
-    failure: FailureSwitch,
-}
-
-impl LanguageModel for FailingModel {
-    fn info(&self) -> LanguageModelInfo {
-        self.llm.info()
-    }
-
-    fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
-        self.llm.embed(ids)
-    }
-
-    fn embedding_table(&self) -> Tensor {
-        self.llm.embedding_table()
-    }
-
-    fn teacher_forced_logits(
-        &self,
-        prompts: &[Tensor],
-        answers: &[&[i64]],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        self.llm.teacher_forced_logits(prompts, answers, lora)
-    }
-
-    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.llm.prompt_logits(prompt, lora)
-    }
-
-    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
-        self.llm.probe(ids, decoder_ids)
-    }
-
-    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
-        self.llm.new_cache(slots, prompt_positions, answer_positions)
-    }
-
-    fn prefill(
-        &self,
-        embeds: &Tensor,
-        lengths: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        if lengths.iter().any(|length| *length >= BAD_POSITIONS) {
-            if self.failure.is(FailureSwitch::PREFILL_FAILS) {
+fn failing_model(llm: Llama, switch: FailureSwitch) -> impl LanguageModel {
+    let hook = move |pass: &Pass<'_>| {
+        let (fails, panics) = match pass.point {
+            PassPoint::BeforePrefill => (FailureSwitch::PREFILL_FAILS, FailureSwitch::PREFILL_PANICS),
+            PassPoint::BeforeStep => (FailureSwitch::STEP_FAILS, FailureSwitch::STEP_PANICS),
+            PassPoint::AfterPrefill | PassPoint::AfterStep => return Ok(()),
+        };
+        if pass.lengths.iter().any(|length| *length >= BAD_POSITIONS) {
+            if switch.is(fails) {
                 return Err(failure());
             }
-            assert!(!self.failure.is(FailureSwitch::PREFILL_PANICS), "on purpose");
+            assert!(!switch.is(panics), "on purpose");
         }
-        self.llm.prefill(embeds, lengths, cache, slots, lora)
-    }
-
-    fn step(
-        &self,
-        ids: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        if slots.iter().any(|slot| cache.length(*slot) >= BAD_POSITIONS) {
-            if self.failure.is(FailureSwitch::STEP_FAILS) {
-                return Err(failure());
-            }
-            assert!(!self.failure.is(FailureSwitch::STEP_PANICS), "on purpose");
-        }
-        self.llm.step(ids, cache, slots, lora)
-    }
+        Ok(())
+    };
+    HookedModel { llm, hook }
 }
 
 struct Harness {
@@ -190,10 +135,8 @@ impl Harness {
             clock: clock.clone(),
             default_instruction: "Transcribe the speech.".into(),
             build: Arc::new(move || {
-                let llm = FailingModel {
-                    llm: Llama::open(&folder, Device::Cpu, Kind::Float)?,
-                    failure: switch.clone(),
-                };
+                let llm = Llama::open(&folder, Device::Cpu, Kind::Float)?;
+                let llm = failing_model(llm, switch.clone());
                 let tokenizer = Tokenizer::open(&folder)?;
                 let layout = PromptLayout::open(&folder, &tokenizer, None)?;
                 let ends = end_of_answer_ids(&folder)?;
@@ -346,91 +289,6 @@ async fn a_short_answer_joins_while_a_long_one_is_under_way_and_is_there_first()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn features_that_do_not_fit_become_a_dead_letter_and_those_beside_them_are_answered() {
-    let harness = Harness::new(4).await;
-    let mut wrong = harness.utterance(1, "one", 0.3);
-    wrong.features = Tensor::zeros([20, 3], (Kind::Float, Device::Cpu));
-    let mut endless = harness.utterance(2, "one", 0.3);
-    endless.features = Tensor::zeros([20_000, WIDTH as i64], (Kind::Float, Device::Cpu));
-
-    harness.tell(harness.utterance(0, "one", 0.3)).await;
-    harness.tell(wrong).await;
-    harness.tell(endless).await;
-    harness.tell(harness.utterance(3, "one", 0.3)).await;
-    let letters = [next(&harness.letters).await, next(&harness.letters).await];
-
-    assert_eq!(letters[0].record.record_offset, record(1).record_offset);
-    assert_eq!(letters[0].rejection.reason, Reason::InternalError);
-    assert_eq!(letters[1].record.record_offset, record(2).record_offset);
-    assert_eq!(letters[1].rejection.reason, Reason::AudioTooLong);
-    assert!(
-        letters
-            .iter()
-            .all(|letter| letter.rejection.stage == Stage::Decode)
-    );
-    let mut answered = [harness.answer().await.0, harness.answer().await.0];
-    answered.sort_unstable();
-    assert_eq!(answered, [0, 3]);
-    assert!(is_silent(&harness.found).await);
-}
-
-/// Two healthy requests beside one whose prompt makes the model fail, all started together or later: it
-/// becomes a dead letter with its reason, the others are answered as if it had not been there.
-async fn one_of_three_fails_when_the_model(failure: u8, reason: &str) {
-    let harness = Harness::new(4).await;
-    harness.tell(harness.long(0)).await;
-    let alone = harness.answer().await.2;
-    harness.failure.set(failure);
-    let mut bad = harness.long(1);
-    // Four frames are one position.
-    bad.features = Tensor::ones([4 * BAD_POSITIONS, WIDTH as i64], (Kind::Float, Device::Cpu));
-
-    harness.tell(harness.long(0)).await;
-    harness.tell(bad).await;
-    harness.tell(harness.long(2)).await;
-    let letter = next(&harness.letters).await;
-    let mut answers = [harness.answer().await, harness.answer().await];
-
-    assert_eq!(letter.record.record_offset, record(1).record_offset);
-    assert_eq!(letter.rejection.reason, Reason::InternalError);
-    assert_eq!(letter.rejection.stage, Stage::Decode);
-    assert!(
-        letter.rejection.message.contains(reason),
-        "{}",
-        letter.rejection.message
-    );
-    answers.sort();
-    assert_eq!(
-        answers.map(|(number, _, text)| (number, text)),
-        [(0, alone.clone()), (2, alone)]
-    );
-    for _ in 0..5 {
-        harness.is_well().await; // more often than there are slots
-    }
-    assert!(harness.letters.is_empty() && is_silent(&harness.found).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prompt_that_fails_ends_its_own_request_with_its_reason() {
-    one_of_three_fails_when_the_model(FailureSwitch::PREFILL_FAILS, "empty").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prompt_that_panics_ends_its_own_request_with_its_reason() {
-    one_of_three_fails_when_the_model(FailureSwitch::PREFILL_PANICS, "on purpose").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_fails_ends_the_request_at_fault_with_its_reason() {
-    one_of_three_fails_when_the_model(FailureSwitch::STEP_FAILS, "empty").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_panics_ends_the_request_at_fault_with_its_reason() {
-    one_of_three_fails_when_the_model(FailureSwitch::STEP_PANICS, "on purpose").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_publisher_is_busy_the_decoder_holds_its_sender_back_and_loses_nothing() {
     let harness = Harness::before(busy_probe(), 2, 1).await;
 
@@ -459,29 +317,6 @@ async fn a_graceful_stop_finishes_the_answers_that_have_begun() {
 
     assert_eq!(harness.answer().await.0, 0);
     assert!(harness.found.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_decoder_held_when_it_died_is_handed_back_and_its_successor_answers() {
-    let harness = Harness::before(busy_probe(), 2, 4).await;
-    for number in 0..3 {
-        harness.tell(harness.utterance(number, "one", 0.3)).await;
-    }
-    // Two answers are with the publisher; the decoder waits with the third until it dies.
-    until("it has taken all", || took_all(&harness.decoder)).await;
-    tokio::time::sleep(crate::support::A_WHILE).await;
-
-    harness.decoder.kill();
-    let back = next(&harness.found).await;
-    harness.tell(harness.utterance(3, "one", 0.3)).await;
-    let mut outcomes = vec![back.record.record_offset.offset];
-    for _ in 0..3 {
-        outcomes.push(harness.answer().await.0);
-    }
-
-    outcomes.sort_unstable();
-    assert_eq!(outcomes, [0, 1, 2, 3], "each has exactly one outcome");
-    assert!(is_silent(&harness.found).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

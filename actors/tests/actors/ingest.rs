@@ -1,5 +1,7 @@
 //! `AudioIngest`: admission, back-pressure up to the source, and who is not waited for.
 
+mod streams;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -243,106 +245,6 @@ async fn a_record_of_a_revoked_partition_is_nobodys_and_the_next_is_admitted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broken_stream_is_refused_chunk_by_chunk_and_a_whole_one_answers_for_all_its_records() {
-    let harness = Harness::new(probe(), probe()).await;
-    let chunk = |session: &'static str, sequence: u64, last: bool| {
-        vec![
-            header("ce_session", session),
-            header("ce_sequence", sequence.to_string()),
-            header("ce_final", last.to_string()),
-        ]
-    };
-    harness
-        .request(0, pcm(800, 0.25), chunk("broken", 0, false))
-        .await;
-    harness.request(1, pcm(800, 0.25), chunk("whole", 0, false)).await;
-    harness.request(2, pcm(800, 0.25), chunk("broken", 2, true)).await;
-    harness.request(3, pcm(800, 0.25), chunk("whole", 1, true)).await;
-
-    for _ in 0..4 {
-        harness.hand_on().await;
-    }
-
-    for offset in [0, 2] {
-        let letter = next(&harness.letters).await;
-        assert_eq!(letter.record.record_offset.offset, offset);
-        assert_eq!(letter.rejection.reason, Reason::BrokenStream);
-        assert_eq!(letter.rejection.stage, Stage::Ingest);
-        assert_eq!(letter.audio_seconds, 0.0, "it never counted as in flight");
-    }
-    let utterance = harness.utterance().await;
-    assert_eq!(utterance.samples.len(), 1_600);
-    assert_eq!(utterance.context.record.record_offset.offset, 3);
-    let earlier: Vec<i64> = utterance
-        .context
-        .earlier
-        .iter()
-        .map(|record_offset| record_offset.offset)
-        .collect();
-    assert_eq!(earlier, [1]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
-    let harness = Harness::new(probe(), probe()).await;
-    let half = || pcm(800, 0.25);
-    for (number, sequence, last) in [(0, 0, false), (0, 0, false), (1, 1, true), (1, 1, true)] {
-        let headers = vec![
-            header("ce_session", "twice"),
-            header("ce_sequence", u64::to_string(&sequence)),
-            header("ce_final", bool::to_string(&last)),
-        ];
-        harness.request(number, half(), headers).await;
-        harness.hand_on().await;
-    }
-
-    let utterance = harness.utterance().await;
-
-    assert_eq!(utterance.samples.len(), 1_600);
-    assert_eq!(utterance.context.record.record_offset.offset, 2);
-    // What is left is the stream's own two records; both repeats are finished.
-    until("the repeats are released", || {
-        harness.requests.tracker.unfinished() == 2
-    })
-    .await;
-    assert!(is_silent(&harness.letters).await);
-    assert!(is_silent(&harness.utterances).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_silent_for_more_than_a_minute_is_given_up_chunk_by_chunk() {
-    const SILENCE_MAX: Duration = Duration::from_secs(60);
-    let harness = Harness::new(probe(), probe()).await;
-    for number in 0..2 {
-        let headers = vec![
-            header("ce_session", "stream"),
-            header("ce_sequence", number.to_string()),
-        ];
-        harness.request(number, pcm(800, 0.25), headers).await;
-    }
-    harness.request(2, pcm(800, 0.25), Vec::new()).await;
-    for _ in 0..3 {
-        harness.hand_on().await;
-    }
-    harness.utterance().await.context.complete(); // it has taken the chunks that came before
-
-    harness.clock.advance(SILENCE_MAX);
-    assert!(is_silent(&harness.letters).await);
-    harness.clock.advance(Duration::from_secs(1));
-
-    for offset in [0, 1] {
-        let letter = next(&harness.letters).await;
-        assert_eq!(letter.record.record_offset.offset, offset);
-        assert_eq!(letter.rejection.reason, Reason::BrokenStream);
-        assert!(
-            letter.rejection.message.contains("60 s of silence"),
-            "{}",
-            letter.rejection
-        );
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_ingest_held_when_it_died_is_handed_back_and_its_successor_reads_on() {
     let harness = Harness::new(busy_probe(), probe()).await;
     for number in 0..4 {
@@ -373,35 +275,6 @@ async fn what_an_ingest_held_when_it_died_is_handed_back_and_its_successor_reads
             offset
         );
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and_the_rest_is_refused() {
-    let harness = Harness::new(probe(), probe()).await;
-    for number in 0..3 {
-        let headers = vec![
-            header("ce_session", "stream"),
-            header("ce_sequence", number.to_string()),
-            header("ce_final", (number == 2).to_string()),
-        ];
-        harness.request(number, pcm(800, 0.25), headers).await;
-    }
-    for _ in 0..2 {
-        harness.hand_on().await;
-    }
-    until("it has taken both", || harness.to_ingest.is_empty()).await;
-    tokio::time::sleep(crate::support::A_WHILE).await;
-
-    harness.ingest.kill();
-    let mut back =
-        [next(&harness.found).await, next(&harness.found).await].map(|lost| lost.record.record_offset.offset);
-    harness.hand_on().await;
-    let letter = next(&harness.letters).await;
-
-    back.sort_unstable();
-    assert_eq!(back, [0, 1]);
-    assert_eq!(letter.record.record_offset.offset, 2);
-    assert_eq!(letter.rejection.reason, Reason::BrokenStream);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -226,7 +226,8 @@ pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
     RequestContext::new(record, request, 1.0, span, lost.clone())
 }
 
-/// The same utterance under another key and priority, and twice as long as a key may have ahead of the others.
+/// The same utterance under another key and priority, and twice as long as a key may have ahead of the
+/// others.
 pub(crate) fn queued_as(
     context: RequestContext,
     key: &'static str,

@@ -1,33 +1,13 @@
 //! What lies on disk and came from elsewhere: model files, manifests, segments after a crash.
 
-use std::path::Path;
-
 use model_import::{FloatFormat, ImportOptions, import};
 use speechverse::registry::Registry;
-use speechverse::store::config::{FsyncPolicy, StoreConfig};
 use speechverse::store::{SampleStore, Split};
 use speechverse::training::manifest;
 use speechverse::weights::Checkpoint;
-use tempfile::TempDir;
 
-/// A folder in memory where the system has one: most of a target's time would else go to the disk.
-pub(crate) fn folder() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() {
-        tempfile::tempdir_in(memory)
-    } else {
-        tempfile::tempdir()
-    };
-    made.expect("a temporary folder")
-}
-
-/// Writes the file, with the folders above it.
-pub(crate) fn write(path: &Path, content: &[u8]) {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).expect("a temporary folder can be written");
-    }
-    std::fs::write(path, content).expect("a temporary folder can be written");
-}
+use crate::scratch::{folder, store_config, write};
+use crate::seeds::{SEGMENT, checkpoint};
 
 /// A GGUF file, or a CTranslate2 model by its first bytes.
 pub(crate) fn gguf(data: &[u8]) -> bool {
@@ -61,7 +41,7 @@ pub(crate) fn safetensors_index(data: &[u8]) -> bool {
         ("model-1.safetensors", "first.weight"),
         ("model-2.safetensors", "second.weight"),
     ] {
-        write(&folder.path().join(name), &crate::seeds::checkpoint(&[tensor]));
+        write(&folder.path().join(name), &checkpoint(&[tensor]));
     }
     Checkpoint::open(folder.path()).is_ok_and(|checkpoint| checkpoint.tensors().count() > 0)
 }
@@ -88,19 +68,10 @@ pub(crate) fn adapter_manifest(data: &[u8]) -> bool {
     registry.manifest("v1").is_ok()
 }
 
-/// The settings of a store in `dir`, without waiting for the disk.
-pub(crate) fn store_config(dir: &Path) -> StoreConfig {
-    StoreConfig {
-        dir: dir.to_owned(),
-        fsync: FsyncPolicy::Interval,
-        ..StoreConfig::default()
-    }
-}
-
 /// A segment of the sample store, as a crash or a broken disk may leave it.
 pub(crate) fn store_segment(data: &[u8]) -> bool {
     let folder = folder();
-    write(&folder.path().join(crate::seeds::SEGMENT), data);
+    write(&folder.path().join(SEGMENT), data);
     let Ok(store) = SampleStore::open(&store_config(folder.path())) else {
         return false;
     };

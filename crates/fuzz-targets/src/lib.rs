@@ -9,6 +9,7 @@
 mod broker;
 mod files;
 mod records;
+mod scratch;
 mod seeds;
 
 /// A parser under test.

@@ -15,7 +15,7 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 use speechverse::store::{Sample, SampleSource, SampleStore};
 
-use crate::files;
+use crate::scratch;
 
 /// The name that the store gives its first segment.
 pub(crate) const SEGMENT: &str = "00000000000000000000.segment";
@@ -197,8 +197,8 @@ pub(crate) fn broker_frames() -> Vec<Vec<u8>> {
 }
 
 pub(crate) fn store_segments() -> Vec<Vec<u8>> {
-    let folder = files::folder();
-    let store = SampleStore::open(&files::store_config(folder.path())).expect("an empty folder");
+    let folder = scratch::folder();
+    let store = SampleStore::open(&scratch::store_config(folder.path())).expect("an empty folder");
     for number in 0..5_u16 {
         let sample = Sample {
             audio: (0..200 + number).map(|at| f32::from(at % 32) / 64.0).collect(),

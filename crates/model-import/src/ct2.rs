@@ -38,7 +38,7 @@ pub(crate) struct Ct2File {
     /// Name of the specification, `WhisperSpec` for what is handled here.
     pub(crate) specification: String,
     pub(crate) tensors: BTreeMap<String, Ct2Tensor>,
-    /// Single numbers that are settings rather than weights (`encoder/num_heads` and the like).
+    /// Single values that are settings rather than weights (`encoder/num_heads` and the like).
     pub(crate) scalars: BTreeMap<String, f64>,
     /// Names that stand for other tensors.
     pub(crate) aliases: BTreeMap<String, String>,

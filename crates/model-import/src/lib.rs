@@ -102,7 +102,7 @@ struct Prepared {
 /// Imports the model at `source` into the new folder `out`.
 ///
 /// `source` is a `.gguf` file, a `model.bin`, or a folder that holds one of them. `progress` hears how many
-/// numbers of how many are written.
+/// values of how many are written.
 ///
 /// # Errors
 /// [`ImportError`]; `out` is then untouched.

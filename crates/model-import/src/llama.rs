@@ -160,7 +160,7 @@ fn refuse_what_changes_the_mathematics(file: &GgufFile, architecture: &str) -> R
     if factors.elements() > WIDTH_MAX {
         return Err(unsupported(
             file,
-            format!("`rope_freqs.weight` has {} numbers", factors.elements()),
+            format!("`rope_freqs.weight` has {} values", factors.elements()),
         ));
     }
     if decode(file, factors, 0, factors.elements())?
@@ -190,7 +190,7 @@ fn sizes(file: &GgufFile, architecture: &str) -> Result<Sizes, ImportError> {
         return Err(unsupported(
             file,
             format!(
-                "{heads} attention heads over {kv_heads} key heads of {head} numbers do not divide evenly"
+                "{heads} attention heads over {kv_heads} key heads of {head} values do not divide evenly"
             ),
         ));
     }
@@ -332,7 +332,7 @@ fn planned(name: String, shape: Vec<u64>, tensor: &GgufTensor, order: RowOrder) 
     }
 }
 
-/// Decodes `count` numbers of `tensor` from number `from` on.
+/// Decodes `count` values of `tensor` from value `from` on.
 fn decode(file: &GgufFile, tensor: &GgufTensor, from: u64, count: u64) -> Result<Vec<f32>, ImportError> {
     let malformed = || unsupported(file, "a sampled row does not consist of whole blocks".into());
     let start = tensor.encoding.bytes_for(from).ok_or_else(malformed)?;
@@ -341,9 +341,9 @@ fn decode(file: &GgufFile, tensor: &GgufTensor, from: u64, count: u64) -> Result
     std::fs::File::open(&file.path)
         .and_then(|source| source.read_exact_at(&mut input, tensor.offset + start))
         .map_err(ImportError::io("read", &file.path))?;
-    let mut numbers = vec![0.0; count as usize];
-    tensor.encoding.decode(&input, &mut numbers);
-    Ok(numbers)
+    let mut values = vec![0.0; count as usize];
+    tensor.encoding.decode(&input, &mut values);
+    Ok(values)
 }
 
 /// Some converters store one tied matrix twice, at two precisions. The better copy is kept, once.

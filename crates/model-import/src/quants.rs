@@ -8,7 +8,7 @@
 
 use half::f16;
 
-/// How one tensor's numbers are stored in a source file.
+/// How one tensor's values are stored in a source file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Encoding {
     /// IEEE single precision.
@@ -19,23 +19,23 @@ pub enum Encoding {
     Bf16,
     /// Signed bytes (CTranslate2, with a scale per row beside them).
     I8,
-    /// Signed 16-bit numbers (CTranslate2, with a scale beside them).
+    /// Signed 16-bit values (CTranslate2, with a scale beside them).
     I16,
-    /// 32 numbers: scale, 4 bits each.
+    /// 32 values: scale, 4 bits each.
     Q4_0,
-    /// 32 numbers: scale, minimum, 4 bits each.
+    /// 32 values: scale, minimum, 4 bits each.
     Q4_1,
-    /// 32 numbers: scale, 5 bits each.
+    /// 32 values: scale, 5 bits each.
     Q5_0,
-    /// 32 numbers: scale, minimum, 5 bits each.
+    /// 32 values: scale, minimum, 5 bits each.
     Q5_1,
-    /// 32 numbers: scale, 8 bits each.
+    /// 32 values: scale, 8 bits each.
     Q8_0,
-    /// 256 numbers in 8 groups with 6-bit scales and minima, 4 bits each.
+    /// 256 values in 8 groups with 6-bit scales and minima, 4 bits each.
     Q4K,
-    /// 256 numbers in 8 groups with 6-bit scales and minima, 5 bits each.
+    /// 256 values in 8 groups with 6-bit scales and minima, 5 bits each.
     Q5K,
-    /// 256 numbers in 16 groups with 8-bit scales, 6 bits each.
+    /// 256 values in 16 groups with 8-bit scales, 6 bits each.
     Q6K,
 }
 
@@ -103,7 +103,7 @@ impl Encoding {
         }
     }
 
-    /// Bytes that `elements` numbers take, or `None` when they do not fill whole blocks or overflow.
+    /// Bytes that `elements` values take, or `None` when they do not fill whole blocks or overflow.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
         if !elements.is_multiple_of(self.block_elements()) {
             return None;
@@ -111,7 +111,7 @@ impl Encoding {
         (elements / self.block_elements()).checked_mul(self.block_bytes())
     }
 
-    /// Decodes whole blocks: `input` holds `n` of them, `output` takes `n · block_elements` numbers.
+    /// Decodes whole blocks: `input` holds `n` of them, `output` takes `n · block_elements` values.
     ///
     /// `I8` and `I16` come out as plain integers; their scales live in another tensor.
     ///
@@ -123,28 +123,28 @@ impl Encoding {
         assert_eq!(
             blocks * self.block_elements() as usize,
             output.len(),
-            "room for all of them"
+            "a place for each of them"
         );
         match self {
             Self::F32 => {
-                for (number, bytes) in output.iter_mut().zip(input.as_chunks::<4>().0) {
-                    *number = f32::from_le_bytes(*bytes);
+                for (value, bytes) in output.iter_mut().zip(input.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*bytes);
                 }
             }
             Self::F16 => decode_halves(input, output),
             Self::Bf16 => {
-                for (number, bytes) in output.iter_mut().zip(input.as_chunks::<2>().0) {
-                    *number = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                for (value, bytes) in output.iter_mut().zip(input.as_chunks::<2>().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
                 }
             }
             Self::I8 => {
-                for (number, byte) in output.iter_mut().zip(input) {
-                    *number = f32::from(byte.cast_signed());
+                for (value, byte) in output.iter_mut().zip(input) {
+                    *value = f32::from(byte.cast_signed());
                 }
             }
             Self::I16 => {
-                for (number, bytes) in output.iter_mut().zip(input.as_chunks::<2>().0) {
-                    *number = f32::from(i16::from_le_bytes(*bytes));
+                for (value, bytes) in output.iter_mut().zip(input.as_chunks::<2>().0) {
+                    *value = f32::from(i16::from_le_bytes(*bytes));
                 }
             }
             Self::Q4_0 => each::<18, 32>(input, output, q4_0),
@@ -165,8 +165,8 @@ fn each<const BYTES: usize, const ELEMENTS: usize>(
     decode: fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
 ) {
     let blocks = input.as_chunks::<BYTES>().0;
-    for (block, numbers) in blocks.iter().zip(output.as_chunks_mut::<ELEMENTS>().0.iter_mut()) {
-        decode(block, numbers);
+    for (block, values) in blocks.iter().zip(output.as_chunks_mut::<ELEMENTS>().0.iter_mut()) {
+        decode(block, values);
     }
 }
 
@@ -174,12 +174,12 @@ fn decode_halves(input: &[u8], output: &mut [f32]) {
     use half::slice::HalfFloatSliceExt;
 
     let mut halves = [f16::ZERO; 512];
-    for (numbers, bytes) in output.chunks_mut(512).zip(input.chunks(2 * 512)) {
-        let halves = &mut halves[..numbers.len()];
+    for (values, bytes) in output.chunks_mut(512).zip(input.chunks(2 * 512)) {
+        let halves = &mut halves[..values.len()];
         for (half, pair) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
             *half = f16::from_le_bytes(*pair);
         }
-        halves.convert_to_f32_slice(numbers);
+        halves.convert_to_f32_slice(values);
     }
 }
 
@@ -240,32 +240,29 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// The eight 6-bit scales and minima that `Q4_K` and `Q5_K` pack into 12 bytes.
-fn six_bit_scales(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut minima) = ([0; 8], [0; 8]);
+/// Scale and minimum of each of the eight groups of a `Q4_K` or `Q5_K` block: 6-bit integers in 12 bytes,
+/// times the block's own two.
+fn group_scales(block: &[u8]) -> [(f32, f32); 8] {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let group = |of_scale: u8, of_minimum: u8| (scale * f32::from(of_scale), minimum * f32::from(of_minimum));
+    let packed = &block[4..16];
+    let mut groups = [(0.0, 0.0); 8];
     for i in 0..4 {
-        let (scale, minimum, both) = (packed[i], packed[4 + i], packed[8 + i]);
-        scales[i] = scale & 0x3f;
-        minima[i] = minimum & 0x3f;
-        scales[4 + i] = (both & 0x0f) | ((scale >> 2) & 0x30);
-        minima[4 + i] = (both >> 4) | ((minimum >> 2) & 0x30);
+        let (scales, minima, both) = (packed[i], packed[4 + i], packed[8 + i]);
+        groups[i] = group(scales & 0x3f, minima & 0x3f);
+        groups[4 + i] = group(
+            (both & 0x0f) | ((scales >> 2) & 0x30),
+            (both >> 4) | ((minima >> 2) & 0x30),
+        );
     }
-    (scales, minima)
+    groups
 }
 
 fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let (scales, minima) = six_bit_scales(&block[4..16]);
+    let groups = group_scales(block);
     for pair in 0..4 {
         // Two groups share 32 bytes: the first has the low, the second the high four bits.
-        let (low_scale, low_minimum) = (
-            scale * f32::from(scales[2 * pair]),
-            minimum * f32::from(minima[2 * pair]),
-        );
-        let (high_scale, high_minimum) = (
-            scale * f32::from(scales[2 * pair + 1]),
-            minimum * f32::from(minima[2 * pair + 1]),
-        );
+        let ((low_scale, low_minimum), (high_scale, high_minimum)) = (groups[2 * pair], groups[2 * pair + 1]);
         for i in 0..32 {
             let bits = i32::from(block[16 + 32 * pair + i]);
             out[64 * pair + i] = low_scale * (bits & 15) as f32 - low_minimum;
@@ -275,17 +272,9 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 }
 
 fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let (scales, minima) = six_bit_scales(&block[4..16]);
+    let groups = group_scales(block);
     for pair in 0..4 {
-        let (low_scale, low_minimum) = (
-            scale * f32::from(scales[2 * pair]),
-            minimum * f32::from(minima[2 * pair]),
-        );
-        let (high_scale, high_minimum) = (
-            scale * f32::from(scales[2 * pair + 1]),
-            minimum * f32::from(minima[2 * pair + 1]),
-        );
+        let ((low_scale, low_minimum), (high_scale, high_minimum)) = (groups[2 * pair], groups[2 * pair + 1]);
         for i in 0..32 {
             let bits = i32::from(block[48 + 32 * pair + i]);
             let fifth = i32::from(block[16 + i]) >> (2 * pair);
@@ -304,7 +293,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         scales[i] = scale * f32::from(block[192 + i].cast_signed());
     }
     for half in 0..2 {
-        // 128 numbers: 64 bytes of low four bits, 32 bytes of high two bits, in four runs of 32.
+        // 128 values: 64 bytes of low four bits, 32 bytes of high two bits, in four runs of 32.
         let (low, high) = (64 * half, 128 + 32 * half);
         for i in 0..32 {
             let (first, second) = (i32::from(block[low + i]), i32::from(block[low + 32 + i]));

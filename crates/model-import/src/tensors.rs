@@ -18,7 +18,7 @@ use super::{FloatFormat, ImportError};
 
 /// Numbers per piece, unless a block or a row is longer: 1 MiB of `f32`.
 const PIECE_ELEMENTS: u64 = 1 << 18;
-/// Longest row that is read at once, numbers. Real ones have a few thousand.
+/// Longest row that is read at once, values. Real ones have a few thousand.
 const ROW_ELEMENTS_MAX: u64 = 1 << 24;
 
 /// In which order a tensor's rows leave.
@@ -34,7 +34,7 @@ pub(crate) enum RowOrder {
     },
 }
 
-/// Scales of an integer tensor: a number is `stored / scale`.
+/// Scales of an integer tensor: a value is `stored / scale`.
 #[derive(Clone, Debug)]
 pub(crate) enum Scales {
     /// One for all.
@@ -43,7 +43,7 @@ pub(crate) enum Scales {
     PerRow(Arc<[f32]>, usize),
 }
 
-/// One tensor of the checkpoint to be written, and where its numbers come from.
+/// One tensor of the checkpoint to be written, and where its values come from.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorPlan {
     /// Name in the checkpoint.
@@ -71,7 +71,7 @@ impl TensorPlan {
         self.shape.iter().skip(1).product()
     }
 
-    /// Decodes `count` numbers that start at number `from` of the *source* order.
+    /// Decodes `count` values that start at value `from` of the *source* order.
     fn decode(
         &self,
         source: &Source<'_>,
@@ -87,15 +87,15 @@ impl TensorPlan {
             .file
             .read_exact_at(&mut buffers.input, self.offset + start)
             .map_err(ImportError::io("read", source.path))?;
-        let output = &mut buffers.numbers[into..into + count as usize];
+        let output = &mut buffers.values[into..into + count as usize];
         self.encoding.decode(&buffers.input, output);
         match &self.scales {
             None => {}
-            Some(Scales::Whole(scale)) => output.iter_mut().for_each(|number| *number /= scale),
+            Some(Scales::Whole(scale)) => output.iter_mut().for_each(|value| *value /= scale),
             Some(Scales::PerRow(scales, first)) => {
                 let columns = self.row_elements();
-                for (index, number) in output.iter_mut().enumerate() {
-                    *number /= scales[first + ((from + index as u64) / columns) as usize];
+                for (index, value) in output.iter_mut().enumerate() {
+                    *value /= scales[first + ((from + index as u64) / columns) as usize];
                 }
             }
         }
@@ -103,7 +103,7 @@ impl TensorPlan {
     }
 }
 
-/// A run of a tensor's numbers, in the order in which they leave.
+/// A run of a tensor's values, in the order in which they leave.
 struct Piece {
     tensor: usize,
     from: u64,
@@ -113,7 +113,7 @@ struct Piece {
 #[derive(Default)]
 struct Buffers {
     input: Vec<u8>,
-    numbers: Vec<f32>,
+    values: Vec<f32>,
     output: Vec<u8>,
     halves: Vec<f16>,
 }
@@ -159,7 +159,7 @@ fn copy_piece(
     buffers: &mut Buffers,
     format: FloatFormat,
 ) -> Result<(), ImportError> {
-    buffers.numbers.resize(piece.count as usize, 0.0);
+    buffers.values.resize(piece.count as usize, 0.0);
     match plan.order {
         RowOrder::AsStored => plan.decode(source, piece.from, buffers, piece.count, 0)?,
         RowOrder::SplitHalves { head_rows } => {
@@ -190,38 +190,38 @@ fn copy_piece(
     })
 }
 
-/// Fills `buffers.output` from `buffers.numbers`; gives back the first number that the format cannot hold.
+/// Fills `buffers.output` from `buffers.values`; gives back the first value that the format cannot hold.
 fn encode(buffers: &mut Buffers, format: FloatFormat) -> Result<(), f32> {
     let Buffers {
-        numbers,
+        values,
         output,
         halves,
         ..
     } = buffers;
-    // What is at least half a step above the largest number would become infinite.
+    // What is at least half a step above the largest value would become infinite.
     let limit = format.overflow();
-    let bad = |number: &&f32| !number.is_finite() || number.abs() >= limit;
-    if let Some(&bad) = numbers.iter().find(bad) {
+    let bad = |value: &&f32| !value.is_finite() || value.abs() >= limit;
+    if let Some(&bad) = values.iter().find(bad) {
         return Err(bad);
     }
-    output.resize(numbers.len() * format.bytes() as usize, 0);
+    output.resize(values.len() * format.bytes() as usize, 0);
     match format {
         FloatFormat::F32 => {
-            for (bytes, number) in output.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
-                *bytes = number.to_le_bytes();
+            for (bytes, value) in output.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
             }
         }
         FloatFormat::Bf16 => {
-            for (bytes, number) in output.as_chunks_mut::<2>().0.iter_mut().zip(numbers) {
-                // Round to nearest, ties to even; the numbers are finite.
-                let bits = number.to_bits();
+            for (bytes, value) in output.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                // Round to nearest, ties to even; the values are finite.
+                let bits = value.to_bits();
                 let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
                 *bytes = (rounded as u16).to_le_bytes();
             }
         }
         FloatFormat::F16 => {
-            halves.resize(numbers.len(), f16::ZERO);
-            halves.convert_from_f32_slice(numbers);
+            halves.resize(values.len(), f16::ZERO);
+            halves.convert_from_f32_slice(values);
             for (bytes, half) in output.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
                 *bytes = half.to_le_bytes();
             }
@@ -261,7 +261,7 @@ fn header(plans: &[TensorPlan], format: FloatFormat) -> (Vec<u8>, Vec<u64>) {
 
 /// Writes all `plans` as one safetensors file at `path` and gives back its length in bytes.
 ///
-/// `progress` hears, on the calling thread, how many numbers of how many are done.
+/// `progress` is called on the calling thread with how many values of how many are done.
 ///
 /// # Errors
 /// [`ImportError::Io`] when reading or writing fails; [`ImportError::Range`] when `format` cannot hold a
@@ -279,7 +279,7 @@ pub(crate) fn write_checkpoint(
         return Err(ImportError::Unsupported {
             path: source_path.to_path_buf(),
             what: format!(
-                "tensor `{}` has rows of {} numbers; at most {ROW_ELEMENTS_MAX} are handled",
+                "tensor `{}` has rows of {} values; at most {ROW_ELEMENTS_MAX} are handled",
                 plan.name,
                 plan.row_elements()
             ),

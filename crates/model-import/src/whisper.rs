@@ -66,8 +66,8 @@ impl<'a> Planner<'a> {
         let Some(scales) = self.find(&name, &tensor.shape[..1]) else {
             return Ok(None);
         };
-        let numbers = decode(self.file, scales, 0, scales.elements())?;
-        Ok(Some(Scales::PerRow(numbers.into(), 0)))
+        let values = decode(self.file, scales, 0, scales.elements())?;
+        Ok(Some(Scales::PerRow(values.into(), 0)))
     }
 
     /// One stored tensor becomes one written tensor.
@@ -92,7 +92,7 @@ impl<'a> Planner<'a> {
                 name: name.clone(),
                 shape: part_shape,
                 encoding: tensor.encoding,
-                // These encodings have one number per block.
+                // These encodings have one value per block.
                 offset: tensor.offset + first_row * row_elements * tensor.encoding.block_bytes(),
                 order: RowOrder::AsStored,
                 scales: match &scales {
@@ -135,7 +135,7 @@ impl<'a> Planner<'a> {
             && tensor.shape == [rows]
             && decode(self.file, tensor, width * key as u64, width)?
                 .iter()
-                .any(|number| *number != 0.0)
+                .any(|value| *value != 0.0)
         {
             self.differences.push(format!(
                 "`{bias}` gives the key projection a bias, which Whisper does not have"
@@ -151,9 +151,9 @@ fn decode(file: &Ct2File, tensor: &Ct2Tensor, from: u64, count: u64) -> Result<V
     std::fs::File::open(&file.path)
         .and_then(|source| source.read_exact_at(&mut input, tensor.offset + from * size))
         .map_err(ImportError::io("read", &file.path))?;
-    let mut numbers = vec![0.0; count as usize];
-    tensor.encoding.decode(&input, &mut numbers);
-    Ok(numbers)
+    let mut values = vec![0.0; count as usize];
+    tensor.encoding.decode(&input, &mut values);
+    Ok(values)
 }
 
 fn layers(file: &Ct2File, side: &str) -> usize {

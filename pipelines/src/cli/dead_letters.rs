@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use speechverse::wire::dead_letter::Reason;
 
-use super::Broker;
+use super::shared::Broker;
 
 /// `speechverse dead-letters`.
 #[derive(Debug, Subcommand)]

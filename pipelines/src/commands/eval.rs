@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::evaluation::report::{DatasetFacts, Facts};
 use speechverse::evaluation::{
-    Answered, Choices, Dataset, Plan, PromptChoice, Report, markdown, read_rows, run,
+    Answered, Choices, Dataset, Plan, PromptChoice, Report, markdown, read_rows, run, write_report,
 };
 use speechverse::inference::{DecodeOptions, EngineConfig};
 use speechverse::nn::accel::{cpu_capability, threads};
@@ -44,9 +44,8 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
         tracing::error!("{problem}");
     }
     if let Some(folder) = &args.report {
-        let files = report
-            .write(&answered.rows, folder)
-            .context("the report could not be written")?;
+        let files =
+            write_report(&report, &answered.rows, folder).context("the report could not be written")?;
         tracing::info!(folder = %folder.display(), files = files.len(), "the report is written");
     }
     if args.json {

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::*;
-use crate::inference::windows;
+use crate::inference::{DecodeOptions, windows};
 use crate::models::adapter::{AdapterConfig, SpeechAdapter};
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::whisper::Window;

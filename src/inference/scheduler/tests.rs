@@ -6,7 +6,7 @@ mod failures;
 mod random_model;
 mod reference;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
@@ -14,14 +14,7 @@ use tch::{Device, Kind, Tensor};
 use super::*;
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::llms::llama::Llama;
-use crate::testing::{generate_alike, generate_all};
-
-/// Folder of a fixture.
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
+use crate::testing::{fixture, generate_alike, generate_all};
 
 fn tiny() -> Llama {
     Llama::open(&fixture("llama_tiny"), Device::Cpu, Kind::Float).unwrap()

@@ -58,7 +58,7 @@ impl LoraSnapshot {
         &self.tensors
     }
 
-    /// A frozen set for serving on `device`, its matrices in `kind`.
+    /// A frozen set for serving on `device`, its matrices in `dtype`.
     ///
     /// # Errors
     /// [`ModelError::Weights`] with every tensor that does not fit the settings and `sites`;

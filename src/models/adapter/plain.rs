@@ -34,7 +34,7 @@ pub struct PlainTensor {
 }
 
 impl PlainTensor {
-    /// Copies a tensor of any device and kind: floats become f32, everything else i64.
+    /// Copies a tensor of any device and dtype: floats become f32, everything else i64.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.

@@ -82,7 +82,7 @@ impl<'t> View<'t> {
         let layout = Layout::of(tensor)?;
         let (at, span) = (tensor.data_ptr(), layout.span);
         let elements = match tensor.kind() {
-            // SAFETY: a strided CPU tensor of this kind has its elements from `at` on, `span` of them to the
+            // SAFETY: a strided CPU tensor of this dtype has its elements from `at` on, `span` of them to the
             // last one; the borrow keeps its storage alive, and tensors do not cross threads while they are
             // borrowed (`Tensor` is not `Sync`).
             Kind::Float => Elements::F32(unsafe { std::slice::from_raw_parts(at.cast(), span) }),
@@ -211,7 +211,7 @@ pub(super) fn qweight_of(tensor: &Tensor) -> Option<&[i8]> {
     Some(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), layout.span) })
 }
 
-/// A new tensor on the CPU with these elements, rounded to `kind`; none for kinds other than f32 and bf16.
+/// A new tensor on the CPU with these elements, rounded to `dtype`; none for dtypes other than f32 and bf16.
 pub(super) fn tensor_of(elements: &[f32], size: &[usize], dtype: Kind) -> Option<Tensor> {
     let size: Vec<i64> = size.iter().map(|size| *size as i64).collect();
     let tensor = Tensor::f_empty(&size, (dtype, Device::Cpu)).ok()?;

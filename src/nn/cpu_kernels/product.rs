@@ -19,7 +19,7 @@ const SHARED_WORK_MIN: usize = 1 << 22;
 /// `input · weightᵀ`.
 ///
 /// # Shapes
-/// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's kind.
+/// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's dtype.
 pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
     let view = View::of(weight)?;
     let [outputs, _] = *view.size() else {
@@ -35,7 +35,7 @@ pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
 ///
 /// # Shapes
 /// `input` `[.., inputs]`, `qweight` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in
-/// the input's kind.
+/// the input's dtype.
 pub fn multiply_qweight(input: &Tensor, qweight: &Tensor, scales: &Tensor) -> Option<Tensor> {
     let scales = View::of(scales)?;
     let scales = scales.contiguous()?.f32()?;

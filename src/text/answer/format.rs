@@ -30,7 +30,7 @@ pub enum AnswerFormat {
 
 /// One slot and what fills it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot {
+pub struct SlotLabel {
     /// The slot's label, in lower case.
     pub name: String,
     /// The words that fill it, in lower case, single spaces between them.
@@ -49,7 +49,7 @@ pub enum ParsedAnswer {
     /// Keywords in lower case, each once, in order.
     Keywords(Vec<String>),
     /// Slots in order; one may come several times.
-    Slots(Vec<Slot>),
+    Slots(Vec<SlotLabel>),
 }
 
 impl AnswerFormat {
@@ -137,7 +137,7 @@ impl Display for ParsedAnswer {
             Self::Labels(words) | Self::Keywords(words) => f.write_str(&words.join(", ")),
             Self::Slots(slots) if slots.is_empty() => f.write_str(NONE),
             Self::Slots(slots) => {
-                for (at, Slot { name, value }) in slots.iter().enumerate() {
+                for (at, SlotLabel { name, value }) in slots.iter().enumerate() {
                     if at > 0 {
                         f.write_char(' ')?;
                     }
@@ -176,10 +176,10 @@ fn list(text: &str) -> Vec<String> {
     found
 }
 
-fn slot(part: &str) -> Option<Slot> {
+fn slot(part: &str) -> Option<SlotLabel> {
     let (name, value) = part.split_once('=')?;
     let value: Vec<&str> = value.split_whitespace().collect();
-    let slot = Slot {
+    let slot = SlotLabel {
         name: lower(name),
         value: value.join(" ").to_lowercase(),
     };
@@ -312,7 +312,7 @@ mod tests {
         fn slots_survive_writing_and_reading(
             pairs in proptest::collection::vec(("[a-z_]{1,8}", "[a-z0-9=]{1,5}( [a-z0-9]{1,5}){0,3}"), 0..6)
         ) {
-            let slots = pairs.into_iter().map(|(name, value)| Slot { name, value }).collect();
+            let slots = pairs.into_iter().map(|(name, value)| SlotLabel { name, value }).collect();
             let answer = ParsedAnswer::Slots(slots);
             prop_assert_eq!(AnswerFormat::Slots.parse(&answer.to_string()), answer);
         }

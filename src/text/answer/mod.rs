@@ -1,9 +1,10 @@
 //! Answers: what they may look like, how targets are written, how what a model wrote is read.
 
+mod check;
 mod format;
 mod grammar;
 
-pub use format::{AnswerFormat, ParsedAnswer, Slot};
+pub use format::{AnswerFormat, ParsedAnswer, SlotLabel};
 pub use grammar::{GrammarPiece, OutputGrammar};
 
 /// The answer of a task that lists things, when there is none of them.

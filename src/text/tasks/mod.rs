@@ -104,7 +104,7 @@ pub struct Task {
     /// Further variants used in training.
     #[serde(default)]
     pub prompts: Vec<String>,
-    /// Wordings kept out of training.
+    /// Prompts kept out of training.
     #[serde(default)]
     pub held_out_prompts: Vec<String>,
     /// How answers are scored.

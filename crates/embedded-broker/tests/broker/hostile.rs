@@ -146,6 +146,18 @@ async fn produce(client: &mut RawClient, records: Bytes) -> Result<i16> {
     Ok(client.ask(&request, 8).await?.responses[0].partition_responses[0].error_code)
 }
 
+/// A broker with the topic that the tests write to, and a client of it.
+async fn with_topic() -> Result<(EmbeddedBroker, RawClient)> {
+    let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
+    let mut client = RawClient::connect(broker.address()).await?;
+    let topic = kafka_protocol::messages::metadata_request::MetadataRequestTopic::default()
+        .with_name(Some(TopicName(StrBytes::from_static_str("hostile"))));
+    client
+        .ask(&MetadataRequest::default().with_topics(Some(vec![topic])), 9)
+        .await?;
+    Ok((broker, client))
+}
+
 /// Changes one byte of a batch and makes its CRC right again.
 fn altered(batch: &Bytes, at: usize, value: u8) -> Bytes {
     let mut bytes = BytesMut::from(&batch[..]);
@@ -160,13 +172,7 @@ fn batches_that_are_not_what_they_say_are_refused_by_kafkas_names() {
     const CORRUPT: i16 = 2;
     const INVALID_RECORD: i16 = 87;
     run(async {
-        let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
-        let mut client = RawClient::connect(broker.address()).await?;
-        let topic = kafka_protocol::messages::metadata_request::MetadataRequestTopic::default()
-            .with_name(Some(TopicName(StrBytes::from_static_str("hostile"))));
-        client
-            .ask(&MetadataRequest::default().with_topics(Some(vec![topic])), 9)
-            .await?;
+        let (_broker, mut client) = with_topic().await?;
         let good = batch(&[b"one", b"two"], ANYBODY)?;
         let mut flipped = BytesMut::from(&good[..]);
         *flipped.last_mut().context("a batch has bytes")? ^= 1;
@@ -213,13 +219,7 @@ fn numbered_batches_are_taken_once_and_in_order() {
     const OUT_OF_ORDER: i16 = 45;
     const OLD_EPOCH: i16 = 47;
     run(async {
-        let broker = EmbeddedBroker::start(BrokerConfig::default()).await?;
-        let mut client = RawClient::connect(broker.address()).await?;
-        let topic = kafka_protocol::messages::metadata_request::MetadataRequestTopic::default()
-            .with_name(Some(TopicName(StrBytes::from_static_str("hostile"))));
-        client
-            .ask(&MetadataRequest::default().with_topics(Some(vec![topic])), 9)
-            .await?;
+        let (_broker, mut client) = with_topic().await?;
         let writer = |epoch, sequence| Writer {
             producer: ProducerId(9),
             epoch,

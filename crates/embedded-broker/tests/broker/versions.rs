@@ -3,6 +3,8 @@
 //! The codec refuses to write a field that a version lacks, so an answer that works in the newest version may
 //! fail in the oldest; and old clients are those that nobody has at hand.
 
+mod calls;
+
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
@@ -25,6 +27,8 @@ use kafka_protocol::messages::txn_offset_commit_request::{
 };
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::StrBytes;
+
+use calls::{add_partitions, commit_request, create, init, join, join_request, ok, produce};
 
 use crate::raw::{ANYBODY, RawClient, batch};
 use crate::support::run;
@@ -416,98 +420,4 @@ async fn exchange(client: &mut RawClient, key: ApiKey, version: i16) -> Result<(
         }
         other => bail!("{other:?} is announced and not checked here"),
     }
-}
-
-fn ok(code: i16) -> Result<()> {
-    ensure!(code == 0, "error {code}");
-    Ok(())
-}
-
-async fn create(client: &mut RawClient, name: &str) -> Result<()> {
-    let topic = CreatableTopic::default()
-        .with_name(TopicName(text(name)))
-        .with_num_partitions(1)
-        .with_replication_factor(1);
-    let answer = client
-        .ask(&CreateTopicsRequest::default().with_topics(vec![topic]), 5)
-        .await?;
-    match answer.topics[0].error_code {
-        0 | 36 => Ok(()),
-        code => bail!("creating {name}: error {code}"),
-    }
-}
-
-async fn produce(client: &mut RawClient, topic: &str, version: i16) -> Result<ProduceResponse> {
-    let partition = PartitionProduceData::default().with_records(Some(batch(&[b"value"], ANYBODY)?));
-    let topic = TopicProduceData::default()
-        .with_name(TopicName(text(topic)))
-        .with_partition_data(vec![partition]);
-    let request = ProduceRequest::default()
-        .with_acks(-1)
-        .with_timeout_ms(1_000)
-        .with_topic_data(vec![topic]);
-    client.ask(&request, version).await
-}
-
-fn join_request(group: &str) -> JoinGroupRequest {
-    let protocol = JoinGroupRequestProtocol::default()
-        .with_name(text("range"))
-        .with_metadata(Bytes::from_static(b"m"));
-    JoinGroupRequest::default()
-        .with_group_id(GroupId(text(group)))
-        .with_session_timeout_ms(10_000)
-        .with_rebalance_timeout_ms(10_000)
-        .with_protocol_type(text("consumer"))
-        .with_protocols(vec![protocol])
-}
-
-async fn join(client: &mut RawClient, group: &str, version: i16) -> Result<JoinGroupResponse> {
-    const MEMBER_ID_REQUIRED: i16 = 79;
-    let mut answer = client.ask(&join_request(group), version).await?;
-    if answer.error_code == MEMBER_ID_REQUIRED {
-        answer = client
-            .ask(&join_request(group).with_member_id(answer.member_id), version)
-            .await?;
-    }
-    ok(answer.error_code)?;
-    Ok(answer)
-}
-
-fn commit_request(name: &str) -> OffsetCommitRequest {
-    let partition = OffsetCommitRequestPartition::default()
-        .with_committed_offset(5)
-        .with_committed_metadata(Some(text("text")));
-    let topic = OffsetCommitRequestTopic::default()
-        .with_name(TopicName(text(name)))
-        .with_partitions(vec![partition]);
-    OffsetCommitRequest::default()
-        .with_group_id(GroupId(text(name)))
-        .with_generation_id_or_member_epoch(-1)
-        .with_topics(vec![topic])
-}
-
-async fn init(client: &mut RawClient, id: &str) -> Result<(ProducerId, i16)> {
-    let request = InitProducerIdRequest::default()
-        .with_transactional_id(Some(TransactionalId(text(id))))
-        .with_transaction_timeout_ms(60_000);
-    let answer = client.ask(&request, 4).await?;
-    ok(answer.error_code)?;
-    Ok((answer.producer_id, answer.producer_epoch))
-}
-
-fn add_partitions(
-    id: &str,
-    (producer, epoch): (ProducerId, i16),
-    topics: &[&str],
-) -> AddPartitionsToTxnRequest {
-    let topics = topics.iter().map(|topic| {
-        AddPartitionsToTxnTopic::default()
-            .with_name(TopicName(text(*topic)))
-            .with_partitions(vec![0])
-    });
-    AddPartitionsToTxnRequest::default()
-        .with_v3_and_below_transactional_id(TransactionalId(text(id)))
-        .with_v3_and_below_producer_id(producer)
-        .with_v3_and_below_producer_epoch(epoch)
-        .with_v3_and_below_topics(topics.collect())
 }

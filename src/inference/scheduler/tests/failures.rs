@@ -4,13 +4,12 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::models::LanguageModelInfo;
-use crate::nn::lora::LoraSite;
+use crate::testing::{HookedModel, Pass, PassPoint};
 
 /// A prompt that begins with this token is at fault.
 const BAD: i64 = 77;
 
-/// How a [`FailingModel`] fails.
+/// How the model fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Failure {
     Error,
@@ -20,111 +19,40 @@ enum Failure {
 }
 
 /// A tiny Llama that fails on a batch with a bad sequence in it, in its prefill or from its second step on.
-struct FailingModel {
-    llm: Llama,
-    failure: Failure,
-    in_prefill: bool,
-    /// Slots whose prompt was the bad one.
-    bad: Cell<Option<usize>>,
-    steps: Cell<usize>,
-}
-
-impl FailingModel {
-    fn new(failure: Failure, in_prefill: bool) -> Self {
-        Self {
-            llm: tiny(),
-            failure,
-            in_prefill,
-            bad: Cell::new(None),
-            steps: Cell::new(0),
+fn failing_model(failure: Failure, in_prefill: bool) -> impl LanguageModel {
+    let llm = tiny();
+    let bad_embedding = llm.embed(&[BAD]).unwrap().get(0);
+    let bad_slot = Cell::new(None);
+    let steps = Cell::new(0);
+    let fail = move || match failure {
+        Failure::Error => Err(ModelError::EmptyBatch), // any error will do
+        Failure::Panic | Failure::LatePanic => panic!("on purpose"),
+    };
+    let hook = move |pass: &Pass<'_>| match (pass.point, pass.embeds) {
+        (PassPoint::AfterPrefill, Some(embeds)) => {
+            let row = (0i64..)
+                .zip(pass.slots)
+                .find(|(row, _)| embeds.get(*row).get(0) == bad_embedding);
+            let earlier = bad_slot.get().filter(|slot| !pass.slots.contains(slot));
+            bad_slot.set(row.map(|(_, slot)| *slot).or(earlier));
+            if row.is_some() && in_prefill {
+                fail()
+            } else {
+                Ok(())
+            }
         }
-    }
-
-    fn fail(&self) -> Result<(), ModelError> {
-        match self.failure {
-            Failure::Error => Err(ModelError::EmptyBatch), // any error will do
-            Failure::Panic | Failure::LatePanic => panic!("on purpose"),
+        (PassPoint::BeforeStep | PassPoint::AfterStep, _) => {
+            let is_bad = bad_slot.get().is_some_and(|slot| pass.slots.contains(&slot)) && steps.get() > 0;
+            let after = pass.point == PassPoint::AfterStep;
+            if is_bad && after == (failure == Failure::LatePanic) {
+                return fail();
+            }
+            steps.set(steps.get() + usize::from(after));
+            Ok(())
         }
-    }
-}
-
-impl LanguageModel for FailingModel {
-    fn info(&self) -> LanguageModelInfo {
-        self.llm.info()
-    }
-
-    fn lora_sites(&self) -> Vec<LoraSite> {
-        self.llm.lora_sites()
-    }
-
-    fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
-        self.llm.embed(ids)
-    }
-
-    fn embedding_table(&self) -> Tensor {
-        self.llm.embedding_table()
-    }
-
-    fn teacher_forced_logits(
-        &self,
-        prompts: &[Tensor],
-        answers: &[&[i64]],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        self.llm.teacher_forced_logits(prompts, answers, lora)
-    }
-
-    fn prompt_logits(&self, prompt: &Tensor, lora: Option<&LoraSet>) -> Result<Tensor, ModelError> {
-        self.llm.prompt_logits(prompt, lora)
-    }
-
-    fn probe(&self, ids: &[i64], decoder_ids: Option<&[i64]>) -> Result<Vec<(String, Tensor)>, ModelError> {
-        self.llm.probe(ids, decoder_ids)
-    }
-
-    fn new_cache(&self, slots: i64, prompt_positions: i64, answer_positions: i64) -> KvCache {
-        self.llm.new_cache(slots, prompt_positions, answer_positions)
-    }
-
-    fn prefill(
-        &self,
-        embeds: &Tensor,
-        lengths: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        let bad = self.embed(&[BAD])?.get(0);
-        let row = (0i64..)
-            .zip(slots)
-            .find(|(row, _)| embeds.get(*row).get(0) == bad);
-        let logits = self.llm.prefill(embeds, lengths, cache, slots, lora)?;
-        let earlier = self.bad.get().filter(|bad| !slots.contains(bad));
-        self.bad.set(row.map(|(_, slot)| *slot).or(earlier));
-        if row.is_some() && self.in_prefill {
-            self.fail()?;
-        }
-        Ok(logits)
-    }
-
-    fn step(
-        &self,
-        ids: &[i64],
-        cache: &mut KvCache,
-        slots: &[usize],
-        lora: Option<&LoraSet>,
-    ) -> Result<Tensor, ModelError> {
-        let is_bad = self.bad.get().is_some_and(|bad| slots.contains(&bad)) && self.steps.get() > 0;
-        if is_bad && self.failure != Failure::LatePanic {
-            self.fail()?;
-        }
-        let logits = self.llm.step(ids, cache, slots, lora)?;
-        if is_bad {
-            self.fail()?;
-        }
-        self.steps.set(self.steps.get() + 1);
-        Ok(logits)
-    }
+        _ => Ok(()),
+    };
+    HookedModel { llm, hook }
 }
 
 const PROMPTS: [[i64; 2]; 5] = [[5, 6], [7, 8], [BAD, 1], [9, 10], [33, 44]];
@@ -132,7 +60,7 @@ const PROMPTS: [[i64; 2]; 5] = [[5, 6], [7, 8], [BAD, 1], [9, 10], [33, 44]];
 /// One of five sequences is at fault: greedy ones beside a beam search; some are running when the bad one
 /// starts.
 fn one_of_five(failure: Failure, in_prefill: bool) {
-    let (model, healthy) = (FailingModel::new(failure, in_prefill), tiny());
+    let (model, healthy) = (failing_model(failure, in_prefill), tiny());
     let options = |at: usize| {
         if at == 3 {
             every_kind()[2]
@@ -195,7 +123,7 @@ fn a_step_that_fails_ends_the_sequence_at_fault_and_the_others_go_on_where_they_
 
 #[test]
 fn after_a_panic_the_next_sequences_are_answered() {
-    let model = FailingModel::new(Failure::Panic, true);
+    let model = failing_model(Failure::Panic, true);
     let mut scheduler = Scheduler::new(&model, sizes(2, 8, 16), &[3], 96);
     for _ in 0..5 {
         let bad = prompt(&model, &[BAD], DecodeOptions::greedy(4));

@@ -5,10 +5,14 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::audio::log_mel::LogMelConfig;
+use crate::audio::log_mel::{HOP_SAMPLES, LogMelConfig};
 use crate::models::ModelError;
 use crate::models::config_file::read_json;
-use crate::models::encoders::whisper::FRAME_SAMPLES;
+
+/// Mel frames that become one encoder frame.
+pub(super) const MELS_PER_FRAME: usize = 2;
+/// Samples that become one encoder frame: 20 ms.
+pub const FRAME_SAMPLES: usize = HOP_SAMPLES * MELS_PER_FRAME; // 320
 
 /// The keys that decide the encoder's shapes and mathematics. Other keys pass unread.
 #[derive(Clone, Debug, Deserialize, PartialEq)]

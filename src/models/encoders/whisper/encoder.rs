@@ -7,8 +7,9 @@ use std::path::Path;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::config::{FRAME_SAMPLES, MELS_PER_FRAME};
 use super::{WhisperConfig, Window};
-use crate::audio::log_mel::{HOP_SAMPLES, LogMel, LogMelConfig};
+use crate::audio::log_mel::{LogMel, LogMelConfig};
 use crate::models::clips::{self, PackedEncoder};
 use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::accel::Placement;
@@ -19,10 +20,6 @@ use crate::nn::norm::LayerNorm;
 use crate::nn::packed::pack;
 use crate::weights::{Checkpoint, Loader};
 
-/// Mel frames that become one encoder frame.
-const MELS_PER_FRAME: usize = 2;
-/// Samples that become one encoder frame: 20 ms.
-pub const FRAME_SAMPLES: usize = HOP_SAMPLES * MELS_PER_FRAME; // 320
 const FRAMES_PER_SECOND: f64 = 50.0;
 const NORM_EPS: f64 = 1e-5;
 

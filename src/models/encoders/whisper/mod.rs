@@ -9,8 +9,8 @@
 mod config;
 mod encoder;
 
-pub use config::WhisperConfig;
-pub use encoder::{FRAME_SAMPLES, WhisperEncoder};
+pub use config::{FRAME_SAMPLES, WhisperConfig};
+pub use encoder::WhisperEncoder;
 
 use std::fmt;
 use std::str::FromStr;

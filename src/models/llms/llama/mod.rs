@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 pub use config::{LlamaConfig, Variant};
 use layers::Layer;
 
-use crate::models::traits::{check_batch, check_rows};
+use super::batch;
 use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
@@ -45,7 +45,7 @@ pub struct Llama {
 impl Llama {
     /// Loads a model folder in the Hugging Face layout, exactly: every tensor found, none left over.
     ///
-    /// `kind` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
+    /// `dtype` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
     ///
     /// # Errors
     /// [`ModelError`] when `config.json` cannot be used or the checkpoint does not fit it.
@@ -110,38 +110,12 @@ impl Llama {
 
     /// Checks a padded batch and returns `(B, P)`.
     fn check_batch(&self, embeds: &Tensor, lengths: &[i64]) -> Result<(i64, i64), ModelError> {
-        let size = embeds.size();
-        let (batch, positions) = match size.as_slice() {
-            [batch, positions, width]
-                if *batch == lengths.len() as i64 && *width == self.config.hidden_size =>
-            {
-                (*batch, *positions)
-            }
-            _ => {
-                return Err(ModelError::Shape {
-                    what: "`embeds`",
-                    expected: format!("[{}, P, {}]", lengths.len(), self.config.hidden_size),
-                    found: size,
-                });
-            }
-        };
-        if batch == 0 {
-            return Err(ModelError::EmptyBatch);
-        }
-        if lengths.iter().any(|length| *length < 1 || *length > positions) {
-            return Err(ModelError::Shape {
-                what: "`lengths`",
-                expected: format!("1 to {positions} each"),
-                found: lengths.to_vec(),
-            });
-        }
-        if positions > self.config.max_positions {
-            return Err(ModelError::TooManyPositions {
-                positions,
-                positions_max: self.config.max_positions,
-            });
-        }
-        Ok((batch, positions))
+        batch::check_padded(
+            embeds,
+            lengths,
+            self.config.hidden_size,
+            self.config.max_positions,
+        )
     }
 
     /// All layers over whole sequences; `visit` sees each layer's input, and each layer's keys and values go
@@ -244,12 +218,7 @@ impl LanguageModel for Llama {
     }
 
     fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
-        let vocabulary = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
-            return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
-        }
-        let index = Tensor::from_slice(ids).to_device(self.device);
-        Ok(self.embeddings.index_select(0, &index))
+        batch::embed(&self.embeddings, ids)
     }
 
     fn embedding_table(&self) -> Tensor {
@@ -262,7 +231,7 @@ impl LanguageModel for Llama {
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        check_batch(prompts, answers, self.config.hidden_size)?;
+        batch::check_batch(prompts, answers, self.config.hidden_size)?;
         let mut rows = Vec::with_capacity(prompts.len());
         let mut lengths = Vec::with_capacity(prompts.len());
         for (prompt, answer) in prompts.iter().zip(answers) {
@@ -346,7 +315,7 @@ impl LanguageModel for Llama {
     ) -> Result<Tensor, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let (batch, _) = self.check_batch(embeds, lengths)?;
-        check_rows("`slots`", slots.len(), batch)?;
+        batch::check_rows("`slots`", slots.len(), batch)?;
         cache.begin(slots, lengths)?;
         let hidden = self.run_whole(embeds, lora, Some((cache, slots)), |_| ());
         let last: Vec<i64> = lengths.iter().map(|length| length - 1).collect();
@@ -367,7 +336,7 @@ impl LanguageModel for Llama {
         if ids.is_empty() {
             return Err(ModelError::EmptyBatch);
         }
-        check_rows("`slots`", slots.len(), ids.len() as i64)?;
+        batch::check_rows("`slots`", slots.len(), ids.len() as i64)?;
         let mut hidden = self.embed(ids)?.unsqueeze(1); // [B, 1, H]
         let plan = cache.plan_step(slots)?;
         let positions = plan.positions().view([-1, 1, 1]);

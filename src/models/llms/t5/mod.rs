@@ -23,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 pub use config::{Activation, T5Config};
 use stacks::{Decoder, Encoder, Visit};
 
-use crate::models::traits::{check_batch, check_rows};
+use super::batch;
 use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
@@ -107,7 +107,7 @@ impl Parts {
 impl T5 {
     /// Loads a model folder in the Hugging Face layout, exactly: every tensor found, none left over.
     ///
-    /// `kind` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
+    /// `dtype` is what the matrices are kept and multiplied in ([`Kind::Float`] or [`Kind::BFloat16`]).
     ///
     /// # Errors
     /// [`ModelError`] when `config.json` cannot be used or the checkpoint does not fit it.
@@ -174,36 +174,7 @@ impl T5 {
 
     /// Checks a padded batch and returns `(B, P)`.
     fn check_batch(&self, embeds: &Tensor, lengths: &[i64]) -> Result<(i64, i64), ModelError> {
-        let size = embeds.size();
-        let (batch, positions) = match size.as_slice() {
-            [batch, positions, width] if *batch == lengths.len() as i64 && *width == self.config.width => {
-                (*batch, *positions)
-            }
-            _ => {
-                return Err(ModelError::Shape {
-                    what: "`embeds`",
-                    expected: format!("[{}, P, {}]", lengths.len(), self.config.width),
-                    found: size,
-                });
-            }
-        };
-        if batch == 0 {
-            return Err(ModelError::EmptyBatch);
-        }
-        if lengths.iter().any(|length| *length < 1 || *length > positions) {
-            return Err(ModelError::Shape {
-                what: "`lengths`",
-                expected: format!("1 to {positions} each"),
-                found: lengths.to_vec(),
-            });
-        }
-        if positions > POSITIONS_MAX {
-            return Err(ModelError::TooManyPositions {
-                positions,
-                positions_max: POSITIONS_MAX,
-            });
-        }
-        Ok((batch, positions))
+        batch::check_padded(embeds, lengths, self.config.width, POSITIONS_MAX)
     }
 
     /// What the encoder makes of prompts: `embeds` `[B, P, H]`, right-padded → `[B, P, H]`, final norm
@@ -305,12 +276,7 @@ impl LanguageModel for T5 {
     }
 
     fn embed(&self, ids: &[i64]) -> Result<Tensor, ModelError> {
-        let vocabulary = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
-            return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
-        }
-        let index = Tensor::from_slice(ids).to_device(self.device);
-        Ok(self.parts.embeddings.index_select(0, &index))
+        batch::embed(&self.parts.embeddings, ids)
     }
 
     fn embedding_table(&self) -> Tensor {
@@ -323,7 +289,7 @@ impl LanguageModel for T5 {
         answers: &[&[i64]],
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError> {
-        check_batch(prompts, answers, self.config.width)?;
+        batch::check_batch(prompts, answers, self.config.width)?;
         let lengths: Vec<i64> = prompts.iter().map(|prompt| prompt.size()[0]).collect();
         let embeds = Tensor::f_pad_sequence(prompts, true, 0.0, "right")?; // [B, P, H]
         let encoded = self.encode(&embeds, &lengths, lora)?;
@@ -398,7 +364,7 @@ impl LanguageModel for T5 {
     ) -> Result<Tensor, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let (batch, _) = self.check_batch(embeds, lengths)?;
-        check_rows("`slots`", slots.len(), batch)?;
+        batch::check_rows("`slots`", slots.len(), batch)?;
         cache.begin(slots, lengths)?;
         let encoded = self.encode(embeds, lengths, lora)?;
         self.parts.decoder.remember(&encoded, cache, slots, lora);
@@ -416,7 +382,7 @@ impl LanguageModel for T5 {
         if ids.is_empty() {
             return Err(ModelError::EmptyBatch);
         }
-        check_rows("`slots`", slots.len(), ids.len() as i64)?;
+        batch::check_rows("`slots`", slots.len(), ids.len() as i64)?;
         let hidden = self.embed(ids)?.unsqueeze(1); // [B, 1, H]
         let plan = cache.plan_step(slots)?;
         let hidden = self.parts.decoder.step(hidden, cache, &plan, lora);

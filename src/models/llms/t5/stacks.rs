@@ -72,7 +72,7 @@ impl Positions {
     }
 }
 
-/// `0` where a mask is true, `−∞` where it is not, in `kind`.
+/// `0` where a mask is true, `−∞` where it is not, in `dtype`.
 fn additive(mask: &Tensor, dtype: Kind) -> Tensor {
     Tensor::zeros(mask.size(), (dtype, mask.device())).masked_fill(&mask.logical_not(), f64::NEG_INFINITY)
 }

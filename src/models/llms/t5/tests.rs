@@ -1,10 +1,13 @@
-use std::path::{Path, PathBuf};
+mod learning;
+
+use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::models::probe;
+use crate::models::tests::{filled_lora, fixture, relative_error};
+use crate::models::{probe, tests};
 use crate::nn::lora::LoraConfig;
 use crate::testing::generate_alike;
 
@@ -19,32 +22,17 @@ struct Expected {
     greedy: Vec<Vec<i64>>,
 }
 
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
 fn open(name: &str) -> T5 {
-    T5::open(&folder(name), Device::Cpu, Kind::Float).unwrap()
+    T5::open(&fixture(name), Device::Cpu, Kind::Float).unwrap()
 }
 
 fn expected(name: &str) -> Expected {
-    let text = std::fs::read_to_string(folder(name).join("expected.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    tests::expected(name)
 }
 
 fn reference(name: &str, tensor: &str, size: &[i64]) -> Tensor {
-    let checkpoint = Checkpoint::open_file(folder(name).join("expected.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open_file(fixture(name).join("expected.safetensors")).unwrap();
     checkpoint.loader(Device::Cpu, Kind::Float).take(tensor, size)
-}
-
-/// Largest difference in proportion to the largest reference value.
-fn relative_error(found: &Tensor, reference: &Tensor) -> f64 {
-    assert_eq!(found.size(), reference.size());
-    let reference = reference.to_kind(Kind::Double);
-    let worst = (found.to_kind(Kind::Double) - &reference).abs().max();
-    (worst / reference.abs().max()).double_value(&[])
 }
 
 /// What the fixtures' script feeds as audio: a padded batch, and each row alone.
@@ -65,35 +53,17 @@ fn answers(expected: &Expected) -> Vec<&[i64]> {
     expected.answers.iter().map(Vec::as_slice).collect()
 }
 
-fn filled_lora(model: &T5, targets: &[&str], strength: f64) -> LoraSet {
-    let config = LoraConfig {
-        rank: 3,
-        targets: targets.iter().map(|target| (*target).to_owned()).collect(),
-        ..LoraConfig::default()
-    };
-    let lora = LoraSet::new(config, &model.lora_sites(), Device::Cpu).unwrap();
-    let _no_grad = tch::no_grad_guard();
-    for (index, mut tensor) in lora.parameters().into_values().enumerate() {
-        let mut random = crate::nn::random::SplitMix::new(&[5, index as u64]);
-        let values: Vec<f32> = (0..tensor.numel())
-            .map(|_| (random.normal() * strength) as f32)
-            .collect();
-        tensor.copy_(&Tensor::from_slice(&values).view_as(&tensor));
-    }
-    lora
-}
-
 const ALL_TARGETS: [&str; 6] = ["q", "k", "v", "o", "wi_0", "wo"];
 
 #[test]
 fn every_hidden_state_and_the_logits_equal_transformers() {
     for name in FIXTURES {
         let expected = expected(name);
-        let checkpoint = Checkpoint::open_file(folder(name).join("expected.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open_file(fixture(name).join("expected.safetensors")).unwrap();
         let mut reference = checkpoint.loader(Device::Cpu, Kind::Float);
         reference.ignore("taught");
 
-        let outputs = probe::llm(&folder(name), &expected.ids, Some(&expected.decoder_ids)).unwrap();
+        let outputs = probe::llm(&fixture(name), &expected.ids, Some(&expected.decoder_ids)).unwrap();
 
         for (output, found) in outputs {
             let error = relative_error(&found, &reference.take(&output, &found.size()));
@@ -284,119 +254,11 @@ fn what_a_former_sequence_left_in_a_slot_cannot_poison_the_next() {
 }
 
 #[test]
-fn a_fresh_lora_set_changes_not_one_bit() {
-    for name in FIXTURES {
-        let (model, expected) = (open(name), expected(name));
-        let (batch, prompts) = audio(&model, &expected.lengths);
-        let fresh = LoraSet::new(LoraConfig::default(), &model.lora_sites(), Device::Cpu).unwrap();
-        let attentions = model.config.encoder_layers + 2 * model.config.decoder_layers;
-        assert_eq!(fresh.sites().len() as i64, 2 * attentions, "{name}");
-        let filled = filled_lora(&model, &["EncDecAttention.v"], 0.3);
-        let run = |lora: Option<&LoraSet>| {
-            let mut cache = model.new_cache(3, 45, 20);
-            let lengths = &expected.lengths;
-            [
-                model
-                    .teacher_forced_logits(&prompts, &answers(&expected), lora)
-                    .unwrap(),
-                model
-                    .prefill(&batch, lengths, &mut cache, &[0, 1, 2], lora)
-                    .unwrap(),
-                model.step(&[5, 6, 7], &mut cache, &[0, 1, 2], lora).unwrap(),
-            ]
-        };
-
-        for ((base, fresh), filled) in run(None).iter().zip(run(Some(&fresh))).zip(run(Some(&filled))) {
-            assert!(base.equal(&fresh), "{name}");
-            assert!(!base.equal(&filled), "{name}");
-        }
-    }
-}
-
-#[test]
-fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
-    let (model, expected) = (open("t5_gated"), expected("t5_gated"));
-    let lora = LoraSet::open(&folder("t5_peft"), &model.lora_sites(), Device::Cpu).unwrap();
-    // Queries and values everywhere are what peft chose by itself.
-    assert_eq!((lora.config().rank, lora.sites().len()), (3, 12));
-    let prompt = model.embed(&expected.ids).unwrap();
-    let answer = [&expected.decoder_ids[1..], &[1]].concat();
-
-    let logits = model
-        .teacher_forced_logits(&[prompt], &[&answer], Some(&lora))
-        .unwrap();
-
-    let error = relative_error(&logits, &reference("t5_peft", "logits", &logits.size()));
-    assert!(error < 1e-5, "{error:e}");
-}
-
-#[test]
-fn gradients_reach_prompts_and_lora_and_nothing_else() {
-    for name in ["t5_gated", "t5_tied"] {
-        let (model, expected) = (open(name), expected(name));
-        let lora = filled_lora(&model, &ALL_TARGETS, 0.3);
-        let (_, prompts) = audio(&model, &expected.lengths);
-        let prompts: Vec<Tensor> = prompts
-            .iter()
-            .map(|prompt| prompt.copy().set_requires_grad(true))
-            .collect();
-
-        let taught = model
-            .teacher_forced_logits(&prompts, &answers(&expected), Some(&lora))
-            .unwrap();
-        taught.narrow(0, 0, 3).square().sum(Kind::Float).backward();
-
-        for (name, tensor) in lora.parameters() {
-            let gradient = tensor.grad();
-            let moves = gradient.defined() && gradient.abs().sum(Kind::Float).double_value(&[]) > 0.0;
-            assert!(moves, "{name}");
-        }
-        let reached = |prompt: &Tensor| prompt.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0;
-        // Only the first row was asked about.
-        assert_eq!(
-            prompts.iter().map(reached).collect::<Vec<_>>(),
-            [true, false, false]
-        );
-        assert!(!model.embedding_table().requires_grad());
-    }
-}
-
-#[test]
-fn a_gradient_equals_a_difference_quotient() {
-    let model = T5::open(&folder("t5_gated"), Device::Cpu, Kind::Double).unwrap();
-    let prompt = model.embed(&[5, 9, 33, 2, 60]).unwrap();
-    let loss = |prompt: &Tensor| {
-        let taught = model
-            .teacher_forced_logits(&[prompt.shallow_clone()], &[&[4, 5, 1]], None)
-            .unwrap();
-        taught.to_kind(Kind::Double).square().sum(Kind::Double)
-    };
-    let variable = prompt.copy().set_requires_grad(true);
-    loss(&variable).backward();
-    let gradient = variable.grad();
-
-    for (position, column) in [(0i64, 3i64), (2, 0), (4, 23)] {
-        let shifted = |by: f64| {
-            let moved = prompt.copy();
-            let _ = moved.get(position).narrow(0, column, 1).g_add_scalar_(by);
-            loss(&moved).double_value(&[])
-        };
-        // Scores leave in f32, so the step must not be too small.
-        let quotient = (shifted(1e-3) - shifted(-1e-3)) / 2e-3;
-        let found = gradient.double_value(&[position, column]);
-        assert!(
-            (found - quotient).abs() < 0.02 * quotient.abs().max(1.0),
-            "{found} {quotient}"
-        );
-    }
-}
-
-#[test]
 fn bf16_stays_close_to_f32_in_steps_and_in_training_and_f16_is_refused() {
     for name in FIXTURES {
         let expected = expected(name);
         let run = |dtype: Kind| {
-            let model = T5::open(&folder(name), Device::Cpu, dtype).unwrap();
+            let model = T5::open(&fixture(name), Device::Cpu, dtype).unwrap();
             let lora = filled_lora(&model, &["q", "wo"], 0.1);
             let served = lora.snapshot(dtype, Device::Cpu).unwrap();
             let (batch, prompts) = audio(&model, &expected.lengths);
@@ -424,7 +286,7 @@ fn bf16_stays_close_to_f32_in_steps_and_in_training_and_f16_is_refused() {
         let error = (&narrow_gradient - &wide_gradient).norm() / wide_gradient.norm();
         assert!(error.double_value(&[]) < 0.1, "{name}: {error:?}");
     }
-    let error = T5::open(&folder("t5_relu"), Device::Cpu, Kind::Half).unwrap_err();
+    let error = T5::open(&fixture("t5_relu"), Device::Cpu, Kind::Half).unwrap_err();
     assert!(error.to_string().contains("use bf16 or f32"), "{error}");
 }
 
@@ -482,8 +344,8 @@ fn input_that_does_not_fit_is_an_error_and_changes_nothing() {
 
 #[test]
 fn a_checkpoint_that_does_not_fit_its_configuration_is_refused_without_taking_memory() {
-    let checkpoint = Checkpoint::open(folder("t5_relu")).unwrap();
-    let honest = T5Config::open(&folder("t5_relu")).unwrap();
+    let checkpoint = Checkpoint::open(fixture("t5_relu")).unwrap();
+    let honest = T5Config::open(&fixture("t5_relu")).unwrap();
     let refused = |change: &dyn Fn(&mut T5Config)| {
         let mut config = honest.clone();
         change(&mut config);
@@ -567,8 +429,8 @@ fn flan_t5_xl_has_the_papers_parameters_and_its_lora_the_papers_trainable_ones()
 #[test]
 fn a_model_has_the_tensors_of_its_outline_and_no_others() {
     for name in FIXTURES {
-        let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let (mut tensors, sites) = T5::outline(&T5Config::open(&folder(name)).unwrap());
+        let checkpoint = Checkpoint::open(fixture(name)).unwrap();
+        let (mut tensors, sites) = T5::outline(&T5Config::open(&fixture(name)).unwrap());
         for found in checkpoint.tensors() {
             let shape: Vec<i64> = found.shape.iter().map(|size| *size as i64).collect();
             assert_eq!(tensors.remove(&found.name), Some(shape), "{}", found.name);

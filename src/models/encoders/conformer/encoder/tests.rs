@@ -1,12 +1,10 @@
 //! Tests of the frozen encoder, on tiny random folders made by `scripts/fixtures/conformer.py`.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-
 use super::*;
 use crate::models::adapter::AdapterConfig;
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::conformer::{ConvNorm, Normalization, Quantizer, parameter_count};
+use crate::models::tests::{fixture, largest, spoken_clip, tensors};
 use crate::models::{HiddenStates, LanguageModelInfo};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.
@@ -15,20 +13,6 @@ const TOLERANCE: f64 = 1e-4;
 /// where that is above 1.
 const ALONE: f64 = 1e-5;
 
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
-/// "turn on the kitchen lights", 1.69 s.
-fn spoken_clip() -> Vec<f32> {
-    let mut wav = hound::WavReader::open(fixture("whisper_clip.wav")).unwrap();
-    wav.samples::<i16>()
-        .map(|sample| f32::from(sample.unwrap()) / 32768.0)
-        .collect()
-}
-
 fn noise(samples: usize, seed: u64) -> Vec<f32> {
     let mut random = crate::nn::random::SplitMix::new(&[seed]);
     (0..samples).map(|_| random.between(-0.3, 0.3) as f32).collect()
@@ -36,17 +20,6 @@ fn noise(samples: usize, seed: u64) -> Vec<f32> {
 
 fn open(name: &str) -> ConformerEncoder {
     ConformerEncoder::load(&fixture(name), &Placement::reference()).unwrap()
-}
-
-fn expected(file: &str) -> HashMap<String, Tensor> {
-    Tensor::read_safetensors(fixture(file))
-        .unwrap()
-        .into_iter()
-        .collect()
-}
-
-fn largest(tensor: &Tensor) -> f64 {
-    tensor.abs().max().double_value(&[])
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -59,7 +32,7 @@ const FOLDERS: [&str; 2] = ["conformer_layer", "conformer_batch"];
 #[test]
 fn every_hidden_state_equals_the_library_s() {
     for folder in FOLDERS {
-        let right = expected(&format!("{folder}/expected.safetensors"));
+        let right = tensors(fixture(&format!("{folder}/expected.safetensors")));
 
         let HiddenStates {
             states,
@@ -84,7 +57,7 @@ fn mel_frames_equal_librosa_s_and_their_normalisation_numpy_s() {
         .unwrap()
         .get(0);
     for folder in FOLDERS {
-        let right = expected(&format!("{folder}/expected.safetensors"));
+        let right = tensors(fixture(&format!("{folder}/expected.safetensors")));
 
         let features = open(folder).front_end.forward(&[&clip]).unwrap().values.get(0);
 
@@ -100,7 +73,7 @@ fn mel_frames_equal_librosa_s_and_their_normalisation_numpy_s() {
 
 #[test]
 fn labels_equal_those_that_numpy_finds_by_distance() {
-    let right = expected("conformer_quantizer.safetensors");
+    let right = tensors(fixture("conformer_quantizer.safetensors"));
     let quantizer = Quantizer::from_tensors(&right["projections"], &right["codebooks"], Device::Cpu);
 
     let labels = quantizer.codes(&right["features"].unsqueeze(0)).unwrap();

@@ -1,14 +1,12 @@
 //! Tests of the encoders on tiny random models made by `scripts/fixtures/wavlm.py`, which between them take
 //! every branch.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-
 use super::*;
 use crate::models::adapter::AdapterConfig;
 use crate::models::clips::SAMPLE_MAX;
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::whisper::Window;
+use crate::models::tests::{fixture, largest, relative_error, spoken_clip, tensors};
 use crate::models::{LanguageModelInfo, open_encoder};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 
@@ -25,22 +23,8 @@ const MODELS: [&str; 6] = [
 /// Of the long clip every so many frames are in the fixture.
 const FRAME_STEP: i64 = 23;
 
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
 fn tiny(name: &str) -> WavEncoder {
     WavEncoder::load(&fixture("wavlm").join(name), &Placement::reference()).unwrap()
-}
-
-/// "turn on the kitchen lights", 1.69 s.
-fn spoken_clip() -> Vec<f32> {
-    let mut wav = hound::WavReader::open(fixture("whisper_clip.wav")).unwrap();
-    wav.samples::<i16>()
-        .map(|sample| f32::from(sample.unwrap()) / 32768.0)
-        .collect()
 }
 
 /// As `noise` of the fixture script.
@@ -61,16 +45,6 @@ fn clips() -> [Vec<f32>; 3] {
     [spoken_clip(), noise(9_001, 7), noise(340_000, 11)]
 }
 
-fn largest(tensor: &Tensor) -> f64 {
-    tensor.abs().max().double_value(&[])
-}
-
-/// `max|a − b| / max|b|`.
-fn error_to(found: &Tensor, right: &Tensor) -> f64 {
-    assert_eq!(found.size(), right.size());
-    largest(&(found - right)) / largest(right)
-}
-
 /// States 0 to L and the output, the valid frames of one row.
 fn row(hidden: &HiddenStates, row: usize) -> Vec<Tensor> {
     let valid = |state: &Tensor| state.get(row as i64).narrow(0, 0, hidden.lengths[row]);
@@ -83,11 +57,7 @@ fn every_state_of_every_model_equals_the_reference_alone_and_in_a_ragged_batch()
     let batch: Vec<&[f32]> = clips.iter().map(Vec::as_slice).collect();
     for model in MODELS {
         let encoder = tiny(model);
-        let expected: HashMap<String, Tensor> =
-            Tensor::read_safetensors(fixture("wavlm").join(model).join("expected.safetensors"))
-                .unwrap()
-                .into_iter()
-                .collect();
+        let expected = tensors(fixture("wavlm").join(model).join("expected.safetensors"));
 
         let together = encoder.hidden_states(&batch).unwrap();
 
@@ -104,9 +74,9 @@ fn every_state_of_every_model_equals_the_reference_alone_and_in_a_ragged_batch()
                 };
                 let right = &expected[&format!("{clip}.{label}")];
                 let step = if clip == 2 { FRAME_STEP } else { 1 };
-                let error = error_to(&alone.slice(0, None, None, step), right);
+                let error = relative_error(&alone.slice(0, None, None, step), right);
                 assert!(error <= TOLERANCE, "{model}, clip {clip}, {label}: {error:e}");
-                let error = error_to(beside, alone);
+                let error = relative_error(beside, alone);
                 assert!(
                     error <= 1e-5,
                     "{model}, clip {clip} in a batch, {label}: {error:e}"
@@ -149,7 +119,7 @@ fn the_mixture_is_the_weighted_sum_with_the_output_in_place_l_row_by_row() {
             .map(|(l, state)| state * mix.select(1, l as i64).view([2, 1, 1]))
             .sum::<Tensor>();
         assert_eq!(encoded.lengths, hidden.lengths);
-        assert!(error_to(&encoded.features, &mixed) < 1e-6);
+        assert!(relative_error(&encoded.features, &mixed) < 1e-6);
         assert_eq!(largest(&(encoded.features.get(1) - hidden.last.get(1))), 0.0);
     }
 }

@@ -1,29 +1,14 @@
 //! Tests of the encoder: on a tiny random checkpoint made by `scripts/fixtures/whisper.py`, and on the real
 //! ones where they have been fetched.
 
-use std::io::Write;
-use std::path::PathBuf;
-
 use super::*;
 use crate::models::clips::SAMPLE_MAX;
+use crate::models::tests::{fixture, largest, spoken_clip, tensors};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
+use crate::testing::real_model;
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.
 const TOLERANCE: f64 = 1e-4;
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
-/// "turn on the kitchen lights", 1.69 s.
-fn spoken_clip() -> Vec<f32> {
-    let mut wav = hound::WavReader::open(fixture("whisper_clip.wav")).unwrap();
-    wav.samples::<i16>()
-        .map(|sample| f32::from(sample.unwrap()) / 32768.0)
-        .collect()
-}
 
 fn noise(samples: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
@@ -38,21 +23,10 @@ fn tiny(window: Window) -> WhisperEncoder {
     WhisperEncoder::load(&fixture("whisper_tiny"), window, &Placement::reference()).unwrap()
 }
 
-fn expected(file: &str) -> std::collections::HashMap<String, Tensor> {
-    Tensor::read_safetensors(fixture(file))
-        .unwrap()
-        .into_iter()
-        .collect()
-}
-
 /// `max|a − b| / scale`.
 fn error_to(found: &Tensor, right: &Tensor, scale: f64) -> f64 {
     assert_eq!(found.size(), right.size());
     (found - right).abs().max().double_value(&[]) / scale
-}
-
-fn largest(tensor: &Tensor) -> f64 {
-    tensor.abs().max().double_value(&[])
 }
 
 /// `‖a − b‖ / ‖b‖`.
@@ -62,7 +36,7 @@ fn norm_error(found: &Tensor, right: &Tensor) -> f64 {
 
 #[test]
 fn every_hidden_state_of_both_windows_equals_the_reference() {
-    let expected = expected("whisper_tiny/expected.safetensors");
+    let expected = tensors(fixture("whisper_tiny/expected.safetensors"));
     for (window, frames) in [(Window::Padded, 100), (Window::Clip, 85)] {
         let encoder = tiny(window);
 
@@ -84,7 +58,7 @@ fn every_hidden_state_of_both_windows_equals_the_reference() {
 
 #[test]
 fn the_front_end_equals_the_reference() {
-    let expected = &expected("whisper_tiny/expected.safetensors")["mel"];
+    let expected = &tensors(fixture("whisper_tiny/expected.safetensors"))["mel"];
     let config = LogMelConfig::read(&fixture("whisper_tiny/preprocessor_config.json")).unwrap();
 
     let mel = LogMel::new(&config, Device::Cpu)
@@ -255,30 +229,11 @@ fn the_probe_names_every_state_and_the_last_one_twice() {
     assert_eq!(error_to(&named[2].1, &named[3].1, 1.0), 0.0);
 }
 
-/// Where real models lie: `SPEECHVERSE_MODELS`, else `models` in the repository. Says so when one is not
-/// there.
-fn real_model(test: &str, name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("SPEECHVERSE_MODELS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models"),
-        PathBuf::from,
-    );
-    let dir = root.join(name);
-    if dir.join("config.json").is_file() {
-        return Some(dir);
-    }
-    // Past the test harness, which swallows what passing tests print.
-    let line = format!("SKIPPED: {test}: no model folder {}\n", dir.display());
-    std::io::stderr()
-        .write_all(line.as_bytes())
-        .expect("standard error is open");
-    None
-}
-
 fn real_checkpoint_equals_reference(test: &str, model: &str, layers: i64, fixture_file: &str) {
     let Some(dir) = real_model(test, model) else {
         return;
     };
-    let expected = expected(fixture_file);
+    let expected = tensors(fixture(fixture_file));
     for window in [Window::Padded, Window::Clip] {
         let encoder = WhisperEncoder::load(&dir, window, &Placement::reference()).unwrap();
 

@@ -1,11 +1,13 @@
 //! Tests of the loader: what it accepts, what it reports, and that no byte sequence makes it panic.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 
 use super::*;
+use crate::weights::checkpoint::{HEADER_BYTES_MAX, INDEX_FILE, PREFIX_BYTES, parse_header};
 
 fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) {
     let views: Vec<(&str, TensorView<'_>)> = tensors

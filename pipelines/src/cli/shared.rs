@@ -1,0 +1,61 @@
+//! Arguments that several commands have.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// A settings file.
+#[derive(Args, Clone, Debug)]
+pub struct SettingsFile {
+    /// Settings file of the pipeline (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    #[arg(value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where the settings come from, for commands that can do without.
+#[derive(Args, Clone, Debug)]
+pub struct OptionalSettings {
+    /// Settings file (TOML); environment variables SPEECHVERSE__TABLE__KEY override it.
+    #[arg(long, value_name = "FILE", default_value = "configs/demo.toml")]
+    pub config: PathBuf,
+}
+
+/// How to reach the topics.
+#[derive(Args, Clone, Debug)]
+pub struct Broker {
+    /// Where the topics' names come from.
+    #[command(flatten)]
+    pub settings: OptionalSettings,
+    /// Broker address `host:port`, instead of the settings'.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub bootstrap: Option<String>,
+}
+
+/// What is given to a task beside its name.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Given {
+    /// Label, an allowed answer; repeat for each.
+    #[arg(long = "label", value_name = "TEXT")]
+    pub labels: Vec<String>,
+    /// Value for a place of the task's prompt; repeat for each.
+    #[arg(long = "field", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub fields: Vec<(String, String)>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("expected NAME=VALUE, such as target_language=German")?;
+    match name.trim() {
+        "" => Err("the name before `=` is empty".to_owned()),
+        name => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
+        _ => Err("expected `yes` or `no`".to_owned()),
+    }
+}

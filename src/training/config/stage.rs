@@ -1,0 +1,239 @@
+//! `[[stage]]`: a stage of the curriculum.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::range::within;
+use crate::text::tasks::TASK_SEPARATOR;
+
+/// What a stage trains, and by which loss.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageKind {
+    /// CTC against the language model's own embedding table: adapter and CTC head; the language model does
+    /// not run.
+    CtcAlign,
+    /// The paper's stage 1: next-token loss on transcription; adapter only, no LoRA in the model.
+    Asr,
+    /// The paper's stage 2a: as stage 1, with freshly made LoRA learning too.
+    LoraWarmup,
+    /// The paper's stage 2b: all tasks; adapter and LoRA learn.
+    Multitask,
+}
+
+impl StageKind {
+    /// Its name in settings and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CtcAlign => "ctc_align",
+            Self::Asr => "asr",
+            Self::LoraWarmup => "lora_warmup",
+            Self::Multitask => "multitask",
+        }
+    }
+
+    /// Whether LoRA is in the model.
+    pub fn has_lora(self) -> bool {
+        matches!(self, Self::LoraWarmup | Self::Multitask)
+    }
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    /// Stays.
+    Constant,
+    /// Falls in a straight line to `final_rate_fraction`.
+    #[default]
+    Linear,
+    /// Falls along half a cosine to `final_rate_fraction`.
+    Cosine,
+    /// The original transformer schedule: falls with the root of the steps, `sqrt(warmup_steps / step)`, and
+    /// never ends.
+    Transformer,
+}
+
+/// One `[[stage]]` of the curriculum.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// What is trained.
+    pub kind: StageKind,
+    /// Optimiser steps at most; this or `minutes_max` or `patience` must be given.
+    #[serde(default)]
+    pub steps_max: Option<u64>,
+    /// Training time at most, minutes, validation not counted.
+    #[serde(default)]
+    pub minutes_max: Option<f64>,
+    /// Validations without a better loss after which the stage ends; absent: never.
+    #[serde(default)]
+    pub patience: Option<u32>,
+    /// Rows of a batch at most.
+    #[serde(default = "StageConfig::default_batch_rows")]
+    pub batch_rows: usize,
+    /// Audio of a batch at most, padding included, seconds.
+    #[serde(default = "StageConfig::default_batch_seconds_max")]
+    pub batch_seconds_max: f64,
+    /// Batches whose gradients are averaged into one step.
+    #[serde(default = "StageConfig::default_accumulate")]
+    pub accumulate: u64,
+    /// Learning rate of the downsampler after warm-up.
+    pub learning_rate: f64,
+    /// Factor on it for the layer mix and the CTC scale.
+    #[serde(default = "StageConfig::default_scalar_rate_factor")]
+    pub scalar_rate_factor: f64,
+    /// Factor on it for what no alignment has readied: LoRA, and the summary of a clip.
+    #[serde(default = "StageConfig::default_lora_rate_factor")]
+    pub lora_rate_factor: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// What follows warm-up.
+    #[serde(default)]
+    pub decay: Decay,
+    /// Where the decay ends, as a fraction of `learning_rate`.
+    #[serde(default = "StageConfig::default_final_rate_fraction")]
+    pub final_rate_fraction: f64,
+    /// Largest global gradient norm.
+    #[serde(default = "StageConfig::default_clip_norm")]
+    pub clip_norm: f64,
+    /// AdamW's first decay.
+    #[serde(default = "StageConfig::default_beta1")]
+    pub beta1: f64,
+    /// AdamW's second decay.
+    #[serde(default = "StageConfig::default_beta2")]
+    pub beta2: f64,
+    /// AdamW's weight decay.
+    #[serde(default = "StageConfig::default_weight_decay")]
+    pub weight_decay: f64,
+    /// Weight of the CTC loss beside the next-token loss; 0: none. Means nothing in a `ctc_align` stage.
+    #[serde(default)]
+    pub ctc_weight: f64,
+    /// Whether training audio is augmented as `[augment]` says.
+    #[serde(default = "StageConfig::default_augment")]
+    pub augment: bool,
+    /// Whether clips are encoded once and their features kept in `[feature_cache]`. The layer mix does not
+    /// learn in such a stage: it stays as the stage before or the adapter to start from left it (fresh: the
+    /// mean of the layers).
+    #[serde(default)]
+    pub cached: bool,
+    /// Tasks taken from the manifests; absent: `asr` alone, or all tasks in a `multitask` stage.
+    #[serde(default)]
+    pub tasks: Option<Vec<String>>,
+    /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second
+    /// epoch on average.
+    #[serde(default)]
+    pub weights: BTreeMap<String, f64>,
+}
+
+impl StageConfig {
+    /// A stage of `kind` at `learning_rate`, everything else at its default; `steps_max` must still be given.
+    pub fn new(kind: StageKind, learning_rate: f64) -> Self {
+        Self {
+            kind,
+            steps_max: None,
+            minutes_max: None,
+            patience: None,
+            batch_rows: Self::default_batch_rows(),
+            batch_seconds_max: Self::default_batch_seconds_max(),
+            accumulate: Self::default_accumulate(),
+            learning_rate,
+            scalar_rate_factor: Self::default_scalar_rate_factor(),
+            lora_rate_factor: Self::default_lora_rate_factor(),
+            warmup_steps: 0,
+            decay: Decay::default(),
+            final_rate_fraction: Self::default_final_rate_fraction(),
+            clip_norm: Self::default_clip_norm(),
+            beta1: Self::default_beta1(),
+            beta2: Self::default_beta2(),
+            weight_decay: Self::default_weight_decay(),
+            ctc_weight: 0.0,
+            augment: Self::default_augment(),
+            cached: false,
+            tasks: None,
+            weights: BTreeMap::new(),
+        }
+    }
+
+    fn default_batch_rows() -> usize {
+        16
+    }
+    fn default_batch_seconds_max() -> f64 {
+        160.0
+    }
+    fn default_accumulate() -> u64 {
+        1
+    }
+    fn default_scalar_rate_factor() -> f64 {
+        10.0
+    }
+    fn default_lora_rate_factor() -> f64 {
+        1.0
+    }
+    fn default_final_rate_fraction() -> f64 {
+        0.05
+    }
+    fn default_clip_norm() -> f64 {
+        1.0
+    }
+    fn default_beta1() -> f64 {
+        0.9
+    }
+    fn default_beta2() -> f64 {
+        0.98
+    }
+    fn default_weight_decay() -> f64 {
+        0.01
+    }
+    fn default_augment() -> bool {
+        true
+    }
+
+    /// Whether samples of `task` belong to this stage. A compound one (`asr,intent`) does when all its tasks
+    /// do.
+    pub fn takes(&self, task: &str) -> bool {
+        match (&self.tasks, self.kind) {
+            (Some(tasks), _) => {
+                let taken = |name: &str| tasks.iter().any(|taken| taken == name);
+                taken(task) || task.split(TASK_SEPARATOR).all(taken)
+            }
+            (None, StageKind::Multitask) => true,
+            (None, _) => task == "asr",
+        }
+    }
+
+    pub(super) fn validate(&self, at: usize) -> Result<(), String> {
+        let key = |name: &str| format!("`stage[{at}].{name}` ({})", self.kind.name());
+        if self.steps_max.is_none() && self.minutes_max.is_none() && self.patience.is_none() {
+            return Err(format!(
+                "{} is absent, and so are `minutes_max` and `patience`: the stage would never end",
+                key("steps_max")
+            ));
+        }
+        within(
+            &key("steps_max"),
+            self.steps_max.map_or(1.0, |steps| steps as f64),
+            1.0,
+            1e9,
+        )?;
+        within(&key("minutes_max"), self.minutes_max.unwrap_or(1.0), 1e-3, 1e6)?;
+        within(&key("batch_rows"), self.batch_rows as f64, 1.0, 65_536.0)?;
+        within(&key("batch_seconds_max"), self.batch_seconds_max, 1.0, 1e6)?;
+        within(&key("accumulate"), self.accumulate as f64, 1.0, 1e5)?;
+        within(&key("learning_rate"), self.learning_rate, 1e-9, 1.0)?;
+        within(&key("scalar_rate_factor"), self.scalar_rate_factor, 0.0, 1e4)?;
+        within(&key("lora_rate_factor"), self.lora_rate_factor, 0.0, 1e4)?;
+        within(&key("final_rate_fraction"), self.final_rate_fraction, 0.0, 1.0)?;
+        within(&key("clip_norm"), self.clip_norm, 1e-6, 1e9)?;
+        within(&key("beta1"), self.beta1, 0.0, 0.999_999)?;
+        within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
+        within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
+        within(&key("ctc_weight"), self.ctc_weight, 0.0, 100.0)?;
+        for (task, weight) in &self.weights {
+            within(&key(&format!("weights.{task}")), *weight, 0.0, 1000.0)?;
+        }
+        Ok(())
+    }
+}
