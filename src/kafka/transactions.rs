@@ -20,74 +20,18 @@ use super::settlement::{Outcome, Settled};
 use crate::telemetry::metrics;
 use crate::wire::{OutgoingRecord, RecordOffset};
 
+mod fault;
 mod producer;
 #[cfg(test)]
 mod simulation;
 
+use fault::{Fault, TransactionalProducer, WriteFault};
 pub(super) use producer::{Group, Producer};
 
 /// Pause before something that failed is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// Why a call of a [`TransactionalProducer`] failed, by what helps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// The same call again.
-    Retry(String),
-    /// Only to abort the transaction.
-    Abort(String),
-    /// To abort, and to wait for the group: we are not the member that we were, or the group is sharing out
-    /// its partitions.
-    Stale(String),
-    /// To abort, and to send offsets without metadata.
-    MemoryTooLong,
-    /// Nothing: another producer has the same transactional id, or the broker ended a transaction that had
-    /// been open for too long.
-    Fenced(String),
-    /// Another producer.
-    Fatal(String),
-    /// Nothing: the broker does not do this, or not for us.
-    Refused(String),
-}
-
-/// Why records could not be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct WriteFault {
-    /// Records that will never be taken, by their place, with the reason.
-    pub(super) refused: Vec<(usize, SinkError)>,
-    /// What helps beside.
-    pub(super) fault: Fault,
-}
-
-/// A producer of transactions.
-pub(super) trait TransactionalProducer {
-    /// Who commits offsets: a consumer's membership in its group.
-    type Group;
-
-    /// Takes the transactional id over: earlier producers of the same id are shut out, and what they left
-    /// open is aborted.
-    fn init(&mut self) -> Result<(), Fault>;
-
-    /// Begins a transaction.
-    fn begin(&mut self) -> Result<(), Fault>;
-
-    /// Writes records and waits until all are acknowledged.
-    fn write(&mut self, records: &[&OutgoingRecord]) -> Result<(), WriteFault>;
-
-    /// Makes positions part of the transaction.
-    fn send_offsets(&mut self, positions: &[Position], group: &Self::Group) -> Result<(), Fault>;
-
-    /// Commits. After anything but success and [`Fault::Retry`] it is not known whether it is committed.
-    fn commit(&mut self) -> Result<(), Fault>;
-
-    /// Aborts.
-    fn abort(&mut self) -> Result<(), Fault>;
-
-    /// Puts another producer of the same id in the place of one that failed for good.
-    fn renew(&mut self) -> Result<(), Fault>;
-}
 
 /// When transactions begin, and how large they are.
 #[derive(Clone, Copy, Debug)]
@@ -494,21 +438,6 @@ impl Batch {
             positions: Vec::new(),
             epochs: Vec::new(),
             began: now,
-        }
-    }
-}
-
-impl Fault {
-    /// What the producer said.
-    fn reason(&self) -> String {
-        match self {
-            Self::Retry(reason)
-            | Self::Abort(reason)
-            | Self::Stale(reason)
-            | Self::Fenced(reason)
-            | Self::Fatal(reason)
-            | Self::Refused(reason) => reason.clone(),
-            Self::MemoryTooLong => "the metadata of an offset is too long".to_owned(),
         }
     }
 }

@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::statistics::Statistics;
 
-use super::{Fault, TransactionalProducer, WriteFault};
+use super::fault::{Fault, TransactionalProducer, WriteFault};
 use crate::kafka::client;
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::convert;
