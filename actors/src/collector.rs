@@ -51,7 +51,7 @@ pub struct CollectorArgs {
     /// Instructions of samples that have none of their own.
     pub instructions: Arc<dyn Instructions + Send + Sync>,
     /// Where records go that it was at when it failed.
-    pub lost: OrphanQueue,
+    pub orphans: OrphanQueue,
     /// Audio of answered requests that is remembered for corrections, bytes.
     pub remembered_bytes_max: usize,
     /// By which corrections wait.
@@ -129,7 +129,7 @@ enum Read {
 
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
-        let record = RecordGuard::new(record, Stage::Collect, self.args.lost.clone());
+        let record = RecordGuard::new(record, Stage::Collect, self.args.orphans.clone());
         let read =
             Label::parse(&record, &self.args.limits, &*self.args.instructions).and_then(
                 |label| match label {

@@ -76,9 +76,9 @@ impl OrphanQueue {
         });
     }
 
-    fn send(&self, lost: OrphanedRecord) {
+    fn send(&self, orphan: OrphanedRecord) {
         if !self.closing.load(Ordering::Acquire) {
-            let _ = self.sender.send(lost); // without a publisher there is nobody left to tell
+            let _ = self.sender.send(orphan); // without a publisher there is nobody left to tell
         }
     }
 }

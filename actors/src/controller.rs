@@ -64,7 +64,7 @@ pub struct ControllerArgs {
     /// An order that was written longer ago is not obeyed.
     pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
-    pub lost: OrphanQueue,
+    pub orphans: OrphanQueue,
     /// When the schedule is looked at, and how long ago the last cycle was.
     pub clock: Clock,
     /// When to train by oneself.
@@ -93,8 +93,8 @@ pub struct Controller {
     inbox: Inbox,
     samples_at_last_cycle: usize,
     last_cycle: Instant,
-    /// Why the schedule could not start a cycle, told once.
-    told: Option<String>,
+    /// Why the schedule could not start a cycle, logged once.
+    logged: Option<String>,
 }
 
 impl Actor for Controller {
@@ -105,7 +105,7 @@ impl Actor for Controller {
         Ok(Self {
             samples_at_last_cycle: args.store.len(),
             last_cycle: args.clock.now(),
-            told: None,
+            logged: None,
             inbox: Inbox::new(
                 "orders",
                 args.events.clone(),
@@ -136,7 +136,7 @@ impl Actor for Controller {
 
 impl Controller {
     async fn handle_order(&mut self, record: Record) {
-        let record = RecordGuard::new(record, Stage::Control, self.args.lost.clone());
+        let record = RecordGuard::new(record, Stage::Control, self.args.orphans.clone());
         let order = match Order::parse(&record) {
             Ok(order) => order,
             Err(rejection) => {
@@ -248,7 +248,7 @@ impl Controller {
                 }
                 _ => "the trainer is not running: its log says why".to_owned(),
             })?;
-        self.told = None;
+        self.logged = None;
         self.samples_at_last_cycle = self.args.store.len();
         self.last_cycle = self.args.clock.now();
         Ok(())
@@ -276,9 +276,9 @@ impl Controller {
             "schedule".to_owned()
         };
         if let Err(reason) = self.start_cycle(&run, &trigger)
-            && self.told.as_ref() != Some(&reason)
+            && self.logged.as_ref() != Some(&reason)
         {
-            self.told = Some(reason.clone());
+            self.logged = Some(reason.clone());
             self.reject(&run, "retrain", reason).await;
         }
     }

@@ -241,7 +241,7 @@ impl Decoder {
     }
 
     /// Tells how far an answer is, if its request wants to know and so many tokens have been added. A text so
-    /// far is always one of a multiple of these, so its sequence number names it, also when it is told again
+    /// far is always one of a multiple of these, so its sequence number names it, also when it is sent again
     /// after a crash.
     fn tell_partial(&self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;

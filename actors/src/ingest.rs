@@ -79,7 +79,7 @@ pub struct IngestArgs {
     /// The version to pin to.
     pub adapter: CurrentAdapter,
     /// Where forgotten contexts go.
-    pub lost: OrphanQueue,
+    pub orphans: OrphanQueue,
     /// Training that gives way while utterances are in flight; absent when it should not.
     pub training: Option<Control>,
     /// Next stage.
@@ -139,7 +139,7 @@ impl Actor for AudioIngest {
 impl Drop for AudioIngest {
     fn drop(&mut self) {
         for record in self.streams.take_all() {
-            self.args.lost.take(record, Stage::Ingest);
+            self.args.orphans.take(record, Stage::Ingest);
         }
     }
 }
@@ -175,7 +175,7 @@ impl AudioIngest {
     }
 
     fn guard(&self, record: Record) -> RecordGuard {
-        RecordGuard::new(record, Stage::Ingest, self.args.lost.clone())
+        RecordGuard::new(record, Stage::Ingest, self.args.orphans.clone())
     }
 
     async fn give_up_old_streams(&mut self) {
@@ -218,8 +218,13 @@ impl AudioIngest {
         let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
         let record_offset = record.record_offset.clone();
         let audio = budget.audio().hold(TopicPartition::of(&record_offset), seconds);
-        let mut context =
-            RequestContext::new(record.complete(), request, seconds, span, self.args.lost.clone());
+        let mut context = RequestContext::new(
+            record.complete(),
+            request,
+            seconds,
+            span,
+            self.args.orphans.clone(),
+        );
         let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
         context.hold(held, earlier.collect());
         context.hold_audio(audio);

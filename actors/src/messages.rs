@@ -70,7 +70,7 @@ pub struct PublishDeadLetter {
     pub record: Record,
     /// Why, and where that was found.
     pub rejection: Rejection,
-    /// The span that it is told in.
+    /// The span that its log lines stand in.
     pub span: Span,
     /// Seconds of audio that were admitted for it; 0 when it was refused at admission.
     pub audio_seconds: f64,
@@ -131,7 +131,7 @@ pub struct UtteranceAdmitted {
     pub record_offset: RecordOffset,
     /// Mono, 16 kHz.
     pub samples: Arc<[f32]>,
-    /// What of its audio could not be heard.
+    /// What of its audio could not be decoded.
     pub damage: Damage,
 }
 

@@ -57,7 +57,7 @@ pub struct PublisherArgs {
     /// Value of `ce_source`.
     pub source: Arc<str>,
     /// Request contexts that a stage let go of.
-    pub lost: flume::Receiver<OrphanedRecord>,
+    pub orphans: flume::Receiver<OrphanedRecord>,
     /// Records that retention deleted before they were read, to be told as events.
     pub deleted: flume::Receiver<RecordsDeleted>,
     /// By which sends are repeated and the producer is looked at.
@@ -142,7 +142,7 @@ impl Actor for Publisher {
             tokio::select! {
                 biased;
                 signal = mailbox.recv() => return Ok(signal),
-                Ok(lost) = self.args.lost.recv_async() => self.send_lost(lost).await,
+                Ok(orphan) = self.args.orphans.recv_async() => self.send_orphan(orphan).await,
                 Ok(deleted) = self.args.deleted.recv_async() => self.send_deleted(deleted).await,
                 () = self.producer_checks.next() => {
                     if let Err(error) = self.args.sink.renew_if_failed().await {
@@ -237,14 +237,14 @@ impl Message<PublishEvent> for Publisher {
 }
 
 impl Publisher {
-    async fn send_lost(&self, lost: OrphanedRecord) {
+    async fn send_orphan(&self, orphan: OrphanedRecord) {
         let message = "the stage that held this record failed; publish it again to try once more";
         let order = PublishDeadLetter {
-            audio_seconds: lost.audio_seconds,
-            earlier: lost.earlier,
+            audio_seconds: orphan.audio_seconds,
+            earlier: orphan.earlier,
             ..PublishDeadLetter::at_admission(
-                lost.record,
-                Rejection::new(Reason::InternalError, lost.stage, message),
+                orphan.record,
+                Rejection::new(Reason::InternalError, orphan.stage, message),
             )
         };
         self.send_dead_letter(order).await;

@@ -57,7 +57,7 @@ struct Stream {
     /// Audio of each chunk, as its envelope had it.
     audio: Vec<Bytes>,
     bytes: usize,
-    heard: Instant,
+    last_chunk: Instant,
 }
 
 /// What is left of a complete stream: enough to know its chunks again.
@@ -146,9 +146,9 @@ impl Streams {
             records: Vec::new(),
             audio: Vec::new(),
             bytes: 0,
-            heard: now,
+            last_chunk: now,
         });
-        stream.heard = now;
+        stream.last_chunk = now;
         stream.bytes += audio.len();
         stream.audio.push(audio);
         stream.records.push(record);
@@ -237,7 +237,7 @@ impl Streams {
         let old: Vec<Name> = self
             .streams
             .iter()
-            .filter(|(_, stream)| now - stream.heard > SILENCE_MAX)
+            .filter(|(_, stream)| now - stream.last_chunk > SILENCE_MAX)
             .map(|(name, _)| name.clone())
             .collect();
         old.into_iter()

@@ -46,7 +46,7 @@ pub fn line(text: impl AsRef<str>) -> Result<(), OutputError> {
 pub fn reader_is_gone() -> bool {
     let mut standard_output = libc::pollfd {
         fd: libc::STDOUT_FILENO,
-        events: 0, // errors are told unasked
+        events: 0, // errors are reported unasked
         revents: 0,
     };
     // SAFETY: the pointer is to one live `pollfd`, as the count says; a limit of 0 does not wait.

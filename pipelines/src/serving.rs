@@ -73,7 +73,7 @@ pub struct Pipeline {
     labels: Source,
     control: Source,
     training: Control,
-    lost: OrphanQueue,
+    orphans: OrphanQueue,
     store: Arc<SampleStore>,
     stages: Stages,
     readiness: Readiness,
@@ -141,7 +141,7 @@ impl Pipeline {
         let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
         let sink = Sink::watched(&settings.kafka, &monitor).context("Kafka producer")?;
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         let training = Control::new();
         let clock = Clock::system();
         let mut stages = Stages::new();
@@ -155,7 +155,7 @@ impl Pipeline {
             trackers: trackers.by_topic(&settings.kafka),
             topics: settings.kafka.topics.clone(),
             source: Arc::from(settings.service.source.as_str()),
-            lost: found,
+            orphans: found,
             deleted,
             clock: clock.clone(),
             sends_max: SENDS_MAX,
@@ -223,7 +223,7 @@ impl Pipeline {
             audio: settings.audio.limits(),
             limits: RequestLimits::default(),
             instructions: instructions.clone(),
-            lost: lost.clone(),
+            orphans: orphans.clone(),
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
             clock: clock.clone(),
             correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
@@ -244,7 +244,7 @@ impl Pipeline {
             tracker: trackers.control.clone(),
             due: OrdersDue::from_offset(orders_end),
             order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
-            lost: lost.clone(),
+            orphans: orphans.clone(),
             clock: clock.clone(),
             config: settings.trainer.clone(),
             registry,
@@ -274,7 +274,7 @@ impl Pipeline {
             instructions,
             no_speech_below_dbfs: settings.audio.no_speech_below_dbfs,
             adapter: current.clone(),
-            lost: lost.clone(),
+            orphans: orphans.clone(),
             training: settings.trainer.yield_to_serving.then(|| training.clone()),
             encoder: encoder.clone().recipient(),
             collector: collector.clone().recipient(),
@@ -305,7 +305,7 @@ impl Pipeline {
             labels,
             control,
             training,
-            lost,
+            orphans,
             store,
             stages,
             readiness,
@@ -355,7 +355,7 @@ impl Pipeline {
             self.labels.close(drain),
             self.control.close(drain)
         );
-        self.lost.close();
+        self.orphans.close();
         self.stages.stop().await; // from the source forwards; each finishes what it holds
         released(self.store, drain).await;
         if let Err(error) = self.sink.close(drain).await {

@@ -13,7 +13,7 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         rest = decode_file(rest, sink)?;
     }
     if !rest.iter().all(|byte| *byte == 0) {
-        let seconds = sink.heard_seconds() * rest.len() as f64 / (bytes.len() - rest.len()) as f64;
+        let seconds = sink.decoded_seconds() * rest.len() as f64 / (bytes.len() - rest.len()) as f64;
         sink.repaired(
             seconds,
             format!("{} bytes follow behind the declared ones", rest.len()),

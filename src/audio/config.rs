@@ -21,7 +21,7 @@ pub struct AudioConfig {
     pub rate_hz_min: u32,
     /// Highest sample rate that is accepted, hertz.
     pub rate_hz_max: u32,
-    /// Largest share of a sound that may be missing or undecodable, 0 to 1. Up to it the rest is heard, and
+    /// Largest share of a sound that may be missing or undecodable, 0 to 1. Up to it the rest is decoded, and
     /// the answer says `audio_repaired` or `truncated` and how many seconds were not; above it the value
     /// becomes a dead letter.
     pub unheard_share_max: f64,

@@ -26,7 +26,7 @@ pub enum ContentType {
     Flac,
     /// Ogg, whatever the codec in it.
     Ogg,
-    /// Opus: many send Ogg under this name; bare packets, which it means by RFC 7587, are not heard.
+    /// Opus: many send Ogg under this name; bare packets, which it means by RFC 7587, are not decoded.
     Opus,
     /// MPEG audio.
     Mpeg,

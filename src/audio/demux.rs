@@ -20,8 +20,8 @@ use super::{AudioError, AudioLimits, Container};
 /// Most packets in a row that a demuxer may fail to read before it is given up.
 const FAILURES_MAX: u32 = 64;
 
-/// A track that is heard.
-struct Heard {
+/// The track that is decoded.
+struct Decoding {
     id: u32,
     codec: Codec,
     /// Declared length, seconds.
@@ -36,26 +36,26 @@ struct Heard {
 pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
     let mended = mend(sink.container(), bytes);
     for (number, file) in mended.files.into_iter().enumerate() {
-        let (len, heard) = (file.len(), sink.heard_seconds());
+        let (len, decoded) = (file.len(), sink.decoded_seconds());
         match decode_file(file, sink) {
             Err(
                 error @ (AudioError::Corrupt { .. }
                 | AudioError::Truncated { .. }
                 | AudioError::UnsupportedCodec { .. }),
             ) if number > 0 => {
-                let seconds = heard * len as f64 / bytes.len() as f64;
+                let seconds = decoded * len as f64 / bytes.len() as f64;
                 sink.repaired(seconds, format!("file {} in it: {error}", number + 1));
             }
             result => result?,
         }
     }
     if mended.lost > 0 || mended.cut {
-        // The bytes that were read sound as long as was heard; what the demuxer found missing is counted
+        // The bytes that were read sound as long as was decoded; what the demuxer found missing is counted
         // already.
         let lost = mended.lost;
         let gone = lost as f64 + (mended.missing as f64).min(bytes.len() as f64);
         let share = gone / (bytes.len() - lost).max(1) as f64;
-        let seconds = (sink.heard_seconds() * share - sink.unheard_seconds()).max(0.0);
+        let seconds = (sink.decoded_seconds() * share - sink.unheard_seconds()).max(0.0);
         if mended.cut {
             let detail = "its last part goes on past the end of the bytes";
             sink.cut_short(seconds, detail.to_owned());
@@ -77,9 +77,9 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
         _ => CafReader::try_new(source, options).map(boxed),
     };
     let mut reader = reader.map_err(|error| refusal(container, &bytes, &error))?;
-    let (mut heard, others) = choose(reader.tracks(), container, &bytes, sink.limits())?;
+    let (mut decoding, others) = choose(reader.tracks(), container, &bytes, sink.limits())?;
 
-    let before = sink.heard_seconds() + sink.unheard_seconds();
+    let before = sink.decoded_seconds() + sink.unheard_seconds();
     let mut stream = Stream {
         skip: None,
         last_seconds: 0.0,
@@ -89,11 +89,11 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
     let mut failures = 0;
     loop {
         match reader.next_packet() {
-            Ok(Some(packet)) if packet.track_id == heard.id => {
+            Ok(Some(packet)) if packet.track_id == decoding.id => {
                 failures = 0;
-                let pts = packet.pts.get() as f64 * heard.tick;
+                let pts = packet.pts.get() as f64 * decoding.tick;
                 let frames = packet.dur.get();
-                stream.take(&mut heard, &packet.data, frames, pts, sink)?;
+                stream.take(&mut decoding, &packet.data, frames, pts, sink)?;
             }
             Ok(Some(_)) => {}
             // The end; in Matroska, whose segment has no size here, the end is met as an error.
@@ -109,8 +109,8 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
             }
         }
     }
-    let came = sink.heard_seconds() + sink.unheard_seconds() - before;
-    if let Some(seconds) = heard
+    let came = sink.decoded_seconds() + sink.unheard_seconds() - before;
+    if let Some(seconds) = decoding
         .seconds
         .filter(|seconds| seconds - came > stream.longest_seconds)
     {
@@ -120,7 +120,7 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
     if others > 0 {
         sink.repaired(
             0.0,
-            format!("{others} further tracks beside the one that is heard"),
+            format!("{others} further tracks beside the one that is decoded"),
         );
     }
     Ok(())
@@ -144,16 +144,16 @@ struct Stream {
 impl Stream {
     fn take(
         &mut self,
-        heard: &mut Heard,
+        decoding: &mut Decoding,
         packet: &[u8],
         frames: u64,
         pts: f64,
         sink: &mut Sink,
     ) -> Result<(), AudioError> {
-        let (rate_hz, channels) = match heard.codec.decode(packet, frames, &mut self.samples) {
+        let (rate_hz, channels) = match decoding.codec.decode(packet, frames, &mut self.samples) {
             Ok(spec) => spec,
             Err(problem) => {
-                let seconds = (frames as f64 * heard.tick).min(1.0);
+                let seconds = (frames as f64 * decoding.tick).min(1.0);
                 let seconds = if frames > 0 { seconds } else { self.last_seconds };
                 sink.repaired(seconds, format!("the packet at {pts:.3} s: {problem}"));
                 return Ok(());
@@ -168,13 +168,13 @@ impl Stream {
         self.last_seconds = sink.seconds(decoded);
         self.longest_seconds = self.longest_seconds.max(self.last_seconds);
         let skip = self.skip.get_or_insert_with(|| {
-            let own = match &heard.codec {
+            let own = match &decoding.codec {
                 Codec::Opus(opus) => Some(f64::from(opus.pre_skip) / f64::from(super::opus::RATE_HZ)),
                 Codec::Symphonia(_) => None,
             };
             // Where nothing else says so, Matroska's first time stamp is as far below zero as frames are to
             // be skipped.
-            let seconds = heard.skipped.or(own).unwrap_or(-pts).max(0.0);
+            let seconds = decoding.skipped.or(own).unwrap_or(-pts).max(0.0);
             (seconds * f64::from(rate_hz)).round() as u64
         });
         let from = decoded.min(*skip);
@@ -190,7 +190,7 @@ fn choose(
     container: Container,
     bytes: &[u8],
     limits: &AudioLimits,
-) -> Result<(Heard, usize), AudioError> {
+) -> Result<(Decoding, usize), AudioError> {
     let mut sound: Vec<(usize, &Track, &AudioCodecParameters)> = tracks
         .iter()
         .filter_map(|track| Some((track, track.codec_params.as_ref()?.audio()?)))
@@ -228,7 +228,7 @@ fn choose(
                         .map(|(frames, rate)| f64::from(frames) / rate),
                 };
                 let declared = declared.filter(|seconds| seconds.is_finite());
-                let heard = Heard {
+                let decoding = Decoding {
                     id: track.id,
                     codec,
                     seconds: declared.map(|seconds| seconds - skipped.unwrap_or_default()),
@@ -239,7 +239,7 @@ fn choose(
                     },
                     skipped,
                 };
-                return Ok((heard, sound.len() - 1));
+                return Ok((decoding, sound.len() - 1));
             }
             Err(why) => {
                 let codec = name(parameters.codec).map(str::to_owned);

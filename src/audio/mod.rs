@@ -1,8 +1,8 @@
 //! Sound before tensors: decoding, resampling, validation.
 //!
 //! [`decode`] turns the bytes of a record into a [`Waveform`]: mono, 16 kHz, `f32`. Everything about those
-//! bytes is untrusted. What ffmpeg hears is heard; what of the input is not heard is said in
-//! [`Waveform::damage`], with its length; what cannot be heard at all, or by more than
+//! bytes is untrusted. What ffmpeg decodes is decoded; what of the input is not is said in
+//! [`Waveform::damage`], with its length; what cannot be decoded at all, or by more than
 //! `audio.unheard_share_max`, is an [`AudioError`].
 //!
 //! | container | read by | sound inside |
@@ -21,7 +21,7 @@
 //! irregularity or do not tell what they left out; `docs/decisions/0012` has the measurements.
 //!
 //! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is
-//! heard in its Low Complexity profile; of HE-AAC the part below half the rate is.
+//! decoded in its Low Complexity profile; of HE-AAC the part below half the rate is.
 //!
 //! The type is told from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
@@ -91,7 +91,7 @@ pub struct AudioLimits {
     pub rate_hz_min: u32,
     /// Highest sample rate, hertz.
     pub rate_hz_max: u32,
-    /// Largest share of a sound that may be unheard, 0 to 1, before the value is refused.
+    /// Largest share of a sound that may be missing, 0 to 1, before the value is refused.
     pub unheard_share_max: f64,
 }
 
@@ -114,11 +114,11 @@ pub struct Waveform {
     pub container: Container,
     /// Whether the declared content type named another container than the bytes are.
     pub content_type_mismatch: bool,
-    /// What of the input could not be heard.
+    /// What of the input could not be decoded.
     pub damage: Damage,
 }
 
-/// What of an input was not heard, and why.
+/// What of an input was not decoded, and why.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Damage {
     /// Length of what is not in the samples, seconds; an estimate where bytes cannot be read at all.
@@ -131,7 +131,7 @@ pub struct Damage {
     pub notes: Vec<String>,
 }
 
-/// Longest unheard sound of a labelled recording, seconds: about a phone. Where more is missing, its target
+/// Longest missing sound of a labelled recording, seconds: about a phone. Where more is missing, its target
 /// may hold words that are not in the samples.
 pub const LABELLED_UNHEARD_SECONDS_MAX: f64 = 0.1;
 
@@ -146,7 +146,7 @@ impl Damage {
             return Ok(());
         }
         Err(format!(
-            "{:.2} s of its sound cannot be heard ({}), more than the {LABELLED_UNHEARD_SECONDS_MAX} s that a labelled \
+            "{:.2} s of its sound cannot be decoded ({}), more than the {LABELLED_UNHEARD_SECONDS_MAX} s that a labelled \
              recording may lack: send it whole",
             self.unheard_seconds,
             self.notes.first().map_or("damaged", String::as_str)

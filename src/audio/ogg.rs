@@ -1,8 +1,8 @@
 //! Ogg: the streams of a file, and the codecs behind them.
 //!
-//! A file may hold several streams side by side, of which one is heard, and several one after the other
+//! A file may hold several streams side by side, of which one is decoded, and several one after the other
 //! (chained), of which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound
-//! that costs is told from the positions of the others. The end mark decides nothing but whether the last
+//! that costs follows from the positions of the others. The end mark decides nothing but whether the last
 //! page may cut samples off.
 
 use super::flac::FlacInOgg;
@@ -15,7 +15,7 @@ use super::{AudioError, Container};
 /// Most pages with a wrong check sum; behind them nothing is looked for any more.
 const DAMAGED_PAGES_MAX: u32 = 1_000;
 
-/// One stream that is heard.
+/// One stream that is decoded.
 struct Link {
     codec: Container,
     serial: u32,
@@ -37,7 +37,7 @@ struct Survey {
     junk_bytes: usize,
     junk_places: usize,
     cut: bool,
-    /// Streams beside those that are heard, with sound in them.
+    /// Streams beside those that are decoded, with sound in them.
     unheard: usize,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
                 | AudioError::Truncated { .. }
                 | AudioError::UnsupportedCodec { .. }),
             ) if index > 0 => {
-                // What came before is heard, and this is told.
+                // What came before is decoded, and this is reported.
                 let share = (link.end - link.start) as f64 / link.start.max(1) as f64;
                 let seconds = sink.seconds(sink.frames()) * share;
                 sink.repaired(seconds, format!("stream {} of {links}: {error}", index + 1));
@@ -90,7 +90,7 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         let unheard = survey.unheard;
         sink.repaired(
             0.0,
-            format!("{unheard} further streams beside the one that is heard"),
+            format!("{unheard} further streams beside the one that is decoded"),
         );
     }
     Ok(())

@@ -110,7 +110,7 @@ pub(super) struct OpusInOgg {
     last_granule: i64,
     /// Position of the first frame, once the first page with a position has said so.
     start: Option<i64>,
-    /// Frames at 48 kHz that the packets had, heard or not.
+    /// Frames at 48 kHz that the packets had, decoded or not.
     decoded: u64,
     samples: Vec<f32>,
 }

@@ -1,5 +1,5 @@
 //! Where decoders put their samples: limits are kept, channels become one, the rate turns into 16 kHz, and
-//! what could not be heard is written down.
+//! what could not be decoded is written down.
 
 use super::channels::{ChannelMeter, MEASURED_EVERY, Mix, mix};
 use super::resample::Resampler;
@@ -203,7 +203,7 @@ impl Sink {
     }
 
     /// Seconds taken so far.
-    pub(super) fn heard_seconds(&self) -> f64 {
+    pub(super) fn decoded_seconds(&self) -> f64 {
         self.seconds_before
             + self
                 .part
@@ -211,7 +211,7 @@ impl Sink {
                 .map_or(0.0, |part| part.frames as f64 / f64::from(part.rate_hz))
     }
 
-    /// Seconds that are known not to be heard.
+    /// Seconds that are known not to be decoded.
     pub(super) fn unheard_seconds(&self) -> f64 {
         self.damage.unheard_seconds
     }
@@ -233,7 +233,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share
-    /// than allowed is not heard.
+    /// than allowed is not decoded.
     pub(super) fn finish(mut self) -> Result<(Waveform, Option<Mix>), AudioError> {
         let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
         if let Some(mut part) = self.part.take() {
@@ -256,7 +256,7 @@ impl Sink {
             let detail = match samples.is_empty() {
                 true => first.clone(),
                 false => format!(
-                    "{first}; {unheard:.3} s of {whole:.3} s cannot be heard, more than `audio.unheard_share_max`"
+                    "{first}; {unheard:.3} s of {whole:.3} s cannot be decoded, more than `audio.unheard_share_max`"
                 ),
             };
             return Err(match damage.cut_short {

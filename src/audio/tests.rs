@@ -168,7 +168,7 @@ fn a_file_that_is_cut_anywhere_is_never_taken_for_a_whole_one() {
                 // Less than its own mark is no container at all.
                 Err(AudioError::NotAudio { .. }) if len < 400 => {}
                 Ok(cut) if cut.damage.cut_short || cut.damage.repaired => {
-                    // Where only the last check sum is cut, all is heard and the cut is told all the same.
+                    // Where only the last check sum is cut, all is decoded and the cut is reported even so.
                     let all_heard = cut.damage.cut_short && cut.samples == reference.samples;
                     let said = cut.damage.unheard_seconds > 0.0 || all_heard;
                     assert!(said, "{name} cut to {len}: {:?}", cut.damage);

@@ -163,7 +163,7 @@ impl Decoding {
     /// Decodes a packet of sound.
     fn decode(&mut self, packet: &[u8], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
         if let Err(error) = self.codec.decode(packet, 0, &mut self.interleaved) {
-            // How long it was is told at the end, by what is missing.
+            // How long it was is reported at the end, by what is missing.
             sink.repaired(0.0, format!("the packet at sample {}: {error}", sink.frames()));
             return Ok(());
         }

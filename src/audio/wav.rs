@@ -110,7 +110,7 @@ fn decode_file<'a>(bytes: &'a [u8], sink: &mut Sink) -> Result<&'a [u8], AudioEr
 }
 
 /// What follows the samples may be further chunks, tags, padding, or another file, which is returned. Samples
-/// in a second `data` chunk are not heard, nor is what is no chunk: then the declared size is a lie.
+/// in a second `data` chunk are not decoded, nor is what is no chunk: then the declared size is a lie.
 fn behind<'a>(
     after: &'a [u8],
     data_len: usize,

@@ -65,7 +65,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
         &mut self.generator
     }
 
-    /// Adds a request. What is wrong with it is told by an event of a later step.
+    /// Adds a request. What is wrong with it is reported by an event of a later step.
     pub fn add_request(&mut self, request: GenerateRequest) -> RequestId {
         let id = RequestId::next();
         let GenerateRequest {

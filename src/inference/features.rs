@@ -2,7 +2,7 @@
 //!
 //! Clips longer than the encoder's window are cut into equal windows whose features are joined again; clips
 //! of like length share a pass, so that little of it is padding. Serving, `ask`, `eval`, validation and the
-//! promotion gate all come through here, so they hear the same.
+//! promotion gate all come through here, so they get the same features.
 
 use std::borrow::Borrow;
 use std::ops::Range;

@@ -99,7 +99,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         !self.waiting.is_empty() || self.scheduler.has_unfinished()
     }
 
-    /// Adds a request with features, or with text. What is wrong with it is told by an event of a later step.
+    /// Adds a request with features, or with text. What is wrong with it is reported by an event of a later
+    /// step.
     pub fn add_request(&mut self, request: GenerateRequest) -> RequestId {
         let id = RequestId::next();
         self.add_request_as(id, request);

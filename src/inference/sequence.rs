@@ -45,7 +45,7 @@ pub struct Prompt {
     pub grammar: Option<Arc<CompiledGrammar>>,
     /// Key into [`Loras`]: the low-rank parts of the adapter version that the answer is pinned to.
     pub lora: Option<u64>,
-    /// What the CTC head hears, where the answer should say it.
+    /// What the CTC head reads, where the answer is a transcript.
     pub joint: Option<JointCtc>,
 }
 

@@ -25,7 +25,7 @@ use complaints::{COMPLAINT_INTERVAL, Complaints};
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How much later than `limit` a client may report before [`ConnectionMonitor::check`] takes it for stuck.
 const REPORT_SLACK: Duration = Duration::from_secs(5);
-/// How often connections that fail beside one that stands are told.
+/// How often connections that fail beside one that stands are logged.
 const PARTIAL_INTERVAL: Duration = Duration::from_secs(60);
 /// Reports of deleted records that may wait for their reader.
 const REPORTS_MAX: usize = 256;

@@ -15,7 +15,7 @@
 //! synced, and renamed. It never changes afterwards; every file's digest is checked when it is loaded.
 //!
 //! `current` has one writer at a time, and a promotion may name the version that it replaces ([`Expected`]):
-//! who lost a race is told so, and nothing is overwritten.
+//! who lost a race gets an error that says so, and nothing is overwritten.
 
 pub mod config;
 mod identity;

@@ -1,4 +1,4 @@
-//! What callers are told: what became of a sample, what the store holds, what a start found.
+//! What the store answers its callers: what became of a sample, what the store holds, what a start found.
 
 use std::sync::Arc;
 

@@ -24,7 +24,7 @@ pub const NOISE_SECONDS_MAX: f64 = 7200.0;
 pub struct Noises(Arc<[Vec<f32>]>);
 
 impl Noises {
-    /// Reads the recordings of manifests; what cannot be read is told and left out.
+    /// Reads the recordings of manifests; what cannot be read is logged and left out.
     ///
     /// # Errors
     /// [`TrainingError`] when a manifest cannot be read, or there is more than [`NOISE_SECONDS_MAX`] of

@@ -1,4 +1,4 @@
-//! What the CTC head can hear: the tokens of transcripts.
+//! The classes of the CTC head: the tokens of transcripts.
 
 use std::collections::BTreeSet;
 

@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(used.len(), 48_000 - 800);
         for reason in [file, piece] {
             let named =
-                reason.contains("steps.wav") && reason.contains("0.20 s of its sound cannot be heard");
+                reason.contains("steps.wav") && reason.contains("0.20 s of its sound cannot be decoded");
             assert!(named, "{reason}");
         }
     }

@@ -23,7 +23,7 @@ const LINE_BYTES_MAX: u64 = 1 << 20; // 1 MiB
 const LINES_MAX: usize = 20_000_000;
 /// Longest list of task names, bytes.
 const TASK_BYTES_MAX: usize = 256;
-/// Rows that are left out of a manifest and told one by one.
+/// Rows that are left out of a manifest and logged one by one.
 pub const REASONS_MAX: usize = 1_000;
 /// Longest declared clip, seconds.
 const SECONDS_MAX: f64 = 24.0 * 3600.0;

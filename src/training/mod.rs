@@ -11,7 +11,7 @@
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
 //! | [`augment`] | cheap random changes to audio and features |
 //! | [`feature_cache`] | features of the frozen encoder on disk |
-//! | [`ctc`] | which tokens the CTC head can hear |
+//! | [`ctc`] | which tokens the CTC head knows |
 //! | [`stage`] | what learns in a stage, and its loss |
 //! | [`schedule`] | learning rate over a stage |
 //! | [`checkpoint`] | what an exact resume needs |

@@ -110,9 +110,9 @@ pub struct Answer {
     pub score: f64,
     /// What a reader should know.
     pub flags: Vec<Flag>,
-    /// Length of the audio that was heard, seconds.
+    /// Length of the audio that was decoded, seconds.
     pub audio_seconds: f64,
-    /// Length of what could not be heard of it, seconds; not written where it is 0.
+    /// Length of what could not be decoded of it, seconds; not written where it is 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub audio_unheard_seconds: f64,
     /// Answer tokens.

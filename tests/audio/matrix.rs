@@ -1,5 +1,5 @@
-//! Containers, codecs and defects that ffmpeg and sox make, compared with what ffmpeg hears of them: the same
-//! length to one codec frame, and a correlation above 0.99.
+//! Containers, codecs and defects that ffmpeg and sox make, compared with what ffmpeg decodes of them: the
+//! same length to one codec frame, and a correlation above 0.99.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -114,10 +114,10 @@ impl Bench {
         Some(std::fs::read(path).expect("ffmpeg wrote it"))
     }
 
-    /// What ffmpeg hears of the bytes, mono at 16 kHz. Opus with libopus, from which ffmpeg's own decoder
+    /// What ffmpeg decodes of the bytes, mono at 16 kHz. Opus with libopus, from which ffmpeg's own decoder
     /// differs in SILK.
-    fn heard(&self, bytes: &[u8], ending: &str, opus: bool) -> Vec<f32> {
-        let path = self.folder.path().join(format!("heard.{ending}"));
+    fn decoded(&self, bytes: &[u8], ending: &str, opus: bool) -> Vec<f32> {
+        let path = self.folder.path().join(format!("decoded.{ending}"));
         std::fs::write(&path, bytes).expect("the temporary folder takes files");
         let decoder: &[&str] = if opus { &["-c:a", "libopus"] } else { &[] };
         let output = Command::new("ffmpeg")
@@ -145,7 +145,7 @@ fn every_container_and_codec_sounds_as_ffmpeg_hears_it() {
                 continue;
             };
             let what = format!("{} {} at {spec:?}", row.0, row.1);
-            let theirs = bench.heard(&bytes, row.0, row.1.contains("opus"));
+            let theirs = bench.decoded(&bytes, row.0, row.1.contains("opus"));
             match decode_plain(&bytes) {
                 Ok(Waveform { samples, damage, .. }) => {
                     let same = correlation(&samples, &theirs);
@@ -273,7 +273,7 @@ fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
         for (defect, make, loses) in DEFECTS {
             let bytes = make(&whole);
             let what = format!("{} {}, {defect}", row.0, row.1);
-            let theirs = bench.heard(&bytes, row.0, row.1.contains("opus"));
+            let theirs = bench.decoded(&bytes, row.0, row.1.contains("opus"));
             let waveform = match decode_plain(&bytes) {
                 Ok(waveform) => waveform,
                 Err(error) => {
@@ -283,7 +283,7 @@ fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
             };
             let ours = waveform.samples.len();
             let told = waveform.damage.repaired || waveform.damage.cut_short;
-            // At least what ffmpeg hears, to one frame, and of a file that lost nothing all of it.
+            // At least what ffmpeg decodes, to one frame, and of a file that lost nothing all of it.
             let expected = match (*loses, *defect) {
                 (true, _) => theirs.len(),
                 (false, "twice") => 2 * reference.len(),

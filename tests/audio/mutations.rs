@@ -120,7 +120,7 @@ fn damaged_bytes_of_every_container_stay_within_time_and_memory() {
     };
     let originals = FAMILIES.map(fixture);
     let mut random = Random(0x5eed_5eed_5eed_5eed);
-    let (mut heard, mut refused) = (0, 0);
+    let (mut decoded, mut refused) = (0, 0);
     let (mut slowest, mut largest) = ((Duration::ZERO, ""), (0, ""));
     for number in 0..count {
         let name = FAMILIES[number % FAMILIES.len()];
@@ -145,12 +145,12 @@ fn damaged_bytes_of_every_container_stay_within_time_and_memory() {
         largest = largest.max((peak, name));
         match result {
             Ok(waveform) => {
-                heard += 1;
+                decoded += 1;
                 assert!(waveform.samples.iter().all(|sample| sample.is_finite()));
                 assert!(waveform.damage.unheard_seconds.is_finite());
             }
             Err(_) => refused += 1,
         }
     }
-    println!("{heard} heard, {refused} refused; slowest {slowest:?}, most memory {largest:?}");
+    println!("{decoded} decoded, {refused} refused; slowest {slowest:?}, most memory {largest:?}");
 }

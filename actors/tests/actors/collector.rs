@@ -17,8 +17,8 @@ use speechverse_actors::collector::{CollectorArgs, SampleCollector};
 use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
 
 use crate::support::{
-    FailingEncoder, Feed, Kafka, header, instructions, is_silent, next, pcm, probe, record, start_in_thread,
-    took_all, until,
+    Feed, Kafka, PanickingInstructions, header, instructions, is_silent, next, pcm, probe, record,
+    start_in_thread, took_all, until,
 };
 
 struct Harness {
@@ -46,7 +46,7 @@ impl Harness {
         settings(&mut config);
         let store = Arc::new(SampleStore::open(&config).unwrap());
         let (publisher, letters) = probe();
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         let clock = Clock::manual();
         let correction_wait = Duration::from_millis(config.correction_wait_ms);
         let args = CollectorArgs {
@@ -56,8 +56,8 @@ impl Harness {
             store: Arc::clone(&store),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: Arc::new(FailingEncoder),
-            lost,
+            instructions: Arc::new(PanickingInstructions),
+            orphans,
             remembered_bytes_max: remembered * size_of::<f32>(),
             correction_wait,
             corrections_waiting_max: config.corrections_waiting_max,
@@ -179,7 +179,7 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
     let harness = Harness::new(10_000, |_| {}).await;
     harness.admitted(1, 700, Some("translation")).await;
     harness.admitted(2, 900, None).await;
-    until("it has heard of both", || took_all(&harness.collector)).await;
+    until("it has both", || took_all(&harness.collector)).await;
 
     harness
         .label(None, &[("ce_subject", "request-1"), ("ce_target", "guten Tag")])
@@ -215,7 +215,7 @@ async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
     }
     // A request that is read again counts once.
     harness.admitted(2, 900, None).await;
-    until("it has heard of all", || took_all(&harness.collector)).await;
+    until("it has all", || took_all(&harness.collector)).await;
 
     for number in 0..3 {
         let subject = format!("request-{number}");
@@ -330,7 +330,7 @@ async fn a_label_at_which_the_collector_panics_is_handed_back_and_the_next_is_st
     harness
         .label(
             Some(pcm(800, 0.25)),
-            &[("ce_target", "hello"), ("ce_task", FailingEncoder::SORE)],
+            &[("ce_target", "hello"), ("ce_task", PanickingInstructions::PANICS)],
         )
         .await;
     harness
@@ -386,7 +386,7 @@ async fn sound_of_which_a_part_is_missing_is_no_sample() {
     };
     harness.admitted_with(1, 700, lacking(0.3), |_| {}).await;
     harness.admitted_with(2, 900, lacking(0.02), |_| {}).await;
-    until("it has heard of both", || took_all(&harness.collector)).await;
+    until("it has both", || took_all(&harness.collector)).await;
 
     // The header declares one second. A labelled sample, then a correction.
     harness
@@ -405,7 +405,7 @@ async fn sound_of_which_a_part_is_missing_is_no_sample() {
             letter
                 .rejection
                 .message
-                .contains("0.30 s of its sound cannot be heard"),
+                .contains("0.30 s of its sound cannot be decoded"),
             "{}",
             letter.rejection
         );

@@ -116,7 +116,7 @@ impl Harness {
             }
         });
         let (publisher, events) = publisher;
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         let (dead_letters, letters) = probe();
         let mut config = TrainerConfig {
             samples_min: 1,
@@ -132,7 +132,7 @@ impl Harness {
             tracker: orders.tracker.clone(),
             due,
             order_age_max: AGE_MAX,
-            lost,
+            orphans,
             config,
             registry: registry.clone(),
             identities: Arc::new((identity("encoder"), identity("llm"))),

@@ -90,7 +90,7 @@ struct Harness {
     letters: flume::Receiver<PublishDeadLetter>,
     partials: flume::Receiver<PublishPartial>,
     failure: FailureSwitch,
-    lost: OrphanQueue,
+    orphans: OrphanQueue,
     found: flume::Receiver<OrphanedRecord>,
     clock: Clock,
     _models: tempfile::TempDir,
@@ -147,14 +147,14 @@ impl Harness {
             partials: tell_partials,
             dead_letters,
         };
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         Self {
             decoder: start_in_thread(args, mailbox).await,
             answers,
             letters,
             partials,
             failure,
-            lost,
+            orphans,
             found,
             clock,
             _models: models,
@@ -177,7 +177,7 @@ impl Harness {
         let channels = Tensor::arange(WIDTH as i64, (Kind::Float, Device::Cpu)).unsqueeze(0) + 1.0;
         let mut record = record(number);
         record.headers.extend(headers);
-        let mut context = context(record, &self.lost);
+        let mut context = context(record, &self.orphans);
         context.queue_for(Stage::Decode);
         DecodeUtterance {
             features: (frames * channels * sound).sin(),
@@ -450,7 +450,7 @@ async fn keys_take_turns_for_a_slot_and_interactive_goes_first() {
     let harness = Harness::new(1).await;
     let utterance = |number: usize, key, priority| {
         let mut utterance = harness.long(number);
-        utterance.context = queued_as(utterance.context, key, priority, &harness.lost);
+        utterance.context = queued_as(utterance.context, key, priority, &harness.orphans);
         utterance
     };
     let utterances = [

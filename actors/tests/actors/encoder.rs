@@ -82,7 +82,7 @@ struct Harness {
     letters: flume::Receiver<PublishDeadLetter>,
     /// Lengths of the clips of each pass.
     calls: flume::Receiver<Vec<usize>>,
-    lost: OrphanQueue,
+    orphans: OrphanQueue,
     found: flume::Receiver<OrphanedRecord>,
     clock: Clock,
 }
@@ -131,20 +131,20 @@ impl Harness {
             decoder,
             publisher,
         };
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         Self {
             encoder: start_in_thread(args, mailbox).await,
             features,
             letters,
             calls,
-            lost,
+            orphans,
             found,
             clock,
         }
     }
 
     fn utterance(&self, number: usize, samples: Vec<f32>) -> EncodeUtterance {
-        let mut context = context(record(number), &self.lost);
+        let mut context = context(record(number), &self.orphans);
         context.queue_for(Stage::Encode);
         EncodeUtterance {
             samples,
@@ -375,7 +375,7 @@ async fn tell_as(
     deadline: Option<u64>,
 ) {
     let mut utterance = harness.utterance(number, vec![0.5; 40]);
-    utterance.context = queued_as(utterance.context, key, priority, &harness.lost);
+    utterance.context = queued_as(utterance.context, key, priority, &harness.orphans);
     utterance.context.deadline = deadline.map(|seconds| harness.clock.now() + Duration::from_secs(seconds));
     harness.encoder.tell(utterance).await.unwrap();
 }

@@ -20,8 +20,8 @@ use speechverse_actors::messages::{
 };
 
 use crate::support::{
-    AUDIO_SECONDS_MAX, FailingEncoder, Feed, Kafka, adapter, busy_probe, header, is_silent, next, pcm, probe,
-    record, start_in_thread, until,
+    AUDIO_SECONDS_MAX, Feed, Kafka, PanickingInstructions, adapter, busy_probe, header, is_silent, next, pcm,
+    probe, record, start_in_thread, until,
 };
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
@@ -47,7 +47,7 @@ impl Harness {
         let requests = kafka.feed(&kafka.config.topics.requests);
         let (to_ingest, events) = flume::bounded(2);
         let (publisher, letters) = probe();
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         let current = CurrentAdapter::new(adapter("one", LayerMix::Last, 2, 4));
         let training = Control::new();
         let clock = Clock::manual();
@@ -57,10 +57,10 @@ impl Harness {
             tracker: requests.tracker.clone(),
             audio: AudioLimits::default(),
             limits: RequestLimits::default(),
-            instructions: std::sync::Arc::new(FailingEncoder),
+            instructions: std::sync::Arc::new(PanickingInstructions),
             no_speech_below_dbfs: -60.0,
             adapter: current.clone(),
-            lost,
+            orphans,
             training: Some(training.clone()),
             encoder: encoder.0,
             collector: collector.0,
@@ -281,7 +281,11 @@ async fn what_an_ingest_held_when_it_died_is_handed_back_and_its_successor_reads
 async fn a_record_at_which_the_ingest_panics_is_handed_back_and_the_next_is_admitted() {
     let harness = Harness::new(probe(), probe()).await;
     harness
-        .request(0, pcm(800, 0.25), vec![header("ce_task", FailingEncoder::SORE)])
+        .request(
+            0,
+            pcm(800, 0.25),
+            vec![header("ce_task", PanickingInstructions::PANICS)],
+        )
         .await;
     harness.request(1, pcm(800, 0.25), Vec::new()).await;
 

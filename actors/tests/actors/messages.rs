@@ -9,8 +9,8 @@ use crate::support::{context, record};
 
 #[test]
 fn a_ticket_that_is_dropped_comes_back_with_its_stage_and_the_receipts_it_answers_for() {
-    let (lost, found) = OrphanQueue::new();
-    let mut dropped = context(record(7), &lost);
+    let (orphans, found) = OrphanQueue::new();
+    let mut dropped = context(record(7), &orphans);
     dropped.hold(
         Budget::new(100).hold(1),
         vec![record(5).record_offset, record(6).record_offset],
@@ -28,10 +28,10 @@ fn a_ticket_that_is_dropped_comes_back_with_its_stage_and_the_receipts_it_answer
 
 #[test]
 fn a_ticket_that_is_settled_does_not_come_back() {
-    let (lost, found) = OrphanQueue::new();
+    let (orphans, found) = OrphanQueue::new();
 
-    context(record(1), &lost).complete();
-    let letter = PublishDeadLetter::of(context(record(2), &lost), Reason::InternalError, "no luck");
+    context(record(1), &orphans).complete();
+    let letter = PublishDeadLetter::of(context(record(2), &orphans), Reason::InternalError, "no luck");
 
     assert!(found.try_recv().is_err());
     assert_eq!(letter.record.record_offset, record(2).record_offset);
@@ -39,10 +39,10 @@ fn a_ticket_that_is_settled_does_not_come_back() {
 
 #[test]
 fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
-    let (lost, found) = OrphanQueue::new();
-    let under_way = context(record(1), &lost);
+    let (orphans, found) = OrphanQueue::new();
+    let under_way = context(record(1), &orphans);
 
-    lost.close();
+    orphans.close();
     drop(under_way);
 
     assert!(found.try_recv().is_err());
@@ -50,9 +50,9 @@ fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
 
 #[test]
 fn memory_and_right_of_way_last_as_long_as_the_ticket() {
-    let (lost, _found) = OrphanQueue::new();
+    let (orphans, _found) = OrphanQueue::new();
     let (budget, training) = (Budget::new(100), Control::new());
-    let mut under_way = context(record(1), &lost);
+    let mut under_way = context(record(1), &orphans);
 
     let partition = TopicPartition::new("speechverse.requests", 0);
     under_way.hold(budget.hold(40), Vec::new());

@@ -29,7 +29,7 @@ struct Harness {
     kafka: Kafka,
     requests: Feed,
     records: Vec<Record>,
-    lost: OrphanQueue,
+    orphans: OrphanQueue,
     deleted: flume::Sender<RecordsDeleted>,
 }
 
@@ -61,14 +61,14 @@ impl Harness {
         }
         let mut config = kafka.config.clone();
         sink(&mut config);
-        let (lost, found) = OrphanQueue::new();
+        let (orphans, found) = OrphanQueue::new();
         let (deleted, reports) = flume::bounded(4);
         let args = PublisherArgs {
             sink: Sink::new(&config).unwrap(),
             trackers: HashMap::from([(topics.requests.clone(), requests.tracker.clone())]),
             topics,
             source: Arc::from("/test"),
-            lost: found,
+            orphans: found,
             deleted: reports,
             clock: Clock::system(), // what it waits for is the producer, which has a clock of its own
             sends_max,
@@ -79,13 +79,13 @@ impl Harness {
             kafka,
             requests,
             records,
-            lost,
+            orphans,
             deleted,
         }
     }
 
     fn answer(&self, number: usize, text: String) -> PublishAnswer {
-        let context = context(self.records[number].clone(), &self.lost);
+        let context = context(self.records[number].clone(), &self.orphans);
         let request = &context.request;
         let answer = Answer {
             id: Answer::id_of(&request.id, AnswerKind::Final, 0),
@@ -283,7 +283,7 @@ async fn records_that_retention_deleted_are_told_as_an_event() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
     let harness = Harness::new(3, 8, |_| {}).await;
-    let mut dropped = context(harness.records[2].clone(), &harness.lost);
+    let mut dropped = context(harness.records[2].clone(), &harness.orphans);
     let earlier = harness.records[..2]
         .iter()
         .map(|record| record.record_offset.clone())

@@ -35,17 +35,17 @@ pub(crate) const AUDIO_SECONDS_MAX: f64 = 30.0;
 /// How long a test waits for what must not happen.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
-/// Passes on what it hears; where nobody takes that, it holds its sender back.
+/// Passes on what it is sent; where nobody takes that, it holds its sender back.
 pub(crate) struct Probe<M: Send + 'static> {
-    heard: flume::Sender<M>,
+    sent: flume::Sender<M>,
 }
 
 impl<M: Send + 'static> Actor for Probe<M> {
     type Args = flume::Sender<M>;
     type Error = Infallible;
 
-    async fn on_start(heard: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
-        Ok(Self { heard })
+    async fn on_start(sent: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        Ok(Self { sent })
     }
 }
 
@@ -53,7 +53,7 @@ impl<M: Send + 'static> Message<M> for Probe<M> {
     type Reply = ();
 
     async fn handle(&mut self, message: M, _: &mut Context<Self, Self::Reply>) {
-        let _ = self.heard.send_async(message).await; // a test that has ended hears nothing
+        let _ = self.sent.send_async(message).await; // a test that has ended receives nothing
     }
 }
 
@@ -181,20 +181,20 @@ pub(crate) fn shipped() -> TaskInstructions {
 }
 
 /// Instructions with the shipped tasks that panic at one name.
-pub(crate) struct FailingEncoder;
+pub(crate) struct PanickingInstructions;
 
-impl FailingEncoder {
-    pub(crate) const SORE: &str = "sore";
+impl PanickingInstructions {
+    pub(crate) const PANICS: &str = "panics";
 }
 
-impl Instructions for FailingEncoder {
+impl Instructions for PanickingInstructions {
     fn of_task(
         &self,
         names: &str,
         variables: &TemplateVariables,
         own: Option<&str>,
     ) -> Result<ResolvedPrompt, TextError> {
-        assert_ne!(names, Self::SORE, "on purpose");
+        assert_ne!(names, Self::PANICS, "on purpose");
         shipped().of_task(names, variables, own)
     }
 
@@ -220,10 +220,10 @@ pub(crate) fn record(number: usize) -> Record {
 }
 
 /// The context of a record with a request in it, and with one second of sound.
-pub(crate) fn context(record: Record, lost: &OrphanQueue) -> RequestContext {
+pub(crate) fn context(record: Record, orphans: &OrphanQueue) -> RequestContext {
     let request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
     let span = request_span(&record.record_offset, &request);
-    RequestContext::new(record, request, 1.0, span, lost.clone())
+    RequestContext::new(record, request, 1.0, span, orphans.clone())
 }
 
 /// The same utterance under another key and priority, and twice as long as a key may have ahead of the
@@ -232,13 +232,13 @@ pub(crate) fn queued_as(
     context: RequestContext,
     key: &'static str,
     priority: Priority,
-    lost: &OrphanQueue,
+    orphans: &OrphanQueue,
 ) -> RequestContext {
     let mut state = context.complete();
     state.record.key = Some(Bytes::from_static(key.as_bytes()));
     state.request.priority = priority;
     let seconds = 2.0 * QUANTUM_SECONDS;
-    let mut context = RequestContext::new(state.record, state.request, seconds, state.span, lost.clone());
+    let mut context = RequestContext::new(state.record, state.request, seconds, state.span, orphans.clone());
     context.queue_for(state.stage);
     context
 }

@@ -101,8 +101,8 @@ struct Prepared {
 
 /// Imports the model at `source` into the new folder `out`.
 ///
-/// `source` is a `.gguf` file, a `model.bin`, or a folder that holds one of them. `progress` hears how many
-/// values of how many are written.
+/// `source` is a `.gguf` file, a `model.bin`, or a folder that holds one of them. `progress` is called with
+/// how many values of how many are written.
 ///
 /// # Errors
 /// [`ImportError`]; `out` is then untouched.

@@ -31,7 +31,7 @@ pub(super) struct Rules<'r> {
     pub(super) vocabulary: i64,
     pub(super) options: &'r DecodeOptions,
     pub(super) grammar: Option<&'r CompiledGrammar>,
-    /// Scores tokens by sound, where an answer says what is heard.
+    /// Scores tokens by the CTC head, where an answer is a transcript.
     pub(super) joint: Option<&'r JointCtc>,
     pub(super) end_ids: &'r [i64],
     /// Most tokens of the answer, as its slot has positions for.

@@ -141,7 +141,7 @@ impl SourceContext {
         locked(&self.unread)
     }
 
-    /// Something failed for now and is tried again. A connection's failure is told elsewhere.
+    /// Something failed for now and is tried again. A connection's failure is logged by the monitor.
     pub(super) fn failed(&self, what: &str, error: &ClientError) {
         if !error.rdkafka_error_code().is_some_and(is_connection) {
             self.monitor.complain(what, &reason(error));

@@ -154,7 +154,7 @@ mod tests {
 
         assert_eq!(ranges(unread.look(&place, 1, true)), []);
         assert_eq!(ranges(unread.look(&place, 10, true)), [(1, 2), (4, 6)]);
-        assert_eq!(ranges(unread.look(&place, 10, true)), [], "told once");
+        assert_eq!(ranges(unread.look(&place, 10, true)), [], "reported once");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::training::log::plot_losses;
 use crate::training::prepare::Sample;
 use crate::training::stage::StageRunner;
 
-/// References with answers told at each validation.
+/// References with answers in the event of each validation.
 const SAMPLES_TOLD: usize = 4;
 
 impl Engine<'_> {

@@ -88,7 +88,7 @@ async fn a_correction_is_about_the_request_of_its_source() {
             .admitted_as(1, samples, |request| request.source = Some(source.to_owned()))
             .await;
     }
-    until("it has heard of both", || took_all(&harness.collector)).await;
+    until("it has both", || took_all(&harness.collector)).await;
 
     harness
         .correct("request-1", "said in the kitchen", &[("ce_source", "/kitchen")])
@@ -126,7 +126,7 @@ async fn a_correction_is_one_of_the_answers_that_the_request_or_its_task_allows(
         })
         .await;
     harness.admitted(2, 900, Some("intent")).await;
-    until("it has heard of both", || took_all(&harness.collector)).await;
+    until("it has both", || took_all(&harness.collector)).await;
 
     for (subject, target, part) in [
         ("request-1", "lamp on", "lamp_on, lamp_off"),

@@ -41,7 +41,7 @@ struct Owner {
     last_used: Instant,
 }
 
-/// A transaction that is over, for the log and the groups to hear of.
+/// A transaction that is over, for the log and the groups to act on.
 #[derive(Debug)]
 pub(crate) struct Ended {
     /// Whose.

@@ -119,8 +119,8 @@ impl HubClient {
         })
     }
 
-    /// Gets a file into `blob`; does nothing when it is there. `arrived` hears how many of its bytes are
-    /// here.
+    /// Gets a file into `blob`; does nothing when it is there. `arrived` is called with how many of its bytes
+    /// are here.
     ///
     /// A file that is half here stays as `{blob}.incomplete`, and the next call gets the rest.
     pub(super) fn file(

@@ -1,4 +1,5 @@
-//! One consumer in a group: what it can do, when it was last heard of, and which of its requests still waits.
+//! One consumer in a group: what it can do, when its last request came, and which of its requests still
+//! waits.
 
 use std::time::{Duration, Instant};
 

@@ -10,7 +10,7 @@ use crate::broker::limits::{PRODUCERS_PER_PARTITION_MAX, REPEATS_PER_PRODUCER};
 /// Whether a numbered batch is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// The next one in order, or the first that this partition hears of its producer.
+    /// The next one in order, or the first that this partition gets of its producer.
     New,
     /// Stored before, at this offset.
     Repeat { base_offset: i64 },
@@ -44,7 +44,7 @@ impl Producers {
     /// `InvalidProducerEpoch` from an earlier life, `OutOfOrderSequenceNumber` when something is missing.
     pub(super) fn admit(&self, header: &BatchHeader) -> Result<Admission, ResponseError> {
         let Some(producer) = self.by_id.get(&header.producer_id) else {
-            // Never heard of, or forgotten: the log may be younger than its producer, so any number may come
+            // Never seen, or forgotten: the log may be younger than its producer, so any number may come
             // first.
             return Ok(Admission::New);
         };
