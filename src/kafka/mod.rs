@@ -2,9 +2,10 @@
 //!
 //! [`Source`] reads as a member of the group and hands out records with record_offsets. At least once, a
 //! record_offset goes back to the [`OffsetTracker`] when the broker has acknowledged the answer that a
-//! [`Sink`] wrote, and the source commits what the tracker calls finished. Exactly once, the answer itself goes
-//! to the tracker, and the source writes it and commits its offset in one transaction. [`Reader`] reads outside any group; [`admin`] looks after
-//! topics. A [`ConnectionMonitor`] knows whether they reach a broker.
+//! [`Sink`] wrote, and the source commits what the tracker calls finished. Exactly once, the answer
+//! itself goes to the tracker, and the source writes it and commits its offset in one transaction.
+//! [`Reader`] reads outside any group; [`admin`] looks after topics. A [`ConnectionMonitor`] knows
+//! whether they reach a broker.
 
 pub mod admin;
 mod answered;

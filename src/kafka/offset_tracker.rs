@@ -172,8 +172,8 @@ impl OffsetTable {
         }
     }
 
-    /// The broker does not take metadata of the length that was tried: from now on none is longer than what it
-    /// has taken.
+    /// The broker does not take metadata of the length that was tried: from now on none is longer than what
+    /// it has taken.
     pub fn limit_memory(&mut self) {
         self.memory_bytes_max = self.memory_bytes_taken;
     }

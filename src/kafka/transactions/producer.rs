@@ -322,8 +322,8 @@ fn identity<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<(String, i
     if metadata.is_null() {
         return None;
     }
-    // SAFETY: `metadata` is ours and live until it is destroyed, once, after the copies are made; its member id
-    // is text with a zero byte behind it.
+    // SAFETY: `metadata` is ours and live until it is destroyed, once, after the copies are made; its member
+    // id is text with a zero byte behind it.
     unsafe {
         let member = bindings::rd_kafka_consumer_group_metadata_member_id(metadata);
         let member = (!member.is_null()).then(|| CStr::from_ptr(member).to_string_lossy().into_owned());
