@@ -279,6 +279,7 @@ impl Decoder {
         };
         let partial = PublishPartial {
             answer,
+            reply_topic: context.request.reply_topic.clone(),
             key: context.record.key.clone(),
             trace: context.request.trace.clone(),
         };

@@ -57,6 +57,8 @@ pub struct PublishAnswer {
 pub struct PublishPartial {
     /// The answer so far.
     pub answer: Answer,
+    /// Topic that the request wants its answers on, when it says.
+    pub reply_topic: Option<Arc<str>>,
     /// The request's key.
     pub key: Option<bytes::Bytes>,
     /// The trace that the request belongs to.

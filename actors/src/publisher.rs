@@ -172,7 +172,7 @@ impl Message<PublishAnswer> for Publisher {
         let mut inner = context.complete();
         let item = inner.take_item();
         let outgoing = answer.to_record(
-            Arc::from(self.args.topics.results.as_str()),
+            self.args.topic_of_answers(inner.request.reply_topic.as_ref()),
             inner.record.key.clone(),
             &self.args.source,
             &inner.request.trace,
@@ -198,8 +198,13 @@ impl Message<PublishPartial> for Publisher {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return;
         };
-        let PublishPartial { answer, key, trace } = message;
-        let topic = Arc::from(self.args.topics.results.as_str());
+        let PublishPartial {
+            answer,
+            reply_topic,
+            key,
+            trace,
+        } = message;
+        let topic = self.args.topic_of_answers(reply_topic.as_ref());
         let outgoing = answer.to_record(topic, key, &self.args.source, &trace);
         let sink = self.args.sink.clone();
         let mut sending = Box::pin(async move {
@@ -331,6 +336,12 @@ impl Publisher {
 }
 
 impl PublisherArgs {
+    /// Where the answers to a request go.
+    fn topic_of_answers(&self, reply_topic: Option<&Arc<str>>) -> Arc<str> {
+        let results = || Arc::from(self.topics.results.as_str());
+        reply_topic.cloned().unwrap_or_else(results)
+    }
+
     fn dead_letter(&self, record: &Record, rejection: &Rejection, earlier_chunks: usize) -> OutgoingRecord {
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");

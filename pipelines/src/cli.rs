@@ -68,6 +68,8 @@ pub enum Command {
     /// Run one network on given input and write its outputs as safetensors, to compare with a reference.
     #[command(subcommand)]
     Probe(Probe),
+    /// Print the AsyncAPI 3 document of the topics.
+    Asyncapi(OptionalSettings),
     /// Validate a settings file and print the effective settings.
     CheckConfig(SettingsFile),
     /// Say what this machine offers and what is wrong with it.

@@ -270,7 +270,16 @@ impl Pipeline {
             tracker: trackers.requests.clone(),
             clock,
             audio: settings.audio.limits(),
-            limits: RequestLimits::default(),
+            limits: RequestLimits {
+                reply_topics: settings
+                    .kafka
+                    .topics
+                    .replies
+                    .iter()
+                    .map(|topic| topic.as_str().into())
+                    .collect(),
+                ..RequestLimits::default()
+            },
             instructions,
             no_speech_below_dbfs: settings.audio.no_speech_below_dbfs,
             adapter: current.clone(),

@@ -34,6 +34,7 @@ fn every_command_has_help() {
         "data",
         "models",
         "probe",
+        "asyncapi",
         "check-config",
         "doctor",
     ];

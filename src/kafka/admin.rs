@@ -157,11 +157,8 @@ pub async fn end_of(
 
 async fn create_missing(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {
     let cluster = broker_metadata(config, limit).await?;
-    let configured = config.topics.all().map(|(_, name)| name);
-    let missing: Vec<&str> = configured
-        .into_iter()
-        .filter(|name| cluster.topic(name).is_none())
-        .collect();
+    let configured = config.topics.all().into_iter().map(|(_, name)| name);
+    let missing: Vec<&str> = configured.filter(|name| cluster.topic(name).is_none()).collect();
     if missing.is_empty() {
         return Ok(Vec::new());
     }

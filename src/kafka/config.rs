@@ -99,6 +99,9 @@ pub struct TopicsConfig {
     pub events: String,
     /// Records that could not be answered, with the reason, out.
     pub dead_letters: String,
+    /// Topics that a request may name in `ce_replytopic` for its answers, beside `results`; none unless
+    /// listed here.
+    pub replies: Vec<String>,
 }
 
 /// What a crash may do to an answer.
@@ -166,21 +169,24 @@ impl Default for TopicsConfig {
             control: "speechverse.control".to_owned(),
             events: "speechverse.events".to_owned(),
             dead_letters: "speechverse.dead-letters".to_owned(),
+            replies: Vec::new(),
         }
     }
 }
 
 impl TopicsConfig {
     /// Every topic with the name of its setting, in the order of the table.
-    pub fn all(&self) -> [(&'static str, &str); 6] {
-        [
-            ("requests", &self.requests),
+    pub fn all(&self) -> Vec<(&'static str, &str)> {
+        let replies = self.replies.iter().map(|topic| ("replies", topic.as_str()));
+        let others = [
+            ("requests", self.requests.as_str()),
             ("results", &self.results),
             ("labels", &self.labels),
             ("control", &self.control),
             ("events", &self.events),
             ("dead_letters", &self.dead_letters),
-        ]
+        ];
+        others.into_iter().chain(replies).collect()
     }
 }
 
@@ -467,6 +473,20 @@ mod tests {
 
         assert!(error.to_string().contains("kafka.topics.results"), "{error}");
         assert!(error.to_string().contains("kafka.topics.requests"), "{error}");
+    }
+
+    #[test]
+    fn a_topic_for_replies_is_one_of_its_own() {
+        let error = parse("[topics]\nreplies = [\"team\", \"speechverse.requests\"]")
+            .unwrap()
+            .validate()
+            .unwrap_err();
+
+        assert!(error.to_string().contains("kafka.topics.replies"), "{error}");
+        parse("[topics]\nreplies = [\"team-a\", \"team-b\"]")
+            .unwrap()
+            .validate()
+            .unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::headers::header;
@@ -15,7 +16,7 @@ use super::{OutgoingRecord, number};
 pub const RESULT_TYPE: &str = "speechverse.result.v1";
 
 /// Whether more will come.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerKind {
     /// An early view of an answer that is still being made.
@@ -41,7 +42,7 @@ impl AnswerKind {
 }
 
 /// What a reader should know before trusting an answer.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Flag {
     /// The answer ends in repeats of itself.
@@ -66,7 +67,7 @@ pub enum Flag {
 }
 
 /// Milliseconds spent on an answer, by stage.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, JsonSchema)]
 pub struct Timing {
     /// Waiting in queues.
     pub queue: f64,
@@ -83,7 +84,7 @@ pub struct Timing {
 }
 
 /// An answer, as it travels on the result topic.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
 pub struct Answer {
     /// Id of the answer: [`Answer::id_of`] of its request.
     pub id: String,
@@ -107,6 +108,7 @@ pub struct Answer {
     pub adapter: String,
     /// Mean token log-probability, natural logarithm.
     #[serde(deserialize_with = "number::or_null")]
+    #[schemars(with = "Option<f64>")]
     pub score: f64,
     /// What a reader should know.
     pub flags: Vec<Flag>,

@@ -31,6 +31,7 @@ const OURS: &[(&str, &str)] = &[
     ("train", "ce_train"),
     ("target", "ce_target"),
     ("subjectsource", "ce_subjectsource"),
+    ("replytopic", "ce_replytopic"),
 ];
 /// Attributes of CloudEvents itself, and of ours, whose names are too usual to be taken for them without a
 /// prefix.
@@ -69,6 +70,15 @@ const PREFIXES: &[&str] = &[
 const NAME_BYTES_MAX: usize = 64;
 /// Without a prefix, only words of this length are looked at for misspellings.
 const LONG_WORD: usize = 8;
+
+/// Every header that is read, in the usual spelling.
+#[cfg(test)]
+pub(super) fn headers() -> impl Iterator<Item = &'static str> {
+    [OURS, PREFIXED, PLAIN]
+        .into_iter()
+        .flatten()
+        .map(|(_, header)| *header)
+}
 
 /// What a header's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

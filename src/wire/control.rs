@@ -1,5 +1,6 @@
 //! Orders to a running pipeline.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::headers::Headers;
@@ -62,14 +63,19 @@ pub struct Order {
 
 /// What a control record may say. Every order may bring an `id` and a `reason`; an unknown key is refused,
 /// because a misspelt `version` must not become an order about another version.
-#[derive(Default, Deserialize, Serialize)]
+#[derive(Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct OrderJson {
+#[schemars(rename = "Order")]
+pub(super) struct OrderJson {
+    /// `retrain`, `promote`, `rollback`, `pause` or `resume`.
     command: String,
+    /// Under which events tell what became of it; else `ce_id`, else its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
+    /// Adapter version: which one to promote, or to roll back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
+    /// For people.
     #[serde(rename = "reason", skip_serializing)]
     _reason: Option<String>,
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::headers::header;
@@ -15,7 +16,7 @@ use super::{OutgoingRecord, number};
 pub const EVENT_TYPE: &str = "speechverse.event.v1";
 
 /// An event: what, about which run, version, order or partition, when.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
 pub struct Event {
     /// Run, adapter version, order, or partition (`topic/number`); the record's key.
     pub id: String,
@@ -27,7 +28,7 @@ pub struct Event {
 }
 
 /// Outcome of a training cycle.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The candidate serves now.
@@ -58,7 +59,7 @@ impl Verdict {
 }
 
 /// What happened; told apart by `type`.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventKind {
     /// A training cycle began.
@@ -80,6 +81,7 @@ pub enum EventKind {
         step: u64,
         /// Loss of the latest step.
         #[serde(deserialize_with = "number::or_null")]
+        #[schemars(with = "Option<f64>")]
         loss: f64,
     },
     /// A training cycle ended.
@@ -92,6 +94,7 @@ pub enum EventKind {
         version: Option<String>,
         /// Named figures: word error rate before and after, samples, seconds.
         #[serde(deserialize_with = "number::map_or_null")]
+        #[schemars(with = "BTreeMap<String, Option<f64>>")]
         metrics: BTreeMap<String, f64>,
     },
     /// New requests are pinned to another version from now on.

@@ -1,5 +1,7 @@
 //! Bounds on what a request may hold.
 
+use std::sync::Arc;
+
 /// What a request may be, and what stands in for what it does not say.
 #[derive(Clone, Debug)]
 pub struct RequestLimits {
@@ -19,6 +21,8 @@ pub struct RequestLimits {
     pub tokens_max: usize,
     /// Largest structured CloudEvent, bytes; its audio is a third larger there than by itself.
     pub envelope_bytes_max: usize,
+    /// Topics that a request may name for its answers.
+    pub reply_topics: Vec<Arc<str>>,
 }
 
 impl Default for RequestLimits {
@@ -32,6 +36,7 @@ impl Default for RequestLimits {
             fields_bytes_max: 8 * 1024,
             tokens_max: 1_024,
             envelope_bytes_max: 48 * 1024 * 1024,
+            reply_topics: Vec::new(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What travels on topics: records, requests, answers, dead letters, headers.
 
 pub mod answer;
+pub mod asyncapi;
 mod attributes;
 pub mod control;
 pub mod dead_letter;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dead_letter::{
@@ -22,7 +23,7 @@ use super::{OutgoingRecord, Record};
 pub const REDRIVE_TYPE: &str = "speechverse.redrive.v1";
 
 /// Where a record stands, or stood.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash, JsonSchema)]
 pub struct Place {
     /// Topic.
     pub topic: String,
@@ -39,7 +40,7 @@ impl fmt::Display for Place {
 }
 
 /// How far the redrive of a dead letter got.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RedriveState {
     /// Its record is about to be published again. Where nothing follows, nobody knows whether it was.
@@ -49,7 +50,7 @@ pub enum RedriveState {
 }
 
 /// A mark: what became of the dead letter of a record.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 pub struct RedriveMark {
     /// The original record that the dead letter is about.
     pub record: Place,

@@ -108,6 +108,8 @@ pub struct Request {
     pub deadline: Option<Timestamp>,
     /// How urgent it is.
     pub priority: Priority,
+    /// Topic that the answers go to, instead of the configured one.
+    pub reply_topic: Option<Arc<str>>,
     /// Whether partial answers are wanted.
     pub partials: bool,
     /// Whether it may be kept for training, when the sender says.
@@ -191,12 +193,30 @@ impl Request {
             priority: headers
                 .parsed("ce_priority", "`interactive` or `bulk`")?
                 .unwrap_or_default(),
+            reply_topic: reply_topic(headers, limits)?,
             partials: headers.flag("ce_partials")?.unwrap_or(false),
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),
             audio: envelope.data,
             trace: TraceContext::of(headers, &record.record_offset),
         })
+    }
+}
+
+/// `ce_replytopic`: one of the topics that the operator allows, so that nobody can have answers written just
+/// anywhere.
+fn reply_topic(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Arc<str>>, Rejection> {
+    let Some(wanted) = name(headers, "ce_replytopic", limits)? else {
+        return Ok(None);
+    };
+    let known = &limits.reply_topics;
+    match known.iter().find(|topic| ***topic == wanted) {
+        Some(topic) => Ok(Some(topic.clone())),
+        None => Err(invalid(
+            "ce_replytopic",
+            &wanted,
+            "one of the topics that `kafka.topics.replies` lists",
+        )),
     }
 }
 

@@ -17,8 +17,10 @@ use super::trace::TraceContext;
 use super::{OutgoingRecord, Record, RecordOffset};
 use crate::text::{OutputGrammar, ResolvedPrompt, TaskTable, TemplateVariables, TextError};
 
+mod asyncapi;
 mod dead_letters;
 mod envelope;
+mod golden;
 mod hostile;
 mod labels;
 mod orders;

@@ -408,6 +408,7 @@ async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
         let inner = of.context.complete();
         let partial = PublishPartial {
             answer,
+            reply_topic: None,
             key: inner.record.key,
             trace: inner.request.trace,
         };
@@ -437,4 +438,39 @@ async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
         .collect();
     wanted.push("request-0:final".into());
     assert_eq!(ids, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_go_to_the_topic_that_their_request_names() {
+    let harness = Harness::new(2, 8, |_| {}).await;
+    let replies = &harness.kafka.config.topics.events; // any topic but the one for results
+    let mut named = harness.answer(0, "here".into());
+    named.context.request.reply_topic = Some(Arc::from(replies.as_str()));
+    let partial = PublishPartial {
+        answer: Answer {
+            kind: AnswerKind::Partial,
+            ..named.answer.clone()
+        },
+        reply_topic: named.context.request.reply_topic.clone(),
+        key: named.context.record.key.clone(),
+        trace: named.context.request.trace.clone(),
+    };
+
+    harness.publisher.tell(partial).await.unwrap();
+    harness.publisher.tell(named).await.unwrap();
+    harness
+        .publisher
+        .tell(harness.answer(1, "there".into()))
+        .await
+        .unwrap();
+    harness.requests.idle().await;
+
+    let text =
+        |record: &Record| -> Answer { serde_json::from_slice(record.value.as_ref().unwrap()).unwrap() };
+    let there: Vec<Answer> = harness.kafka.read(replies, 2).await.iter().map(text).collect();
+    assert_eq!(
+        there.iter().map(|answer| answer.kind).collect::<Vec<_>>(),
+        [AnswerKind::Partial, AnswerKind::Final]
+    );
+    assert_eq!(text(&harness.results(1).await[0]).text, "there");
 }

@@ -17,6 +17,7 @@ use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::corpus_errors;
 use speechverse::text::normalize::plain;
 use speechverse::wire::answer::{Answer, AnswerKind};
+use speechverse::wire::asyncapi;
 use speechverse::wire::control::{Command, Order};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::event::{Event, EventKind, Verdict};
@@ -25,7 +26,7 @@ use speechverse::wire::request::{CHUNK_TYPE, Priority, REQUEST_TYPE};
 use speechverse::wire::{OutgoingRecord, Record};
 
 use super::{Failure, runtime};
-use crate::cli::{Broker, Given, Label, Publish, Results, Retrain};
+use crate::cli::{Broker, Given, Label, OptionalSettings, Publish, Results, Retrain};
 use crate::output::{self, OutputError, clipped};
 
 /// Longest wait for a broker that should be there.
@@ -546,6 +547,20 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
         output::line(&id)?;
         Ok(())
     })
+}
+
+pub(super) fn asyncapi(args: &OptionalSettings) -> Result<(), Failure> {
+    let topics = Settings::load(&args.config).map_err(Failure::usage)?.kafka.topics;
+    let document = asyncapi::document(&asyncapi::Addresses {
+        requests: &topics.requests,
+        results: &topics.results,
+        labels: &topics.labels,
+        control: &topics.control,
+        events: &topics.events,
+        dead_letters: &topics.dead_letters,
+    });
+    output::line(asyncapi::to_yaml(&document).trim_end())?;
+    Ok(())
 }
 
 pub(super) fn retrain(args: &Retrain) -> Result<(), Failure> {

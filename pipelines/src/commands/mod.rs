@@ -79,6 +79,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),
         Command::Probe(command) => probe::probe(command),
+        Command::Asyncapi(args) => clients::asyncapi(&args),
         Command::CheckConfig(args) => doctor::check_config(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

@@ -119,6 +119,7 @@ impl Reading {
 
     /// Reads until it is told to end.
     pub(super) fn run(mut self) {
+        self.tell_paused(); // from the start, so that the series is there
         let end = loop {
             if let Some(end) = self.take_order() {
                 break end;

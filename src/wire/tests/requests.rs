@@ -21,6 +21,7 @@ fn the_smallest_request_is_a_value_and_nothing_else() {
             max_tokens: None,
             deadline: None,
             priority: Priority::Interactive,
+            reply_topic: None,
             partials: false,
             train: None,
             content_type: None,
@@ -75,6 +76,7 @@ fn every_header_of_the_contract_is_read() {
             max_tokens: Some(12),
             deadline: Some("2030-01-01T00:30:00Z".parse().unwrap()),
             priority: Priority::Bulk,
+            reply_topic: None,
             partials: true,
             train: Some(false),
             content_type: Some("audio/wav".to_owned()),
@@ -85,6 +87,28 @@ fn every_header_of_the_contract_is_read() {
             },
         }
     );
+}
+
+#[test]
+fn an_answer_may_be_asked_for_on_a_topic_that_the_operator_lists_and_on_no_other() {
+    let limits = RequestLimits {
+        reply_topics: vec!["team-a.answers".into()],
+        ..RequestLimits::default()
+    };
+    let asked = |topic: &[u8]| {
+        let record = record(b"audio", &[("ce_replytopic", topic)]);
+        Request::parse(&record, &limits, &Configured)
+    };
+
+    assert_eq!(
+        asked(b"team-a.answers").unwrap().reply_topic.as_deref(),
+        Some("team-a.answers")
+    );
+    for topic in [&b"speechverse.requests"[..], b"team-b.answers", b"Team-A.answers"] {
+        let refusal = asked(topic).unwrap_err();
+        assert_eq!(refusal.reason, Reason::InvalidHeader);
+        assert!(refusal.message.contains("kafka.topics.replies"), "{refusal}");
+    }
 }
 
 #[test]
