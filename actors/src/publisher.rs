@@ -8,8 +8,7 @@
 //! counted, told as an event and released, so that no partition stands still behind it.
 //!
 //! Exactly once, what is published of a request goes to the request's tracker instead, and the source writes
-//! it and commits the offsets in one transaction. Partial answers, and events that are about no request, are
-//! sent as ever.
+//! it and commits the offsets in one transaction. Partial answers and other events are sent as ever.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -424,6 +424,7 @@ fn config(bootstrap: String) -> KafkaConfig {
             control: topic("control"),
             events: topic("events"),
             dead_letters: topic("dead-letters"),
+            ..TopicsConfig::default()
         },
         session_timeout_ms: 30_000, // nobody here dies without leaving, and a busy machine may stall for seconds
         revoke_wait_ms_max: 5_000,
