@@ -6,6 +6,9 @@
 //! it does the bound fills and holds the pipeline back. What the broker refuses for good is shortened; an
 //! answer that it refuses even so becomes a dead letter, and a dead letter that it refuses even so is
 //! counted, told as an event and released, so that no partition stands still behind it.
+//!
+//! Exactly once, what is published of a request goes to the request's tracker instead, and the source writes
+//! it and commits the offsets in one transaction. Partial answers and other events are sent as ever.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::config::TopicsConfig;
-use speechverse::kafka::{OffsetTracker, RecordsDeleted, Sink, SinkError};
+use speechverse::kafka::{OffsetTracker, RecordsDeleted, Settled, Sink, SinkError};
 use speechverse::telemetry::{StageItem, metrics};
 use speechverse::util::{Clock, Ticks};
 use speechverse::wire::dead_letter::{
@@ -88,9 +91,26 @@ enum About {
     Event,
 }
 
+impl About {
+    /// Record offsets that the send settles, the record's own last.
+    fn record_offsets(&self) -> Vec<&RecordOffset> {
+        let (record_offset, earlier) = match self {
+            About::Answer { record, earlier } => (&record.record_offset, earlier),
+            About::DeadLetter {
+                record_offset,
+                earlier,
+            } => (record_offset, earlier),
+            About::Event => return Vec::new(),
+        };
+        earlier.iter().chain([record_offset]).collect()
+    }
+}
+
 /// How a send ended.
 enum Delivery {
     Acknowledged,
+    /// It was not sent: the record's partition was taken away, and who has it now reads the record again.
+    Void,
     /// The broker refuses it, whatever is left out.
     Refused(SinkError),
     /// The process stops; the record is read again after the restart.
@@ -290,16 +310,18 @@ impl Publisher {
         let args = self.args.clone();
         let stopping = Arc::clone(&self.stopping);
         let sending = async move {
-            let over = match args.deliver(outgoing, &stopping).await {
+            let delivery = args.deliver(outgoing, &about, &stopping).await;
+            let is_void = matches!(delivery, Delivery::Void);
+            let over = match delivery {
                 Delivery::Acknowledged => {
                     done();
                     args.release(&about);
                     true
                 }
                 Delivery::Refused(error) => args.refused(about, &error, &stopping).await,
-                Delivery::Stopped => false,
+                Delivery::Void | Delivery::Stopped => false,
             };
-            if over && audio_seconds > 0.0 {
+            if (over || is_void) && audio_seconds > 0.0 {
                 metrics::utterance_left(audio_seconds);
             }
             // Where it is not over, the record is read again: the stage could not finish it.
@@ -328,27 +350,29 @@ impl PublisherArgs {
 
     /// What becomes of a record that the broker does not take; `true` when it is over with it.
     async fn refused(&self, about: About, error: &SinkError, stopping: &AtomicBool) -> bool {
-        let (record_offset, earlier, error) = match about {
+        let (about, error) = match about {
             About::Answer { record, earlier } => {
                 metrics::record_refused("answer");
                 let message = format!("the answer could not be published: {error}");
                 let rejection = Rejection::new(Reason::AnswerRefused, Stage::Publish, message);
                 let letter = self.dead_letter(&record, &rejection, earlier.len());
-                match self.deliver(letter, stopping).await {
+                let record_offset = record.record_offset;
+                let about = About::DeadLetter {
+                    record_offset,
+                    earlier,
+                };
+                match self.deliver(letter, &about, stopping).await {
                     Delivery::Acknowledged => {
                         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
                         metrics::dead_letter_published(reason, stage);
-                        self.release(&About::Answer { record, earlier });
+                        self.release(&about);
                         return true;
                     }
-                    Delivery::Stopped => return false,
-                    Delivery::Refused(error) => (record.record_offset, earlier, error),
+                    Delivery::Void | Delivery::Stopped => return false,
+                    Delivery::Refused(error) => (about, error),
                 }
             }
-            About::DeadLetter {
-                record_offset,
-                earlier,
-            } => (record_offset, earlier, error.clone()),
+            About::DeadLetter { .. } => (about, error.clone()),
             About::Event => {
                 error!(%error, "an event is refused and given up");
                 metrics::record_refused("event");
@@ -356,36 +380,36 @@ impl PublisherArgs {
             }
         };
         // Nothing that the broker takes can be said of it on its topic: said elsewhere, and let go.
-        error!(%error, ?record_offset, "the dead letter of a record is refused and given up, its offset is released");
         metrics::record_refused("dead_letter");
-        let what = EventKind::RecordRefused {
-            topic: record_offset.topic.to_string(),
-            partition: record_offset.partition,
-            offset: record_offset.offset,
-            reason: error.to_string(),
-        };
-        let event = Event::now(
-            format!("{}/{}", record_offset.topic, record_offset.partition),
-            what,
-        );
-        let told = event.to_record(Arc::from(self.topics.events.as_str()), &self.source);
-        match self.deliver(told, stopping).await {
-            Delivery::Acknowledged => {}
-            Delivery::Refused(error) => {
-                error!(%error, "an event is refused and given up");
-                metrics::record_refused("event");
+        if let Some(record_offset) = about.record_offsets().last() {
+            error!(%error, ?record_offset, "the dead letter of a record is refused and given up, its offset is released");
+            let what = EventKind::RecordRefused {
+                topic: record_offset.topic.to_string(),
+                partition: record_offset.partition,
+                offset: record_offset.offset,
+                reason: error.to_string(),
+            };
+            let id = format!("{}/{}", record_offset.topic, record_offset.partition);
+            let told = Event::now(id, what).to_record(Arc::from(self.topics.events.as_str()), &self.source);
+            match self.deliver(told, &about, stopping).await {
+                Delivery::Acknowledged => {}
+                Delivery::Refused(error) => {
+                    error!(%error, "an event is refused and given up");
+                    metrics::record_refused("event");
+                }
+                Delivery::Void | Delivery::Stopped => return false,
             }
-            Delivery::Stopped => return false,
         }
-        self.release(&About::DeadLetter {
-            record_offset,
-            earlier,
-        });
+        self.release(&about);
         true
     }
 
-    /// Repeats a send until the broker acknowledges it, refuses it for good, or the process stops.
-    async fn deliver(&self, mut outgoing: OutgoingRecord, stopping: &AtomicBool) -> Delivery {
+    /// Repeats a send until the broker acknowledges it, refuses it for good, or the process stops. Exactly
+    /// once, the offsets that it is about are committed with it.
+    async fn deliver(&self, mut outgoing: OutgoingRecord, about: &About, stopping: &AtomicBool) -> Delivery {
+        if let Some(tracker) = self.transactions_of(about) {
+            return settle(tracker, outgoing, about).await;
+        }
         let started = self.clock.now();
         let mut pause = RETRY_FIRST;
         loop {
@@ -412,19 +436,36 @@ impl PublisherArgs {
         }
     }
 
+    /// The tracker that a send goes to, where its records are answered exactly once.
+    fn transactions_of(&self, about: &About) -> Option<&OffsetTracker> {
+        let tracker = self.trackers.get(&*about.record_offsets().last()?.topic)?;
+        tracker.is_transactional().then_some(tracker)
+    }
+
     /// Releases a record's own record_offset and those of the chunks before it.
     fn release(&self, about: &About) {
-        let (record_offset, earlier) = match about {
-            About::Answer { record, earlier } => (&record.record_offset, earlier),
-            About::DeadLetter {
-                record_offset,
-                earlier,
-            } => (record_offset, earlier),
-            About::Event => return,
-        };
-        for record_offset in earlier.iter().chain([record_offset]) {
+        for record_offset in about.record_offsets() {
             if let Some(tracker) = self.trackers.get(&*record_offset.topic) {
                 tracker.release(record_offset);
+            }
+        }
+    }
+}
+
+/// Hands a record, and the offsets that it is about, to the next transaction, until one with them is
+/// committed.
+async fn settle(tracker: &OffsetTracker, mut outgoing: OutgoingRecord, about: &About) -> Delivery {
+    loop {
+        let record_offsets = about.record_offsets().into_iter().cloned().collect();
+        match tracker.settle(record_offsets, vec![outgoing.clone()]).await {
+            Settled::Committed => return Delivery::Acknowledged,
+            Settled::Void => return Delivery::Void,
+            Settled::Stopped => return Delivery::Stopped,
+            Settled::Refused(error) => {
+                if !shorten(&mut outgoing) {
+                    return Delivery::Refused(error);
+                }
+                error!(%error, topic = %outgoing.topic, "a record is refused, it is sent shortened");
             }
         }
     }

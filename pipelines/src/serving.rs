@@ -16,7 +16,7 @@ use speechverse::config::Settings;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
 use speechverse::kafka::admin::{end_of, ensure_topics};
-use speechverse::kafka::config::KafkaConfig;
+use speechverse::kafka::config::{Delivery, KafkaConfig};
 use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
@@ -520,7 +520,10 @@ impl Ledgers {
         let requests = Budget::with_audio(settings.kafka.in_flight_bytes_max, audio_seconds_max);
         Self {
             monitor,
-            requests: OffsetTracker::new(requests),
+            requests: match settings.kafka.delivery {
+                Delivery::AtLeastOnce => OffsetTracker::new(requests),
+                Delivery::ExactlyOnce => OffsetTracker::transactional(requests),
+            },
             labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
             control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
         }

@@ -1,12 +1,14 @@
 //! How much is in flight: the gauge that pauses the source, and the tracker handle that threads share.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::audio_gauge::AudioGauge;
 use super::offset_tracker::{Admission, OffsetTable, Position, Release, TopicPartition};
-use crate::wire::RecordOffset;
+use super::settlement::{Outcome, Outcomes, Settled};
+use crate::wire::{OutgoingRecord, RecordOffset};
 
 /// Bytes in flight, with a bound. The source pauses above the bound and goes on below half of it.
 ///
@@ -107,20 +109,61 @@ pub struct OffsetTracker {
 struct Shared {
     offsets: Mutex<OffsetTable>,
     budget: Budget,
-    /// Told of every record that is released.
+    /// Told of every record that is released or settled.
     released: Condvar,
+    /// What waits for a transaction; `None` where answers are written outside transactions.
+    outcomes: Option<Outcomes>,
 }
 
 impl OffsetTracker {
     /// An empty tracker whose records count against `budget`.
     pub fn new(budget: Budget) -> Self {
+        Self::with(budget, None)
+    }
+
+    /// As [`new`](Self::new), for exactly once: outcomes are [settled](Self::settle), and the source writes
+    /// them with their offsets in transactions.
+    pub fn transactional(budget: Budget) -> Self {
+        Self::with(budget, Some(Outcomes::default()))
+    }
+
+    fn with(budget: Budget, outcomes: Option<Outcomes>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 offsets: Mutex::default(),
                 budget,
                 released: Condvar::new(),
+                outcomes,
             }),
         }
+    }
+
+    /// Whether outcomes are [settled](Self::settle).
+    pub fn is_transactional(&self) -> bool {
+        self.shared.outcomes.is_some()
+    }
+
+    /// Hands the outcome of records to the source, which writes `records` and commits `record_offsets` in one
+    /// transaction; resolves when that is over. Dropping the future does not take the outcome back.
+    ///
+    /// Of a tracker that is not transactional, [`Settled::Void`].
+    pub async fn settle(&self, record_offsets: Vec<RecordOffset>, records: Vec<OutgoingRecord>) -> Settled {
+        let Some(outcomes) = &self.shared.outcomes else {
+            return Settled::Void;
+        };
+        let (mut outcome, settled) = Outcome::new(record_offsets, records);
+        {
+            let mut offsets = self.offsets();
+            outcome
+                .record_offsets
+                .retain(|record_offset| offsets.settle(record_offset, true));
+            if outcome.record_offsets.is_empty() {
+                return Settled::Void;
+            }
+            outcomes.push(outcome);
+        }
+        self.shared.released.notify_all();
+        settled.await.unwrap_or(Settled::Stopped)
     }
 
     /// Hands a record_offset back: the record's answer, or its dead letter, is acknowledged (or its sample is
@@ -149,12 +192,12 @@ impl OffsetTracker {
         &self.shared.budget
     }
 
-    /// Blocks until the records of `partitions` that were read are released, `limit` at most; whether they
-    /// are.
+    /// Blocks until the records of `partitions` that were read are released or settled, `limit` at most;
+    /// whether they are.
     pub(super) fn wait_finished(&self, partitions: &[TopicPartition], limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut offsets = self.offsets();
-        while offsets.unfinished_of(partitions) > 0 {
+        while offsets.unsettled_of(partitions) > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -201,8 +244,34 @@ impl OffsetTracker {
         self.offsets().assigned()
     }
 
-    pub(super) fn unfinished_of(&self, partitions: &[TopicPartition]) -> usize {
-        self.offsets().unfinished_of(partitions)
+    pub(super) fn unsettled_of(&self, partitions: &[TopicPartition]) -> usize {
+        self.offsets().unsettled_of(partitions)
+    }
+
+    pub(super) fn unknown(&self) -> Vec<TopicPartition> {
+        self.offsets().unknown()
+    }
+
+    pub(super) fn recall(&self, partition: &TopicPartition, committed: Option<(i64, &str)>) {
+        self.offsets().recall(partition, committed);
+    }
+
+    pub(super) fn limit_memory(&self) {
+        self.offsets().limit_memory();
+    }
+
+    pub(super) fn positions_after(&self, outcomes: &[&[RecordOffset]]) -> (Vec<Position>, BTreeSet<usize>) {
+        self.offsets().positions_after(outcomes)
+    }
+
+    /// What waits for a transaction; `None` where there are none.
+    pub(super) fn outcomes(&self) -> Option<&Outcomes> {
+        self.shared.outcomes.as_ref()
+    }
+
+    /// The outcome of `record_offset` does not wait for its transaction any more: another one has to come.
+    pub(super) fn unsettle(&self, record_offset: &RecordOffset) {
+        self.offsets().settle(record_offset, false);
     }
 
     /// Runs a change that may make records void, and takes their bytes off the gauge.

@@ -9,7 +9,7 @@ use rdkafka::statistics::Statistics;
 
 use super::error::KafkaError;
 use super::monitor::{ClientMonitor, ConnectionMonitor};
-use crate::kafka::config::{ClientOverrides, KafkaConfig};
+use crate::kafka::config::{ClientOverrides, Delivery, GroupProtocol, KafkaConfig};
 
 /// What a fetch may bring, bytes. Only a cap: a record that somebody's topic let in has to reach us, however
 /// large, to be set aside; librdkafka would otherwise ask for it again for ever.
@@ -62,17 +62,23 @@ fn consumer(config: &KafkaConfig, role: &str) -> ClientConfig {
 pub(super) fn group_consumer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let mut client = consumer(config, "source");
     client.set("group.id", &config.group_id);
-    // With the protocol of KIP-848 the broker decides these, and librdkafka refuses them.
-    let broker_decides =
-        config.consumer.is("group.protocol", "consumer") || config.client.is("group.protocol", "consumer");
-    if !broker_decides {
-        client
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", config.session_timeout_ms.to_string())
-            .set(
-                "heartbeat.interval.ms",
-                (config.session_timeout_ms / 5).clamp(100, 3_000).to_string(),
-            );
+    if !config.instance_id.is_empty() {
+        client.set("group.instance.id", &config.instance_id);
+    }
+    match config.group_protocol {
+        // The broker decides who reads what, and when a member counts as dead.
+        GroupProtocol::Consumer => {
+            client.set("group.protocol", "consumer");
+        }
+        GroupProtocol::Classic => {
+            client
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", config.session_timeout_ms.to_string())
+                .set(
+                    "heartbeat.interval.ms",
+                    (config.session_timeout_ms / 5).clamp(100, 3_000).to_string(),
+                );
+        }
     }
     overlay(&mut client, "client", &config.client)?;
     overlay(&mut client, "consumer", &config.consumer)?;
@@ -104,6 +110,22 @@ pub(super) fn producer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError>
     Ok(client)
 }
 
+/// A producer of transactions, of which no two of one id can be at work.
+pub(super) fn transactional_producer(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let mut client = producer(config)?;
+    client
+        .set("transactional.id", config.transactional_id())
+        .set(
+            "transaction.timeout.ms",
+            config.transaction_timeout_ms.to_string(),
+        )
+        .set(
+            "message.timeout.ms",
+            config.transaction_send_timeout().as_millis().to_string(),
+        );
+    Ok(client)
+}
+
 /// A client for metadata and topics.
 pub(super) fn admin(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let mut client = common(config, "admin");
@@ -125,6 +147,10 @@ pub fn check_properties(config: &KafkaConfig) -> Result<(), KafkaError> {
     consumer.map_err(|error| creation_error("consumer", error))?;
     let producer: Result<BaseProducer, _> = alone(producer(config)?).create();
     producer.map_err(|error| creation_error("producer", error))?;
+    if config.delivery == Delivery::ExactlyOnce {
+        let producer: Result<BaseProducer, _> = alone(transactional_producer(config)?).create();
+        producer.map_err(|error| creation_error("transactional producer", error))?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,11 @@
 //! The `[kafka]` table: broker, topics, delivery, back-pressure, and what is passed on to librdkafka.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::transactions::Batching;
 use crate::util::ConfigError;
 
 mod overrides;
@@ -28,11 +32,25 @@ pub struct KafkaConfig {
     pub group_id: String,
     /// Names of the topics.
     pub topics: TopicsConfig,
-    /// What a crash may do to an answer: `at_least_once` may repeat it (under the same id).
+    /// Name of this process in its group, the same after a restart and different from all others'. The group
+    /// then waits `session_timeout_ms` for a process that restarts before it hands its partitions on (static
+    /// membership), and `exactly_once` shuts out an earlier process of the name that is still at work. Empty:
+    /// no name.
+    pub instance_id: String,
+    /// How the group shares its partitions out.
+    pub group_protocol: GroupProtocol,
+    /// What a crash may do to an answer: `at_least_once` may repeat it (under the same id), `exactly_once`
+    /// does not.
     pub delivery: Delivery,
-    /// How often finished offsets are committed, milliseconds. Smaller: fewer repeats after a crash, more
-    /// requests.
+    /// How often finished offsets are committed, milliseconds. At least once: smaller means fewer repeats
+    /// after a crash. Exactly once: least time between two transactions, and so the longest that an answer
+    /// waits for one.
     pub commit_interval_ms: u64,
+    /// Exactly once: answers in one transaction; as many do not wait for the interval.
+    pub transaction_records_max: usize,
+    /// Exactly once: the broker ends a transaction that is open for so long, milliseconds. A process that
+    /// hangs holds back readers of the results for as long.
+    pub transaction_timeout_ms: u64,
     /// A process that is silent for so long loses its partitions to the others, milliseconds.
     pub session_timeout_ms: u64,
     /// Longest a rebalance waits for the records in flight of a partition that is taken away, milliseconds.
@@ -93,8 +111,22 @@ pub enum Delivery {
     /// Never lost; after a crash possibly repeated, under the same id.
     #[default]
     AtLeastOnce,
-    /// Never lost, never repeated: answers and offsets in one Kafka transaction. Not built yet, and refused.
+    /// Never lost, never repeated: answers, dead letters and offsets in Kafka transactions. Who reads the
+    /// topics has to set `isolation.level = read_committed`.
     ExactlyOnce,
+}
+
+/// How a consumer group shares its partitions out.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupProtocol {
+    /// A member shares them out, cooperatively: only the partitions that move stand still. Every broker knows
+    /// it.
+    #[default]
+    Classic,
+    /// The broker shares them out (KIP-848): rebalances are faster. Apache Kafka 4.0 and later, and not the
+    /// embedded broker; the session time-out is the broker's setting `group.consumer.session.timeout.ms`.
+    Consumer,
 }
 
 impl Default for KafkaConfig {
@@ -104,8 +136,12 @@ impl Default for KafkaConfig {
             embedded: false,
             group_id: "speechverse".to_owned(),
             topics: TopicsConfig::default(),
+            instance_id: String::new(),
+            group_protocol: GroupProtocol::default(),
             delivery: Delivery::default(),
-            commit_interval_ms: 500,
+            commit_interval_ms: 100,
+            transaction_records_max: 256,
+            transaction_timeout_ms: 10_000,
             session_timeout_ms: 20_000,
             revoke_wait_ms_max: 1_000,
             send_timeout_ms: 30_000,
@@ -160,13 +196,8 @@ impl KafkaConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] for the first rule that does not hold.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.delivery == Delivery::ExactlyOnce {
-            return Err(ConfigError::invalid(
-                "kafka.delivery",
-                "`exactly_once` is not built yet; use `at_least_once`, where repeats carry the same id",
-            ));
-        }
         self.validate_names()?;
+        self.validate_group()?;
         ConfigError::range("kafka.commit_interval_ms", self.commit_interval_ms, 1, 60_000)?;
         ConfigError::range(
             "kafka.session_timeout_ms",
@@ -216,6 +247,68 @@ impl KafkaConfig {
     /// allow.
     pub fn batch_bytes_max(&self) -> usize {
         self.message_bytes_max + BATCH_OVERHEAD_BYTES
+    }
+
+    /// `transactional.id` of this process: two of one group and name shut each other out, two without a name
+    /// never do.
+    pub(super) fn transactional_id(&self) -> String {
+        match self.instance_id.as_str() {
+            "" => {
+                let random = RandomState::new().build_hasher().finish();
+                format!("{}-{random:016x}", self.group_id)
+            }
+            name => format!("{}-{name}", self.group_id),
+        }
+    }
+
+    /// Longest that the records, or the offsets, of a transaction may take: what is left of its time is for
+    /// ending it.
+    pub(super) fn transaction_send_timeout(&self) -> Duration {
+        Duration::from_millis(self.send_timeout_ms.min(self.transaction_timeout_ms / 2))
+    }
+
+    /// When transactions begin, and how large they are.
+    pub(super) fn batching(&self) -> Batching {
+        Batching {
+            interval: Duration::from_millis(self.commit_interval_ms),
+            outcomes_max: self.transaction_records_max,
+            bytes_max: self.send_buffer_bytes_max / 2, // librdkafka counts more than we do
+            timeout: Duration::from_millis(self.transaction_timeout_ms),
+        }
+    }
+
+    fn validate_group(&self) -> Result<(), ConfigError> {
+        let name = &self.instance_id;
+        if !name.is_empty() && !is_topic_name(name) {
+            return Err(ConfigError::invalid(
+                "kafka.instance_id",
+                format!("`{name}` is no name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and neither `.` nor `..`"),
+            ));
+        }
+        if self.group_protocol == GroupProtocol::Consumer && self.embedded {
+            return Err(ConfigError::invalid(
+                "kafka.group_protocol",
+                "`consumer` needs Apache Kafka 4.0 or later; the embedded broker knows only `classic`",
+            ));
+        }
+        ConfigError::range(
+            "kafka.transaction_records_max",
+            self.transaction_records_max,
+            1,
+            100_000,
+        )?;
+        let timeout_ms = self.transaction_timeout_ms;
+        ConfigError::range("kafka.transaction_timeout_ms", timeout_ms, 1_000, 900_000)?;
+        if self.delivery == Delivery::ExactlyOnce && self.commit_interval_ms >= timeout_ms / 2 {
+            return Err(ConfigError::invalid(
+                "kafka.commit_interval_ms",
+                format!(
+                    "{} must be less than half of `kafka.transaction_timeout_ms`",
+                    self.commit_interval_ms
+                ),
+            ));
+        }
+        Ok(())
     }
 
     fn validate_names(&self) -> Result<(), ConfigError> {
@@ -304,99 +397,4 @@ fn looks_like_address(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<KafkaConfig, toml::de::Error> {
-        toml::from_str(text)
-    }
-
-    #[test]
-    fn the_defaults_are_valid_and_name_the_contract_s_topics() {
-        let config = KafkaConfig::default();
-
-        config.validate().unwrap();
-
-        let names: Vec<&str> = config.topics.all().iter().map(|(_, name)| *name).collect();
-        assert_eq!(
-            names,
-            [
-                "speechverse.requests",
-                "speechverse.results",
-                "speechverse.labels",
-                "speechverse.control",
-                "speechverse.events",
-                "speechverse.dead-letters"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_misspelt_key_is_an_error_that_names_the_key() {
-        let error = parse("bootstrop = \"x\"").unwrap_err();
-        let nested = parse("[topics]\nrequest = \"x\"").unwrap_err();
-
-        assert!(error.to_string().contains("bootstrop"), "{error}");
-        assert!(nested.to_string().contains("request"), "{nested}");
-    }
-
-    #[test]
-    fn exactly_once_is_refused_before_anything_starts() {
-        let config = parse("delivery = \"exactly_once\"").unwrap();
-
-        let error = config.validate().unwrap_err();
-
-        assert!(error.to_string().contains("not built yet"), "{error}");
-    }
-
-    #[test]
-    fn two_topics_of_one_name_are_refused() {
-        let config = parse("[topics]\nresults = \"speechverse.requests\"").unwrap();
-
-        let error = config.validate().unwrap_err();
-
-        assert!(error.to_string().contains("kafka.topics.results"), "{error}");
-        assert!(error.to_string().contains("kafka.topics.requests"), "{error}");
-    }
-
-    #[test]
-    fn a_topic_for_replies_is_one_of_its_own() {
-        let error = parse("[topics]\nreplies = [\"team\", \"speechverse.requests\"]")
-            .unwrap()
-            .validate()
-            .unwrap_err();
-
-        assert!(error.to_string().contains("kafka.topics.replies"), "{error}");
-        parse("[topics]\nreplies = [\"team-a\", \"team-b\"]")
-            .unwrap()
-            .validate()
-            .unwrap();
-    }
-
-    #[test]
-    fn impossible_names_and_addresses_are_refused() {
-        for text in [
-            "bootstrap = \"localhost\"",
-            "bootstrap = \"a:1,,b:2\"",
-            "bootstrap = \"a:99999\"",
-            "group_id = \" \"",
-            "[topics]\nevents = \"a b\"",
-            "[topics]\nevents = \"..\"",
-        ] {
-            assert!(parse(text).unwrap().validate().is_err(), "{text}");
-        }
-        parse("bootstrap = \"[::1]:9092, SSL://broker-2:9093\"")
-            .unwrap()
-            .validate()
-            .unwrap();
-    }
-
-    #[test]
-    fn buffers_must_hold_the_largest_record() {
-        let config = parse("message_bytes_max = 300_000_000").unwrap();
-
-        let error = config.validate().unwrap_err();
-
-        assert!(error.to_string().contains("in_flight_bytes_max"), "{error}");
-    }
-}
+mod tests;

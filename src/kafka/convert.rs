@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rdkafka::bindings;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::offset_tracker::{Position, TopicPartition};
 use crate::wire::{OutgoingRecord, Record, RecordOffset};
 
 /// What a record costs besides its bytes: itself, its record_offset, its place in queues.
@@ -76,6 +78,53 @@ pub(super) fn payload_bytes(
 /// What a record that was read weighs while it is in flight, bytes.
 pub(super) fn weight(record: &Record) -> u64 {
     payload_bytes(record.key.as_ref(), record.value.as_ref(), &record.headers) as u64 + RECORD_OVERHEAD_BYTES
+}
+
+/// Positions as librdkafka wants them, each with its memory as metadata.
+pub(super) fn position_list(positions: &[Position]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for position in positions {
+        let mut element = list.add_partition(&position.partition.topic, position.partition.partition);
+        if !position.memory.is_empty() {
+            element.set_metadata(&position.memory);
+        }
+        element
+            .set_offset(Offset::Offset(position.offset))
+            .expect("offsets of records are not negative");
+    }
+    list
+}
+
+/// A partition with the offset that its group has committed and the metadata of that offset, if any.
+pub(super) type Committed = (TopicPartition, Option<(i64, String)>);
+
+/// What a group has committed, with the metadata; `None` for partitions of which it has nothing.
+///
+/// rdkafka's own accessor panics on metadata that is not UTF-8, which anybody may commit; such metadata is
+/// not ours and reads as none.
+pub(super) fn committed(list: &TopicPartitionList) -> Vec<Committed> {
+    let metadata = |index: usize| {
+        // SAFETY: `list` has `count` elements for as long as it is borrowed, and `index` is below that.
+        let (text, bytes) = unsafe {
+            let element = &*(*list.ptr()).elems.add(index);
+            (element.metadata.cast::<u8>(), element.metadata_size)
+        };
+        if text.is_null() || bytes == 0 {
+            return String::new();
+        }
+        // SAFETY: librdkafka says that `bytes` are there; they live as long as the list and are copied.
+        let bytes = unsafe { std::slice::from_raw_parts(text, bytes) };
+        std::str::from_utf8(bytes).unwrap_or_default().to_owned()
+    };
+    let elements = list.elements();
+    let committed = elements.iter().enumerate().map(|(index, element)| {
+        let offset = match element.offset() {
+            Offset::Offset(offset) => Some((offset, metadata(index))),
+            _ => None,
+        };
+        (TopicPartition::new(element.topic(), element.partition()), offset)
+    });
+    committed.collect()
 }
 
 /// Headers for librdkafka; `Err` is the name that holds a zero byte, which librdkafka cannot carry.

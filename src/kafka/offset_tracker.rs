@@ -2,12 +2,14 @@
 //!
 //! Work finishes out of order; a committed offset says "everything before me is done". So per partition the
 //! tracker keeps the offsets that are unfinished, and the position to commit is the lowest of them, or the
-//! one after the last record when none is. It is pure data; [`OffsetTracker`](super::OffsetTracker) is the
-//! handle that threads share.
+//! one after the last record when none is. What is finished behind that position is committed as its
+//! metadata, and not worked on again after a restart. It is pure data;
+//! [`OffsetTracker`](super::OffsetTracker) is the handle that threads share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::answered::{Answered, MEMORY_BYTES_MAX};
 use crate::wire::RecordOffset;
 
 /// A partition of a topic.
@@ -41,6 +43,8 @@ pub struct Position {
     pub partition: TopicPartition,
     /// Everything before this offset is finished.
     pub offset: i64,
+    /// What is finished behind it, for the metadata of the offset; empty where nothing is.
+    pub memory: String,
 }
 
 /// What the tracker says about a record that was read.
@@ -50,6 +54,8 @@ pub enum Admission {
     New,
     /// It is being worked on already: drop it.
     InFlight,
+    /// It was finished before this assignment, as the committed offset's metadata tells: drop it.
+    Answered,
     /// Its record_offset is of an assignment that has ended: drop it.
     Void,
 }
@@ -70,23 +76,55 @@ pub enum Release {
 }
 
 /// Unfinished records per partition, and the positions that follow from them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OffsetTable {
     partitions: HashMap<TopicPartition, Slots>,
     last_epoch: u64,
     unfinished: usize,
     bytes: u64,
+    /// Longest metadata of a committed offset, bytes; lower where the broker takes less.
+    memory_bytes_max: usize,
+    /// Longest metadata that the broker has taken, bytes.
+    memory_bytes_taken: usize,
+}
+
+impl Default for OffsetTable {
+    fn default() -> Self {
+        Self {
+            partitions: HashMap::new(),
+            last_epoch: 0,
+            unfinished: 0,
+            bytes: 0,
+            memory_bytes_max: MEMORY_BYTES_MAX,
+            memory_bytes_taken: 0,
+        }
+    }
 }
 
 /// What is known of one assigned partition.
 #[derive(Debug)]
 struct Slots {
     epoch: u64,
-    /// Offset to weight of the records that are being worked on.
-    unfinished: BTreeMap<i64, u64>,
+    /// The records that are being worked on, by offset.
+    unfinished: BTreeMap<i64, Unfinished>,
     /// The offset after the record that was read last; `None` before the first.
     next: Option<i64>,
-    committed: Option<i64>,
+    /// What was finished before this assignment.
+    answered: Answered,
+    /// Whether the group's offset has been asked for.
+    is_known: bool,
+    committed: Option<Position>,
+    /// Offset up to which the committed position and its memory know.
+    committed_upto: i64,
+}
+
+/// A record that is being worked on.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    /// What it weighs, bytes.
+    bytes: u64,
+    /// Whether its outcome waits for a transaction: nothing is left to do but to commit it.
+    is_settled: bool,
 }
 
 impl OffsetTable {
@@ -106,6 +144,38 @@ impl OffsetTable {
             self.partitions.insert(partition, Slots::new(epoch));
         }
         epoch
+    }
+
+    /// Partitions whose committed offset has not been asked for.
+    pub fn unknown(&self) -> Vec<TopicPartition> {
+        let unknown = self.partitions.iter().filter(|(_, slots)| !slots.is_known);
+        let mut partitions: Vec<TopicPartition> = unknown.map(|(partition, _)| partition.clone()).collect();
+        partitions.sort();
+        partitions
+    }
+
+    /// Takes note of what the group has committed of `partition`, with its metadata; `None` where that is
+    /// nothing. Records that the metadata names are [`Answered`](Admission::Answered) from now on.
+    pub fn recall(&mut self, partition: &TopicPartition, committed: Option<(i64, &str)>) {
+        let Some(slots) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        slots.is_known = true;
+        if let Some((offset, memory)) = committed {
+            slots.answered = Answered::parse(offset, memory).unwrap_or_default();
+            let position = Position {
+                partition: partition.clone(),
+                offset,
+                memory: memory.to_owned(),
+            };
+            self.committed(&[position]);
+        }
+    }
+
+    /// The broker does not take metadata of the length that was tried: from now on none is longer than what
+    /// it has taken.
+    pub fn limit_memory(&mut self) {
+        self.memory_bytes_max = self.memory_bytes_taken;
     }
 
     /// Gives `partitions` up; returns the positions that are not committed yet. Their record_offsets are void
@@ -152,7 +222,7 @@ impl OffsetTable {
         if slots.epoch != record_offset.epoch {
             return Release::Void;
         }
-        let Some(bytes) = slots.unfinished.remove(&record_offset.offset) else {
+        let Some(Unfinished { bytes, .. }) = slots.unfinished.remove(&record_offset.offset) else {
             return Release::Unknown;
         };
         self.unfinished -= 1;
@@ -160,29 +230,83 @@ impl OffsetTable {
         Release::Released { bytes }
     }
 
+    /// Takes note whether the outcome of a record waits for its transaction. `false` when the record does not
+    /// count: it is not being worked on in this assignment.
+    pub fn settle(&mut self, record_offset: &RecordOffset, is_settled: bool) -> bool {
+        let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
+        let Some(slots) = slots.filter(|slots| slots.epoch == record_offset.epoch) else {
+            return false;
+        };
+        let Some(unfinished) = slots.unfinished.get_mut(&record_offset.offset) else {
+            return false;
+        };
+        unfinished.is_settled = is_settled;
+        true
+    }
+
     /// Positions that have moved since they were last [committed](Self::committed), in order.
     pub fn positions(&self) -> Vec<Position> {
-        let mut positions: Vec<Position> = self
-            .partitions
-            .keys()
-            .filter_map(|partition| self.uncommitted(partition))
-            .collect();
-        positions.sort();
-        positions
+        self.positions_after(&[]).0
+    }
+
+    /// Positions as they are when `outcomes`, each the record offsets of one, are released; and which of them
+    /// cannot be, because the metadata that would have to name them is full.
+    pub fn positions_after(&self, outcomes: &[&[RecordOffset]]) -> (Vec<Position>, BTreeSet<usize>) {
+        let mut left_out = BTreeSet::new();
+        loop {
+            let mut gone: HashMap<TopicPartition, BTreeSet<i64>> = HashMap::new();
+            let kept = outcomes
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| !left_out.contains(index));
+            for record_offset in kept.clone().flat_map(|(_, record_offsets)| *record_offsets) {
+                let partition = TopicPartition::of(record_offset);
+                gone.entry(partition).or_default().insert(record_offset.offset);
+            }
+            let none = BTreeSet::new();
+            let (mut positions, mut known_upto) = (Vec::new(), HashMap::new());
+            for (partition, slots) in &self.partitions {
+                let gone = gone.get(partition).unwrap_or(&none);
+                if let Some((position, upto)) = self.position_of(partition, slots, gone) {
+                    known_upto.insert(partition, upto);
+                    positions
+                        .extend(Some(position).filter(|position| slots.committed.as_ref() != Some(position)));
+                }
+            }
+            let is_unknown = |record_offset: &RecordOffset| {
+                let upto = known_upto.get(&TopicPartition::of(record_offset));
+                upto.is_none_or(|upto| record_offset.offset >= *upto)
+            };
+            let unknown: Vec<usize> = kept
+                .filter(|(_, record_offsets)| record_offsets.iter().any(is_unknown))
+                .map(|(index, _)| index)
+                .collect();
+            if unknown.is_empty() {
+                positions.sort();
+                return (positions, left_out);
+            }
+            left_out.extend(unknown);
+        }
     }
 
     /// Takes note that the broker has `positions`.
     pub fn committed(&mut self, positions: &[Position]) {
         for position in positions {
             if let Some(slots) = self.partitions.get_mut(&position.partition) {
-                slots.committed = Some(position.offset);
+                slots.committed_upto = Answered::parse(position.offset, &position.memory)
+                    .map_or(position.offset, |answered| answered.upto());
+                slots.committed = Some(position.clone());
+                self.memory_bytes_taken = self.memory_bytes_taken.max(position.memory.len());
             }
         }
     }
 
     /// The offset before which everything of `partition` is finished; `None` when nothing was read yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
-        self.partitions.get(partition)?.position()
+        let slots = self.partitions.get(partition)?;
+        slots
+            .answered_after(&BTreeSet::new())
+            .map(|answered| answered.position())
     }
 
     /// Partitions that are ours, in order.
@@ -197,12 +321,18 @@ impl OffsetTable {
         self.unfinished
     }
 
-    /// Records of `partitions` that are being worked on.
-    pub fn unfinished_of<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> usize {
+    /// Records of `partitions` that are being worked on, without those whose outcome waits for its
+    /// transaction.
+    pub fn unsettled_of<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> usize {
         let count = |partition| {
-            self.partitions
-                .get(partition)
-                .map_or(0, |slots| slots.unfinished.len())
+            let slots = self.partitions.get(partition);
+            slots.map_or(0, |slots| {
+                slots
+                    .unfinished
+                    .values()
+                    .filter(|record| !record.is_settled)
+                    .count()
+            })
         };
         partitions.into_iter().map(count).sum()
     }
@@ -214,17 +344,34 @@ impl OffsetTable {
 
     fn uncommitted(&self, partition: &TopicPartition) -> Option<Position> {
         let slots = self.partitions.get(partition)?;
-        let offset = slots.position()?;
-        (slots.committed != Some(offset)).then(|| Position {
+        let (position, _) = self.position_of(partition, slots, &BTreeSet::new())?;
+        (slots.committed.as_ref() != Some(&position)).then_some(position)
+    }
+
+    /// The position when the records at `gone` are finished too, and the offset up to which its memory knows.
+    fn position_of(
+        &self,
+        partition: &TopicPartition,
+        slots: &Slots,
+        gone: &BTreeSet<i64>,
+    ) -> Option<(Position, i64)> {
+        let answered = slots.answered_after(gone)?;
+        let (memory, upto) = answered.to_text(self.memory_bytes_max);
+        if upto < slots.committed_upto {
+            return None; // it would forget what is answered
+        }
+        let position = Position {
             partition: partition.clone(),
-            offset,
-        })
+            offset: answered.position(),
+            memory,
+        };
+        Some((position, upto))
     }
 
     fn forget(&mut self, partition: &TopicPartition) {
         if let Some(slots) = self.partitions.remove(partition) {
             self.unfinished -= slots.unfinished.len();
-            self.bytes -= slots.unfinished.values().sum::<u64>();
+            self.bytes -= slots.unfinished.values().map(|record| record.bytes).sum::<u64>();
         }
     }
 }
@@ -235,7 +382,10 @@ impl Slots {
             epoch,
             unfinished: BTreeMap::new(),
             next: None,
+            answered: Answered::default(),
+            is_known: false,
             committed: None,
+            committed_upto: i64::MIN,
         }
     }
 
@@ -243,15 +393,38 @@ impl Slots {
         if self.unfinished.contains_key(&offset) {
             return Admission::InFlight;
         }
+        let begin = self
+            .next
+            .or(self.committed.as_ref().map(|position| position.offset));
+        if begin.is_some_and(|begin| offset < begin) {
+            self.answered = Answered::default(); // what was committed speaks of another log
+            self.committed_upto = i64::MIN;
+        }
         self.next = Some(offset + 1);
-        self.unfinished.insert(offset, bytes);
+        if self.answered.contains(offset) {
+            return Admission::Answered;
+        }
+        let is_settled = false;
+        self.unfinished.insert(offset, Unfinished { bytes, is_settled });
         Admission::New
     }
 
-    /// The lowest offset that is unfinished or unread.
-    fn position(&self) -> Option<i64> {
-        let unfinished = self.unfinished.keys().next().copied();
-        unfinished.into_iter().chain(self.next).min()
+    /// What is finished when the records at `gone` are; `None` before the first record.
+    fn answered_after(&self, gone: &BTreeSet<i64>) -> Option<Answered> {
+        let next = self.next?;
+        let upto = next.max(self.answered.upto());
+        let unread = self.answered.except_from(next).iter().copied();
+        let unfinished = self
+            .unfinished
+            .keys()
+            .copied()
+            .filter(|offset| !gone.contains(offset));
+        // Where reading went back, unfinished records may lie behind what was read last.
+        let known = |offset: &i64| *offset < upto;
+        Some(Answered::new(
+            upto,
+            unfinished.chain(unread).filter(known).collect(),
+        ))
     }
 }
 

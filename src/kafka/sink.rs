@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tokio::sync::Semaphore;
 
@@ -116,16 +117,7 @@ impl Sink {
     /// # Errors
     /// [`SinkError`]: see [`is_about_the_record`](SinkError::is_about_the_record).
     pub async fn send(&self, record: OutgoingRecord) -> Result<Written, SinkError> {
-        let bytes = convert::payload_bytes(record.key.as_ref(), record.value.as_ref(), &record.headers);
-        if bytes > self.shared.message_bytes_max {
-            return Err(self.too_large(&record, bytes, "`kafka.message_bytes_max`"));
-        }
-        if record.topic.contains('\0') {
-            return Err(SinkError::Refused {
-                topic: record.topic.to_string(),
-                reason: "the topic's name holds a zero byte".to_owned(),
-            });
-        }
+        let bytes = check(&record, self.shared.message_bytes_max)?;
         let permits = u32::try_from(bytes / PERMIT_BYTES + 1)
             .unwrap_or(u32::MAX)
             .min(self.shared.buffer_permits);
@@ -159,11 +151,7 @@ impl Sink {
         bytes: usize,
         began: Instant,
     ) -> Result<Written, SinkError> {
-        let headers = convert::native_headers(record).map_err(|name| SinkError::Refused {
-            topic: record.topic.to_string(),
-            reason: format!("the header name `{}` holds a zero byte", name.escape_debug()),
-        })?;
-        let mut outgoing = FutureRecord::<[u8], [u8]>::to(&record.topic).headers(headers);
+        let mut outgoing = FutureRecord::<[u8], [u8]>::to(&record.topic).headers(headers(record)?);
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
         let delivery = loop {
@@ -300,15 +288,6 @@ impl Sink {
         flushed
     }
 
-    fn too_large(&self, record: &OutgoingRecord, bytes: usize, allowed_by: &'static str) -> SinkError {
-        SinkError::TooLarge {
-            topic: record.topic.to_string(),
-            bytes,
-            bytes_max: self.shared.message_bytes_max,
-            allowed_by,
-        }
-    }
-
     fn refusal(
         &self,
         producer: &FutureProducer<Reporting>,
@@ -317,40 +296,89 @@ impl Sink {
         error: &ClientError,
         began: Instant,
     ) -> SinkError {
-        let topic = record.topic.to_string();
-        let reason = reason(error);
-        let Some(code) = error.rdkafka_error_code() else {
-            return SinkError::Refused { topic, reason };
-        };
-        if let Some((fatal, why)) = producer.client().fatal_error() {
-            return SinkError::Fatal {
+        match producer.client().fatal_error() {
+            Some((fatal, why)) if error.rdkafka_error_code().is_some() => SinkError::Fatal {
                 reason: format!("{fatal}: {why}"),
-            };
-        }
-        use RDKafkaErrorCode as Code;
-        match code {
-            Code::MessageSizeTooLarge | Code::InvalidMessageSize => {
-                self.too_large(record, bytes, "the broker")
-            }
-            Code::UnknownTopic
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownPartition
-            | Code::TopicAuthorizationFailed
-            | Code::InvalidTopic
-            | Code::PolicyViolation => SinkError::Topic { topic, reason },
-            Code::InvalidMessage
-            | Code::BadMessage
-            | Code::InvalidArgument
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp
-            | Code::UnsupportedCompressionType => SinkError::Refused { topic, reason },
-            Code::Fatal | Code::Fenced | Code::InvalidProducerEpoch => SinkError::Fatal { reason },
-            _ => SinkError::NotAcknowledged {
-                topic,
-                waited_ms: began.elapsed().as_millis(),
-                reason,
             },
+            _ => refusal(record, bytes, self.shared.message_bytes_max, error, began),
         }
+    }
+}
+
+/// Size of a record's key, value and headers, bytes.
+///
+/// # Errors
+/// [`SinkError`] when a record cannot be handed to librdkafka.
+pub(super) fn check(record: &OutgoingRecord, bytes_max: usize) -> Result<usize, SinkError> {
+    let bytes = convert::payload_bytes(record.key.as_ref(), record.value.as_ref(), &record.headers);
+    if bytes > bytes_max {
+        return Err(too_large(record, bytes, bytes_max, "`kafka.message_bytes_max`"));
+    }
+    if record.topic.contains('\0') {
+        return Err(SinkError::Refused {
+            topic: record.topic.to_string(),
+            reason: "the topic's name holds a zero byte".to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// A record's headers for librdkafka.
+///
+/// # Errors
+/// [`SinkError::Refused`] when a name cannot be carried.
+pub(super) fn headers(record: &OutgoingRecord) -> Result<OwnedHeaders, SinkError> {
+    convert::native_headers(record).map_err(|name| SinkError::Refused {
+        topic: record.topic.to_string(),
+        reason: format!("the header name `{}` holds a zero byte", name.escape_debug()),
+    })
+}
+
+/// What librdkafka's error says of a record of `bytes` that was offered at `began`.
+pub(super) fn refusal(
+    record: &OutgoingRecord,
+    bytes: usize,
+    bytes_max: usize,
+    error: &ClientError,
+    began: Instant,
+) -> SinkError {
+    let topic = record.topic.to_string();
+    let reason = reason(error);
+    let Some(code) = error.rdkafka_error_code() else {
+        return SinkError::Refused { topic, reason };
+    };
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize => {
+            too_large(record, bytes, bytes_max, "the broker")
+        }
+        Code::UnknownTopic
+        | Code::UnknownTopicOrPartition
+        | Code::UnknownPartition
+        | Code::TopicAuthorizationFailed
+        | Code::InvalidTopic
+        | Code::PolicyViolation => SinkError::Topic { topic, reason },
+        Code::InvalidMessage
+        | Code::BadMessage
+        | Code::InvalidArgument
+        | Code::InvalidRecord
+        | Code::InvalidTimestamp
+        | Code::UnsupportedCompressionType => SinkError::Refused { topic, reason },
+        Code::Fatal | Code::Fenced | Code::InvalidProducerEpoch => SinkError::Fatal { reason },
+        _ => SinkError::NotAcknowledged {
+            topic,
+            waited_ms: began.elapsed().as_millis(),
+            reason,
+        },
+    }
+}
+
+fn too_large(record: &OutgoingRecord, bytes: usize, bytes_max: usize, allowed_by: &'static str) -> SinkError {
+    SinkError::TooLarge {
+        topic: record.topic.to_string(),
+        bytes,
+        bytes_max,
+        allowed_by,
     }
 }
 

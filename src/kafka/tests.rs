@@ -8,7 +8,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
 use super::*;
-use crate::kafka::config::KafkaConfig;
+use crate::kafka::config::{GroupProtocol, KafkaConfig};
 use crate::wire::{OutgoingRecord, Record};
 
 mod orders;
@@ -45,8 +45,7 @@ impl Cluster {
     /// one.
     fn quick(partitions: i32) -> Self {
         let mut cluster = Self::new(partitions);
-        let protocol = ("group.protocol".to_owned(), "consumer".to_owned());
-        cluster.config.consumer = [protocol].into_iter().collect();
+        cluster.config.group_protocol = GroupProtocol::Consumer;
         cluster
     }
 

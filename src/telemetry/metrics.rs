@@ -146,6 +146,14 @@ fn describe() {
         "speechverse_records_refused_total",
         "Records that the broker refused for good, by kind: answer, dead_letter, event."
     );
+    describe_counter!(
+        "speechverse_kafka_transactions_total",
+        "Kafka transactions by outcome: committed, aborted, abandoned (their producer failed for good)."
+    );
+    describe_counter!(
+        "speechverse_kafka_records_answered_before_total",
+        "Records that were read again and passed over, because they had been answered before a restart or rebalance."
+    );
     describe_gauge!(
         "speechverse_ready",
         "1 while requests are answered: partitions assigned, networks warm, a broker in reach."
@@ -233,6 +241,10 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
     for kind in ["answer", "dead_letter", "event"] {
         counter!("speechverse_records_refused_total", "kind" => kind).increment(0);
     }
+    for outcome in ["committed", "aborted", "abandoned"] {
+        counter!("speechverse_kafka_transactions_total", "outcome" => outcome).increment(0);
+    }
+    counter!("speechverse_kafka_records_answered_before_total").increment(0);
     kafka::counters_at_zero();
     let _ = histogram!("speechverse_answer_latency_seconds"); // exists with empty buckets from here on
 }
@@ -341,6 +353,16 @@ pub fn dead_letter_published(reason: &'static str, stage: &'static str) {
 /// The broker refused a record of ours whatever was left out of it, and it was given up.
 pub fn record_refused(kind: &'static str) {
     counter!("speechverse_records_refused_total", "kind" => kind).increment(1);
+}
+
+/// A Kafka transaction was `committed`, `aborted`, or `abandoned` with a producer that failed for good.
+pub fn transaction_ended(outcome: &'static str) {
+    counter!("speechverse_kafka_transactions_total", "outcome" => outcome).increment(1);
+}
+
+/// A record was read that had been answered before a restart or a rebalance, and was passed over.
+pub fn record_answered_before() {
+    counter!("speechverse_kafka_records_answered_before_total").increment(1);
 }
 
 /// Samples that the store holds for a task and split.

@@ -16,7 +16,19 @@ const SESSION_MS: u64 = 6_000; // the least that Apache Kafka allows by default
 const BEFORE_KILL: [usize; 3] = [40, 130, 75];
 
 /// A process that is killed when this is dropped.
-struct Mortal(Child);
+pub(super) struct Mortal(pub(super) Child);
+
+impl Mortal {
+    /// Sends a signal, named without `SIG`.
+    pub(super) fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &id])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+}
 
 impl Drop for Mortal {
     fn drop(&mut self) {

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
-use speechverse::kafka::config::{KafkaConfig, TopicsConfig};
+use speechverse::kafka::config::{Delivery, KafkaConfig, TopicsConfig};
 use speechverse::kafka::{
-    Budget, Closed, ConnectionMonitor, OffsetTracker, Read, ReadFrom, Reader, Release, Sink, SinkError,
-    Source, SourceConfig, SourceEvent, admin,
+    Budget, Closed, ConnectionMonitor, OffsetTracker, Read, ReadFrom, Reader, Release, Settled, Sink,
+    SinkError, Source, SourceConfig, SourceEvent, admin,
 };
 use speechverse::wire::{OutgoingRecord, Record};
 
 mod crashes;
+mod exactly_once;
 mod retention;
 
 /// Longest that one step of a test may take.
@@ -60,18 +61,7 @@ impl Bench {
     }
 
     fn start(&self) -> Running {
-        let tracker = OffsetTracker::new(Budget::new(self.config.in_flight_bytes_max));
-        let config = SourceConfig {
-            kafka: self.config.clone(),
-            topics: vec![self.requests().to_owned()],
-            monitor: ConnectionMonitor::default(),
-        };
-        let (source, events) = Source::start(config, tracker.clone()).unwrap();
-        Running {
-            source,
-            events,
-            tracker,
-        }
+        start(&self.config)
     }
 
     /// Publishes records with the values `0..count` under as many keys.
@@ -86,6 +76,26 @@ impl Bench {
         for send in sends {
             send.await.unwrap().unwrap();
         }
+    }
+}
+
+/// Starts to read the requests as a member of the group.
+fn start(config: &KafkaConfig) -> Running {
+    let budget = Budget::new(config.in_flight_bytes_max);
+    let tracker = match config.delivery {
+        Delivery::AtLeastOnce => OffsetTracker::new(budget),
+        Delivery::ExactlyOnce => OffsetTracker::transactional(budget),
+    };
+    let source = SourceConfig {
+        kafka: config.clone(),
+        topics: vec![config.topics.requests.clone()],
+        monitor: ConnectionMonitor::default(),
+    };
+    let (source, events) = Source::start(source, tracker.clone()).unwrap();
+    Running {
+        source,
+        events,
+        tracker,
     }
 }
 
@@ -154,6 +164,11 @@ on_every_broker! {
     crashes_at_any_time_lose_nothing_and_a_clean_end_repeats_nothing => crashes::crashes;
     members_that_come_and_go_lose_nothing => members;
     a_record_is_handed_out_soon_after_it_is_published => latency;
+    answers_and_offsets_are_committed_together => exactly_once::together;
+    an_answer_that_is_refused_holds_no_other_back => exactly_once::refused;
+    killed_processes_answer_every_record_once_and_get_their_partitions_back_at_once => exactly_once::kills;
+    a_process_whose_place_is_taken_writes_nothing_any_more => exactly_once::zombie;
+    members_that_come_and_go_answer_every_record_once => exactly_once::members;
 }
 
 async fn topics(bench: &Bench) {
@@ -409,9 +424,8 @@ fn config(bootstrap: String) -> KafkaConfig {
             control: topic("control"),
             events: topic("events"),
             dead_letters: topic("dead-letters"),
-            replies: Vec::new(),
+            ..TopicsConfig::default()
         },
-        commit_interval_ms: 100,
         session_timeout_ms: 30_000, // nobody here dies without leaving, and a busy machine may stall for seconds
         revoke_wait_ms_max: 5_000,
         partitions: 3,

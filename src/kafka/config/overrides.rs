@@ -56,7 +56,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
         "request.required.acks",
         "an answer counts only when every in-sync replica has it",
     ),
-    ("transactional.id", "set `kafka.delivery`"),
+    ("transactional.id", "set `kafka.delivery` and `kafka.instance_id`"),
+    ("transaction.timeout.ms", "set `kafka.transaction_timeout_ms`"),
+    ("group.instance.id", "set `kafka.instance_id`"),
+    ("group.protocol", "set `kafka.group_protocol`"),
     ("statistics.interval.ms", "consumer lag is computed from it"),
     ("log.queue", "logs go through tracing"),
     (

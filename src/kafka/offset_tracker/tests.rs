@@ -21,6 +21,15 @@ fn position(partition: i32, offset: i64) -> Position {
     Position {
         partition: tp(partition),
         offset,
+        memory: String::new(),
+    }
+}
+
+/// A position behind which some records are finished.
+fn position_with(partition: i32, offset: i64, memory: &str) -> Position {
+    Position {
+        memory: memory.to_owned(),
+        ..position(partition, offset)
     }
 }
 
@@ -46,10 +55,13 @@ fn work_that_finishes_out_of_order_waits_for_the_slowest() {
 
     tracker.release(&record_offset(0, 8, epoch));
     tracker.release(&record_offset(0, 6, epoch));
-    assert_eq!(tracker.positions(), [position(0, 5)]);
+    assert_eq!(
+        tracker.positions(),
+        [position_with(0, 5, "answered=4;except=0,2")]
+    );
 
     tracker.release(&record_offset(0, 5, epoch));
-    assert_eq!(tracker.positions(), [position(0, 7)]);
+    assert_eq!(tracker.positions(), [position_with(0, 7, "answered=2;except=0")]);
 
     tracker.release(&record_offset(0, 7, epoch));
     assert_eq!(tracker.positions(), [position(0, 9)]);
@@ -66,7 +78,44 @@ fn gaps_between_offsets_do_not_hold_the_position_back() {
 
     tracker.release(&record_offset(0, 3, epoch));
 
-    assert_eq!(tracker.positions(), [position(0, 10)]);
+    assert_eq!(
+        tracker.positions(),
+        [position_with(0, 10, "answered=390;except=0")]
+    );
+}
+
+#[test]
+fn a_position_that_could_not_name_what_is_answered_is_not_committed() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    tracker.recall(&tp(0), Some((5, "answered=4;except=0,1,1")));
+    for offset in 5..9 {
+        tracker.admit(&record_offset(0, offset, epoch), 1);
+    }
+    tracker.memory_bytes_max = 0;
+
+    tracker.release(&record_offset(0, 6, epoch));
+    assert_eq!(tracker.positions(), [], "8 would be answered again");
+    tracker.release(&record_offset(0, 5, epoch));
+    assert_eq!(tracker.positions(), []);
+    tracker.release(&record_offset(0, 7, epoch));
+    assert_eq!(tracker.positions(), [position(0, 9)]);
+}
+
+#[test]
+fn what_is_remembered_of_a_log_counts_for_no_other() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    tracker.recall(&tp(0), Some((900, "answered=9;except=0")));
+
+    let admit = |offset| tracker.admit(&record_offset(0, offset, epoch), 1);
+    assert_eq!(
+        [0, 1].map(admit),
+        [Admission::New, Admission::New],
+        "the topic was made anew"
+    );
+
+    assert_eq!(tracker.positions(), [position(0, 0)]);
 }
 
 #[test]
@@ -138,6 +187,67 @@ fn a_topic_made_anew_is_read_from_its_new_beginning() {
     assert_eq!(tracker.positions(), [position(0, 1)]);
 }
 
+#[test]
+fn what_was_finished_behind_the_position_is_not_worked_on_by_who_reads_on() {
+    let mut first = OffsetTable::new();
+    let epoch = first.assign([tp(0)]);
+    for offset in 5..9 {
+        first.admit(&record_offset(0, offset, epoch), 1);
+    }
+    first.release(&record_offset(0, 6, epoch));
+    first.release(&record_offset(0, 8, epoch));
+    let committed = first.positions().remove(0);
+
+    let mut second = OffsetTable::new();
+    let epoch = second.assign([tp(0)]);
+    assert_eq!(second.unknown(), [tp(0)]);
+    second.recall(&tp(0), Some((committed.offset, &committed.memory)));
+    assert_eq!(second.unknown(), []);
+    let mut admit = |offset| second.admit(&record_offset(0, offset, epoch), 1);
+    assert_eq!((admit(5), admit(6)), (Admission::New, Admission::Answered));
+
+    // It ends half-way: what it has not reached is still remembered.
+    second.release(&record_offset(0, 5, epoch));
+    assert_eq!(second.positions(), [position_with(0, 7, "answered=2;except=0")]);
+}
+
+#[test]
+fn outcomes_that_the_memory_cannot_name_wait_for_those_before_them() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0), tp(1)]);
+    for offset in 0..3 {
+        tracker.admit(&record_offset(0, offset, epoch), 1);
+        tracker.admit(&record_offset(1, offset, epoch), 1);
+    }
+    tracker.limit_memory();
+
+    let stream = [record_offset(0, 0, epoch), record_offset(0, 2, epoch)];
+    let (single, behind) = ([record_offset(1, 0, epoch)], [record_offset(1, 2, epoch)]);
+    let (positions, left_out) = tracker.positions_after(&[&stream, &single, &behind]);
+
+    assert_eq!(positions, [position(0, 0), position(1, 1)]);
+    assert_eq!(left_out, BTreeSet::from([0, 2]));
+}
+
+#[test]
+fn a_settled_record_waits_for_nothing_but_its_transaction() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    tracker.admit(&record_offset(0, 0, epoch), 1);
+
+    assert!(tracker.settle(&record_offset(0, 0, epoch), true));
+    assert_eq!((tracker.unfinished(), tracker.unsettled_of([&tp(0)])), (1, 0));
+    tracker.settle(&record_offset(0, 0, epoch), false);
+    assert_eq!(tracker.unsettled_of([&tp(0)]), 1);
+
+    assert!(!tracker.settle(&record_offset(0, 1, epoch), true), "never read");
+    tracker.assign([tp(0)]);
+    assert!(
+        !tracker.settle(&record_offset(0, 0, epoch), true),
+        "of an earlier assignment"
+    );
+}
+
 /// One thing that happens to a consumer.
 #[derive(Clone, Debug)]
 enum Event {
@@ -164,7 +274,7 @@ struct World {
     logs: [Vec<i64>; 2],
     /// Index into the log of what is read next.
     cursor: [usize; 2],
-    broker: BTreeMap<TopicPartition, i64>,
+    broker: BTreeMap<TopicPartition, Position>,
     /// Record offsets handed out, void ones included: work does not know.
     working: Vec<RecordOffset>,
     done: [BTreeSet<i64>; 2],
@@ -193,6 +303,10 @@ impl World {
         let record_offset = record_offset(number, offset, self.tracker.epoch(&tp(number)).unwrap());
         match self.tracker.admit(&record_offset, offset as u64 + 1) {
             Admission::New => self.working.push(record_offset),
+            Admission::Answered => assert!(
+                self.done[partition].contains(&offset),
+                "{offset} was never finished"
+            ),
             other => panic!("{offset} was read in order and is {other:?}"),
         }
         true
@@ -217,24 +331,28 @@ impl World {
     fn commit(&mut self, positions: Vec<Position>) {
         for position in positions {
             let partition = position.partition.partition as usize;
-            for offset in self.logs[partition]
-                .iter()
-                .filter(|offset| **offset < position.offset)
-            {
+            let remembered = Answered::parse(position.offset, &position.memory).unwrap_or_default();
+            let is_committed = |offset: &&i64| **offset < position.offset || remembered.contains(**offset);
+            for offset in self.logs[partition].iter().filter(is_committed) {
                 assert!(
                     self.done[partition].contains(offset),
                     "{offset} is unfinished, {position:?} commits it"
                 );
             }
-            self.broker.insert(position.partition, position.offset);
+            self.broker.insert(position.partition.clone(), position);
         }
     }
 
     fn begin_again(&mut self) {
         self.tracker.assign([tp(0), tp(1)]);
         for partition in 0..2 {
-            let from = self.broker.get(&tp(partition as i32)).copied().unwrap_or(0);
-            self.seek(partition, from);
+            let partition_name = tp(partition as i32);
+            let committed = self.broker.get(&partition_name).cloned();
+            let known = committed
+                .as_ref()
+                .map(|position| (position.offset, position.memory.as_str()));
+            self.tracker.recall(&partition_name, known);
+            self.seek(partition, known.map_or(0, |(offset, _)| offset));
         }
     }
 
@@ -276,7 +394,10 @@ impl World {
     fn check_sums(&self) {
         let slots = self.tracker.partitions.values();
         let unfinished: usize = slots.clone().map(|slots| slots.unfinished.len()).sum();
-        let bytes: u64 = slots.flat_map(|slots| slots.unfinished.values()).sum();
+        let bytes: u64 = slots
+            .flat_map(|slots| slots.unfinished.values())
+            .map(|record| record.bytes)
+            .sum();
 
         assert_eq!(
             (self.tracker.unfinished(), self.tracker.bytes()),
@@ -320,7 +441,8 @@ proptest! {
             let all: BTreeSet<i64> = world.logs[partition].iter().copied().collect();
             prop_assert_eq!(&world.done[partition], &all);
             if let Some(last) = world.logs[partition].last() {
-                prop_assert_eq!(world.broker.get(&tp(partition as i32)).copied(), Some(last + 1));
+                let committed = world.broker.get(&tp(partition as i32)).cloned();
+                prop_assert_eq!(committed, Some(position(partition as i32, last + 1)));
             }
         }
         prop_assert_eq!(world.tracker.unfinished(), 0);

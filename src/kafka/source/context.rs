@@ -11,16 +11,18 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Reb
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::statistics::{Partition, Statistics};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::util::Timeout;
 use tracing::{debug, info, warn};
 
 use super::unread::Unread;
 use super::{Revocation, SourceEvent};
 use crate::kafka::budget::OffsetTracker;
+use crate::kafka::convert;
 use crate::kafka::error::reason;
 use crate::kafka::monitor::{ClientMonitor, is_connection};
 use crate::kafka::offset_tracker::{Position, TopicPartition};
+use crate::kafka::transactions::{Group, Producer, Transactions};
 use crate::telemetry::metrics;
 
 /// How often a rebalance that waits for records in flight passes on what waits for the channel.
@@ -101,8 +103,14 @@ pub(super) struct SourceContext {
     /// Partitions are paused, also those that are assigned now.
     pub(super) paused: AtomicBool,
     /// Positions on their way to the broker, and since when.
-    commits_sent: Mutex<HashMap<TopicPartition, (i64, Instant)>>,
+    commits_sent: Mutex<HashMap<TopicPartition, (Position, Instant)>>,
     unread: Mutex<Unread>,
+    /// What writes outcomes and offsets; `None` where offsets are committed by the consumer.
+    pub(super) transactions: Option<Mutex<Transactions<Producer>>>,
+    /// Which member of the group the partitions were given to.
+    members: Mutex<HashMap<TopicPartition, String>>,
+    /// We are another member than the one that partitions were given to.
+    pub(super) is_another_member: AtomicBool,
 }
 
 impl SourceContext {
@@ -111,8 +119,12 @@ impl SourceContext {
         outbox: Outbox,
         monitor: ClientMonitor,
         revoke_wait_max: Duration,
+        transactions: Option<Transactions<Producer>>,
     ) -> Self {
         Self {
+            transactions: transactions.map(Mutex::new),
+            members: Mutex::default(),
+            is_another_member: AtomicBool::new(false),
             tracker,
             outbox,
             monitor,
@@ -144,13 +156,23 @@ impl SourceContext {
         let mut sent = locked(&self.commits_sent);
         let mut positions = self.tracker.positions();
         positions.retain(|position| match sent.get(&position.partition) {
-            Some((offset, when)) => *offset != position.offset || when.elapsed() > COMMIT_CONFIRM_MAX,
+            Some((sent, when)) => sent != position || when.elapsed() > COMMIT_CONFIRM_MAX,
             None => true,
         });
         if positions.is_empty() {
             return;
         }
-        if let Err(error) = consumer.commit(&list(&positions), CommitMode::Async) {
+        let is_unconfirmed = |position: &Position| {
+            sent.get(&position.partition)
+                .is_some_and(|(sent, _)| sent == position)
+        };
+        if positions
+            .iter()
+            .any(|position| is_unconfirmed(position) && !position.memory.is_empty())
+        {
+            self.tracker.limit_memory(); // perhaps the broker takes no metadata of its length
+        }
+        if let Err(error) = consumer.commit(&convert::position_list(&positions), CommitMode::Async) {
             self.failed("commit, which is repeated", &error);
             return;
         }
@@ -158,12 +180,13 @@ impl SourceContext {
         sent.extend(
             positions
                 .into_iter()
-                .map(|position| (position.partition, (position.offset, now))),
+                .map(|position| (position.partition.clone(), (position, now))),
         );
     }
 
     /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out
-    /// anew and takes no offsets until it has; ask again, polling in between.
+    /// anew and takes no offsets until it has, or the broker takes no metadata of that length; ask again,
+    /// polling in between.
     ///
     /// A member that has joined the next generation, and does not know its number yet, commits under the old
     /// one: librdkafka lets it, and the broker refuses (librdkafka issue 4059).
@@ -171,7 +194,7 @@ impl SourceContext {
         if positions.is_empty() {
             return true;
         }
-        match consumer.commit(&list(positions), CommitMode::Sync) {
+        match consumer.commit(&convert::position_list(positions), CommitMode::Sync) {
             Ok(()) => {
                 self.tracker.committed(positions);
                 debug!(partitions = positions.len(), "committed");
@@ -183,6 +206,10 @@ impl SourceContext {
                 debug!(%error, "the group takes no offsets while it shares its partitions out");
                 false
             }
+            Err(ClientError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+                self.tracker.limit_memory();
+                false
+            }
             Err(error) => {
                 warn!(%error, "failed to commit finished offsets; their records will be repeated");
                 true
@@ -190,9 +217,44 @@ impl SourceContext {
         }
     }
 
-    fn assigned(&self, partitions: Vec<TopicPartition>) {
+    /// Our membership in the group, for a transaction; `None` while we are not the member that all of our
+    /// partitions were given to.
+    pub(super) fn group(&self, consumer: &BaseConsumer<Self>) -> Option<Group> {
+        let group = Group::of(consumer)?;
+        let members = locked(&self.members);
+        let is_mine = |partition| members.get(partition) == Some(&group.member);
+        if self.tracker.assigned().iter().all(is_mine) {
+            return Some(group);
+        }
+        self.is_another_member.store(true, Ordering::Relaxed);
+        None
+    }
+
+    /// Ends the open transaction and commits what is settled, for a while; whether that was done.
+    pub(super) fn conclude_transactions(&self, consumer: &BaseConsumer<Self>) -> bool {
+        let Some(transactions) = &self.transactions else {
+            return true;
+        };
+        let deadline = Instant::now() + LAST_COMMIT_MAX;
+        locked(transactions).conclude(
+            || self.group(consumer),
+            Instant::now,
+            || Instant::now() >= deadline,
+            || std::thread::sleep(LAST_COMMIT_TICK),
+        )
+    }
+
+    /// Partitions are ours from now on; what was in flight of them counts for nothing.
+    pub(super) fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: Vec<TopicPartition>) {
         if partitions.is_empty() {
             return;
+        }
+        if self.transactions.is_some() {
+            let member = Group::of(consumer).map(|group| group.member).unwrap_or_default();
+            let members = partitions
+                .iter()
+                .map(|partition| (partition.clone(), member.clone()));
+            locked(&self.members).extend(members);
         }
         let epoch = self.tracker.assign(partitions.clone());
         info!(partitions = %names(&partitions), epoch, "partitions assigned");
@@ -210,11 +272,15 @@ impl SourceContext {
         if !self.closing.load(Ordering::Relaxed) {
             self.wait_for_records_in_flight(&partitions, lost);
         }
-        let unfinished = self.tracker.unfinished_of(&partitions);
+        let unfinished = self.tracker.unsettled_of(&partitions);
+        if !lost && !self.conclude_transactions(consumer) {
+            warn!(partitions = %names(&partitions), "a transaction is not over; answers that it does not hold are written by who reads on");
+        }
         let positions = self.tracker.revoke(&partitions);
-        if !lost && !self.commit_last(consumer, &positions) {
+        if !lost && self.transactions.is_none() && !self.commit_last(consumer, &positions) {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
+        locked(&self.members).retain(|partition, _| !partitions.contains(partition));
         locked(&self.commits_sent).retain(|partition, _| !partitions.contains(partition));
         self.unread().forget(&partitions);
         for partition in &partitions {
@@ -242,19 +308,20 @@ impl SourceContext {
         }
     }
 
-    /// Tells the tracker what the broker has, as far as librdkafka knows.
+    /// Tells the tracker what the broker has of what was sent, as far as librdkafka knows.
     fn confirm_commits(&self, statistics: &Statistics) {
-        let mut confirmed = Vec::new();
-        for partition in self.tracker.assigned() {
-            let topic = statistics.topics.get(partition.topic.as_ref());
-            let Some(found) = topic.and_then(|topic| topic.partitions.get(&partition.partition)) else {
-                continue;
-            };
-            if found.committed_offset >= 0 {
-                let offset = found.committed_offset;
-                confirmed.push(Position { partition, offset });
-            }
-        }
+        let sent = locked(&self.commits_sent);
+        let is_confirmed = |position: &&Position| {
+            let topic = statistics.topics.get(position.partition.topic.as_ref());
+            let found = topic.and_then(|topic| topic.partitions.get(&position.partition.partition));
+            found.is_some_and(|found| found.committed_offset == position.offset)
+        };
+        let confirmed: Vec<Position> = sent
+            .values()
+            .map(|(position, _)| position)
+            .filter(is_confirmed)
+            .cloned()
+            .collect();
         self.tracker.committed(&confirmed);
     }
 
@@ -330,7 +397,7 @@ impl ConsumerContext for SourceContext {
         match rebalance {
             Rebalance::Assign(list) => {
                 self.monitor.assigned();
-                self.assigned(partitions(list));
+                self.assigned(consumer, partitions(list));
             }
             Rebalance::Revoke(list) => self.revoked(consumer, partitions(list)),
             Rebalance::Error(error) => self.failed("share of the partitions", error),
@@ -351,18 +418,6 @@ impl ConsumerContext for SourceContext {
     }
 }
 
-/// Positions as librdkafka wants them.
-fn list(positions: &[Position]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(positions.len());
-    for position in positions {
-        let mut element = list.add_partition(&position.partition.topic, position.partition.partition);
-        element
-            .set_offset(Offset::Offset(position.offset))
-            .expect("offsets of records are not negative");
-    }
-    list
-}
-
 fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     let elements = list.elements();
     let partition = elements
@@ -380,6 +435,6 @@ fn names(partitions: &[TopicPartition]) -> String {
 }
 
 /// A poisoned lock is sound here: every critical section leaves whole values.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

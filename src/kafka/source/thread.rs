@@ -1,5 +1,6 @@
 //! The poll loop: never blocks, never stops while the source lives.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,15 +9,16 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::context::{Outbox, SourceContext};
-use super::{Close, Closed, SourceConfig, SourceEvent};
+use super::context::{Outbox, SourceContext, locked};
+use super::{Close, Closed, Revocation, SourceConfig, SourceEvent};
 use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
 use crate::kafka::offset_tracker::{Admission, TopicPartition};
+use crate::kafka::transactions::{Producer, Step, Transactions};
 use crate::kafka::{client, convert};
 use crate::telemetry::metrics;
 
@@ -24,6 +26,12 @@ use crate::telemetry::metrics;
 const POLL: Duration = Duration::from_millis(50);
 /// The same while partitions are paused: how soon it notices that it may read on.
 const POLL_PAUSED: Duration = Duration::from_millis(5);
+/// The same while outcomes may come that a transaction is to take.
+const POLL_UNFINISHED: Duration = Duration::from_millis(5);
+/// Steps of transactions in one round, so that the consumer is polled between them.
+const STEPS_MAX: usize = 8;
+/// Longest that reading waits to begin at another offset.
+const SEEK_MAX: Duration = Duration::from_secs(1);
 /// Longest that the group's offsets are waited for, once an assignment.
 const OFFSETS_MAX: Duration = Duration::from_secs(2);
 /// Least time that a last commit may take, while the group is sharing out its partitions.
@@ -39,6 +47,10 @@ pub(super) struct Reading {
     next_commit: Instant,
     /// Nothing more is read: the source ends.
     held: bool,
+    subscribed: bool,
+    /// Partitions whose committed offset is not known have to be read from there; nothing of them is taken
+    /// before.
+    goes_back: Cell<bool>,
     /// Partitions that are paused by themselves, because of the audio that they have in flight.
     slowed: HashSet<TopicPartition>,
 }
@@ -62,15 +74,20 @@ impl Reading {
             .monitor
             .client(format!("consumer of {}", config.topics.join(", ")), true);
         let revoke_wait_max = Duration::from_millis(kafka.revoke_wait_ms_max);
-        let context = SourceContext::new(tracker, Outbox::new(events), monitor, revoke_wait_max);
+        let transactions = match tracker.is_transactional() {
+            true => Some(Transactions::new(
+                Producer::new(kafka, &config.monitor)?,
+                tracker.clone(),
+                kafka.batching(),
+                Instant::now(),
+            )),
+            false => None,
+        };
+        let outbox = Outbox::new(events);
+        let context = SourceContext::new(tracker, outbox, monitor, revoke_wait_max, transactions);
         let consumer: BaseConsumer<SourceContext> = client::group_consumer(kafka)?
             .create_with_context(context)
             .map_err(|error| client::creation_error("consumer", error))?;
-        let names: Vec<&str> = config.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&names).map_err(|error| KafkaError::Fatal {
-            topics: names.join(", "),
-            reason: reason(&error),
-        })?;
         let commit_interval = Duration::from_millis(kafka.commit_interval_ms);
         Ok(Self {
             consumer,
@@ -80,8 +97,24 @@ impl Reading {
             commit_interval,
             next_commit: Instant::now() + commit_interval,
             held: false,
+            subscribed: false,
+            goes_back: Cell::new(false),
             slowed: HashSet::new(),
         })
+    }
+
+    /// Joins the group, once earlier holders of the transactional id are shut out: what they left open is
+    /// aborted then, and the group's offsets can be read.
+    fn subscribe(&mut self) -> Result<(), String> {
+        let transactions = self.context().transactions.as_ref();
+        if self.subscribed || transactions.is_some_and(|transactions| !locked(transactions).is_initialised())
+        {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.topics.iter().map(AsRef::as_ref).collect();
+        self.consumer.subscribe(&names).map_err(|error| reason(&error))?;
+        self.subscribed = true;
+        Ok(())
     }
 
     /// Reads until it is told to end.
@@ -107,17 +140,31 @@ impl Reading {
 
     /// One round: pass on what waits, pause or resume, poll once, commit when it is time.
     fn turn(&mut self) -> Result<(), String> {
+        self.subscribe()?;
         self.context().outbox.flush();
         self.balance();
         self.balance_audio();
-        let paused = self.context().paused.load(Ordering::Relaxed) || !self.slowed.is_empty();
+        if self.goes_back.get() {
+            self.go_back();
+        }
         let until_commit = self.next_commit.saturating_duration_since(Instant::now());
-        let wait = until_commit.min(if paused { POLL_PAUSED } else { POLL });
+        let context = self.context();
+        let poll = if context.paused.load(Ordering::Relaxed) || !self.slowed.is_empty() {
+            POLL_PAUSED
+        } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
+            POLL_UNFINISHED
+        } else {
+            POLL
+        };
+        let wait = until_commit.min(poll);
         match self.consumer.poll(wait) {
             None => {}
             Some(Ok(message)) => self.take(&message),
             Some(Err(ClientError::MessageConsumptionFatal(code))) => return Err(code.to_string()),
             Some(Err(error)) => self.context().failed("read", &error),
+        }
+        if self.context().transactions.is_some() {
+            return self.transact();
         }
         if Instant::now() >= self.next_commit {
             self.context().commit_soon(&self.consumer);
@@ -126,7 +173,135 @@ impl Reading {
         Ok(())
     }
 
-    /// Hands a message on, unless its partition is not ours any more or it is being worked on already.
+    /// Goes on with transactions as far as they go now.
+    fn transact(&self) -> Result<(), String> {
+        let context = self.context();
+        let Some(transactions) = &context.transactions else {
+            return Ok(());
+        };
+        let mut steps = 0..STEPS_MAX;
+        let mut step = Step::Moved;
+        while step == Step::Moved && steps.next().is_some() {
+            step = locked(transactions).step(|| context.group(&self.consumer), Instant::now());
+        }
+        match step {
+            Step::Resync => {
+                self.resync("it is not known whether a transaction was committed");
+                locked(transactions).resynced();
+            }
+            Step::Ended(reason) => return Err(reason),
+            Step::Idle | Step::Moved | Step::Waiting => {}
+        }
+        if self.context().is_another_member.swap(false, Ordering::Relaxed) {
+            self.resync("the group has taken us for another member since it gave us partitions");
+        }
+        Ok(())
+    }
+
+    /// What is in flight counts for nothing: the group's offsets say what is answered, and reading goes on
+    /// from there.
+    fn resync(&self, reason: &str) {
+        let context = self.context();
+        let partitions = context.tracker.assigned();
+        if partitions.is_empty() {
+            return;
+        }
+        warn!(reason, "reading goes back to what the group has committed");
+        context.outbox.drop_records(|_| true);
+        context.outbox.push(SourceEvent::Revoked(Revocation {
+            partitions: partitions.clone(),
+            lost: true,
+        }));
+        context.assigned(&self.consumer, partitions);
+        self.goes_back.set(true);
+    }
+
+    /// Begins to read at the group's offsets, where those were not known; tried again as long as one of them
+    /// cannot be had.
+    fn go_back(&self) {
+        let Some(committed) = self.committed(&self.context().tracker.unknown()) else {
+            return;
+        };
+        for (partition, committed) in &committed {
+            let offset = committed
+                .as_ref()
+                .map_or(Offset::Beginning, |(offset, _)| Offset::Offset(*offset));
+            let sought = self
+                .consumer
+                .seek(&partition.topic, partition.partition, offset, SEEK_MAX);
+            if let Err(error) = sought {
+                self.context()
+                    .failed("begin to read at the group's offset", &error);
+                return;
+            }
+        }
+        self.recall(&committed);
+        self.goes_back.set(false);
+    }
+
+    /// What the group has committed of `partitions`; `None` when the broker does not say.
+    fn committed(&self, partitions: &[TopicPartition]) -> Option<Vec<convert::Committed>> {
+        let offsets = self
+            .consumer
+            .committed_offsets(list(partitions.iter()), OFFSETS_MAX);
+        let offsets = offsets.and_then(|offsets| {
+            offsets
+                .elements()
+                .iter()
+                .try_for_each(TopicPartitionListElem::error)?;
+            Ok(offsets)
+        });
+        match offsets {
+            Ok(offsets) => Some(convert::committed(&offsets)),
+            Err(error) => {
+                self.context().failed("question for the group's offsets", &error);
+                None
+            }
+        }
+    }
+
+    /// Takes note of what the group has committed: what is answered, and where reading begins.
+    fn recall(&self, committed: &[convert::Committed]) {
+        let context = self.context();
+        for (partition, committed) in committed {
+            let committed = committed
+                .as_ref()
+                .map(|(offset, memory)| (*offset, memory.as_str()));
+            context.tracker.recall(partition, committed);
+            if let Some((offset, _)) = committed {
+                context.unread().begin(partition, offset);
+            }
+        }
+    }
+
+    /// Makes sure that it is known what the group has committed of a partition before its first record is
+    /// handed on; `false` when that has to be asked again, and the record read again, first.
+    fn is_recalled(&self, partition: &TopicPartition) -> bool {
+        let unknown = self.context().tracker.unknown();
+        if !unknown.contains(partition) {
+            return true;
+        }
+        if self.goes_back.get() {
+            return false;
+        }
+        match self.committed(&unknown) {
+            Some(committed) => self.recall(&committed),
+            // A repeat is no harm, and deleted records may go uncounted.
+            None if self.context().transactions.is_none() => {
+                for partition in &unknown {
+                    self.context().tracker.recall(partition, None);
+                }
+            }
+            None => {
+                self.goes_back.set(true);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Hands a message on, unless its partition is not ours any more, or it is being worked on or answered
+    /// already.
     fn take(&self, message: &BorrowedMessage<'_>) {
         let context = self.context();
         let Some(topic) = self.topics.iter().find(|topic| topic.as_ref() == message.topic()) else {
@@ -137,38 +312,19 @@ impl Reading {
             debug!(topic = %topic, partition = message.partition(), "a record of a partition that is not ours");
             return;
         };
-        self.note(&partition, message.offset());
+        if !self.is_recalled(&partition) {
+            return; // it is read again
+        }
+        context.unread().read(&partition, message.offset());
         let record = convert::record(message, topic.clone(), epoch);
         match context
             .tracker
             .admit(&record.record_offset, convert::weight(&record))
         {
             Admission::New => context.outbox.push(SourceEvent::Record(record)),
+            Admission::Answered => metrics::record_answered_before(),
             Admission::InFlight | Admission::Void => {}
         }
-    }
-
-    /// Takes note of what is read, and so of what was skipped. The first record of an assignment is measured
-    /// by the group's offset: what lies between was deleted while nobody read.
-    fn note(&self, partition: &TopicPartition, offset: i64) {
-        let mut unread = self.context().unread();
-        if offset > 0 && unread.is_new(partition) {
-            let assigned = self.context().tracker.assigned();
-            let new = list(assigned.iter().filter(|partition| unread.is_new(partition)));
-            match self.consumer.committed_offsets(new, OFFSETS_MAX) {
-                Ok(offsets) => {
-                    for element in offsets.elements() {
-                        if let Offset::Offset(offset) = element.offset() {
-                            unread.begin(&TopicPartition::new(element.topic(), element.partition()), offset);
-                        }
-                    }
-                }
-                Err(error) => {
-                    debug!(%error, "the group's offsets are not known: deleted records may go uncounted")
-                }
-            }
-        }
-        unread.read(partition, offset);
     }
 
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
@@ -259,11 +415,7 @@ impl Reading {
             }
         }
         let deadline = deadline.max(Instant::now() + COMMIT_RETRY_MAX);
-        while !self
-            .context()
-            .commit_now(&self.consumer, &self.context().tracker.positions())
-            && Instant::now() < deadline
-        {
+        while !self.commit_finally() && Instant::now() < deadline {
             if let Err(reason) = self.turn() {
                 error!(reason, "the consumer failed before it could commit");
                 break;
@@ -275,6 +427,15 @@ impl Reading {
         self.leave();
         if let Some(done) = done {
             let _ = done.send(Closed { unfinished }); // who asked may have gone
+        }
+    }
+
+    /// Commits everything that is finished; `false` when that has to be tried again.
+    fn commit_finally(&self) -> bool {
+        let context = self.context();
+        match context.transactions {
+            Some(_) => context.conclude_transactions(&self.consumer),
+            None => context.commit_now(&self.consumer, &context.tracker.positions()),
         }
     }
 
@@ -293,6 +454,9 @@ impl Reading {
         let tracker = self.context().tracker.clone();
         drop(self);
         tracker.revoke(&tracker.assigned()); // where the group was lost, nobody told
+        if let Some(outcomes) = tracker.outcomes() {
+            outcomes.close();
+        }
     }
 
     fn context(&self) -> &SourceContext {

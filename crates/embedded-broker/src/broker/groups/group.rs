@@ -161,7 +161,10 @@ impl Group {
             return Err(ResponseError::InconsistentGroupProtocol);
         }
         if let Newcomer::Unknown { must_return, .. } = who {
-            if let Some(former) = self.same_instance(&as_what) {
+            if let Some(former) = self.member_of(as_what.instance.as_ref()) {
+                if self.phase == Phase::Stable {
+                    return Ok(JoinStep::Wait(self.replace(&former, member_id, as_what, now)));
+                }
                 self.dismiss(&former, ResponseError::FencedInstanceId);
             } else if must_return && as_what.instance.is_none() {
                 self.expected
@@ -171,7 +174,35 @@ impl Group {
         } else if self.expected.remove(&member_id).is_none() && !self.members.contains_key(&member_id) {
             return Err(ResponseError::UnknownMemberId);
         }
+        self.check_instance(&member_id, as_what.instance.as_ref())?;
         Ok(JoinStep::Wait(self.admit(member_id, as_what, now)))
+    }
+
+    /// A static member is back under another id: it takes its former one's place and partitions, which is no
+    /// reason for a new round, unless what it knows is.
+    fn replace(
+        &mut self,
+        former: &str,
+        member_id: String,
+        as_what: Introduction,
+        now: Instant,
+    ) -> JoinAnswer {
+        let member = self.members.get(former);
+        let knows_the_same =
+            member.is_some_and(|member| member.introduction.strategies().eq(as_what.strategies()));
+        let assignment = member.map(|member| member.assignment.clone()).unwrap_or_default();
+        let leads = self.leader.as_deref() == Some(former);
+        self.dismiss(former, ResponseError::FencedInstanceId);
+        if !knows_the_same {
+            return self.admit(member_id, as_what, now);
+        }
+        let mut member = Member::new(as_what, now);
+        member.assignment = assignment;
+        self.members.insert(member_id.clone(), member);
+        if leads {
+            self.leader = Some(member_id.clone());
+        }
+        self.joined_already(&member_id)
     }
 
     fn admit(&mut self, member_id: String, as_what: Introduction, now: Instant) -> JoinAnswer {
@@ -188,12 +219,10 @@ impl Group {
             Phase::Empty | Phase::Gathering { .. } => false,
         };
         if repeats_answer {
-            let (sender, answer) = oneshot::channel();
             if let Some(member) = self.members.get_mut(&member_id) {
                 member.last_heard = now;
             }
-            let _ = sender.send(Ok(self.joined(&member_id)));
-            return answer;
+            return self.joined_already(&member_id);
         }
         self.gather(now);
         self.protocol_type = as_what.protocol_type.clone();
@@ -205,6 +234,13 @@ impl Group {
         member.last_heard = now;
         let answer = member.wait_for_join();
         self.try_agree(now);
+        answer
+    }
+
+    /// The answer to a join that changes nothing about the agreement.
+    fn joined_already(&self, member_id: &str) -> JoinAnswer {
+        let (sender, answer) = oneshot::channel();
+        let _ = sender.send(Ok(self.joined(member_id)));
         answer
     }
 
@@ -278,18 +314,10 @@ impl Group {
         if self.expected.remove(member_id).is_some() {
             return Ok(());
         }
-        let by_instance = || {
-            let instance = instance.filter(|_| member_id.is_empty())?;
-            let found = self
-                .members
-                .iter()
-                .find(|(_, member)| member.introduction.instance.as_ref() == Some(instance));
-            found.map(|(id, _)| id.clone())
-        };
         let id = if self.members.contains_key(member_id) {
             Some(member_id.to_owned())
         } else {
-            by_instance()
+            self.member_of(instance.filter(|_| member_id.is_empty()))
         };
         self.dismiss(
             &id.ok_or(ResponseError::UnknownMemberId)?,
@@ -335,6 +363,21 @@ impl Group {
             return Err(ResponseError::IllegalGeneration);
         }
         Ok(())
+    }
+
+    /// Whether the static name `instance`, if any, is still this member's.
+    ///
+    /// # Errors
+    /// `FencedInstanceId` when another member has come under the name.
+    pub(crate) fn check_instance(
+        &self,
+        member_id: &str,
+        instance: Option<&StrBytes>,
+    ) -> Result<(), ResponseError> {
+        match self.member_of(instance) {
+            Some(owner) if owner != member_id => Err(ResponseError::FencedInstanceId),
+            _ => Ok(()),
+        }
     }
 
     /// Lets sessions and deadlines that have passed take effect.
@@ -404,8 +447,9 @@ impl Group {
         self.try_agree(now);
     }
 
-    fn same_instance(&self, introduction: &Introduction) -> Option<String> {
-        let instance = introduction.instance.as_ref()?;
+    /// Id of the member with the static name `instance`.
+    fn member_of(&self, instance: Option<&StrBytes>) -> Option<String> {
+        let instance = instance?;
         let found = self
             .members
             .iter()

@@ -70,6 +70,11 @@ impl Introduction {
         self.protocols.iter().any(|(name, _)| name == protocol)
     }
 
+    /// Names of its strategies.
+    pub(crate) fn strategies(&self) -> impl Iterator<Item = &StrBytes> {
+        self.protocols.iter().map(|(name, _)| name)
+    }
+
     /// What it says about itself under a strategy.
     pub(crate) fn metadata(&self, protocol: &StrBytes) -> Bytes {
         self.protocols

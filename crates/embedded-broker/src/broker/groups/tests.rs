@@ -294,6 +294,42 @@ fn a_static_member_that_returns_takes_its_own_place() {
 }
 
 #[test]
+fn a_static_member_that_restarts_gets_its_partitions_back_without_a_new_round() {
+    let start = Instant::now();
+    let mut group = Group::new(start);
+    let named = || Introduction {
+        instance: Some(text("kitchen")),
+        ..consumer(&["range"])
+    };
+    let Ok(JoinStep::Wait(first)) = group.join(newcomer("a"), named(), start) else {
+        panic!("it waits");
+    };
+    group.sweep(start + PAUSE);
+    let generation = joined(first).generation;
+    let shared_out = vec![(text("a"), Bytes::from_static(b"partition 0"))];
+    drop(group.sync("a", generation, shared_out, start).unwrap());
+
+    let Ok(JoinStep::Wait(second)) = group.join(newcomer("b"), named(), start) else {
+        panic!("it is answered");
+    };
+    let second = joined(second);
+    let mut synced = group.sync("b", second.generation, Vec::new(), start).unwrap();
+
+    assert_eq!((second.generation, group.phase()), (generation, Phase::Stable));
+    assert_eq!(
+        synced.try_recv().unwrap().unwrap().assignment,
+        Bytes::from_static(b"partition 0")
+    );
+    let kitchen = text("kitchen");
+    assert_eq!(
+        group.check_instance("a", Some(&kitchen)),
+        Err(ResponseError::FencedInstanceId)
+    );
+    assert_eq!(group.check_instance("b", Some(&kitchen)), Ok(()));
+    assert_eq!(group.check_instance("c", None), Ok(()));
+}
+
+#[test]
 fn the_last_member_leaves_an_empty_group_that_goes_when_nothing_was_committed() {
     let now = Instant::now();
     let mut groups = Groups::default();

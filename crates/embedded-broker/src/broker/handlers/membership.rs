@@ -185,6 +185,7 @@ fn begin_sync(broker: &Shared, request: &SyncGroupRequest) -> Result<SyncAnswer,
     {
         return Err(ResponseError::InconsistentGroupProtocol);
     }
+    group.check_instance(request.member_id.as_str(), request.group_instance_id.as_ref())?;
     let assignments = request
         .assignments
         .iter()
@@ -207,7 +208,11 @@ fn begin_sync(broker: &Shared, request: &SyncGroupRequest) -> Result<SyncAnswer,
 pub(super) fn heartbeat(broker: &Shared, request: &HeartbeatRequest) -> HeartbeatResponse {
     let mut state = broker.lock();
     let alive = match state.groups.get_mut(request.group_id.as_str()) {
-        Some(group) => group.heartbeat(request.member_id.as_str(), request.generation_id, Instant::now()),
+        Some(group) => group
+            .check_instance(request.member_id.as_str(), request.group_instance_id.as_ref())
+            .and_then(|()| {
+                group.heartbeat(request.member_id.as_str(), request.generation_id, Instant::now())
+            }),
         None => Err(ResponseError::UnknownMemberId),
     };
     HeartbeatResponse::default().with_error_code(code(alive))

@@ -26,6 +26,7 @@ pub(super) fn commit(broker: &Shared, request: &OffsetCommitRequest) -> OffsetCo
     let mut state = broker.lock();
     let group_id = request.group_id.as_str();
     let allowed = state.groups.get_or_create(group_id, now).and_then(|group| {
+        group.check_instance(request.member_id.as_str(), request.group_instance_id.as_ref())?;
         group.may_commit(
             request.member_id.as_str(),
             request.generation_id_or_member_epoch,

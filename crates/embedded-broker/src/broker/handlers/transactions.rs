@@ -196,6 +196,7 @@ fn may_commit_offsets(
     group.touch(now);
     let says_who = request.generation_id >= 0 || !request.member_id.is_empty();
     if version >= SINCE_MEMBER && says_who {
+        group.check_instance(request.member_id.as_str(), request.group_instance_id.as_ref())?;
         group.check_member(request.member_id.as_str(), request.generation_id)?;
     }
     Ok(())

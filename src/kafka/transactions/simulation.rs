@@ -1,0 +1,234 @@
+//! Histories of processes, a group and transactions, each drawn from a seed: what the real broker does rarely
+//! happens here all the time. The offset tracker and [`Transactions`] are the real ones; the broker, the
+//! consumer and time are models.
+//!
+//! `SPEECHVERSE_HISTORIES=100000` runs so many (3,000 otherwise), `SPEECHVERSE_HISTORY=SEED` runs one, told
+//! step by step with `RUST_LOG=debug`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+
+mod broker;
+mod process;
+
+use broker::{Broker, PARTITIONS};
+use process::{Fate, Process};
+
+/// Histories that are run unless the environment says otherwise.
+const HISTORIES: u64 = 3_000;
+/// Events of one history, before everything is left to come to rest.
+const EVENTS: usize = 250;
+/// Rounds in which everything has to come to rest.
+const ROUNDS_MAX: usize = 2_000;
+
+/// Numbers from a seed (SplitMix64).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.roll() % bound as u64) as usize
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// What all models share.
+struct World {
+    broker: Broker,
+    dice: Dice,
+    now: Instant,
+    /// One in so many calls of a producer fails; none with 0.
+    faults_one_in: usize,
+}
+
+type Shared = Rc<RefCell<World>>;
+
+/// One history.
+struct History {
+    world: Shared,
+    processes: Vec<Process>,
+    started: usize,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let faults_one_in = [0, 40, 12, 5][dice.below(4)];
+        let records = [2, 6, 14][dice.below(3)];
+        let broker = Broker::new(&mut dice, records);
+        let world = World {
+            broker,
+            dice,
+            now: Instant::now(),
+            faults_one_in,
+        };
+        Self {
+            world: Rc::new(RefCell::new(world)),
+            processes: Vec::new(),
+            started: 0,
+        }
+    }
+
+    fn pick(&self, bound: usize) -> usize {
+        self.world.borrow_mut().dice.below(bound)
+    }
+
+    /// Starts a process under one of two names, so that some come back under the name of one that still
+    /// works, or under no name.
+    fn start_process(&mut self) {
+        let name = match self.pick(3) {
+            0 => format!("unnamed-{}", self.started),
+            number => format!("pod-{number}"),
+        };
+        self.started += 1;
+        self.processes
+            .push(Process::start(name, self.started, &self.world));
+    }
+
+    fn event(&mut self) {
+        let elapsed = Duration::from_millis([0, 1, 20, 120, 700][self.pick(5)]);
+        self.world.borrow_mut().now += elapsed;
+        self.world.borrow_mut().broker_sweeps();
+        if self.processes.is_empty() {
+            return self.start_process();
+        }
+        let index = self.pick(self.processes.len());
+        match self.pick(100) {
+            0..=29 => self.processes[index].poll(),
+            30..=54 => self.processes[index].finish_one(),
+            55..=84 => self.step(index),
+            85..=88 => self.rebalance(),
+            89 | 90 => self.throw_out(index),
+            91 | 92 => self.crash(index),
+            93 | 94 if self.processes.len() < 3 => self.start_process(),
+            95 => self.world.borrow_mut().now += Duration::from_secs(11), // everything stands still for a while
+            _ => self.processes[index].hear_of_its_group(),
+        }
+    }
+
+    fn step(&mut self, index: usize) {
+        if self.processes[index].step() == Fate::Ended {
+            self.crash(index);
+        }
+    }
+
+    /// A process dies; the group notices now, or not before the next rebalance.
+    fn crash(&mut self, index: usize) {
+        let process = self.processes.swap_remove(index);
+        let mut world = self.world.borrow_mut();
+        if world.dice.one_in(2) {
+            world.broker.leave(&process.member);
+        }
+    }
+
+    /// The group throws a member out, which does not know it yet.
+    fn throw_out(&mut self, index: usize) {
+        let member = self.processes[index].member.clone();
+        self.world.borrow_mut().broker.leave(&member);
+    }
+
+    /// The group shares its partitions out anew among those who are there: who loses some gives them up
+    /// first, and then all are told. A process that is absent loses what it has without knowing.
+    fn rebalance(&mut self) {
+        let is_absent = |_: &Process| self.world.borrow_mut().dice.one_in(5);
+        let mut absent: Vec<bool> = self.processes.iter().map(is_absent).collect();
+        if absent.iter().all(|absent| *absent) {
+            absent.fill(false);
+        }
+        let mut present: Vec<&mut Process> = self
+            .processes
+            .iter_mut()
+            .zip(absent)
+            .filter(|(_, absent)| !absent)
+            .map(|(process, _)| process)
+            .collect();
+        let mut shares: Vec<Vec<i32>> = vec![Vec::new(); present.len()];
+        for partition in 0..PARTITIONS {
+            let owner = self.world.borrow_mut().dice.below(present.len());
+            shares[owner].push(partition);
+        }
+        for (process, share) in present.iter_mut().zip(&shares) {
+            process.hear_of_its_group(); // who was thrown out has lost everything
+            process.give_up_all_but(share);
+        }
+        let members: Vec<(String, Vec<i32>)> = present
+            .iter()
+            .map(|process| process.member.clone())
+            .zip(shares)
+            .collect();
+        self.world.borrow_mut().broker.share_out(&members);
+        present.iter_mut().for_each(|process| process.take_up());
+    }
+
+    /// No more faults; whatever is open has to come to rest with one process, every record answered.
+    fn come_to_rest(&mut self) {
+        self.world.borrow_mut().faults_one_in = 0;
+        self.processes.clear();
+        self.start_process();
+        self.rebalance();
+        for _ in 0..ROUNDS_MAX {
+            self.world.borrow_mut().now += Duration::from_millis(200);
+            self.world.borrow_mut().broker_sweeps();
+            let process = &mut self.processes[0];
+            for _ in 0..4 {
+                process.poll();
+                process.finish_one();
+                assert!(process.step() == Fate::Lives, "the only process was shut out");
+            }
+            if self.world.borrow().broker.is_at_rest() {
+                return;
+            }
+        }
+        let world = self.world.borrow();
+        panic!("{ROUNDS_MAX} rounds are not enough: {:?}", world.broker);
+    }
+}
+
+impl World {
+    fn broker_sweeps(&mut self) {
+        let now = self.now;
+        self.broker.sweep(now);
+    }
+}
+
+fn run(seed: u64) {
+    let mut history = History::new(seed);
+    for _ in 0..EVENTS {
+        history.event();
+    }
+    history.come_to_rest();
+    history.world.borrow().broker.check_answers();
+}
+
+#[test]
+fn whatever_happens_every_record_is_answered_exactly_once() {
+    let from_environment = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse::<u64>().ok())
+    };
+    if let Some(seed) = from_environment("SPEECHVERSE_HISTORY") {
+        crate::telemetry::logs::init_lines(&Default::default());
+        return run(seed);
+    }
+    let histories = from_environment("SPEECHVERSE_HISTORIES").unwrap_or(HISTORIES);
+    for seed in 0..histories {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
+            eprintln!("history {seed} failed; SPEECHVERSE_HISTORY={seed} runs it alone");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
