@@ -126,6 +126,7 @@ impl Side {
 
 /// Both deliveries in turn, on the embedded broker, or on the Apache Kafka that `SPEECHVERSE_KAFKA` names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::print_stderr, reason = "its figures are what it is run for")]
 #[ignore = "a measurement of minutes, to be read by a person"]
 async fn what_exactly_once_costs() {
     const ROUNDS: usize = 9;
