@@ -227,7 +227,10 @@ fn whatever_happens_every_record_is_answered_exactly_once() {
     let histories = from_environment("SPEECHVERSE_HISTORIES").unwrap_or(HISTORIES);
     for seed in 0..histories {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
-            eprintln!("history {seed} failed; SPEECHVERSE_HISTORY={seed} runs it alone");
+            #[expect(clippy::print_stderr, reason = "how a failing history is run again")]
+            {
+                eprintln!("history {seed} failed; SPEECHVERSE_HISTORY={seed} runs it alone");
+            }
             std::panic::resume_unwind(panic);
         }
     }
