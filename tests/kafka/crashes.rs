@@ -115,11 +115,7 @@ async fn process_that_is_killed() {
     config.group_id = group.to_owned();
     config.topics.requests = topic.to_owned();
     config.session_timeout_ms = SESSION_MS;
-    let running = Bench {
-        _broker: None,
-        config,
-    }
-    .start();
+    let running = Bench { broker: None, config }.start();
     loop {
         let record = running.record().await;
         let tracker = running.tracker.clone();

@@ -28,7 +28,7 @@ const STEP: Duration = Duration::from_secs(60);
 /// A broker with topics of its own for one test.
 struct Bench {
     /// Kept alive; `None` on Apache Kafka.
-    _broker: Option<EmbeddedBroker>,
+    broker: Option<EmbeddedBroker>,
     config: KafkaConfig,
 }
 
@@ -38,7 +38,7 @@ impl Bench {
         let config = config(broker.bootstrap());
         admin::ensure_topics(&config, STEP).await.unwrap();
         Self {
-            _broker: Some(broker),
+            broker: Some(broker),
             config,
         }
     }
@@ -46,10 +46,7 @@ impl Bench {
     async fn apache() -> Option<Self> {
         let config = config(std::env::var("SPEECHVERSE_KAFKA").ok()?);
         admin::ensure_topics(&config, STEP).await.unwrap();
-        Some(Self {
-            _broker: None,
-            config,
-        })
+        Some(Self { broker: None, config })
     }
 
     fn requests(&self) -> &str {

@@ -147,8 +147,11 @@ impl Reading {
         if self.goes_back.get() {
             self.go_back();
         }
-        let until_commit = self.next_commit.saturating_duration_since(Instant::now());
         let context = self.context();
+        let until_commit = match &context.transactions {
+            Some(_) => POLL, // they keep time themselves
+            None => self.next_commit.saturating_duration_since(Instant::now()),
+        };
         let poll = if context.paused.load(Ordering::Relaxed) || !self.slowed.is_empty() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
