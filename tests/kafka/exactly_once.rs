@@ -185,21 +185,18 @@ pub(super) async fn kills(bench: &Bench) {
     bench.publish(0..COUNT).await;
     let began = Instant::now();
     for count in BEFORE_KILL {
-        let config = config.clone();
-        let killed = tokio::task::spawn_blocking(move || {
-            let (process, output) = start_process(&config);
+        let (process, output) = start_process(&config);
+        let committed = tokio::task::spawn_blocking(move || {
             let committed = lines(output).filter(|line| line.starts_with(COMMITTED));
-            assert_eq!(
-                committed.take(count).count(),
-                count,
-                "the process ended by itself"
-            );
-            drop(process);
+            committed.take(count).count()
         });
-        tokio::time::timeout(STEP, killed)
-            .await
-            .expect("answers in time")
-            .unwrap();
+        let committed = tokio::time::timeout(STEP, committed).await;
+        drop(process); // killed, also where it came to a stand, so that nobody waits for its output
+        assert_eq!(
+            committed.expect("answers in time").unwrap(),
+            count,
+            "the process ended by itself"
+        );
     }
     let took = began.elapsed();
 
