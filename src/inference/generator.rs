@@ -213,9 +213,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                         weight: self.options.ctc_weight,
                     });
                 }
-                let heard = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
+                let adapted = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
                 let model = self.model();
-                let prompts = model.prompts(&heard.positions, &heard.lengths, &instruction)?;
+                let prompts = model.prompts(&adapted.positions, &adapted.lengths, &instruction)?;
                 (prompts, version.lora)
             }
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),

@@ -223,13 +223,7 @@ impl<'a> StageRunner<'a> {
             None => None,
         };
         let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
-        let aligned = match learned.adapter.summary(&statistics)? {
-            Some(summary) => {
-                let table = self.networks.speech_llm.llm().embedding_table();
-                summary_loss(&summary.f_squeeze_dim(1)?, &labels, &table)?
-            }
-            None => None,
-        };
+        let aligned = self.summary_loss(learned, &statistics, &labels)?;
         if ctc_alone {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
             let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
@@ -246,8 +240,8 @@ impl<'a> StageRunner<'a> {
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
         let llm = &self.networks.speech_llm;
-        let heard = learned.adapter.positions(&adapted, &statistics)?;
-        let prompts = llm.prompts(&heard.positions, &heard.lengths, &asked)?;
+        let adapted = learned.adapter.positions(&adapted, &statistics)?;
+        let prompts = llm.prompts(&adapted.positions, &adapted.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
         let mut loss = found.loss;
         if let Some(ctc) = ctc {
@@ -267,6 +261,24 @@ impl<'a> StageRunner<'a> {
     fn label_of<'s>(&self, sample: &'s Sample) -> Option<&'s LabelTarget> {
         let task = &sample.example.task;
         (sample.label.as_ref()).filter(|_| self.config.summary_tasks.contains(task))
+    }
+
+    /// Loss of the summaries of rows that have a label to be aligned with; none, and no work, where no row
+    /// has.
+    fn summary_loss(
+        &self,
+        learned: &Learned,
+        statistics: &Tensor,
+        labels: &[Option<&LabelTarget>],
+    ) -> Result<Option<Tensor>, TrainingError> {
+        if labels.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let Some(summary) = learned.adapter.summary(statistics)? else {
+            return Ok(None);
+        };
+        let table = self.networks.speech_llm.llm().embedding_table();
+        Ok(summary_loss(&summary.f_squeeze_dim(1)?, labels, &table)?)
     }
 
     /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in
