@@ -66,6 +66,6 @@ fn request(number: usize, adapter: &AdapterSnapshot) -> GenerateRequest {
         instruction: "Transcribe.".to_owned(),
         grammar: None,
         tokens_max: None,
-        verbatim: false,
+        task: None,
     }
 }

@@ -161,9 +161,10 @@ impl Decoder {
             instruction: request.instruction.clone(),
             grammar: request.grammar.clone(),
             tokens_max: request.max_tokens,
-            verbatim: match &request.task {
-                Some(task) => task == TRANSCRIPT,
-                None => request.instruction == self.args.default_instruction,
+            task: match &request.task {
+                Some(task) => Some(task.clone()),
+                None if request.instruction == self.args.default_instruction => Some(TRANSCRIPT.to_owned()),
+                None => None,
             },
         });
         let active = Active {

@@ -25,7 +25,8 @@ import soxr
 from real_speech import write_manifest
 
 RATE = 16000
-COUNTS = {"train": (1800, 600, 300), "valid": (120, 60, 50), "test": (150, 100, 60)}  # speaker counting, padded, silence
+# Clips with several speakers, padded, of silence, and further ones with several speakers (drawn last: the others stay what they were).
+COUNTS = {"train": (1800, 600, 300, 3600), "valid": (120, 60, 50, 0), "test": (150, 100, 60, 0)}
 NUMBERS = ["one", "two", "three"]
 # Recordings of one person, whose name is known.
 SOURCES = ["librispeech", "speechocean762", "an4"]
@@ -108,6 +109,13 @@ def coloured(count, rng):
     return (noise / max(np.sqrt((noise**2).mean()), 1e-9)).astype(np.float32)
 
 
+def mixed(args, split, voices, rng, number):
+    """The row of one clip with several speakers, which is written."""
+    samples, count, who = speakers_clip(voices, rng)
+    path, seconds = save(args, f"speaker_count/{split}/{number:05d}.flac", samples)
+    return dict(audio_filepath=path, duration=seconds, task="speaker_count", target=NUMBERS[count - 1], labels=NUMBERS, voices=who, domain="mixed", split=split, source="mixed from librispeech, speechocean762, an4")
+
+
 def padded_clip(rows, by_voice, rng):
     """(samples, text, how, row) of a clip with silence before it, after it or inside."""
     row = rng.choice(rows)
@@ -174,7 +182,7 @@ def main():
     parser.add_argument("--split", choices=list(COUNTS), nargs="*", default=list(COUNTS))
     args = parser.parse_args()
     for split in args.split:
-        mixes, pads, silences = COUNTS[split]
+        mixes, pads, silences, more = COUNTS[split]
         rng = random.Random(f"mix-{split}")
         rows = [r for r in read(args.manifests / f"asr_{split}.jsonl") if r["domain"] in SOURCES]
         voices = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -186,19 +194,14 @@ def main():
             by_voice[r["voice"]].append(r)
         sounds = [r for r in read(args.manifests / f"asr_empty_{split}.jsonl") if r["domain"] == "non-speech"]
 
-        out = []
-        for number in range(mixes):
-            samples, count, who = speakers_clip(voices, rng)
-            path, seconds = save(args, f"speaker_count/{split}/{number:05d}.flac", samples)
-            out.append(dict(audio_filepath=path, duration=seconds, task="speaker_count", target=NUMBERS[count - 1], labels=NUMBERS, voices=who, domain="mixed", split=split, source="mixed from librispeech, speechocean762, an4"))
-        write_manifest(args.out / f"speaker_count_{split}.jsonl", out)
+        counted = [mixed(args, split, voices, rng, number) for number in range(mixes)]
 
         out = []
         for number in range(pads):
             samples, text, how, row = padded_clip(short, by_voice, rng)
             path, seconds = save(args, f"asr_padded/{split}/{number:05d}.flac", samples)
             seen = {"words_seen_in_train": True} if row.get("words_seen_in_train") else {}
-            out.append(dict(audio_filepath=path, duration=seconds, task="asr", text=text, voice=row["voice"], domain=f"padded-{how}", split=split, source=row["source"], **seen))
+            out.append(dict(audio_filepath=path, duration=seconds, task="asr", text=text, voice=row["voice"], domain=f"padded-{how}", split=split, source=row.get("source") or row["origin"], **seen))
         write_manifest(args.out / f"asr_padded_{split}.jsonl", out)
 
         out = []
@@ -207,6 +210,9 @@ def main():
             path, seconds = save(args, f"asr_silence/{split}/{number:05d}.flac", samples)
             out.append(dict(audio_filepath=path, duration=seconds, task="asr", text="", no_speech=True, domain=f"made: {what}", split=split, source="made"))
         write_manifest(args.out / f"asr_silence_{split}.jsonl", out)
+
+        counted += [mixed(args, split, voices, rng, number) for number in range(mixes, mixes + more)]
+        write_manifest(args.out / f"speaker_count_{split}.jsonl", counted)
 
 
 if __name__ == "__main__":

@@ -224,11 +224,10 @@ fn question(
         } else {
             OutputGrammar::free()
         };
-        let verbatim = task.name == ASR;
         let prompt = EvalPrompt {
             instruction,
             grammar,
-            verbatim,
+            task: Some(task.name.clone()),
         };
         return Ok((prompt, None));
     }
@@ -243,7 +242,7 @@ fn question(
     let prompt = EvalPrompt {
         instruction,
         grammar,
-        verbatim: false,
+        task: None,
     };
     Ok((prompt, Some(Arc::new(layout))))
 }

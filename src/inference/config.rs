@@ -48,6 +48,9 @@ pub struct DecodingConfig {
     /// Share of the CTC head in the choice of each token of a transcript, 0 to below 1; for adapters that
     /// have such a head.
     pub ctc_weight: f64,
+    /// Share of the summary's scores in the choice of a label about the voice, 0 to below 1; for adapters
+    /// whose summary is aligned with the task, where the answer is constrained to the labels.
+    pub summary_weight: f64,
 }
 
 impl Default for DecodingConfig {
@@ -65,6 +68,7 @@ impl Default for DecodingConfig {
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
             ctc_weight: 0.6,
+            summary_weight: 0.7,
         }
     }
 }
@@ -97,6 +101,7 @@ impl DecodingConfig {
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
             ctc_weight: self.ctc_weight,
+            summary_weight: self.summary_weight,
         }
     }
 

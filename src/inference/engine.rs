@@ -42,7 +42,7 @@ struct Audio {
     instruction: String,
     grammar: Option<OutputGrammar>,
     tokens_max: Option<usize>,
-    verbatim: bool,
+    task: Option<String>,
 }
 
 impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
@@ -73,7 +73,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
             instruction,
             grammar,
             tokens_max,
-            verbatim,
+            task,
         } = request;
         match input {
             Input::Audio { samples, adapter } => {
@@ -83,7 +83,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     instruction,
                     grammar,
                     tokens_max,
-                    verbatim,
+                    task,
                 };
                 self.waiting.push_back((id, audio));
             }
@@ -94,7 +94,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     instruction,
                     grammar,
                     tokens_max,
-                    verbatim,
+                    task,
                 },
             ),
         }
@@ -152,7 +152,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                             instruction: audio.instruction,
                             grammar: audio.grammar,
                             tokens_max: audio.tokens_max,
-                            verbatim: audio.verbatim,
+                            task: audio.task,
                         },
                     ),
                     Err(error) => events.push(Event::Failed {

@@ -12,12 +12,13 @@ use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
     DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
-    JointCtc, Prompt, RequestId, Scheduler,
+    JointCtc, JointLabels, Prompt, RequestId, Scheduler,
 };
 use crate::models::ModelError;
-use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
+use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter, label_scores};
 use crate::nn::lora::LoraSet;
 use crate::text::OutputGrammar;
+use crate::text::tasks::TRANSCRIPT;
 
 /// Adapter versions kept ready on the device; requests in flight rarely span more than two.
 const VERSIONS_MAX: usize = 4;
@@ -197,7 +198,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Some(grammar) => self.grammar(grammar)?,
         };
         let instruction = [request.instruction.as_str()];
-        let mut joint = None;
+        let task = request.task.as_deref();
+        let (mut joint, mut labels) = (None, None);
         let (mut prompts, lora) = match &request.input {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
@@ -205,8 +207,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
                 let length = [frames.size().get(1).copied().unwrap_or(0)];
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
-                if let (true, None, Some(head)) =
-                    (request.verbatim, &grammar, version.adapter.trained_ctc_head())
+                if let (Some(TRANSCRIPT), None, Some(head)) =
+                    (task, &grammar, version.adapter.trained_ctc_head())
                 {
                     joint = Some(JointCtc {
                         scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
@@ -215,6 +217,15 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 }
                 let adapted = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
                 let model = self.model();
+                let aligned = (version.adapter.config().summary_tasks.iter())
+                    .any(|aligned| Some(aligned.as_str()) == task);
+                if aligned
+                    && let Some(grammar) = grammar.as_ref().filter(|_| self.options.summary_weight > 0.0)
+                {
+                    // The first position is the summary.
+                    let summary = adapted.positions.f_get(0)?.f_get(0)?; // [H]
+                    labels = joint_labels(model, grammar, &summary, self.options.summary_weight)?;
+                }
                 let prompts = model.prompts(&adapted.positions, &adapted.lengths, &instruction)?;
                 (prompts, version.lora)
             }
@@ -230,6 +241,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             grammar,
             lora,
             joint,
+            labels,
         };
         // More than the engine's own are an upper bound: the answer gets as many of them as its slot has
         // positions for.
@@ -330,7 +342,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             instruction: "Transcribe the speech.".to_owned(),
             grammar: None,
             tokens_max: Some(2), // a prefill and a decode step
-            verbatim: true,
+            task: Some(TRANSCRIPT.to_owned()),
         });
         while self.has_unfinished() {
             for event in self.step() {
@@ -343,6 +355,24 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         }
         Ok(())
     }
+}
+
+/// What the summary of a clip says of the labels of a grammar; none where it is no choice of one label.
+fn joint_labels(
+    model: &SpeechLlm,
+    grammar: &CompiledGrammar,
+    summary: &Tensor,
+    weight: f64,
+) -> Result<Option<JointLabels>, InferenceError> {
+    let labels = grammar.choice();
+    let tokens = (labels.iter())
+        .map(|label| model.spoken_ids(label))
+        .collect::<Result<Vec<_>, _>>()?;
+    if tokens.is_empty() || tokens.iter().any(Vec::is_empty) {
+        return Ok(None);
+    }
+    let scores = label_scores(summary, &tokens, &model.llm().embedding_table())?;
+    Ok(Some(JointLabels::new(labels, &scores, weight)?))
 }
 
 #[cfg(test)]

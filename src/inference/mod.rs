@@ -36,6 +36,6 @@ pub use features::{Clip, FeatureExtractor, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 pub use request::{EngineConfig, Event, GenerateRequest, Input};
-pub use sampling::{JointCtc, repeated_tail};
+pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Generation, Loras, Prompt, RequestId};

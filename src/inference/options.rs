@@ -74,6 +74,10 @@ pub struct DecodeOptions {
     /// Share of the CTC head's prefix scores in the choice of each token of a transcript, 0 to below 1; see
     /// [`JointCtc`](super::JointCtc). Means nothing for other answers, and for adapters without a CTC head.
     pub ctc_weight: f64,
+    /// Share of the summary's scores in the choice of each token of a label, 0 to below 1, where the
+    /// adapter's summary is aligned with the task and the answer is constrained to its labels; see
+    /// [`JointLabels`](super::JointLabels).
+    pub summary_weight: f64,
 }
 
 impl DecodeOptions {
@@ -86,6 +90,7 @@ impl DecodeOptions {
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
             ctc_weight: 0.0,
+            summary_weight: 0.0,
         }
     }
 
@@ -115,12 +120,13 @@ impl DecodeOptions {
         };
         let positive = |number: f64| number.is_finite() && number > 0.0;
         check(self.tokens_max > 0, "tokens_max", "0".to_owned(), "at least 1")?;
-        check(
-            (0.0..1.0).contains(&self.ctc_weight),
-            "ctc_weight",
-            self.ctc_weight.to_string(),
-            "0 to below 1",
-        )?;
+        for (option, share) in [
+            ("ctc_weight", self.ctc_weight),
+            ("summary_weight", self.summary_weight),
+        ] {
+            let good = (0.0..1.0).contains(&share);
+            check(good, option, share.to_string(), "0 to below 1")?;
+        }
         check(
             positive(self.repetition_penalty),
             "repetition_penalty",

@@ -38,9 +38,9 @@ pub struct GenerateRequest {
     /// Most answer tokens, instead of the engine's own. More than these are an upper bound: the answer gets
     /// as many of them as its slot has positions for.
     pub tokens_max: Option<usize>,
-    /// Whether the answer is a transcript, word for word: then the CTC head has a say in it, if the
-    /// adapter has one and the grammar is free.
-    pub verbatim: bool,
+    /// The task, where it is a known one. In a transcript with a free grammar the CTC head has a say, if the
+    /// adapter has one; in the choice of a label the summary has, if the adapter's is aligned with the task.
+    pub task: Option<String>,
 }
 
 /// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::grammar::{CompiledGrammar, GrammarState};
 use super::sampling::beam::BeamSearch;
-use super::sampling::{JointCtc, Rules, continuations, penalises, repeated_tail, sample_next};
+use super::sampling::{JointCtc, JointLabels, Rules, continuations, penalises, repeated_tail, sample_next};
 use super::{DecodeOptions, Strategy};
 use crate::models::ModelError;
 use crate::nn::kv_cache::KvCache;
@@ -47,6 +47,8 @@ pub struct Prompt {
     pub lora: Option<u64>,
     /// What the CTC head reads, where the answer is a transcript.
     pub joint: Option<JointCtc>,
+    /// What the summary says of the labels, where the answer is one that it is aligned with.
+    pub labels: Option<JointLabels>,
 }
 
 /// A generated answer, complete or so far.
@@ -215,6 +217,7 @@ impl Sequence {
             options: &self.prompt.options,
             grammar: self.prompt.grammar.as_deref(),
             joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
+            labels: self.prompt.labels.as_ref(),
             end_ids,
             tokens_max: self.tokens_max,
         };

@@ -21,6 +21,7 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         residual_blocks: 0,
         summary: false,
         ctc_trained: false,
+        summary_tasks: Vec::new(),
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()

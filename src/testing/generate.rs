@@ -66,6 +66,7 @@ pub fn generate_alike(
             grammar: None,
             lora: None,
             joint: None,
+            labels: None,
         })
         .collect();
     generate_all(model, prompts, slots, end_ids, model.info().vocab, &[])

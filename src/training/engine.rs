@@ -159,7 +159,12 @@ impl<'a> Engine<'a> {
                 });
             }
             let (saved, lora) = checkpoint::read_adapter(folder, "resumed")?;
-            (snapshot, start_lora) = (Some(saved), lora);
+            snapshot = Some(saved);
+            // Until the first stage with LoRA, that of the adapter to start from still waits for it.
+            let begun = config.stages.iter().take(state.stage + 1);
+            if begun.clone().any(|stage| stage.kind.has_lora()) {
+                start_lora = lora;
+            }
         }
         let device = networks.placement.device;
         let settings = match &snapshot {

@@ -40,8 +40,8 @@ pub struct EvalPrompt {
     pub instruction: String,
     /// What the answer is constrained to.
     pub grammar: OutputGrammar,
-    /// Whether the answer is what is said, word for word.
-    pub verbatim: bool,
+    /// The task that it asks for, where it is one alone; see [`GenerateRequest::task`].
+    pub task: Option<String>,
 }
 
 impl EvalPrompt {
@@ -50,14 +50,14 @@ impl EvalPrompt {
         Self {
             instruction: instruction.into(),
             grammar: OutputGrammar::free(),
-            verbatim: false,
+            task: None,
         }
     }
 
     /// A prompt for a transcript.
     pub fn transcript(instruction: impl Into<String>) -> Self {
         Self {
-            verbatim: true,
+            task: Some(TRANSCRIPT.to_owned()),
             ..Self::free(instruction)
         }
     }
@@ -68,7 +68,7 @@ impl EvalPrompt {
             instruction: self.instruction.clone(),
             grammar: Some(self.grammar.clone()).filter(|grammar| !grammar.is_free()),
             tokens_max: None,
-            verbatim: self.verbatim,
+            task: self.task.clone(),
         }
     }
 }
@@ -353,7 +353,7 @@ pub fn evaluate(
         .iter()
         .map(|sample| {
             let prompt = EvalPrompt {
-                verbatim: sample.example.task == TRANSCRIPT,
+                task: Some(sample.example.task.clone()),
                 ..EvalPrompt::free(sample.variants.first())
             };
             (&sample.example, vec![prompt])

@@ -114,7 +114,25 @@ pub fn prepare(
             metrics,
         });
     }
+    weigh_labels(&mut prepared.samples);
     Ok(prepared)
+}
+
+/// Makes all answers of a task weigh the same together, and its samples 1 on average.
+#[expect(clippy::cast_precision_loss, reason = "counts of samples")]
+fn weigh_labels(samples: &mut [Sample]) {
+    let mut counts: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    for sample in samples.iter().filter(|sample| sample.label.is_some()) {
+        let of_task = counts.entry(sample.example.task.clone()).or_default();
+        *of_task.entry(sample.example.target.clone()).or_default() += 1;
+    }
+    for sample in samples {
+        if let (Some(label), Some(of_task)) = (&mut sample.label, counts.get(&sample.example.task)) {
+            let all: usize = of_task.values().sum();
+            let own = of_task.get(&sample.example.target).copied().unwrap_or(1);
+            label.weight = all as f64 / (of_task.len() * own) as f64;
+        }
+    }
 }
 
 /// A sample's answer among its labels, as tokens; none where the task's answer is no single label.
@@ -136,6 +154,7 @@ fn label_target(
     Ok(right.filter(|_| usable).map(|right| LabelTarget {
         labels: tokens,
         right,
+        weight: 1.0,
     }))
 }
 

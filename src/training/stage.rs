@@ -62,7 +62,20 @@ impl<'a> StageRunner<'a> {
             let all = classes_of([known, classes]);
             learned.adapter.set_ctc_classes(all, run.seed)?;
         }
-        learned.adapter.set_ctc_trained(with_ctc(config));
+        if config.kind != StageKind::SummaryAlign {
+            learned.adapter.set_ctc_trained(with_ctc(config));
+        }
+        if !config.summary_tasks.is_empty() {
+            if !learned.adapter.config().summary {
+                return Err(TrainingError::Settings {
+                    problem: format!(
+                        "`summary_tasks` of a {} stage needs `[adapter] summary = true`: there is no summary to align",
+                        config.kind.name()
+                    ),
+                });
+            }
+            learned.adapter.add_summary_tasks(&config.summary_tasks);
+        }
         learned
             .adapter
             .bind(&networks.speech_llm.llm().embedding_table())?;
@@ -129,17 +142,23 @@ impl<'a> StageRunner<'a> {
     pub fn parameters(&self, learned: &Learned) -> Vec<Parameter> {
         let mut parameters = Vec::new();
         for (name, tensor) in learned.adapter.variables() {
-            let rests = (name.starts_with("ctc.") && !with_ctc(self.config))
-                || (name.starts_with("summary.")
-                    && self.config.kind == StageKind::CtcAlign
-                    && self.config.summary_tasks.is_empty())
-                || (name == "mix.weight" && self.features.is_some());
-            if rests {
+            let of_summary = name.starts_with("summary.");
+            let rests = match self.config.kind {
+                StageKind::CtcAlign => of_summary,
+                StageKind::SummaryAlign => !of_summary,
+                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => false,
+            };
+            if rests
+                || (name.starts_with("ctc.") && !with_ctc(self.config))
+                || (name == "mix.weight" && self.features.is_some())
+            {
                 continue;
             }
             let rate_factor = match name.as_str() {
                 "mix.weight" | "ctc.scale" => self.config.scalar_rate_factor,
-                name if name.starts_with("summary.") => self.config.lora_rate_factor,
+                _ if of_summary && self.config.kind != StageKind::SummaryAlign => {
+                    self.config.lora_rate_factor
+                }
                 _ => 1.0,
             };
             let decays = name.ends_with("conv.weight") || name.ends_with("linear.weight");
@@ -194,11 +213,15 @@ impl<'a> StageRunner<'a> {
         let head = learned.adapter.ctc_head().filter(|_| with_ctc(self.config));
         let classes = |sample: &&Sample| head?.classes_of(sample.ctc.as_ref()?);
         let mut targets: Vec<Option<Vec<i64>>> = samples.iter().map(classes).collect();
-        // CTC alone cannot use a row whose tokens are no classes; leave it out before any work is done on it.
-        let ctc_alone = self.config.kind == StageKind::CtcAlign;
+        // An alignment cannot use a row without a target of its kind (CTC: one whose tokens are no classes);
+        // leave it out before any work is done on it.
         let label = |row: usize| self.label_of(samples[row]);
         let keep: Vec<usize> = (0..samples.len())
-            .filter(|row| !ctc_alone || targets[*row].is_some() || label(*row).is_some())
+            .filter(|row| match self.config.kind {
+                StageKind::CtcAlign => targets[*row].is_some(),
+                StageKind::SummaryAlign => label(*row).is_some(),
+                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => true,
+            })
             .collect();
         if keep.is_empty() {
             return Ok(None);
@@ -209,6 +232,15 @@ impl<'a> StageRunner<'a> {
             lengths,
             statistics,
         } = self.encode(learned, &kept)?;
+        let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
+        let aligned = self.summary_loss(learned, &statistics, &labels)?;
+        if self.config.kind == StageKind::SummaryAlign {
+            return Ok(aligned.map(|loss| BatchLoss {
+                loss,
+                tokens: 0,
+                rows: keep.len(),
+            }));
+        }
         if let (Some(masks), Some(random)) = (&self.masks, random) {
             let size = features.size();
             if let Some(mask) = feature_mask(&lengths, size[1], size[2], masks, random)? {
@@ -222,16 +254,10 @@ impl<'a> StageRunner<'a> {
             Some(head) => ctc_loss(head, &adapted, &targets)?,
             None => None,
         };
-        let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
-        let aligned = self.summary_loss(learned, &statistics, &labels)?;
-        if ctc_alone {
+        if self.config.kind == StageKind::CtcAlign {
             let tokens = targets.iter().flatten().map(Vec::len).sum::<usize>();
             let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-            let loss = match (ctc, aligned) {
-                (Some(ctc), Some(aligned)) => Some(ctc + aligned),
-                (ctc, aligned) => ctc.or(aligned),
-            };
-            return Ok(loss.map(|loss| BatchLoss {
+            return Ok(ctc.map(|loss| BatchLoss {
                 loss,
                 tokens,
                 rows: keep.len(),
@@ -336,7 +362,11 @@ impl<'a> StageRunner<'a> {
 
 /// Whether the loss has a CTC part.
 fn with_ctc(config: &StageConfig) -> bool {
-    config.kind == StageKind::CtcAlign || config.ctc_weight > 0.0
+    match config.kind {
+        StageKind::CtcAlign => true,
+        StageKind::SummaryAlign => false,
+        StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => config.ctc_weight > 0.0,
+    }
 }
 
 /// CTC loss of the rows that have a target; none when there are none.

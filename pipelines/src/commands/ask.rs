@@ -58,8 +58,8 @@ struct Order {
     asked: ResolvedPrompt,
     /// What the answer is constrained to.
     grammar: Option<OutputGrammar>,
-    /// Whether it is a transcript that is asked for.
-    verbatim: bool,
+    /// The task that the engine is told: `task`, or transcription where nothing else is asked.
+    answered_as: Option<String>,
 }
 
 impl Order {
@@ -80,9 +80,12 @@ impl Order {
         };
         Ok(Self {
             task: args.task.clone(),
-            verbatim: match &args.task {
-                Some(task) => task == TRANSCRIPT,
-                None => asked.instruction == settings.service.default_instruction,
+            answered_as: match &args.task {
+                Some(task) => Some(task.clone()),
+                None if asked.instruction == settings.service.default_instruction => {
+                    Some(TRANSCRIPT.to_owned())
+                }
+                None => None,
             },
             grammar: asked.constrained(args.constrain.unwrap_or(labels.is_some())),
             asked,
@@ -142,7 +145,7 @@ impl Respondent {
         samples: &[f32],
         instruction: &str,
         grammar: Option<&OutputGrammar>,
-        verbatim: bool,
+        task: Option<&str>,
     ) -> anyhow::Result<Timed> {
         let features = self.features(samples)?;
         let encoded = Instant::now();
@@ -154,7 +157,7 @@ impl Respondent {
             instruction: instruction.to_owned(),
             grammar: grammar.cloned(),
             tokens_max: None,
-            verbatim,
+            task: task.map(str::to_owned),
         });
         let mut prefilled = None;
         while self.engine.has_unfinished() {
@@ -191,7 +194,7 @@ impl Respondent {
             &waveform.samples,
             &order.asked.instruction,
             order.grammar.as_ref(),
-            order.verbatim,
+            order.answered_as.as_deref(),
         )?;
         let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
         let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
@@ -241,7 +244,7 @@ impl Respondent {
             .prompts(&adapted.positions, &adapted.lengths, &[instruction])?
             .swap_remove(0); // [L, H]
         let logits = model.llm().prompt_logits(&prompt, learned.lora.as_ref())?;
-        let text = self.generate(samples, instruction, None, true)?.text;
+        let text = self.generate(samples, instruction, None, Some(TRANSCRIPT))?.text;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
         let tensors = [
             ("features", features.frames),

@@ -95,7 +95,7 @@ fn request(samples: Vec<f32>, adapter: &AdapterSnapshot) -> GenerateRequest {
         instruction: "Transcribe the speech.".to_owned(),
         grammar: None,
         tokens_max: None,
-        verbatim: false,
+        task: None,
     }
 }
 

@@ -82,7 +82,7 @@ fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
         instruction: "Say it.".to_owned(),
         grammar: None,
         tokens_max: None,
-        verbatim: false,
+        task: None,
     }
 }
 
@@ -121,7 +121,7 @@ fn a_long_instruction_and_long_audio_are_told_apart() {
             instruction: instruction.to_owned(),
             grammar: None,
             tokens_max: None,
-            verbatim: false,
+            task: None,
         };
         bench.generator.prompt(&request).unwrap_err()
     };
@@ -256,6 +256,76 @@ fn beam_searches_take_their_slots_and_answers_keep_to_their_grammars() {
     }
     assert_eq!((answers, bench.generator.free()), (3, 2));
     assert_eq!(bench.generator.grammars.len(), 1);
+}
+
+#[test]
+fn the_summary_has_a_say_in_labels_of_tasks_that_it_is_aligned_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = ["yes", "no", "no idea"];
+    let answers = |weight: f64, task: Option<&str>, aligned: bool| {
+        let options = DecodeOptions {
+            summary_weight: weight,
+            ..DecodeOptions::greedy(15)
+        };
+        let mut bench = bench(folder.path(), 2, options);
+        let config = AdapterConfig {
+            summary: true,
+            summary_tasks: Vec::from_iter(aligned.then(|| "mood".to_owned())),
+            ..bench.versions[0].config().clone()
+        };
+        let adapter = SpeechAdapter::new(config, 1.0, 3, Device::Cpu).unwrap();
+        let version = adapter.snapshot("with summary").unwrap();
+        let (model, mut by_summary, mut given) = (bench.generator.model(), Vec::new(), Vec::new());
+        let statistics = |number: i64| {
+            let steps = Tensor::arange(3 * 64, (Kind::Float, Device::Cpu));
+            (steps * (0.3 + 0.21 * number as f64)).sin().view([3, 64])
+        };
+        let tokens: Vec<Vec<i64>> = labels
+            .iter()
+            .map(|label| model.spoken_ids(label).unwrap())
+            .collect();
+        for number in 0..8 {
+            let summary = adapter
+                .summary(&statistics(number).unsqueeze(0))
+                .unwrap()
+                .unwrap();
+            let table = model.llm().embedding_table();
+            let scores = label_scores(&summary.view([-1]), &tokens, &table).unwrap();
+            by_summary.push(usize::try_from(scores.argmax(0, false).int64_value(&[])).unwrap());
+        }
+        for number in 0..8 {
+            bench.generator.add_request(GenerateRequest {
+                input: Input::Features {
+                    features: Features {
+                        statistics: statistics(number),
+                        ..features(1)
+                    },
+                    adapter: version.clone(),
+                },
+                grammar: Some(OutputGrammar::one_of(labels)),
+                task: task.map(str::to_owned),
+                ..request(1, &version)
+            });
+            while bench.generator.has_unfinished() {
+                for event in bench.generator.step() {
+                    match event {
+                        Event::Finished { generation, .. } => given.push(generation.label.unwrap()),
+                        Event::Failed { error, .. } => panic!("{error}"),
+                        Event::Token { .. } => {}
+                    }
+                }
+            }
+        }
+        (by_summary, given)
+    };
+
+    let (by_summary, given) = answers(0.999, Some("mood"), true);
+    assert_eq!(given, by_summary);
+    let by_model = answers(0.0, Some("mood"), true).1;
+    assert_ne!(by_model, by_summary);
+    assert_eq!(answers(0.999, Some("mood"), false).1, by_model, "never aligned");
+    assert_eq!(answers(0.999, Some("other"), true).1, by_model, "another task");
+    assert_eq!(answers(0.999, None, true).1, by_model, "no task");
 }
 
 #[test]

@@ -208,12 +208,24 @@ impl CompiledGrammar {
         self.choice.iter().position(|label| label == text.trim())
     }
 
+    /// The listed answers, trimmed, where the grammar is one choice; else none.
+    pub fn choice(&self) -> &[String] {
+        &self.choice
+    }
+
+    /// What a token writes; none of a control token.
+    pub(super) fn bytes(&self, id: i64) -> Option<&[u8]> {
+        self.token_bytes.bytes(id)
+    }
+
+    /// What tokens write together.
+    pub(super) fn spelt_bytes(&self, ids: &[i64]) -> Vec<u8> {
+        let bytes = ids.iter().flat_map(|id| self.bytes(*id).unwrap_or_default());
+        bytes.copied().collect()
+    }
+
     fn spelt(&self, ids: &[i64]) -> String {
-        let bytes: Vec<u8> = (ids.iter())
-            .flat_map(|id| self.token_bytes.bytes(*id).unwrap_or_default())
-            .copied()
-            .collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(&self.spelt_bytes(ids)).into_owned()
     }
 
     /// What a state may go on with so that at most `left` tokens bring the answer to an end.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `beam` | beam search, equal to the transformers library's |
 //! | [`JointCtc`] | the CTC head's prefix scores beside the language model's |
+//! | [`JointLabels`] | the summary's scores of labels beside the language model's |
 //! | `sample` | temperature, top-k, top-p, seeded draws |
 //! | [`repeated_tail`] | answers caught in a loop; repetition penalties |
 //!
@@ -11,12 +12,14 @@
 
 pub(super) mod beam;
 mod joint;
+mod labels;
 mod repetition;
 pub(super) mod sample;
 
 use tch::{Kind, Tensor};
 
 pub use joint::JointCtc;
+pub use labels::JointLabels;
 pub use repetition::repeated_tail;
 
 use super::grammar::{Allowed, CompiledGrammar, GrammarState};
@@ -33,6 +36,8 @@ pub(super) struct Rules<'r> {
     pub(super) grammar: Option<&'r CompiledGrammar>,
     /// Scores tokens by the CTC head, where an answer is a transcript.
     pub(super) joint: Option<&'r JointCtc>,
+    /// Scores tokens by the summary, where an answer is a label that it is aligned with.
+    pub(super) labels: Option<&'r JointLabels>,
     pub(super) end_ids: &'r [i64],
     /// Most tokens of the answer, as its slot has positions for.
     pub(super) tokens_max: usize,
@@ -89,7 +94,14 @@ fn restrict(
             .collect()
     };
     match &*grammar.allowed(state, rules.tokens_max.saturating_sub(ids.len())) {
-        Allowed::Only(ids) => keep(&logits, &inside(ids)),
+        Allowed::Only(allowed) => match rules.labels {
+            Some(labels) => {
+                let log_probs = logits.f_log_softmax(0, Kind::Float)?;
+                let bytes = |id| grammar.bytes(id).filter(|_| !rules.end_ids.contains(&id));
+                labels.rescore(&log_probs, &grammar.spelt_bytes(ids), &inside(allowed), bytes)
+            }
+            None => keep(&logits, &inside(allowed)),
+        },
         Allowed::AllBut(ids) => forbid(&logits, &inside(ids)),
     }
 }

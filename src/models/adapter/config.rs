@@ -39,6 +39,10 @@ pub struct AdapterConfig {
     /// are. After a stage without one the head no longer fits. Files of older versions do not say: no.
     #[serde(default)]
     pub ctc_trained: bool,
+    /// Tasks whose labels the summary was aligned with, in order, so that it can score them. Files of older
+    /// versions do not say: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub summary_tasks: Vec<String>,
 }
 
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
@@ -75,6 +79,7 @@ impl AdapterConfig {
             positions: settings.positions.unwrap_or_default(),
             summary: settings.summary.unwrap_or_default(),
             ctc_trained: false,
+            summary_tasks: Vec::new(),
         };
         config.validate()?;
         Ok(config)
@@ -202,6 +207,7 @@ mod tests {
             residual_blocks: 0,
             summary: false,
             ctc_trained: false,
+            summary_tasks: Vec::new(),
         }
     }
 

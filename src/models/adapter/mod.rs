@@ -20,6 +20,7 @@
 mod config;
 mod ctc_head;
 mod ctc_prefix;
+mod label_scores;
 mod lora_snapshot;
 pub mod plain;
 mod segments;
@@ -33,6 +34,7 @@ use tch::{Device, Kind, Tensor, nn};
 pub use config::AdapterConfig;
 pub use ctc_head::CtcHead;
 pub use ctc_prefix::{Prefix, PrefixScorer};
+pub use label_scores::label_scores;
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
@@ -293,6 +295,14 @@ impl SpeechAdapter {
     /// Notes whether the adapter is being trained with a CTC loss.
     pub fn set_ctc_trained(&mut self, trained: bool) {
         self.config.ctc_trained = trained;
+    }
+
+    /// Notes tasks whose labels the summary is being aligned with, beside those of earlier stages.
+    pub fn add_summary_tasks(&mut self, tasks: &[String]) {
+        let known = &mut self.config.summary_tasks;
+        known.extend(tasks.iter().cloned());
+        known.sort_unstable();
+        known.dedup();
     }
 
     /// Sizes and form.

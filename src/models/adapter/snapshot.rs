@@ -101,6 +101,7 @@ impl AdapterSnapshot {
             positions: config.positions,
             summary: config.summary,
             ctc_trained: config.ctc_trained,
+            summary_tasks: config.summary_tasks.clone(),
             ..own.clone()
         };
         if same_form != *config {
@@ -115,6 +116,10 @@ impl AdapterSnapshot {
         }
         let config = AdapterConfig {
             ctc_trained: own.ctc_trained,
+            summary_tasks: match config.summary {
+                true => own.summary_tasks.clone(),
+                false => Vec::new(),
+            },
             ..config.clone()
         };
         let formed = Self::new(self.version(), config, tensors, Path::new(self.version()))?;

@@ -16,6 +16,7 @@ fn config(mix: LayerMix) -> AdapterConfig {
         residual_blocks: 0,
         summary: false,
         ctc_trained: false,
+        summary_tasks: Vec::new(),
     }
 }
 

@@ -14,6 +14,9 @@ pub enum StageKind {
     /// CTC against the language model's own embedding table: adapter and CTC head; the language model does
     /// not run.
     CtcAlign,
+    /// The summary of a clip against the labels of `summary_tasks`, and nothing else: the language model and
+    /// the frames' adapter do not run.
+    SummaryAlign,
     /// The paper's stage 1: next-token loss on transcription; adapter only, no LoRA in the model.
     Asr,
     /// The paper's stage 2a: as stage 1, with freshly made LoRA learning too.
@@ -27,6 +30,7 @@ impl StageKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::CtcAlign => "ctc_align",
+            Self::SummaryAlign => "summary_align",
             Self::Asr => "asr",
             Self::LoraWarmup => "lora_warmup",
             Self::Multitask => "multitask",
@@ -111,8 +115,9 @@ pub struct StageConfig {
     /// Weight of the CTC loss beside the next-token loss; 0: none. Means nothing in a `ctc_align` stage.
     #[serde(default)]
     pub ctc_weight: f64,
-    /// Tasks whose right label the summary of a clip is aligned with, by a loss of its own beside the others
-    /// ([`summary`](crate::training::summary)).
+    /// Tasks whose right label the summary of a clip is aligned with, by a loss of its own
+    /// ([`summary`](crate::training::summary)): all that a `summary_align` stage learns, beside the
+    /// next-token loss in the others. Means nothing in a `ctc_align` stage, which refuses it.
     #[serde(default)]
     pub summary_tasks: Vec<String>,
     /// Whether training audio is augmented as `[augment]` says.
@@ -123,7 +128,8 @@ pub struct StageConfig {
     /// mean of the layers).
     #[serde(default)]
     pub cached: bool,
-    /// Tasks taken from the manifests; absent: `asr` alone, or all tasks in a `multitask` stage.
+    /// Tasks taken from the manifests; absent: `asr` alone, all tasks in a `multitask` stage, `summary_tasks`
+    /// in a `summary_align` stage.
     #[serde(default)]
     pub tasks: Option<Vec<String>>,
     /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second
@@ -205,6 +211,7 @@ impl StageConfig {
                 taken(task) || task.split(TASK_SEPARATOR).all(taken)
             }
             (None, StageKind::Multitask) => true,
+            (None, StageKind::SummaryAlign) => self.summary_tasks.iter().any(|taken| taken == task),
             (None, _) => task == "asr",
         }
     }
@@ -236,6 +243,18 @@ impl StageConfig {
         within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
         within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
         within(&key("ctc_weight"), self.ctc_weight, 0.0, 100.0)?;
+        match (self.kind, self.summary_tasks.is_empty()) {
+            (StageKind::SummaryAlign, true) => {
+                return Err(format!("{} names no task to align with", key("summary_tasks")));
+            }
+            (StageKind::CtcAlign, false) => {
+                return Err(format!(
+                    "{} means nothing here: align the summary in a `summary_align` stage",
+                    key("summary_tasks")
+                ));
+            }
+            _ => {}
+        }
         for (task, weight) in &self.weights {
             within(&key(&format!("weights.{task}")), *weight, 0.0, 1000.0)?;
         }

@@ -31,6 +31,23 @@ fn the_shipped_curricula_parse_and_validate() {
 }
 
 #[test]
+fn tasks_to_align_the_summary_with_are_named_where_they_mean_something() {
+    let stage = |kind: &str, tasks: &str| {
+        parse(&format!(
+            "[[stage]]\nkind = \"{kind}\"\nlearning_rate = 0.1\nsteps_max = 1\nsummary_tasks = [{tasks}]\n"
+        ))
+    };
+
+    let aligns = stage("summary_align", "\"emotion\"").unwrap();
+    assert!(aligns.stages[0].takes("emotion") && !aligns.stages[0].takes("asr"));
+    assert!(stage("multitask", "\"emotion\"").is_ok());
+    let error = stage("summary_align", "").unwrap_err();
+    assert!(error.contains("names no task"), "{error}");
+    let error = stage("ctc_align", "\"emotion\"").unwrap_err();
+    assert!(error.contains("`summary_align`"), "{error}");
+}
+
+#[test]
 fn a_cached_stage_needs_a_folder_for_the_features() {
     let stage = "[[stage]]\nkind = \"ctc_align\"\nlearning_rate = 0.1\nsteps_max = 1\ncached = true\n";
 

@@ -152,6 +152,114 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
     assert_eq!((kept.positions, kept.summary), (form.positions, form.summary));
 }
 
+/// Clips of the task `mood`, and settings whose adapter has a summary.
+fn moods(place: &Place) -> (Vec<Example>, impl Fn(&str, Vec<StageConfig>) -> TrainingConfig) {
+    let mut clips = examples(12);
+    for (at, example) in clips.iter_mut().enumerate() {
+        example.task = "mood".into();
+        example.target = ["happy", "sad"][at % 2].into();
+    }
+    let tasks = place.folder.path().join("tasks");
+    std::fs::create_dir_all(&tasks).unwrap();
+    let file = "name = \"mood\"\ndescription = \"Mood.\"\nmetric = \"uar\"\nprompts = [\"How is it?\"]\ninstruction = \"How?\"\n[answer]\nformat = \"label\"\n\
+                [[labels]]\nname = \"happy\"\n[[labels]]\nname = \"sad\"\n";
+    std::fs::write(tasks.join("mood.toml"), file).unwrap();
+    let config = move |name: &str, stages| {
+        let mut config = place.config(name, stages);
+        config.tasks_dir = Some(tasks.clone());
+        config.adapter.summary = Some(true);
+        config
+    };
+    (clips, config)
+}
+
+fn align_moods(steps: u64) -> StageConfig {
+    StageConfig {
+        summary_tasks: vec!["mood".into()],
+        ..stage(StageKind::SummaryAlign, steps)
+    }
+}
+
+#[test]
+fn an_alignment_of_the_summary_moves_it_alone() {
+    let place = Place::new();
+    let (clips, config) = moods(&place);
+    let first = config("first", vec![stage(StageKind::Multitask, 2)]);
+    let first = train_on(&place, first, &clips, &[]);
+    assert!(first.adapter.config().summary_tasks.is_empty());
+    let mut losses = Vec::new();
+    let args = EngineArgs {
+        train: clips.clone(),
+        valid: clips[..4].to_vec(),
+        start_from: Some((first.adapter.clone(), first.lora.clone())),
+        ..place.args(config("aligned", vec![align_moods(40)]))
+    };
+
+    let engine = Engine::new(args).unwrap();
+    let aligned = engine.run(&mut |event| {
+        if let TrainEvent::Validated { loss, .. } = event {
+            losses.push(*loss);
+        }
+    });
+
+    let aligned = aligned.unwrap();
+    assert_eq!(aligned.adapter.config().summary_tasks, ["mood"]);
+    for (name, tensor) in aligned.adapter.tensors() {
+        let moved = *tensor != first.adapter.tensors()[name];
+        assert_eq!(moved, name.starts_with("summary."), "{name}");
+    }
+    assert!(losses.last() < losses.first(), "{losses:?}");
+}
+
+#[test]
+fn a_lora_to_start_from_waits_for_the_stages_that_have_one_also_where_a_run_is_resumed() {
+    let place = Place::new();
+    let (clips, config) = moods(&place);
+    let first = config("first", vec![stage(StageKind::Multitask, 8)]);
+    let first = train_on(&place, first, &clips, &[]);
+    let run = |name: &str, stop_after: Option<u64>, resume: bool| {
+        let tasks = StageConfig {
+            learning_rate: 1e-8,
+            ..stage(StageKind::Multitask, 1)
+        };
+        let args = EngineArgs {
+            train: clips.clone(),
+            valid: Vec::new(),
+            start_from: Some((first.adapter.clone(), first.lora.clone())),
+            resume,
+            ..place.args(config(name, vec![align_moods(4), tasks]))
+        };
+        let (control, mut steps) = (args.control.clone(), 0);
+        let engine = Engine::new(args).unwrap();
+        let outcome = engine.run(&mut |event| {
+            steps += u64::from(matches!(event, TrainEvent::Step { .. }));
+            if Some(steps) == stop_after {
+                control.stop();
+            }
+        });
+        outcome.unwrap()
+    };
+
+    let whole = run("whole", None, false);
+    assert!(run("stopped", Some(3), false).stopped);
+    let resumed = run("stopped", None, true);
+
+    let updates = |folder: &Path| {
+        let (llm, device) = (place.networks.speech_llm.llm(), tch::Device::Cpu);
+        let set = checkpoint::read_lora(folder, llm, device).unwrap();
+        let all: Vec<Tensor> = (set.parameters().into_values())
+            .map(|tensor| tensor.detach().flatten(0, -1))
+            .collect();
+        Tensor::cat(&all, 0)
+    };
+    let moved = (updates(whole.lora.as_ref().unwrap()) - updates(first.lora.as_ref().unwrap()))
+        .abs()
+        .max();
+    assert!(moved.double_value(&[]) < 1e-6, "{moved:?}");
+    assert_eq!(lora_bytes(&resumed), lora_bytes(&whole));
+    assert!(resumed.adapter.same_content(&whole.adapter));
+}
+
 #[test]
 fn a_form_that_does_not_fit_the_start_is_refused_and_so_are_segments_that_nobody_aligned() {
     let place = Place::new();

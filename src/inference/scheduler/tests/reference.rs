@@ -40,6 +40,7 @@ impl Case {
             tokens_max: self.tokens,
             stop_loops: false,
             ctc_weight: 0.0,
+            summary_weight: 0.0,
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
         }
