@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use symphonia::core::codecs::audio::well_known::*;
 use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
+use symphonia::core::errors::Error;
 use symphonia::core::packet::PacketRef;
 use symphonia::core::units::{Duration, Timestamp};
 
@@ -68,7 +69,7 @@ impl Codec {
         symphonia::default::get_codecs()
             .make_audio_decoder(&parameters, &AudioDecoderOptions::default())
             .map(Self::Symphonia)
-            .map_err(|error| error.to_string())
+            .map_err(|error| meaning(&error).to_owned())
     }
 
     /// Decodes a packet into `samples`, interleaved; says their rate, hertz, and number of channels. `frames`
@@ -85,7 +86,9 @@ impl Codec {
                 // A panic over one packet must not cost the others: what the decoder keeps is at worst wrong
                 // sound.
                 let decode = AssertUnwindSafe(|| {
-                    let decoded = decoder.decode_ref(&packet).map_err(|error| error.to_string())?;
+                    let decoded = decoder
+                        .decode_ref(&packet)
+                        .map_err(|error| meaning(&error).to_owned())?;
                     decoded.copy_to_vec_interleaved(samples);
                     let spec = decoded.spec();
                     Ok((
@@ -100,6 +103,16 @@ impl Codec {
                 Ok((super::opus::RATE_HZ, decoder.channels()))
             }
         }
+    }
+}
+
+/// What an error of symphonia means; its own texts name parts of the library.
+pub(super) fn meaning(error: &Error) -> &'static str {
+    match error {
+        Error::Unsupported(_) => "no decoder here takes it",
+        Error::LimitError(_) => "a declared size is too large",
+        Error::IoError(_) => "it ends too early",
+        _ => "its data is invalid",
     }
 }
 

@@ -12,7 +12,7 @@ use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackFlags};
 use symphonia::core::io::MediaSourceStream;
 use symphonia::default::formats::{AiffReader, CafReader, IsoMp4Reader, MkvReader};
 
-use super::codec::{Codec, name};
+use super::codec::{Codec, meaning, name};
 use super::mend::mend;
 use super::sink::{Sink, check_source};
 use super::{AudioError, AudioLimits, Container};
@@ -101,7 +101,10 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
             Err(error) => {
                 failures += 1;
                 if failures == 1 {
-                    sink.repaired(stream.last_seconds, format!("a packet cannot be read: {error}"));
+                    sink.repaired(
+                        stream.last_seconds,
+                        format!("a packet cannot be read: {}", meaning(&error)),
+                    );
                 }
                 if failures > FAILURES_MAX {
                     break;
@@ -300,16 +303,12 @@ fn refusal(container: Container, bytes: &[u8], error: &Error) -> AudioError {
             container,
             detail: "it ends before its first packet".to_owned(),
         },
-        Error::Unsupported(what) => AudioError::UnsupportedCodec {
-            found: format!(
-                "{} ({what}), with {}",
-                a(container),
-                unknown_codec(container, bytes)
-            ),
+        Error::Unsupported(_) => AudioError::UnsupportedCodec {
+            found: format!("{} with {}", a(container), unknown_codec(container, bytes)),
         },
         error => AudioError::Corrupt {
             container,
-            detail: error.to_string(),
+            detail: meaning(error).to_owned(),
         },
     }
 }

@@ -18,6 +18,7 @@ use symphonia::core::units::{Duration, Timestamp};
 use symphonia::default::codecs::FlacDecoder;
 use symphonia::default::formats::FlacReader;
 
+use super::codec::meaning;
 use super::sink::Sink;
 use super::{AudioError, Container};
 
@@ -55,7 +56,7 @@ fn decoder(container: Container, stream_info: &[u8; STREAM_INFO_BYTES]) -> Resul
         .for_codec(CODEC_ID_FLAC)
         .with_extra_data(Box::from(&stream_info[..]));
     FlacDecoder::try_new(&parameters, &AudioDecoderOptions::default().verify(true))
-        .map_err(|error| corrupt(container, format!("its stream information is invalid: {error}")))
+        .map_err(|_| corrupt(container, "its stream information is invalid".to_owned()))
 }
 
 /// Puts what a codec decoded into the sink.
@@ -154,7 +155,7 @@ fn decode_file(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
             Err(error) => {
                 let missing = packet.dur.get();
                 lost += missing;
-                let detail = format!("the frame at sample {at}: {error}");
+                let detail = format!("the frame at sample {at}: {}", meaning(&error));
                 sink.repaired(sink.seconds(missing), detail);
             }
         }
@@ -310,7 +311,7 @@ impl FlacInOgg {
             }
             Err(error) => {
                 self.lost = true;
-                let detail = format!("the frame at sample {}: {error}", self.frames);
+                let detail = format!("the frame at sample {}: {}", self.frames, meaning(&error));
                 sink.repaired(0.0, detail); // its length is told at the end, by what is missing
                 Ok(())
             }

@@ -120,6 +120,49 @@ fn an_mp3_without_a_tag_keeps_the_samples_of_its_encoder() {
 }
 
 #[test]
+fn messages_do_not_repeat_the_texts_of_the_library() {
+    let mut unknown = fixture("tone-16000-1.m4a");
+    let at = unknown.windows(4).position(|four| four == b"mp4a").unwrap();
+    unknown[at..at + 4].copy_from_slice(b"ac-3");
+    let mut damaged = vec![unknown.clone()];
+    for name in CONTAINERS.iter().map(|row| row.0).chain(OTHERS) {
+        let whole = fixture(name);
+        for number in 0..16 {
+            let mut bytes = whole.clone();
+            for step in 0..8 {
+                let at = (number * 7_919 + step * step * 131) % bytes.len();
+                bytes[at] ^= 0xff;
+            }
+            damaged.push(bytes);
+        }
+    }
+
+    let mut found = 0;
+    for bytes in &damaged {
+        let texts = match decode_plain(bytes) {
+            Ok(waveform) => waveform.damage.notes,
+            Err(error) => vec![error.to_string()],
+        };
+        found += texts.len();
+        for text in texts {
+            let jargon = [
+                "malformed stream",
+                "unsupported feature",
+                "core (",
+                "limit reached",
+                "isomp4",
+                "mkv:",
+            ];
+            assert!(!jargon.iter().any(|part| text.contains(part)), "{text}");
+        }
+    }
+
+    assert!(found > damaged.len() / 2, "{found} texts");
+    let refused = decode_plain(&unknown).unwrap_err().to_string();
+    assert!(refused.contains("an MP4"), "{refused}");
+}
+
+#[test]
 fn what_is_sound_but_not_decoded_is_called_by_its_name() {
     let (error, found) = (
         decode_plain(&fixture("tone-16000-6-oggenc.ogg")).unwrap_err(),
