@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use super::TrainingError;
 use super::augment::{Noises, augment};
-use super::example::{AudioSource, Example};
+use super::example::{AudioSource, Example, LoadedAudio};
 use super::feature_cache::{FeatureCache, FeatureKey};
 use super::prompt_variants::PromptVariants;
 use crate::inference::Features;
@@ -69,6 +69,8 @@ pub enum LoadedClip {
     Samples {
         /// The samples.
         samples: Vec<f32>,
+        /// Whether the file that they are from is damaged.
+        damaged: bool,
         /// Name under which its features are to be kept.
         keep_as: Option<FeatureKey>,
     },
@@ -81,6 +83,7 @@ impl LoadedClip {
     pub fn samples(samples: Vec<f32>) -> Self {
         Self::Samples {
             samples,
+            damaged: false,
             keep_as: None,
         }
     }
@@ -163,7 +166,7 @@ pub fn load_clip(
     {
         return Ok(LoadedClip::Features(found));
     }
-    let mut samples = example.audio.load()?;
+    let LoadedAudio { mut samples, damaged } = example.audio.load_audio()?;
     if samples_max.is_some_and(|max| samples.len() > max) {
         return Err(format!("has {} samples, the encoder takes fewer", samples.len()));
     }
@@ -174,6 +177,7 @@ pub fn load_clip(
     }
     Ok(LoadedClip::Samples {
         samples,
+        damaged,
         keep_as: key,
     })
 }
@@ -197,6 +201,8 @@ pub struct LoadedBatch {
     pub instructions: Vec<String>,
     /// Clips that could not be read and are not among the rows: what is wrong with each.
     pub unreadable: Vec<String>,
+    /// Ids of rows whose sound is damaged.
+    pub damaged: Vec<String>,
 }
 
 /// What a [`BatchReader`] needs.
@@ -249,6 +255,7 @@ impl BatchReaderArgs {
             seconds: Vec::with_capacity(rows.len()),
             instructions: Vec::with_capacity(rows.len()),
             unreadable: Vec::new(),
+            damaged: Vec::new(),
         };
         for row in rows.iter().copied() {
             let example = &self.examples[row];
@@ -265,6 +272,9 @@ impl BatchReaderArgs {
             let features = self.features.as_ref();
             match load_clip(example, self.samples_max, changes.as_ref(), features, &mut random) {
                 Ok(clip) => {
+                    if matches!(clip, LoadedClip::Samples { damaged: true, .. }) {
+                        batch.damaged.push(example.id.clone());
+                    }
                     batch.rows.push(row);
                     batch.clips.push(clip);
                     batch.seconds.push(example.seconds);

@@ -1,5 +1,6 @@
 //! What a run needs to go on exactly where it was: weights, moments, place in the data, clocks, best so far.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct RunState {
     pub unreadable: u64,
     /// Clips tried.
     pub tried: u64,
+    /// Ids of the recordings that were trained on although their sound is damaged.
+    #[serde(default)]
+    pub damaged: BTreeSet<String>,
     /// Best validation of the stage at hand.
     pub best: Option<Best>,
     /// Validations since then.
@@ -55,11 +59,12 @@ pub struct RunState {
 }
 
 impl RunState {
-    /// Counts a batch's clips, readable and not.
+    /// Counts a batch's clips, readable, damaged and not readable.
     ///
     /// # Errors
     /// [`TrainingError::Unreadable`] when too many could not be read to go on.
-    pub(crate) fn count_unreadable(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
+    pub(crate) fn count_clips(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
+        self.damaged.extend(batch.damaged.iter().cloned());
         self.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
         self.unreadable += batch.unreadable.len() as u64;
         for reason in &batch.unreadable {

@@ -62,6 +62,9 @@ pub struct TrainOutcome {
     pub steps: u64,
     /// Steps left out because of values that are not finite.
     pub skipped: u64,
+    /// Recordings that were trained on although their sound is damaged: a little of it may be missing or
+    /// wrong.
+    pub damaged: usize,
     /// Time of the run, seconds.
     pub seconds: f64,
     /// Best validation of the last stage that was reached.
@@ -281,6 +284,7 @@ impl<'a> Engine<'a> {
             TrainEvent::RunFinished {
                 seconds,
                 steps: self.state.total_steps,
+                damaged: self.state.damaged.len(),
                 loss: best.as_ref().map(|best| best.loss),
                 wer: best.as_ref().and_then(|best| best.wer),
                 stopped,
@@ -295,6 +299,7 @@ impl<'a> Engine<'a> {
             stopped,
             steps: self.state.total_steps,
             skipped: self.state.skipped,
+            damaged: self.state.damaged.len(),
             seconds,
             best,
             adapter,
@@ -449,7 +454,7 @@ impl<'a> Engine<'a> {
         while batches < stage.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.state.count_unreadable(&batch)?;
+            self.state.count_clips(&batch)?;
             (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
                 (batch.epoch + 1, 0)
             } else {

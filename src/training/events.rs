@@ -137,6 +137,10 @@ pub enum TrainEvent {
         seconds: f64,
         /// Steps of all stages.
         steps: u64,
+        /// Recordings that were trained on although their sound is damaged, of those that were decoded and
+        /// not taken from the feature cache.
+        #[serde(default)]
+        damaged: usize,
         /// Best validation loss of the last stage.
         loss: Option<f64>,
         /// Word error rate at that point.

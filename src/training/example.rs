@@ -28,6 +28,15 @@ pub enum AudioSource {
     Lazy(LazyAudio),
 }
 
+/// The sound of an example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadedAudio {
+    /// Mono f32 at 16 kHz, at least one sample.
+    pub samples: Vec<f32>,
+    /// Whether its file is damaged, so that a little of the sound may be missing or wrong.
+    pub damaged: bool,
+}
+
 /// A file, or a piece of one, with the length that is declared for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
@@ -48,9 +57,9 @@ const WHOLE_SECONDS_MAX: f64 = 24.0 * 3600.0;
 
 impl Clip {
     /// Reads the piece. The whole file is decoded for each of its pieces.
-    fn load(&self) -> Result<Vec<f32>, String> {
+    fn load(&self) -> Result<LoadedAudio, String> {
         let seconds_max = self.offset.map(|_| WHOLE_SECONDS_MAX);
-        let mut samples = read(&self.path, seconds_max)?;
+        let LoadedAudio { mut samples, damaged } = read(&self.path, seconds_max)?;
         let wrong = |reason: String| Err(format!("`{}`: {reason}", self.path.display()));
         #[expect(clippy::cast_precision_loss, reason = "a sample count")]
         let found = samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
@@ -66,7 +75,7 @@ impl Clip {
                     self.seconds
                 ));
             }
-            return Ok(samples);
+            return Ok(LoadedAudio { samples, damaged });
         };
         if offset + self.seconds > found + tolerance {
             return wrong(format!(
@@ -83,12 +92,12 @@ impl Clip {
         let (start, end) = (at(offset), at(offset + self.seconds));
         samples.truncate(end);
         samples.drain(..start);
-        Ok(samples)
+        Ok(LoadedAudio { samples, damaged })
     }
 }
 
 /// Reads and decodes a file; `seconds_max` is its longest sound where that is not the default.
-fn read(path: &Path, seconds_max: Option<f64>) -> Result<Vec<f32>, String> {
+fn read(path: &Path, seconds_max: Option<f64>) -> Result<LoadedAudio, String> {
     let wrong = |reason: String| format!("`{}`: {reason}", path.display());
     let size = std::fs::metadata(path)
         .map_err(|error| wrong(error.to_string()))?
@@ -108,10 +117,14 @@ fn read(path: &Path, seconds_max: Option<f64>) -> Result<Vec<f32>, String> {
     }
     let waveform = decode(&bytes, None, &limits).map_err(|error| wrong(error.to_string()))?;
     waveform.damage.check_labelled().map_err(wrong)?;
-    if waveform.damage != Damage::default() {
+    let damaged = waveform.damage != Damage::default();
+    if damaged {
         warn!(path = %path.display(), notes = ?waveform.damage.notes, "a labelled recording is damaged, it is used");
     }
-    Ok(waveform.samples)
+    Ok(LoadedAudio {
+        samples: waveform.samples,
+        damaged,
+    })
 }
 
 impl fmt::Debug for AudioSource {
@@ -131,16 +144,28 @@ impl AudioSource {
     /// # Errors
     /// A sentence that names the file and what is wrong with it.
     pub fn load(&self) -> Result<Vec<f32>, String> {
-        let samples = match self {
-            Self::Samples(samples) => samples.to_vec(),
-            Self::Lazy(load) => load()?,
+        self.load_audio().map(|loaded| loaded.samples)
+    }
+
+    /// As [`AudioSource::load`], with what is to be known about the file.
+    ///
+    /// # Errors
+    /// As [`AudioSource::load`].
+    pub fn load_audio(&self) -> Result<LoadedAudio, String> {
+        let whole = |samples| LoadedAudio {
+            samples,
+            damaged: false,
+        };
+        let loaded = match self {
+            Self::Samples(samples) => whole(samples.to_vec()),
+            Self::Lazy(load) => whole(load()?),
             Self::File(path) => read(path, None)?,
             Self::Clip(clip) => clip.load()?,
         };
-        if samples.is_empty() {
+        if loaded.samples.is_empty() {
             return Err(format!("{self:?} has no samples"));
         }
-        Ok(samples)
+        Ok(loaded)
     }
 }
 
@@ -274,12 +299,12 @@ mod tests {
 
         // The header goes on to declare 3 s. Without 50 ms it is used, without 0.2 s it is not.
         std::fs::write(&path, &whole[..whole.len() - 1_600]).unwrap();
-        let used = AudioSource::File(path.clone()).load().unwrap();
+        let used = AudioSource::File(path.clone()).load_audio().unwrap();
         std::fs::write(&path, &whole[..whole.len() - 6_400]).unwrap();
         let file = AudioSource::File(path.clone()).load().unwrap_err();
         let piece = clip(&path, Some(0.0), 1.0).load().unwrap_err();
 
-        assert_eq!(used.len(), 48_000 - 800);
+        assert_eq!((used.samples.len(), used.damaged), (48_000 - 800, true));
         for reason in [file, piece] {
             let named =
                 reason.contains("steps.wav") && reason.contains("0.20 s of its sound cannot be decoded");

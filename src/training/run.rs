@@ -118,6 +118,12 @@ pub fn draft(
             serde_json::json!(outcome.seconds.round()),
         ),
     ]);
+    if outcome.damaged > 0 {
+        metrics.insert(
+            "damaged_recordings".to_owned(),
+            serde_json::json!(outcome.damaged),
+        );
+    }
     if let Some(best) = &outcome.best {
         metrics.insert("valid_loss".to_owned(), serde_json::json!(best.loss));
         metrics.insert("valid_wer".to_owned(), serde_json::json!(best.wer));

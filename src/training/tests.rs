@@ -526,6 +526,44 @@ fn too_many_unreadable_clips_end_the_run_and_name_one() {
 }
 
 #[test]
+fn recordings_that_are_damaged_a_little_are_trained_on_and_counted_once_each() {
+    let place = Place::new();
+    let mut args = place.args(place.config("damaged", vec![stage(StageKind::CtcAlign, 6)]));
+    for (number, example) in args.train.iter_mut().enumerate() {
+        let path = place.folder.path().join(format!("damaged-{number}.wav"));
+        let spec = hound::WavSpec {
+            channels: 1,
+            sample_rate: 16_000,
+            bits_per_sample: 16,
+            sample_format: hound::SampleFormat::Int,
+        };
+        let mut wav = hound::WavWriter::create(&path, spec).unwrap();
+        for sample in example.audio.load().unwrap() {
+            wav.write_sample((sample * 32_000.0) as i16).unwrap();
+        }
+        wav.finalize().unwrap();
+        if number < 3 {
+            // 50 ms of what the header declares are missing.
+            let whole = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &whole[..whole.len() - 1_600]).unwrap();
+        }
+        example.audio = AudioSource::File(path);
+    }
+
+    let mut told = None;
+    let outcome = Engine::new(args)
+        .unwrap()
+        .run(&mut |event| {
+            if let TrainEvent::RunFinished { damaged, .. } = event {
+                told = Some(*damaged);
+            }
+        })
+        .unwrap();
+
+    assert_eq!((outcome.damaged, told), (3, Some(3)));
+}
+
+#[test]
 fn samples_that_do_not_fit_are_left_out_and_counted() {
     let place = Place::new();
     let mut config = place.config("filters", vec![stage(StageKind::Asr, 1)]);

@@ -33,6 +33,12 @@ pub(super) fn train(args: &Train) -> Result<(), Failure> {
         });
         output::line(format!("validation loss {:.4}{words}", best.loss))?;
     }
+    if report.outcome.damaged > 0 {
+        let count = report.outcome.damaged;
+        output::line(format!(
+            "{count} damaged recordings were trained on; the log names them"
+        ))?;
+    }
     match &report.version {
         Some(version) => output::line(format!("published {version}"))?,
         None => output::line(format!("kept in {}", report.outcome.output.display()))?,

@@ -196,7 +196,7 @@ impl Run {
         while batches < settings.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.state.count_unreadable(&batch)?;
+            self.state.count_clips(&batch)?;
             (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
                 (batch.epoch + 1, 0)
             } else {
