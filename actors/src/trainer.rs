@@ -4,8 +4,9 @@
 //! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
 //! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
 //! there are enough of them to tell, and the version that it started from is current still
-//! ([`gate`](crate::gate)); anything else is a normal outcome too. Either way the cycle's folder keeps
-//! settings, log and verdict.
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. What is held out is for the gate alone: the
+//! best step of a cycle is chosen by samples set aside from those to train on. Either way the cycle's folder
+//! keeps settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ use crate::messages::{PublishEvent, StartCycle};
 /// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
 /// a verdict takes is `trainer.held_out_samples_min`.
 const HELD_OUT_MIN: usize = 2;
+/// One in so many of the samples to train on validates a cycle's steps instead, at least one.
+const VALIDATED_SHARE: usize = 10;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
 #[derive(Clone)]
@@ -159,8 +162,12 @@ impl Trainer {
             return Ok(Outcome::failed(reason));
         }
         let snapshot = Arc::new(self.args.store.snapshot());
-        let (train, held_out) = sides(&snapshot);
-        let all = train.len() + held_out.len();
+        let Sides {
+            train,
+            valid,
+            held_out,
+        } = sides(&snapshot);
+        let all = train.len() + valid.len() + held_out.len();
         if all < self.args.config.samples_min {
             let needed = self.args.config.samples_min;
             return Ok(Outcome::failed(format!(
@@ -173,6 +180,7 @@ impl Trainer {
                 trigger: trigger.to_owned(),
                 parent: parent.version().to_owned(),
                 train_samples: train.len(),
+                valid_samples: valid.len(),
                 held_out_samples: held_out.len(),
             },
         );
@@ -194,7 +202,8 @@ impl Trainer {
         };
         let held_out = examples(&held_out)?;
         let train = examples(&train)?;
-        let mut judged = prepare(held_out.clone(), &unlimited(&config), &networks.speech_llm)?;
+        let valid = examples(&valid)?;
+        let mut judged = prepare(held_out, &unlimited(&config), &networks.speech_llm)?;
         for sample in &mut judged.samples {
             if let Ok(task) = self.args.tasks.get(&sample.example.task) {
                 sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
@@ -218,7 +227,7 @@ impl Trainer {
             config: config.clone(),
             networks: &networks,
             train,
-            valid: held_out,
+            valid,
             start_from: Some((parent.clone(), start_lora)),
             resume: false,
             control: self.args.control.clone(),
@@ -383,16 +392,33 @@ fn unlimited(config: &TrainingConfig) -> TrainingConfig {
     config
 }
 
-/// The two sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples (those
-/// with the lowest identity, so the choice is stable) are held out of this cycle.
-fn sides(snapshot: &Snapshot) -> (Vec<SampleRef>, Vec<SampleRef>) {
+/// What a cycle does with the samples of a snapshot; each is in one of these.
+struct Sides {
+    /// To learn from.
+    train: Vec<SampleRef>,
+    /// To choose the best step by.
+    valid: Vec<SampleRef>,
+    /// To judge the candidate by.
+    held_out: Vec<SampleRef>,
+}
+
+/// The sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples are held out
+/// of this cycle; one in [`VALIDATED_SHARE`] of the others validates. They are those with the lowest identity,
+/// so the choice is stable.
+fn sides(snapshot: &Snapshot) -> Sides {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();
     train.sort_by_key(|sample| sample.id);
     while held_out.len() < HELD_OUT_MIN && train.len() > HELD_OUT_MIN {
         held_out.push(train.remove(0));
     }
-    (train, held_out)
+    let count = (train.len() / VALIDATED_SHARE).max(usize::from(train.len() > 1));
+    let valid = train.drain(..count).collect();
+    Sides {
+        train,
+        valid,
+        held_out,
+    }
 }
 
 fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Example> {

@@ -45,7 +45,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every member.
-    pub const ALL: &'static [Self] = &[Self::Promoted, Self::Refused, Self::Failed];
+    pub const ALL: &'static [Self] = &[Self::Promoted, Self::Refused, Self::Undecided, Self::Failed];
 
     /// Its name in metrics and JSON.
     pub fn as_str(self) -> &'static str {
@@ -70,6 +70,9 @@ pub enum EventKind {
         parent: String,
         /// Samples to learn from.
         train_samples: usize,
+        /// Samples to choose the best step by.
+        #[serde(default)]
+        valid_samples: usize,
         /// Samples to judge by.
         held_out_samples: usize,
     },

@@ -33,6 +33,7 @@ struct Harness {
     registry: Registry,
     dir: tempfile::TempDir,
     held_out_seconds: Vec<f32>,
+    train_samples: usize,
 }
 
 /// So gentle that the candidate is as good as its parent.
@@ -59,6 +60,7 @@ impl Harness {
         let held_out_seconds = (snapshot.refs(Split::HeldOut))
             .map(|sample| sample.audio_seconds)
             .collect();
+        let train_samples = snapshot.refs(Split::Train).count();
         let registry = Registry::open(dir.path().join("adapters")).unwrap();
         let first = adapter("draft", LayerMix::Paper, ENCODER_WIDTH, LLM_WIDTH);
         let identities = [&models.encoder, &models.llm].map(|folder| identify(folder).unwrap());
@@ -113,6 +115,7 @@ impl Harness {
             registry,
             dir,
             held_out_seconds,
+            train_samples,
         }
     }
 
@@ -179,6 +182,45 @@ async fn a_candidate_that_the_gate_refuses_changes_nothing_and_the_next_cycle_ru
     for folder in ["runs/run", "runs/run-2"] {
         assert!(harness.dir.path().join(folder).is_dir(), "{folder}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_sample_that_judges_a_candidate_has_chosen_its_step() {
+    let samples = (0..32).map(sample).collect();
+    let harness = Harness::with_samples(samples, promote_equals).await;
+    let held_out = harness.held_out_seconds.len();
+    assert!(held_out > 1, "the store holds some out by itself");
+
+    harness.start("run").await;
+    let started = next(&harness.events).await.event.what;
+    let (_, verdict, reason) = harness.cycle().await;
+
+    assert_eq!(verdict, Verdict::Promoted, "{reason}");
+    let EventKind::CycleStarted {
+        train_samples,
+        valid_samples,
+        held_out_samples,
+        ..
+    } = started
+    else {
+        panic!("{started:?}")
+    };
+    assert_eq!(held_out_samples, held_out);
+    assert_eq!(train_samples + valid_samples, harness.train_samples);
+    let log = std::fs::read_to_string(harness.dir.path().join("runs/run/log.jsonl")).unwrap();
+    let count = |event: &str, key: &str| {
+        let lines = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.into_iter().find(|line| line["event"] == event).unwrap()[key]
+            .as_u64()
+            .unwrap() as usize
+    };
+    assert_eq!(count("run_started", "train_samples"), train_samples);
+    assert_eq!(count("run_started", "valid_samples"), valid_samples);
+    assert_eq!(count("validated", "clips"), valid_samples);
+    let metrics = harness.registry.manifest("tiny-0002").unwrap().metrics;
+    assert_eq!(metrics["held_out_samples"], held_out as f64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
