@@ -7,10 +7,12 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::headers::header;
 use super::trace::TraceContext;
 use super::{OutgoingRecord, number};
+use crate::util::hex;
 
 /// `ce_type` of a result.
 pub const RESULT_TYPE: &str = "speechverse.result.v1";
@@ -90,6 +92,9 @@ pub struct Answer {
     pub id: String,
     /// Id of the request.
     pub request_id: String,
+    /// `ce_source` of the request, which names it together with the id; not written where it brought none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_source: Option<String>,
     /// Stream or conversation it belongs to.
     pub session: Option<String>,
     /// Whether more will come.
@@ -130,11 +135,16 @@ fn is_zero(seconds: &f64) -> bool {
 
 impl Answer {
     /// The id of an answer: the same request, kind and sequence give the same id, so a repeat after a crash
-    /// is recognisable.
-    pub fn id_of(request_id: &str, kind: AnswerKind, sequence: u64) -> String {
-        match kind {
+    /// is recognisable. A request with a source is another one than those of other sources under its id: the
+    /// first 16 hexadecimal digits of the source's SHA-256 stand at the end, after `@`.
+    pub fn id_of(source: Option<&str>, request_id: &str, kind: AnswerKind, sequence: u64) -> String {
+        let id = match kind {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),
             kind => format!("{request_id}:{}", kind.as_str()),
+        };
+        match source {
+            Some(source) => format!("{id}@{}", hex(&Sha256::digest(source)[..8])),
+            None => id,
         }
     }
 
@@ -157,6 +167,9 @@ impl Answer {
             header("content-type", "application/json"),
             header("traceparent", trace.child(&self.id)),
         ];
+        if let Some(source) = &self.request_source {
+            headers.push(header("ce_subjectsource", source.as_str()));
+        }
         if let Some(state) = &trace.state {
             headers.push(header("tracestate", state.as_str()));
         }

@@ -255,6 +255,32 @@ async fn an_answer_is_computed_and_named_by_the_version_that_its_utterance_is_pi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_to_one_id_from_two_sources_have_ids_of_their_own_and_name_the_source() {
+    let harness = Harness::new(2).await;
+    let ask = |source: Option<&str>| {
+        let source = source.map(|source| header("ce_source", source));
+        harness.asked(0, "one", 0.3, source.into_iter().collect())
+    };
+
+    let mut ids = Vec::new();
+    for source in [None, Some("/phone"), Some("/desk"), Some("/phone")] {
+        harness.tell(ask(source)).await;
+        let PublishAnswer { answer, context } = next(&harness.answers).await;
+        context.complete();
+        assert_eq!(
+            (answer.request_id.as_str(), answer.request_source.as_deref()),
+            ("request-0", source)
+        );
+        ids.push(answer.id);
+    }
+
+    assert_eq!(ids[0], "request-0:final");
+    assert_eq!(ids[1], ids[3], "a repeat is recognisable");
+    let different: std::collections::HashSet<&String> = ids.iter().collect();
+    assert_eq!(different.len(), 3, "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_versions_than_are_kept_ready_are_all_answered_as_if_alone() {
     let harness = Harness::new(2).await;
     let versions: Vec<String> = (0..6).map(|number| format!("version-{number}")).collect();

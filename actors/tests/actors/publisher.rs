@@ -88,8 +88,9 @@ impl Harness {
         let context = context(self.records[number].clone(), &self.orphans);
         let request = &context.request;
         let answer = Answer {
-            id: Answer::id_of(&request.id, AnswerKind::Final, 0),
+            id: Answer::id_of(None, &request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
+            request_source: None,
             session: None,
             kind: AnswerKind::Final,
             task: None,
@@ -401,7 +402,7 @@ async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
     for number in 0..5 {
         let of = harness.answer(0, "ye".into());
         let answer = Answer {
-            id: Answer::id_of("request-0", AnswerKind::Partial, number),
+            id: Answer::id_of(None, "request-0", AnswerKind::Partial, number),
             kind: AnswerKind::Partial,
             ..of.answer
         };
