@@ -265,11 +265,17 @@ impl Decoder {
         // A character that is not complete yet.
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
         let context = &active.context;
+        let request = &context.request;
         let number = (tokens / every - 1) as u64;
         let whole = self.answer(context, active.version.clone(), &generation, text);
         let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
         let answer = Answer {
-            id: Answer::id_of(&context.request.id, AnswerKind::Partial, number),
+            id: Answer::id_of(
+                request.source.as_deref(),
+                &request.id,
+                AnswerKind::Partial,
+                number,
+            ),
             kind: AnswerKind::Partial,
             flags: Vec::new(),
             timing_ms: Timing {
@@ -316,8 +322,9 @@ impl Decoder {
         flag_audio(&mut flags, &context.damage, context.long_pause);
         let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
         Answer {
-            id: Answer::id_of(&request.id, AnswerKind::Final, 0),
+            id: Answer::id_of(request.source.as_deref(), &request.id, AnswerKind::Final, 0),
             request_id: request.id.clone(),
+            request_source: request.source.clone(),
             session: request.session.clone(),
             kind: AnswerKind::Final,
             task: request.task.clone(),
@@ -346,7 +353,10 @@ impl Decoder {
         let reason = match cause {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
             InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
-            InferenceError::Model(ModelError::Constraint { .. }) => Reason::InvalidLabels,
+            InferenceError::Model(ModelError::Constraint { .. }) => match &context.request.grammar {
+                Some(grammar) if grammar.is_structure() => Reason::InvalidStructure,
+                _ => Reason::InvalidLabels,
+            },
             _ => Reason::InternalError,
         };
         (context.span).in_scope(|| error!(error = %cause, "cannot answer an utterance"));

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 pub use answering::{Ask, Decoding, Eval, PromptSet};
 pub use clients::{Label, Publish, Results, Retrain};
 pub use models::{FloatKind, Models, Probe, WindowChoice};
-pub use shared::{Broker, Given, OptionalSettings, SettingsFile};
+pub use shared::{Broker, Form, Given, OptionalSettings, SettingsFile};
 
 pub use dead_letters::{DeadLetterFilter, DeadLetters, Redrive};
 

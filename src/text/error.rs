@@ -138,6 +138,14 @@ pub enum TextError {
         /// Which placeholder, and what would fill it.
         reason: String,
     },
+    /// A form of answers that cannot be read or kept.
+    #[error("the {kind} cannot be used: {reason}")]
+    Structure {
+        /// Its language.
+        kind: &'static str,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
     /// A label that a task's answers cannot be made of.
     #[error("task `{task}`: {reason}")]
     Label {

@@ -25,6 +25,7 @@ mod token_bytes;
 mod tokenizer;
 
 pub use answer::{AnswerFormat, GrammarPiece, OutputGrammar, ParsedAnswer};
+pub use answer::{Network, NetworkNode, STRUCTURE_BYTES_MAX, Structure, StructureKind};
 pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;

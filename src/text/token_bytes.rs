@@ -23,7 +23,7 @@ pub struct TokenBytes {
 
 impl TokenBytes {
     /// Joins bytes and ids; `vocabulary` is one more than the largest id.
-    pub(crate) fn new(mut tokens: Vec<(Box<[u8]>, i64)>, vocabulary: i64) -> Self {
+    pub fn new(mut tokens: Vec<(Box<[u8]>, i64)>, vocabulary: i64) -> Self {
         tokens.retain(|(bytes, id)| !bytes.is_empty() && (0..vocabulary).contains(id));
         tokens.sort_unstable();
         let mut places = vec![None; usize::try_from(vocabulary).unwrap_or(0)];
@@ -111,8 +111,16 @@ impl TokenBytes {
         })
     }
 
+    /// The token that spells exactly this.
+    pub fn id_of(&self, bytes: &[u8]) -> Option<i64> {
+        let place = self.tokens.partition_point(|(known, _)| **known < *bytes);
+        (self.tokens.get(place))
+            .filter(|(known, _)| **known == *bytes)
+            .map(|(_, id)| *id)
+    }
+
     /// Whether a token begins so.
-    fn is_prefix(&self, start: &[u8]) -> bool {
+    pub(crate) fn is_prefix(&self, start: &[u8]) -> bool {
         let place = self.tokens.partition_point(|(bytes, _)| **bytes < *start);
         (self.tokens.get(place)).is_some_and(|(bytes, _)| bytes.starts_with(start))
     }

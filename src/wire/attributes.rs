@@ -22,6 +22,9 @@ const OURS: &[(&str, &str)] = &[
     ("labels", "ce_labels"),
     ("fields", "ce_fields"),
     ("constrain", "ce_constrain"),
+    ("jsonschema", "ce_jsonschema"),
+    ("regex", "ce_regex"),
+    ("grammar", "ce_grammar"),
     ("maxtokens", "ce_maxtokens"),
     ("deadline", "ce_deadline"),
     ("partials", "ce_partials"),
@@ -54,6 +57,9 @@ const MISTAKEN: &[(&str, &str)] = &[
     ("prompt", "ce_instruction"),
     ("maxnewtokens", "ce_maxtokens"),
     ("tokensmax", "ce_maxtokens"),
+    ("schema", "ce_jsonschema"),
+    ("responseformat", "ce_jsonschema"),
+    ("lark", "ce_grammar"),
 ];
 /// Beginnings of a header name that say "an attribute of the event follows".
 const PREFIXES: &[&str] = &[

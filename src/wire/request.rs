@@ -15,7 +15,10 @@ use super::headers::{Headers, invalid};
 pub use super::limits::RequestLimits;
 use super::rejection::{Reason, Rejection, Stage};
 use super::trace::TraceContext;
-use crate::text::{JointLayout, OutputGrammar, ResolvedPrompt, TemplateVariables, TextError};
+use crate::text::{
+    GrammarPiece, JointLayout, OutputGrammar, ResolvedPrompt, STRUCTURE_BYTES_MAX, Structure, StructureKind,
+    TemplateVariables, TextError,
+};
 
 /// `ce_type` of a request that carries a whole recording.
 pub const REQUEST_TYPE: &str = "speechverse.request.v1";
@@ -169,7 +172,24 @@ impl Request {
         let task = name("ce_task")?;
         let labels = labels(headers, limits)?;
         let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
-        let constrained = headers.flag("ce_constrain")?.unwrap_or(labels.is_some());
+        let constrain = headers.flag("ce_constrain")?;
+        let grammar = match structure(headers)? {
+            None => asked.constrained(constrain.unwrap_or(labels.is_some())),
+            Some(structure) => {
+                let header = structure.kind().header();
+                let beside = [
+                    (labels.is_some(), "`ce_labels`"),
+                    (asked.joint.is_some(), "a `ce_task` of several tasks"),
+                    (constrain == Some(false), "`ce_constrain: no`"),
+                ];
+                if let Some((_, other)) = beside.into_iter().find(|(present, _)| *present) {
+                    return Err(unusable(format!(
+                        "`{header}` and {other} contradict each other: leave one out"
+                    )));
+                }
+                Some(OutputGrammar::of(GrammarPiece::Structure(Arc::new(structure))))
+            }
+        };
         let max_tokens: Option<usize> = headers.parsed("ce_maxtokens", "a whole number from 1")?;
         if let Some(tokens) = max_tokens.filter(|tokens| !(1..=limits.tokens_max).contains(tokens)) {
             return Err(invalid(
@@ -184,7 +204,7 @@ impl Request {
             session,
             chunk,
             task,
-            grammar: asked.constrained(constrained),
+            grammar,
             instruction: asked.instruction,
             labels,
             joint: asked.joint,
@@ -218,6 +238,31 @@ fn reply_topic(headers: Headers<'_>, limits: &RequestLimits) -> Result<Option<Ar
             "one of the topics that `kafka.topics.replies` lists",
         )),
     }
+}
+
+/// The form of answers that a request brings along.
+fn structure(headers: Headers<'_>) -> Result<Option<Structure>, Rejection> {
+    let mut found: Option<(StructureKind, &str)> = None;
+    for kind in StructureKind::ALL {
+        let Some(source) = headers.text(kind.header(), STRUCTURE_BYTES_MAX)? else {
+            continue;
+        };
+        if let Some((before, _)) = found {
+            let (one, other) = (before.header(), kind.header());
+            return Err(unusable(format!(
+                "`{one}` and `{other}` contradict each other: leave one out"
+            )));
+        }
+        found = Some((kind, source));
+    }
+    let read = found.map(|(kind, source)| {
+        Structure::new(kind, source).map_err(|error| unusable(format!("`{}`: {error}", kind.header())))
+    });
+    read.transpose()
+}
+
+fn unusable(message: String) -> Rejection {
+    Rejection::new(Reason::InvalidStructure, Stage::Ingest, message)
 }
 
 /// A header that holds a name: not blank, and not long.

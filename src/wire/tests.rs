@@ -111,8 +111,9 @@ fn a_trace_that_is_malformed_is_a_new_one_and_the_same_after_a_repeat() {
 
 fn answer() -> Answer {
     Answer {
-        id: Answer::id_of("r-1", AnswerKind::Final, 0),
+        id: Answer::id_of(None, "r-1", AnswerKind::Final, 0),
         request_id: "r-1".to_owned(),
+        request_source: None,
         session: None,
         kind: AnswerKind::Final,
         task: Some("asr".to_owned()),
@@ -174,6 +175,66 @@ fn an_answer_about_damaged_sound_says_how_much_was_not_heard() {
 }
 
 #[test]
+fn a_request_may_bring_the_form_of_its_answer() {
+    for (header, source) in [
+        ("ce_jsonschema", r#"{"type": "integer"}"#),
+        ("ce_regex", "[a-z]+"),
+        ("ce_grammar", "start: \"yes\" | \"no\""),
+        ("regex", "[a-z]+"),
+    ] {
+        let asked = request(b"audio", &[(header, source.as_bytes())]).unwrap();
+
+        let grammar = asked.grammar.expect("it is constrained");
+        assert!(grammar.is_structure(), "{header}");
+    }
+    let cases: [(&[(&str, &[u8])], &str); 6] = [
+        (&[("ce_regex", b"(a")], "`ce_regex`"),
+        (&[("ce_jsonschema", b"{")], "`ce_jsonschema`"),
+        (&[("ce_grammar", b"begin: \"a\"")], "`ce_grammar`"),
+        (&[("ce_regex", b"a"), ("ce_jsonschema", b"{}")], "contradict"),
+        (
+            &[("ce_regex", b"a"), ("ce_labels", br#"["a"]"#)],
+            "`ce_labels` contradict",
+        ),
+        (&[("ce_regex", b"a"), ("ce_constrain", b"no")], "contradict"),
+    ];
+    for (headers, part) in cases {
+        let rejection = request(b"audio", headers).unwrap_err();
+        assert_eq!(rejection.reason, Reason::InvalidStructure, "{rejection}");
+        assert!(rejection.message.contains(part), "{rejection}");
+    }
+}
+
+#[test]
+fn an_answer_names_the_source_of_its_request() {
+    let source = Some("/phone".to_owned());
+    let named = Answer {
+        id: Answer::id_of(source.as_deref(), "r-1", AnswerKind::Final, 0),
+        request_source: source,
+        ..answer()
+    };
+    let trace = TraceContext::parse(PARENT).unwrap();
+
+    let record = named.to_record("results".into(), None, "/speechverse", &trace);
+
+    let headers = texts(&record);
+    let value = |name| {
+        headers
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| *value)
+    };
+    assert_eq!(value("ce_subjectsource"), Some("/phone"));
+    assert_eq!(value("ce_id"), Some("r-1:final@f147ca202892e247"));
+    let json = std::str::from_utf8(record.value.as_deref().unwrap()).unwrap();
+    assert!(
+        json.contains(r#""request_id":"r-1","request_source":"/phone","session""#),
+        "{json}"
+    );
+    assert_eq!(serde_json::from_str::<Answer>(json).unwrap(), named);
+}
+
+#[test]
 fn an_answer_goes_out_under_the_key_of_its_request_in_the_same_trace() {
     let trace = TraceContext {
         state: Some("a=b".to_owned()),
@@ -227,9 +288,10 @@ fn events_look_as_they_always_did_and_are_read_back() {
                 trigger: "order".to_owned(),
                 parent: "demo-0003".to_owned(),
                 train_samples: 20,
+                valid_samples: 2,
                 held_out_samples: 5,
             },
-            r#""type":"cycle_started","trigger":"order","parent":"demo-0003","train_samples":20,"held_out_samples":5"#,
+            r#""type":"cycle_started","trigger":"order","parent":"demo-0003","train_samples":20,"valid_samples":2,"held_out_samples":5"#,
         ),
         (
             EventKind::CycleProgress {
@@ -354,14 +416,20 @@ proptest! {
 
     #[test]
     fn different_answers_have_different_ids(
-        a in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?", b in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?",
+        a in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?(@[0-9a-f]{16})?",
+        b in "[a-z:0-9]{0,3}(:final|:partial)?(:[0-9])?",
+        (source_a, source_b) in (proptest::option::of("[/a-c]{0,2}"), proptest::option::of("[/a-c]{0,2}")),
         (kind_a, kind_b) in (0..3_usize, 0..3_usize), (number_a, number_b) in (0..10_u64, 0..10_u64),
     ) {
         let kinds = [AnswerKind::Partial, AnswerKind::Final, AnswerKind::Error];
         let number = |kind: usize, number: u64| if kind == 0 { number } else { 0 };
-        let same = (&a, kind_a, number(kind_a, number_a)) == (&b, kind_b, number(kind_b, number_b));
+        let same = (&source_a, &a, kind_a, number(kind_a, number_a))
+            == (&source_b, &b, kind_b, number(kind_b, number_b));
 
-        let ids = (Answer::id_of(&a, kinds[kind_a], number_a), Answer::id_of(&b, kinds[kind_b], number_b));
+        let ids = (
+            Answer::id_of(source_a.as_deref(), &a, kinds[kind_a], number_a),
+            Answer::id_of(source_b.as_deref(), &b, kinds[kind_b], number_b),
+        );
 
         prop_assert_eq!(ids.0 == ids.1, same);
     }

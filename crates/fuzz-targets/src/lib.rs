@@ -1,5 +1,5 @@
 //! One function per parser that reads what strangers send: audio containers, headers, model files, broker
-//! frames, manifests, store segments, templates.
+//! frames, manifests, store segments, templates, forms of answers.
 //!
 //! A target takes any bytes and returns; a panic, a hang or unbounded memory is a fault of the parser.
 //! `fuzz/` drives the targets with libFuzzer, `tests/mutations.rs` with changed seeds on the stable
@@ -11,6 +11,7 @@ mod files;
 mod records;
 mod scratch;
 mod seeds;
+mod structures;
 
 /// A parser under test.
 #[derive(Clone, Copy)]
@@ -24,7 +25,7 @@ pub struct Target {
 }
 
 /// Every parser, in alphabetical order.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "adapter_manifest",
         run: files::adapter_manifest,
@@ -74,6 +75,11 @@ pub const TARGETS: [Target; 10] = [
         name: "store_segment",
         run: files::store_segment,
         seeds: seeds::store_segments,
+    },
+    Target {
+        name: "structure",
+        run: structures::structure,
+        seeds: seeds::structures,
     },
 ];
 

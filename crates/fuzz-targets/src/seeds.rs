@@ -145,12 +145,44 @@ pub(crate) fn records() -> Vec<Vec<u8>> {
         "labels": ["a", "b"], "datacontenttype": "audio/wav", "data_base64": "UklGRg==",
     });
     let structured = format!("content-type: application/cloudevents+json\n\n{event}");
+    let formed = "ce_task: asr\nce_regex: [a-z]+( [a-z]+)*\nce_constrain: yes\n\nRIFF";
     let label = "ce_type: speechverse.label.v1\nce_id: 9\nce_target: good morning\nce_task: asr\n\nRIFF";
     let correction = "ce_type: speechverse.label.v1\nce_subject: 42\nce_target: good morning\n\n";
     let order = format!("\n{}", json!({"command": "promote", "version": "v1", "id": "c1"}));
-    [binary, chunk, &structured, label, correction, &order]
+    [binary, chunk, &structured, formed, label, correction, &order]
         .map(|text| text.as_bytes().to_vec())
         .to_vec()
+}
+
+/// The first byte says which language it is.
+pub(crate) fn structures() -> Vec<Vec<u8>> {
+    let object = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}, "at": {"format": "date-time", "type": "string"},
+        },
+        "required": ["name"], "additionalProperties": false,
+    });
+    let tree = json!({
+        "$ref": "#/$defs/n",
+        "$defs": {"n": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}},
+    });
+    let union = json!({"anyOf": [{"type": "number", "multipleOf": 0.5}, {"const": "x"}, {"pattern": "^[a-z]+$", "type": "string"}]});
+    let sums = "start: expr\nexpr: term | expr \"+\" term\nterm: NUMBER | \"(\" expr \")\"\nNUMBER: /[0-9]+/\n%ignore \" \"\n";
+    let words = "start: greeting (\",\" name){0,3}\ngreeting: \"hello\" | \"good\" /(morning|evening)/\nname: /[A-Z][a-z]*/\n";
+    let patterns = [
+        r"\d{4}-\d{2}-\d{2}",
+        r"[A-Z][a-z]{2,8}( [A-Z][a-z]+)*",
+        r"(?i:yes|no)\.?",
+        r"[^\s]+@[a-z]+\.(com|org)",
+    ];
+    let schemas = [object, tree, union].map(|schema| (b'0', schema.to_string()));
+    let patterns = patterns.map(|pattern| (b'1', pattern.to_owned()));
+    let grammars = [sums, words].map(|grammar| (b'2', grammar.to_owned()));
+    let all = schemas.into_iter().chain(patterns).chain(grammars);
+    all.map(|(kind, source)| [&[kind], source.as_bytes()].concat())
+        .collect()
 }
 
 /// A request of type `R`, as its frame without the length.

@@ -1,7 +1,8 @@
 //! Changed seeds for every parser, on the stable toolchain: no panic, no hang, bounded memory.
 //!
-//! Runs `SPEECHVERSE_FUZZ_SECONDS` in all (default 60), shared by the parsers. The same number of seconds
-//! makes the same inputs in the same order, as far as they get; `SPEECHVERSE_FUZZ_SEED` makes others. What
+//! Runs `SPEECHVERSE_FUZZ_SECONDS` in all (default 60), or tries `SPEECHVERSE_FUZZ_INPUTS` in all where that is
+//! set, shared by the parsers. The inputs are the same in the same order, as far as a run gets;
+//! `SPEECHVERSE_FUZZ_SEED` makes others. What
 //! failed is written to a file that the message names (an allocation beyond the limit ends the process at
 //! once: then it is `/dev/shm/fuzz-input-*`); `fuzz/README.md` says how to run it again.
 
@@ -174,6 +175,7 @@ fn survives(name: &str) {
         "{name}: no seed is accepted, so its changes test nothing"
     );
     let share = Duration::from_secs(variable("SPEECHVERSE_FUZZ_SECONDS", 60)) / TARGETS.len() as u32;
+    let count = variable("SPEECHVERSE_FUZZ_INPUTS", 0).div_ceil(TARGETS.len() as u64);
     let begun = Instant::now();
     let seed = variable("SPEECHVERSE_FUZZ_SEED", 1);
     let mut random = Random(
@@ -182,7 +184,11 @@ fn survives(name: &str) {
             .fold(0, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(byte)),
     );
     let mut tried = 0_u64;
-    while begun.elapsed() < share {
+    let is_over = |tried| match count {
+        0 => begun.elapsed() >= share,
+        count => tried >= count,
+    };
+    while !is_over(tried) {
         let mut input = seeds[random.below(seeds.len())].clone();
         let other = &seeds[random.below(seeds.len())];
         for _ in 0..=random.below(6) {
@@ -196,8 +202,9 @@ fn survives(name: &str) {
         );
     }
     println!(
-        "{name}: {} seeds, {accepted} of them accepted, and {tried} changed inputs",
-        seeds.len()
+        "{name}: {} seeds, {accepted} of them accepted, and {tried} changed inputs in {:.1} s",
+        seeds.len(),
+        begun.elapsed().as_secs_f64()
     );
 }
 
@@ -259,6 +266,7 @@ parsers!(
     safetensors,
     safetensors_index,
     store_segment,
+    structure,
 );
 
 /// Tries one file again.

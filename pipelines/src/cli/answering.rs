@@ -7,7 +7,7 @@ use speechverse::config::Settings;
 use speechverse::inference::config::StrategyName;
 use speechverse::inference::{DecodeOptions, EarlyStopping};
 
-use super::shared::{Given, OptionalSettings, yes_or_no};
+use super::shared::{Form, Given, OptionalSettings, yes_or_no};
 
 /// `speechverse ask`.
 #[derive(Args, Debug)]
@@ -28,6 +28,9 @@ pub struct Ask {
     /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
+    /// What form the answer has.
+    #[command(flatten)]
+    pub form: Form,
     /// Adapter version instead of the current one.
     #[arg(long, value_name = "VERSION")]
     pub adapter: Option<String>,

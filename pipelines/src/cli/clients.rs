@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use speechverse::wire::request::Priority;
 
-use super::shared::{Broker, Given, yes_or_no};
+use super::shared::{Broker, Form, Given, yes_or_no};
 
 /// `speechverse publish`.
 #[derive(Args, Debug)]
@@ -26,6 +26,9 @@ pub struct Publish {
     /// given.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
+    /// What form the answer has.
+    #[command(flatten)]
+    pub form: Form,
     /// `interactive`, or `bulk`: it may wait while there is something interactive.
     #[arg(long, value_name = "PRIORITY", default_value = "interactive")]
     pub priority: Priority,

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
+use speechverse::text::StructureKind;
 
 /// A settings file.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +42,40 @@ pub struct Given {
     /// Value for a place of the task's prompt; repeat for each.
     #[arg(long = "field", value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub fields: Vec<(String, String)>,
+}
+
+/// The form of the answer; one of these, and without labels.
+#[derive(Args, Clone, Debug, Default)]
+#[group(multiple = false, conflicts_with_all = ["labels", "constrain"])]
+pub struct Form {
+    /// The answer is JSON that the schema in this file accepts.
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
+    /// The answer is what this regular expression matches.
+    #[arg(long, value_name = "PATTERN")]
+    pub regex: Option<String>,
+    /// The answer is a text of the grammar in this file (Lark, as llguidance reads it).
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
+}
+
+impl Form {
+    /// Its language and source; files are read.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn source(&self) -> anyhow::Result<Option<(StructureKind, String)>> {
+        let read = |kind, path: &PathBuf| -> anyhow::Result<_> {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            Ok(Some((kind, text)))
+        };
+        match (&self.json_schema, &self.regex, &self.grammar) {
+            (Some(path), ..) => read(StructureKind::JsonSchema, path),
+            (_, Some(pattern), _) => Ok(Some((StructureKind::Regex, pattern.clone()))),
+            (.., Some(path)) => read(StructureKind::Lark, path),
+            _ => Ok(None),
+        }
+    }
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {

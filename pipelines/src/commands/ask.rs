@@ -1,5 +1,6 @@
 //! `speechverse ask`: answers about audio files, without Kafka.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -14,7 +15,7 @@ use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::text::{OutputGrammar, ResolvedPrompt, TaskTable};
+use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Structure, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::decoder::{flag_audio, flags};
 use tch::Tensor;
@@ -78,6 +79,18 @@ impl Order {
                 labels,
             ),
         };
+        let grammar = match args.form.source().map_err(Failure::Usage)? {
+            None => asked.constrained(args.constrain.unwrap_or(labels.is_some())),
+            Some(_) if asked.joint.is_some() => {
+                return Err(Failure::Usage(anyhow::anyhow!(
+                    "`--task` names several tasks, whose answers have a form already"
+                )));
+            }
+            Some((kind, source)) => {
+                let structure = Structure::new(kind, &source).map_err(Failure::usage)?;
+                Some(OutputGrammar::of(GrammarPiece::Structure(Arc::new(structure))))
+            }
+        };
         Ok(Self {
             task: args.task.clone(),
             answered_as: match &args.task {
@@ -87,7 +100,7 @@ impl Order {
                 }
                 None => None,
             },
-            grammar: asked.constrained(args.constrain.unwrap_or(labels.is_some())),
+            grammar,
             asked,
         })
     }
@@ -200,8 +213,9 @@ impl Respondent {
         let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
         flag_audio(&mut flags, &waveform.damage, has_long_pause(&waveform.samples));
         Ok(Answer {
-            id: Answer::id_of(name, AnswerKind::Final, 0),
+            id: Answer::id_of(None, name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
+            request_source: None,
             session: None,
             kind: AnswerKind::Final,
             task: order.task.clone(),

@@ -13,7 +13,7 @@ use speechverse::config::Settings;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::scoring::Metric;
-use speechverse::text::{TaskMetric, TaskTable};
+use speechverse::text::{StructureKind, TaskMetric, TaskTable};
 use speechverse::training::example::{AudioSource, Example};
 use speechverse::training::manifest::read_manifest;
 use speechverse::wire::answer::{Answer, AnswerKind};
@@ -79,13 +79,15 @@ pub(super) fn publish(args: &Publish) -> Result<(), Failure> {
     let settings = settings(&args.broker)?;
     let files = audio_files(&args.paths)?;
     let references = read_references(&args.references)?;
-    runtime()?.block_on(publish_files(args, &settings, &files, references))
+    let form = args.form.source().map_err(Failure::Usage)?;
+    runtime()?.block_on(publish_files(args, &settings, &files, form.as_ref(), references))
 }
 
 async fn publish_files(
     args: &Publish,
     settings: &Settings,
     files: &[PathBuf],
+    form: Option<&(StructureKind, String)>,
     mut references: HashMap<String, Example>,
 ) -> Result<(), Failure> {
     let config = &settings.kafka;
@@ -110,6 +112,7 @@ async fn publish_files(
         let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", CLI_SOURCE)];
         let reference = references.remove(&name);
         headers.extend(asked(args, reference.as_ref())?);
+        headers.extend(form.map(|(kind, source)| header(kind.header(), source.as_str())));
         let at = Instant::now();
         if args.stream {
             stream(&sink, config, &id, &audio, &headers).await?;
@@ -265,7 +268,8 @@ impl Replies {
                 read = self.results.next(left) => {
                     let Read::Record(record) = read? else { continue };
                     let Some(answer) = answer_of(&record) else { continue };
-                    let Some(request) = sent.get(&answer.request_id) else { continue };
+                    let ours = answer.request_source.as_deref() == Some(CLI_SOURCE);
+                    let Some(request) = sent.get(&answer.request_id).filter(|_| ours) else { continue };
                     if answer.kind == AnswerKind::Partial || outcomes.contains_key(&answer.request_id) {
                         continue; // more will come, or a repeat after a crash
                     }
@@ -279,7 +283,7 @@ impl Replies {
                         headers.bytes(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
                     };
                     let id = text("ce_id");
-                    if sent.contains_key(&id) {
+                    if text("ce_source") == CLI_SOURCE && sent.contains_key(&id) {
                         let reason = format!("{}: {}", text(REASON_HEADER), text("__connect.errors.exception.message"));
                         outcomes.insert(id, Outcome::DeadLetter(reason));
                     }

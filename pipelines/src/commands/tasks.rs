@@ -159,6 +159,7 @@ fn example_of(grammar: &OutputGrammar) -> String {
         GrammarPiece::Choice(labels) => format!("<{}>", names(labels)),
         GrammarPiece::Choices(labels) => format!("<{}>, …", names(labels)),
         GrammarPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),
+        GrammarPiece::Structure(structure) => format!("<{}>", structure.kind().name()),
     };
     grammar.pieces.iter().map(piece).collect()
 }

@@ -2,15 +2,17 @@
 //!
 //! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be
 //! in after some bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread
-//! remembers which texts of a list of several it has used. A prefix of an allowed answer never leads to an
-//! empty set, and a non-empty set always leads on to an allowed answer, byte by byte.
+//! remembers which texts of a list of several it has used, and in a structure the calls that it has to come
+//! back from ([`Stack`]). A prefix of an allowed answer never leads to an empty set, and a non-empty set always
+//! leads on to an allowed answer, byte by byte.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::structure::{Costs, Stack, thin_out};
 use crate::models::ModelError;
 use crate::text::answer::NONE;
-use crate::text::{GrammarPiece, OutputGrammar};
+use crate::text::{GrammarPiece, Network, OutputGrammar, TokenBytes};
 
 /// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a
 /// blank or an empty line now and then, and a bound keeps a model from writing nothing else.
@@ -25,34 +27,53 @@ pub(super) type State = Vec<Thread>;
 /// One place where the automaton can be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Thread {
-    node: u32,
+    pub(super) node: u32,
     /// Texts of the list at hand that were used, in order of number.
     used: Option<Arc<[u32]>>,
+    /// In a structure: where to go on when the terminal at hand is complete.
+    pub(super) stack: Option<Arc<Stack>>,
+}
+
+impl Thread {
+    /// One inside a structure.
+    pub(super) fn inside(node: u32, stack: Arc<Stack>) -> Self {
+        Self {
+            node,
+            used: None,
+            stack: Some(stack),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
-struct Node {
-    edges: Edges,
-    jumps: Vec<Jump>,
+pub(super) struct Node {
+    pub(super) edges: Edges,
+    pub(super) jumps: Vec<Jump>,
     /// Whether the answer may end here.
     accepts: bool,
     /// In a list of several texts: the numbers of those that can still be written from here.
     ahead: Option<(u32, u32)>,
+    /// In a structure: where a rule or terminal begins, and the place to go on from when it returns.
+    pub(super) calls: Vec<(u32, u32)>,
+    /// In a structure: whether the rule or terminal may be over here.
+    pub(super) returns: bool,
 }
 
 #[derive(Debug, Default)]
-enum Edges {
+pub(super) enum Edges {
     #[default]
     None,
     Few(Vec<(u8, u32)>),
     /// By byte.
     All(Box<[u32; 256]>),
+    /// First and last byte, in order.
+    Ranges(Vec<(u8, u8, u32)>),
 }
 
 /// A step that takes no byte.
 #[derive(Clone, Copy, Debug)]
-struct Jump {
-    to: u32,
+pub(super) struct Jump {
+    pub(super) to: u32,
     /// The text of a list that is complete with it.
     completes: Option<u32>,
 }
@@ -60,16 +81,22 @@ struct Jump {
 /// Recognises allowed answers byte by byte.
 #[derive(Debug)]
 pub(super) struct Automaton {
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
+    /// Of a structure.
+    pub(super) costs: Option<Costs>,
 }
 
 impl Automaton {
     /// Builds the automaton of a grammar.
     ///
     /// # Errors
-    /// [`ModelError::Constraint`] for a grammar without parts, a list without texts, or texts without end.
-    pub(super) fn new(grammar: &OutputGrammar) -> Result<Self, ModelError> {
-        let mut made = Self { nodes: Vec::new() };
+    /// [`ModelError::Constraint`] for a grammar without parts, a list without texts, texts without end, or a
+    /// structure beside other parts.
+    pub(super) fn new(grammar: &OutputGrammar, token_bytes: &TokenBytes) -> Result<Self, ModelError> {
+        let mut made = Self {
+            nodes: Vec::new(),
+            costs: None,
+        };
         made.check(grammar)?;
         let start = made.node();
         let mut at = made.blanks(start);
@@ -80,10 +107,14 @@ impl Automaton {
                 GrammarPiece::Choice(texts) => made.choice(at, texts),
                 GrammarPiece::Choices(texts) => made.choices(at, texts),
                 GrammarPiece::Slots(texts) => made.slots(at, texts),
+                GrammarPiece::Structure(structure) => made.structure(at, structure.network()),
             };
         }
         let end = made.blanks(at);
         made.nodes[end as usize].accepts = true;
+        if let [GrammarPiece::Structure(_)] = grammar.pieces.as_slice() {
+            made.costs = Some(Costs::new(&made.nodes, end, token_bytes));
+        }
         Ok(made)
     }
 
@@ -99,6 +130,10 @@ impl Automaton {
         let mut bytes = 0;
         for piece in &grammar.pieces {
             match piece {
+                GrammarPiece::Structure(_) if grammar.pieces.len() > 1 => {
+                    return wrong("a structure stands beside other parts of an answer");
+                }
+                GrammarPiece::Structure(_) => {}
                 GrammarPiece::Literal(text) => bytes += text.len(),
                 GrammarPiece::Free { .. } => {}
                 GrammarPiece::Choice(texts) | GrammarPiece::Choices(texts) | GrammarPiece::Slots(texts) => {
@@ -278,6 +313,10 @@ impl Automaton {
                 .find(|(label, _)| *label == byte)
                 .map_or(NOWHERE, |(_, to)| *to),
             Edges::All(edges) => edges[usize::from(byte)],
+            Edges::Ranges(edges) => {
+                let at = edges.partition_point(|(_, last, _)| *last < byte);
+                (edges.get(at).filter(|(first, _, _)| *first <= byte)).map_or(NOWHERE, |(_, _, to)| *to)
+            }
         }
     }
 
@@ -310,6 +349,40 @@ impl Automaton {
         after
     }
 
+    /// The places of a network, called from `at`; returns the place behind.
+    fn structure(&mut self, at: u32, network: &Network) -> u32 {
+        let base = u32::try_from(self.nodes.len()).expect("at the beginning");
+        self.nodes.extend(network.nodes.iter().map(|node| {
+            Node {
+                edges: match node.edges.as_slice() {
+                    [] => Edges::None,
+                    edges => Edges::Ranges(
+                        edges
+                            .iter()
+                            .map(|(first, last, to)| (*first, *last, base + to))
+                            .collect(),
+                    ),
+                },
+                jumps: (node.jumps.iter())
+                    .map(|to| Jump {
+                        to: base + to,
+                        completes: None,
+                    })
+                    .collect(),
+                calls: node
+                    .calls
+                    .iter()
+                    .map(|(start, back)| (base + start, base + back))
+                    .collect(),
+                returns: node.returns,
+                ..Node::default()
+            }
+        }));
+        let after = self.node();
+        self.nodes[at as usize].calls.push((base + network.start, after));
+        after
+    }
+
     /// Where every answer begins.
     pub(super) fn start(&self) -> State {
         self.at(0)
@@ -323,8 +396,11 @@ impl Automaton {
     }
 
     /// Adds a place and all that can be reached from it without a byte.
-    fn enter(&self, index: u32, used: Option<Arc<[u32]>>, state: &mut State) {
+    pub(super) fn enter(&self, index: u32, used: Option<Arc<[u32]>>, state: &mut State) {
         let node = &self.nodes[index as usize];
+        for (start, back) in &node.calls {
+            self.call(*start, Stack::bottom(*back), state);
+        }
         for jump in &node.jumps {
             match jump.completes {
                 None => self.enter(jump.to, used.clone(), state),
@@ -346,7 +422,12 @@ impl Automaton {
         let leads_on = node.accepts || !matches!(node.edges, Edges::None);
         if leads_on && !exhausted {
             let used = used.filter(|_| node.ahead.is_some());
-            state.push(Thread { node: index, used });
+            let stack = None;
+            state.push(Thread {
+                node: index,
+                used,
+                stack,
+            });
         }
     }
 
@@ -355,11 +436,16 @@ impl Automaton {
         let mut next = State::new();
         for thread in state {
             let to = self.edge_of(thread.node, byte);
-            if to != NOWHERE {
-                self.enter(to, thread.used.clone(), &mut next);
+            match &thread.stack {
+                _ if to == NOWHERE => {}
+                None => self.enter(to, thread.used.clone(), &mut next),
+                Some(stack) => self.call(to, Arc::clone(stack), &mut next),
             }
         }
         tidy(&mut next);
+        if self.costs.is_some() {
+            thin_out(&mut next);
+        }
         next
     }
 
@@ -380,6 +466,10 @@ impl Automaton {
                 .filter(|byte| *byte >= least)
                 .min(),
             Edges::All(edges) => (least..=255).find(|byte| edges[usize::from(*byte)] != NOWHERE),
+            Edges::Ranges(edges) => {
+                let at = edges.partition_point(|(_, last, _)| *last < least);
+                edges.get(at).map(|(first, _, _)| (*first).max(least))
+            }
         };
         state.iter().filter_map(of).min()
     }

@@ -9,6 +9,7 @@
 //! much the model was bent.
 
 mod automaton;
+mod structure;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,9 @@ use automaton::{Automaton, State, Thread};
 
 /// Answers under way whose next tokens are remembered.
 const REMEMBERED_MAX: usize = 1024;
+/// Threads that one search for the tokens of a state may step over one byte, in a structure; what it has not
+/// come to is not allowed there. An ordinary schema takes a few thousand.
+const STRUCTURE_STEPS_MAX: usize = 1 << 20;
 /// Places whose distance from the end is remembered, and places that a search for one looks at.
 const DISTANCES_MAX: usize = 1 << 16;
 
@@ -82,7 +86,7 @@ impl CompiledGrammar {
                 });
             }
         }
-        let automaton = Automaton::new(grammar)?;
+        let automaton = Automaton::new(grammar, &token_bytes)?;
         let made = Self {
             automaton,
             token_bytes,
@@ -239,6 +243,14 @@ impl CompiledGrammar {
             }
             true
         });
+        // Wherever the search stopped, the shortest way to the end stays open.
+        if let Some((distance, id)) = self.automaton.token_towards_end(state)
+            && distance <= left
+            && !only.contains(&id)
+        {
+            enough = enough.max(distance);
+            only.push(id);
+        }
         if self.automaton.accepts(state) {
             only.extend_from_slice(&self.end_ids);
         }
@@ -263,6 +275,12 @@ impl CompiledGrammar {
 
     /// Fewest tokens to the end of an answer, the one that ends it counted; none where no tokens lead there.
     fn distance(&self, state: &State) -> Option<usize> {
+        if self.automaton.costs.is_some() {
+            return state
+                .iter()
+                .filter_map(|thread| self.automaton.distance(thread))
+                .min();
+        }
         let mut distances = self.distances.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |thread| match distances.get(thread) {
             Some(known) => *known,
@@ -326,13 +344,16 @@ impl CompiledGrammar {
     /// Tokens are in order of bytes, so what two neighbours share is walked once, and what begins with
     /// forbidden bytes is skipped.
     fn walk(&self, state: &State, visit: &mut dyn FnMut(i64, &State) -> bool) {
-        let mut seen = KvView::new(self, state);
+        let mut seen = Walk::new(self, state);
         let tokens = self.token_bytes.tokens();
         // States after each byte of the token at hand.
         let mut path: Vec<usize> = vec![0];
         let mut before: &[u8] = &[];
         let mut at = 0;
         while let Some((bytes, id)) = tokens.get(at) {
+            if seen.stepped > STRUCTURE_STEPS_MAX {
+                return;
+            }
             let shared = before
                 .iter()
                 .zip(bytes.iter())
@@ -377,33 +398,50 @@ impl CompiledGrammar {
 }
 
 /// States met in one walk over the vocabulary, by number, and the steps between them.
-struct KvView<'c> {
+struct Walk<'c> {
     automaton: &'c Automaton,
     states: Vec<State>,
     numbers: HashMap<State, usize>,
-    steps: HashMap<(usize, u8), usize>,
+    /// For each state, the number of the one behind each byte, [`UNKNOWN`] at first.
+    steps: Vec<Box<[u32; 256]>>,
+    /// Threads of a structure that were stepped.
+    stepped: usize,
 }
 
-impl<'c> KvView<'c> {
+/// A step that was not made yet.
+const UNKNOWN: u32 = u32::MAX;
+
+impl<'c> Walk<'c> {
     fn new(constraint: &'c CompiledGrammar, state: &State) -> Self {
         Self {
             automaton: &constraint.automaton,
             states: vec![state.clone()],
             numbers: HashMap::from([(state.clone(), 0)]),
-            steps: HashMap::new(),
+            steps: vec![Box::new([UNKNOWN; 256])],
+            stepped: 0,
         }
     }
 
     fn step(&mut self, from: usize, byte: u8) -> usize {
-        if let Some(known) = self.steps.get(&(from, byte)) {
-            return *known;
+        let known = self.steps[from][usize::from(byte)];
+        if known != UNKNOWN {
+            return known as usize;
+        }
+        if self.automaton.costs.is_some() {
+            self.stepped += self.states[from].len();
         }
         let state = self.automaton.step(&self.states[from], byte);
-        let number = *self.numbers.entry(state.clone()).or_insert_with(|| {
-            self.states.push(state);
-            self.states.len() - 1
-        });
-        self.steps.insert((from, byte), number);
+        let number = match self.numbers.get(&state) {
+            Some(number) => *number,
+            None => {
+                let number = self.states.len();
+                self.numbers.insert(state.clone(), number);
+                self.states.push(state);
+                self.steps.push(Box::new([UNKNOWN; 256]));
+                number
+            }
+        };
+        self.steps[from][usize::from(byte)] = u32::try_from(number).unwrap_or(UNKNOWN);
         number
     }
 }

@@ -5,6 +5,7 @@ mod constrained;
 mod failures;
 mod random_model;
 mod reference;
+mod structured;
 
 use std::path::Path;
 use std::sync::Arc;

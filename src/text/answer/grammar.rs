@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use super::Structure;
+
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrammarPiece {
@@ -26,6 +28,8 @@ pub enum GrammarPiece {
     /// again, and `value` is free text, not blank, that holds neither `;` nor `|`; or the
     /// one word [`NONE`](super::NONE), alone.
     Slots(Arc<[String]>),
+    /// A text of this form; the only part of its grammar.
+    Structure(Arc<Structure>),
 }
 
 /// The parts of an answer, in order. After the last one the answer ends.
@@ -60,6 +64,11 @@ impl OutputGrammar {
     /// Whether every text fits, so that constraining would change nothing.
     pub fn is_free(&self) -> bool {
         self.pieces == [GrammarPiece::Free { stop: None }]
+    }
+
+    /// Whether the answer is of a form that its request brought along.
+    pub fn is_structure(&self) -> bool {
+        matches!(self.pieces.as_slice(), [GrammarPiece::Structure(_)])
     }
 
     /// The allowed answers, where the answer is one choice and nothing else.

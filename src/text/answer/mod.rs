@@ -3,9 +3,11 @@
 mod check;
 mod format;
 mod grammar;
+mod structure;
 
 pub use format::{AnswerFormat, ParsedAnswer, SlotLabel};
 pub use grammar::{GrammarPiece, OutputGrammar};
+pub use structure::{Network, NetworkNode, STRUCTURE_BYTES_MAX, Structure, StructureKind};
 
 /// The answer of a task that lists things, when there is none of them.
 pub const NONE: &str = "none";

@@ -15,7 +15,7 @@ use crate::text::answer::NONE;
 use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
 
 /// The token that ends an answer.
-const END: i64 = 0;
+pub(super) const END: i64 = 0;
 /// A control token that is of no use here.
 const CONTROL: i64 = 1;
 
@@ -43,7 +43,7 @@ fn vocabulary(seed: u64, every_byte: bool) -> Arc<TokenBytes> {
     Arc::new(TokenBytes::new(tokens, count))
 }
 
-fn spelt(token_bytes: &TokenBytes, ids: &[i64]) -> String {
+pub(super) fn spelt(token_bytes: &TokenBytes, ids: &[i64]) -> String {
     let bytes: Vec<u8> = ids
         .iter()
         .flat_map(|id| token_bytes.bytes(*id).unwrap())
@@ -89,6 +89,7 @@ fn fits(pieces: &[GrammarPiece], text: &str) -> bool {
             after(NONE) || several(labels, &mut Vec::new(), text, &|text| fits(rest, text))
         }
         GrammarPiece::Slots(labels) => after(NONE) || slots(labels, text, &|text| fits(rest, text)),
+        GrammarPiece::Structure(_) => panic!("structures have tests of their own"),
     }
 }
 
@@ -135,6 +136,7 @@ fn example(pieces: &[GrammarPiece], dice: &mut SplitMix) -> String {
     for piece in pieces {
         match piece {
             GrammarPiece::Literal(literal) => text += literal,
+            GrammarPiece::Structure(_) => panic!("structures have tests of their own"),
             GrammarPiece::Free { .. } => text += ["", "a", "bon a", "é;n=o"][dice.below(4)],
             GrammarPiece::Choice(labels) => text += &labels[dice.below(labels.len())],
             GrammarPiece::Choices(labels) | GrammarPiece::Slots(labels) => {
@@ -194,7 +196,7 @@ fn source() -> impl Strategy_<Value = OutputGrammar> {
     prop_oneof![3 => alone.prop_map(OutputGrammar::of), 2 => joint]
 }
 
-fn compiled(source: &OutputGrammar, token_bytes: &Arc<TokenBytes>) -> Arc<CompiledGrammar> {
+pub(super) fn compiled(source: &OutputGrammar, token_bytes: &Arc<TokenBytes>) -> Arc<CompiledGrammar> {
     Arc::new(CompiledGrammar::new(source, Arc::clone(token_bytes), &[END]).unwrap())
 }
 
@@ -205,7 +207,7 @@ fn allows(allowed: &Allowed, id: i64) -> bool {
     }
 }
 
-fn strategies() -> [Strategy; 4] {
+pub(super) fn strategies() -> [Strategy; 4] {
     let beam = |width, length_penalty| {
         Strategy::Beam(BeamSettings {
             width,
@@ -227,7 +229,7 @@ fn strategies() -> [Strategy; 4] {
     ]
 }
 
-fn answer(
+pub(super) fn answer(
     model: &RandomModel,
     grammar: Option<&Arc<CompiledGrammar>>,
     strategy: Strategy,
