@@ -5,7 +5,7 @@
 //! expressions. What is kept of it is a [`Network`]: an automaton over bytes for each terminal and one for
 //! each rule, whose edges call others (a recursive transition network; Woods, CACM 1970). Constrained decoding
 //! runs it, because the parser of `llguidance` does not say how far an answer is from its end
-//! (docs/decisions/0014).
+//! (docs/decisions/0017).
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
