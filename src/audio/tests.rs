@@ -121,13 +121,10 @@ fn an_mp3_without_a_tag_keeps_the_samples_of_its_encoder() {
 
 #[test]
 fn messages_do_not_repeat_the_texts_of_the_library() {
-    let mut unknown = fixture("tone-16000-1.m4a");
-    let at = unknown.windows(4).position(|four| four == b"mp4a").unwrap();
-    unknown[at..at + 4].copy_from_slice(b"ac-3");
-    let mut damaged = vec![unknown.clone()];
+    let mut damaged = Vec::new();
     for name in CONTAINERS.iter().map(|row| row.0).chain(OTHERS) {
         let whole = fixture(name);
-        for number in 0..16 {
+        for number in 0..4 {
             let mut bytes = whole.clone();
             for step in 0..8 {
                 let at = (number * 7_919 + step * step * 131) % bytes.len();
@@ -158,8 +155,6 @@ fn messages_do_not_repeat_the_texts_of_the_library() {
     }
 
     assert!(found > damaged.len() / 2, "{found} texts");
-    let refused = decode_plain(&unknown).unwrap_err().to_string();
-    assert!(refused.contains("an MP4"), "{refused}");
 }
 
 #[test]
