@@ -241,9 +241,9 @@ impl Decoder {
         }
     }
 
-    /// Tells how far an answer is, if its request wants to know and so many tokens have been added. A text so
-    /// far is always one of a multiple of these, so its sequence number names it, also when it is sent again
-    /// after a crash.
+    /// Publishes how far an answer is, if its request wants to know and so many tokens have been added. A
+    /// text so far is always one of a multiple of these, so its sequence number names it, also when it is
+    /// sent again after a crash.
     fn tell_partial(&self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;
         let Some(active) = self
@@ -336,7 +336,7 @@ impl Decoder {
             adapter,
             score: generation.score(),
             audio_seconds: context.audio_seconds,
-            audio_unheard_seconds: context.damage.unheard_seconds,
+            audio_unheard_seconds: context.damage.undecoded_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: times.queue_ms,
@@ -354,7 +354,7 @@ impl Decoder {
             InferenceError::Model(ModelError::TooManyPositions { .. }) => Reason::AudioTooLong,
             InferenceError::Model(ModelError::InstructionTooLong { .. }) => Reason::InstructionTooLong,
             InferenceError::Model(ModelError::Constraint { .. }) => match &context.request.grammar {
-                Some(grammar) if grammar.is_structure() => Reason::InvalidStructure,
+                Some(grammar) if grammar.structure().is_some() => Reason::InvalidStructure,
                 _ => Reason::InvalidLabels,
             },
             _ => Reason::InternalError,

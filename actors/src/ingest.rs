@@ -16,7 +16,7 @@ use speechverse::audio::{
 };
 use speechverse::kafka::{Budget, OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::telemetry::metrics;
-use speechverse::text::{ResolvedPrompt, TaskTable, TemplateVariables, TextError};
+use speechverse::text::{OutputGrammar, ResolvedPrompt, Structure, TaskTable, TemplateVariables, TextError};
 use speechverse::training::Control;
 use speechverse::util::Clock;
 use speechverse::wire::Record;
@@ -215,7 +215,9 @@ impl AudioIngest {
         let seconds = waveform.seconds();
         metrics::utterance_admitted(seconds);
         let budget: &Budget = self.args.tracker.budget();
-        let held = budget.hold(size_of_val(waveform.samples.as_slice()) as u64);
+        let form = request.grammar.as_ref().and_then(OutputGrammar::structure);
+        let form_bytes = form.map_or(0, Structure::memory_bytes);
+        let held = budget.hold((size_of_val(waveform.samples.as_slice()) + form_bytes) as u64);
         let record_offset = record.record_offset.clone();
         let audio = budget.audio().hold(TopicPartition::of(&record_offset), seconds);
         let mut context = RequestContext::new(
@@ -283,11 +285,11 @@ impl AudioIngest {
         }
         if waveform.damage != Damage::default() {
             let Damage {
-                unheard_seconds,
+                undecoded_seconds,
                 notes,
                 ..
             } = &waveform.damage;
-            info!(request_id = %request.id, unheard_seconds, ?notes, "the sound is damaged");
+            info!(request_id = %request.id, undecoded_seconds, ?notes, "the sound is damaged");
         }
         Ok(waveform)
     }

@@ -1,4 +1,6 @@
 //! AU (Sun, NeXT): a header of six big-endian words, then samples.
+//!
+//! Source: the header as Sun's `audio.h` and sox write it.
 
 use super::sink::Sink;
 use super::{AudioError, Container, PcmEncoding, pcm};

@@ -27,7 +27,7 @@ pub struct AudioConfig {
     pub unheard_share_max: f64,
     /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale.
     /// That finds silence and dead microphones; it is no voice activity detector, and music or noise are not
-    /// told from speech.
+    /// distinguished from speech.
     pub no_speech_below_dbfs: f64,
 }
 

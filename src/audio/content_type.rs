@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_generic_types_and_the_rest_are_told_apart() {
+    fn containers_generic_types_and_the_rest_are_distinguished() {
         assert_eq!(ContentType::parse("audio/x-wav"), Ok(ContentType::Wav));
         assert_eq!(
             ContentType::parse("AUDIO/FLAC; charset=binary"),

@@ -55,7 +55,7 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
         let lost = mended.lost;
         let gone = lost as f64 + (mended.missing as f64).min(bytes.len() as f64);
         let share = gone / (bytes.len() - lost).max(1) as f64;
-        let seconds = (sink.decoded_seconds() * share - sink.unheard_seconds()).max(0.0);
+        let seconds = (sink.decoded_seconds() * share - sink.undecoded_seconds()).max(0.0);
         if mended.cut {
             let detail = "its last part goes on past the end of the bytes";
             sink.cut_short(seconds, detail.to_owned());
@@ -79,7 +79,7 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
     let mut reader = reader.map_err(|error| refusal(container, &bytes, &error))?;
     let (mut decoding, others) = choose(reader.tracks(), container, &bytes, sink.limits())?;
 
-    let before = sink.decoded_seconds() + sink.unheard_seconds();
+    let before = sink.decoded_seconds() + sink.undecoded_seconds();
     let mut stream = Stream {
         skip: None,
         last_seconds: 0.0,
@@ -112,7 +112,7 @@ fn decode_file(bytes: Vec<u8>, sink: &mut Sink) -> Result<(), AudioError> {
             }
         }
     }
-    let came = sink.decoded_seconds() + sink.unheard_seconds() - before;
+    let came = sink.decoded_seconds() + sink.undecoded_seconds() - before;
     if let Some(seconds) = decoding
         .seconds
         .filter(|seconds| seconds - came > stream.longest_seconds)

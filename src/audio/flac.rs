@@ -2,7 +2,7 @@
 //! used.
 //!
 //! Only STREAMINFO reaches symphonia: pictures, cue sheets and comments, whose parsers allocate what they are
-//! told to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was
+//! asked to, are stepped over. A damaged frame is dropped by the frame reader without an error, so what was
 //! dropped is found by adding up: bytes used, gaps between time stamps, the declared number of samples, the
 //! MD5 sum.
 
@@ -312,7 +312,7 @@ impl FlacInOgg {
             Err(error) => {
                 self.lost = true;
                 let detail = format!("the frame at sample {}: {}", self.frames, meaning(&error));
-                sink.repaired(0.0, detail); // its length is told at the end, by what is missing
+                sink.repaired(0.0, detail); // its length is noted at the end, by what is missing
                 Ok(())
             }
         }
@@ -324,7 +324,7 @@ impl FlacInOgg {
             return Err(corrupt(Container::OggFlac, "it has no packets".to_owned()));
         };
         let held = self.frames;
-        // Where the encoder did not know the length, the last position tells what is missing before it.
+        // Where the encoder did not know the length, the last position says what is missing before it.
         let position = u64::try_from(last_granule).unwrap_or_default();
         if info.frames.is_none() && position > held {
             let detail = format!("its last position is {position} and it holds {held} samples");

@@ -3,6 +3,8 @@
 //! The outline of a file, its atoms, chunks or elements, is walked without decoding anything. What the end of
 //! the bytes cuts gets the size that is there, what is no outline is left out and counted, and files that
 //! stand one behind the other are separated.
+//!
+//! Source: ISO/IEC 14496-12 (atoms), EBML in RFC 8794 (elements), RIFF and AIFF (chunks).
 
 use super::Container;
 

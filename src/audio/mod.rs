@@ -23,7 +23,7 @@
 //! Vorbis of more than two channels is refused as unsupported: symphonia 0.6.1 decodes it wrongly. AAC is
 //! decoded in its Low Complexity profile; of HE-AAC the part below half the rate is.
 //!
-//! The type is told from the bytes. A `content-type` that contradicts them loses, and
+//! The type is found from the bytes. A `content-type` that contradicts them loses, and
 //! [`Waveform::content_type_mismatch`] says so; it only decides for raw PCM, which has no mark of its own.
 
 mod adpcm;
@@ -122,7 +122,7 @@ pub struct Waveform {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Damage {
     /// Length of what is not in the samples, seconds; an estimate where bytes cannot be read at all.
-    pub unheard_seconds: f64,
+    pub undecoded_seconds: f64,
     /// The sound ends before it should: its end is missing.
     pub cut_short: bool,
     /// Something inside was mended or stepped over.
@@ -133,22 +133,22 @@ pub struct Damage {
 
 /// Longest missing sound of a labelled recording, seconds: about a phone. Where more is missing, its target
 /// may hold words that are not in the samples.
-pub const LABELLED_UNHEARD_SECONDS_MAX: f64 = 0.1;
+pub const LABELLED_UNDECODED_SECONDS_MAX: f64 = 0.1;
 
 impl Damage {
     /// Checks that a target may be learned, or a result be scored, from sound with this damage.
     ///
     /// # Errors
     /// A sentence that says how much is missing, and why, when it is more than
-    /// [`LABELLED_UNHEARD_SECONDS_MAX`].
+    /// [`LABELLED_UNDECODED_SECONDS_MAX`].
     pub fn check_labelled(&self) -> Result<(), String> {
-        if self.unheard_seconds <= LABELLED_UNHEARD_SECONDS_MAX {
+        if self.undecoded_seconds <= LABELLED_UNDECODED_SECONDS_MAX {
             return Ok(());
         }
         Err(format!(
-            "{:.2} s of its sound cannot be decoded ({}), more than the {LABELLED_UNHEARD_SECONDS_MAX} s that a labelled \
+            "{:.2} s of its sound cannot be decoded ({}), more than the {LABELLED_UNDECODED_SECONDS_MAX} s that a labelled \
              recording may lack: send it whole",
-            self.unheard_seconds,
+            self.undecoded_seconds,
             self.notes.first().map_or("damaged", String::as_str)
         ))
     }

@@ -3,6 +3,8 @@
 //!
 //! Every frame's header says how long it is, so that the walk needs no decoder. Where no frame begins, the
 //! next place is looked for at which two frames of one kind follow each other.
+//!
+//! Source: ISO/IEC 11172-3 and 13818-3 (MPEG audio), 13818-7 (ADTS).
 
 /// The header of one frame.
 pub(super) trait FrameHeader: Copy {
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_stepped_over_and_told() {
+    fn what_is_no_frame_is_stepped_over_and_reported() {
         let frame = frame();
 
         assert_eq!(

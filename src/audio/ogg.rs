@@ -4,6 +4,8 @@
 //! (chained), of which all are. A page whose check sum is wrong is left out, as ffmpeg does; how much sound
 //! that costs follows from the positions of the others. The end mark decides nothing but whether the last
 //! page may cut samples off.
+//!
+//! Source: RFC 3533 (pages), RFC 7845 (Opus), the Vorbis I specification, appendix A.
 
 use super::flac::FlacInOgg;
 use super::ogg_page::{Found, Page, codec_of, find, packets};
@@ -38,7 +40,7 @@ struct Survey {
     junk_places: usize,
     cut: bool,
     /// Streams beside those that are decoded, with sound in them.
-    unheard: usize,
+    ignored: usize,
 }
 
 /// Decodes an Ogg file.
@@ -86,11 +88,11 @@ pub(super) fn decode(bytes: &[u8], sink: &mut Sink) -> Result<(), AudioError> {
             sink.repaired(0.0, format!("{count} bytes in {places} places are no whole page"));
         }
     }
-    if survey.unheard > 0 {
-        let unheard = survey.unheard;
+    if survey.ignored > 0 {
+        let ignored = survey.ignored;
         sink.repaired(
             0.0,
-            format!("{unheard} further streams beside the one that is decoded"),
+            format!("{ignored} further streams beside the one that is decoded"),
         );
     }
     Ok(())
@@ -127,7 +129,7 @@ impl Survey {
                 return;
             };
             if self.links.last().is_some_and(|link| !link.begun) {
-                self.unheard += 1;
+                self.ignored += 1;
                 return;
             }
             if let Some(before) = self.links.last_mut() {
@@ -183,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_side_by_side_and_one_after_the_other_are_told_apart() {
+    fn streams_side_by_side_and_one_after_the_other_are_distinguished() {
         let survey = |pages: &[Vec<u8>]| Survey::of(&pages.concat());
         let first = page(0, 0, 0, b"\x01vorbis");
         let sound = page(1, 4, 9, b"x");
@@ -195,9 +197,9 @@ mod tests {
 
         let chained = survey(&[first.clone(), sound.clone(), other.clone(), sound.clone()]);
         assert_eq!(chained.links.len(), 2);
-        assert_eq!((chained.links[0].last_granule, chained.unheard), (9, 0));
+        assert_eq!((chained.links[0].last_granule, chained.ignored), (9, 0));
         let beside = survey(&[first.clone(), other, sound.clone()]);
-        assert_eq!((beside.links.len(), beside.unheard), (1, 1));
+        assert_eq!((beside.links.len(), beside.ignored), (1, 1));
         let broken = survey(&[first.clone(), damaged, sound.clone()]);
         assert_eq!(
             (broken.links.len(), broken.junk_places, broken.cut),

@@ -195,7 +195,7 @@ impl Sink {
 
     fn note(&mut self, seconds: f64, detail: String) {
         if seconds.is_finite() {
-            self.damage.unheard_seconds += seconds.max(0.0);
+            self.damage.undecoded_seconds += seconds.max(0.0);
         }
         if self.damage.notes.len() < NOTES_MAX {
             self.damage.notes.push(detail);
@@ -212,8 +212,8 @@ impl Sink {
     }
 
     /// Seconds that are known not to be decoded.
-    pub(super) fn unheard_seconds(&self) -> f64 {
-        self.damage.unheard_seconds
+    pub(super) fn undecoded_seconds(&self) -> f64 {
+        self.damage.undecoded_seconds
     }
 
     /// Seconds of a number of frames at the rate of now.
@@ -247,16 +247,16 @@ impl Sink {
         }
         let damage = self.damage;
         let taken = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
-        let whole = (taken - self.silent_seconds).max(0.0) + damage.unheard_seconds;
-        let refused = damage.unheard_seconds > self.limits.unheard_share_max * whole;
+        let whole = (taken - self.silent_seconds).max(0.0) + damage.undecoded_seconds;
+        let refused = damage.undecoded_seconds > self.limits.unheard_share_max * whole;
         if let Some(first) = damage.notes.first()
             && (refused || samples.is_empty())
         {
-            let unheard = damage.unheard_seconds;
+            let undecoded = damage.undecoded_seconds;
             let detail = match samples.is_empty() {
                 true => first.clone(),
                 false => format!(
-                    "{first}; {unheard:.3} s of {whole:.3} s cannot be decoded, more than `audio.unheard_share_max`"
+                    "{first}; {undecoded:.3} s of {whole:.3} s cannot be decoded, more than `audio.unheard_share_max`"
                 ),
             };
             return Err(match damage.cut_short {

@@ -1,4 +1,4 @@
-//! Vorbis in Ogg to samples: symphonia's decoder, with the granule positions obeyed to the sample.
+//! Vorbis in Ogg to samples: symphonia's decoder, with the granule positions applied to the sample.
 
 use symphonia::core::codecs::audio::AudioCodecParameters;
 use symphonia::core::codecs::audio::well_known::CODEC_ID_VORBIS;
@@ -179,7 +179,7 @@ impl Decoding {
         Ok(())
     }
 
-    /// Hands on frames; on a page that is marked as the last, as many as are still wanted.
+    /// Passes frames on; on a page that is marked as the last, as many as are still wanted.
     fn push(&mut self, interleaved: &[f32], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
         let channels = usize::from(self.channels);
         let frames = (interleaved.len() / channels) as u64;

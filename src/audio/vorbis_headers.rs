@@ -1,4 +1,6 @@
 //! Vorbis headers, read before symphonia sees them: a bound on what its set-up may allocate.
+//!
+//! Source: the Vorbis I specification, section 4.2.
 
 /// Most values in all code books together. Real encoders stay far below a million; a hostile set-up header
 /// of a few kilobytes can ask for a billion.

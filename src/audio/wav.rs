@@ -137,15 +137,15 @@ fn behind<'a>(
             return &[];
         }
         let chunk = Chunk::at(rest, 0, big_endian);
-        let unheard = match &chunk {
+        let excess = match &chunk {
             Some(chunk) if &chunk.id == b"data" => chunk.body_bytes(rest),
             Some(chunk) if is_chunk_id(&chunk.id) => 0,
             _ if rest.len() < 8 => return &[], // less than a chunk
             _ => rest.len(),
         };
-        if unheard > 0 {
-            let detail = format!("behind {data_len} bytes of samples {unheard} more follow");
-            sink.repaired(unheard as f64 / format.second_bytes, detail);
+        if excess > 0 {
+            let detail = format!("behind {data_len} bytes of samples {excess} more follow");
+            sink.repaired(excess as f64 / format.second_bytes, detail);
         }
         match chunk {
             Some(chunk) if is_chunk_id(&chunk.id) => at += chunk.next(rest),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use super::TrainingError;
@@ -14,6 +15,7 @@ use crate::models::adapter::plain::{PlainFile, PlainTensor};
 use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::AdamW;
+use crate::util::hex;
 
 /// Unreadable clips beyond this number end the run when they are more than one in twenty.
 const UNREADABLE_MAX: u64 = 10;
@@ -56,6 +58,14 @@ pub struct RunState {
     pub best: Option<Best>,
     /// Validations since then.
     pub since_best: u32,
+}
+
+/// A digest of what a resumed run must have in common with the one that was saved. The order of names does
+/// not count: what a `Value` keeps of it depends on the features that the crates of a build ask `serde_json`
+/// for.
+pub(crate) fn fingerprint_of(mut parts: serde_json::Value) -> String {
+    parts.sort_all_objects();
+    hex(&Sha256::digest(parts.to_string()))
 }
 
 impl RunState {
@@ -277,5 +287,20 @@ fn remove(folder: &Path) -> Result<(), TrainingError> {
             Err(TrainingError::io("remove", folder)(error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_does_not_depend_on_the_order_of_names() {
+        let of = |text: &str| fingerprint_of(serde_json::from_str(text).unwrap());
+
+        let sorted = r#"{"a":{"c":3,"d":2},"b":1}"#;
+        assert_eq!(of(sorted), of(r#"{"b":1,"a":{"d":2,"c":3}}"#));
+        // What earlier versions of the program wrote into checkpoints.
+        assert_eq!(of(sorted), hex(&Sha256::digest(sorted)));
     }
 }

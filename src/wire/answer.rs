@@ -55,7 +55,7 @@ pub enum Flag {
     /// the end of the sound is missing.
     Truncated,
     /// The sound was damaged, or its channels cancelled each other: it was mended, and what could not be
-    /// heard is counted in [`Answer::audio_unheard_seconds`].
+    /// decoded is counted in [`Answer::audio_unheard_seconds`].
     AudioRepaired,
     /// The model was unsure: its mean token log-probability is low.
     LowConfidence,

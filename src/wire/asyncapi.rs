@@ -96,6 +96,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
             "contentType": "application/json",
             "headers": headers(&[event_headers(RESULT_TYPE), vec![
                 ("ce_subject", text(), "Id of the request."),
+                ("ce_subjectsource", text(), "Source of the request, where it has one."),
                 ("traceparent", text(), "W3C trace context: the trace of the request, our span."),
             ]].concat(), &["ce_id", "ce_type", "ce_subject"]),
             "payload": schema::<Answer>(&mut written),
@@ -109,7 +110,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
             "bindings": key("Run, adapter version, order, or partition."),
         },
         "deadLetter": {
-            "title": "A record that could not be answered, labelled or obeyed",
+            "title": "A record that could not be answered, labelled or carried out",
             "summary": "Key, value and headers of the record byte for byte, and behind them these headers.",
             "headers": headers(&dead_letter_headers(), &[REASON_HEADER, ATTEMPTS_HEADER]),
             "payload": bytes(),
@@ -131,7 +132,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
         "info": {
             "title": "speechverse",
             "version": "1",
-            "description": "Requests about audio, answers, labelled samples, orders, events and dead letters on Kafka topics. How names are read and how this document may change is told in docs/TOPICS.md.",
+            "description": "Requests about audio, answers, labelled samples, orders, events and dead letters on Kafka topics. How names are read and how this document may change is described in docs/TOPICS.md.",
             "license": { "name": "Apache-2.0" },
         },
         "defaultContentType": "application/octet-stream",
@@ -159,8 +160,8 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
             },
             "publishAnswers": { "action": "send", "channel": { "$ref": "#/channels/results" } },
             "keepSamples": { "action": "receive", "channel": { "$ref": "#/channels/labels" } },
-            "obeyOrders": { "action": "receive", "channel": { "$ref": "#/channels/control" } },
-            "tellEvents": { "action": "send", "channel": { "$ref": "#/channels/events" } },
+            "carryOutOrders": { "action": "receive", "channel": { "$ref": "#/channels/control" } },
+            "publishEvents": { "action": "send", "channel": { "$ref": "#/channels/events" } },
             "setAside": { "action": "send", "channel": { "$ref": "#/channels/deadLetters" } },
         },
         "components": { "messages": messages, "schemas": schemas },
@@ -279,6 +280,21 @@ fn request_headers() -> Vec<Header> {
             "ce_constrain",
             flag(),
             "Whether the answer is held to the labels; absent: where the request has some.",
+        ),
+        (
+            "ce_jsonschema",
+            json_of(r#"{"type":"integer"}"#),
+            "A JSON schema that the answer is valid under; without labels, one form at most.",
+        ),
+        (
+            "ce_regex",
+            json!({ "type": "string", "examples": ["[0-9]{2}:[0-9]{2}"] }),
+            "A regular expression that matches the whole answer.",
+        ),
+        (
+            "ce_grammar",
+            json!({ "type": "string", "examples": [r#"start: "yes" | "no""#] }),
+            "A grammar, as llguidance reads Lark, that the answer is a text of.",
         ),
         ("ce_maxtokens", number(), "Most answer tokens."),
         (

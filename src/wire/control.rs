@@ -10,7 +10,7 @@ use super::{Record, RecordOffset};
 /// Longest id of an order and longest name of a version, bytes.
 const NAME_BYTES_MAX: usize = 128;
 
-/// What may be ordered; told apart by `command` in the JSON of a control record.
+/// What may be ordered; distinguished by `command` in the JSON of a control record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run a training cycle now.

@@ -58,7 +58,7 @@ impl Verdict {
     }
 }
 
-/// What happened; told apart by `type`.
+/// What happened; distinguished by `type`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventKind {
@@ -109,7 +109,7 @@ pub enum EventKind {
         /// Why: promoted, ordered, rolled back.
         reason: String,
     },
-    /// An order was obeyed. What it led to has events of its own: a cycle, another adapter.
+    /// An order was carried out. What it led to has events of its own: a cycle, another adapter.
     CommandObeyed {
         /// Name of the command.
         command: String,
@@ -136,14 +136,14 @@ pub enum EventKind {
         /// The broker's reason.
         reason: String,
     },
-    /// An order could not be obeyed.
+    /// An order could not be carried out.
     CommandRefused {
         /// Name of the command.
         command: String,
         /// Why.
         reason: String,
     },
-    /// An order came too late to be obeyed.
+    /// An order came too late to be carried out.
     CommandExpired {
         /// Name of the command.
         command: String,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Where a record came from; handed back to the offset tracker once its answer (or its dead letter) is
+/// Where a record came from; given back to the offset tracker once its answer (or its dead letter) is
 /// acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordOffset {

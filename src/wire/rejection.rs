@@ -65,8 +65,8 @@ closed_list! {
         /// `ce_labels` is not a JSON array of distinct, non-empty answers, or none of them is as short as
         /// `ce_maxtokens` asks for.
         InvalidLabels => "invalid_labels",
-        /// `ce_jsonschema`, `ce_regex` or `ce_grammar` cannot be read or kept, or allows no answer as short as
-        /// `ce_maxtokens` asks for.
+        /// `ce_jsonschema`, `ce_regex` or `ce_grammar` cannot be read or kept, or allows no answer as short
+        /// as `ce_maxtokens` asks for.
         InvalidStructure => "invalid_structure",
         /// The deadline is past.
         DeadlineExceeded => "deadline_exceeded",
@@ -120,7 +120,7 @@ closed_list! {
         Publish => "publish",
         /// Keeping labelled samples.
         Collect => "collect",
-        /// Obeying commands.
+        /// Carrying out commands.
         Control => "control",
         /// Training cycles.
         Train => "train",

@@ -84,6 +84,21 @@ fn cases() -> Vec<(&'static str, Bytes, Vec<Header>, &'static str)> {
             "invalid_labels",
         ),
         with(
+            "a schema that is no JSON",
+            vec![header("ce_jsonschema", "{type: string}")],
+            "invalid_structure",
+        ),
+        with(
+            "a regular expression that is none",
+            vec![header("ce_regex", "(a")],
+            "invalid_structure",
+        ),
+        with(
+            "a form that no answer so short has",
+            vec![header("ce_regex", "[a-z]{200}"), header("ce_maxtokens", "4")],
+            "invalid_structure",
+        ),
+        with(
             "tokens below one",
             vec![header("ce_maxtokens", "0")],
             "invalid_header",

@@ -7,7 +7,7 @@ use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::event::{EventKind, Verdict};
 use speechverse::wire::headers::Headers;
 
-use crate::harness::{FIXTURES, Sandbox, header, tone};
+use crate::harness::{Client, FIXTURES, Sandbox, header, tone};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_is_answered_once_under_its_own_key_and_names_its_adapter() {
@@ -168,6 +168,56 @@ async fn with_allowed_answers_the_answer_is_one_of_them() {
     sandbox.end(pipeline).await;
 }
 
+/// Requests that bring a form, its source, and an expression that its answers match.
+const FORMS: [(&str, &str, &str); 4] = [
+    ("ce_regex", r"\d\d:\d\d", r"^\d\d:\d\d$"),
+    (
+        "ce_jsonschema",
+        r#"{"type": "integer", "minimum": 3, "maximum": 40}"#,
+        r"^([3-9]|[123]\d|40)$",
+    ),
+    ("ce_grammar", "start: (\"on\" | \"off\") \"!\"?", "^(on|off)!?$"),
+    ("ce_regex", "[a-c]+", "^[a-c]+$"),
+];
+
+/// Sends requests with forms and labels, all at once, and checks the answers; each has a limit of eight
+/// tokens.
+async fn ask_for_forms(client: &mut Client) {
+    for (number, (name, source, _)) in FORMS.into_iter().enumerate() {
+        let audio = tone(0.5, 150.0 + 40.0 * number as f64);
+        let headers = vec![header(name, source), header("ce_maxtokens", "8")];
+        client
+            .request(&format!("form-{number}"), "k", audio, headers)
+            .await;
+    }
+    let labels = vec![header("ce_labels", "[\"yes\", \"no\"]")];
+    client.request("labels", "k", tone(0.5, 220.0), labels).await;
+
+    let answers = client.answers(FORMS.len() + 1).await;
+    for (number, (name, source, matched)) in FORMS.into_iter().enumerate() {
+        let answer = &answers[&format!("form-{number}")];
+        let matched = regex::Regex::new(matched).unwrap();
+        assert!(
+            matched.is_match(&answer.text),
+            "{name} {source}: {:?}",
+            answer.text
+        );
+        assert!(answer.tokens <= 8 && !answer.flags.contains(&Flag::Truncated));
+    }
+    assert!(["yes", "no"].contains(&answers["labels"].text.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_with_different_forms_are_answered_side_by_side_each_in_its_own() {
+    let sandbox = Sandbox::new().await;
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+
+    ask_for_forms(&mut client).await;
+
+    sandbox.end(pipeline).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_of_a_stream_are_answered_as_one_recording() {
     let sandbox = Sandbox::new().await;
@@ -260,6 +310,7 @@ async fn an_encoder_decoder_serves_and_learns_like_any_other_language_model() {
         .request("again", "k", tone(0.4, 150.0), vec![header("ce_task", "asr")])
         .await;
     assert_eq!(client.answer().await.0.text, answers["free-0"].text);
+    ask_for_forms(&mut client).await;
 
     for number in 0..22 {
         let audio = tone(0.6 + 0.05 * f64::from(number), 120.0 + 15.0 * f64::from(number));

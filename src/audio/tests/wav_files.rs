@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_wav_whose_sizes_lie_is_refused_or_says_what_was_not_heard() {
+fn a_wav_whose_sizes_lie_is_refused_or_says_what_was_not_decoded() {
     let silence = [0; 3_200];
     let format = format(1, 1, 16_000, 16);
     let mut declares_too_little = wav(&format, &silence, 160);
@@ -25,7 +25,7 @@ fn a_wav_whose_sizes_lie_is_refused_or_says_what_was_not_heard() {
     assert!(matches!(error, AudioError::Truncated { .. }), "{error}");
     assert!(error.to_string().contains("unheard_share_max"), "{error}");
 
-    for (name, bytes, samples, unheard) in [
+    for (name, bytes, samples, undecoded) in [
         ("declares too much", wav(&format, &silence, 4_800), 1_600, 0.05),
         (
             "half a sample",
@@ -44,7 +44,7 @@ fn a_wav_whose_sizes_lie_is_refused_or_says_what_was_not_heard() {
         assert_eq!(waveform.samples.len(), samples, "{name}");
         assert!(waveform.damage.cut_short, "{name}");
         assert!(
-            (waveform.damage.unheard_seconds - unheard).abs() < 1e-9,
+            (waveform.damage.undecoded_seconds - undecoded).abs() < 1e-9,
             "{name}: {:?}",
             waveform.damage
         );

@@ -3,16 +3,18 @@
 //! Built as a graph of places with edges for bytes and free jumps (Thompson's construction); what it can be
 //! in after some bytes is a set of [`Thread`]s, so that, from outside, it is deterministic. A thread
 //! remembers which texts of a list of several it has used, and in a structure the calls that it has to come
-//! back from ([`Stack`]). A prefix of an allowed answer never leads to an empty set, and a non-empty set always
-//! leads on to an allowed answer, byte by byte.
+//! back from ([`Stack`]). A prefix of an allowed answer never leads to an empty set, and a non-empty set
+//! always leads on to an allowed answer, byte by byte.
+
+mod structure;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::structure::{Costs, Stack, thin_out};
 use crate::models::ModelError;
 use crate::text::answer::NONE;
 use crate::text::{GrammarPiece, Network, OutputGrammar, TokenBytes};
+use structure::{Costs, Stack};
 
 /// White space that may stand before and after an answer, bytes; readers trim it. Free answers begin with a
 /// blank or an empty line now and then, and a bound keeps a model from writing nothing else.
@@ -68,6 +70,23 @@ pub(super) enum Edges {
     All(Box<[u32; 256]>),
     /// First and last byte, in order.
     Ranges(Vec<(u8, u8, u32)>),
+}
+
+impl Edges {
+    /// The place behind a byte.
+    pub(super) fn after(&self, byte: u8) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::Few(edges) => (edges.iter())
+                .find(|(label, _)| *label == byte)
+                .map(|(_, to)| *to),
+            Self::All(edges) => Some(edges[usize::from(byte)]).filter(|to| *to != NOWHERE),
+            Self::Ranges(edges) => {
+                let at = edges.partition_point(|(_, last, _)| *last < byte);
+                (edges.get(at).filter(|(first, _, _)| *first <= byte)).map(|(_, _, to)| *to)
+            }
+        }
+    }
 }
 
 /// A step that takes no byte.
@@ -307,17 +326,7 @@ impl Automaton {
     }
 
     fn edge_of(&self, node: u32, byte: u8) -> u32 {
-        match &self.nodes[node as usize].edges {
-            Edges::None => NOWHERE,
-            Edges::Few(edges) => (edges.iter())
-                .find(|(label, _)| *label == byte)
-                .map_or(NOWHERE, |(_, to)| *to),
-            Edges::All(edges) => edges[usize::from(byte)],
-            Edges::Ranges(edges) => {
-                let at = edges.partition_point(|(_, last, _)| *last < byte);
-                (edges.get(at).filter(|(first, _, _)| *first <= byte)).map_or(NOWHERE, |(_, _, to)| *to)
-            }
-        }
+        self.nodes[node as usize].edges.after(byte).unwrap_or(NOWHERE)
     }
 
     /// `label = value;` at least once, a blank between two; or nothing but [`NONE`].
@@ -398,8 +407,9 @@ impl Automaton {
     /// Adds a place and all that can be reached from it without a byte.
     pub(super) fn enter(&self, index: u32, used: Option<Arc<[u32]>>, state: &mut State) {
         let node = &self.nodes[index as usize];
-        for (start, back) in &node.calls {
-            self.call(*start, Stack::bottom(*back), state);
+        if !node.calls.is_empty() {
+            let begun = |(start, back): &(u32, u32)| (*start, Stack::bottom(*back));
+            self.enter_structure(node.calls.iter().map(begun), state);
         }
         for jump in &node.jumps {
             match jump.completes {
@@ -431,21 +441,20 @@ impl Automaton {
         }
     }
 
-    /// Where the automaton is after one more byte.
-    pub(super) fn step(&self, state: &[Thread], byte: u8) -> State {
+    /// Where the automaton is after one more byte; `work` grows by the places that were looked at.
+    pub(super) fn step(&self, state: &[Thread], byte: u8, work: &mut usize) -> State {
         let mut next = State::new();
+        let mut inside = Vec::new();
         for thread in state {
             let to = self.edge_of(thread.node, byte);
             match &thread.stack {
                 _ if to == NOWHERE => {}
                 None => self.enter(to, thread.used.clone(), &mut next),
-                Some(stack) => self.call(to, Arc::clone(stack), &mut next),
+                Some(stack) => inside.push((to, Arc::clone(stack))),
             }
         }
+        *work += state.len() + self.enter_structure(inside, &mut next);
         tidy(&mut next);
-        if self.costs.is_some() {
-            thin_out(&mut next);
-        }
         next
     }
 

@@ -9,7 +9,6 @@
 //! much the model was bent.
 
 mod automaton;
-mod structure;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +19,14 @@ use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
 pub(super) use automaton::BLANKS_MAX;
 use automaton::{Automaton, State, Thread};
 
-/// Answers under way whose next tokens are remembered.
+/// Answers under way whose next tokens are remembered, and the memory that they may take, bytes.
 const REMEMBERED_MAX: usize = 1024;
-/// Threads that one search for the tokens of a state may step over one byte, in a structure; what it has not
-/// come to is not allowed there. An ordinary schema takes a few thousand.
-const STRUCTURE_STEPS_MAX: usize = 1 << 20;
+const REMEMBERED_BYTES_MAX: usize = 8 << 20;
+/// Places of a structure that one search for the tokens of a state may look at; what it has not come to is
+/// not allowed there. An ordinary schema takes a few thousand.
+const STRUCTURE_WORK_MAX: usize = 1 << 18;
+/// What a state that a search has met counts beside its places, for the table of its steps.
+const STATE_WORK: usize = 16;
 /// Places whose distance from the end is remembered, and places that a search for one looks at.
 const DISTANCES_MAX: usize = 1 << 16;
 
@@ -37,7 +39,7 @@ pub struct CompiledGrammar {
     /// The allowed answers, trimmed, where the grammar is one choice.
     choice: Vec<String>,
     has_free_text: bool,
-    remembered: Mutex<HashMap<State, Known>>,
+    remembered: Mutex<Remembered>,
     /// Fewest tokens to the end of an answer, the one that ends it counted; none where no tokens lead there.
     distances: Mutex<HashMap<Thread, Option<usize>>>,
 }
@@ -48,6 +50,26 @@ struct Known {
     allowed: Arc<Allowed>,
     /// Tokens with which each of them can be brought to an end.
     enough: usize,
+}
+
+/// What states may go on with.
+#[derive(Debug, Default)]
+struct Remembered {
+    states: HashMap<State, Known>,
+    bytes: usize,
+}
+
+impl Remembered {
+    /// Adds one, in the place of all others where they are too many.
+    fn insert(&mut self, state: State, known: Known) {
+        let (Allowed::Only(ids) | Allowed::AllBut(ids)) = &*known.allowed;
+        let bytes = size_of_val(ids.as_slice()) + size_of_val(state.as_slice());
+        if self.states.len() >= REMEMBERED_MAX || self.bytes + bytes > REMEMBERED_BYTES_MAX {
+            *self = Self::default();
+        }
+        self.bytes += bytes;
+        self.states.insert(state, known);
+    }
 }
 
 /// Where a constrained answer is.
@@ -168,14 +190,10 @@ impl CompiledGrammar {
     /// the shortest ones. Never empty where the answer got by allowed tokens.
     pub fn allowed(&self, progress: &GrammarState, left: usize) -> Arc<Allowed> {
         let state = &progress.0;
-        let known = self.remembered().get(state).cloned();
+        let known = self.remembered().states.get(state).cloned();
         let known = known.unwrap_or_else(|| {
             let found = self.find_allowed(state, usize::MAX);
-            let mut remembered = self.remembered();
-            if remembered.len() >= REMEMBERED_MAX {
-                remembered.clear();
-            }
-            remembered.insert(state.clone(), found.clone());
+            self.remembered().insert(state.clone(), found.clone());
             found
         });
         if left >= known.enough {
@@ -185,7 +203,7 @@ impl CompiledGrammar {
         self.find_allowed(state, left.max(least)).allowed
     }
 
-    fn remembered(&self) -> MutexGuard<'_, HashMap<State, Known>> {
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,7 +214,7 @@ impl CompiledGrammar {
         }
         let mut state = progress.0.clone();
         for byte in self.token_bytes.bytes(id)? {
-            state = self.automaton.step(&state, *byte);
+            state = self.automaton.step(&state, *byte, &mut 0);
         }
         self.distance(&state).map(|_| GrammarState(state))
     }
@@ -351,7 +369,7 @@ impl CompiledGrammar {
         let mut before: &[u8] = &[];
         let mut at = 0;
         while let Some((bytes, id)) = tokens.get(at) {
-            if seen.stepped > STRUCTURE_STEPS_MAX {
+            if seen.work > STRUCTURE_WORK_MAX {
                 return;
             }
             let shared = before
@@ -403,9 +421,9 @@ struct Walk<'c> {
     states: Vec<State>,
     numbers: HashMap<State, usize>,
     /// For each state, the number of the one behind each byte, [`UNKNOWN`] at first.
-    steps: Vec<Box<[u32; 256]>>,
-    /// Threads of a structure that were stepped.
-    stepped: usize,
+    steps: Vec<[u32; 256]>,
+    /// Places of a structure that were looked at.
+    work: usize,
 }
 
 /// A step that was not made yet.
@@ -417,8 +435,8 @@ impl<'c> Walk<'c> {
             automaton: &constraint.automaton,
             states: vec![state.clone()],
             numbers: HashMap::from([(state.clone(), 0)]),
-            steps: vec![Box::new([UNKNOWN; 256])],
-            stepped: 0,
+            steps: vec![[UNKNOWN; 256]],
+            work: 0,
         }
     }
 
@@ -427,17 +445,18 @@ impl<'c> Walk<'c> {
         if known != UNKNOWN {
             return known as usize;
         }
+        let mut work = STATE_WORK;
+        let state = self.automaton.step(&self.states[from], byte, &mut work);
         if self.automaton.costs.is_some() {
-            self.stepped += self.states[from].len();
+            self.work += work;
         }
-        let state = self.automaton.step(&self.states[from], byte);
         let number = match self.numbers.get(&state) {
             Some(number) => *number,
             None => {
                 let number = self.states.len();
                 self.numbers.insert(state.clone(), number);
                 self.states.push(state);
-                self.steps.push(Box::new([UNKNOWN; 256]));
+                self.steps.push([UNKNOWN; 256]);
                 number
             }
         };

@@ -5,6 +5,7 @@ mod constrained;
 mod failures;
 mod random_model;
 mod reference;
+mod shapes;
 mod structured;
 
 use std::path::Path;

@@ -93,7 +93,7 @@ impl AnswerFormat {
         }
     }
 
-    /// A target in the spelling that is taught: as it is read, but labels spelled as in `labels`.
+    /// A target in the spelling of training: as it is read, but labels spelled as in `labels`.
     pub fn canonical(self, target: &str, labels: &[String]) -> String {
         let spelled = |found: String| {
             let listed = labels.iter().find(|label| lower(label) == found);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_taught_in_the_spelling_of_its_list() {
+    fn a_target_is_trained_in_the_spelling_of_its_list() {
         let labels = ["Date".to_owned(), "place_name".to_owned()];
 
         let slots = AnswerFormat::Slots.canonical("DATE=Monday;other = x", &labels);

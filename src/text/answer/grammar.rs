@@ -66,9 +66,12 @@ impl OutputGrammar {
         self.pieces == [GrammarPiece::Free { stop: None }]
     }
 
-    /// Whether the answer is of a form that its request brought along.
-    pub fn is_structure(&self) -> bool {
-        matches!(self.pieces.as_slice(), [GrammarPiece::Structure(_)])
+    /// The form that its request brought along.
+    pub fn structure(&self) -> Option<&Structure> {
+        match self.pieces.as_slice() {
+            [GrammarPiece::Structure(structure)] => Some(structure),
+            _ => None,
+        }
     }
 
     /// The allowed answers, where the answer is one choice and nothing else.

@@ -153,7 +153,7 @@ impl JointLayout {
         text
     }
 
-    /// The answer that is taught: one value per task, in order.
+    /// The target of training: one value per task, in order.
     pub fn write(&self, values: &[impl AsRef<str>]) -> String {
         let mut text = String::new();
         for (field, value) in self.fields.iter().zip(values) {

@@ -248,7 +248,7 @@ impl Task {
     }
 
     /// Every field at its example: for showing and checking prompts.
-    pub fn example_filling(&self) -> TemplateVariables {
+    pub fn example_variables(&self) -> TemplateVariables {
         let example = |(name, field): (&String, &TaskField)| (name.clone(), field.example.clone());
         TemplateVariables {
             fields: self.fields.iter().map(example).collect(),

@@ -135,7 +135,7 @@ impl TaskTable {
             }
             if other.heading().eq_ignore_ascii_case(task.heading()) {
                 return Err(format!(
-                    "`answer.heading` `{}` is that of task `{}` too: their answers could not be told apart",
+                    "`answer.heading` `{}` is that of task `{}` too: their answers could not be distinguished",
                     task.heading(),
                     other.name
                 ));

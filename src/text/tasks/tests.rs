@@ -92,7 +92,7 @@ fn every_shipped_task_has_fifteen_wordings_and_two_held_out_all_different() {
 #[test]
 fn every_shipped_wording_can_be_filled_and_shows_what_to_choose_from() {
     for task in shipped().iter() {
-        let variables = task.example_filling();
+        let variables = task.example_variables();
         for variant in task
             .training_prompts()
             .chain(task.held_out_prompts.iter().map(String::as_str))
@@ -335,7 +335,7 @@ fn a_task_is_added_by_adding_a_file() {
         .training_prompts()
         .chain(task.held_out_prompts.iter().map(String::as_str))
     {
-        task.fill(variant, &task.example_filling()).unwrap();
+        task.fill(variant, &task.example_variables()).unwrap();
     }
     assert!(asked.instruction.contains("a nurse"), "{}", asked.instruction);
     let read = asked.joint.unwrap().by_task("ASR: help | Urgency: urgent |");

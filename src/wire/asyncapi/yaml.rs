@@ -1,10 +1,12 @@
 //! JSON values as YAML that people can read.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// A value as a YAML document in block style. Texts are quoted as in JSON, which YAML reads as it is.
+/// A value as a YAML document in block style, names in order. Texts are quoted as in JSON, which YAML reads
+/// as it is.
 pub fn to_yaml(value: &Value) -> String {
     let mut text = String::new();
     write(&mut text, value, 0);
@@ -16,7 +18,8 @@ fn write(text: &mut String, value: &Value, depth: usize) {
     let indent = "  ".repeat(depth);
     match value {
         Value::Object(members) if !members.is_empty() => {
-            for (name, member) in members {
+            let sorted: BTreeMap<&String, &Value> = members.iter().collect();
+            for (name, member) in sorted {
                 let _ = write!(text, "{indent}{}:", key(name));
                 write_behind(text, member, depth);
             }

@@ -102,6 +102,8 @@ fn read_as(golden: &Golden) -> Value {
                 "task": request.task,
                 "instruction": request.instruction,
                 "labels": request.labels,
+                "form": (request.grammar.as_ref())
+                    .and_then(|grammar| Some(grammar.structure()?.kind().name())),
                 "max_tokens": request.max_tokens,
                 "deadline": request.deadline,
                 "priority": request.priority.as_str(),
@@ -148,13 +150,20 @@ fn golden_messages_are_read_as_they_always_were() {
 
 #[test]
 fn golden_messages_are_written_as_they_always_were() {
-    let read = Golden::open("answer").record();
-    let answer: Answer = serde_json::from_slice(read.value.as_deref().unwrap()).unwrap();
     let trace = TraceContext {
         state: Some("vendor=1".to_owned()),
         ..TraceContext::parse(PARENT).unwrap()
     };
-    Golden::open("answer").is(&answer.to_record("results".into(), read.key.clone(), "/speechverse", &trace));
+    for name in ["answer", "answer_to_source"] {
+        let read = Golden::open(name).record();
+        let answer: Answer = serde_json::from_slice(read.value.as_deref().unwrap()).unwrap();
+        let source = answer.request_source.as_deref();
+        assert_eq!(
+            answer.id,
+            Answer::id_of(source, &answer.request_id, answer.kind, 0)
+        );
+        Golden::open(name).is(&answer.to_record("results".into(), read.key.clone(), "/speechverse", &trace));
+    }
 
     let read = Golden::open("event").record();
     let event: Event = serde_json::from_slice(read.value.as_deref().unwrap()).unwrap();

@@ -7,11 +7,12 @@ use proptest::prelude::{
 use proptest::strategy::Strategy as Strategy_;
 use serde_json::{Value, json};
 
-use super::constrained::{END, answer, compiled, spelt, strategies};
+use super::constrained::{answer, strategies};
 use super::random_model::RandomModel;
+use super::shapes::{END, compiled, spelt};
 use super::*;
-use crate::inference::grammar::CompiledGrammar;
-use crate::text::{GrammarPiece, OutputGrammar, Structure, StructureKind, TokenBytes};
+use crate::inference::grammar::{Allowed, CompiledGrammar};
+use crate::text::{GrammarPiece, OutputGrammar, Structure, StructureKind, TokenBytes, Tokenizer};
 
 /// Every byte, and pieces that go across the seams of JSON.
 fn vocabulary() -> Arc<TokenBytes> {
@@ -30,6 +31,12 @@ fn vocabulary() -> Arc<TokenBytes> {
     );
     let count = texts.len() as i64 + 2;
     Arc::new(TokenBytes::new(texts.into_iter().zip(2..).collect(), count))
+}
+
+/// The vocabulary of a T5 in small: characters and pieces, no bytes, neither brackets nor braces.
+fn t5_vocabulary() -> Arc<TokenBytes> {
+    let tokenizer = Tokenizer::open(&fixture("t5_tokenizer")).unwrap();
+    tokenizer.token_bytes().unwrap()
 }
 
 fn grammar(kind: StructureKind, source: &str, token_bytes: &Arc<TokenBytes>) -> Arc<CompiledGrammar> {
@@ -240,4 +247,81 @@ fn a_limit_below_the_least_is_refused_with_a_shortest_answer() {
     assert_eq!(grammar.tokens_min(), 6);
     assert!(refused.contains("takes 6 tokens"), "{refused}");
     assert!(grammar.check_tokens(6).is_ok());
+}
+
+#[test]
+fn a_vocabulary_of_pieces_writes_every_form_that_it_can_spell() {
+    let token_bytes = t5_vocabulary();
+    assert!(!token_bytes.spells_every_byte());
+    for pattern in [
+        r"\d\d:\d\d",
+        "(caf|th)é!",
+        "[éöü]{2}(, [éß])*",
+        r"\p{Lu}\w{1,12}( \p{Lu}\w*)?",
+        "yes|no|[a-z]+/é",
+    ] {
+        let grammar = grammar(StructureKind::Regex, pattern, &token_bytes);
+        let whole = regex::Regex::new(&format!("^(?:{pattern})$")).unwrap();
+        for seed in 0..4 {
+            for (strategy, text) in answers(&grammar, &token_bytes, seed, 9) {
+                assert!(whole.is_match(&text), "{strategy:?} {pattern} {text:?}");
+            }
+        }
+    }
+    for schema in [
+        json!({"type": "integer", "minimum": 7}),
+        json!({"enum": ["hall", "café", 3]}),
+        json!({"type": "string", "minLength": 2, "maxLength": 5}),
+    ] {
+        let grammar = grammar(StructureKind::JsonSchema, &schema.to_string(), &token_bytes);
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        for (strategy, text) in answers(&grammar, &token_bytes, 1, 9) {
+            let value: Value = serde_json::from_str(&text).unwrap();
+            assert!(validator.is_valid(&value), "{strategy:?} {text}");
+        }
+    }
+
+    let object = Structure::new(StructureKind::JsonSchema, r#"{"type": "object"}"#).unwrap();
+    let object = OutputGrammar::of(GrammarPiece::Structure(Arc::new(object)));
+    let refused = CompiledGrammar::new(&object, token_bytes, &[END]).unwrap_err();
+    assert!(
+        refused.to_string().contains("vocabulary cannot spell"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_ambiguous_grammar_takes_bounded_work_and_its_answers_end_inside_their_limits() {
+    let token_bytes = vocabulary();
+    // Each level can be read in two ways that end in different texts: 2^24 stacks before the first byte.
+    let mut doubled = String::from("start: a0\n");
+    for level in 0..24 {
+        let next = level + 1;
+        doubled += &format!("a{level}: a{next} \"x\" | a{next} \"yy\"\n");
+    }
+    doubled += "a24: \"z\"";
+    // Very many terminals at once, most of which go on for ever.
+    let many = (0..900).map(|at| format!("/[a-z]*{at}q/")).collect::<Vec<_>>();
+    let many = format!("start: item+\nitem: {}", many.join(" | "));
+    // Calls nested as deep as a source allows.
+    let mut nested = String::from("start: a0\n");
+    for level in 0..3_000 {
+        nested += &format!("a{level}: a{} \"x\"\n", level + 1);
+    }
+    nested += "a3000: \"z\"";
+    for source in [doubled.as_str(), &many] {
+        let grammar = grammar(StructureKind::Lark, source, &token_bytes);
+        answers(&grammar, &token_bytes, 3, 12);
+    }
+    let grammar = grammar(StructureKind::Lark, &nested, &token_bytes);
+    let (mut progress, mut text) = (grammar.begin(), Vec::new());
+    for left in (2..=grammar.tokens_min()).rev() {
+        let Allowed::Only(ids) = &*grammar.allowed(&progress, left) else {
+            panic!("very few tokens go on from here")
+        };
+        text.push(ids[0]);
+        progress = grammar.advance(&progress, ids[0]).unwrap();
+    }
+    assert!(grammar.may_end(&progress));
+    assert_eq!(spelt(&token_bytes, &text), format!("z{}", "x".repeat(3_000)));
 }

@@ -154,14 +154,11 @@ fn optimizer(config: &PretrainConfig, network: &Pretraining) -> Result<AdamW, Tr
 
 /// What a resumed run must have in common with the one that was saved.
 fn fingerprint(config: &PretrainConfig, data_digest: &str) -> String {
-    let parts = serde_json::json!({
+    checkpoint::fingerprint_of(serde_json::json!({
         "seed": config.seed,
         "model": config.model,
         "quantizer": config.quantizer,
         "mask": config.mask,
         "data": data_digest,
-    });
-    let mut hash = <sha2::Sha256 as sha2::Digest>::new();
-    sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
-    crate::util::hex(&sha2::Digest::finalize(hash))
+    }))
 }
