@@ -59,7 +59,7 @@ static BROKER: LazyLock<Running> = LazyLock::new(|| {
 });
 
 /// Sends the bytes as one frame, then once more as they are: lengths that lie are for the broker to notice.
-/// Tells whether anything was answered; a request may wait for news longer than this does.
+/// Returns whether anything was answered; a request may wait for news longer than this does.
 ///
 /// # Panics
 /// When a task of the broker panicked, or it answers no other client any more.

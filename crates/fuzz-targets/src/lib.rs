@@ -1,5 +1,5 @@
 //! One function per parser that reads what strangers send: audio containers, headers, model files, broker
-//! frames, manifests, store segments, templates, forms of answers.
+//! frames, chunks of streams, manifests, store segments, templates, forms of answers.
 //!
 //! A target takes any bytes and returns; a panic, a hang or unbounded memory is a fault of the parser.
 //! `fuzz/` drives the targets with libFuzzer, `tests/mutations.rs` with changed seeds on the stable
@@ -18,14 +18,14 @@ mod structures;
 pub struct Target {
     /// Its name, and that of its libFuzzer binary.
     pub name: &'static str,
-    /// Reads the bytes; tells whether they were accepted.
+    /// Reads the bytes; returns whether they were accepted.
     pub run: fn(&[u8]) -> bool,
     /// Inputs to change; at least one is accepted.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
 /// Every parser, in alphabetical order.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "adapter_manifest",
         run: files::adapter_manifest,
@@ -45,6 +45,11 @@ pub const TARGETS: [Target; 11] = [
         name: "chat_template",
         run: records::chat_template,
         seeds: seeds::chat_templates,
+    },
+    Target {
+        name: "chunks",
+        run: records::chunks,
+        seeds: seeds::chunks,
     },
     Target {
         name: "gguf",

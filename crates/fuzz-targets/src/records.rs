@@ -6,14 +6,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use speechverse::audio::{self, AudioLimits};
 use speechverse::text::{ChatMessage, ChatTemplate, ResolvedPrompt, TemplateVariables, TextError};
+use speechverse::util::Clock;
 use speechverse::wire::control::Order;
 use speechverse::wire::headers::Headers;
 use speechverse::wire::label::Label;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
+use speechverse_actors::streams::{Assembled, Streams};
 
-/// Any container, and raw PCM of several kinds, which only the content type tells.
+/// Any container, and raw PCM of several kinds, which only the content type says.
 pub(crate) fn audio(data: &[u8]) -> bool {
     let limits = AudioLimits {
         seconds_max: 10.0,
@@ -54,9 +56,8 @@ impl Instructions for Plain {
     }
 }
 
-/// A record of any of our topics: lines `name: value` are its headers, what follows an empty line is its
-/// value.
-pub(crate) fn record(data: &[u8]) -> bool {
+/// Lines `name: value` are a record's headers, what follows an empty line is its value.
+fn record_of(data: &[u8], offset: i64) -> Record {
     let mut headers = Vec::new();
     let mut rest = data;
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -70,24 +71,60 @@ pub(crate) fn record(data: &[u8]) -> bool {
         let value = line.get(colon + 2..).map(Bytes::copy_from_slice);
         headers.push((name, value));
     }
-    let record = Record {
+    Record {
         record_offset: RecordOffset {
             topic: Arc::from("requests"),
             partition: 0,
-            offset: 7,
+            offset,
             epoch: 0,
         },
         key: Some(Bytes::from_static(b"key")),
         value: Some(Bytes::copy_from_slice(rest)),
         headers,
         timestamp_ms: Some(1_700_000_000_000),
-    };
+    }
+}
+
+/// A record of any of our topics.
+pub(crate) fn record(data: &[u8]) -> bool {
+    let record = record_of(data, 7);
     let limits = RequestLimits::default();
     let request = Request::parse(&record, &limits, &Plain).is_ok();
     let label = Label::parse(&record, &limits, &Plain).is_ok();
     let command = Order::parse(&record).is_ok();
     let _ = TraceContext::of(Headers::new(&record.headers), &record.record_offset);
     request || label || command
+}
+
+/// What stands between two records of [`chunks`].
+const BETWEEN: &[u8] = b"\n==\n";
+
+/// Records one behind the other, chunks of streams among them: each record has exactly one end.
+pub(crate) fn chunks(data: &[u8]) -> bool {
+    let mut streams = Streams::new(1 << 16, Clock::system());
+    let (mut taken, mut ended, mut whole) = (0, 0, false);
+    let mut rest = data;
+    while !rest.is_empty() {
+        let end = rest.windows(BETWEEN.len()).position(|window| window == BETWEEN);
+        let record = record_of(&rest[..end.unwrap_or(rest.len())], taken);
+        rest = end.map_or(&[][..], |end| &rest[end + BETWEEN.len()..]);
+        let Ok(request) = Request::parse(&record, &RequestLimits::default(), &Plain) else {
+            continue;
+        };
+        taken += 1;
+        match streams.take(record, request) {
+            Assembled::Waiting => {}
+            Assembled::Repeated(_) => ended += 1,
+            Assembled::Broken(records, _) => ended += records.len(),
+            Assembled::Whole(found) => {
+                ended += found.earlier.len() + 1;
+                whole = true;
+            }
+        }
+    }
+    ended += streams.take_all().len();
+    assert_eq!(i64::try_from(ended), Ok(taken), "every chunk has an end");
+    whole
 }
 
 /// A chat template, rendered with one message.

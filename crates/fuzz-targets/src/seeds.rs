@@ -154,6 +154,36 @@ pub(crate) fn records() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
+/// Streams in order, mixed, doubled, with a chunk missing.
+pub(crate) fn chunks() -> Vec<Vec<u8>> {
+    let chunk = |session: &str, sequence: usize, last: bool, audio: &str| {
+        format!(
+            "ce_type: speechverse.chunk.v1\nce_session: {session}\nce_sequence: {sequence}\nce_final: {last}\n\n{audio}"
+        )
+    };
+    let whole = [
+        chunk("a", 0, false, "RIFF"),
+        chunk("a", 1, false, "1234"),
+        chunk("a", 2, true, "end"),
+    ];
+    let mixed = [
+        &whole[0],
+        &chunk("b", 0, true, "OggS"),
+        &whole[1],
+        &whole[1],
+        &whole[2],
+        &whole[2],
+    ];
+    let broken = [&whole[0], &whole[2], &whole[0]];
+    [
+        whole.join("\n==\n"),
+        mixed.map(String::as_str).join("\n==\n"),
+        broken.map(String::as_str).join("\n==\n"),
+    ]
+    .map(String::into_bytes)
+    .to_vec()
+}
+
 /// The first byte says which language it is.
 pub(crate) fn structures() -> Vec<Vec<u8>> {
     let object = json!({

@@ -1,10 +1,10 @@
 //! Changed seeds for every parser, on the stable toolchain: no panic, no hang, bounded memory.
 //!
-//! Runs `SPEECHVERSE_FUZZ_SECONDS` in all (default 60), or tries `SPEECHVERSE_FUZZ_INPUTS` in all where that is
-//! set, shared by the parsers. The inputs are the same in the same order, as far as a run gets;
-//! `SPEECHVERSE_FUZZ_SEED` makes others. What
-//! failed is written to a file that the message names (an allocation beyond the limit ends the process at
-//! once: then it is `/dev/shm/fuzz-input-*`); `fuzz/README.md` says how to run it again.
+//! Runs `SPEECHVERSE_FUZZ_SECONDS` in all (default 60), or tries `SPEECHVERSE_FUZZ_INPUTS` in all where that
+//! is set, shared by the parsers, one input at a time. The inputs are the same in the same order, as far as a
+//! run gets; `SPEECHVERSE_FUZZ_SEED` makes others. What failed is written to a file that the message names
+//! (an allocation beyond the limit ends the process at once: then it is `/dev/shm/fuzz-input-*`);
+//! `fuzz/README.md` says how to run it again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "figures of a run, for who runs it by hand")]
@@ -13,12 +13,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuzz_targets::{TARGETS, Target, target};
 
-/// Most memory of the whole process, beyond which an allocation fails and ends it.
-const MEMORY_BYTES_MAX: usize = 1 << 30;
+/// Most memory that a parser may take for one input; twice that, an allocation fails and ends the process.
+const INPUT_MEMORY_BYTES_MAX: usize = 1 << 28;
 /// Longest that a parser may take for one input, on a busy machine.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest input.
@@ -28,6 +29,12 @@ const INPUT_BYTES_MAX: usize = 1 << 18;
 struct Limited;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
+/// Most that was in use since it was last set.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// What the parser at work found in use.
+static BEFORE: AtomicUsize = AtomicUsize::new(0);
+/// Held by the parser at work, so that its memory and time are its own.
+static AT_WORK: Mutex<()> = Mutex::new(());
 
 #[global_allocator]
 static ALLOCATOR: Limited = Limited;
@@ -36,10 +43,12 @@ static ALLOCATOR: Limited = Limited;
 // permitted answer.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size() > MEMORY_BYTES_MAX {
+        let in_use = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        if in_use > BEFORE.load(Ordering::Relaxed) + 2 * INPUT_MEMORY_BYTES_MAX {
             IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
             return std::ptr::null_mut();
         }
+        PEAK.fetch_max(in_use, Ordering::Relaxed);
         // SAFETY: as required of our caller.
         unsafe { System.alloc(layout) }
     }
@@ -162,13 +171,22 @@ fn input_file(target: Target) -> PathBuf {
     folder.join(format!("fuzz-input-{}-{}", std::process::id(), target.name))
 }
 
+/// What the inputs of a parser took at most.
+#[derive(Default)]
+struct Most {
+    time: Duration,
+    bytes: usize,
+}
+
 /// Runs one parser on its seeds as they are, then on changed ones until its time is over.
 fn survives(name: &str) {
+    let _alone = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
     let target = target(name);
     let seeds = (target.seeds)();
+    let mut most = Most::default();
     let mut accepted = 0;
     for (number, seed) in seeds.iter().enumerate() {
-        accepted += usize::from(try_one(target, seed, &format!("seed {number}")));
+        accepted += usize::from(try_one(target, seed, &format!("seed {number}"), &mut most));
     }
     assert!(
         accepted > 0,
@@ -183,7 +201,7 @@ fn survives(name: &str) {
             .bytes()
             .fold(0, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(byte)),
     );
-    let mut tried = 0_u64;
+    let (mut tried, mut read) = (0_u64, 0_u64);
     let is_over = |tried| match count {
         0 => begun.elapsed() >= share,
         count => tried >= count,
@@ -195,38 +213,49 @@ fn survives(name: &str) {
             change(&mut input, other, &mut random);
         }
         tried += 1;
-        try_one(
-            target,
-            &input,
-            &format!("input {tried} of SPEECHVERSE_FUZZ_SEED={seed}"),
-        );
+        let which = format!("input {tried} of SPEECHVERSE_FUZZ_SEED={seed}");
+        read += u64::from(try_one(target, &input, &which, &mut most));
     }
     println!(
-        "{name}: {} seeds, {accepted} of them accepted, and {tried} changed inputs in {:.1} s",
+        "{name}: {} seeds, {accepted} of them accepted, and {tried} changed inputs, {read} of them accepted, in {:.1} s; \
+         at most {:.3} s and {:.1} MiB for one",
         seeds.len(),
-        begun.elapsed().as_secs_f64()
+        begun.elapsed().as_secs_f64(),
+        most.time.as_secs_f64(),
+        most.bytes as f64 / f64::from(1 << 20),
     );
 }
 
 /// Whether the parser accepts the input.
-fn try_one(target: Target, input: &[u8], which: &str) -> bool {
+fn try_one(target: Target, input: &[u8], which: &str, most: &mut Most) -> bool {
     let path = input_file(target);
     std::fs::write(&path, input).unwrap();
+    let before = IN_USE.load(Ordering::Relaxed);
+    BEFORE.store(before, Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
     let begun = Instant::now();
     let outcome = catch_unwind(|| (target.run)(input));
     let elapsed = begun.elapsed();
+    let bytes = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+    most.time = most.time.max(elapsed);
+    most.bytes = most.bytes.max(bytes);
     let kept = || {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-failed-{}", target.name));
         std::fs::copy(&path, &kept).unwrap();
         kept.display().to_string()
     };
+    let name = target.name;
     assert!(
         elapsed < INPUT_TIME_MAX,
-        "{}: {which} takes {elapsed:?}; it is in {}",
-        target.name,
+        "{name}: {which} takes {elapsed:?}; it is in {}",
         kept()
     );
-    outcome.unwrap_or_else(|_| panic!("{}: {which} makes it panic; it is in {}", target.name, kept()))
+    assert!(
+        bytes < INPUT_MEMORY_BYTES_MAX,
+        "{name}: {which} takes {bytes} bytes; it is in {}",
+        kept()
+    );
+    outcome.unwrap_or_else(|_| panic!("{name}: {which} makes it panic; it is in {}", kept()))
 }
 
 /// One test for each parser, and one that none was forgotten.
@@ -260,6 +289,7 @@ parsers!(
     audio,
     broker_frame,
     chat_template,
+    chunks,
     gguf,
     manifest,
     record,
