@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -88,7 +88,7 @@ async fn publish_files(
     settings: &Settings,
     files: &[PathBuf],
     form: Option<&(StructureKind, String)>,
-    mut references: HashMap<String, Example>,
+    mut references: HashMap<PathBuf, Example>,
 ) -> Result<(), Failure> {
     let config = &settings.kafka;
     let with_references = !args.references.is_empty();
@@ -110,7 +110,7 @@ async fn publish_files(
             .to_string_lossy()
             .into_owned();
         let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", CLI_SOURCE)];
-        let reference = references.remove(&name);
+        let reference = references.remove(&whole(file));
         headers.extend(asked(args, reference.as_ref())?);
         headers.extend(form.map(|(kind, source)| header(kind.header(), source.as_str())));
         let at = Instant::now();
@@ -294,18 +294,22 @@ impl Replies {
     }
 }
 
-/// The right answers, by the name of the audio file.
-fn read_references(paths: &[PathBuf]) -> anyhow::Result<HashMap<String, Example>> {
+/// The right answers, by the audio file.
+fn read_references(paths: &[PathBuf]) -> anyhow::Result<HashMap<PathBuf, Example>> {
     let mut references = HashMap::new();
     for path in paths {
         for example in read_manifest(path, None)?.warned() {
             if let AudioSource::Clip(clip) = &example.audio {
-                let name = clip.path.file_name().unwrap_or_default();
-                references.insert(name.to_string_lossy().into_owned(), example);
+                references.insert(whole(&clip.path), example);
             }
         }
     }
     Ok(references)
+}
+
+/// A path by which two names of one file are equal.
+fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// A table of what was asked, answered and right, and the score of each task.
@@ -387,4 +391,32 @@ fn report(
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_files_of_one_name_keep_their_own_references() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("a", "one"), ("b", "two")] {
+            let inside = folder.path().join(name);
+            std::fs::create_dir(&inside).unwrap();
+            std::fs::write(inside.join("clip.wav"), b"RIFF").unwrap();
+            let row =
+                format!("{{\"audio_filepath\": \"clip.wav\", \"duration\": 1, \"text\": \"{text}\"}}\n");
+            std::fs::write(inside.join("manifest.jsonl"), row).unwrap();
+        }
+        let manifests = ["a", "b"].map(|name| folder.path().join(name).join("manifest.jsonl"));
+
+        let references = read_references(&manifests).unwrap();
+
+        let other_name = folder.path().join("a/../b/clip.wav");
+        assert_eq!(
+            references[&whole(&folder.path().join("a/clip.wav"))].target,
+            "one"
+        );
+        assert_eq!(references[&whole(&other_name)].target, "two");
+    }
 }
