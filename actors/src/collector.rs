@@ -378,8 +378,8 @@ fn check_damage(damage: &Damage, id: &str) -> Result<(), Rejection> {
         return Err(Rejection::new(Reason::InvalidSample, Stage::Collect, reason));
     }
     if *damage != Damage::default() {
-        let (unheard_seconds, notes) = (damage.unheard_seconds, &damage.notes);
-        info!(request_id = %id, unheard_seconds, ?notes, "the sound of a sample is damaged, it is kept");
+        let (undecoded_seconds, notes) = (damage.undecoded_seconds, &damage.notes);
+        info!(request_id = %id, undecoded_seconds, ?notes, "the sound of a sample is damaged, it is kept");
     }
     Ok(())
 }

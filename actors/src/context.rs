@@ -194,7 +194,7 @@ pub struct RequestState {
     pub no_speech: bool,
     /// Whether its audio goes on behind a long pause.
     pub long_pause: bool,
-    /// What of its audio could not be heard.
+    /// What of its audio could not be decoded.
     pub damage: Damage,
     /// When it is not worth answering any more, by the pipeline's clock.
     pub deadline: Option<Instant>,

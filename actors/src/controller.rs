@@ -1,11 +1,11 @@
-//! `Controller`: obeys orders from the control topic, and starts training cycles by the schedule.
+//! `Controller`: carries out orders from the control topic, and starts training cycles by the schedule.
 //!
 //! Takes records of the control topic from a source's channel; sends [`StartCycle`], [`PublishEvent`] and
-//! [`PublishDeadLetter`]. Orders are obeyed in the order of the topic's one partition, each at most once:
-//! what lay in the topic before this process started, what was obeyed already, and what is older than the age
-//! limit is not obeyed, whatever offset the group begins with. Each order has one event that says what became
-//! of it. Its offset is released then; a cycle goes on after that, and an order that a crash interrupts has
-//! to be given again.
+//! [`PublishDeadLetter`]. Orders are carried out in the order of the topic's one partition, each at most
+//! once: what lay in the topic before this process started, what was carried out already, and what is older
+//! than the age limit is not carried out, whatever offset the group begins with. Each order has one event
+//! that says what became of it. Its offset is released then; a cycle goes on after that, and an order that a
+//! crash interrupts has to be given again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -33,8 +33,8 @@ use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard,
 /// How often the schedule is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Which orders are still to be obeyed. Clones are the same, so that a controller that is started again goes
-/// on where the one before was.
+/// Which orders are still to be carried out. Clones are the same, so that a controller that is started again
+/// goes on where the one before was.
 #[derive(Clone, Debug)]
 pub struct OrdersDue {
     start: i64,
@@ -59,9 +59,9 @@ pub struct ControllerArgs {
     pub events: flume::Receiver<SourceEvent>,
     /// Which offsets are finished.
     pub tracker: OffsetTracker,
-    /// Which orders are still to be obeyed.
+    /// Which orders are still to be carried out.
     pub due: OrdersDue,
-    /// An order that was written longer ago is not obeyed.
+    /// An order that was written longer ago is not carried out.
     pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
     pub orphans: OrphanQueue,
@@ -81,7 +81,7 @@ pub struct ControllerArgs {
     pub control: Control,
     /// Runs cycles.
     pub trainer: Recipient<StartCycle>,
-    /// Tells the world.
+    /// Where its events go.
     pub publisher: Recipient<PublishEvent>,
     /// Takes what is no order.
     pub dead_letters: Recipient<PublishDeadLetter>,
@@ -170,7 +170,7 @@ impl Controller {
             self.tell(&id, EventKind::CommandExpired { command, reason })
                 .await;
         } else {
-            // Before it is obeyed: if that fails half-way, it must not be obeyed a second time.
+            // Before it is carried out: if that fails half-way, it must not be carried out a second time.
             self.args
                 .due
                 .next
@@ -187,12 +187,12 @@ impl Controller {
         self.args.tracker.release(&record.complete().record_offset);
     }
 
-    /// Why an order is not obeyed any more.
+    /// Why an order is not carried out any more.
     fn too_late(&self, record: &Record) -> Option<String> {
         let (offset, start) = (record.record_offset.offset, self.args.due.start);
         if offset < start {
             return Some(format!(
-                "it lay in the topic before this process started (offset {offset}, orders are obeyed from {start} on): give \
+                "it lay in the topic before this process started (offset {offset}, orders are carried out from {start} on): give \
                  it again if it is still wanted"
             ));
         }

@@ -213,13 +213,13 @@ impl Encoder {
         let worked = started.elapsed();
         for (message, features) in batch.into_iter().zip(found) {
             match features {
-                Ok(features) => self.hand_on(message, features, worked).await,
+                Ok(features) => self.forward(message, features, worked).await,
                 Err(error) => self.reject(message.context, &error).await,
             }
         }
     }
 
-    async fn hand_on(&mut self, message: EncodeUtterance, features: Features, worked: Duration) {
+    async fn forward(&mut self, message: EncodeUtterance, features: Features, worked: Duration) {
         let EncodeUtterance {
             adapter, mut context, ..
         } = message;

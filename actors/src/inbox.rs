@@ -34,7 +34,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Takes events from a source of `name` while `audio` has room, and looks up every `tick` of `clock`.
+    /// Takes events from a source of `name` while `audio` has space, and looks up every `tick` of `clock`.
     pub(crate) fn new(
         name: &'static str,
         events: flume::Receiver<SourceEvent>,
@@ -55,7 +55,7 @@ impl Inbox {
     pub(crate) async fn next<A: Actor>(&mut self, mailbox: &mut MailboxReceiver<A>) -> Arrival<A> {
         while !self.ended {
             let event = async {
-                self.audio.room().await;
+                self.audio.below_bound().await;
                 self.events.recv_async().await
             };
             let event = tokio::select! {

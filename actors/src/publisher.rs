@@ -5,7 +5,7 @@
 //! by side, a bounded number of them; one that fails is repeated for as long as the process lives, and while
 //! it does the bound fills and holds the pipeline back. What the broker refuses for good is shortened; an
 //! answer that it refuses even so becomes a dead letter, and a dead letter that it refuses even so is
-//! counted, told as an event and released, so that no partition stands still behind it.
+//! counted, published as an event and released, so that no partition stands still behind it.
 //!
 //! Exactly once, what is published of a request goes to the request's tracker instead, and the source writes
 //! it and commits the offsets in one transaction. Partial answers and other events are sent as ever.
@@ -57,7 +57,7 @@ pub struct PublisherArgs {
     pub source: Arc<str>,
     /// Request contexts that a stage let go of.
     pub orphans: flume::Receiver<OrphanedRecord>,
-    /// Records that retention deleted before they were read, to be told as events.
+    /// Records that retention deleted before they were read, to be published as events.
     pub deleted: flume::Receiver<RecordsDeleted>,
     /// By which sends are repeated and the producer is looked at.
     pub clock: Clock,
@@ -390,8 +390,8 @@ impl PublisherArgs {
                 reason: error.to_string(),
             };
             let id = format!("{}/{}", record_offset.topic, record_offset.partition);
-            let told = Event::now(id, what).to_record(Arc::from(self.topics.events.as_str()), &self.source);
-            match self.deliver(told, &about, stopping).await {
+            let event = Event::now(id, what).to_record(Arc::from(self.topics.events.as_str()), &self.source);
+            match self.deliver(event, &about, stopping).await {
                 Delivery::Acknowledged => {}
                 Delivery::Refused(error) => {
                     error!(%error, "an event is refused and given up");

@@ -4,9 +4,9 @@
 //! networks for as long as the cycle lasts. Between two steps it gives way to serving. The candidate starts
 //! from the serving version, is compared with it on held-out samples, and is promoted when it is better,
 //! there are enough of them to tell, and the version that it started from is current still
-//! ([`gate`](crate::gate)); anything else is a normal outcome too. What is held out is for the gate alone: the
-//! best step of a cycle is chosen by samples set aside from those to train on. Either way the cycle's folder
-//! keeps settings, log and verdict.
+//! ([`gate`](crate::gate)); anything else is a normal outcome too. What is held out is for the gate alone:
+//! the best step of a cycle is chosen by samples set aside from those to train on. Either way the cycle's
+//! folder keeps settings, log and verdict.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ pub struct TrainerArgs {
     pub current: CurrentAdapter,
     /// Pauses and stops a cycle.
     pub control: Control,
-    /// Tells the world.
+    /// Where its events go.
     pub publisher: Recipient<PublishEvent>,
 }
 
@@ -150,7 +150,7 @@ impl Trainer {
         }
     }
 
-    /// Tells without waiting: progress that does not get through is not missed.
+    /// Publishes without waiting: progress that does not get through is not missed.
     fn tell_if_possible(&self, id: &str, what: EventKind) {
         let event = Event::now(id, what);
         let _ = self.args.publisher.tell(PublishEvent { event }).try_send();
@@ -402,9 +402,9 @@ struct Sides {
     held_out: Vec<SampleRef>,
 }
 
-/// The sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples are held out
-/// of this cycle; one in [`VALIDATED_SHARE`] of the others validates. They are those with the lowest identity,
-/// so the choice is stable.
+/// The sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples are held
+/// out of this cycle; one in [`VALIDATED_SHARE`] of the others validates. They are those with the lowest
+/// identity, so the choice is stable.
 fn sides(snapshot: &Snapshot) -> Sides {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();

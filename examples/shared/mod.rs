@@ -1,6 +1,6 @@
 //! What the examples that measure have in common.
 
-/// User and system time of this process so far, where the kernel tells (on a busy machine it says more than
+/// User and system time of this process so far, where the kernel says (on a busy machine it says more than
 /// the clock).
 pub(crate) fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -8,3 +8,4 @@ pub mod output;
 pub mod serving;
 pub mod shutdown;
 pub mod stages;
+mod trackers;

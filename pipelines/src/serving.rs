@@ -4,7 +4,6 @@
 //! Stages start from the far end backwards, each past its start-up before the source opens, and stop from the
 //! source forwards: stop reading, finish what is in flight, commit, then let go.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +15,7 @@ use speechverse::config::Settings;
 use speechverse::inference::speech_llm::SpeechLlm;
 use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
 use speechverse::kafka::admin::{end_of, ensure_topics};
-use speechverse::kafka::config::{Delivery, KafkaConfig};
-use speechverse::kafka::{Budget, ConnectionMonitor, OffsetTracker, Sink, Source, SourceConfig, SourceEvent};
+use speechverse::kafka::{ConnectionMonitor, Sink, Source};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads, cpu_capability};
@@ -42,6 +40,7 @@ use tracing::{error, info};
 use crate::adapters;
 use crate::health::{self, HttpState, Phase, Readiness};
 use crate::stages::{Runs, StageSpec, Stages};
+use crate::trackers::{Side, Trackers};
 
 /// Longest wait for a broker that should be there, at the start.
 const BROKER_WAIT: Duration = Duration::from_secs(30);
@@ -49,8 +48,6 @@ const BROKER_WAIT: Duration = Duration::from_secs(30);
 const SENDS_MAX: usize = 256;
 /// Audio of answered requests that is remembered for corrections, bytes: about four minutes.
 const REMEMBERED_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Records of the label and control topics that may be in flight, bytes.
-const SIDE_BUDGET_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Where a running pipeline can be reached.
 #[derive(Clone, Debug)]
@@ -145,7 +142,7 @@ impl Pipeline {
         let training = Control::new();
         let clock = Clock::system();
         let mut stages = Stages::new();
-        let trackers = Ledgers::new(&settings, monitor);
+        let trackers = Trackers::new(&settings, monitor);
         // A batch of the encoder, or the next round of slots.
         let places_each = settings.decoder.slots.max(settings.encoder.batch_windows_max);
         let places = DecoderPlaces::new(places_each);
@@ -497,68 +494,4 @@ fn facts(settings: &Settings, placement: &Placement) -> Vec<(&'static str, Strin
         ("requests", settings.kafka.topics.requests.clone()),
         ("results", settings.kafka.topics.results.clone()),
     ]
-}
-
-/// One tracker a source: each is a group of its own, so that orders and labels never wait behind audio.
-struct Ledgers {
-    requests: OffsetTracker,
-    labels: OffsetTracker,
-    control: OffsetTracker,
-    monitor: ConnectionMonitor,
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Requests,
-    Labels,
-    Control,
-}
-
-impl Ledgers {
-    fn new(settings: &Settings, monitor: ConnectionMonitor) -> Self {
-        let audio_seconds_max = settings.admission.audio_seconds_max;
-        let requests = Budget::with_audio(settings.kafka.in_flight_bytes_max, audio_seconds_max);
-        Self {
-            monitor,
-            requests: match settings.kafka.delivery {
-                Delivery::AtLeastOnce => OffsetTracker::new(requests),
-                Delivery::ExactlyOnce => OffsetTracker::transactional(requests),
-            },
-            labels: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
-            control: OffsetTracker::new(Budget::new(SIDE_BUDGET_BYTES)),
-        }
-    }
-
-    fn by_topic(&self, kafka: &KafkaConfig) -> HashMap<String, OffsetTracker> {
-        HashMap::from([
-            (kafka.topics.requests.clone(), self.requests.clone()),
-            (kafka.topics.labels.clone(), self.labels.clone()),
-            (kafka.topics.control.clone(), self.control.clone()),
-        ])
-    }
-
-    fn source(
-        &self,
-        kafka: &KafkaConfig,
-        side: Side,
-    ) -> anyhow::Result<(Source, flume::Receiver<SourceEvent>)> {
-        let mut kafka = kafka.clone();
-        let (topic, tracker) = match side {
-            Side::Requests => (kafka.topics.requests.clone(), &self.requests),
-            Side::Labels => {
-                kafka.group_id.push_str("-labels");
-                (kafka.topics.labels.clone(), &self.labels)
-            }
-            Side::Control => {
-                kafka.group_id.push_str("-control");
-                (kafka.topics.control.clone(), &self.control)
-            }
-        };
-        let config = SourceConfig {
-            kafka,
-            topics: vec![topic],
-            monitor: self.monitor.clone(),
-        };
-        Source::start(config, tracker.clone()).context("Kafka consumer")
-    }
 }

@@ -2,21 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::process::Command;
+mod support;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use embedded_broker::{BrokerConfig, EmbeddedBroker};
+use embedded_broker::EmbeddedBroker;
 use jiff::Timestamp;
-use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use speechverse::wire::{Record, RecordOffset};
-
-/// Longest that the broker may take for anything.
-const LIMIT: Duration = Duration::from_secs(60);
+use support::{LIMIT, speechverse};
 
 struct Bench {
     broker: EmbeddedBroker,
@@ -26,17 +24,7 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let broker = EmbeddedBroker::start(BrokerConfig {
-            address: "127.0.0.1:0".parse().unwrap(),
-            ..BrokerConfig::default()
-        })
-        .await
-        .unwrap();
-        let config = KafkaConfig {
-            bootstrap: broker.bootstrap(),
-            ..KafkaConfig::default()
-        };
-        ensure_topics(&config, LIMIT).await.unwrap();
+        let (broker, config) = support::broker().await;
         let sink = Sink::new(&config).unwrap();
         Self { broker, config, sink }
     }
@@ -67,13 +55,8 @@ impl Bench {
 
     /// Runs `speechverse dead-letters`; its exit code and what it printed.
     async fn run(&self, args: &[&str]) -> (i32, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_speechverse"));
-        command
-            .arg("dead-letters")
-            .args(args)
-            .args(["--bootstrap", &self.config.bootstrap])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .env("OMP_WAIT_POLICY", "PASSIVE");
+        let mut command = speechverse(&["dead-letters"]);
+        command.args(args).args(["--bootstrap", &self.config.bootstrap]);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap())
             .await
             .unwrap();

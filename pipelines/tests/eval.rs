@@ -172,8 +172,8 @@ fn every_task_is_scored_by_its_metric_and_every_table_is_reported() {
         ["a", "b"].contains(&chosen["hypothesis"].as_str().unwrap()),
         "{chosen}"
     );
-    let heard = of("asr", llm);
-    assert_eq!(heard["reference"], "turn on the radio");
+    let row = of("asr", llm);
+    assert_eq!(row["reference"], "turn on the radio");
     assert!(of("intent", baselines[0])["transcript"].is_string());
     assert!(
         of("intent", "with")["instruction"]

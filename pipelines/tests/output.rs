@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use std::fs::File;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use embedded_broker::{BrokerConfig, EmbeddedBroker};
-use speechverse::kafka::admin::ensure_topics;
-use speechverse::kafka::config::KafkaConfig;
+use support::{LIMIT, speechverse};
 
-/// Longest that a command may take to end.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Commands that need neither models nor a broker, and that print.
 const COMMANDS: [&[&str]; 5] = [
     &["tasks", "list"],
@@ -21,16 +19,6 @@ const COMMANDS: [&[&str]; 5] = [
     &["--help"],
     &["--version"],
 ];
-
-fn speechverse(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_speechverse"));
-    command
-        .args(args)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .env("OMP_WAIT_POLICY", "PASSIVE")
-        .stdin(Stdio::null());
-    command
-}
 
 fn full_disk() -> File {
     File::options().write(true).open("/dev/full").unwrap()
@@ -108,17 +96,7 @@ fn a_full_disk_under_standard_error_changes_no_exit_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_of_results_ends_when_its_reader_does_though_no_answer_comes() {
-    let broker = EmbeddedBroker::start(BrokerConfig {
-        address: "127.0.0.1:0".parse().unwrap(),
-        ..BrokerConfig::default()
-    })
-    .await
-    .unwrap();
-    let config = KafkaConfig {
-        bootstrap: broker.bootstrap(),
-        ..KafkaConfig::default()
-    };
-    ensure_topics(&config, LIMIT).await.unwrap();
+    let (broker, config) = support::broker().await;
     let mut follower = speechverse(&["results", "--follow", "--bootstrap", &config.bootstrap])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -49,16 +49,16 @@ def main():
             features = processor(read_wav(manifest.parent / row["audio_filepath"]), sampling_rate=16000, return_tensors="pt").input_features
             with torch.no_grad():
                 ids = model.generate(features, decoder_input_ids=prompt, max_new_tokens=80)
-            heard = processor.batch_decode(ids, skip_special_tokens=True)[0]
-            want, got = one_form(row["text"]), one_form(normalise(heard) or heard)
+            recognised = processor.batch_decode(ids, skip_special_tokens=True)[0]
+            want, got = one_form(row["text"]), one_form(normalise(recognised) or recognised)
             want, got = re.sub(r"'", "", want), re.sub(r"'", "", got)
             for key in (row["voice"], "all"):
                 voices[key][0].append(want)
                 voices[key][1].append(got)
-            worst.append((jiwer.wer(want, got), row["voice"], row["text"], heard.strip()))
+            worst.append((jiwer.wer(want, got), row["voice"], row["text"], recognised.strip()))
         print(manifest.name, {v: f"{100 * jiwer.wer(*pair):.1f}% of {len(pair[0])}" for v, pair in sorted(voices.items())}, flush=True)
-        for score, voice, want, heard in sorted(worst, reverse=True)[: args.show]:
-            print(f"   {score:.2f} {voice}: {want} | {heard}")
+        for score, voice, want, recognised in sorted(worst, reverse=True)[: args.show]:
+            print(f"   {score:.2f} {voice}: {want} | {recognised}")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ pub struct ServiceConfig {
     pub tasks_dir: std::path::PathBuf,
     /// Value of the `ce_source` header of everything this process publishes.
     pub source: String,
-    /// An order of the control topic that was written longer ago is not obeyed, seconds.
+    /// An order of the control topic that was written longer ago is not carried out, seconds.
     pub order_age_seconds_max: u64,
 }
 

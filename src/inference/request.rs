@@ -43,7 +43,7 @@ pub struct GenerateRequest {
     pub task: Option<String>,
 }
 
-/// What a step tells about a request. A request ends with exactly one [`Event::Finished`] or
+/// What a step reports about a request. A request ends with exactly one [`Event::Finished`] or
 /// [`Event::Failed`], unless it is aborted.
 #[derive(Debug)]
 pub enum Event {
@@ -77,8 +77,8 @@ pub enum Event {
 pub struct EngineConfig {
     /// Sequences side by side; a beam search takes several. At least one answer always has its slots.
     pub slots: usize,
-    /// Positions of a slot, prompt and answer together. How strictly the two are told apart is the language
-    /// model's affair, see [`LanguageModel::new_cache`](crate::models::LanguageModel::new_cache).
+    /// Positions of a slot, prompt and answer together. How strictly the two are distinguished is the
+    /// language model's affair, see [`LanguageModel::new_cache`](crate::models::LanguageModel::new_cache).
     pub positions_max: usize,
     /// How many of them are the answer's.
     pub answer_positions: usize,

@@ -16,7 +16,7 @@ const CONTROL_PARTITIONS: i32 = 1;
 /// Least time for a second question to a broker that has answered the first.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A broker as it tells of itself.
+/// A broker as it describes itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerInfo {
     /// Its number in the cluster.
@@ -25,7 +25,7 @@ pub struct BrokerInfo {
     pub address: String,
 }
 
-/// A topic as the broker tells of it.
+/// A topic as the broker describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicInfo {
     /// Its name.
@@ -206,7 +206,7 @@ async fn create_missing(config: &KafkaConfig, limit: Duration) -> Result<Vec<Str
     Ok(created)
 }
 
-/// Waits until the cluster tells of `topics`, which takes a moment after their creation.
+/// Waits until the cluster knows `topics`, which takes a moment after their creation.
 async fn wait_until_known(config: &KafkaConfig, topics: &[&str], limit: Duration) -> Result<(), KafkaError> {
     let began = Instant::now();
     loop {

@@ -11,7 +11,7 @@ use super::offset_tracker::TopicPartition;
 ///
 /// A partition is to be paused when it has as much in flight as is still free, and resumed when it has no
 /// more than half of what is free then. So one busy partition gets half of the bound, two in the long run a
-/// third each, and there is always room for a partition that has been silent.
+/// third each, and there is always space for a partition that has been silent.
 ///
 /// Source of the rule: dynamic queue length thresholds, Choudhury and Hahne (IEEE/ACM Transactions on
 /// Networking 6(2), 1998), with a factor of 1.
@@ -24,7 +24,7 @@ pub struct AudioGauge {
 struct Shared {
     max_ms: u64,
     held: Mutex<Held>,
-    /// Told of everything that is released.
+    /// Notified of everything that is released.
     released: Notify,
 }
 
@@ -76,7 +76,7 @@ impl AudioGauge {
     }
 
     /// Returns when less than the bound is in flight. Safe to cancel.
-    pub async fn room(&self) {
+    pub async fn below_bound(&self) {
         loop {
             let released = self.shared.released.notified();
             tokio::pin!(released);
@@ -188,7 +188,7 @@ mod tests {
         let second = gauge.hold(partition(1), 6.0);
         let waiting = tokio::spawn({
             let gauge = gauge.clone();
-            async move { gauge.room().await }
+            async move { gauge.below_bound().await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

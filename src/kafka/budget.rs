@@ -109,7 +109,7 @@ pub struct OffsetTracker {
 struct Shared {
     offsets: Mutex<OffsetTable>,
     budget: Budget,
-    /// Told of every record that is released or settled.
+    /// Notified of every record that is released or settled.
     released: Condvar,
     /// What waits for a transaction; `None` where answers are written outside transactions.
     outcomes: Option<Outcomes>,
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_with_the_last_receipt_and_not_before() {
+    fn a_wait_ends_with_the_last_record_and_not_before() {
         let tracker = OffsetTracker::new(Budget::new(100));
         let partition = TopicPartition::new("requests", 0);
         let epoch = tracker.assign(vec![partition.clone()]);

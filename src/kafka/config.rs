@@ -15,7 +15,7 @@ pub use overrides::ClientOverrides;
 /// Largest record that the settings allow, bytes: the whole of one record has to fit into memory several
 /// times.
 const MESSAGE_BYTES_CAP: usize = 512 * 1024 * 1024; // 512 MiB
-/// Room that librdkafka wants above the largest record, bytes: a batch has a header of its own.
+/// Space that librdkafka wants above the largest record, bytes: a batch has a header of its own.
 const BATCH_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// The `[kafka]` table.

@@ -54,13 +54,13 @@ pub enum Admission {
     New,
     /// It is being worked on already: drop it.
     InFlight,
-    /// It was finished before this assignment, as the committed offset's metadata tells: drop it.
+    /// It was finished before this assignment, as the committed offset's metadata says: drop it.
     Answered,
     /// Its record_offset is of an assignment that has ended: drop it.
     Void,
 }
 
-/// What became of a record_offset that was handed back.
+/// What became of a record_offset that was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
     /// The record is finished; `bytes` are free again.
@@ -68,7 +68,7 @@ pub enum Release {
         /// What the record weighed at its admission.
         bytes: u64,
     },
-    /// The record_offset was handed back before, or never admitted.
+    /// The record_offset was released before, or never admitted.
     Unknown,
     /// The record_offset is of an assignment that has ended: the record is or will be read again, here or
     /// elsewhere.

@@ -32,7 +32,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// An outcome, and what tells how it ended.
+    /// An outcome, and what says how it ended.
     pub(super) fn new(
         record_offsets: Vec<RecordOffset>,
         records: Vec<OutgoingRecord>,

@@ -112,7 +112,7 @@ impl Sink {
     ///
     /// Waits while the send buffer is full. librdkafka repeats what may succeed for `send_timeout_ms`, and
     /// within that time a producer that failed for good is made anew; a further repeat is the caller's
-    /// decision. Dropping the future does not take a record back that was handed over.
+    /// decision. Dropping the future does not take a record back that was given to it.
     ///
     /// # Errors
     /// [`SinkError`]: see [`is_about_the_record`](SinkError::is_about_the_record).
@@ -229,7 +229,7 @@ impl Sink {
         }
     }
 
-    /// Tells the monitor whether the topic takes records.
+    /// Reports to the monitor whether the topic takes records.
     fn report(&self, record: &OutgoingRecord, result: &Result<Written, SinkError>) {
         let monitor = &self.shared.monitor;
         match result {
@@ -249,12 +249,12 @@ impl Sink {
         self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that are handed over and not acknowledged.
+    /// Records that are given to librdkafka and not acknowledged.
     pub(super) fn in_flight(&self) -> i32 {
         self.lock().producer.in_flight_count()
     }
 
-    /// Waits until everything that was handed over is acknowledged or has failed.
+    /// Waits until everything that was given to it is acknowledged or has failed.
     ///
     /// # Errors
     /// [`SinkError::Unflushed`] when that takes longer than `limit`.
@@ -276,7 +276,7 @@ impl Sink {
         }
     }
 
-    /// Waits until everything that was handed over is acknowledged or has failed, then ends the producer if
+    /// Waits until everything that was given to it is acknowledged or has failed, then ends the producer if
     /// this is its last clone.
     ///
     /// # Errors

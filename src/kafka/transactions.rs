@@ -123,7 +123,7 @@ impl<P: TransactionalProducer> Transactions<P> {
         }
     }
 
-    /// The tracker has been told to begin anew, after [`Step::Resync`].
+    /// The tracker is to begin anew, after [`Step::Resync`].
     pub(super) fn resynced(&mut self) {
         self.resync_due = false;
     }

@@ -100,7 +100,7 @@ pub enum ModelError {
     },
     /// An instruction that leaves no positions, where the audio beside it would have fitted.
     #[error(
-        "the instruction has {tokens} tokens, beside the audio and the answer there is room for {tokens_max}: shorten it"
+        "the instruction has {tokens} tokens, beside the audio and the answer there is space for {tokens_max}: shorten it"
     )]
     InstructionTooLong {
         /// How many it has.

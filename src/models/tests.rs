@@ -10,6 +10,7 @@ use super::LanguageModel;
 use crate::nn::lora::{LoraConfig, LoraSet};
 use crate::nn::random::SplitMix;
 pub(super) use crate::testing::fixture;
+use crate::weights::Checkpoint;
 
 /// "turn on the kitchen lights", 1.69 s: mono, 16 kHz.
 pub(super) fn spoken_clip() -> Vec<f32> {
@@ -28,6 +29,12 @@ pub(super) fn tensors(file: PathBuf) -> HashMap<String, Tensor> {
 pub(super) fn expected<T: DeserializeOwned>(name: &str) -> T {
     let text = std::fs::read_to_string(fixture(name).join("expected.json")).unwrap();
     serde_json::from_str(&text).unwrap()
+}
+
+/// A tensor of `expected.safetensors` in a fixture folder; its size is asserted.
+pub(super) fn reference(name: &str, tensor: &str, size: &[i64]) -> Tensor {
+    let checkpoint = Checkpoint::open_file(fixture(name).join("expected.safetensors")).unwrap();
+    checkpoint.loader(Device::Cpu, Kind::Float).take(tensor, size)
 }
 
 /// Largest magnitude.

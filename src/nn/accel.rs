@@ -206,8 +206,8 @@ pub fn records_gradients() -> bool {
     }
 }
 
-/// Whether this CPU has the 512-bit registers, with the instructions that libtorch and oneDNN ask for before
-/// they use them.
+/// Whether this CPU has the 512-bit registers, with the instructions that libtorch, oneDNN and our own
+/// kernels ask for before they use them.
 pub fn cpu_has_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

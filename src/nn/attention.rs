@@ -1,4 +1,6 @@
 //! Self-attention that sees both ways, for encoders.
+//!
+//! Source: Vaswani et al. (arXiv 1706.03762) §3.2.
 
 use tch::{Kind, Tensor};
 

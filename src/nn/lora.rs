@@ -4,6 +4,8 @@
 //! a `VarStore` of their own; the base model stays frozen and is shared by all sets. Folders are those of the
 //! `peft` library: `adapter_config.json` and `adapter_model.safetensors`, names
 //! `base_model.model.<path>.lora_A.weight`.
+//!
+//! Source: Hu et al., "LoRA" (arXiv 2106.09685).
 
 mod config;
 mod error;

@@ -1,4 +1,6 @@
 //! WavLM's relative position bias: a learned number for each head and bucket of key-to-query distance.
+//!
+//! Source: WavLM (arXiv 2110.13900); the buckets are those of T5 (arXiv 1910.10683).
 
 use tch::{Device, Kind, Tensor};
 

@@ -1,4 +1,6 @@
 //! Root-mean-square normalisation over the last dimension.
+//!
+//! Source: Zhang and Sennrich, "Root mean square layer normalization" (arXiv 1910.07467).
 
 use tch::Tensor;
 

@@ -105,7 +105,7 @@ fn align<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> EditErrors {
             errors,
         });
     }
-    for heard in hypothesis {
+    for unit in hypothesis {
         let mut row = Vec::with_capacity(above.len());
         let mut first = above[0];
         first.distance += 1;
@@ -113,7 +113,7 @@ fn align<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> EditErrors {
         row.push(first);
         for (column, said) in reference.iter().enumerate() {
             let (left, up, diagonal) = (row[column], above[column + 1], above[column]);
-            let differs = u64::from(said != heard);
+            let differs = u64::from(said != unit);
             let distance = (left.distance + 1)
                 .min(up.distance + 1)
                 .min(diagonal.distance + differs);

@@ -193,7 +193,7 @@ fn a_sample_that_two_requests_share_stays_as_long_as_one_stands_by_it() {
 }
 
 #[test]
-fn the_same_sample_under_ever_new_names_takes_no_more_room() {
+fn the_same_sample_under_ever_new_names_takes_no_more_space() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path());
     let named = |number: i64| Sample {

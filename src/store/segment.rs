@@ -220,8 +220,8 @@ impl Appender {
     }
 }
 
-/// Reads a segment from disk and tells `found` of every whole record, in order; `None` when nothing in it can
-/// be read.
+/// Reads a segment from disk and calls `found` with every whole record, in order; `None` when nothing in it
+/// can be read.
 pub(super) fn scan(
     path: &Path,
     id: u64,

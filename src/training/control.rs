@@ -56,7 +56,7 @@ impl Control {
         !self.ignores_stop && self.shared.stop.load(Ordering::Acquire)
     }
 
-    /// A handle for work that must not be left half done: it waits as others do, but is not told to stop.
+    /// A handle for work that must not be left half done: it waits as others do, but is not asked to stop.
     pub(crate) fn ignore_stop(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),

@@ -1,6 +1,8 @@
 //! The training engine: runs a curriculum's stages, validates, keeps the best, resumes exactly. One engine
 //! serves the `train` command and the `Trainer` actor.
 
+mod start;
+mod step;
 mod validation;
 
 use std::path::PathBuf;
@@ -14,26 +16,19 @@ use super::checkpoint::{self, Best, RunState};
 use super::control::Control;
 use super::ctc::classes_of;
 use super::events::TrainEvent;
-use super::example::{self, Example};
+use super::example::Example;
 use super::feature_cache::FeatureCache;
 use super::log::{EventLog, plot_losses};
 use super::networks::Networks;
-use super::prepare::{Prepared, Sample, prepare};
-use super::schedule::{progress, rate_factor};
+use super::prepare::{Prepared, Sample};
 use super::stage::StageRunner;
 use crate::inference::speech_llm::Learned;
-use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter, embedding_rms};
-use crate::models::config::AdapterSettings;
+use crate::models::adapter::AdapterSnapshot;
 use crate::nn::optimizer::AdamW;
-use crate::nn::random::SplitMix;
 use crate::training::config::{StageConfig, TrainingConfig};
 
 /// Steps in a row that may be left out because of values that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;
-/// Sets the random numbers of dropout apart from others that come of the same seed.
-const DROPOUT_STREAM: u64 = 0xd0;
-/// Tells the seed of feature masks from those of other choices.
-const MASK_SEED: u64 = 0x3a5c;
 
 /// What a run needs.
 pub struct EngineArgs<'a> {
@@ -117,107 +112,6 @@ impl Ending {
 }
 
 impl<'a> Engine<'a> {
-    /// Prepares samples and weights, or takes up a checkpoint.
-    ///
-    /// # Errors
-    /// [`TrainingError`] when settings, data, networks or checkpoint do not go together.
-    pub fn new(args: EngineArgs<'a>) -> Result<Self, TrainingError> {
-        let EngineArgs {
-            config,
-            networks,
-            train,
-            valid,
-            start_from,
-            resume,
-            control,
-        } = args;
-        config.validate()?;
-        let output = &config.output;
-        std::fs::create_dir_all(output).map_err(TrainingError::io("make", output))?;
-        let data_digest = example::digest(&train);
-        let train = prepare(train, &config, &networks.speech_llm)?;
-        let valid = prepare(valid, &config, &networks.speech_llm)?.samples;
-        let llm = networks.speech_llm.llm();
-        let fingerprint = fingerprint(&config, networks, &data_digest);
-
-        let mut state = RunState {
-            fingerprint: fingerprint.clone(),
-            ..RunState::default()
-        };
-        let resumed_from = if resume {
-            checkpoint::find(&output.join("checkpoint"))
-        } else {
-            None
-        };
-        let (mut snapshot, mut start_lora) = match start_from {
-            Some((snapshot, lora)) => (Some(snapshot), lora),
-            None => (None, None),
-        };
-        if let Some(folder) = &resumed_from {
-            state = checkpoint::read_state(folder)?;
-            if state.fingerprint != fingerprint {
-                return Err(TrainingError::Checkpoint {
-                    path: folder.clone(),
-                    reason: "it belongs to a run with another seed, other data, networks, adapter or LoRA settings; start anew, or restore those".into(),
-                });
-            }
-            let (saved, lora) = checkpoint::read_adapter(folder, "resumed")?;
-            snapshot = Some(saved);
-            // Until the first stage with LoRA, that of the adapter to start from still waits for it.
-            let begun = config.stages.iter().take(state.stage + 1);
-            if begun.clone().any(|stage| stage.kind.has_lora()) {
-                start_lora = lora;
-            }
-        }
-        let device = networks.placement.device;
-        let settings = match &snapshot {
-            Some(start) => in_the_form_of(&config.adapter, start.config()),
-            None => config.adapter.clone(),
-        };
-        let adapter_config = AdapterConfig::new(&settings, &networks.encoder.info(), &llm.info())?;
-        let gain = embedding_rms(&llm.embedding_table())?;
-        let adapter = match snapshot {
-            None => SpeechAdapter::new(adapter_config, gain, config.seed, device)?,
-            Some(snapshot) => match snapshot.in_form(&adapter_config, gain, config.seed)? {
-                Some(snapshot) => SpeechAdapter::from_snapshot(&snapshot, device, true)?,
-                None => {
-                    return Err(TrainingError::Settings {
-                        problem: format!(
-                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions`, `residual_blocks` and `summary` may differ",
-                            snapshot.config()
-                        ),
-                    });
-                }
-            },
-        };
-        let feature_cache = match &config.feature_cache.dir {
-            Some(dir) if config.stages.iter().any(|stage| stage.cached) => {
-                Some(FeatureCache::open(dir, config.feature_cache.bytes_max)?)
-            }
-            _ => None,
-        };
-        let noises = match config.stages.iter().any(|stage| stage.augment) {
-            true => Noises::read(&config.data.noise)?,
-            false => Noises::default(),
-        };
-        let log = EventLog::open(&output.join("log.jsonl"), resumed_from.is_some())?;
-        Ok(Self {
-            learned: Learned { adapter, lora: None },
-            config,
-            networks,
-            train,
-            valid,
-            control,
-            state,
-            data_digest,
-            resumed_from,
-            start_lora,
-            feature_cache,
-            noises,
-            log,
-        })
-    }
-
     /// Runs what is left of the curriculum.
     ///
     /// # Errors
@@ -435,124 +329,6 @@ impl<'a> Engine<'a> {
         Ok(ending)
     }
 
-    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
-    /// finite.
-    fn step(
-        &mut self,
-        stage: &StageConfig,
-        work: &StageRunner<'_>,
-        optimizer: &mut AdamW,
-        reader: &BatchReader,
-        samples: &[Sample],
-        on_event: &mut dyn FnMut(&TrainEvent),
-    ) -> Result<bool, TrainingError> {
-        let start = Instant::now();
-        optimizer.zero_grad();
-        self.set_dropout_active(true);
-        let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
-        let mut epoch = self.state.epoch;
-        while batches < stage.accumulate {
-            let batch = reader.next()?;
-            epoch = batch.epoch;
-            self.state.count_clips(&batch)?;
-            (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
-                (batch.epoch + 1, 0)
-            } else {
-                (batch.epoch, batch.position + 1)
-            };
-            let rows: Vec<&Sample> = batch.rows.iter().map(|row| &samples[*row]).collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let seeds = [
-                self.config.seed,
-                self.state.stage as u64,
-                batch.epoch,
-                batch.position as u64,
-                MASK_SEED,
-            ];
-            let mut random = SplitMix::new(&seeds);
-            let (clips, asked) = (&batch.clips, &batch.instructions);
-            let Some(found) = work.loss(&self.learned, &rows, clips, asked, Some(&mut random))? else {
-                continue;
-            };
-            #[expect(clippy::cast_precision_loss, reason = "a small count")]
-            let share = found.loss / stage.accumulate as f64;
-            share.f_backward()?;
-            total += share.double_value(&[]);
-            batches += 1;
-            tokens += found.tokens;
-            audio_seconds += batch.seconds.iter().sum::<f64>();
-        }
-        self.set_dropout_active(false);
-        let norm = optimizer.grad_norm();
-        self.state.step += 1;
-        self.state.total_steps += 1;
-        let done = progress(stage, self.state.step, self.state.stage_seconds);
-        let rate = stage.learning_rate * rate_factor(stage, self.state.step - 1, done);
-        let finite = total.is_finite() && norm.is_finite();
-        if finite {
-            if norm > stage.clip_norm {
-                optimizer.scale_grads(stage.clip_norm / norm);
-            }
-            optimizer.step(rate);
-        }
-        let elapsed = start.elapsed().as_secs_f64();
-        self.state.stage_seconds += elapsed;
-        let number = self.state.stage;
-        if !finite {
-            self.state.skipped += 1;
-            let (step, skipped) = (self.state.step, self.state.skipped);
-            self.tell(
-                TrainEvent::StepSkipped {
-                    stage: number,
-                    step,
-                    skipped,
-                },
-                on_event,
-            )?;
-            return Ok(false);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a small count")]
-        let tokens = tokens as f64;
-        self.tell(
-            TrainEvent::Step {
-                stage: number,
-                kind: stage.kind.name().to_owned(),
-                step: self.state.step,
-                epoch,
-                loss: total,
-                rate,
-                grad_norm: norm,
-                tokens_per_second: tokens / elapsed,
-                audio_seconds_per_second: audio_seconds / elapsed,
-                seconds: self.state.stage_seconds,
-                progress: done.min(1.0),
-            },
-            on_event,
-        )?;
-        Ok(true)
-    }
-
-    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
-    fn set_dropout_active(&mut self, active: bool) {
-        let Some(lora) = &mut self.learned.lora else {
-            return;
-        };
-        lora.set_training(active);
-        if active && lora.config().dropout > 0.0 {
-            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
-            // run go on equally.
-            let seeds = [
-                self.config.seed,
-                self.state.stage as u64,
-                self.state.step,
-                DROPOUT_STREAM,
-            ];
-            tch::manual_seed(SplitMix::new(&seeds).bits().cast_signed());
-        }
-    }
-
     fn reader(
         &self,
         stage: &StageConfig,
@@ -614,33 +390,4 @@ impl<'a> Engine<'a> {
         on_event(&event);
         Ok(())
     }
-}
-
-/// The settings with what they leave open taken from the adapter to start from.
-fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterSettings {
-    AdapterSettings {
-        activation: settings.activation.or(Some(start.activation)),
-        residual_blocks: settings.residual_blocks.or(Some(start.residual_blocks)),
-        positions: settings.positions.or(Some(start.positions)),
-        summary: settings.summary.or(Some(start.summary)),
-        ..settings.clone()
-    }
-}
-
-/// What a resumed run must have in common with the one that was saved.
-fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) -> String {
-    let parts = serde_json::json!({
-        "seed": config.seed,
-        "adapter": config.adapter,
-        "lora": config.lora,
-        "data": data_digest,
-        "plain_targets": config.data.plain_targets,
-        "compound_share": config.data.compound_share,
-        "encoder": networks.encoder_identity,
-        "llm": networks.llm_identity,
-        "system": config.model.system,
-    });
-    let mut hash = <sha2::Sha256 as sha2::Digest>::new();
-    sha2::Digest::update(&mut hash, parts.to_string().as_bytes());
-    crate::util::hex(&sha2::Digest::finalize(hash))
 }

@@ -1,4 +1,4 @@
-//! What a training run tells: to its log, to a progress bar, to the topic of events.
+//! What a training run reports: to its log, to a progress bar, to the topic of events.
 
 use serde::{Deserialize, Serialize};
 

@@ -36,7 +36,7 @@ struct Shared {
     dir: PathBuf,
     bytes_max: u64,
     bytes: AtomicU64,
-    told_full: AtomicBool,
+    reported_full: AtomicBool,
 }
 
 /// Name of one clip's features.
@@ -106,7 +106,7 @@ impl FeatureCache {
                 dir: dir.to_owned(),
                 bytes_max,
                 bytes: AtomicU64::new(bytes),
-                told_full: AtomicBool::new(false),
+                reported_full: AtomicBool::new(false),
             }),
         })
     }
@@ -140,7 +140,7 @@ impl FeatureCache {
         found
     }
 
-    /// Keeps the features of a key, where the limit allows it. Tells once when there is none.
+    /// Keeps the features of a key, where the limit allows it. Warns once when there is none.
     ///
     /// # Errors
     /// [`TrainingError`] when the disk fails.
@@ -177,9 +177,9 @@ impl FeatureCache {
         }
     }
 
-    /// Tells once that nothing more is kept.
+    /// Warns once that nothing more is kept.
     fn tell_full(&self, reason: &str) {
-        if !self.shared.told_full.swap(true, Ordering::Relaxed) {
+        if !self.shared.reported_full.swap(true, Ordering::Relaxed) {
             let dir = self.shared.dir.display();
             tracing::warn!(%dir, reason, "features are no longer kept, clips are encoded anew in every epoch");
         }
@@ -346,8 +346,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let audio = recording(folder.path(), b"a");
         let key = |changes| FeatureKey::new(&audio, "", changes).unwrap();
-        let room = FILE_BYTES + FILE_BYTES / 2;
-        let cache = FeatureCache::open(&folder.path().join("cache"), room).unwrap();
+        let bytes_max = FILE_BYTES + FILE_BYTES / 2;
+        let cache = FeatureCache::open(&folder.path().join("cache"), bytes_max).unwrap();
 
         cache.put(&key("0"), &features()).unwrap();
         cache.put(&key("1"), &features()).unwrap();

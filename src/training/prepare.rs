@@ -158,7 +158,7 @@ fn label_target(
     }))
 }
 
-/// The answer as it is taught, or why there is none.
+/// The answer as training takes it, or why there is none.
 fn final_spelling(
     example: &Example,
     layout: Option<&JointLayout>,
@@ -171,7 +171,7 @@ fn final_spelling(
             false => format.canonical(given, labels),
         };
         if target.is_empty() {
-            // Nothing said is taught as an empty answer; what has no words that can be taught is not the
+            // Nothing said is trained as an empty answer; what has no words that can be trained is not the
             // same.
             return match given.trim().is_empty() && format == AnswerFormat::Text {
                 true => Ok(target),

@@ -166,7 +166,7 @@ impl TaskCatalog {
     }
 
     /// The layout of a compound example; absent for a single task, and where a sample with an instruction of
-    /// its own names tasks that no file describes: it is taught as it stands.
+    /// its own names tasks that no file describes: it is trained as it stands.
     ///
     /// # Errors
     /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.

@@ -1,5 +1,7 @@
 //! Learning rate over a stage: linear warm-up, then constant, linear, cosine, or the original transformer
 //! schedule.
+//!
+//! Source: the original schedule is that of Vaswani et al. (arXiv 1706.03762) §5.3.
 
 use crate::training::config::{Decay, StageConfig};
 

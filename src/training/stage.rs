@@ -233,7 +233,11 @@ impl<'a> StageRunner<'a> {
             statistics,
         } = self.encode(learned, &kept)?;
         let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
-        let aligned = self.summary_loss(learned, &statistics, &labels)?;
+        let summary = match self.config.kind {
+            StageKind::CtcAlign => None,
+            _ => learned.adapter.summary(&statistics)?,
+        };
+        let aligned = self.summary_loss(summary.as_ref(), &labels)?;
         if self.config.kind == StageKind::SummaryAlign {
             return Ok(aligned.map(|loss| BatchLoss {
                 loss,
@@ -266,7 +270,7 @@ impl<'a> StageRunner<'a> {
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
         let llm = &self.networks.speech_llm;
-        let adapted = learned.adapter.positions(&adapted, &statistics)?;
+        let adapted = learned.adapter.positions_behind(summary.as_ref(), &adapted)?;
         let prompts = llm.prompts(&adapted.positions, &adapted.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
         let mut loss = found.loss;
@@ -289,22 +293,19 @@ impl<'a> StageRunner<'a> {
         (sample.label.as_ref()).filter(|_| self.config.summary_tasks.contains(task))
     }
 
-    /// Loss of the summaries of rows that have a label to be aligned with; none, and no work, where no row
-    /// has.
+    /// Loss of the summaries `[B, 1, H]` of rows that have a label to be aligned with; none where no row has.
     fn summary_loss(
         &self,
-        learned: &Learned,
-        statistics: &Tensor,
+        summary: Option<&Tensor>,
         labels: &[Option<&LabelTarget>],
     ) -> Result<Option<Tensor>, TrainingError> {
-        if labels.iter().all(Option::is_none) {
-            return Ok(None);
+        match summary.filter(|_| labels.iter().any(Option::is_some)) {
+            Some(summary) => {
+                let table = self.networks.speech_llm.llm().embedding_table();
+                Ok(summary_loss(&summary.f_squeeze_dim(1)?, labels, &table)?)
+            }
+            None => Ok(None),
         }
-        let Some(summary) = learned.adapter.summary(statistics)? else {
-            return Ok(None);
-        };
-        let table = self.networks.speech_llm.llm().embedding_table();
-        Ok(summary_loss(&summary.f_squeeze_dim(1)?, labels, &table)?)
     }
 
     /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in

@@ -140,7 +140,7 @@ impl Checkpoint {
         })
     }
 
-    /// A checkpoint without tensors: a load from it finds nothing, and tells what a model declares.
+    /// A checkpoint without tensors: a load from it finds nothing, and lists what a model declares.
     pub fn nothing() -> Self {
         Self {
             path: PathBuf::from("nothing"),

@@ -21,7 +21,8 @@ pub(super) const VIEWED_BYTES_MIN: usize = 64 << 20; // 64 MiB
 /// Mappings that tensors look into, and the files they are of. Never emptied.
 static VIEWED: Mutex<Vec<(Identity, Arc<WeightMap>)>> = Mutex::new(Vec::new());
 
-/// What tells one file's content from another's: device, inode, length, times of modification and of change.
+/// What distinguishes one file's content from another's: device, inode, length, times of modification and of
+/// change.
 type Identity = (u64, u64, u64, (i64, i64), (i64, i64));
 
 /// A mapped file.

@@ -169,7 +169,7 @@ fn every_container_and_codec_sounds_as_ffmpeg_hears_it() {
 }
 
 #[test]
-fn what_sox_writes_is_heard_as_it_was() {
+fn what_sox_writes_is_decoded_as_it_was() {
     let Some(bench) = Bench::new("files of sox") else {
         return;
     };
@@ -258,7 +258,7 @@ const DEFECTS: &[Defect] = &[
 ];
 
 #[test]
-fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
+fn defects_cost_no_more_than_ffmpeg_loses_and_are_reported() {
     let Some(bench) = Bench::new("matrix of defects") else {
         return;
     };
@@ -282,7 +282,7 @@ fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
                 }
             };
             let ours = waveform.samples.len();
-            let told = waveform.damage.repaired || waveform.damage.cut_short;
+            let reported = waveform.damage.repaired || waveform.damage.cut_short;
             // At least what ffmpeg decodes, to one frame, and of a file that lost nothing all of it.
             let expected = match (*loses, *defect) {
                 (true, _) => theirs.len(),
@@ -291,7 +291,7 @@ fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
             };
             let frames = if *defect == "twice" { 4 * FRAME } else { FRAME };
             let same = correlation(&waveform.samples[..ours.min(reference.len())], &reference);
-            if ours + frames < expected || same < 0.99 || told != *loses {
+            if ours + frames < expected || same < 0.99 || reported != *loses {
                 let damage = waveform.damage;
                 let _ = writeln!(
                     wrong,
@@ -304,7 +304,7 @@ fn defects_cost_no_more_than_ffmpeg_loses_and_are_told() {
 }
 
 #[test]
-fn what_cannot_be_heard_names_codec_and_container() {
+fn what_cannot_be_decoded_names_codec_and_container() {
     let Some(bench) = Bench::new("codecs that are not decoded") else {
         return;
     };

@@ -147,7 +147,7 @@ fn damaged_bytes_of_every_container_stay_within_time_and_memory() {
             Ok(waveform) => {
                 decoded += 1;
                 assert!(waveform.samples.iter().all(|sample| sample.is_finite()));
-                assert!(waveform.damage.unheard_seconds.is_finite());
+                assert!(waveform.damage.undecoded_seconds.is_finite());
             }
             Err(_) => refused += 1,
         }

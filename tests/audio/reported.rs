@@ -42,7 +42,7 @@ fn sentence() -> Vec<i16> {
 }
 
 #[test]
-fn whatever_users_send_is_heard_from_end_to_end() {
+fn whatever_users_send_is_decoded_from_end_to_end() {
     let plain = decode_plain(&reported("plain.wav")).unwrap().samples;
     for (name, container, samples) in [
         ("bare.mp3", Container::Mpeg, 49_536),
@@ -76,17 +76,17 @@ fn whatever_users_send_is_heard_from_end_to_end() {
 }
 
 #[test]
-fn what_is_missing_is_counted_and_the_rest_is_heard() {
+fn what_is_missing_is_counted_and_the_rest_is_decoded() {
     let cut = decode_plain(&reported("tail-cut.mp3")).unwrap();
     assert_eq!(cut.samples.len(), 85 * FRAME);
     assert!(cut.damage.cut_short && !cut.damage.repaired);
-    assert!((cut.damage.unheard_seconds - 0.036).abs() < 1e-9);
+    assert!((cut.damage.undecoded_seconds - 0.036).abs() < 1e-9);
 
     // Its first two frames refer to bytes that are gone.
     let piece = decode_plain(&reported("cut-copy.mp3")).unwrap();
     assert_eq!(piece.samples.len(), 35_944);
     assert!(piece.damage.repaired && !piece.damage.cut_short);
-    assert!((piece.damage.unheard_seconds - 2.0 * 1_152.0 / 44_100.0).abs() < 1e-9);
+    assert!((piece.damage.undecoded_seconds - 2.0 * 1_152.0 / 44_100.0).abs() < 1e-9);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_wrongly_wired_cable_is_noticed() {
         decode_plain(&reported("plain.wav")).unwrap().samples
     );
     assert!(waveform.damage.repaired);
-    assert_eq!(waveform.damage.unheard_seconds, 0.0);
+    assert_eq!(waveform.damage.undecoded_seconds, 0.0);
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::*;
 
-/// What [`process_that_is_killed`] is told: bootstrap, group, topic.
+/// What [`process_that_is_killed`] gets: bootstrap, group, topic.
 const ORDERS: &str = "SPEECHVERSE_TEST_KILLED_READER";
-/// How a finished record is told.
+/// How a finished record is printed.
 const FINISHED: &str = "finished ";
 /// How soon the group notices a killed member.
 const SESSION_MS: u64 = 6_000; // the least that Apache Kafka allows by default
@@ -96,11 +96,11 @@ fn read_and_be_killed(config: &KafkaConfig, count: usize, finished: &Finished) {
         .map(Mortal)
         .unwrap();
     let output = BufReader::new(reader.0.stdout.take().unwrap());
-    let told = output
+    let printed = output
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| line.strip_prefix(FINISHED)?.parse().ok());
-    for number in told.take(count) {
+    for number in printed.take(count) {
         finished.note(number);
     }
 }

@@ -7,11 +7,11 @@ use std::process::{ChildStdout, Command, Stdio};
 use super::crashes::Mortal;
 use super::*;
 
-/// What [`process_that_answers`] is told: its settings.
+/// What [`process_that_answers`] gets: its settings.
 const ORDERS: &str = "SPEECHVERSE_TEST_ANSWERING_PROCESS";
-/// How a committed answer is told.
+/// How a committed answer is printed.
 const COMMITTED: &str = "committed ";
-/// How the end of a source is told.
+/// How the end of a source is printed.
 const ENDED: &str = "ended ";
 /// Answers that a process may have committed before it is killed; another number each time.
 const BEFORE_KILL: [usize; 4] = [30, 110, 60, 90];

@@ -26,7 +26,7 @@ pub(crate) fn header(name: &str, value: impl Into<Bytes>) -> Header {
     (name.to_owned(), Some(value.into()))
 }
 
-/// A tone of some length as a 16 kHz WAV file; the pitch tells recordings apart.
+/// A tone of some length as a 16 kHz WAV file; the pitch distinguishes recordings.
 pub(crate) fn tone(seconds: f64, pitch_hz: f64) -> Bytes {
     let mut bytes = std::io::Cursor::new(Vec::new());
     let spec = hound::WavSpec {
@@ -91,7 +91,7 @@ impl Sandbox {
         settings.decoder.slots = 4;
         settings.audio.seconds_max = 40.0;
         // So gentle that the candidate is its parent's equal, on a handful of samples: this is about the
-        // loop, not about learning. Neither would do in earnest, so the gate is told to let such a candidate
+        // loop, not about learning. Neither would do in earnest, so the gate is set to let such a candidate
         // through.
         settings.trainer.improvement_min = -1e-9;
         settings.trainer.held_out_samples_min = 1;

@@ -122,11 +122,11 @@ async fn an_order_for_a_version_that_does_not_exist_is_refused_by_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_are_obeyed_in_the_order_of_sending_and_not_again_by_a_group_of_another_name() {
+async fn orders_are_carried_out_in_the_order_of_sending_and_not_again_by_a_group_of_another_name() {
     let sandbox = Sandbox::new().await;
     let first = sandbox.start().await;
     let mut client = sandbox.client().await;
-    let mut obeyed = Vec::new();
+    let mut carried_out = Vec::new();
     for number in 0..12 {
         let command = ["pause", "resume"][number % 2];
         client
@@ -139,10 +139,10 @@ async fn orders_are_obeyed_in_the_order_of_sending_and_not_again_by_a_group_of_a
         let event = client
             .event(|what| matches!(what, EventKind::CommandObeyed { .. }))
             .await;
-        obeyed.push((event.time, event.id));
+        carried_out.push((event.time, event.id));
     }
-    obeyed.sort();
-    let ids: Vec<&str> = obeyed.iter().map(|(_, id)| id.as_str()).collect();
+    carried_out.sort();
+    let ids: Vec<&str> = carried_out.iter().map(|(_, id)| id.as_str()).collect();
     let sent: Vec<String> = (0..12).map(|number| format!("old-{number}")).collect();
     assert_eq!(ids, sent);
     first.stop().await.unwrap();

@@ -87,7 +87,7 @@ impl Harness {
             .await;
     }
 
-    /// Tells the collector of request `number`, with `samples` samples of sound.
+    /// Sends the collector request `number`, with `samples` samples of sound.
     async fn admitted(&self, number: usize, samples: usize, task: Option<&str>) {
         self.admitted_as(number, samples, |request| request.task = task.map(str::to_owned))
             .await;
@@ -379,8 +379,8 @@ async fn sound_of_which_a_part_is_missing_is_no_sample() {
             &whole[..whole.len() - (seconds * 32_000.0) as usize],
         ))
     };
-    let lacking = |unheard_seconds: f64| Damage {
-        unheard_seconds,
+    let lacking = |undecoded_seconds: f64| Damage {
+        undecoded_seconds,
         cut_short: true,
         ..Damage::default()
     };

@@ -39,7 +39,7 @@ fn identity(name: &str) -> ModelIdentity {
 
 /// The schedule is looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// Age from which orders are not obeyed here.
+/// Age from which orders are not carried out here.
 const AGE_MAX: Duration = Duration::from_secs(3600);
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
@@ -174,11 +174,11 @@ impl Harness {
         next(&self.events).await.event
     }
 
-    /// The next event, which has to say that an order was obeyed: id, command.
-    async fn obeyed(&self) -> (String, String) {
+    /// The next event, which has to say that an order was carried out: id, command.
+    async fn carried_out(&self) -> (String, String) {
         let event = self.event().await;
         let EventKind::CommandObeyed { command } = event.what else {
-            panic!("not obeyed: {event:?}")
+            panic!("not carried out: {event:?}")
         };
         (event.id, command)
     }
@@ -224,7 +224,7 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
         r#"{"command": "retrain", "id": "run-2"}"#,
     ] {
         harness.order(order).await;
-        assert_eq!(harness.obeyed().await.1, "retrain");
+        assert_eq!(harness.carried_out().await.1, "retrain");
         tokio::time::sleep(A_WHILE).await; // the trainer takes it up, if it is free
     }
     harness.order(r#"{"command": "retrain", "id": "run-3"}"#).await;
@@ -238,21 +238,21 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
         runs,
         [("run-1".into(), "order".into()), ("run-2".into(), "order".into())]
     );
-    harness.orders.idle().await; // refused or obeyed, the order is finished
+    harness.orders.idle().await; // refused or carried out, the order is finished
     harness.order(r#"{"command": "retrain"}"#).await;
     assert_eq!(next(&harness.cycles).await.run, "run-speechverse.control-0-3");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pause_and_resume_reach_the_training_and_are_told() {
+async fn pause_and_resume_reach_the_training_and_are_reported() {
     let harness = Harness::new(|_| {}).await;
     harness.order(r#"{"command": "pause", "id": "p-1"}"#).await;
-    assert_eq!(harness.obeyed().await, ("p-1".into(), "pause".into()));
+    assert_eq!(harness.carried_out().await, ("p-1".into(), "pause".into()));
     assert!(harness.training.is_paused());
 
     harness.order(r#"{"command": "resume"}"#).await;
     let resumed = ("order-speechverse.control-0-1".into(), "resume".into());
-    assert_eq!(harness.obeyed().await, resumed);
+    assert_eq!(harness.carried_out().await, resumed);
     assert!(!harness.training.is_paused());
     harness.orders.idle().await;
 }
@@ -271,7 +271,7 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(harness.event().await),
         words("tiny-0002", "tiny-0001", "rollback")
     );
-    assert_eq!(harness.obeyed().await.1, "rollback");
+    assert_eq!(harness.carried_out().await.1, "rollback");
     assert_eq!(harness.current.get().version(), "tiny-0001");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 
@@ -282,7 +282,7 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
         swapped(harness.event().await),
         words("tiny-0001", "tiny-0002", "promote")
     );
-    assert_eq!(harness.obeyed().await.1, "promote");
+    assert_eq!(harness.carried_out().await.1, "promote");
     assert_eq!(harness.current.get().version(), "tiny-0002");
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
@@ -323,10 +323,10 @@ async fn a_version_is_read_once_and_not_on_a_thread_that_others_need() {
         .order(r#"{"command": "promote", "version": "tiny-0004"}"#)
         .await;
     until("the version is read", || opened.is_finished()).await;
-    let (told, heard) = std::sync::mpsc::channel();
-    tokio::spawn(async move { told.send(()) });
+    let (sender, receiver) = std::sync::mpsc::channel();
+    tokio::spawn(async move { sender.send(()) });
     // Blocks the test's thread on purpose: what the runtime's only worker does is what counts.
-    let others_go_on = heard.recv_timeout(WAIT_MAX).is_ok();
+    let others_go_on = receiver.recv_timeout(WAIT_MAX).is_ok();
     drop(opened.join().unwrap()); // the end of the pipe; a second reader would wait for ever
 
     assert!(others_go_on, "the runtime's worker waits for the disk");
@@ -355,7 +355,7 @@ async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_
     let harness = Harness::new(|_| {}).await;
     harness.order(r#"{"command": "rollback"}"#).await;
     harness.event().await;
-    harness.obeyed().await;
+    harness.carried_out().await;
     assert_eq!(harness.current.get().version(), "tiny-0001");
 
     harness.order(r#"{"command": "rollback"}"#).await;

@@ -158,7 +158,7 @@ impl Harness {
         }
     }
 
-    /// Tells utterance `number`: `samples` times `value`.
+    /// Sends utterance `number`: `samples` times `value`.
     async fn tell(&self, number: usize, value: f32, samples: usize) {
         let utterance = self.utterance(number, vec![value; samples]);
         self.encoder.tell(utterance).await.unwrap();
@@ -194,15 +194,15 @@ async fn a_full_batch_goes_at_once_in_one_pass() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_utterance_without_company_goes_when_it_has_waited_long_enough_and_not_before() {
     let harness = Harness::new(8, 200).await;
-    let told = Instant::now();
+    let sent = Instant::now();
 
     harness.tell(0, 0.5, 40).await;
     harness.result().await;
 
     assert!(
-        told.elapsed() >= Duration::from_millis(200),
+        sent.elapsed() >= Duration::from_millis(200),
         "{:?}",
-        told.elapsed()
+        sent.elapsed()
     );
     assert_eq!(next(&harness.calls).await, [40]);
 }
@@ -216,12 +216,12 @@ async fn the_timer_of_a_batch_that_has_left_does_not_flush_the_next_one() {
     harness.result().await;
     harness.result().await;
     tokio::time::sleep(WAIT / 2).await;
-    let told = Instant::now();
+    let sent = Instant::now();
 
     harness.tell(2, 0.5, 40).await;
     harness.result().await;
 
-    assert!(told.elapsed() >= WAIT, "{:?}", told.elapsed());
+    assert!(sent.elapsed() >= WAIT, "{:?}", sent.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -371,7 +371,7 @@ async fn a_graceful_stop_encodes_what_is_in_the_mailbox() {
     }
 }
 
-/// Tells utterance `number` under a key, with a deadline so many seconds from now.
+/// Sends utterance `number` under a key, with a deadline so many seconds from now.
 async fn tell_as(
     harness: &Harness,
     number: usize,

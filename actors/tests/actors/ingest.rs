@@ -91,7 +91,7 @@ impl Harness {
     }
 
     /// Hands the next record of the topic to the ingest.
-    async fn hand_on(&self) {
+    async fn forward(&self) {
         let event = SourceEvent::Record(self.requests.record().await);
         self.to_ingest.send_async(event).await.unwrap();
     }
@@ -108,14 +108,14 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
         harness.request(number, pcm(1_600, 0.25), Vec::new()).await;
     }
 
-    harness.hand_on().await;
+    harness.forward().await;
     let before = harness.utterance().await;
     let two = adapter("two", LayerMix::Last, 2, 4);
     harness
         .current
         .change(|| Ok::<_, std::convert::Infallible>(two))
         .unwrap();
-    harness.hand_on().await;
+    harness.forward().await;
     let after = harness.utterance().await;
 
     assert_eq!(before.adapter.version(), "one");
@@ -135,7 +135,7 @@ async fn while_the_encoder_is_busy_records_wait_in_the_source_and_none_is_lost()
     // The encoder has one in hand and one in its mailbox, the ingest waits with a third, two are in the
     // channel.
     for _ in 0..5 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
     let sixth = harness.requests.record().await;
     until("the channel is full", || harness.to_ingest.is_full()).await;
@@ -164,7 +164,7 @@ async fn the_sound_of_an_utterance_counts_as_in_flight_and_training_waits_until_
     let harness = Harness::new(probe(), probe()).await;
     let before = harness.requests.tracker.budget().bytes();
     harness.request(0, pcm(1_600, 0.25), Vec::new()).await;
-    harness.hand_on().await;
+    harness.forward().await;
     let utterance = harness.utterance().await;
 
     let with_record = harness.requests.tracker.budget().bytes() - before;
@@ -184,7 +184,7 @@ async fn a_collector_that_is_busy_is_not_waited_for() {
 
     for number in 0..6 {
         harness.request(number, pcm(1_600, 0.25), Vec::new()).await;
-        harness.hand_on().await;
+        harness.forward().await;
         assert_eq!(
             harness.utterance().await.context.complete().request.id,
             format!("request-{number}")
@@ -206,7 +206,7 @@ async fn a_request_that_may_not_be_trained_on_is_not_shown_to_the_collector() {
     harness.request(1, pcm(800, 0.25), Vec::new()).await;
 
     for _ in 0..2 {
-        harness.hand_on().await;
+        harness.forward().await;
         harness.utterance().await.context.complete();
     }
 
@@ -234,7 +234,7 @@ async fn a_record_of_a_revoked_partition_is_nobodys_and_the_next_is_admitted() {
         .send_async(SourceEvent::Record(of_before))
         .await
         .unwrap();
-    harness.hand_on().await;
+    harness.forward().await;
 
     assert_eq!(
         harness.utterance().await.context.complete().request.id,
@@ -252,14 +252,14 @@ async fn what_an_ingest_held_when_it_died_is_handed_back_and_its_successor_reads
     }
     // Two are with the encoder; the ingest waits with the third until it dies.
     for _ in 0..3 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
     until("it has taken all", || harness.to_ingest.is_empty()).await;
     tokio::time::sleep(crate::support::A_WHILE).await;
 
     harness.ingest.kill();
     let back = next(&harness.found).await;
-    harness.hand_on().await;
+    harness.forward().await;
 
     assert_eq!(back.record.record_offset.offset, 2);
     for offset in [0, 1, 3] {
@@ -290,7 +290,7 @@ async fn a_record_at_which_the_ingest_panics_is_handed_back_and_the_next_is_admi
     harness.request(1, pcm(800, 0.25), Vec::new()).await;
 
     for _ in 0..2 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
     let back = next(&harness.found).await;
 
@@ -311,7 +311,7 @@ async fn only_sound_that_is_quiet_throughout_is_said_to_be_without_speech() {
     };
     let mut word = pcm(16_000, 0.0).to_vec();
     word.extend_from_slice(&hum(960, 0.1));
-    // A constant value cannot be heard, however large it is.
+    // A constant value is no sound, however large it is.
     for (number, sound) in [
         pcm(1_600, 0.25),
         hum(1_600, 0.0005),
@@ -326,7 +326,7 @@ async fn only_sound_that_is_quiet_throughout_is_said_to_be_without_speech() {
 
     let mut found = Vec::new();
     for _ in 0..4 {
-        harness.hand_on().await;
+        harness.forward().await;
         found.push(harness.utterance().await.context.no_speech);
     }
 
@@ -370,7 +370,7 @@ async fn a_deadline_that_is_past_is_refused_and_another_one_goes_by_the_pipeline
             header("ce_priority", "bulk"),
         ];
         harness.request(number, pcm(1_600, 0.25), headers).await;
-        harness.hand_on().await;
+        harness.forward().await;
     }
 
     let letter = next(&harness.letters).await;

@@ -8,7 +8,7 @@ use speechverse_actors::messages::{OrphanQueue, PublishDeadLetter};
 use crate::support::{context, record};
 
 #[test]
-fn a_ticket_that_is_dropped_comes_back_with_its_stage_and_the_receipts_it_answers_for() {
+fn a_context_that_is_dropped_comes_back_with_its_stage_and_the_record_offsets_that_it_settles() {
     let (orphans, found) = OrphanQueue::new();
     let mut dropped = context(record(7), &orphans);
     dropped.hold(
@@ -27,7 +27,7 @@ fn a_ticket_that_is_dropped_comes_back_with_its_stage_and_the_receipts_it_answer
 }
 
 #[test]
-fn a_ticket_that_is_settled_does_not_come_back() {
+fn a_context_that_is_completed_does_not_come_back() {
     let (orphans, found) = OrphanQueue::new();
 
     context(record(1), &orphans).complete();
@@ -38,7 +38,7 @@ fn a_ticket_that_is_settled_does_not_come_back() {
 }
 
 #[test]
-fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
+fn during_a_stop_a_dropped_context_is_left_to_the_restart() {
     let (orphans, found) = OrphanQueue::new();
     let under_way = context(record(1), &orphans);
 
@@ -49,7 +49,7 @@ fn during_a_stop_a_dropped_ticket_is_left_to_the_restart() {
 }
 
 #[test]
-fn memory_and_right_of_way_last_as_long_as_the_ticket() {
+fn memory_and_right_of_way_last_as_long_as_the_context() {
     let (orphans, _found) = OrphanQueue::new();
     let (budget, training) = (Budget::new(100), Control::new());
     let mut under_way = context(record(1), &orphans);

@@ -243,7 +243,7 @@ async fn an_answer_that_the_broker_takes_in_no_form_becomes_a_dead_letter_of_its
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_of_which_the_broker_takes_no_word_is_told_as_an_event_and_released() {
+async fn a_record_of_which_the_broker_takes_no_word_is_an_event_and_released() {
     let harness = Harness::new(2, 8, |sink| sink.message_bytes_max = 1_024).await;
     let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, "x".repeat(1_000));
     let mut letter = PublishDeadLetter::at_admission(harness.records[1].clone(), rejection);
@@ -260,7 +260,7 @@ async fn a_record_of_which_the_broker_takes_no_word_is_told_as_an_event_and_rele
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_that_retention_deleted_are_told_as_an_event() {
+async fn records_that_retention_deleted_are_an_event() {
     let harness = Harness::new(0, 8, |_| {}).await;
     let report = RecordsDeleted {
         partition: TopicPartition::new("requests", 3),
@@ -272,17 +272,17 @@ async fn records_that_retention_deleted_are_told_as_an_event() {
 
     let event = harness.event().await;
     assert_eq!(event.id, "requests/3");
-    let told = EventKind::RecordsDeleted {
+    let expected = EventKind::RecordsDeleted {
         topic: "requests".into(),
         partition: 3,
         first_offset: 17,
         records: 21,
     };
-    assert_eq!(event.what, told);
+    assert_eq!(event.what, expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_that_a_stage_let_go_of_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
+async fn a_context_that_a_stage_dropped_becomes_a_dead_letter_that_settles_its_earlier_records_too() {
     let harness = Harness::new(3, 8, |_| {}).await;
     let mut dropped = context(harness.records[2].clone(), &harness.orphans);
     let earlier = harness.records[..2]

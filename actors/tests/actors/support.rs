@@ -93,7 +93,7 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Tells messages until the mailbox has refused one for a while; returns how many it took, and the one that
+/// Sends messages until the mailbox has refused one for a while; returns how many it took, and the one that
 /// it refused.
 pub(crate) async fn fill<A, M>(actor: &ActorRef<A>, mut make: impl FnMut(usize) -> M) -> (usize, M)
 where

@@ -59,7 +59,7 @@ struct Order {
     asked: ResolvedPrompt,
     /// What the answer is constrained to.
     grammar: Option<OutputGrammar>,
-    /// The task that the engine is told: `task`, or transcription where nothing else is asked.
+    /// The task that the engine is given: `task`, or transcription where nothing else is asked.
     answered_as: Option<String>,
 }
 
@@ -227,7 +227,7 @@ impl Respondent {
             adapter: self.adapter.version().to_owned(),
             score: generation.score(),
             audio_seconds: waveform.seconds(),
-            audio_unheard_seconds: waveform.damage.unheard_seconds,
+            audio_unheard_seconds: waveform.damage.undecoded_seconds,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,

@@ -108,7 +108,7 @@ fn ask(bench: &mut Bench, questions: &[(usize, AdapterSnapshot)]) -> BTreeMap<us
 }
 
 #[test]
-fn a_long_instruction_and_long_audio_are_told_apart() {
+fn a_long_instruction_and_long_audio_are_distinguished() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = bench(folder.path(), 1, DecodeOptions::greedy(4));
     let version = bench.versions[0].clone();
@@ -329,7 +329,7 @@ fn the_summary_has_a_say_in_labels_of_tasks_that_it_is_aligned_with() {
 }
 
 #[test]
-fn a_request_is_told_of_until_it_ends_and_an_aborted_one_no_more() {
+fn a_request_is_reported_until_it_ends_and_an_aborted_one_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
     let version = bench.versions[0].clone();

@@ -13,7 +13,7 @@ use crate::models::ModelError;
 use crate::models::adapter::PrefixScorer;
 
 /// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be
-/// heard.
+/// recognised.
 const LIKELY: i64 = 32;
 
 /// What the tokens of an answer are scored with beside the language model.
@@ -42,11 +42,11 @@ impl JointCtc {
         let vocabulary = log_probs.size()[0];
         let (_, likely) = log_probs.f_topk(LIKELY.min(vocabulary), 0, true, false)?;
         let mut tokens: BTreeSet<i64> = Vec::<i64>::try_from(likely)?.into_iter().collect();
-        tokens.extend(self.scorer.heard().iter().chain(end_ids).copied());
+        tokens.extend(self.scorer.candidates().iter().chain(end_ids).copied());
         let tokens: Vec<i64> = tokens.into_iter().filter(|id| *id < vocabulary).collect();
         let prefix = self.scorer.prefix(ids);
         #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-        let heard: Vec<f32> = (tokens.iter())
+        let ctc: Vec<f32> = (tokens.iter())
             .zip(self.scorer.score(&prefix, &tokens))
             .map(|(token, score)| match end_ids.contains(token) {
                 true => self.scorer.score_end(&prefix) as f32,
@@ -54,9 +54,9 @@ impl JointCtc {
             })
             .collect();
         let index = Tensor::f_from_slice(&tokens)?.f_to_device(log_probs.device())?;
-        let heard = Tensor::f_from_slice(&heard)?.f_to_device(log_probs.device())?;
+        let ctc = Tensor::f_from_slice(&ctc)?.f_to_device(log_probs.device())?;
         let meant = log_probs.f_index_select(0, &index)?.f_to_kind(Kind::Float)?;
-        let joint = meant * (1.0 - self.weight) + heard * self.weight;
+        let joint = meant * (1.0 - self.weight) + ctc * self.weight;
         let nothing = Tensor::f_full([vocabulary], f64::NEG_INFINITY, (Kind::Float, log_probs.device()))?;
         Ok(nothing.f_index_copy(0, &index, &joint)?)
     }
@@ -73,7 +73,7 @@ mod tests {
 
     const END: i64 = 9;
 
-    /// A clip in which tokens 3 and 5 are heard, of a vocabulary of 12.
+    /// A clip in which tokens 3 and 5 are recognised, of a vocabulary of 12.
     fn scorer() -> PrefixScorer {
         let encoder = EncoderInfo {
             layers: 1,
@@ -126,7 +126,8 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_says_what_is_heard_where_the_weight_is_large_and_what_the_model_would_say_where_small() {
+    fn the_answer_says_what_is_recognised_where_the_weight_is_large_and_what_the_model_would_say_where_small()
+    {
         assert_eq!(greedy(0.7), [3, 5]);
         assert_eq!(greedy(0.01)[..2], [7, 7]);
     }
@@ -141,11 +142,11 @@ mod tests {
 
         let scores = joint.rescore(&log_probs(), &[3], &[END]).unwrap();
 
-        for (id, heard) in [
+        for (id, ctc) in [
             (5, joint.scorer.score(&prefix, &[5])[0]),
             (END, joint.scorer.score_end(&prefix)),
         ] {
-            let expected = 0.7 * log_probs().double_value(&[id]) + 0.3 * heard;
+            let expected = 0.7 * log_probs().double_value(&[id]) + 0.3 * ctc;
             assert!((scores.double_value(&[id]) - expected).abs() < 1e-4, "{id}");
         }
     }

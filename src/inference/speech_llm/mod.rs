@@ -84,7 +84,8 @@ pub struct TargetLoss {
 }
 
 impl SpeechLlm {
-    /// Joins parts that are there already. `end_ids`: the tokens that end an answer; the first one is taught.
+    /// Joins parts that are there already. `end_ids`: the tokens that end an answer; the first one is a
+    /// target.
     ///
     /// # Errors
     /// [`ModelError::Shape`] when `end_ids` is empty; [`ModelError::TokenOutOfRange`] when one is no token.

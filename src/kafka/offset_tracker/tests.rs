@@ -155,7 +155,7 @@ fn a_record_read_twice_is_worked_on_once() {
 }
 
 #[test]
-fn receipts_of_an_assignment_that_ended_are_void() {
+fn record_offsets_of_an_assignment_that_ended_are_void() {
     let mut tracker = OffsetTable::new();
     let old = tracker.assign([tp(0)]);
     tracker.admit(&record_offset(0, 0, old), 1);

@@ -293,7 +293,7 @@ impl SourceContext {
         }
     }
 
-    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be told
+    /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be notified
     /// their partitions, and a revocation cannot be polled through.
     fn commit_last(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
         let deadline = Instant::now() + LAST_COMMIT_MAX;
@@ -308,7 +308,7 @@ impl SourceContext {
         }
     }
 
-    /// Tells the tracker what the broker has of what was sent, as far as librdkafka knows.
+    /// Reports to the tracker what the broker has of what was sent, as far as librdkafka knows.
     fn confirm_commits(&self, statistics: &Statistics) {
         let sent = locked(&self.commits_sent);
         let is_confirmed = |position: &&Position| {

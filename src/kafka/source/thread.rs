@@ -117,7 +117,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads until it is told to end.
+    /// Reads until it is asked to end.
     pub(super) fn run(mut self) {
         self.tell_paused(); // from the start, so that the series is there
         let end = loop {
@@ -278,7 +278,7 @@ impl Reading {
     }
 
     /// Makes sure that it is known what the group has committed of a partition before its first record is
-    /// handed on; `false` when that has to be asked again, and the record read again, first.
+    /// passed on; `false` when that has to be asked again, and the record read again, first.
     fn is_recalled(&self, partition: &TopicPartition) -> bool {
         let unknown = self.context().tracker.unknown();
         if !unknown.contains(partition) {
@@ -456,7 +456,7 @@ impl Reading {
     fn leave(self) {
         let tracker = self.context().tracker.clone();
         drop(self);
-        tracker.revoke(&tracker.assigned()); // where the group was lost, nobody told
+        tracker.revoke(&tracker.assigned()); // where the group was lost, nobody noticed
         if let Some(outcomes) = tracker.outcomes() {
             outcomes.close();
         }

@@ -2,7 +2,7 @@
 //! of it.
 //!
 //! A gap between two records that were read need not be a loss: transaction markers, aborted and compacted
-//! records leave gaps too. Only what lies before the start of the log is gone. librdkafka tells of that start
+//! records leave gaps too. Only what lies before the start of the log is gone. librdkafka reports that start
 //! with every answer to a fetch, so a gap is judged by the statistics that follow it.
 
 use std::collections::HashMap;

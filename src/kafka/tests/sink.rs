@@ -64,7 +64,7 @@ async fn a_record_that_the_broker_finds_too_large_is_the_record_s_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_that_pass_are_repeated_without_being_told() {
+async fn errors_that_pass_are_repeated_without_being_reported() {
     let cluster = Cluster::new(1);
     let sink = Sink::new(&cluster.config).unwrap();
     cluster.mock.request_errors(
@@ -253,7 +253,7 @@ async fn a_flush_with_a_record_outstanding_does_not_sleep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_begins_where_it_is_told_and_says_when_it_has_caught_up() {
+async fn a_reader_begins_where_it_is_asked_to_and_says_when_it_has_caught_up() {
     let cluster = Cluster::new(2);
     cluster.publish(10).await;
     let mut old = Reader::open(&cluster.config, TOPIC, ReadFrom::Beginning, LIMIT)

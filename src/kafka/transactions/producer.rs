@@ -4,15 +4,13 @@ use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
-use rdkafka::statistics::Statistics;
 
 use super::fault::{Fault, TransactionalProducer, WriteFault};
-use crate::kafka::client;
+use crate::kafka::client::{self, Reporting};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::convert;
 use crate::kafka::error::{KafkaError, SinkError, reason};
@@ -30,7 +28,7 @@ const FLUSH_TICK: Duration = Duration::from_micros(50);
 pub(in crate::kafka) struct Producer {
     client: ClientConfig,
     monitor: ClientMonitor,
-    producer: ThreadedProducer<Deliveries>,
+    producer: ThreadedProducer<Reporting>,
     message_bytes_max: usize,
     /// Longest that records and offsets may take.
     send_timeout: Duration,
@@ -42,27 +40,11 @@ impl std::fmt::Debug for Producer {
     }
 }
 
-/// Where the delivery of a record is told: its place, and what became of it.
+/// Where the delivery of a record is reported: its place, and what became of it.
 type Delivery = (usize, flume::Sender<(usize, Result<(), ClientError>)>);
 
-/// Passes deliveries on to who wrote, and everything else to the monitor.
-struct Deliveries(ClientMonitor);
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.0.log(level, facility, message);
-    }
-
-    fn error(&self, error: ClientError, reason: &str) {
-        self.0.error(&error, reason);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.0.statistics(&statistics);
-    }
-}
-
-impl ProducerContext for Deliveries {
+/// Passes deliveries on to who wrote.
+impl ProducerContext for Reporting {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
@@ -245,12 +227,9 @@ impl TransactionalProducer for Producer {
     }
 }
 
-fn create(
-    client: &ClientConfig,
-    monitor: &ClientMonitor,
-) -> Result<ThreadedProducer<Deliveries>, KafkaError> {
+fn create(client: &ClientConfig, monitor: &ClientMonitor) -> Result<ThreadedProducer<Reporting>, KafkaError> {
     client
-        .create_with_context(Deliveries(monitor.clone()))
+        .create_with_context(Reporting(monitor.clone()))
         .map_err(|error| client::creation_error("transactional producer", error))
 }
 
@@ -303,7 +282,7 @@ impl Group {
     /// The membership of `consumer`; `None` while it is no member. Without an id and a generation, the broker
     /// would take offsets from anybody.
     ///
-    /// librdkafka tells the metadata and what is in it in two calls; both before and after it has to be the
+    /// librdkafka gives the metadata and what is in it in two calls; both before and after it has to be the
     /// same.
     pub(in crate::kafka) fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<Self> {
         let before = identity(consumer)?;

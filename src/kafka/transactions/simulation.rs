@@ -2,8 +2,8 @@
 //! happens here all the time. The offset tracker and [`Transactions`] are the real ones; the broker, the
 //! consumer and time are models.
 //!
-//! `SPEECHVERSE_HISTORIES=100000` runs so many (3,000 otherwise), `SPEECHVERSE_HISTORY=SEED` runs one, told
-//! step by step with `RUST_LOG=debug`.
+//! `SPEECHVERSE_HISTORIES=100000` runs so many (3,000 otherwise), `SPEECHVERSE_HISTORY=SEED` runs one,
+//! reported step by step with `RUST_LOG=debug`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -141,7 +141,7 @@ impl History {
     }
 
     /// The group shares its partitions out anew among those who are there: who loses some gives them up
-    /// first, and then all are told. A process that is absent loses what it has without knowing.
+    /// first, and then all are notified. A process that is absent loses what it has without knowing.
     fn rebalance(&mut self) {
         let is_absent = |_: &Process| self.world.borrow_mut().dice.one_in(5);
         let mut absent: Vec<bool> = self.processes.iter().map(is_absent).collect();

@@ -15,8 +15,8 @@ use crate::models::ModelError;
 const NEVER: f64 = f64::NEG_INFINITY;
 /// Score of a token that is no class of the head, which can say nothing about it: about one in three million.
 const UNKNOWN: f64 = -15.0;
-/// So many of the likeliest classes of each frame may be heard in it.
-const HEARD_OF_FRAME: i64 = 4;
+/// So many of the likeliest classes of each frame may be recognised in it.
+const CANDIDATES_OF_FRAME: i64 = 4;
 
 /// The CTC head's view of one clip, against which the prefixes of answers are scored.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct PrefixScorer {
     /// Class of a token, in order of tokens.
     classes: Arc<[(i64, usize)]>,
     /// Tokens that are among the likeliest of any frame.
-    heard: Arc<[i64]>,
+    candidates: Arc<[i64]>,
 }
 
 /// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with
@@ -63,11 +63,11 @@ impl PrefixScorer {
                     .f_get(row)?
                     .f_narrow(0, 0, *frames)?
                     .f_to_kind(Kind::Float)?; // [P, 1+C]
-                let (_, likely) = own.f_topk(HEARD_OF_FRAME.min(own.size()[1]), 1, true, false)?;
+                let (_, likely) = own.f_topk(CANDIDATES_OF_FRAME.min(own.size()[1]), 1, true, false)?;
                 let likely: BTreeSet<i64> = Vec::<i64>::try_from(likely.f_contiguous()?.f_view([-1])?)?
                     .into_iter()
                     .collect();
-                let heard = (likely.iter())
+                let candidates = (likely.iter())
                     .filter_map(|class| head.classes().get(usize::try_from(class - 1).ok()?).copied())
                     .collect();
                 let own = own.f_transpose(0, 1)?.f_contiguous()?.f_view([-1])?;
@@ -75,7 +75,7 @@ impl PrefixScorer {
                     by_class: Vec::<f32>::try_from(own)?.into(),
                     frames: usize::try_from(*frames).unwrap_or(0),
                     classes: Arc::clone(&classes),
-                    heard,
+                    candidates,
                 })
             })
             .collect()
@@ -99,9 +99,9 @@ impl PrefixScorer {
         self.frames
     }
 
-    /// Tokens that may be heard somewhere: those among the likeliest of any frame.
-    pub fn heard(&self) -> &[i64] {
-        &self.heard
+    /// Tokens that may be recognised somewhere: those among the likeliest of any frame.
+    pub fn candidates(&self) -> &[i64] {
+        &self.candidates
     }
 
     /// The prefix of these tokens.
@@ -246,7 +246,7 @@ mod tests {
             by_class: by_class.into(),
             frames: 4,
             classes: vec![(40, 2), (70, 1)].into(),
-            heard: vec![40, 70].into(),
+            candidates: vec![40, 70].into(),
         };
         (scorer, frames)
     }

@@ -21,6 +21,7 @@ mod config;
 mod ctc_head;
 mod ctc_prefix;
 mod label_scores;
+mod layers;
 mod lora_snapshot;
 pub mod plain;
 mod segments;
@@ -35,16 +36,16 @@ pub use config::AdapterConfig;
 pub use ctc_head::CtcHead;
 pub use ctc_prefix::{Prefix, PrefixScorer};
 pub use label_scores::label_scores;
+pub use layers::embedding_rms;
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;
 
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
+use layers::{Block, ResidualBlock, Summary, convolve, layer_norm};
 use plain::{PlainData, PlainTensor};
 
-/// Layer norms' stabiliser.
-const NORM_EPS: f64 = 1e-5;
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
 pub(crate) const CTC_SCALE: &str = "ctc.scale";
 pub(crate) const CTC_CLASSES: &str = "ctc.classes";
@@ -56,37 +57,6 @@ pub struct Adapted {
     pub positions: Tensor,
     /// Valid positions of each row.
     pub lengths: Vec<i64>,
-}
-
-/// Makes one position of a whole clip.
-#[derive(Debug)]
-struct Summary {
-    inner_weight: Tensor,
-    inner_bias: Tensor,
-    outer_weight: Tensor,
-    outer_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-}
-
-/// Adds to each frame what its neighbours say about it.
-#[derive(Debug)]
-struct ResidualBlock {
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor,
-}
-
-#[derive(Debug)]
-struct Block {
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    stride: i64,
 }
 
 /// The learnable joint, with its variables on one device. Belongs to one thread at a time.
@@ -476,6 +446,19 @@ impl SpeechAdapter {
     /// [`ModelError::NoCtcHead`] when segments are wanted and the head is missing or not bound;
     /// [`ModelError::Shape`] when a summary is wanted of statistics of another shape.
     pub fn positions(&self, adapted: &Adapted, statistics: &Tensor) -> Result<Adapted, ModelError> {
+        self.positions_behind(self.summary(statistics)?.as_ref(), adapted)
+    }
+
+    /// As [`positions`](Self::positions), behind a [`summary`](Self::summary) `[B, 1, H]` that is there
+    /// already.
+    ///
+    /// # Errors
+    /// As [`positions`](Self::positions).
+    pub fn positions_behind(
+        &self,
+        summary: Option<&Tensor>,
+        adapted: &Adapted,
+    ) -> Result<Adapted, ModelError> {
         let (mut positions, mut lengths) = match (self.config.positions, &self.ctc) {
             (Positions::Frames, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
             (Positions::CtcSegments, Some(head)) => {
@@ -487,97 +470,21 @@ impl SpeechAdapter {
                 });
             }
         };
-        if let Some(summary) = self.summary(statistics)? {
+        if let Some(summary) = summary {
             if summary.size()[0] != positions.size()[0] {
                 return Err(ModelError::Shape {
-                    what: "statistics of hidden states",
+                    what: "summary of the statistics",
                     expected: format!("{} rows", positions.size()[0]),
-                    found: statistics.size(),
+                    found: summary.size(),
                 });
             }
-            positions = Tensor::f_cat(&[summary, positions], 1)?; // [B, 1+P', H]
+            positions = Tensor::f_cat(&[summary, &positions], 1)?; // [B, 1+P', H]
             for length in &mut lengths {
                 *length += 1;
             }
         }
         Ok(Adapted { positions, lengths })
     }
-}
-
-impl Summary {
-    /// `[B, L+1, 2D]` f32 → `[B, 1, H]` f32: each mean and each deviation brought to mean 0 and variance 1,
-    /// a narrow layer, a linear map, a norm.
-    fn forward(&self, statistics: &Tensor) -> Result<Tensor, ModelError> {
-        let [rows, states, both] = statistics.size()[..] else {
-            unreachable!("the caller checked the shape")
-        };
-        let width = both / 2;
-        let inner = statistics
-            .f_view([rows, states, 2, width])?
-            .f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, NORM_EPS, false)?
-            .f_view([rows, 1, states * both])?
-            .f_linear(&self.inner_weight, Some(&self.inner_bias))?
-            .f_gelu("none")?; // [B, 1, K]
-        let outer = inner.f_linear(&self.outer_weight, Some(&self.outer_bias))?;
-        layer_norm(&outer, &self.norm_weight, &self.norm_bias)
-    }
-}
-
-impl ResidualBlock {
-    /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
-    fn forward(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
-        let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
-        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?;
-        let added = inner
-            .f_gelu("none")?
-            .f_linear(&self.linear_weight, Some(&self.linear_bias))?;
-        Ok(x.f_add(&added)?)
-    }
-}
-
-/// A 1-D convolution in time, padded by zeros: `[B, T, C]` with valid `lengths` → `[B, ceil(T / stride), H]`.
-fn convolve(
-    x: &Tensor,
-    lengths: &[i64],
-    [weight, bias]: [&Tensor; 2],
-    stride: i64,
-) -> Result<Tensor, ModelError> {
-    let frames = x.size()[1];
-    let x = match lengths.iter().any(|length| *length < frames) {
-        true => x * frame_mask(lengths, frames, x.device())?,
-        false => x.shallow_clone(),
-    };
-    let padding = (weight.size()[2] - 1) / 2;
-    Ok(x.f_transpose(1, 2)? // [B, C, T]
-        .f_conv1d(weight, Some(bias), stride, padding, 1, 1)?
-        .f_transpose(1, 2)?)
-}
-
-fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, ModelError> {
-    Ok(x.f_layer_norm(weight.size(), Some(weight), Some(bias), NORM_EPS, false)?)
-}
-
-/// 1 for valid frames, 0 for padding: `[B, T, 1]` f32.
-fn frame_mask(lengths: &[i64], frames: i64, device: Device) -> Result<Tensor, ModelError> {
-    let lengths = Tensor::f_from_slice(lengths)?
-        .f_to_device(device)?
-        .f_unsqueeze(1)?; // [B, 1]
-    let at = Tensor::f_arange(frames, (Kind::Int64, device))?.f_unsqueeze(0)?; // [1, T]
-    Ok(at.f_lt_tensor(&lengths)?.f_to_kind(Kind::Float)?.f_unsqueeze(2)?)
-}
-
-/// Root mean square of an embedding table `[V, H]`: the initial gain of the adapter's last norm.
-///
-/// # Errors
-/// [`ModelError::Torch`] when libtorch fails.
-pub fn embedding_rms(table: &Tensor) -> Result<f64, ModelError> {
-    let _guard = tch::no_grad_guard();
-    Ok(table
-        .f_to_kind(Kind::Float)?
-        .f_square()?
-        .f_mean(Kind::Double)?
-        .f_sqrt()?
-        .f_double_value(&[])?)
 }
 
 #[cfg(test)]

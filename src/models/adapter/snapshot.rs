@@ -107,12 +107,14 @@ impl AdapterSnapshot {
         if same_form != *config {
             return Ok(None);
         }
-        let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
-        let may_change = |name: &str| name.starts_with(SUMMARY) || name.starts_with(RESIDUAL);
         let mut tensors = self.tensors().clone();
-        tensors.retain(|name, _| !may_change(name) || fresh.tensors().contains_key(name));
-        for (name, tensor) in fresh.tensors().iter().filter(|(name, _)| may_change(name)) {
-            tensors.entry(name.clone()).or_insert_with(|| tensor.clone());
+        if (own.residual_blocks, own.summary) != (config.residual_blocks, config.summary) {
+            let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
+            let may_change = |name: &str| name.starts_with(SUMMARY) || name.starts_with(RESIDUAL);
+            tensors.retain(|name, _| !may_change(name) || fresh.tensors().contains_key(name));
+            for (name, tensor) in fresh.tensors().iter().filter(|(name, _)| may_change(name)) {
+                tensors.entry(name.clone()).or_insert_with(|| tensor.clone());
+            }
         }
         let config = AdapterConfig {
             ctc_trained: own.ctc_trained,

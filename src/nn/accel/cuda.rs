@@ -47,7 +47,7 @@ const DRIVER: &str = "libcuda.so.1";
 /// Loads CUDA if it can be had; the first call decides, later calls repeat its answer.
 ///
 /// Must come before any other question to torch about CUDA. Programs call it first thing in `main`, unless
-/// the CPU is what they were told to use.
+/// the CPU is what they were set to use.
 pub fn load_cuda() -> &'static CudaState {
     static STATE: OnceLock<CudaState> = OnceLock::new();
     STATE.get_or_init(|| {

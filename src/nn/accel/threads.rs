@@ -1,6 +1,6 @@
 //! Threads of torch's CPU operators, and the trap in how they wait.
 //!
-//! libgomp's workers spin between parallel regions unless told not to. On a machine that others share, or
+//! libgomp's workers spin between parallel regions unless set not to. On a machine that others share, or
 //! with more than one model thread, that makes everything up to sixty times slower. libgomp reads its
 //! environment once, in its own start-up code before `main`, and has no call to change the policy afterwards.
 
@@ -12,7 +12,7 @@ use std::process::Command;
 /// What makes libgomp's workers sleep at once. `PASSIVE` alone implies a spin count of zero; both are set
 /// because either may have been inherited.
 const PASSIVE: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")];
-/// oneDNN keeps what it compiles for a shape, 1024 shapes if not told otherwise. Clips of every length make
+/// oneDNN keeps what it compiles for a shape, 1024 shapes unless set otherwise. Clips of every length make
 /// new shapes all the time, and memory grew by 60 MB over some thousand requests; this many are enough for
 /// the shapes that come back.
 const COMPILED_SHAPES: (&str, &str) = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64");

@@ -8,7 +8,7 @@ use half::bf16 as Bf16;
 use tch::Tensor;
 
 use super::elements::{Elements, View, qweight_of, tensor_of};
-use crate::nn::accel;
+use crate::nn::accel::{self, cpu_has_avx512};
 
 /// Rows of the matrix that are multiplied side by side.
 const TILE: usize = 4;
@@ -232,7 +232,7 @@ macro_rules! weight {
             fn multiply(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]) {
                 #[cfg(target_arch = "x86_64")]
                 {
-                    if std::is_x86_feature_detected!("avx512f") {
+                    if cpu_has_avx512() {
                         // SAFETY: the instructions are there.
                         return unsafe { $avx512(rows, inputs, weights, products) };
                     }
@@ -334,7 +334,7 @@ pub(super) fn by_every_instruction_set() -> Vec<(Vec<f32>, Vec<f32>)> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        if std::is_x86_feature_detected!("avx512f") {
+        if cpu_has_avx512() {
             found.extend(compare(&f32s, &rows, INPUTS, &[f32_avx512]));
             found.extend(compare(&bf16s, &rows, INPUTS, &[bf16_avx512]));
             found.extend(compare(&i8s, &rows, INPUTS, &[i8_avx512]));

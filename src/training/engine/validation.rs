@@ -20,7 +20,7 @@ use crate::training::prepare::Sample;
 use crate::training::stage::StageRunner;
 
 /// References with answers in the event of each validation.
-const SAMPLES_TOLD: usize = 4;
+const SAMPLES_SHOWN: usize = 4;
 
 impl Engine<'_> {
     /// The clips a stage is validated on: the same ones each time.
@@ -88,7 +88,7 @@ impl Engine<'_> {
         }
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let loss = total / clips_scored as f64;
-        let (scores, told, count) = self.answer(stage, valid)?;
+        let (scores, shown, count) = self.answer(stage, valid)?;
         let wer = scores
             .iter()
             .find(|score| score.task == "asr")
@@ -117,7 +117,7 @@ impl Engine<'_> {
                 scores,
                 best,
                 seconds: start.elapsed().as_secs_f64(),
-                samples: told,
+                samples: shown,
             },
             on_event,
         )?;
@@ -169,13 +169,13 @@ impl Engine<'_> {
         for reason in &found.unreadable {
             tracing::warn!(reason, "left a validation clip out");
         }
-        let told = (found.rows.iter().take(SAMPLES_TOLD))
+        let shown = (found.rows.iter().take(SAMPLES_SHOWN))
             .map(|row| Transcribed {
                 reference: row.reference.clone(),
                 hypothesis: row.hypothesis.clone(),
             })
             .collect();
-        Ok((found.scores, told, found.rows.len()))
+        Ok((found.scores, shown, found.rows.len()))
     }
 
     /// Goes on with the weights of the stage's best validation.

@@ -197,7 +197,7 @@ fn a_line_of_two_megabytes_is_refused_without_being_kept_and_the_next_is_read() 
 }
 
 #[test]
-fn of_very_many_bad_rows_the_first_are_told_and_all_are_counted() {
+fn of_very_many_bad_rows_the_first_are_shown_and_all_are_counted() {
     let good = "{\"audio_filepath\": \"a\", \"duration\": 1, \"text\": \"x\"}\n";
     let text = format!("{good}{}", "no\n".repeat(REASONS_MAX + 7));
 

@@ -1,4 +1,4 @@
-//! What a pre-training run tells: to its log, to a progress bar.
+//! What a pre-training run reports: to its log, to a progress bar.
 
 use std::path::Path;
 

@@ -1,4 +1,6 @@
 //! Which frames are hidden from the encoder, and by what.
+//!
+//! Source: Chiu et al. (arXiv 2202.01855).
 
 use tch::{TchError, Tensor};
 

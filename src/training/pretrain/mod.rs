@@ -6,7 +6,7 @@
 //! | [`masking`] | which frames are hidden, and by what |
 //! | [`objective`] | a batch as a masked_batch, its loss and its gradients |
 //! | [`codes`] | how labels are distributed, what a blind guesser would reach |
-//! | [`events`] | what a run tells, and its picture |
+//! | [`events`] | what a run reports, and its picture |
 //! | `run` | the run: batches, steps, validation, checkpoints, resume |
 //!
 //! Source: Chiu et al. (arXiv 2202.01855); SpeechVerse's figures (arXiv 2405.08295, appendix A.1).

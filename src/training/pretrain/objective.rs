@@ -1,4 +1,6 @@
 //! Masked prediction: which label each hidden frame had, and what the network makes of it.
+//!
+//! Source: Chiu et al. (arXiv 2202.01855).
 
 use tch::Tensor;
 

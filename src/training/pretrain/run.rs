@@ -29,7 +29,7 @@ const SKIPPED_IN_A_ROW_MAX: u64 = 20;
 /// Batches in a row of which chance may hide nothing.
 const EMPTY_IN_A_ROW_MAX: u64 = 1000;
 const RATE_HZ: f64 = 16_000.0;
-/// Tells the seeds of masks from those of other things.
+/// Distinguishes the seeds of masks from those of other things.
 const MASKS: u64 = 0x3a5c;
 const VALIDATION: u64 = u64::MAX;
 

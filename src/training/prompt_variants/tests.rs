@@ -83,7 +83,7 @@ fn held_out_prompts_are_never_drawn() {
     let table = TaskTable::load(config(0.0).tasks_dir.as_deref().unwrap()).unwrap();
     for task in table.iter() {
         let mut asked = example("e", &task.name, &[]);
-        asked.variables = Arc::new(task.example_filling());
+        asked.variables = Arc::new(task.example_variables());
         let all = variants(&config(0.0), &asked).unwrap();
         let mut random = SplitMix::new(&[3]);
         let drawn: BTreeSet<String> = (0..400).map(|_| all.draw(&mut random)).collect();

@@ -111,7 +111,7 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
     };
     let align = config("align", stage(StageKind::CtcAlign, 6));
     let aligned = train_on(&place, align, &train, &examples(4));
-    let heard = aligned.adapter.tensors()["ctc.classes"]
+    let classes = aligned.adapter.tensors()["ctc.classes"]
         .integers()
         .unwrap()
         .to_vec();
@@ -137,8 +137,8 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
     assert_eq!((form.positions, form.summary), (Positions::CtcSegments, true));
     let known = outcome.adapter.tensors()["ctc.classes"].integers().unwrap();
     assert!(
-        heard.iter().all(|class| known.contains(class)),
-        "{heard:?} {known:?}"
+        classes.iter().all(|class| known.contains(class)),
+        "{classes:?} {known:?}"
     );
     let moved = |name: &str| outcome.adapter.tensors()[name] != aligned.adapter.tensors()[name];
     assert!(moved("ctc.blank") && moved("downsample.0.conv.weight"));

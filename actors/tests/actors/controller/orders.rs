@@ -1,9 +1,9 @@
-//! Orders: what is refused, handed back, expired, or not carried out again.
+//! Orders: what is refused, given back, expired, or not carried out again.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
+async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_carried_out() {
     let harness = Harness::new(|_| {}).await;
 
     harness.order(r#"{"command": "retrian"}"#).await;
@@ -26,7 +26,7 @@ async fn what_is_no_order_becomes_a_dead_letter_and_the_next_order_is_obeyed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_that_this_process_cannot_obey_are_refused_with_the_reason() {
+async fn orders_that_this_process_cannot_carry_out_are_refused_with_the_reason() {
     let harness = Harness::new(|trainer| trainer.enabled = false).await;
 
     harness.order(r#"{"command": "retrain"}"#).await;
@@ -42,13 +42,13 @@ async fn orders_that_this_process_cannot_obey_are_refused_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
+async fn an_order_that_a_controller_had_in_hand_when_it_died_is_given_back() {
     let harness = Harness::between(busy_probe(), busy_probe(), |_| {}).await;
     // The publisher takes two events; the controller waits with a third.
     for _ in 0..3 {
         harness.order(r#"{"command": "pause"}"#).await;
     }
-    until("two orders are obeyed", || {
+    until("two orders are carried out", || {
         harness.orders.tracker.unfinished() == 1
     })
     .await;
@@ -63,7 +63,7 @@ async fn an_order_that_a_controller_had_in_hand_when_it_died_is_handed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_from_before_the_start_expire_and_later_ones_are_obeyed() {
+async fn orders_from_before_the_start_expire_and_later_ones_are_carried_out() {
     let before = [
         r#"{"command": "retrain", "id": "old-1"}"#,
         r#"{"command": "rollback", "id": "old-2"}"#,
@@ -86,18 +86,18 @@ async fn orders_from_before_the_start_expire_and_later_ones_are_obeyed() {
     assert_eq!(harness.current.get().version(), "tiny-0002");
 
     harness.order(r#"{"command": "pause", "id": "new"}"#).await;
-    assert_eq!(harness.obeyed().await, ("new".into(), "pause".into()));
+    assert_eq!(harness.carried_out().await, ("new".into(), "pause".into()));
     assert!(harness.training.is_paused());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_that_is_read_again_is_not_obeyed_again() {
+async fn an_order_that_is_read_again_is_not_carried_out_again() {
     let harness = Harness::new(|_| {}).await;
     harness.order(r#"{"command": "retrain", "id": "run-1"}"#).await;
     harness.order(r#"{"command": "rollback"}"#).await;
-    assert_eq!(harness.obeyed().await.1, "retrain");
+    assert_eq!(harness.carried_out().await.1, "retrain");
     harness.event().await;
-    assert_eq!(harness.obeyed().await.1, "rollback");
+    assert_eq!(harness.carried_out().await.1, "rollback");
     harness.orders.idle().await;
     next(&harness.cycles).await;
 
@@ -116,7 +116,7 @@ async fn an_order_that_is_read_again_is_not_obeyed_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_obeyed() {
+async fn an_order_over_the_age_limit_or_from_another_partition_is_reported_and_not_carried_out() {
     let harness = Harness::new(|_| {}).await;
     let now = jiff::Timestamp::now().as_millisecond();
     let age_ms = AGE_MAX.as_millis() as i64;
@@ -147,6 +147,6 @@ async fn an_order_over_the_age_limit_or_from_another_partition_is_told_and_not_o
     ];
     for (offset, timestamp_ms) in (2..).zip(in_time) {
         harness.inject(order(offset, 0, timestamp_ms)).await;
-        assert_eq!(harness.obeyed().await.1, "pause", "{timestamp_ms:?}");
+        assert_eq!(harness.carried_out().await.1, "pause", "{timestamp_ms:?}");
     }
 }

@@ -20,7 +20,7 @@ async fn a_broken_stream_is_refused_chunk_by_chunk_and_a_whole_one_answers_for_a
     harness.request(3, pcm(800, 0.25), chunk("whole", 1, true)).await;
 
     for _ in 0..4 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
 
     for offset in [0, 2] {
@@ -53,7 +53,7 @@ async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
             header("ce_final", bool::to_string(&last)),
         ];
         harness.request(number, half(), headers).await;
-        harness.hand_on().await;
+        harness.forward().await;
     }
 
     let utterance = harness.utterance().await;
@@ -82,7 +82,7 @@ async fn a_stream_that_is_silent_for_more_than_a_minute_is_given_up_chunk_by_chu
     }
     harness.request(2, pcm(800, 0.25), Vec::new()).await;
     for _ in 0..3 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
     harness.utterance().await.context.complete(); // it has taken the chunks that came before
 
@@ -114,7 +114,7 @@ async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and
         harness.request(number, pcm(800, 0.25), headers).await;
     }
     for _ in 0..2 {
-        harness.hand_on().await;
+        harness.forward().await;
     }
     until("it has taken both", || harness.to_ingest.is_empty()).await;
     tokio::time::sleep(crate::support::A_WHILE).await;
@@ -122,7 +122,7 @@ async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and
     harness.ingest.kill();
     let mut back =
         [next(&harness.found).await, next(&harness.found).await].map(|lost| lost.record.record_offset.offset);
-    harness.hand_on().await;
+    harness.forward().await;
     let letter = next(&harness.letters).await;
 
     back.sort_unstable();

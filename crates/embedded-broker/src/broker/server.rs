@@ -14,7 +14,7 @@ use super::connection::serve;
 use super::limits::SWEEP_EVERY;
 use super::state::Shared;
 
-/// Accepts clients until told to stop.
+/// Accepts clients until asked to stop.
 pub(super) async fn accept(
     broker: Arc<Shared>,
     listener: TcpListener,
@@ -53,7 +53,7 @@ pub(super) async fn accept(
     }
 }
 
-/// Looks at deadlines until told to stop.
+/// Looks at deadlines until asked to stop.
 pub(super) async fn sweep(broker: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -29,9 +29,9 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: BrokerConfig,
-    /// Host that clients are told to connect to.
+    /// Host that clients are to connect to.
     pub(super) host: StrBytes,
-    /// Port that clients are told to connect to.
+    /// Port that clients are to connect to.
     pub(super) port: i32,
     /// Wakes fetches that wait for records.
     pub(super) news: Notify,

@@ -1,4 +1,4 @@
-//! What a topic may be told: the settings that this broker honours, and those that mean nothing to it.
+//! What a topic may be set to: the settings that this broker honours, and those that mean nothing to it.
 
 use std::collections::BTreeMap;
 

@@ -19,7 +19,7 @@ pub(crate) struct Topic {
     partitions: Vec<PartitionLog>,
     bytes: u64,
     appended: u64,
-    told_of_retention: bool,
+    logged_retention: bool,
 }
 
 impl Topic {
@@ -29,7 +29,7 @@ impl Topic {
             partitions: (0..partitions).map(|_| PartitionLog::default()).collect(),
             bytes: 0,
             appended: 0,
-            told_of_retention: false,
+            logged_retention: false,
         }
     }
 
@@ -81,8 +81,8 @@ impl Topic {
             }
             self.recount();
         }
-        if self.bytes < before && !self.told_of_retention {
-            self.told_of_retention = true;
+        if self.bytes < before && !self.logged_retention {
+            self.logged_retention = true;
             info!(
                 topic = name,
                 bytes_max, "the embedded broker's topic is full, from now on its oldest records go"

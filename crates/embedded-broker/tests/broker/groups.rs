@@ -106,7 +106,7 @@ async fn read(consumer: Arc<StreamConsumer>, stop: Arc<AtomicBool>, seen: Seen) 
     }
 }
 
-/// Writes to every partition in turn until told to stop; answers how many records were acknowledged.
+/// Writes to every partition in turn until asked to stop; answers how many records were acknowledged.
 fn keep_writing(
     target: &Target,
     topic: &str,
@@ -163,7 +163,7 @@ async fn hand_over(target: &Target, config: &ClientConfig) -> Result<()> {
     Ok(())
 }
 
-/// What the environment tells a member in a process of its own: bootstrap, group, topic.
+/// What the environment gives a member in a process of its own: bootstrap, group, topic.
 const MEMBER_ORDERS: &str = "SPEECHVERSE_TEST_MEMBER";
 const ASSIGNED: &str = "assigned";
 const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
@@ -241,13 +241,13 @@ fn member_process() {
     crate::support::run(async {
         let consumer: StreamConsumer = mortal(&target, group).create()?;
         consumer.subscribe(&[topic])?;
-        let mut told = false;
+        let mut is_printed = false;
         loop {
             let _ = tokio::time::timeout(Duration::from_millis(50), consumer.recv()).await;
-            if !told && consumer.assignment()?.count() == PARTITIONS as usize / 2 {
+            if !is_printed && consumer.assignment()?.count() == PARTITIONS as usize / 2 {
                 writeln!(std::io::stdout(), "{ASSIGNED}")?;
                 std::io::stdout().flush()?;
-                told = true;
+                is_printed = true;
             }
         }
     });

@@ -115,8 +115,12 @@ pub(crate) async fn python(target: Target) -> Result<()> {
     command.arg(&script).arg(&target.bootstrap);
     let output = run(command, "").await?.context("Python was here a moment ago")?;
 
-    let told = text(&output)?;
-    ensure!(told.contains("\"records\": 100"), "{told}");
-    say(&format!("confluent-kafka on {:?}: {}", target.kind, told.trim()));
+    let printed = text(&output)?;
+    ensure!(printed.contains("\"records\": 100"), "{printed}");
+    say(&format!(
+        "confluent-kafka on {:?}: {}",
+        target.kind,
+        printed.trim()
+    ));
     Ok(())
 }

@@ -74,12 +74,12 @@ fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_w
     for summary in [false, true] {
         let adapter = segmenting(Positions::CtcSegments, summary);
         let frames = adapter.forward(&features, &lengths).unwrap();
-        let heard = adapter.ctc_head().unwrap().read(&frames).unwrap();
+        let recognised = adapter.ctc_head().unwrap().read(&frames).unwrap();
 
         let positions = adapter.positions(&frames, &statistics(2)).unwrap();
 
-        assert!(heard.iter().any(|tokens| tokens.len() > 1), "{heard:?}");
-        for (tokens, length) in heard.iter().zip(&positions.lengths) {
+        assert!(recognised.iter().any(|tokens| tokens.len() > 1), "{recognised:?}");
+        for (tokens, length) in recognised.iter().zip(&positions.lengths) {
             let expected = if summary {
                 tokens.len() + 1
             } else {
@@ -147,7 +147,7 @@ fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
     let alone = PrefixScorer::new(head, &own).unwrap().remove(0);
     assert!((alone.agreement(&read[1]) - scorers[1].agreement(&read[1])).abs() < 1e-4);
     for (row, (scorer, read)) in scorers.iter().zip(&read).enumerate() {
-        assert!(read.iter().all(|token| scorer.heard().contains(token)));
+        assert!(read.iter().all(|token| scorer.candidates().contains(token)));
         assert!((0.0..=1.0).contains(&scorer.blank_share()));
         // Any tokens will do: torch's CTC loss is the same sum over all alignments.
         for tokens in [&read[..], &[], &[5], &[2, 2, 0]] {

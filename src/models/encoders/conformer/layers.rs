@@ -1,5 +1,7 @@
 //! One Conformer block: half a feed-forward part, self-attention with relative positions, convolution module,
 //! the other half, LayerNorm. The same code serves frozen and learning tensors.
+//!
+//! Source: Gulati et al., "Conformer" (arXiv 2005.08100) §2.
 
 use tch::{Device, Kind, Tensor};
 

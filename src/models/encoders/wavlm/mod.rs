@@ -22,7 +22,7 @@
 //! final norm of a pre-norm model, and the normalised one only as `last_hidden_state`.
 //! [`HiddenStates`](crate::models::HiddenStates) keeps both. Features are made of the normalised one: the
 //! last-layer form is `h(L) = last_hidden_state`, and in the mixed forms it stands in place L too, beside the
-//! raw outputs of layers 1 to L−1. That is what the paper's encoder hands on, and what S3PRL's mix takes; a
+//! raw outputs of layers 1 to L−1. That is what the paper's encoder outputs, and what S3PRL's mix takes; a
 //! raw residual stream of the last layer is used by no later part of the published network.
 
 mod config;

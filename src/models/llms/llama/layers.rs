@@ -1,4 +1,6 @@
 //! One transformer layer of the Llama family: RMS norm, grouped attention, gated feed-forward.
+//!
+//! Source: LLaMA (arXiv 2302.13971) §2.2; grouped attention: Ainslie et al. (arXiv 2305.13245).
 
 use tch::{Device, Kind, Tensor};
 

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::models::tests::{filled_lora, fixture, relative_error};
+use crate::models::tests::{filled_lora, fixture, reference, relative_error};
 use crate::models::{probe, tests};
 use crate::nn::lora::LoraConfig;
 use crate::testing::generate_alike;

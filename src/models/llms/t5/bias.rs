@@ -15,7 +15,7 @@ pub(super) struct RelativeBias {
 
 impl RelativeBias {
     /// Lays the buckets of `table` `[buckets, N]` out by offset; `both_ways` as encoders do, else only past
-    /// keys are told apart.
+    /// keys are distinguished.
     pub(super) fn new(table: &Tensor, max_distance: i64, both_ways: bool) -> Self {
         let buckets = buckets_by_offset(table.size()[0], max_distance, both_ways);
         Self {

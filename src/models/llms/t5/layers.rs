@@ -1,4 +1,6 @@
 //! The parts of a T5 block, all pre-norm with a residual around: attention, feed-forward.
+//!
+//! Source: Raffel et al. (arXiv 1910.10683) §2.1; gated feed-forward: Shazeer (arXiv 2002.05202).
 
 use tch::{Device, Kind, Tensor};
 

@@ -2,6 +2,8 @@
 //!
 //! A stack's relative positions are learned in its first block and shared by all; they are looked up once per
 //! pass.
+//!
+//! Source: Raffel et al. (arXiv 1910.10683) §2.1.
 
 use tch::{Kind, Tensor};
 

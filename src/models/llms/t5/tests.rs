@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::inference::DecodeOptions;
-use crate::models::tests::{filled_lora, fixture, relative_error};
+use crate::models::tests::{filled_lora, fixture, reference, relative_error};
 use crate::models::{probe, tests};
 use crate::nn::lora::LoraConfig;
 use crate::testing::generate_alike;
@@ -28,11 +28,6 @@ fn open(name: &str) -> T5 {
 
 fn expected(name: &str) -> Expected {
     tests::expected(name)
-}
-
-fn reference(name: &str, tensor: &str, size: &[i64]) -> Tensor {
-    let checkpoint = Checkpoint::open_file(fixture(name).join("expected.safetensors")).unwrap();
-    checkpoint.loader(Device::Cpu, Kind::Float).take(tensor, size)
 }
 
 /// What the fixtures' script feeds as audio: a padded batch, and each row alone.
@@ -74,19 +69,19 @@ fn every_hidden_state_and_the_logits_equal_transformers() {
 }
 
 #[test]
-fn a_ragged_batch_of_embeddings_is_taught_as_by_transformers() {
+fn a_ragged_batch_of_embeddings_is_teacher_forced_as_by_transformers() {
     for name in FIXTURES {
         let (model, expected) = (open(name), expected(name));
         let (_, prompts) = audio(&model, &expected.lengths);
 
-        let taught = model
+        let forced = model
             .teacher_forced_logits(&prompts, &answers(&expected), None)
             .unwrap();
 
-        let error = relative_error(&taught, &reference(name, "taught", &taught.size()));
+        let error = relative_error(&forced, &reference(name, "taught", &forced.size()));
         assert!(error <= 1e-5, "{name}: {error:e}");
         let read = model.prompt_logits(&prompts[1], None).unwrap();
-        assert!(relative_error(&read.get(0), &taught.get(3)) <= 1e-5);
+        assert!(relative_error(&read.get(0), &forced.get(3)) <= 1e-5);
     }
 }
 
@@ -263,10 +258,10 @@ fn bf16_stays_close_to_f32_in_steps_and_in_training_and_f16_is_refused() {
             let served = lora.snapshot(dtype, Device::Cpu).unwrap();
             let (batch, prompts) = audio(&model, &expected.lengths);
             let variable = prompts[0].copy().set_requires_grad(true);
-            let taught = model
+            let forced = model
                 .teacher_forced_logits(&[variable.to_kind(dtype)], &[&expected.answers[0]], Some(&lora))
                 .unwrap();
-            taught.square().mean(Kind::Float).sqrt().backward();
+            forced.square().mean(Kind::Float).sqrt().backward();
             let mut cache = model.new_cache(3, 45, 4);
             let lengths = &expected.lengths;
             let first = model
@@ -275,8 +270,8 @@ fn bf16_stays_close_to_f32_in_steps_and_in_training_and_f16_is_refused() {
             let second = model
                 .step(&[3, 4, 5], &mut cache, &[0, 1, 2], Some(&served))
                 .unwrap();
-            assert_eq!((first.kind(), taught.kind()), (Kind::Float, Kind::Float));
-            (Tensor::cat(&[first, second, taught.detach()], 0), variable.grad())
+            assert_eq!((first.kind(), forced.kind()), (Kind::Float, Kind::Float));
+            (Tensor::cat(&[first, second, forced.detach()], 0), variable.grad())
         };
 
         let ((wide, wide_gradient), (narrow, narrow_gradient)) = (run(Kind::Float), run(Kind::BFloat16));

@@ -220,7 +220,7 @@ impl Group {
         };
         if repeats_answer {
             if let Some(member) = self.members.get_mut(&member_id) {
-                member.last_heard = now;
+                member.last_contact = now;
             }
             return self.joined_already(&member_id);
         }
@@ -231,7 +231,7 @@ impl Group {
             .entry(member_id)
             .or_insert_with(|| Member::new(as_what.clone(), now));
         member.introduction = as_what;
-        member.last_heard = now;
+        member.last_contact = now;
         let answer = member.wait_for_join();
         self.try_agree(now);
         answer
@@ -263,7 +263,7 @@ impl Group {
             .members
             .get_mut(member_id)
             .ok_or(ResponseError::UnknownMemberId)?;
-        member.last_heard = now;
+        member.last_contact = now;
         let answer = member.wait_for_sync();
         let leads = self.leader.as_deref() == Some(member_id);
         if leads && matches!(self.phase, Phase::AwaitingLeader { .. }) {
@@ -292,7 +292,7 @@ impl Group {
     ) -> Result<(), ResponseError> {
         self.check_member(member_id, generation)?;
         if let Some(member) = self.members.get_mut(member_id) {
-            member.last_heard = now;
+            member.last_contact = now;
         }
         match self.phase {
             Phase::Gathering { .. } => Err(ResponseError::RebalanceInProgress),
@@ -346,7 +346,7 @@ impl Group {
             return Err(ResponseError::RebalanceInProgress);
         }
         if let Some(member) = self.members.get_mut(member_id) {
-            member.last_heard = now;
+            member.last_contact = now;
         }
         Ok(())
     }

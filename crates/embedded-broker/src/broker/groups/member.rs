@@ -19,7 +19,7 @@ pub(crate) struct Joined {
     pub(crate) protocol: StrBytes,
     /// Who shares out the partitions.
     pub(crate) leader: String,
-    /// Who is being told.
+    /// Who is being answered.
     pub(crate) member_id: String,
     /// Everybody, for the leader; empty for the others.
     pub(crate) members: Vec<Peer>,
@@ -90,7 +90,7 @@ impl Introduction {
 pub(crate) struct Member {
     pub(crate) introduction: Introduction,
     pub(crate) assignment: Bytes,
-    pub(super) last_heard: Instant,
+    pub(super) last_contact: Instant,
     join: Option<oneshot::Sender<Result<Joined, ResponseError>>>,
     sync: Option<oneshot::Sender<Result<Synced, ResponseError>>>,
 }
@@ -100,13 +100,13 @@ impl Member {
         Self {
             introduction,
             assignment: Bytes::new(),
-            last_heard: now,
+            last_contact: now,
             join: None,
             sync: None,
         }
     }
 
-    /// Waits for the others; whoever waited on the same join before is told to try again.
+    /// Waits for the others; whoever waited on the same join before is asked to try again.
     pub(super) fn wait_for_join(&mut self) -> JoinAnswer {
         self.answer_join(Err(ResponseError::RebalanceInProgress));
         let (sender, receiver) = oneshot::channel();
@@ -135,7 +135,7 @@ impl Member {
     /// Whether it has been silent for too long. Whoever waits for an answer is not silent.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         let waiting = self.is_joining() || self.is_syncing();
-        !waiting && now.saturating_duration_since(self.last_heard) > self.introduction.session_timeout
+        !waiting && now.saturating_duration_since(self.last_contact) > self.introduction.session_timeout
     }
 
     pub(super) fn answer_join(&mut self, answer: Result<Joined, ResponseError>) {

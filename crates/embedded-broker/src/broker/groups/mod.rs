@@ -60,7 +60,7 @@ impl Groups {
         const CLIENT_ID_CHARS: usize = 64;
         self.ids_given += 1;
         let client: String = client_id.chars().take(CLIENT_ID_CHARS).collect();
-        // The process id tells members of an earlier broker on the same port from ours.
+        // The process id distinguishes members of an earlier broker on the same port from ours.
         format!("{client}-{:x}-{:x}", std::process::id(), self.ids_given)
     }
 

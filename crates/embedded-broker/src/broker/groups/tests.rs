@@ -118,32 +118,32 @@ fn a_third_member_makes_everybody_agree_anew_and_nobody_is_left_behind_before_th
     let (mut group, now) = group_of_two();
 
     let c = join(&mut group, newcomer("c"), now);
-    let told = group.heartbeat("a", 1, now);
+    let answer = group.heartbeat("a", 1, now);
     group.sweep(now + SESSION / 2); // far beyond the pause for first members
     let a = join(&mut group, known("a"), now + SESSION / 2);
     let b = join(&mut group, known("b"), now + SESSION / 2);
 
-    assert_eq!(told, Err(ResponseError::RebalanceInProgress));
+    assert_eq!(answer, Err(ResponseError::RebalanceInProgress));
     let (a, b, c) = (joined(a), joined(b), joined(c));
     assert_eq!((a.generation, b.generation, c.generation), (2, 2, 2));
     assert_eq!(
         (a.members.len(), b.members.len(), c.members.len()),
         (3, 0, 0),
-        "only the leader is told who is here"
+        "only the leader gets the list of members"
     );
 }
 
 #[test]
-fn a_silent_member_is_left_behind_and_the_others_are_told() {
+fn a_silent_member_is_left_behind_and_the_others_are_reported() {
     let (mut group, now) = group_of_two();
 
     group.heartbeat("a", 1, now + SESSION).unwrap();
     group.sweep(now + SESSION + PAUSE);
-    let told = group.heartbeat("a", 1, now + SESSION + PAUSE);
+    let answer = group.heartbeat("a", 1, now + SESSION + PAUSE);
     let a = join(&mut group, known("a"), now + SESSION + PAUSE);
     let late = group.heartbeat("b", 1, now + SESSION + PAUSE);
 
-    assert_eq!(told, Err(ResponseError::RebalanceInProgress));
+    assert_eq!(answer, Err(ResponseError::RebalanceInProgress));
     assert_eq!(late, Err(ResponseError::UnknownMemberId));
     assert_eq!(joined(a).members.len(), 1);
 }
@@ -181,7 +181,7 @@ fn a_member_whose_connection_is_gone_while_it_joins_is_not_waited_for() {
 }
 
 #[test]
-fn followers_that_wait_for_a_leader_who_dies_are_told_to_join_again() {
+fn followers_that_wait_for_a_leader_who_dies_are_asked_to_join_again() {
     let start = Instant::now();
     let mut group = Group::new(start);
     let (a, b) = (

@@ -12,7 +12,7 @@ use kafka_protocol::protocol::StrBytes;
 use crate::broker::state::{Shared, State};
 use crate::broker::topic_settings::TopicSettings;
 
-/// Makes topics, or only tells whether they could be made.
+/// Makes topics, or only checks whether they could be made.
 pub(super) fn create(broker: &Shared, request: &CreateTopicsRequest, version: i16) -> CreateTopicsResponse {
     const SINCE_SIZE: i16 = 5;
     let mut state = broker.lock();

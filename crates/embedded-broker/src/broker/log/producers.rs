@@ -27,7 +27,7 @@ struct Accepted {
 struct Producer {
     epoch: i16,
     recent: VecDeque<Accepted>,
-    last_heard: u64,
+    last_contact: u64,
 }
 
 /// The producers of one partition.
@@ -81,13 +81,13 @@ impl Producers {
         let producer = self.by_id.entry(header.producer_id).or_insert_with(|| Producer {
             epoch: header.producer_epoch,
             recent: VecDeque::new(),
-            last_heard: 0,
+            last_contact: 0,
         });
         if producer.epoch != header.producer_epoch {
             producer.epoch = header.producer_epoch;
             producer.recent.clear();
         }
-        producer.last_heard = self.clock;
+        producer.last_contact = self.clock;
         producer.recent.push_back(Accepted {
             first_sequence: header.base_sequence,
             last_sequence: last_sequence(header),
@@ -101,7 +101,7 @@ impl Producers {
                 .by_id
                 .iter()
                 .filter(|(id, _)| !busy(**id))
-                .min_by_key(|(_, producer)| producer.last_heard);
+                .min_by_key(|(_, producer)| producer.last_contact);
             if let Some(id) = silent.map(|(id, _)| *id) {
                 self.by_id.remove(&id);
             }

@@ -85,7 +85,7 @@ pub(crate) struct RequestFrame {
     pub(crate) key: ApiKey,
     /// Version of request and answer.
     pub(crate) version: i16,
-    /// Handed back with the answer.
+    /// Sent back with the answer.
     pub(crate) correlation_id: i32,
     /// What the client calls itself; empty when it does not.
     pub(crate) client_id: String,
@@ -101,7 +101,7 @@ pub(crate) enum Parsed {
     /// `ApiVersions` in a version from the future; answered in the oldest format so that the client can
     /// choose again.
     UnknownApiVersions {
-        /// Handed back with the answer.
+        /// Sent back with the answer.
         correlation_id: i32,
     },
 }

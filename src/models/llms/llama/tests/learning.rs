@@ -36,10 +36,7 @@ fn a_folder_that_peft_wrote_gives_the_logits_of_peft() {
     let model = open("llama_tiny");
     let ids = expected("llama_tiny").ids;
     let lora = LoraSet::open(&fixture("llama_peft"), &model.lora_sites(), Device::Cpu).unwrap();
-    let checkpoint = Checkpoint::open_file(fixture("llama_peft").join("expected.safetensors")).unwrap();
-    let reference = checkpoint
-        .loader(Device::Cpu, Kind::Float)
-        .take("logits", &[17, 96]);
+    let reference = reference("llama_peft", "logits", &[17, 96]);
 
     let embeds = model.embed(&ids).unwrap().unsqueeze(0);
     let hidden = model.hidden(&embeds, &[17], Some(&lora)).unwrap();

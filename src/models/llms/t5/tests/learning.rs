@@ -60,10 +60,10 @@ fn gradients_reach_prompts_and_lora_and_nothing_else() {
             .map(|prompt| prompt.copy().set_requires_grad(true))
             .collect();
 
-        let taught = model
+        let logits = model
             .teacher_forced_logits(&prompts, &answers(&expected), Some(&lora))
             .unwrap();
-        taught.narrow(0, 0, 3).square().sum(Kind::Float).backward();
+        logits.narrow(0, 0, 3).square().sum(Kind::Float).backward();
 
         for (name, tensor) in lora.parameters() {
             let gradient = tensor.grad();
@@ -85,10 +85,10 @@ fn a_gradient_equals_a_difference_quotient() {
     let model = T5::open(&fixture("t5_gated"), Device::Cpu, Kind::Double).unwrap();
     let prompt = model.embed(&[5, 9, 33, 2, 60]).unwrap();
     let loss = |prompt: &Tensor| {
-        let taught = model
+        let logits = model
             .teacher_forced_logits(&[prompt.shallow_clone()], &[&[4, 5, 1]], None)
             .unwrap();
-        taught.to_kind(Kind::Double).square().sum(Kind::Double)
+        logits.to_kind(Kind::Double).square().sum(Kind::Double)
     };
     let variable = prompt.copy().set_requires_grad(true);
     loss(&variable).backward();

@@ -65,7 +65,7 @@ impl Group {
         for id in ids {
             let joined = self.joined(&id);
             if let Some(member) = self.members.get_mut(&id) {
-                member.last_heard = now;
+                member.last_contact = now;
                 member.assignment = Bytes::new();
                 member.answer_join(Ok(joined));
             }

@@ -1,0 +1,116 @@
+//! The layers that an adapter is made of.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::models::ModelError;
+
+/// Layer norms' stabiliser.
+const NORM_EPS: f64 = 1e-5;
+
+/// Makes one position of a whole clip.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub(super) inner_weight: Tensor,
+    pub(super) inner_bias: Tensor,
+    pub(super) outer_weight: Tensor,
+    pub(super) outer_bias: Tensor,
+    pub(super) norm_weight: Tensor,
+    pub(super) norm_bias: Tensor,
+}
+
+/// Adds to each frame what its neighbours say about it.
+#[derive(Debug)]
+pub(super) struct ResidualBlock {
+    pub(super) norm_weight: Tensor,
+    pub(super) norm_bias: Tensor,
+    pub(super) conv_weight: Tensor,
+    pub(super) conv_bias: Tensor,
+    pub(super) linear_weight: Tensor,
+    pub(super) linear_bias: Tensor,
+}
+
+/// A convolution in time that may shorten, then a norm.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) conv_weight: Tensor,
+    pub(super) conv_bias: Tensor,
+    pub(super) norm_weight: Tensor,
+    pub(super) norm_bias: Tensor,
+    pub(super) stride: i64,
+}
+
+impl Summary {
+    /// `[B, L+1, 2D]` f32 → `[B, 1, H]` f32: each mean and each deviation brought to mean 0 and variance 1,
+    /// a narrow layer, a linear map, a norm.
+    pub(super) fn forward(&self, statistics: &Tensor) -> Result<Tensor, ModelError> {
+        let [rows, states, both] = statistics.size()[..] else {
+            unreachable!("the caller checked the shape")
+        };
+        let width = both / 2;
+        let inner = statistics
+            .f_view([rows, states, 2, width])?
+            .f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, NORM_EPS, false)?
+            .f_view([rows, 1, states * both])?
+            .f_linear(&self.inner_weight, Some(&self.inner_bias))?
+            .f_gelu("none")?; // [B, 1, K]
+        let outer = inner.f_linear(&self.outer_weight, Some(&self.outer_bias))?;
+        layer_norm(&outer, &self.norm_weight, &self.norm_bias)
+    }
+}
+
+impl ResidualBlock {
+    /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
+    pub(super) fn forward(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
+        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?;
+        let added = inner
+            .f_gelu("none")?
+            .f_linear(&self.linear_weight, Some(&self.linear_bias))?;
+        Ok(x.f_add(&added)?)
+    }
+}
+
+/// A 1-D convolution in time, padded by zeros: `[B, T, C]` with valid `lengths` → `[B, ceil(T / stride), H]`.
+pub(super) fn convolve(
+    x: &Tensor,
+    lengths: &[i64],
+    [weight, bias]: [&Tensor; 2],
+    stride: i64,
+) -> Result<Tensor, ModelError> {
+    let frames = x.size()[1];
+    let x = match lengths.iter().any(|length| *length < frames) {
+        true => x * frame_mask(lengths, frames, x.device())?,
+        false => x.shallow_clone(),
+    };
+    let padding = (weight.size()[2] - 1) / 2;
+    Ok(x.f_transpose(1, 2)? // [B, C, T]
+        .f_conv1d(weight, Some(bias), stride, padding, 1, 1)?
+        .f_transpose(1, 2)?)
+}
+
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(x.f_layer_norm(weight.size(), Some(weight), Some(bias), NORM_EPS, false)?)
+}
+
+/// 1 for valid frames, 0 for padding: `[B, T, 1]` f32.
+fn frame_mask(lengths: &[i64], frames: i64, device: Device) -> Result<Tensor, ModelError> {
+    let lengths = Tensor::f_from_slice(lengths)?
+        .f_to_device(device)?
+        .f_unsqueeze(1)?; // [B, 1]
+    let at = Tensor::f_arange(frames, (Kind::Int64, device))?.f_unsqueeze(0)?; // [1, T]
+    Ok(at.f_lt_tensor(&lengths)?.f_to_kind(Kind::Float)?.f_unsqueeze(2)?)
+}
+
+/// Root mean square of an embedding table `[V, H]`: the initial gain of the adapter's last norm.
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub fn embedding_rms(table: &Tensor) -> Result<f64, ModelError> {
+    let _guard = tch::no_grad_guard();
+    Ok(table
+        .f_to_kind(Kind::Float)?
+        .f_square()?
+        .f_mean(Kind::Double)?
+        .f_sqrt()?
+        .f_double_value(&[])?)
+}

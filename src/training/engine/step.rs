@@ -1,0 +1,139 @@
+//! One optimiser step.
+
+use std::time::Instant;
+
+use super::Engine;
+use crate::nn::optimizer::AdamW;
+use crate::nn::random::SplitMix;
+use crate::training::TrainingError;
+use crate::training::batch::BatchReader;
+use crate::training::config::StageConfig;
+use crate::training::events::TrainEvent;
+use crate::training::prepare::Sample;
+use crate::training::schedule::{progress, rate_factor};
+use crate::training::stage::StageRunner;
+
+/// Sets the random numbers of dropout apart from others that come of the same seed.
+const DROPOUT_STREAM: u64 = 0xd0;
+/// Distinguishes the seed of feature masks from those of other choices.
+const MASK_SEED: u64 = 0x3a5c;
+
+impl Engine<'_> {
+    /// One optimiser step over `accumulate` batches. False when it was left out because a number was not
+    /// finite.
+    pub(super) fn step(
+        &mut self,
+        stage: &StageConfig,
+        work: &StageRunner<'_>,
+        optimizer: &mut AdamW,
+        reader: &BatchReader,
+        samples: &[Sample],
+        on_event: &mut dyn FnMut(&TrainEvent),
+    ) -> Result<bool, TrainingError> {
+        let start = Instant::now();
+        optimizer.zero_grad();
+        self.set_dropout_active(true);
+        let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
+        let mut epoch = self.state.epoch;
+        while batches < stage.accumulate {
+            let batch = reader.next()?;
+            epoch = batch.epoch;
+            self.state.count_clips(&batch)?;
+            (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
+                (batch.epoch + 1, 0)
+            } else {
+                (batch.epoch, batch.position + 1)
+            };
+            let rows: Vec<&Sample> = batch.rows.iter().map(|row| &samples[*row]).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                batch.epoch,
+                batch.position as u64,
+                MASK_SEED,
+            ];
+            let mut random = SplitMix::new(&seeds);
+            let (clips, asked) = (&batch.clips, &batch.instructions);
+            let Some(found) = work.loss(&self.learned, &rows, clips, asked, Some(&mut random))? else {
+                continue;
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a small count")]
+            let share = found.loss / stage.accumulate as f64;
+            share.f_backward()?;
+            total += share.double_value(&[]);
+            batches += 1;
+            tokens += found.tokens;
+            audio_seconds += batch.seconds.iter().sum::<f64>();
+        }
+        self.set_dropout_active(false);
+        let norm = optimizer.grad_norm();
+        self.state.step += 1;
+        self.state.total_steps += 1;
+        let done = progress(stage, self.state.step, self.state.stage_seconds);
+        let rate = stage.learning_rate * rate_factor(stage, self.state.step - 1, done);
+        let finite = total.is_finite() && norm.is_finite();
+        if finite {
+            if norm > stage.clip_norm {
+                optimizer.scale_grads(stage.clip_norm / norm);
+            }
+            optimizer.step(rate);
+        }
+        let elapsed = start.elapsed().as_secs_f64();
+        self.state.stage_seconds += elapsed;
+        let number = self.state.stage;
+        if !finite {
+            self.state.skipped += 1;
+            let (step, skipped) = (self.state.step, self.state.skipped);
+            self.tell(
+                TrainEvent::StepSkipped {
+                    stage: number,
+                    step,
+                    skipped,
+                },
+                on_event,
+            )?;
+            return Ok(false);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        let tokens = tokens as f64;
+        self.tell(
+            TrainEvent::Step {
+                stage: number,
+                kind: stage.kind.name().to_owned(),
+                step: self.state.step,
+                epoch,
+                loss: total,
+                rate,
+                grad_norm: norm,
+                tokens_per_second: tokens / elapsed,
+                audio_seconds_per_second: audio_seconds / elapsed,
+                seconds: self.state.stage_seconds,
+                progress: done.min(1.0),
+            },
+            on_event,
+        )?;
+        Ok(true)
+    }
+
+    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
+    fn set_dropout_active(&mut self, active: bool) {
+        let Some(lora) = &mut self.learned.lora else {
+            return;
+        };
+        lora.set_training(active);
+        if active && lora.config().dropout > 0.0 {
+            // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
+            // run go on equally.
+            let seeds = [
+                self.config.seed,
+                self.state.stage as u64,
+                self.state.step,
+                DROPOUT_STREAM,
+            ];
+            tch::manual_seed(SplitMix::new(&seeds).bits().cast_signed());
+        }
+    }
+}
