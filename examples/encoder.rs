@@ -20,6 +20,7 @@ use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{
     DeviceChoice, Placement, PrecisionChoice, configure_threads, cpu_capability, ensure_passive_openmp,
+    keep_freed_memory,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +30,7 @@ use shared::processor_seconds;
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
     ensure_passive_openmp();
+    keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [dir, samples, batch, threads, out, rest @ ..] = arguments.as_slice() else {

@@ -33,6 +33,7 @@ use shared::processor_seconds;
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
     speechverse::nn::accel::ensure_passive_openmp();
+    speechverse::nn::accel::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {

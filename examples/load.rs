@@ -20,13 +20,16 @@ use serde_json::{Map, json};
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::llms::t5::{T5, T5Config};
 use speechverse::models::{open_encoder, open_language_model};
-use speechverse::nn::accel::{DeviceChoice, Placement, PrecisionChoice, ensure_passive_openmp};
+use speechverse::nn::accel::{
+    DeviceChoice, Placement, PrecisionChoice, ensure_passive_openmp, keep_freed_memory,
+};
 use speechverse::weights::Checkpoint;
 use tch::{Kind, Tensor};
 
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 fn main() -> anyhow::Result<()> {
     ensure_passive_openmp();
+    keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {

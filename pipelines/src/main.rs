@@ -11,6 +11,7 @@ use speechverse_pipelines::output::OutputError;
 fn main() -> ExitCode {
     // Before anything else: it may start the program anew.
     speechverse::nn::accel::ensure_passive_openmp();
+    speechverse::nn::accel::keep_freed_memory();
     speechverse::nn::accel::load_cuda();
     let result = match Cli::try_parse() {
         Ok(cli) => commands::run(cli),

@@ -6,9 +6,11 @@
 //! for CUDA.
 
 mod cuda;
+mod memory;
 mod threads;
 
 pub use cuda::{CudaState, load_cuda};
+pub use memory::keep_freed_memory;
 pub use threads::{configure_threads, ensure_passive_openmp, threads};
 
 use std::fmt;
