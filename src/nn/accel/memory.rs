@@ -6,11 +6,12 @@ const KEPT_BYTES: libc::c_int = 1 << 30;
 
 /// Keeps freed memory in the process instead of giving it back to the system after each operation.
 ///
-/// libtorch's CPU tensors come from `malloc`, which maps every block from 32 MiB on anew and unmaps it when it
-/// is freed; each page is then cleared by the kernel when it is first touched. In training that was a third to
-/// a half of the processor time, in answering a tenth. Memory grows to the largest need so far and stays
-/// there. All threads share one heap, because only the first one can hold such blocks. Variables of the environment that set the same (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`) win.
-/// Does nothing on other C libraries.
+/// libtorch's CPU tensors come from `malloc`, which maps every block from 32 MiB on anew and unmaps it when
+/// it is freed; each page is then cleared by the kernel when it is first touched. In training that was a
+/// third to a half of the processor time, in answering a tenth. Memory grows to the largest need so far and
+/// stays there. All threads share one heap, because only the first one can hold such blocks. Variables of the
+/// environment that set the same (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`) win. Does nothing on other C
+/// libraries.
 ///
 /// Call it before the first tensor.
 ///
