@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use fuzz_targets::{TARGETS, Target, target};
 
 /// Most memory that a parser may take for one input; twice that, an allocation fails and ends the process.
-const INPUT_MEMORY_BYTES_MAX: usize = 1 << 28;
+const INPUT_MEMORY_BYTES_MAX: usize = 1 << 26;
 /// Longest that a parser may take for one input, on a busy machine.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest input.
