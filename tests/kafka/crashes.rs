@@ -40,20 +40,20 @@ impl Drop for Mortal {
 /// Processes with work that finishes out of order are killed in the middle of it, one after another: what
 /// they had not finished is read by the next, and after a clean end nothing is read again.
 pub(super) async fn crashes(bench: &Bench) {
-    const COUNT: u64 = 600;
-    bench.publish(0..COUNT).await;
     let finished = Arc::new(Finished::default());
-
-    for count in BEFORE_KILL {
-        let (config, finished) = (bench.config.clone(), Arc::clone(&finished));
-        let killed = tokio::task::spawn_blocking(move || read_and_be_killed(&config, count, &finished));
-        tokio::time::timeout(STEP, killed)
-            .await
-            .expect("records in time")
-            .unwrap();
-    }
+    let killing = async {
+        for count in BEFORE_KILL {
+            let (config, finished) = (bench.config.clone(), Arc::clone(&finished));
+            let killed = tokio::task::spawn_blocking(move || read_and_be_killed(&config, count, &finished));
+            tokio::time::timeout(STEP, killed)
+                .await
+                .expect("records in time")
+                .unwrap();
+        }
+    };
+    let ((), published) = bench.publish_during(killing).await;
     assert!(
-        finished.distinct() < COUNT as usize,
+        finished.distinct() < published as usize,
         "the last of them had nothing left to lose"
     );
 
@@ -62,7 +62,7 @@ pub(super) async fn crashes(bench: &Bench) {
         tokio::time::timeout(Duration::from_millis(SESSION_MS + 6_000), last.record()).await
     {
         finished.work_on(record, &last.tracker);
-        if finished.distinct() == COUNT as usize {
+        if finished.distinct() == published as usize {
             break;
         }
     }
@@ -71,7 +71,7 @@ pub(super) async fn crashes(bench: &Bench) {
         finished.work_on(record, &last.tracker);
     }
     assert_eq!(last.source.close(STEP).await.unwrap(), Closed { unfinished: 0 });
-    assert_eq!(finished.numbers(), (0..COUNT).collect::<Vec<u64>>());
+    assert_eq!(finished.numbers(), (0..published).collect::<Vec<u64>>());
     let after = bench.start();
     assert!(
         after.is_silent(Duration::from_secs(4)).await,
@@ -115,7 +115,11 @@ async fn process_that_is_killed() {
     config.group_id = group.to_owned();
     config.topics.requests = topic.to_owned();
     config.session_timeout_ms = SESSION_MS;
-    let running = Bench { broker: None, config }.start();
+    let running = Bench {
+        _broker: None,
+        config,
+    }
+    .start();
     loop {
         let record = running.record().await;
         let tracker = running.tracker.clone();

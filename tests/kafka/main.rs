@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,7 +29,7 @@ const STEP: Duration = Duration::from_secs(60);
 /// A broker with topics of its own for one test.
 struct Bench {
     /// Kept alive; `None` on Apache Kafka.
-    broker: Option<EmbeddedBroker>,
+    _broker: Option<EmbeddedBroker>,
     config: KafkaConfig,
 }
 
@@ -38,7 +39,7 @@ impl Bench {
         let config = config(broker.bootstrap());
         admin::ensure_topics(&config, STEP).await.unwrap();
         Self {
-            broker: Some(broker),
+            _broker: Some(broker),
             config,
         }
     }
@@ -46,7 +47,10 @@ impl Bench {
     async fn apache() -> Option<Self> {
         let config = config(std::env::var("SPEECHVERSE_KAFKA").ok()?);
         admin::ensure_topics(&config, STEP).await.unwrap();
-        Some(Self { broker: None, config })
+        Some(Self {
+            _broker: None,
+            config,
+        })
     }
 
     fn requests(&self) -> &str {
@@ -61,9 +65,37 @@ impl Bench {
         start(&self.config)
     }
 
-    /// Publishes records with the values `0..count` under as many keys.
+    /// Publishes records with these numbers as their values, under as many keys.
     async fn publish(&self, numbers: std::ops::Range<u64>) {
-        let sink = self.sink();
+        self.publish_with(&self.sink(), numbers).await;
+    }
+
+    /// Publishes records, numbered from 0, for as long as `work` takes; what that gives, and how many there
+    /// are. Whoever is killed meanwhile has something in hand, and whoever comes next finds something to do,
+    /// however fast or late anybody is.
+    async fn publish_during<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        const AT_ONCE: u64 = 10;
+        const PAUSE: Duration = Duration::from_millis(40);
+        let is_over = Cell::new(false);
+        let working = async {
+            let done = work.await;
+            is_over.set(true);
+            done
+        };
+        let publishing = async {
+            let sink = self.sink();
+            let mut count = 0;
+            while !is_over.get() {
+                self.publish_with(&sink, count..count + AT_ONCE).await;
+                count += AT_ONCE;
+                tokio::time::sleep(PAUSE).await;
+            }
+            count
+        };
+        tokio::join!(working, publishing)
+    }
+
+    async fn publish_with(&self, sink: &Sink, numbers: std::ops::Range<u64>) {
         let sends: Vec<_> = numbers
             .map(|number| {
                 let (sink, record) = (sink.clone(), outgoing(self.requests(), number));

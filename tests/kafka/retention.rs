@@ -24,7 +24,7 @@ async fn bench() -> Bench {
     };
     admin::ensure_topics(&config, STEP).await.unwrap();
     Bench {
-        broker: Some(broker),
+        _broker: Some(broker),
         config,
     }
 }
