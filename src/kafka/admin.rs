@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use tracing::info;
 
 use super::client::{self, Reporting};
@@ -15,6 +15,8 @@ use crate::kafka::config::KafkaConfig;
 const CONTROL_PARTITIONS: i32 = 1;
 /// Least time for a second question to a broker that has answered the first.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a partition without a leader is asked for again.
+const LEADER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A broker as it describes itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +130,8 @@ pub async fn ensure_topics(config: &KafkaConfig, limit: Duration) -> Result<Vec<
     }
 }
 
-/// Where a partition ends: the offset of the next record that is written to it.
+/// Where a partition ends: the offset of the next record that is written to it. A partition that has just
+/// been made may be without a leader for a moment.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`] when nobody answers within `limit`.
@@ -142,17 +145,38 @@ pub async fn end_of(
     let (topic, bootstrap) = (topic.to_owned(), config.bootstrap.clone());
     let ask = move || {
         let began = Instant::now();
-        let watermarks = admin.inner().fetch_watermarks(&topic, partition, limit);
-        let (_, end) = watermarks.map_err(|error| KafkaError::Unreachable {
-            bootstrap,
-            waited_ms: began.elapsed().as_millis(),
-            reason: reason(&error),
-        })?;
-        Ok(end)
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            match admin.inner().fetch_watermarks(&topic, partition, left) {
+                Ok((_, end)) => return Ok(end),
+                Err(error) if has_no_leader_yet(&error) && began.elapsed() < limit => {
+                    std::thread::sleep(LEADER_INTERVAL);
+                }
+                Err(error) => {
+                    return Err(KafkaError::Unreachable {
+                        bootstrap,
+                        waited_ms: began.elapsed().as_millis(),
+                        reason: reason(&error),
+                    });
+                }
+            }
+        }
     };
     tokio::task::spawn_blocking(ask)
         .await
         .map_err(|_| KafkaError::Ended)?
+}
+
+/// Whether a partition is so new that no broker leads it, or knows that it does.
+fn has_no_leader_yet(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+        )
+    )
 }
 
 async fn create_missing(config: &KafkaConfig, limit: Duration) -> Result<Vec<String>, KafkaError> {

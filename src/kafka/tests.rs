@@ -148,3 +148,19 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         .await
         .unwrap_or_else(|_| panic!("{what}"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_partition_that_has_no_leader_yet_is_asked_for_again() {
+    use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Code};
+    let cluster = Cluster::new(1);
+    cluster.publish(3).await;
+    let errors = [
+        Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+    ];
+    cluster.mock.request_errors(Api::ListOffsets, &errors);
+
+    let end = admin::end_of(&cluster.config, TOPIC, 0, LIMIT).await;
+
+    assert_eq!(end.unwrap(), 3);
+}
