@@ -102,7 +102,8 @@ kafka_port=$(free_port)
 if kafka=$(scripts/kafka/start.sh "$kafka_port" 2>>"$log") && kafka=$(echo "$kafka" | head -n 1) && [ -n "$kafka" ]; then
     echo "$kafka"
     SPEECHVERSE_KAFKA=$kafka
-    export SPEECHVERSE_KAFKA
+    SPEECHVERSE_FAULTS_APACHE=1                    # the fault suite starts its own, which it kills
+    export SPEECHVERSE_KAFKA SPEECHVERSE_FAULTS_APACHE
     trap 'scripts/kafka/stop.sh "$kafka_port"' EXIT
     trap 'exit 130' INT TERM
 else

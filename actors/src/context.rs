@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
 use speechverse::kafka::{AudioHold, BudgetHold};
-use speechverse::telemetry::StageItem;
 use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
+use speechverse::telemetry::{StageItem, fault_point};
 use speechverse::training::{Control, Yield};
 use speechverse::wire::dead_letter::Stage;
 use speechverse::wire::request::{Priority, Request};
@@ -96,11 +96,13 @@ impl RecordGuard {
     /// Holds a record in `stage`, which counts it as an item of its work.
     pub fn new(record: Record, stage: Stage, orphans: OrphanQueue) -> Self {
         let item = StageItem::enter(stage.as_str(), Duration::ZERO, &Span::current());
-        Self {
+        let guard = Self {
             held: Some((record, item)),
             stage,
             orphans,
-        }
+        };
+        fault_point(stage.as_str());
+        guard
     }
 
     /// Takes the record out: the stage is done with it, its outcome is in the caller's hands now.
@@ -311,6 +313,7 @@ impl RequestContext {
         self.times.queue_ms += waited.as_secs_f64() * 1e3;
         let item = StageItem::enter(self.stage.as_str(), waited, &self.span);
         self.item = Some(item);
+        fault_point(self.stage.as_str());
     }
 
     /// The span of the present stage's work, the request's own where no stage has taken it up.

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Starts a single-node Apache Kafka on loopback, for tests; needs Java 17 and, the first time, Maven and its repository.
 #
-#   scripts/kafka/start.sh [PORT [CONTROLLER_PORT]]      default 29092 29093
+#   scripts/kafka/start.sh [--again] [PORT [CONTROLLER_PORT]]      default 29092 29093
 #
+# --again starts one that was killed, with the data that it had.
 # Prints two lines when it is ready: the bootstrap address and the process id. Data and log lie in
 # .cache/kafka/run-PORT; scripts/kafka/stop.sh PORT ends it and deletes them. Exit 3: this machine cannot run it.
 set -euo pipefail
 
+again=
+if [ "${1:-}" = --again ]; then again=1; shift; fi
 port=${1:-29092}
 controller_port=${2:-$((port + 1))}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -33,12 +36,21 @@ if [ ! -f "$jars/complete" ]; then
     mv "$jars.part" "$jars"
 fi
 
-if [ -f "$run/pid" ] && kill -0 "$(cat "$run/pid")" 2>/dev/null; then
+# Not whether there is a process of that number: it may be another's by now, or dead and not yet waited for.
+is_running() { [ -f "$run/pid" ] && grep -qa "$run/server.properties" "/proc/$(cat "$run/pid")/cmdline" 2>/dev/null; }
+if [ -n "$again" ]; then
+    for _ in $(seq 20); do is_running || break; sleep 0.25; done   # who killed it did not wait
+fi
+if is_running; then
     say "already running on port $port; scripts/kafka/stop.sh $port ends it"
     exit 1
 fi
-rm -rf "$run"
-mkdir -p "$run"
+if [ -n "$again" ]; then
+    [ -f "$run/server.properties" ] || { say "nothing was started on port $port"; exit 1; }
+else
+    rm -rf "$run"
+    mkdir -p "$run"
+fi
 
 cat >"$run/server.properties" <<P
 process.roles=broker,controller
@@ -90,11 +102,13 @@ P
 java_here() { java -Xms256m -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
     -Dlog4j2.configurationFile="$run/log4j2.properties" -Dkafka.logs.dir="$run" -cp "$jars/*" "$@"; }
 
-id=$(java_here kafka.tools.StorageTool random-uuid)
-java_here kafka.tools.StorageTool format --standalone -t "$id" -c "$run/server.properties" >"$run/format.log" 2>&1 || {
-    cat "$run/format.log" >&2
-    exit 1
-}
+if [ -z "$again" ]; then
+    id=$(java_here kafka.tools.StorageTool random-uuid)
+    java_here kafka.tools.StorageTool format --standalone -t "$id" -c "$run/server.properties" >"$run/format.log" 2>&1 || {
+        cat "$run/format.log" >&2
+        exit 1
+    }
+fi
 # A session of its own, so that an interrupted test run does not take it along half-way.
 setsid java -Xms256m -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
     -Dlog4j2.configurationFile="$run/log4j2.properties" -Dkafka.logs.dir="$run" -cp "$jars/*" \

@@ -2,6 +2,8 @@
 //! logging.
 
 pub mod config;
+#[cfg(feature = "testsuite")]
+mod faults;
 pub mod logs;
 pub mod metrics;
 #[cfg(feature = "otlp")]
@@ -10,3 +12,12 @@ pub mod spans;
 mod stage;
 
 pub use stage::StageItem;
+
+/// Where a test may let `stage` panic (`SPEECHVERSE_TEST_PANICS`), with a work item in hand; nothing without
+/// the feature `testsuite`.
+pub fn fault_point(stage: &'static str) {
+    #[cfg(feature = "testsuite")]
+    faults::strike(stage);
+    #[cfg(not(feature = "testsuite"))]
+    let _ = stage;
+}

@@ -50,7 +50,7 @@ impl Clock {
     /// The time of day now. The system's may jump; a manual clock's moves with [`Clock::advance`].
     pub fn time(&self) -> Timestamp {
         match &self.manual {
-            None => Timestamp::now(),
+            None => now(),
             Some(manual) => manual.start_time + (self.now() - manual.start),
         }
     }
@@ -85,6 +85,14 @@ impl Clock {
             moved.await;
         }
     }
+}
+
+/// The system's time of day, with the jumps that a test orders.
+fn now() -> Timestamp {
+    #[cfg(feature = "testsuite")]
+    return Timestamp::now() + super::jumps::jumped();
+    #[cfg(not(feature = "testsuite"))]
+    Timestamp::now()
 }
 
 /// Something that is due at once and then again and again, by a clock.

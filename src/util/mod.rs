@@ -4,6 +4,8 @@
 mod clock;
 mod config_error;
 mod file_content;
+#[cfg(feature = "testsuite")]
+mod jumps;
 
 pub use clock::{Clock, Ticks};
 pub use config_error::{ConfigError, ENV_PREFIX};

@@ -1,0 +1,221 @@
+//! `speechverse serve` as a process that can be killed, stopped, and started with a fault in it.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use speechverse::config::Settings;
+use speechverse::kafka::admin::ensure_topics;
+use speechverse::kafka::config::Delivery;
+use speechverse::testing::{TinyModels, publish_first_version};
+
+/// Longest that a process may take until it is ready, on a busy machine.
+const READY_MAX: Duration = Duration::from_secs(120);
+/// Longest that it may take to end when it is asked to.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// Lines of its log that are kept.
+const LOG_LINES: usize = 60;
+/// A member that is silent for so long loses its partitions.
+pub(crate) const SESSION: Duration = Duration::from_secs(6);
+/// Largest file that a process with a full disk can write, KiB: less than a labelled sample.
+const DISK_KIB: u32 = 4;
+
+/// A process that is killed when this is dropped.
+pub(crate) struct Mortal(pub(crate) Child);
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Sends a signal, named without `SIG`.
+pub(crate) fn signal(process: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), process.to_string()])
+        .status();
+    assert!(sent.unwrap().success(), "SIG{name} cannot be sent to {process}");
+}
+
+/// What is wrong with a process from its start on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flaw {
+    /// `STAGE:ITEM,...`: which stages panic, at which of their work items.
+    pub(crate) panics: String,
+    /// `MILLISECONDS:SECONDS,...`: when the time of day jumps, and by how much.
+    pub(crate) jumps: String,
+    /// Its disk takes no labelled sample.
+    pub(crate) disk_is_full: bool,
+}
+
+/// What all processes of a run share.
+pub(crate) struct Site {
+    pub(crate) settings: Settings,
+    dir: tempfile::TempDir,
+}
+
+impl Site {
+    /// Tiny models, and settings for them, on a broker.
+    pub(crate) fn new(bootstrap: &str, delivery: Delivery) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let models = TinyModels::write(dir.path(), 7);
+        let mut settings = Settings::default();
+        settings.model.encoder = models.encoder;
+        settings.model.llm = models.llm;
+        settings.model.precision = "f32".parse().unwrap();
+        settings.model.threads = 1;
+        settings.service.tasks_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tasks");
+        settings.kafka.bootstrap = bootstrap.to_owned();
+        settings.kafka.delivery = delivery;
+        settings.kafka.partitions = 3;
+        settings.kafka.session_timeout_ms = SESSION.as_millis() as u64;
+        settings.service.drain_ms_max = 5_000;
+        settings.store.correction_wait_ms = 500;
+        settings.adapters.prefix = "tiny".into();
+        settings.trainer.enabled = false;
+        settings.http.listen = "127.0.0.1:0".parse().unwrap();
+        settings.decoder.tokens_max = 4;
+        settings.decoder.positions_max = 512;
+        settings.audio.seconds_max = 20.0;
+        Self { settings, dir }
+    }
+
+    /// Makes the topics, so that those who only read find them.
+    pub(crate) fn make_topics(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime
+            .block_on(ensure_topics(&self.settings.kafka, READY_MAX))
+            .unwrap();
+    }
+
+    /// The settings file of a process, whose folders are its own.
+    fn settings_file(&self, name: &str) -> PathBuf {
+        let folder = self.dir.path().join(name);
+        let file = folder.join("serve.toml");
+        let mut settings = self.settings.clone();
+        settings.kafka.instance_id = name.to_owned();
+        settings.adapters.dir = folder.join("adapters");
+        settings.store.dir = folder.join("samples");
+        settings.trainer.runs_dir = folder.join("runs");
+        if !file.exists() {
+            std::fs::create_dir_all(&folder).unwrap();
+            publish_first_version(
+                &settings.adapters.dir,
+                &settings.model.encoder,
+                &settings.model.llm,
+            );
+            std::fs::write(&file, settings.to_toml()).unwrap();
+        }
+        file
+    }
+}
+
+/// A running `speechverse serve`.
+pub(crate) struct Serve {
+    process: Mortal,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Serve {
+    /// Starts it under a name, which it shares with those before it; returns when it is ready.
+    pub(crate) fn start(site: &Site, name: &str, flaw: &Flaw) -> Self {
+        let file = site.settings_file(name);
+        let program = env!("CARGO_BIN_EXE_speechverse");
+        let mut command = match flaw.disk_is_full {
+            false => Command::new(program),
+            true => {
+                // A write beyond the limit is an error, as on a full disk, and no signal.
+                let limited = format!("trap '' XFSZ; ulimit -f {DISK_KIB}; exec \"$0\" \"$@\"");
+                let mut shell = Command::new("bash");
+                shell.args(["-c", &limited, program]);
+                shell
+            }
+        };
+        let mut process = command
+            .args(["serve", "--config", file.to_str().unwrap()])
+            .env("OMP_WAIT_POLICY", "PASSIVE")
+            .env("OMP_NUM_THREADS", "1")
+            .env("RUST_LOG", "info,librdkafka=off,kameo=off")
+            .env("SPEECHVERSE_TEST_PANICS", &flaw.panics)
+            .env("SPEECHVERSE_TEST_CLOCK_JUMPS", &flaw.jumps)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::default();
+        let (ready, is_ready) = flume::bounded(1);
+        keep_lines(process.stderr.take().unwrap(), &log, |_| {});
+        keep_lines(process.stdout.take().unwrap(), &log, move |line| {
+            if line.starts_with("ready ") {
+                let _ = ready.try_send(());
+            }
+        });
+        let serve = Self {
+            process: Mortal(process),
+            log,
+        };
+        // Who does not get ready because it ended drops the sender with its output.
+        let is_ready = is_ready.recv_timeout(READY_MAX);
+        assert!(
+            is_ready.is_ok(),
+            "{name} ({flaw:?}) is not ready:\n{}",
+            serve.log()
+        );
+        serve
+    }
+
+    /// The end of what it printed.
+    pub(crate) fn log(&self) -> String {
+        let lines: Vec<String> = self.log.lock().unwrap().iter().cloned().collect();
+        lines.join("\n")
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.process.0.id(), name);
+    }
+
+    /// How it ended, where it has.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.0.try_wait().unwrap()
+    }
+
+    /// Asks it to end, and waits.
+    pub(crate) fn stop(mut self) {
+        if self.ended().is_some() {
+            return;
+        }
+        self.signal("TERM");
+        let deadline = Instant::now() + STOP_MAX;
+        while self.ended().is_none() {
+            assert!(Instant::now() < deadline, "it does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Keeps the last lines of an output, on a thread of its own, until the output ends.
+fn keep_lines(
+    output: impl Read + Send + 'static,
+    log: &Arc<Mutex<VecDeque<String>>>,
+    mut told: impl FnMut(&str) + Send + 'static,
+) {
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            told(&line);
+            let mut log = log.lock().unwrap();
+            if log.len() == LOG_LINES {
+                log.pop_front();
+            }
+            log.push_back(line);
+        }
+    });
+}

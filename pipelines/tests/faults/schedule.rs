@@ -1,0 +1,306 @@
+//! What goes wrong, and when: drawn from a seed.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::broker::Broker;
+use crate::dice::Dice;
+use crate::load::{Asker, clip};
+use crate::process::{Flaw, SESSION, Serve, Site};
+use crate::watch::Watch;
+
+/// Longest that nothing at all may be answered while nothing is wrong.
+const STILL_MAX: Duration = Duration::from_secs(90);
+/// Outcomes for which a process with a flaw is at work, at least.
+const FLAWED_REQUESTS: usize = 40;
+/// Stages that have requests in hand; each panics once.
+const STAGES: [&str; 4] = ["ingest", "encode", "decode", "publish"];
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Act {
+    /// A process is killed and started again.
+    Kill,
+    /// One process becomes three, then two: one of them is asked to end.
+    Rebalance,
+    /// A process stands still for longer than its session, and goes on.
+    StandStill,
+    /// The broker answers nobody for a while.
+    BrokerOutOfReach,
+    /// The broker is killed and comes back.
+    BrokerRestart,
+    /// Labelled samples cannot be stored.
+    FullDisk,
+    /// Each stage panics.
+    Panics,
+    /// The time of day jumps.
+    ClockJumps,
+}
+
+impl Act {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Kill,
+        Self::Rebalance,
+        Self::StandStill,
+        Self::BrokerOutOfReach,
+        Self::BrokerRestart,
+        Self::FullDisk,
+        Self::Panics,
+        Self::ClockJumps,
+    ];
+}
+
+/// One run: the processes, and everything that becomes of them.
+pub(crate) struct Run<'r> {
+    pub(crate) site: &'r Site,
+    pub(crate) broker: &'r mut Broker,
+    pub(crate) asker: &'r Asker,
+    pub(crate) watch: &'r Watch,
+    pub(crate) dice: Dice,
+    /// How long the broker is out of reach.
+    pub(crate) outage: Duration,
+    members: Vec<(String, Serve)>,
+    /// Ends of faults.
+    pub(crate) calm: Vec<Instant>,
+    /// Ids of labels and orders.
+    pub(crate) others: BTreeSet<String>,
+    pub(crate) panics: usize,
+    /// Why processes ended that nobody had asked to.
+    pub(crate) ended: Vec<String>,
+    pub(crate) acts: Vec<Act>,
+}
+
+impl<'r> Run<'r> {
+    /// Starts the first process.
+    pub(crate) fn start(
+        site: &'r Site,
+        broker: &'r mut Broker,
+        asker: &'r Asker,
+        watch: &'r Watch,
+        dice: Dice,
+        outage: Duration,
+    ) -> Self {
+        let mut run = Self {
+            site,
+            broker,
+            asker,
+            watch,
+            dice,
+            outage,
+            members: Vec::new(),
+            calm: Vec::new(),
+            others: BTreeSet::new(),
+            panics: 0,
+            ended: Vec::new(),
+            acts: Vec::new(),
+        };
+        run.join(&Flaw::default());
+        run
+    }
+
+    /// Lets one thing after another go wrong until `requests` have an outcome.
+    pub(crate) fn play(&mut self, requests: usize, acts: usize) {
+        let mut kinds: Vec<Act> = Act::ALL.to_vec();
+        kinds.retain(|act| *act != Act::BrokerRestart || self.broker.has_disk());
+        let mut waiting = Vec::new();
+        for number in 0..acts {
+            if waiting.is_empty() {
+                waiting = kinds.clone();
+                self.dice.shuffle(&mut waiting);
+            }
+            let act = waiting.pop().expect("just filled");
+            let share = requests / (acts + 1);
+            let moment = share * number + self.dice.below(share.max(1));
+            // So many that the fault meets requests in flight, and the next ones do too.
+            self.allow(share * (number + 2));
+            self.until_answered(moment);
+            self.acts.push(act);
+            self.perform(act);
+            self.calm.push(Instant::now());
+        }
+        self.allow(requests);
+        self.until_answered(requests);
+    }
+
+    fn allow(&self, requests: usize) {
+        self.asker.allowed.store(requests, Ordering::Relaxed);
+    }
+
+    /// Stops all processes.
+    pub(crate) fn stop(mut self) -> Outcome {
+        for (_, serve) in self.members.drain(..) {
+            serve.stop();
+        }
+        Outcome {
+            calm: self.calm,
+            others: self.others,
+            panics: self.panics,
+            ended: self.ended,
+            acts: self.acts,
+        }
+    }
+
+    fn perform(&mut self, act: Act) {
+        match act {
+            Act::Kill => {
+                let index = self.dice.below(self.members.len());
+                let (name, serve) = self.members.remove(index);
+                drop(serve);
+                self.start_member(name, &Flaw::default());
+            }
+            Act::Rebalance => {
+                self.leave_until(1);
+                self.join(&Flaw::default());
+                self.join(&Flaw::default());
+                self.pass(20);
+                self.leave_until(2);
+            }
+            Act::StandStill => {
+                let index = self.dice.below(self.members.len());
+                self.members[index].1.signal("STOP");
+                std::thread::sleep(SESSION + Duration::from_secs(2));
+                self.members[index].1.signal("CONT");
+            }
+            Act::BrokerOutOfReach => {
+                self.broker.pause();
+                std::thread::sleep(self.outage);
+                self.broker.go_on();
+            }
+            Act::BrokerRestart => self.broker.kill_and_restart(),
+            Act::FullDisk => self.with_flaw(&Flaw {
+                disk_is_full: true,
+                ..Flaw::default()
+            }),
+            Act::Panics => {
+                let order = |stage: &&str| format!("{stage}:{},", 5 + self.dice.below(FLAWED_REQUESTS / 2));
+                let panics: String = STAGES.iter().map(order).collect();
+                self.panics += STAGES.len();
+                self.with_flaw(&Flaw {
+                    panics: panics + "collect:1,control:1",
+                    ..Flaw::default()
+                });
+            }
+            Act::ClockJumps => self.with_flaw(&Flaw {
+                jumps: "500:600,1500:-1200,3000:300".to_owned(),
+                ..Flaw::default()
+            }),
+        }
+    }
+
+    /// One process with a flaw does everything for a while, a label and an order beside the requests.
+    fn with_flaw(&mut self, flaw: &Flaw) {
+        self.leave_until(0);
+        self.join(flaw);
+        let number = self.others.len();
+        let (label, order) = (format!("label-{number}"), format!("order-{number}"));
+        let topics = &self.site.settings.kafka.topics;
+        self.others.extend([label.clone(), order.clone()]);
+        // Sound that was never stored: the same again would not be written.
+        let headers = [("ce_task", "asr"), ("ce_target", "a tone")];
+        self.asker
+            .tell(&topics.labels, &label, &clip(8 + number), &headers);
+        self.asker.tell(&topics.control, &order, b"no order", &[]);
+        self.until(
+            |run| run.watch.arrival(&order).is_some(),
+            "the dead letter of an order",
+        );
+        if flaw.disk_is_full || !flaw.panics.is_empty() {
+            self.until(
+                |run| run.watch.arrival(&label).is_some(),
+                "the dead letter of a label",
+            );
+        }
+        self.pass(FLAWED_REQUESTS);
+        self.leave_until(0);
+        self.join(&Flaw::default());
+    }
+
+    /// A further process, under the first name that is free.
+    fn join(&mut self, flaw: &Flaw) {
+        let is_free = |name: &String| self.members.iter().all(|(taken, _)| taken != name);
+        let name = (0..).map(|number| format!("pod-{number}")).find(is_free);
+        self.start_member(name.expect("there is always one more"), flaw);
+    }
+
+    fn start_member(&mut self, name: String, flaw: &Flaw) {
+        let serve = Serve::start(self.site, &name, flaw);
+        self.members.push((name, serve));
+    }
+
+    /// Asks processes to end until so many are left.
+    fn leave_until(&mut self, left: usize) {
+        while self.members.len() > left {
+            let index = self.dice.below(self.members.len());
+            self.members.remove(index).1.stop();
+        }
+    }
+
+    /// Waits for so many more outcomes, or for those of all requests that may be asked.
+    fn pass(&mut self, count: usize) {
+        let requests = self.watch.count() - self.others_seen();
+        let allowed = self.asker.allowed.load(Ordering::Relaxed);
+        self.until_answered((requests + count).min(allowed));
+    }
+
+    fn until_answered(&mut self, count: usize) {
+        self.until(
+            |run| run.watch.count() >= count + run.others_seen(),
+            "outcomes of requests",
+        );
+    }
+
+    fn others_seen(&self) -> usize {
+        let is_seen = |id: &&String| self.watch.arrival(id).is_some();
+        self.others.iter().filter(is_seen).count()
+    }
+
+    /// Waits, as a supervisor would: a process that has ended is started again.
+    fn until(&mut self, condition: impl Fn(&Self) -> bool, what: &str) {
+        let mut progress = (self.watch.count(), Instant::now());
+        while !condition(self) {
+            std::thread::sleep(Duration::from_millis(5));
+            self.restart_ended();
+            if self.watch.count() > progress.0 {
+                progress = (self.watch.count(), Instant::now());
+            }
+            if progress.1.elapsed() > STILL_MAX {
+                let logs: Vec<String> = self
+                    .members
+                    .iter()
+                    .map(|(name, serve)| format!("{name}:\n{}", serve.log()))
+                    .collect();
+                panic!(
+                    "{what}: nothing came for {STILL_MAX:?}, {} of {} have an outcome, after {:?}\n{}",
+                    self.watch.count(),
+                    self.asker.asked.lock().unwrap().len(),
+                    self.acts,
+                    logs.join("\n")
+                );
+            }
+        }
+    }
+
+    fn restart_ended(&mut self) {
+        let ended = self
+            .members
+            .iter_mut()
+            .position(|(_, serve)| serve.ended().is_some());
+        if let Some(index) = ended {
+            let (name, mut serve) = self.members.remove(index);
+            let log = serve.log();
+            let last: Vec<&str> = log.lines().rev().take(3).collect();
+            self.ended.push(format!("{name}: {:?}: {last:?}", serve.ended()));
+            self.start_member(name, &Flaw::default());
+            self.calm.push(Instant::now());
+        }
+    }
+}
+
+/// What happened in a run.
+pub(crate) struct Outcome {
+    pub(crate) calm: Vec<Instant>,
+    pub(crate) others: BTreeSet<String>,
+    pub(crate) panics: usize,
+    pub(crate) ended: Vec<String>,
+    pub(crate) acts: Vec<Act>,
+}
