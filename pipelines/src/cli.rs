@@ -2,6 +2,7 @@
 //! setting is wrong. Answers go to standard output, logs to standard error.
 
 mod answering;
+mod bench;
 mod clients;
 mod dead_letters;
 mod models;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use answering::{Ask, Decoding, Eval, PromptSet};
+pub use bench::{Bench, BenchServe};
 pub use clients::{Label, Publish, Results, Retrain};
 pub use models::{FloatKind, Models, Probe, WindowChoice};
 pub use shared::{Broker, Form, Given, OptionalSettings, SettingsFile};
@@ -65,6 +67,9 @@ pub enum Command {
     /// Get, convert and inspect models.
     #[command(subcommand)]
     Models(Models),
+    /// Measure a service under load.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Run one network on given input and write its outputs as safetensors, to compare with a reference.
     #[command(subcommand)]
     Probe(Probe),

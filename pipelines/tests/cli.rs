@@ -33,6 +33,7 @@ fn every_command_has_help() {
         "tasks",
         "data",
         "models",
+        "bench",
         "probe",
         "asyncapi",
         "check-config",
@@ -281,4 +282,72 @@ fn data_is_imported_and_a_leak_is_exit_code_one_with_its_place() {
         said.contains("sentence `three`") && said.contains("leak.jsonl:1"),
         "{said}"
     );
+}
+
+#[test]
+fn a_bench_starts_a_service_and_reports_what_it_did_under_each_load() {
+    use speechverse::testing::{TinyModels, publish_first_version};
+    let dir = tempfile::tempdir().unwrap();
+    let models = TinyModels::write(dir.path(), 7);
+    let seed = dir.path().join("versions");
+    publish_first_version(&seed, &models.encoder, &models.llm);
+    let version = std::fs::read_dir(&seed).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        path.is_dir().then_some(path)
+    });
+    let config = dir.path().join("serve.toml");
+    let settings = format!(
+        "[model]\nencoder = {:?}\nllm = {:?}\nprecision = \"f32\"\nthreads = 1\n\
+         [adapters]\nprefix = \"tiny\"\nseed = {:?}\n\
+         [audio]\nseconds_max = 20.0\n[decoder]\ntokens_max = 4\npositions_max = 512\n",
+        models.encoder,
+        models.llm,
+        version.unwrap()
+    );
+    std::fs::write(&config, settings).unwrap();
+    let args = [
+        "bench",
+        "serve",
+        "--config",
+        config.to_str().unwrap(),
+        "--references",
+        "tests/fixtures/speech/transcripts.jsonl",
+        "--unloaded",
+        "3",
+        "--saturation",
+        "6",
+        "--loads",
+        "0.5",
+        "--seconds",
+        "2",
+        "--json",
+    ];
+
+    let output = speechverse(&args);
+
+    assert_eq!(output.status.code(), Some(0), "{}", words(&output));
+    let rows: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let loads: Vec<&str> = rows.iter().map(|row| row["load"].as_str().unwrap()).collect();
+    assert_eq!(loads, ["one at a time", "all at once", "50 %"]);
+    assert_eq!(
+        (&rows[0]["requests"], &rows[1]["requests"]),
+        (&3.into(), &6.into())
+    );
+    for row in &rows[..2] {
+        let figure = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} of {row}"));
+        assert!(
+            figure("answered") > 0.0 && figure("p50") <= figure("p99"),
+            "{row}"
+        );
+        assert!(figure("network_seconds") > 0.0 && figure("busy") > 0.0, "{row}");
+        assert!(
+            figure("tokens_rate") > 0.0 && figure("encoder_rows") >= 1.0,
+            "{row}"
+        );
+        assert!(figure("wer") > 0.0 && figure("resident_bytes") > 1e6, "{row}");
+    }
+    assert!(rows[0]["overhead_seconds"].as_f64().unwrap() > 0.0, "{}", rows[0]);
 }

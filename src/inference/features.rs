@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use tch::Tensor;
 
@@ -154,7 +155,9 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
                 .collect::<Result<_, _>>()?;
             let mix = Tensor::f_stack(&mixes, 0)?; // [B, L+1]
             let samples: Vec<&[f32]> = pass.iter().map(|(_, samples)| *samples).collect();
+            let began = Instant::now();
             let encoded = self.encoder.borrow().encode(&samples, &mix)?;
+            metrics::network_pass("encode", began.elapsed());
             for (row, (owner, _)) in (0i64..).zip(pass) {
                 let frames = encoded.lengths[usize::try_from(row).expect("not negative")];
                 parts[*owner].push(Features {

@@ -5,6 +5,7 @@ use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
@@ -17,6 +18,7 @@ use super::{
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter, label_scores};
 use crate::nn::lora::LoraSet;
+use crate::telemetry::metrics;
 use crate::text::OutputGrammar;
 use crate::text::tasks::TRANSCRIPT;
 
@@ -206,6 +208,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let version = &self.versions[adapter.version()];
                 let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
                 let length = [frames.size().get(1).copied().unwrap_or(0)];
+                let began = Instant::now();
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
                 if let (Some(TRANSCRIPT), None, Some(head)) =
                     (task, &grammar, version.adapter.trained_ctc_head())
@@ -216,6 +219,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     });
                 }
                 let adapted = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
+                metrics::network_pass("adapt", began.elapsed());
                 let model = self.model();
                 let aligned = (version.adapter.config().summary_tasks.iter())
                     .any(|aligned| Some(aligned.as_str()) == task);

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use tch::Tensor;
 
@@ -18,6 +19,7 @@ use super::sequence::{Generation, Loras, PassOutput, Prompt, RequestId, Sequence
 use crate::models::{LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
+use crate::telemetry::metrics;
 
 /// A cache that grows does so in steps of so many positions.
 const GROW_POSITIONS: i64 = 64;
@@ -353,7 +355,9 @@ impl Scheduler {
                 let lengths: Vec<i64> = sequences().map(|sequence| sequence.prompt_positions).collect();
                 let slots: Vec<usize> = sequences().map(|sequence| sequence.slots[0]).collect();
                 let embeds = Tensor::f_pad_sequence(&prompts, true, 0.0, "right")?; // [B, P, H]
+                let began = Instant::now();
                 let logits = model.prefill(&embeds, &lengths, &mut self.cache, &slots, lora)?;
+                metrics::network_pass("prefill", began.elapsed());
                 (slots, logits)
             }
             Pass::Decode => {
@@ -361,7 +365,9 @@ impl Scheduler {
                 let mut rows: Vec<(usize, i64)> = sequences().flat_map(Sequence::feeds).collect();
                 rows.sort_unstable();
                 let (slots, ids): (Vec<usize>, Vec<i64>) = rows.into_iter().unzip();
+                let began = Instant::now();
                 let logits = model.step(&ids, &mut self.cache, &slots, lora)?;
+                metrics::network_pass("step", began.elapsed());
                 (slots, logits)
             }
         };

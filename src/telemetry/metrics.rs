@@ -55,6 +55,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
             LATENCY_SECONDS,
         )?
         .set_buckets_for_metric(
+            Matcher::Full("speechverse_network_pass_seconds".into()),
+            LATENCY_SECONDS,
+        )?
+        .set_buckets_for_metric(
             Matcher::Full("speechverse_audio_clip_seconds".into()),
             AUDIO_SECONDS,
         )?
@@ -116,6 +120,10 @@ fn describe() {
     describe_counter!(
         "speechverse_stage_restarts_total",
         "Restarts of a stage after a panic."
+    );
+    describe_histogram!(
+        "speechverse_network_pass_seconds",
+        "Time of one pass of a network, by pass: encode, adapt, prefill, step. Their sum over a time is how busy the device was."
     );
     describe_histogram!(
         "speechverse_encoder_batch_rows",
@@ -301,6 +309,11 @@ pub fn queue_audio(stage: &'static str, priority: &'static str, audio_seconds: f
 /// A stage was restarted by its supervisor.
 pub fn stage_restarted(stage: &'static str) {
     counter!("speechverse_stage_restarts_total", "stage" => stage).increment(1);
+}
+
+/// A network made one pass, which took so long.
+pub fn network_pass(pass: &'static str, took: Duration) {
+    histogram!("speechverse_network_pass_seconds", "pass" => pass).record(took.as_secs_f64());
 }
 
 /// The encoder ran one batch.

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod ask;
+mod bench;
 mod clients;
 mod data;
 mod dead_letters;
@@ -79,6 +80,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Tasks(command) => tasks::tasks(command),
         Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),
+        Command::Bench(command) => bench::bench(&command),
         Command::Probe(command) => probe::probe(command),
         Command::Asyncapi(args) => clients::asyncapi(&args),
         Command::CheckConfig(args) => doctor::check_config(&args),

@@ -1,0 +1,94 @@
+//! `speechverse bench serve`: what a service does under offered loads.
+//!
+//! Three parts: requests one after another, all at once, and at random at shares of what the second part
+//! showed. Latency is that of the client, from the moment at which a request was due until its answer is
+//! read. The service may be any that answers on the topics; what only ours knows comes from its metrics.
+
+mod asking;
+mod report;
+mod served;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use speechverse::config::Settings;
+
+use super::{Failure, runtime};
+use crate::cli::{Bench, BenchServe};
+use asking::{Asking, Clip};
+use report::Row;
+use served::Served;
+
+pub(super) fn bench(command: &Bench) -> Result<(), Failure> {
+    let Bench::Serve(args) = command;
+    if !args.loads.iter().all(|load| *load > 0.0) || args.seconds <= 0.0 {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "`--loads` and `--seconds` have to be above 0"
+        )));
+    }
+    let settings = Settings::load(&args.config).map_err(Failure::usage)?;
+    let clips = asking::clips(&args.references)?;
+    runtime()?.block_on(measure(args, settings, &clips))
+}
+
+async fn measure(args: &BenchServe, mut settings: Settings, clips: &[Clip]) -> Result<(), Failure> {
+    let served = match &args.bootstrap {
+        Some(bootstrap) => Served::running(bootstrap, args.http, args.process),
+        None => Served::start(&args.config)
+            .await
+            .context("cannot start `serve`")?,
+    };
+    settings.kafka.bootstrap.clone_from(&served.bootstrap);
+    let limit = Duration::from_secs(args.timeout);
+    let mut asking = Asking::open(&settings.kafka, clips, limit).await?;
+    let good = Duration::from_millis(args.good_ms);
+
+    asking.all_at_once(clips.len()).await?; // the first of each clip: code and memory are touched
+    let mut rows = Vec::new();
+    let before = served.usage();
+    let began = Instant::now();
+    let answers = asking.one_by_one(args.unloaded).await?;
+    rows.push(Row::new(
+        "one at a time",
+        None,
+        &answers,
+        began.elapsed(),
+        good,
+        &before,
+        &served.usage(),
+    ));
+
+    let before = served.usage();
+    let began = Instant::now();
+    let answers = asking.all_at_once(args.saturation).await?;
+    let saturation = answers.len() as f64 / began.elapsed().as_secs_f64();
+    rows.push(Row::new(
+        "all at once",
+        None,
+        &answers,
+        began.elapsed(),
+        good,
+        &before,
+        &served.usage(),
+    ));
+
+    let mut times = asking::Arrivals::new(args.seed);
+    for share in &args.loads {
+        let rate = saturation * share;
+        let before = served.usage();
+        let began = Instant::now();
+        let answers = asking.at_rate(rate, args.seconds, &mut times).await?;
+        let name = format!("{:.0} %", share * 100.0);
+        rows.push(Row::new(
+            &name,
+            Some(rate),
+            &answers,
+            began.elapsed(),
+            good,
+            &before,
+            &served.usage(),
+        ));
+    }
+    served.stop().await?;
+    report::print(args, &rows)
+}
