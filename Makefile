@@ -4,7 +4,7 @@
 
 CARGO ?= cargo
 CARGO_TARGET_DIR ?= target
-MODELS ?= whisper-base whisper-tiny.en smollm2-135m-instruct
+MODELS ?= whisper-base whisper-tiny.en smollm2-135m-instruct silero-vad
 
 # On a busy machine, threads that spin while they wait make everything many times slower.
 OMP_WAIT_POLICY ?= PASSIVE
@@ -31,7 +31,7 @@ setup: tools ## libtorch into .libtorch (0.54 GB once; nothing when it is there)
 build: setup ## the program, optimised: target/release/speechverse
 	$(CARGO) build --release --locked -p speechverse-pipelines
 
-models: build ## the models of the demonstration into models/ (0.23 GB once)
+models: build ## the models of the demonstration into models/ (0.24 GB once)
 	$(BINARY) models fetch
 
 demo: build models ## recorded speech through the whole pipeline; prints answers, latencies, a score for each task

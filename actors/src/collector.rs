@@ -25,9 +25,9 @@ use speechverse::wire::{Record, RecordOffset};
 use tracing::{debug, error, info};
 
 use crate::inbox::{Arrival, Inbox};
-use crate::ingest::reason_of;
 use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
 use crate::subjects::{Remembered, Waiting};
+use crate::windows::reason_of;
 
 /// Task of a sample that names none.
 pub const DEFAULT_TASK: &str = "asr";

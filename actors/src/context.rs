@@ -5,31 +5,68 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
+use speechverse::inference::Generation;
 use speechverse::kafka::{AudioHold, BudgetHold};
 use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
 use speechverse::telemetry::{StageItem, fault_point};
 use speechverse::training::{Control, Yield};
-use speechverse::wire::dead_letter::Stage;
+use speechverse::wire::answer::Segment;
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Priority, Request};
 use speechverse::wire::{Record, RecordOffset};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Span;
 
 use crate::fair_queue::QueueEntry;
+use crate::interrupt::Interrupt;
+pub use crate::times::StageTimes;
 
-/// Milliseconds that an utterance spent in each stage so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StageTimes {
-    /// Waiting in queues.
-    pub queue_ms: f64,
-    /// Decoding and resampling the sound.
-    pub decode_audio_ms: f64,
-    /// Speech encoder.
-    pub encode_ms: f64,
-    /// Adapter and the LLM's pass over the prompt.
-    pub prefill_ms: f64,
-    /// Generating the answer.
-    pub generate_ms: f64,
+/// Whoever joins the answers to the windows of a recording.
+pub trait WindowOwner: std::fmt::Debug + Send + Sync {
+    /// A window has its answer; the whole, where it was the last one.
+    fn answered(&self, number: usize, answer: WindowAnswer) -> Option<Joined>;
+
+    /// A window cannot be answered, so the recording cannot. Its context, unless it has had its outcome, or
+    /// is not known yet.
+    fn failed(&self, why: Rejection) -> Option<RequestContext>;
+
+    /// Whether the recording has failed, so that its windows need not be worked on.
+    fn is_over(&self) -> bool;
+}
+
+/// The answer to a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WindowAnswer {
+    /// Its tokens.
+    pub generation: Generation,
+    /// Its text.
+    pub text: String,
+    /// Time spent on it.
+    pub times: StageTimes,
+}
+
+/// The answers to all windows as one.
+#[derive(Debug)]
+pub struct Joined {
+    /// The recording's context.
+    pub context: RequestContext,
+    /// All tokens.
+    pub generation: Generation,
+    /// All words.
+    pub text: String,
+}
+
+/// Which window of a recording a context is about.
+#[derive(Debug)]
+pub struct WindowPart {
+    /// Who joins.
+    pub owner: Arc<dyn WindowOwner>,
+    /// Its number, from 0.
+    pub number: usize,
+    /// Where its sound is in the recording.
+    pub segment: Segment,
+    /// Its place among the recording's windows in flight.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 /// Where contexts go that nobody settled: a stage died with them, or a bug dropped them.
@@ -200,6 +237,8 @@ pub struct RequestState {
     pub damage: Damage,
     /// When it is not worth answering any more, by the pipeline's clock.
     pub deadline: Option<Instant>,
+    /// Whether its answer is to be ended with what there is of it.
+    pub interrupt: Interrupt,
     /// The request's span: log lines and the spans of stages are inside it.
     pub span: Span,
     /// Its work in the present stage, from the moment that the stage took it up.
@@ -212,6 +251,8 @@ pub struct RequestState {
     place: Option<OwnedSemaphorePermit>,
     /// Training waits between steps while this is here.
     ahead: Option<Yield>,
+    /// Of a window: which one of which recording. Its record is then the recording's, and not its own.
+    part: Option<WindowPart>,
 }
 
 impl RequestState {
@@ -247,10 +288,12 @@ impl RequestContext {
             long_pause: false,
             damage: Damage::default(),
             deadline: None,
+            interrupt: Interrupt::default(),
             held: None,
             audio: None,
             place: None,
             ahead: None,
+            part: None,
         };
         Self {
             inner: Some(Box::new(inner)),
@@ -258,10 +301,41 @@ impl RequestContext {
         }
     }
 
+    /// It is about a window of a recording: its outcome is an answer for whoever joins, and its record is not
+    /// settled by it.
+    pub fn is_window(&mut self, part: WindowPart) {
+        self.part = Some(part);
+    }
+
+    /// Takes out which window it is about, if it is about one.
+    pub fn take_window(&mut self) -> Option<WindowPart> {
+        self.part.take()
+    }
+
+    /// Whether it is about a window.
+    pub fn is_part(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// Whether it need not be worked on: it is a window of a recording that has failed.
+    pub fn is_void(&self) -> bool {
+        self.part.as_ref().is_some_and(|part| part.owner.is_over())
+    }
+
+    /// What cannot be answered because of `why`: itself, or, of a window, its recording, if that has no
+    /// outcome yet.
+    pub fn fail(mut self, why: &Rejection) -> Option<Self> {
+        let Some(part) = self.take_window() else {
+            return Some(self);
+        };
+        self.complete();
+        part.owner.failed(why.clone())
+    }
+
     /// Counts the memory of its samples until the outcome, and lets the outcome settle `earlier` records too.
     pub fn hold(&mut self, held: BudgetHold, earlier: Vec<RecordOffset>) {
         self.held = Some(held);
-        self.earlier = earlier;
+        self.earlier.extend(earlier);
     }
 
     /// Counts its audio as in flight until the outcome.
@@ -347,7 +421,17 @@ impl std::ops::DerefMut for RequestContext {
 
 impl Drop for RequestContext {
     fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else { return };
+        let Some(mut inner) = self.inner.take() else {
+            return;
+        };
+        if let Some(part) = inner.part.take() {
+            let message = "the stage that held a window of this recording failed";
+            drop(
+                part.owner
+                    .failed(Rejection::new(Reason::InternalError, inner.stage, message)),
+            );
+            return;
+        }
         self.orphans.send(OrphanedRecord {
             record: inner.record,
             audio_seconds: inner.audio_seconds,

@@ -6,13 +6,12 @@
 //! waits for a long one. What waits for a slot stands in a [`FairQueue`]. A failure, a panic included, ends
 //! its own request with a dead letter; so does a deadline, also while the answer is being generated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
-use speechverse::audio::Damage;
 use speechverse::inference::config::DecoderConfig;
 use speechverse::inference::{
     Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId,
@@ -21,13 +20,17 @@ use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::util::Clock;
-use speechverse::wire::answer::{Answer, AnswerKind, Flag, Timing};
+use speechverse::wire::answer::{Answer, AnswerKind, Segment, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Priority;
-use tracing::error;
+use tracing::{error, warn};
 
+use crate::answering::{answer_of, is_transcript, reading_of};
 use crate::fair_queue::FairQueue;
-use crate::messages::{DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, RequestContext};
+use crate::messages::{
+    DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, ReadSoFar, RequestContext, SoFar,
+    WindowAnswer, WindowPart,
+};
 
 /// Makes the generator, warmed up, again after a restart.
 pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Send + Sync>;
@@ -104,6 +107,7 @@ impl Actor for Decoder {
                 }
             }
             self.give_up_late().await;
+            self.end_interrupted().await;
             self.start_waiting();
             if self.generator.has_unfinished() {
                 self.step().await;
@@ -135,6 +139,39 @@ impl Message<DecodeUtterance> for Decoder {
     }
 }
 
+impl Message<ReadSoFar> for Decoder {
+    type Reply = ();
+
+    /// Tells what the CTC head reads of an utterance in progress, where that is new.
+    async fn handle(&mut self, message: ReadSoFar, _: &mut Context<Self, Self::Reply>) {
+        let ReadSoFar {
+            features,
+            adapter,
+            so_far,
+        } = message;
+        let SoFar {
+            turn,
+            segment,
+            request,
+            key,
+        } = so_far;
+        let text = match self.generator.read(&features, &adapter) {
+            Ok(text) => text,
+            Err(error) => return warn!(%error, "cannot read an utterance in progress"),
+        };
+        let Some(read) = text.and_then(|text| turn.read(segment.number, &text)) else {
+            return;
+        };
+        let partial = PublishPartial {
+            answer: reading_of(&request, adapter.version(), read, segment),
+            reply_topic: request.reply_topic.clone(),
+            key,
+            trace: request.trace.clone(),
+        };
+        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+    }
+}
+
 impl Decoder {
     /// Gives free slots to those whose turn it is.
     fn start_waiting(&mut self) {
@@ -154,6 +191,10 @@ impl Decoder {
         } = message;
         context.dequeued();
         context.leave_place();
+        if context.is_void() {
+            context.complete();
+            return;
+        }
         let version = adapter.version().to_owned();
         let request = &context.request;
         let id = self.generator.add_request(GenerateRequest {
@@ -163,7 +204,7 @@ impl Decoder {
             tokens_max: request.max_tokens,
             task: match &request.task {
                 Some(task) => Some(task.clone()),
-                None if request.instruction == self.args.default_instruction => Some(TRANSCRIPT.to_owned()),
+                None if is_transcript(request, &self.args.default_instruction) => Some(TRANSCRIPT.to_owned()),
                 None => None,
             },
         });
@@ -198,6 +239,19 @@ impl Decoder {
         }
     }
 
+    /// Ends the answers of sessions in which somebody speaks again, with what there is of them.
+    async fn end_interrupted(&mut self) {
+        let is_interrupted = |_: &RequestId, active: &mut Active| active.context.interrupt.is_set();
+        let ended: Vec<(RequestId, Active)> = self.active.extract_if(is_interrupted).collect();
+        for (id, active) in ended {
+            let generation = self.generator.partial(id).unwrap_or_default();
+            self.generator.abort(id);
+            let text = self.generator.text(&generation).unwrap_or_default();
+            let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+            self.finish(active, generation, text).await;
+        }
+    }
+
     fn tell_queue(&self) {
         for priority in Priority::ALL {
             let seconds = self.queue.audio_seconds(*priority);
@@ -218,7 +272,7 @@ impl Decoder {
                 }
                 Event::Finished { id, generation, text } => {
                     if let Some(active) = self.active.remove(&id) {
-                        self.finish(active, &generation, text).await;
+                        self.finish(active, generation, text).await;
                     }
                 }
                 Event::Failed { id, error } => {
@@ -249,7 +303,7 @@ impl Decoder {
         let Some(active) = self
             .active
             .get(&id)
-            .filter(|active| active.context.request.partials)
+            .filter(|active| active.context.request.partials && !active.context.is_part())
         else {
             return;
         };
@@ -267,7 +321,13 @@ impl Decoder {
         let context = &active.context;
         let request = &context.request;
         let number = (tokens / every - 1) as u64;
-        let whole = self.answer(context, active.version.clone(), &generation, text);
+        let whole = answer_of(
+            context,
+            active.version.clone(),
+            &generation,
+            text,
+            &self.args.config,
+        );
         let generated = active.started.elapsed().as_secs_f64() * 1e3 - context.times.prefill_ms;
         let answer = Answer {
             id: Answer::id_of(
@@ -284,69 +344,88 @@ impl Decoder {
             },
             ..whole
         };
+        self.tell(context, answer);
+    }
+
+    /// Turns a complete answer into a result record; that to a window goes to whoever joins.
+    async fn finish(&mut self, active: Active, generation: Generation, text: String) {
+        let mut context = active.context;
+        let worked = active.started.elapsed();
+        context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
+        drop(active.phase);
+        context.queue_for(Stage::Publish);
+        let Some(part) = context.take_window() else {
+            return self.send(active.version, context, &generation, text).await;
+        };
+        if context.request.partials {
+            self.tell_segment(&context, &part, &active.version, &generation, &text);
+        }
+        let answer = WindowAnswer {
+            generation,
+            text,
+            times: context.complete().times,
+        };
+        if let Some(mut joined) = part.owner.answered(part.number, answer) {
+            joined.context.queue_for(Stage::Publish);
+            self.send(active.version, joined.context, &joined.generation, joined.text)
+                .await;
+        }
+    }
+
+    async fn send(
+        &mut self,
+        version: String,
+        context: RequestContext,
+        generation: &Generation,
+        text: String,
+    ) {
+        let answer = answer_of(&context, version, generation, text, &self.args.config);
+        if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
+            error!(error = %error.to_string(), "publisher is gone, an answer goes back");
+        }
+    }
+
+    /// Tells the answer to a window, which does not change any more.
+    fn tell_segment(
+        &self,
+        context: &RequestContext,
+        part: &WindowPart,
+        version: &str,
+        generation: &Generation,
+        text: &str,
+    ) {
+        let whole = answer_of(
+            context,
+            version.to_owned(),
+            generation,
+            text.to_owned(),
+            &self.args.config,
+        );
+        let answer = Answer {
+            id: Answer::segment_id(
+                context.request.source.as_deref(),
+                &context.request.id,
+                part.segment.number,
+            ),
+            kind: AnswerKind::Partial,
+            segment: Some(Segment {
+                confirmed: Some(text.to_owned()),
+                ..part.segment.clone()
+            }),
+            ..whole
+        };
+        self.tell(context, answer);
+    }
+
+    /// Hands a partial answer on, unless the publisher is busy: it has better to do.
+    fn tell(&self, context: &RequestContext, answer: Answer) {
         let partial = PublishPartial {
             answer,
             reply_topic: context.request.reply_topic.clone(),
             key: context.record.key.clone(),
             trace: context.request.trace.clone(),
         };
-        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
-    }
-
-    /// Turns a complete answer into a result record.
-    async fn finish(&mut self, active: Active, generation: &Generation, text: String) {
-        let mut context = active.context;
-        let worked = active.started.elapsed();
-        context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
-        drop(active.phase);
-        context.queue_for(Stage::Publish);
-        let answer = self.answer(&context, active.version, generation, text);
-        if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
-            error!(error = %error.to_string(), "publisher is gone, an answer goes back");
-        }
-    }
-
-    fn answer(
-        &self,
-        context: &RequestContext,
-        adapter: String,
-        generation: &Generation,
-        text: String,
-    ) -> Answer {
-        let request = &context.request;
-        let times = context.times;
-        let label = generation
-            .label
-            .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
-        let mut flags = flags(generation, &text, &self.args.config, context.no_speech);
-        flag_audio(&mut flags, &context.damage, context.long_pause);
-        let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
-        Answer {
-            id: Answer::id_of(request.source.as_deref(), &request.id, AnswerKind::Final, 0),
-            request_id: request.id.clone(),
-            request_source: request.source.clone(),
-            session: request.session.clone(),
-            kind: AnswerKind::Final,
-            task: request.task.clone(),
-            instruction: request.instruction.clone(),
-            flags,
-            text,
-            label,
-            fields,
-            adapter,
-            score: generation.score(),
-            audio_seconds: context.audio_seconds,
-            audio_unheard_seconds: context.damage.undecoded_seconds,
-            tokens: generation.ids.len(),
-            timing_ms: Timing {
-                queue: times.queue_ms,
-                decode_audio: times.decode_audio_ms,
-                encode: times.encode_ms,
-                prefill: times.prefill_ms,
-                generate: times.generate_ms,
-                total: context.admitted.elapsed().as_secs_f64() * 1e3,
-            },
-        }
+        let _ = self.args.partials.tell(partial).try_send();
     }
 
     async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {
@@ -364,48 +443,10 @@ impl Decoder {
             .await;
     }
 
-    async fn publish(&mut self, letter: PublishDeadLetter) {
+    async fn publish(&mut self, letter: Option<PublishDeadLetter>) {
+        let Some(letter) = letter else { return };
         if let Err(error) = self.args.dead_letters.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }
     }
-}
-
-/// Adds what a reader should know about the sound that was asked about, each flag once.
-pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
-    for (found, flag) in [
-        (damage.cut_short, Flag::Truncated),
-        (damage.repaired, Flag::AudioRepaired),
-        (long_pause, Flag::LongPause),
-    ] {
-        if found && !flags.contains(&flag) {
-            flags.push(flag);
-        }
-    }
-}
-
-/// What a reader should know about an answer.
-pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
-    let unlikely = |agreement: f64| agreement < config.unsupported_below;
-    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
-    [
-        (generation.looping, Flag::Looping),
-        (text.is_empty(), Flag::Empty),
-        (!generation.ended, Flag::Truncated),
-        (
-            generation.score() < config.low_confidence_below,
-            Flag::LowConfidence,
-        ),
-        (
-            !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
-            Flag::Unsupported,
-        ),
-        (
-            quiet || generation.blank_share.is_some_and(nothing_said),
-            Flag::NoSpeech,
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(raised, flag)| raised.then_some(flag))
-    .collect()
 }

@@ -22,7 +22,10 @@ use speechverse::wire::request::Priority;
 use tracing::{error, warn};
 
 use crate::fair_queue::FairQueue;
-use crate::messages::{DecodeUtterance, DecoderPlaces, EncodeUtterance, PublishDeadLetter, RequestContext};
+use crate::messages::{
+    DecodeUtterance, DecoderPlaces, EncodeSoFar, EncodeUtterance, PublishDeadLetter, ReadSoFar,
+    RequestContext,
+};
 
 /// Makes the feature extractor, warmed up, again after a restart.
 pub type BuildExtractor = Arc<dyn Fn() -> Result<FeatureExtractor, ModelError> + Send + Sync>;
@@ -44,6 +47,8 @@ pub struct EncoderArgs {
     pub build: BuildExtractor,
     /// Takes the features.
     pub decoder: Recipient<DecodeUtterance>,
+    /// Takes the features of utterances in progress.
+    pub reader: Recipient<ReadSoFar>,
     /// Takes what cannot be encoded.
     pub publisher: Recipient<PublishDeadLetter>,
 }
@@ -133,6 +138,37 @@ impl Message<EncodeUtterance> for Encoder {
     }
 }
 
+impl Message<EncodeSoFar> for Encoder {
+    type Reply = ();
+
+    /// At once, or not at all: when something waits that is to be answered, this would stand in its way.
+    async fn handle(&mut self, message: EncodeSoFar, _: &mut Context<Self, Self::Reply>) {
+        if !self.queue.is_empty() {
+            return;
+        }
+        let EncodeSoFar {
+            samples,
+            adapter,
+            so_far,
+        } = message;
+        let clip = Clip {
+            samples: &samples,
+            adapter: &adapter,
+        };
+        match self.extractor.extract_once(clip) {
+            Ok(features) => {
+                let order = ReadSoFar {
+                    features,
+                    adapter,
+                    so_far,
+                };
+                let _ = self.args.reader.tell(order).try_send(); // the next one is not far
+            }
+            Err(error) => warn!(%error, "cannot encode an utterance in progress"),
+        }
+    }
+}
+
 /// The earlier of two times.
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     [one, other].into_iter().flatten().min()
@@ -160,7 +196,13 @@ impl Encoder {
                 message.context.take_place(place);
             }
             message.context.dequeued();
-            windows += self.extractor.windows(message.samples.len());
+            let count = self.extractor.windows(message.samples.len());
+            if message.context.is_void() {
+                self.windows -= count;
+                message.context.complete();
+                continue;
+            }
+            windows += count;
             batch.push(message);
         }
         self.windows -= windows;
@@ -245,7 +287,8 @@ impl Encoder {
         .await;
     }
 
-    async fn publish(&mut self, letter: PublishDeadLetter) {
+    async fn publish(&mut self, letter: Option<PublishDeadLetter>) {
+        let Some(letter) = letter else { return };
         if let Err(error) = self.args.publisher.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }

@@ -4,33 +4,51 @@
 //! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
 //! to the adapter version of the moment. When as much audio is in flight as is allowed, or the stages behind
 //! it are full, it waits, the channel fills, and the source pauses its partitions.
+//!
+//! A transcript of sound that is longer than a window is made window by window: a recording's windows are
+//! cut here, or, where it is longer than what is kept of it, on a thread of its own; those of a stream as its
+//! chunks come.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kameo::error::Infallible;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
+use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::audio::{
-    AudioError, AudioLimits, Damage, Waveform, decode, has_long_pause, loudest_frame_dbfs,
+    Damage, SAMPLE_RATE_HZ, Sound, Waveform, decode_or_measure, has_long_pause, loudest_frame_dbfs,
+    samples_of,
 };
+use speechverse::inference::config::DecoderConfig;
+use speechverse::inference::{HeardWindow, VoiceDetector};
 use speechverse::kafka::{Budget, OffsetTracker, SourceEvent, TopicPartition};
+use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::text::{OutputGrammar, ResolvedPrompt, Structure, TaskTable, TemplateVariables, TextError};
 use speechverse::training::Control;
 use speechverse::util::Clock;
-use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
-use tracing::{debug, error, info, warn};
+use speechverse::wire::{Record, RecordOffset};
+use tokio::sync::Semaphore;
+use tracing::{Span, debug, error, info, warn};
 
+use crate::answering::is_transcript;
 use crate::current::CurrentAdapter;
+use crate::hearing::{Heard, Hearing, too_long};
 use crate::inbox::{Arrival, Inbox};
+use crate::interrupt::{Interrupt, Interrupts};
+use crate::joining::Joining;
+use crate::long_recording::LongRecording;
 use crate::messages::{
-    EncodeUtterance, OrphanQueue, PublishDeadLetter, RecordGuard, RequestContext, UtteranceAdmitted,
-    request_span,
+    EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, RecordGuard, RequestContext,
+    UtteranceAdmitted, request_span,
 };
-use crate::streams::{Assembled, Streams};
+use crate::streams::{Next, StreamLimits, StreamName, Streams, Taken};
+use crate::windows::{WindowSource, publish_joined, reason_of, without_sound, without_value};
+
+mod recordings;
+mod sessions;
 
 /// How often unfinished streams are looked at.
 const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,13 +87,15 @@ pub struct IngestArgs {
     /// By which deadlines are judged and unfinished streams given up.
     pub clock: Clock,
     /// What a value may be.
-    pub audio: AudioLimits,
+    pub audio: AudioConfig,
+    /// How speech is found, and where long sound is cut.
+    pub speech: SpeechConfig,
+    /// By which answers that are joined here get their flags.
+    pub decoder: DecoderConfig,
     /// What a request may be.
     pub limits: RequestLimits,
     /// What to do when a request does not say.
     pub instructions: Arc<dyn Instructions + Send + Sync>,
-    /// Sound whose loudest 30 ms are below this gets the flag `no_speech`, dB below full scale.
-    pub no_speech_below_dbfs: f64,
     /// The version to pin to.
     pub adapter: CurrentAdapter,
     /// Where forgotten contexts go.
@@ -86,24 +106,50 @@ pub struct IngestArgs {
     pub encoder: Recipient<EncodeUtterance>,
     /// Remembers utterances for corrections; its loss is no reason to stop.
     pub collector: Recipient<UtteranceAdmitted>,
+    /// Reads what is spoken in streams so far.
+    pub so_far: Recipient<EncodeSoFar>,
+    /// Takes answers that are joined here.
+    pub answers: Recipient<PublishAnswer>,
     /// Takes what cannot be answered.
     pub publisher: Recipient<PublishDeadLetter>,
+}
+
+/// What is known of a recording beside its sound.
+struct Facts {
+    deadline: Option<Instant>,
+    decode_audio: Duration,
+    /// Records of earlier chunks.
+    earlier: Vec<RecordOffset>,
+    interrupt: Interrupt,
 }
 
 /// The first stage.
 pub struct AudioIngest {
     args: IngestArgs,
     inbox: Inbox,
-    streams: Streams,
+    streams: Streams<Hearing>,
+    detector: VoiceDetector,
+    /// Long recordings that are worked through at once.
+    long_recordings: Arc<Semaphore>,
+    interrupts: Interrupts,
 }
 
 impl Actor for AudioIngest {
     type Args = IngestArgs;
-    type Error = Infallible;
+    type Error = ModelError;
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
-        let streams = Streams::new(args.audio.value_bytes_max, args.clock.clone());
+        let limits = StreamLimits {
+            streams_max: args.speech.sessions_max,
+            idle: Duration::from_secs(args.speech.session_idle_seconds_max),
+        };
+        let streams = Streams::new(limits, args.clock.clone());
+        let detector = VoiceDetector::open(&args.speech, &args.audio)?;
+        info!(detector = detector.name(), "how speech is found");
         Ok(Self {
+            detector,
+            interrupts: Interrupts::default(),
+            long_recordings: Arc::new(Semaphore::new(args.speech.long_recordings_max)),
             inbox: Inbox::new(
                 "requests",
                 args.events.clone(),
@@ -153,20 +199,23 @@ impl AudioIngest {
             Err(rejection) => return self.refuse(record.reject(), rejection).await,
         };
         if request.chunk.is_none() {
-            return self.answer(record, request, Vec::new()).await;
+            if request.barge_in {
+                self.barge_in(&request);
+            }
+            return self.answer(record, request).await;
         }
-        match self.streams.take(record.complete(), request) {
-            Assembled::Waiting => {}
-            Assembled::Repeated(record) => {
+        let taken = self.streams.take(record.complete(), request);
+        self.go_on(taken).await;
+    }
+
+    async fn go_on(&mut self, taken: Taken) {
+        match taken {
+            Taken::Next(next) => self.hear(next).await,
+            Taken::Repeated(record) => {
                 debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
                 self.args.tracker.release(&record.record_offset);
             }
-            Assembled::Whole(whole) => {
-                let record = self.guard(whole.record);
-                let earlier = whole.earlier.into_iter().map(|record| self.guard(record));
-                self.answer(record, whole.request, earlier.collect()).await;
-            }
-            Assembled::Broken(records, rejection) => {
+            Taken::Broken(records, rejection) => {
                 for record in records {
                     self.refuse(record, rejection.clone()).await;
                 }
@@ -186,79 +235,28 @@ impl AudioIngest {
         }
     }
 
-    /// Decodes a whole recording and hands it on; `earlier` are the chunks before its last one.
-    async fn answer(&self, mut record: RecordGuard, request: Request, earlier: Vec<RecordGuard>) {
-        let started = Instant::now();
-        let span = request_span(&record.record_offset, &request);
-        record.belongs_to(&span);
-        if !self.args.tracker.is_current(&record.record_offset) {
-            debug!(record_offset = ?record.record_offset, "a record of a revoked partition, another process works on it");
-            earlier.into_iter().chain([record]).for_each(|record| {
-                record.complete();
-            });
-            return;
+    /// Whether a record's partition was taken away: another process works on it.
+    fn is_revoked(&self, record_offset: &RecordOffset) -> bool {
+        let revoked = !self.args.tracker.is_current(record_offset);
+        if revoked {
+            debug!(
+                ?record_offset,
+                "a record of a revoked partition, another process works on it"
+            );
         }
-        let ready: Result<_, Rejection> = span.in_scope(|| {
-            let deadline = self.deadline(&request)?;
-            Ok((deadline, self.decode(&request)?))
-        });
-        let (deadline, waveform) = match ready {
-            Ok(ready) => ready,
-            Err(rejection) => {
-                for record in earlier.into_iter().chain([record]) {
-                    self.refuse(record.reject(), rejection.clone()).await;
-                }
-                return;
-            }
-        };
-        let no_speech = loudest_frame_dbfs(&waveform.samples) < self.args.no_speech_below_dbfs;
-        let seconds = waveform.seconds();
-        metrics::utterance_admitted(seconds);
-        let budget: &Budget = self.args.tracker.budget();
-        let form = request.grammar.as_ref().and_then(OutputGrammar::structure);
-        let form_bytes = form.map_or(0, Structure::memory_bytes);
-        let held = budget.hold((size_of_val(waveform.samples.as_slice()) + form_bytes) as u64);
-        let record_offset = record.record_offset.clone();
-        let audio = budget.audio().hold(TopicPartition::of(&record_offset), seconds);
-        let mut context = RequestContext::new(
-            record.complete(),
-            request,
-            seconds,
-            span,
-            self.args.orphans.clone(),
-        );
-        let earlier = earlier.into_iter().map(|record| record.complete().record_offset);
-        context.hold(held, earlier.collect());
-        context.hold_audio(audio);
-        context.deadline = deadline;
-        context.no_speech = no_speech;
-        context.long_pause = has_long_pause(&waveform.samples);
-        context.damage = waveform.damage;
-        context.yield_to_serving(self.args.training.as_ref());
-        let worked = started.elapsed();
-        context.times.decode_audio_ms = worked.as_secs_f64() * 1e3;
-        if context.request.train != Some(false) {
-            let fact = UtteranceAdmitted {
-                request: Request {
-                    audio: bytes::Bytes::new(),
-                    ..context.request.clone()
-                },
-                record_offset,
-                samples: Arc::from(waveform.samples.as_slice()),
-                damage: context.damage.clone(),
-            };
-            if let Err(error) = self.args.collector.tell(fact).try_send() {
-                debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");
-            }
-        }
-        context.queue_for(Stage::Encode);
-        let order = EncodeUtterance {
-            samples: waveform.samples,
-            adapter: self.args.adapter.get(),
-            context,
-        };
-        if let Err(error) = self.args.encoder.tell(order).await {
-            warn!(error = %error.to_string(), "encoder is gone, its utterance goes back");
+        revoked
+    }
+
+    /// Whether long sound is answered window by window: what is said is asked for, in any words.
+    fn is_by_window(&self, request: &Request) -> bool {
+        request.grammar.is_none() && is_transcript(request, &self.args.instructions.default_instruction())
+    }
+
+    /// Ends the answers that are in progress for a request's session.
+    fn barge_in(&mut self, request: &Request) {
+        let interrupted = self.interrupts.interrupt(request);
+        if interrupted > 0 {
+            debug!(request_id = %request.id, interrupted, "a new utterance ends answers in progress");
         }
     }
 
@@ -277,44 +275,14 @@ impl AudioIngest {
         }
     }
 
-    fn decode(&self, request: &Request) -> Result<Waveform, Rejection> {
-        let waveform = decode(&request.audio, request.content_type.as_deref(), &self.args.audio)
-            .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
-        if waveform.content_type_mismatch {
-            debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
-        }
-        if waveform.damage != Damage::default() {
-            let Damage {
-                undecoded_seconds,
-                notes,
-                ..
-            } = &waveform.damage;
-            info!(request_id = %request.id, undecoded_seconds, ?notes, "the sound is damaged");
-        }
-        Ok(waveform)
+    async fn refuse(&self, record: Record, rejection: Rejection) {
+        self.tell_publisher(PublishDeadLetter::at_admission(record, rejection))
+            .await;
     }
 
-    async fn refuse(&self, record: Record, rejection: Rejection) {
-        let letter = PublishDeadLetter::at_admission(record, rejection);
+    async fn tell_publisher(&self, letter: PublishDeadLetter) {
         if let Err(error) = self.args.publisher.tell(letter).await {
             error!(error = %error.to_string(), "publisher is gone");
         }
-    }
-}
-
-/// The dead-letter reason of an audio error.
-pub fn reason_of(error: &AudioError) -> Reason {
-    match error {
-        AudioError::EmptyValue => Reason::EmptyValue,
-        AudioError::TooLarge { .. } => Reason::ValueTooLarge,
-        AudioError::NotAudio { .. } => Reason::NotAudio,
-        AudioError::UnsupportedCodec { .. } => Reason::UnsupportedAudio,
-        AudioError::ContentType(_) => Reason::InvalidContentType,
-        AudioError::Truncated { .. } => Reason::TruncatedAudio,
-        AudioError::Corrupt { .. } => Reason::CorruptAudio,
-        AudioError::ZeroSamples { .. } => Reason::NoSamples,
-        AudioError::NonFinite { .. } => Reason::NonFiniteSamples,
-        AudioError::AbsurdRate { .. } | AudioError::AbsurdChannels { .. } => Reason::AbsurdFormat,
-        AudioError::TooLong { .. } | AudioError::TooManySamples { .. } => Reason::AudioTooLong,
     }
 }

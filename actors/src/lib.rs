@@ -13,6 +13,7 @@
 //!
 //! An actor knows [`messages`] and the library, never its siblings; a pipeline introduces them.
 
+pub mod answering;
 pub mod collector;
 mod context;
 pub mod controller;
@@ -21,11 +22,18 @@ pub mod decoder;
 pub mod encoder;
 pub mod fair_queue;
 pub mod gate;
+mod hearing;
 mod inbox;
 pub mod ingest;
+pub mod interrupt;
+pub mod joining;
+mod long_recording;
 pub mod messages;
 pub mod publisher;
+pub mod reading;
 pub mod streams;
 mod subjects;
 pub mod supervisor;
+mod times;
 pub mod trainer;
+pub mod windows;

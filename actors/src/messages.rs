@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use speechverse::audio::Damage;
 use speechverse::inference::Features;
 use speechverse::models::adapter::AdapterSnapshot;
-use speechverse::wire::answer::Answer;
+use speechverse::wire::answer::{Answer, Segment};
 use speechverse::wire::dead_letter::{Reason, Rejection};
 use speechverse::wire::event::Event;
 use speechverse::wire::request::Request;
@@ -14,9 +14,11 @@ use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
 use tracing::Span;
 
+use crate::reading::ReadingTurn;
+
 pub use crate::context::{
-    DecoderPlaces, OrphanQueue, OrphanedRecord, RecordGuard, RequestContext, RequestState, StageTimes,
-    request_span,
+    DecoderPlaces, Joined, OrphanQueue, OrphanedRecord, RecordGuard, RequestContext, RequestState,
+    StageTimes, WindowAnswer, WindowOwner, WindowPart, request_span,
 };
 
 /// Order to the encoder: one utterance, its sound ready.
@@ -39,6 +41,42 @@ pub struct DecodeUtterance {
     pub adapter: AdapterSnapshot,
     /// Its context.
     pub context: RequestContext,
+}
+
+/// What a reading of an utterance in progress is about.
+#[derive(Debug)]
+pub struct SoFar {
+    /// The stream's readings; while this lives, no other one is on its way.
+    pub turn: ReadingTurn,
+    /// The utterance, as far as it was heard.
+    pub segment: Segment,
+    /// The stream's request, without sound.
+    pub request: Request,
+    /// Its key.
+    pub key: Option<bytes::Bytes>,
+}
+
+/// Order to the encoder: an utterance that is still spoken, to be read as far as it goes. It settles nothing,
+/// and gives way to whatever does.
+#[derive(Debug)]
+pub struct EncodeSoFar {
+    /// Mono, 16 kHz, in [-1, 1].
+    pub samples: Vec<f32>,
+    /// The adapter version that the stream is pinned to.
+    pub adapter: AdapterSnapshot,
+    /// What it is about.
+    pub so_far: SoFar,
+}
+
+/// Order to the decoder: an utterance that is still spoken, its features ready.
+#[derive(Debug)]
+pub struct ReadSoFar {
+    /// What the encoder made of it.
+    pub features: Features,
+    /// The adapter version that the stream is pinned to.
+    pub adapter: AdapterSnapshot,
+    /// What it is about.
+    pub so_far: SoFar,
 }
 
 /// Order to the publisher: an answer, to be acknowledged by the broker before its record's offset is
@@ -94,21 +132,22 @@ impl PublishDeadLetter {
         }
     }
 
-    /// The record of a settled context, with the reason.
-    pub fn of(context: RequestContext, reason: Reason, message: impl Into<String>) -> Self {
-        let stage = context.stage;
-        let inner = context.complete();
-        Self {
+    /// The record of a settled context, with the reason; of a window, that of its recording, unless that has
+    /// its outcome already.
+    pub fn of(context: RequestContext, reason: Reason, message: impl Into<String>) -> Option<Self> {
+        let rejection = Rejection::new(reason, context.stage, message);
+        let inner = context.fail(&rejection)?.complete();
+        Some(Self {
             span: inner.span,
             record: inner.record,
-            rejection: Rejection::new(reason, stage, message),
+            rejection,
             audio_seconds: inner.audio_seconds,
             earlier: inner.earlier,
-        }
+        })
     }
 
     /// That of a request that is too late; `now` by the pipeline's clock.
-    pub fn late(context: RequestContext, now: Instant) -> Self {
+    pub fn late(context: RequestContext, now: Instant) -> Option<Self> {
         let by = context
             .deadline
             .map_or(Duration::ZERO, |deadline| now.saturating_duration_since(deadline));

@@ -1,69 +1,97 @@
-//! Chunked streams: chunks in order become one recording.
+//! Chunked streams: which chunk is the next, and what becomes of those that are not.
 //!
 //! Chunks of a stream share a key, so they come from one partition in order. A chunk that arrives again as it
 //! was (a producer that was unsure sends twice) is passed over, also for a while after the last one. A chunk
 //! that is missing, or that comes again with other sound, breaks its stream: everything of it becomes dead
 //! letters, up to and including its last chunk.
+//!
+//! What is heard in the chunks is another matter: `S`, which whoever takes the chunks keeps here.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use speechverse::kafka::TopicPartition;
 use speechverse::util::Clock;
-use speechverse::wire::Record;
-use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage, VALUE_OMITTED_HEADER};
 use speechverse::wire::request::Request;
+use speechverse::wire::{Record, RecordOffset};
 
-/// A stream that is silent for so long is given up; one that is complete is remembered for as long.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Streams that may be unfinished at once, and complete ones that are remembered.
-const STREAMS_MAX: usize = 1_024;
+/// Complete streams that are remembered.
+const COMPLETE_MAX: usize = 1_024;
 /// Chunks of complete streams that are remembered.
 const REMEMBERED_CHUNKS_MAX: usize = 65_536; // 32 bytes each
+/// Most chunks of one stream: two hours in pieces of 100 ms.
+const CHUNKS_MAX: usize = 72_000;
+/// Values of a stream that are kept for its dead letters once they are heard, bytes.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+/// How many streams there may be, and how long they may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamLimits {
+    /// Streams that may be unfinished at once.
+    pub streams_max: usize,
+    /// A stream that is silent for so long is given up; one that is complete is remembered for as long.
+    pub idle: Duration,
+}
 
 /// What a chunk led to.
 #[derive(Debug)]
-pub enum Assembled {
-    /// More chunks are awaited.
-    Waiting,
+pub enum Taken {
+    /// It is the next one of its stream.
+    Next(Next),
     /// It was had before, as it is: its record is finished.
     Repeated(Record),
-    /// It was the last one.
-    Whole(Box<Whole>),
     /// The stream is broken: these records cannot be answered.
     Broken(Vec<Record>, Rejection),
 }
 
-/// A recording whose chunks are all there.
+/// The next chunk of a stream.
 #[derive(Debug)]
-pub struct Whole {
+pub struct Next {
+    /// The stream.
+    pub name: StreamName,
+    /// Its sound.
+    pub audio: Bytes,
+    /// Whether it is the last one.
+    pub is_final: bool,
+    /// Present when it is the first one: its request, without sound.
+    pub first: Option<Box<Request>>,
+}
+
+/// A stream whose chunks are all there.
+#[derive(Debug)]
+pub struct Complete<S> {
     /// The record of the last chunk.
     pub record: Record,
-    /// The first chunk's request with the audio of all.
+    /// The first chunk's request, without sound.
     pub request: Request,
     /// Records of the chunks before.
     pub earlier: Vec<Record>,
+    /// What was heard.
+    pub heard: S,
 }
 
 /// Who sends a stream, and its name there.
-type Name = (Option<String>, String);
+pub type StreamName = (Option<String>, String);
 
 #[derive(Debug)]
-struct Stream {
-    first: Request,
+struct Stream<S> {
+    request: Request,
     records: Vec<Record>,
-    /// Audio of each chunk, as its envelope had it.
-    audio: Vec<Bytes>,
-    bytes: usize,
+    digests: Vec<[u8; 32]>,
+    /// The first of `records` whose value is kept, and bytes of the values from there on.
+    kept_from: usize,
+    kept_bytes: usize,
     last_chunk: Instant,
+    heard: Option<S>,
 }
 
 /// What is left of a complete stream: enough to know its chunks again.
 #[derive(Debug)]
-struct Complete {
-    name: Name,
+struct Remembered {
+    name: StreamName,
     partition: TopicPartition,
     /// Offset of its last chunk. What comes from there or before is the stream itself, read again after a
     /// failure.
@@ -72,22 +100,22 @@ struct Complete {
     since: Instant,
 }
 
-/// Unfinished streams, bounded in number and bytes.
+/// Unfinished streams, bounded in number.
 #[derive(Debug)]
-pub struct Streams {
+pub struct Streams<S> {
     clock: Clock,
-    bytes_max: usize,
-    streams: HashMap<Name, Stream>,
+    limits: StreamLimits,
+    streams: HashMap<StreamName, Stream<S>>,
     /// The oldest first.
-    complete: VecDeque<Complete>,
+    complete: VecDeque<Remembered>,
 }
 
-impl Streams {
-    /// No streams yet; each may have `bytes_max` bytes. Their silence is measured by `clock`.
-    pub fn new(bytes_max: usize, clock: Clock) -> Self {
+impl<S> Streams<S> {
+    /// No streams yet. Their silence is measured by `clock`.
+    pub fn new(limits: StreamLimits, clock: Clock) -> Self {
         Self {
             clock,
-            bytes_max,
+            limits,
             streams: HashMap::new(),
             complete: VecDeque::new(),
         }
@@ -104,23 +132,24 @@ impl Streams {
     }
 
     /// Takes a chunk. The request must be one of a chunk, with its session.
-    pub fn take(&mut self, record: Record, request: Request) -> Assembled {
+    pub fn take(&mut self, record: Record, request: Request) -> Taken {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
-            return Assembled::Broken(vec![record], broken("a chunk without session or number"));
+            return Taken::Broken(vec![record], broken("a chunk without session or number"));
         };
         let shown = session.escape_debug().to_string();
         let name = (request.source.clone(), session);
         self.forget_reread(&name, &record);
+        let digest = digest(&request.audio);
         let (expected, before) = match self.streams.get(&name) {
-            Some(stream) => (stream.records.len() as u64, audio_of(stream, chunk.sequence)),
+            Some(stream) => (stream.records.len() as u64, digest_of(stream, chunk.sequence)),
             None => (0, None),
         };
         let had = match before {
-            Some(audio) => *audio == request.audio && !chunk.is_final,
-            None => chunk.sequence != expected && self.was_complete(&name, &record, &request),
+            Some(before) => *before == digest && !chunk.is_final,
+            None => chunk.sequence != expected && self.was_complete(&name, &record, &request, &digest),
         };
         if had {
-            return Assembled::Repeated(record);
+            return Taken::Repeated(record);
         }
         if chunk.sequence != expected {
             let found = chunk.sequence;
@@ -130,62 +159,108 @@ impl Streams {
             };
             let message =
                 format!("stream `{shown}`: chunk {found} {what} where chunk {expected} was expected");
-            let stream = self.streams.remove(&name);
-            let mut records = stream.map_or_else(Vec::new, |stream| stream.records);
-            records.push(record);
-            return Assembled::Broken(records, broken(message));
+            return self.break_off(&name, Some(record), broken(message));
         }
-        if expected == 0 && self.streams.len() >= STREAMS_MAX {
-            let message = format!("{STREAMS_MAX} streams are unfinished already");
-            return Assembled::Broken(vec![record], broken(message));
+        let streams_max = self.limits.streams_max;
+        if expected == 0 && self.streams.len() >= streams_max {
+            let message = format!("{streams_max} streams are unfinished already (`speech.sessions_max`)");
+            return Taken::Broken(vec![record], broken(message));
+        }
+        if self
+            .streams
+            .get(&name)
+            .is_some_and(|stream| stream.records.len() >= CHUNKS_MAX)
+        {
+            let message = format!("stream `{shown}` has more than {CHUNKS_MAX} chunks");
+            return self.break_off(&name, Some(record), broken(message));
         }
         let audio = request.audio.clone();
         let now = self.clock.now();
-        let stream = self.streams.entry(name.clone()).or_insert_with(|| Stream {
-            first: request,
-            records: Vec::new(),
-            audio: Vec::new(),
-            bytes: 0,
-            last_chunk: now,
+        let mut first = None;
+        let stream = self.streams.entry(name.clone()).or_insert_with(|| {
+            let request = Request {
+                audio: Bytes::new(),
+                ..request
+            };
+            first = Some(Box::new(request.clone()));
+            Stream {
+                request,
+                records: Vec::new(),
+                digests: Vec::new(),
+                kept_from: 0,
+                kept_bytes: 0,
+                last_chunk: now,
+                heard: None,
+            }
         });
         stream.last_chunk = now;
-        stream.bytes += audio.len();
-        stream.audio.push(audio);
+        stream.kept_bytes += record.value.as_ref().map_or(0, Bytes::len);
         stream.records.push(record);
-        let too_large = stream.bytes > self.bytes_max;
-        if !chunk.is_final && !too_large {
-            return Assembled::Waiting;
-        }
-        let stream = self.streams.remove(&name).expect("it was entered above");
-        if too_large {
-            let message = format!("stream `{shown}` has more than {} bytes", self.bytes_max);
-            let rejection = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
-            return Assembled::Broken(stream.records, rejection);
-        }
-        self.remember(name, &stream);
-        let Stream {
-            first,
-            mut records,
+        stream.digests.push(digest);
+        Taken::Next(Next {
+            name,
             audio,
-            ..
-        } = stream;
-        let request = Request {
-            audio: join(&audio),
-            ..first
+            is_final: chunk.is_final,
+            first,
+        })
+    }
+
+    /// The record of a stream's first chunk.
+    pub fn first(&self, name: &StreamName) -> Option<&Record> {
+        self.streams.get(name)?.records.first()
+    }
+
+    /// What was heard of a stream.
+    pub fn heard(&mut self, name: &StreamName) -> Option<&mut Option<S>> {
+        self.streams.get_mut(name).map(|stream| &mut stream.heard)
+    }
+
+    /// Lets go of values that are heard, but for the last ones; the places of their records.
+    pub fn let_go(&mut self, name: &StreamName) -> Vec<RecordOffset> {
+        let mut gone = Vec::new();
+        let Some(stream) = self.streams.get_mut(name) else {
+            return gone;
         };
-        let record = records.pop().expect("the last chunk was pushed above");
-        Assembled::Whole(Box::new(Whole {
+        while stream.kept_bytes > KEPT_BYTES_MAX
+            && let Some(record) = stream.records.get_mut(stream.kept_from)
+        {
+            let bytes = record.value.take().map_or(0, |value| value.len());
+            // Behind the record's own headers, as in a dead letter.
+            let omitted = Some(Bytes::from(bytes.to_string()));
+            record.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
+            gone.push(record.record_offset.clone());
+            stream.kept_bytes -= bytes;
+            stream.kept_from += 1;
+        }
+        gone
+    }
+
+    /// Takes a stream out whose last chunk has come, and remembers it.
+    pub fn complete(&mut self, name: &StreamName) -> Option<Complete<S>> {
+        let mut stream = self.streams.remove(name)?;
+        let record = stream.records.pop()?;
+        self.remember(name.clone(), &record, stream.digests);
+        Some(Complete {
             record,
-            request,
-            earlier: records,
-        }))
+            request: stream.request,
+            earlier: stream.records,
+            heard: stream.heard?,
+        })
+    }
+
+    /// Takes a stream out that cannot be answered.
+    pub fn break_off(&mut self, name: &StreamName, last: Option<Record>, why: Rejection) -> Taken {
+        let stream = self.streams.remove(name);
+        let mut records = stream.map_or_else(Vec::new, |stream| stream.records);
+        records.extend(last);
+        Taken::Broken(records, why)
     }
 
     /// Drops what is had of a stream whose chunk is read again from its own place: after a failure its
     /// records begin anew under another epoch, and what was had before counts no more.
-    fn forget_reread(&mut self, name: &Name, record: &Record) {
+    fn forget_reread(&mut self, name: &StreamName, record: &Record) {
         let reread = self.streams.get(name).is_some_and(|stream| {
-            stream.records.iter().any(|had| {
+            stream.records.first().is_some_and(|had| {
                 let (had, now) = (&had.record_offset, &record.record_offset);
                 TopicPartition::of(had) == TopicPartition::of(now) && had.epoch != now.epoch
             })
@@ -197,7 +272,7 @@ impl Streams {
 
     /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins
     /// another stream.
-    fn was_complete(&self, name: &Name, record: &Record, request: &Request) -> bool {
+    fn was_complete(&self, name: &StreamName, record: &Record, request: &Request, digest: &[u8; 32]) -> bool {
         let Some(chunk) = request.chunk else { return false };
         let partition = TopicPartition::of(&record.record_offset);
         let found = self.complete.iter().rev().find(|stream| stream.name == *name);
@@ -205,25 +280,24 @@ impl Streams {
             let place = usize::try_from(chunk.sequence).unwrap_or(usize::MAX);
             stream.partition == partition
                 && record.record_offset.offset > stream.end
-                && stream.digests.get(place) == Some(&digest(&request.audio))
+                && stream.digests.get(place) == Some(digest)
                 && chunk.is_final == (place + 1 == stream.digests.len())
         })
     }
 
-    fn remember(&mut self, name: Name, stream: &Stream) {
-        let Some(last) = stream.records.last() else { return };
+    fn remember(&mut self, name: StreamName, last: &Record, digests: Vec<[u8; 32]>) {
         let now = self.clock.now();
-        self.complete.push_back(Complete {
+        self.complete.push_back(Remembered {
             name,
             partition: TopicPartition::of(&last.record_offset),
             end: last.record_offset.offset,
-            digests: stream.audio.iter().map(digest).collect(),
+            digests,
             since: now,
         });
         let mut chunks: usize = self.complete.iter().map(|complete| complete.digests.len()).sum();
         while let Some(oldest) = self.complete.front() {
-            let many = self.complete.len() > STREAMS_MAX || chunks > REMEMBERED_CHUNKS_MAX;
-            if !many && now - oldest.since <= SILENCE_MAX {
+            let many = self.complete.len() > COMPLETE_MAX || chunks > REMEMBERED_CHUNKS_MAX;
+            if !many && now - oldest.since <= self.limits.idle {
                 break;
             }
             chunks -= oldest.digests.len();
@@ -233,11 +307,11 @@ impl Streams {
 
     /// Streams that were silent for too long, taken out.
     pub fn expired(&mut self) -> Vec<(Vec<Record>, Rejection)> {
-        let now = self.clock.now();
-        let old: Vec<Name> = self
+        let (now, idle) = (self.clock.now(), self.limits.idle);
+        let old: Vec<StreamName> = self
             .streams
             .iter()
-            .filter(|(_, stream)| now - stream.last_chunk > SILENCE_MAX)
+            .filter(|(_, stream)| now - stream.last_chunk > idle)
             .map(|(name, _)| name.clone())
             .collect();
         old.into_iter()
@@ -247,7 +321,7 @@ impl Streams {
                     "stream `{}` ended without a last chunk: {} chunks, then {} s of silence",
                     name.1.escape_debug(),
                     stream.records.len(),
-                    SILENCE_MAX.as_secs()
+                    idle.as_secs()
                 );
                 Some((stream.records, broken(message)))
             })
@@ -267,31 +341,24 @@ impl Streams {
         self.streams.retain(|_, stream| {
             !stream
                 .records
-                .iter()
-                .any(|record| partitions.contains(&TopicPartition::of(&record.record_offset)))
+                .first()
+                .is_some_and(|record| partitions.contains(&TopicPartition::of(&record.record_offset)))
         });
     }
 }
 
-/// The sound of a chunk that a stream has.
-fn audio_of(stream: &Stream, sequence: u64) -> Option<&Bytes> {
-    stream.audio.get(usize::try_from(sequence).ok()?)
+/// The digest of a chunk that a stream has.
+fn digest_of<S>(stream: &Stream<S>, sequence: u64) -> Option<&[u8; 32]> {
+    stream.digests.get(usize::try_from(sequence).ok()?)
 }
 
 fn digest(audio: &Bytes) -> [u8; 32] {
     Sha256::digest(audio).into()
 }
 
-fn broken(message: impl Into<String>) -> Rejection {
+/// The rejection of a stream whose chunks do not fit together.
+pub fn broken(message: impl Into<String>) -> Rejection {
     Rejection::new(Reason::BrokenStream, Stage::Ingest, message)
-}
-
-fn join(parts: &[Bytes]) -> Bytes {
-    let mut audio = BytesMut::new();
-    for part in parts {
-        audio.extend_from_slice(part);
-    }
-    audio.freeze()
 }
 
 #[cfg(test)]

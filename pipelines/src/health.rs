@@ -13,7 +13,9 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
+use speechverse::config::Settings;
 use speechverse::kafka::config::TopicsConfig;
+use speechverse::nn::accel::Placement;
 use speechverse::telemetry::metrics::{self, ClosedSets};
 use speechverse::wire::answer::AnswerKind;
 use speechverse::wire::dead_letter::{Reason, Stage};
@@ -254,6 +256,29 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+/// What the status page shows.
+pub(crate) fn facts(
+    settings: &Settings,
+    placement: &Placement,
+    detector: &str,
+) -> Vec<(&'static str, String)> {
+    let name = |path: &std::path::Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    vec![
+        ("encoder", name(&settings.model.encoder)),
+        ("language model", name(&settings.model.llm)),
+        ("voice activity detector", detector.to_owned()),
+        ("device", placement.to_string()),
+        ("broker", settings.kafka.bootstrap.clone()),
+        ("requests", settings.kafka.topics.requests.clone()),
+        ("results", settings.kafka.topics.results.clone()),
+    ]
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use embedded_broker::EmbeddedBroker;
 use kameo::prelude::*;
+use speechverse::audio::AudioLimits;
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::SpeechLlm;
-use speechverse::inference::{EngineConfig, FeatureExtractor, Generator};
+use speechverse::inference::{EngineConfig, FeatureExtractor, Generator, VoiceDetector};
 use speechverse::kafka::admin::{end_of, ensure_topics};
 use speechverse::kafka::{ConnectionMonitor, Sink, Source};
 use speechverse::models::encoders::whisper::Window;
@@ -90,6 +91,9 @@ impl Pipeline {
         let identities = Arc::new(adapters::identities(&settings)?);
         let (registry, loaded) = adapters::open(&settings, None, &identities)?;
         let current = CurrentAdapter::new(loaded.adapter);
+        let detector = VoiceDetector::open(&settings.speech, &settings.audio)
+            .context("voice activity detector (`speech.detector`)")?
+            .name();
         let tasks = Arc::new(TaskTable::load(&settings.service.tasks_dir).context("task files")?);
         let store = Arc::new(SampleStore::open(&settings.store).context("sample store")?);
 
@@ -133,7 +137,7 @@ impl Pipeline {
                 let current = current.clone();
                 Arc::new(move || current.get().version().to_owned())
             },
-            facts: Arc::new(facts(&settings, &placement)),
+            facts: Arc::new(health::facts(&settings, &placement, detector)),
         };
         let http = health::serve(&settings.http.listen, http_state, http_stop.clone()).await?;
 
@@ -217,7 +221,10 @@ impl Pipeline {
             events: label_events,
             tracker: trackers.labels.clone(),
             store: Arc::clone(&store),
-            audio: settings.audio.limits(),
+            audio: AudioLimits {
+                seconds_max: settings.audio.whole_seconds_max,
+                ..settings.audio.limits()
+            },
             limits: RequestLimits::default(),
             instructions: instructions.clone(),
             orphans: orphans.clone(),
@@ -266,7 +273,9 @@ impl Pipeline {
             events: request_events,
             tracker: trackers.requests.clone(),
             clock,
-            audio: settings.audio.limits(),
+            audio: settings.audio.clone(),
+            speech: settings.speech.clone(),
+            decoder: settings.decoder.clone(),
             limits: RequestLimits {
                 reply_topics: settings
                     .kafka
@@ -278,12 +287,13 @@ impl Pipeline {
                 ..RequestLimits::default()
             },
             instructions,
-            no_speech_below_dbfs: settings.audio.no_speech_below_dbfs,
             adapter: current.clone(),
             orphans: orphans.clone(),
             training: settings.trainer.yield_to_serving.then(|| training.clone()),
             encoder: encoder.clone().recipient(),
+            so_far: encoder.clone().recipient(),
             collector: collector.clone().recipient(),
+            answers: publisher.clone().recipient(),
             publisher: publisher.clone().recipient(),
         };
         let spec = StageSpec {
@@ -474,24 +484,7 @@ fn encoder_args(
             Ok(extractor)
         }),
         decoder: decoder.clone().recipient(),
+        reader: decoder.clone().recipient(),
         publisher: publisher.clone().recipient(),
     }
-}
-
-/// What the status page shows.
-fn facts(settings: &Settings, placement: &Placement) -> Vec<(&'static str, String)> {
-    let name = |path: &std::path::Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    vec![
-        ("encoder", name(&settings.model.encoder)),
-        ("language model", name(&settings.model.llm)),
-        ("device", placement.to_string()),
-        ("broker", settings.kafka.bootstrap.clone()),
-        ("requests", settings.kafka.topics.requests.clone()),
-        ("results", settings.kafka.topics.results.clone()),
-    ]
 }

@@ -1,6 +1,6 @@
 //! The same recordings through all ways to an answer: serving over Kafka, `ask`, `eval`, and the promotion
-//! gate. All four answer through one inference engine, so all four give the same answers, recordings longer
-//! than the encoder's window included.
+//! gate. All four answer through one inference engine, so all four give the same answers, recordings that are
+//! answered window by window included.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,7 +26,7 @@ use speechverse_pipelines::serving::Pipeline;
 
 /// Longest that a test waits for an answer.
 const WAIT_MAX: Duration = Duration::from_secs(90);
-/// Lengths of the recordings, seconds. The encoder's window holds 30.
+/// Lengths of the recordings, seconds. A window holds 15.
 const SECONDS: [f64; 6] = [0.6, 35.0, 1.3, 4.0, 2.0, 61.0];
 const INSTRUCTION: &str = "Write down what you hear.";
 
@@ -55,7 +55,7 @@ impl Place {
              [kafka]\nembedded = true\npartitions = 1\n\
              [broker]\naddress = \"127.0.0.1:0\"\n\
              [http]\nlisten = \"127.0.0.1:0\"\n\
-             [audio]\nseconds_max = 90.0\n\
+             [audio]\nwhole_seconds_max = 90.0\n[speech]\ndetector = \"\"\n\
              [encoder]\nbatch_windows_max = 4\n\
              [decoder]\nslots = 6\npositions_max = 1300\ntokens_max = 24\n\
              [decoding]\n{decoding}\n\
@@ -106,6 +106,7 @@ impl Place {
                 value: Some(Bytes::from(wav(at))),
                 headers: vec![
                     header("ce_id", at.to_string()),
+                    header("ce_task", "asr".to_owned()),
                     header("ce_instruction", INSTRUCTION.to_owned()),
                 ],
             };
@@ -133,7 +134,7 @@ impl Place {
 
     fn asked(&self) -> Vec<Found> {
         let mut command = self.command("ask");
-        command.args(["--json", "--instruction", INSTRUCTION]);
+        command.args(["--json", "--task", "asr", "--instruction", INSTRUCTION]);
         let output = command
             .args((0..SECONDS.len()).map(|at| format!("{at}.wav")))
             .output()

@@ -1,8 +1,12 @@
-//! The `[audio]` table: what a value may be before it is refused.
+//! The `[audio]` and `[speech]` tables: what a value may be before it is refused, how speech is found in it,
+//! and where it is cut.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audio::AudioLimits;
+use crate::audio::{AudioLimits, WindowLimits, samples_of};
+use crate::util::ConfigError;
 
 /// The `[audio]` table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -10,6 +14,8 @@ use crate::audio::AudioLimits;
 pub struct AudioConfig {
     /// Longest sound that is accepted, seconds. Longer values become dead letters; nothing is cut.
     pub seconds_max: f64,
+    /// Longest sound that anything but a transcript is asked about, seconds: it has to fit into one prompt.
+    pub whole_seconds_max: f64,
     /// Largest record value that is looked at, bytes. The topic's `max.message.bytes` should not be larger.
     pub value_bytes_max: usize,
     /// Most samples (frames times channels) that are decoded from one value before it is given up as a
@@ -26,17 +32,17 @@ pub struct AudioConfig {
     /// becomes a dead letter.
     pub unheard_share_max: f64,
     /// An answer is flagged `no_speech` when every 30 ms of its sound are below this level, dB of full scale.
-    /// That finds silence and dead microphones; it is no voice activity detector, and music or noise are not
-    /// distinguished from speech.
+    /// That finds silence and dead microphones without a voice activity detector (`speech.detector`).
     pub no_speech_below_dbfs: f64,
 }
 
 impl Default for AudioConfig {
     fn default() -> Self {
         Self {
-            seconds_max: 120.0,
+            seconds_max: 7_200.0,
+            whole_seconds_max: 120.0,
             value_bytes_max: 16 * 1024 * 1024,
-            decoded_samples_max: 1 << 28,
+            decoded_samples_max: 1 << 30, // two hours in stereo at 48 kHz are 0.7 · 2^30
             channels_max: 64,
             rate_hz_min: 1_000,
             rate_hz_max: 768_000,
@@ -76,6 +82,13 @@ impl AudioConfig {
             return wrong(
                 "seconds_max",
                 self.seconds_max.to_string(),
+                "more than 0 and at most 86400",
+            );
+        }
+        if !(self.whole_seconds_max > 0.0 && self.whole_seconds_max <= day) {
+            return wrong(
+                "whole_seconds_max",
+                self.whole_seconds_max.to_string(),
                 "more than 0 and at most 86400",
             );
         }
@@ -127,6 +140,101 @@ impl AudioConfig {
     }
 }
 
+/// The `[speech]` table: how speech is found, where long sound is cut, what chunked sessions may be.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpeechConfig {
+    /// Folder of the voice activity detector (Silero VAD). Where it is not there, or this is empty, loud is
+    /// taken for speech.
+    pub detector: PathBuf,
+    /// Probability of speech from which on 32 ms of sound are speech.
+    pub speech_above: f64,
+    /// Longest piece of sound that a transcript is made of at once, seconds. What is longer is cut in its
+    /// pauses and answered piece by piece.
+    pub window_seconds_max: f64,
+    /// What two pieces share where there is no pause to cut in, seconds.
+    pub window_overlap_seconds: f64,
+    /// Pieces of one recording that may be worked on at once.
+    pub windows_in_flight_max: usize,
+    /// Recordings longer than `audio.whole_seconds_max` that may be worked on at once; others wait.
+    pub long_recordings_max: usize,
+    /// Silence that ends an utterance of a stream, milliseconds.
+    pub utterance_pause_ms: u64,
+    /// A stream with `ce_partials` is heard so often, milliseconds of its sound.
+    pub partial_interval_ms: u64,
+    /// Streams that may be unfinished at once.
+    pub sessions_max: usize,
+    /// A stream without a chunk for so long is given up, seconds.
+    pub session_idle_seconds_max: u64,
+}
+
+impl Default for SpeechConfig {
+    fn default() -> Self {
+        Self {
+            detector: PathBuf::from("models/silero-vad"),
+            speech_above: 0.5,
+            window_seconds_max: 15.0,
+            window_overlap_seconds: 2.0,
+            windows_in_flight_max: 4,
+            long_recordings_max: 2,
+            utterance_pause_ms: 400,
+            partial_interval_ms: 320,
+            sessions_max: 256,
+            session_idle_seconds_max: 60,
+        }
+    }
+}
+
+impl SpeechConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] that names the key, what was found and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("speech.speech_above", self.speech_above, 0.2, 0.95)?;
+        ConfigError::range("speech.window_seconds_max", self.window_seconds_max, 2.0, 30.0)?;
+        let overlap_max = self.window_seconds_max / 2.0;
+        ConfigError::range(
+            "speech.window_overlap_seconds",
+            self.window_overlap_seconds,
+            0.0,
+            overlap_max,
+        )?;
+        ConfigError::range("speech.windows_in_flight_max", self.windows_in_flight_max, 1, 256)?;
+        ConfigError::range("speech.long_recordings_max", self.long_recordings_max, 1, 64)?;
+        ConfigError::range("speech.utterance_pause_ms", self.utterance_pause_ms, 200, 10_000)?;
+        ConfigError::range(
+            "speech.partial_interval_ms",
+            self.partial_interval_ms,
+            100,
+            10_000,
+        )?;
+        ConfigError::range("speech.sessions_max", self.sessions_max, 1, 65_536)?;
+        ConfigError::range(
+            "speech.session_idle_seconds_max",
+            self.session_idle_seconds_max,
+            1,
+            86_400,
+        )
+    }
+
+    /// Longest window, samples.
+    pub fn window_samples_max(&self) -> usize {
+        samples_of(self.window_seconds_max)
+    }
+
+    /// How windows are cut: those of a stream, `by_utterance`, at every pause that ends an utterance.
+    pub fn windows(&self, by_utterance: bool) -> WindowLimits {
+        let pause = samples_of(self.utterance_pause_ms as f64 / 1e3);
+        WindowLimits {
+            samples_max: self.window_samples_max(),
+            overlap_samples: samples_of(self.window_overlap_seconds),
+            utterance_pause_samples: by_utterance.then_some(pause),
+            speech_above: self.speech_above as f32,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +279,13 @@ mod tests {
                 "seconds_max",
                 AudioConfig {
                     seconds_max: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "whole_seconds_max",
+                AudioConfig {
+                    whole_seconds_max: f64::INFINITY,
                     ..good.clone()
                 },
             ),
@@ -228,5 +343,26 @@ mod tests {
         for (key, config) in cases {
             assert_eq!(config.validate().unwrap_err().key, key);
         }
+    }
+
+    #[test]
+    fn what_makes_no_sense_in_the_speech_table_is_refused_by_name() {
+        for (text, key) in [
+            ("speech_above = 1.0", "speech.speech_above"),
+            ("speech_above = nan", "speech.speech_above"),
+            ("window_seconds_max = 31.0", "speech.window_seconds_max"),
+            (
+                "window_seconds_max = 2.0\nwindow_overlap_seconds = 1.1",
+                "speech.window_overlap_seconds",
+            ),
+            ("windows_in_flight_max = 0", "speech.windows_in_flight_max"),
+            ("sessions_max = 0", "speech.sessions_max"),
+            ("utterance_pause_ms = 100", "speech.utterance_pause_ms"),
+        ] {
+            let config: SpeechConfig = toml::from_str(text).unwrap();
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+        SpeechConfig::default().validate().unwrap();
     }
 }

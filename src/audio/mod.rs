@@ -38,6 +38,7 @@ mod demux;
 mod error;
 mod flac;
 pub mod log_mel;
+mod long;
 pub mod mel_frames;
 mod mend;
 mod mp3;
@@ -49,23 +50,28 @@ mod pcm;
 mod resample;
 mod sink;
 mod sniff;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod vorbis;
 mod vorbis_headers;
 mod wav;
+mod windows;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use channels::Mix;
-use sink::Sink;
+use sink::{Decoded, Keep, Sink};
 
 pub use container::{Container, PcmEncoding, PcmSpec};
 pub use content_type::{ContentType, ContentTypeError};
 pub use error::AudioError;
+pub use long::{LongSound, Sound, decode_or_measure};
 pub use resample::{resample, resampled_len};
 pub use sniff::probe_container;
+pub use stream::{EndOfStream, StreamDecoder};
 pub use wav::{WriteWavError, encode_wav, write_wav};
+pub use windows::{VOICE_FRAME_SAMPLES, Window, WindowCutter, WindowLimits, samples_of};
 
 /// Sample rate of every [`Waveform`], hertz.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
@@ -168,7 +174,8 @@ pub fn loudest_frame_dbfs(samples: &[f32]) -> f64 {
     10.0 * powers.fold(0.0, f64::max).log10()
 }
 
-fn power_without_dc(frame: &[f32]) -> f64 {
+/// Power of a piece of sound without its constant part (DC).
+pub(crate) fn power_without_dc(frame: &[f32]) -> f64 {
     let count = frame.len() as f64;
     let mean = frame.iter().map(|sample| f64::from(*sample)).sum::<f64>() / count;
     let squares = frame.iter().map(|sample| (f64::from(*sample) - mean).powi(2));
@@ -206,6 +213,25 @@ pub fn decode(
     content_type: Option<&str>,
     limits: &AudioLimits,
 ) -> Result<Waveform, AudioError> {
+    let found = decode_kept(bytes, content_type, limits, usize::MAX)?;
+    Ok(found.decoded.waveform)
+}
+
+/// A decoded value, and how to decode it again.
+struct Found<'b> {
+    decoded: Decoded,
+    container: Container,
+    /// What of the value is sound.
+    bytes: &'b [u8],
+    mix: Mix,
+}
+
+fn decode_kept<'b>(
+    bytes: &'b [u8],
+    content_type: Option<&str>,
+    limits: &AudioLimits,
+    kept_samples_max: usize,
+) -> Result<Found<'b>, AudioError> {
     if bytes.is_empty() {
         return Err(AudioError::EmptyValue);
     }
@@ -221,11 +247,12 @@ pub fn decode(
 
     let mut mix = Mix::Mean;
     loop {
-        let (mut waveform, better) = decode_as(container, bytes, limits, mix)?;
-        if let Some(better) = better {
+        let mut decoded = decode_as(container, bytes, limits, mix, Keep::UpTo(kept_samples_max))?;
+        if let Some(better) = decoded.better {
             mix = better;
             continue; // at most once: a mix other than the mean is final
         }
+        let waveform = &mut decoded.waveform;
         if mix != Mix::Mean {
             waveform.damage.repaired = true;
             waveform
@@ -234,7 +261,12 @@ pub fn decode(
                 .push("its channels cancel each other, one of them was taken".to_owned());
         }
         waveform.content_type_mismatch = declared.is_some_and(|declared| !declared.agrees_with(container));
-        return Ok(waveform);
+        return Ok(Found {
+            decoded,
+            container,
+            bytes,
+            mix,
+        });
     }
 }
 
@@ -259,9 +291,10 @@ fn decode_as(
     bytes: &[u8],
     limits: &AudioLimits,
     mix: Mix,
-) -> Result<(Waveform, Option<Mix>), AudioError> {
+    keep: Keep,
+) -> Result<Decoded, AudioError> {
     let read = || {
-        let mut sink = Sink::new(container, limits, mix);
+        let mut sink = Sink::new(container, limits, mix, keep);
         match container {
             Container::Wav => wav::decode(bytes, &mut sink),
             Container::Au => au::decode(bytes, &mut sink),

@@ -70,24 +70,43 @@ pub(super) fn packets<'a>(
     pages: impl Iterator<Item = Page<'a>>,
     mut take: impl FnMut(&[u8], PacketEnd) -> Result<(), AudioError>,
 ) -> Result<(), AudioError> {
-    let mut partial = Vec::new();
-    let mut open = false;
-    let mut expected = None;
+    let mut reader = PacketReader::default();
     for page in pages {
-        let gap = expected.is_some_and(|expected| expected != page.sequence);
-        expected = Some(page.sequence.wrapping_add(1));
+        reader.page(&page, &mut take)?;
+    }
+    Ok(())
+}
+
+/// The packets of one stream, page by page.
+#[derive(Default)]
+pub(super) struct PacketReader {
+    partial: Vec<u8>,
+    open: bool,
+    expected: Option<u32>,
+}
+
+impl PacketReader {
+    /// Takes the next page and hands out the packets that end on it.
+    pub(super) fn page(
+        &mut self,
+        page: &Page<'_>,
+        mut take: impl FnMut(&[u8], PacketEnd) -> Result<(), AudioError>,
+    ) -> Result<(), AudioError> {
+        let gap = self.expected.is_some_and(|expected| expected != page.sequence);
+        self.expected = Some(page.sequence.wrapping_add(1));
         // What the page begins with is the end of a packet whose beginning is not there.
-        let mut orphan = page.continued && (gap || !open);
+        let mut orphan = page.continued && (gap || !self.open);
         if gap || !page.continued {
-            partial.clear();
+            self.partial.clear();
         }
         let last_end = page.segments.iter().rposition(|size| *size < 255);
         let mut at = 0;
         for (index, size) in page.segments.iter().enumerate() {
-            partial.extend_from_slice(&page.body[at..at + usize::from(*size)]);
+            self.partial
+                .extend_from_slice(&page.body[at..at + usize::from(*size)]);
             at += usize::from(*size);
-            open = *size == 255;
-            if open {
+            self.open = *size == 255;
+            if self.open {
                 continue;
             }
             let granule = (last_end == Some(index) && page.granule != -1).then_some(page.granule);
@@ -96,12 +115,12 @@ pub(super) fn packets<'a>(
                 last_page: page.last,
             };
             if !std::mem::take(&mut orphan) {
-                take(&partial, end)?;
+                take(&self.partial, end)?;
             }
-            partial.clear();
+            self.partial.clear();
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What stands at the beginning of `bytes`; `None` at the end, or when only zeros follow. `budget` is how
@@ -112,7 +131,7 @@ pub(super) fn find<'a>(bytes: &'a [u8], budget: &mut u32) -> Option<Found<'a>> {
     }
     let whole = |at: usize, budget: &mut u32| {
         let page = bytes.get(at..).and_then(Page::read).filter(|_| *budget > 0)?;
-        if crc(page.whole) == page.crc {
+        if page.is_sound() {
             return Some(page);
         }
         *budget -= 1;
@@ -133,6 +152,11 @@ pub(super) fn find<'a>(bytes: &'a [u8], budget: &mut u32) -> Option<Found<'a>> {
 }
 
 impl<'a> Page<'a> {
+    /// Whether its check sum is right.
+    pub(super) fn is_sound(&self) -> bool {
+        crc(self.whole) == self.crc
+    }
+
     /// Reads the page at the beginning; `None` when there is none, or not a whole one.
     pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
         let header = bytes.first_chunk::<PAGE_HEADER_BYTES>()?;

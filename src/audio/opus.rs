@@ -128,6 +128,11 @@ impl OpusInOgg {
         }
     }
 
+    /// Says what the last position is, where it is known only page by page.
+    pub(super) fn set_last_granule(&mut self, granule: i64) {
+        self.last_granule = granule;
+    }
+
     /// Takes the next packet.
     pub(super) fn take(&mut self, packet: &[u8], end: PacketEnd, sink: &mut Sink) -> Result<(), AudioError> {
         let Some(streams) = &mut self.streams else {

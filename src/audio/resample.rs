@@ -41,6 +41,8 @@ pub(super) struct Resampler {
     rate_hz: u32,
     blocks: Option<Blocks>,
     pushed: u64,
+    /// Samples of the output that were taken already.
+    taken: u64,
     output: Vec<f32>,
 }
 
@@ -64,8 +66,21 @@ impl Resampler {
             rate_hz,
             blocks,
             pushed: 0,
+            taken: 0,
             output: Vec::new(),
         }
+    }
+
+    /// The output so far that was not taken before. Never more than [`resampled_len`] of what was pushed,
+    /// because the delay is not in it.
+    pub(super) fn take_ready(&mut self) -> Vec<f32> {
+        self.taken += self.output.len() as u64;
+        std::mem::take(&mut self.output)
+    }
+
+    /// Samples of the output that are ready and not taken.
+    pub(super) fn ready(&self) -> usize {
+        self.output.len()
     }
 
     /// Takes more samples.
@@ -86,9 +101,10 @@ impl Resampler {
         }
     }
 
-    /// The whole output, of exactly [`resampled_len`] samples.
+    /// The rest of the output, which has exactly [`resampled_len`] samples as a whole.
     pub(super) fn finish(mut self) -> Vec<f32> {
-        let wanted = usize::try_from(resampled_len(self.pushed, self.rate_hz))
+        let whole = resampled_len(self.pushed, self.rate_hz);
+        let wanted = usize::try_from(whole.saturating_sub(self.taken))
             .expect("as many samples were pushed, and they fitted into memory");
         if let Some(blocks) = &mut self.blocks {
             while self.output.len() < wanted {
@@ -273,6 +289,14 @@ mod tests {
             whole.chunks(piece).for_each(|samples| resampler.push(samples));
 
             assert_eq!(resampler.finish(), at_once, "pieces of {piece}");
+
+            let (mut resampler, mut taken) = (Resampler::new(44_100), Vec::new());
+            for samples in whole.chunks(piece) {
+                resampler.push(samples);
+                taken.append(&mut resampler.take_ready());
+            }
+            taken.append(&mut resampler.finish());
+            assert_eq!(taken, at_once, "taken in pieces of {piece}");
         }
     }
 

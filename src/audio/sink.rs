@@ -11,6 +11,31 @@ const SAMPLE_MAX: f32 = 1e9;
 /// Most notes about one value; the seconds are counted on.
 const NOTES_MAX: usize = 4;
 
+/// Why a sound is not decoded to its end that could be.
+pub(super) const NOBODY: &str = "nobody takes its samples any more";
+
+/// What becomes of samples at 16 kHz.
+pub(super) enum Keep {
+    /// They are kept.
+    All,
+    /// They are kept up to so many; where there are more, they are counted and none is kept.
+    UpTo(usize),
+    /// They are handed on piece by piece, as long as somebody takes them.
+    HandOn(flume::Sender<Vec<f32>>),
+}
+
+/// A sound that is decoded.
+pub(super) struct Decoded {
+    /// Without samples where more than could be kept, or all handed on.
+    pub(super) waveform: Waveform,
+    /// The mix with which it should be decoded again, if another one.
+    pub(super) better: Option<Mix>,
+    /// What samples of the mean are multiplied by; done where they are kept.
+    pub(super) gain: f32,
+    /// Samples at 16 kHz, kept or not.
+    pub(super) samples: u64,
+}
+
 /// Takes decoded samples and stops at the first one over a limit, so that a decoder never runs away.
 pub(super) struct Sink {
     container: Container,
@@ -22,6 +47,9 @@ pub(super) struct Sink {
     source: Option<(u32, u16)>,
     /// Samples at 16 kHz of the parts before this one.
     finished: Vec<f32>,
+    keep: Keep,
+    /// Samples at 16 kHz that were handed on, or are too many to be kept.
+    gone: u64,
     /// Seconds and samples (frames times channels) of the parts before this one.
     seconds_before: f64,
     samples_before: u64,
@@ -44,7 +72,7 @@ struct Part {
 
 impl Sink {
     /// A sink for one value.
-    pub(super) fn new(container: Container, limits: &AudioLimits, mix: Mix) -> Self {
+    pub(super) fn new(container: Container, limits: &AudioLimits, mix: Mix, keep: Keep) -> Self {
         Self {
             container,
             limits: *limits,
@@ -52,6 +80,8 @@ impl Sink {
             part: None,
             source: None,
             finished: Vec::new(),
+            keep,
+            gone: 0,
             seconds_before: 0.0,
             samples_before: 0,
             frames: 0,
@@ -172,7 +202,42 @@ impl Sink {
         part.frames += mono.len() as u64;
         self.frames += mono.len() as u64;
         part.resampler.push(mono);
+        self.pass_on()
+    }
+
+    /// Hands samples on, or lets go of them where there are too many.
+    fn pass_on(&mut self) -> Result<(), AudioError> {
+        let ready = self.finished.len() + self.part.as_ref().map_or(0, |part| part.resampler.ready());
+        let samples = match &self.keep {
+            Keep::All => return Ok(()),
+            Keep::UpTo(most) if self.gone == 0 && ready <= *most => return Ok(()),
+            Keep::UpTo(_) | Keep::HandOn(_) => self.take_ready(),
+        };
+        if let Keep::HandOn(taker) = &self.keep
+            && !samples.is_empty()
+            && taker.send(samples).is_err()
+        {
+            return Err(AudioError::Corrupt {
+                container: self.container,
+                detail: NOBODY.to_owned(),
+            });
+        }
         Ok(())
+    }
+
+    /// The samples at 16 kHz that are ready and not taken yet; they count as handed on.
+    pub(super) fn take_ready(&mut self) -> Vec<f32> {
+        let samples = self.ready_samples();
+        self.gone += samples.len() as u64;
+        samples
+    }
+
+    fn ready_samples(&mut self) -> Vec<f32> {
+        let mut samples = std::mem::take(&mut self.finished);
+        if let Some(part) = &mut self.part {
+            samples.append(&mut part.resampler.take_ready());
+        }
+        samples
     }
 
     /// Writes down that sound of this length ends before it should: it is not there, or not whole.
@@ -229,31 +294,33 @@ impl Sink {
         }
     }
 
-    /// The waveform, once all is in, and the mix with which it should be decoded again, if another one.
+    /// The waveform, once all is in.
     ///
     /// # Errors
     /// [`AudioError::ZeroSamples`]; [`AudioError::Truncated`] or [`AudioError::Corrupt`] when a larger share
     /// than allowed is not decoded.
-    pub(super) fn finish(mut self) -> Result<(Waveform, Option<Mix>), AudioError> {
-        let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
+    pub(super) fn finish(mut self) -> Result<Decoded, AudioError> {
         if let Some(mut part) = self.part.take() {
             self.judge_channels(&mut part);
             let mut last = part.resampler.finish();
-            if samples.is_empty() {
-                samples = last; // the usual case, without a copy
+            if self.finished.is_empty() {
+                self.finished = last; // the usual case, without a copy
             } else {
-                samples.append(&mut last);
+                self.finished.append(&mut last);
             }
         }
+        self.pass_on()?;
+        let (container, mut samples) = (self.container, std::mem::take(&mut self.finished));
+        let count = self.gone + samples.len() as u64;
         let damage = self.damage;
-        let taken = samples.len() as f64 / f64::from(super::SAMPLE_RATE_HZ);
+        let taken = count as f64 / f64::from(super::SAMPLE_RATE_HZ);
         let whole = (taken - self.silent_seconds).max(0.0) + damage.undecoded_seconds;
         let refused = damage.undecoded_seconds > self.limits.unheard_share_max * whole;
         if let Some(first) = damage.notes.first()
-            && (refused || samples.is_empty())
+            && (refused || count == 0)
         {
             let undecoded = damage.undecoded_seconds;
-            let detail = match samples.is_empty() {
+            let detail = match count == 0 {
                 true => first.clone(),
                 false => format!(
                     "{first}; {undecoded:.3} s of {whole:.3} s cannot be decoded, more than `audio.unheard_share_max`"
@@ -264,7 +331,7 @@ impl Sink {
                 false => AudioError::Corrupt { container, detail },
             });
         }
-        if samples.is_empty() {
+        if count == 0 {
             return Err(AudioError::ZeroSamples { container });
         }
         let (better, gain) = self.verdict.unwrap_or((Mix::Mean, 1.0));
@@ -280,10 +347,12 @@ impl Sink {
             content_type_mismatch: false,
             damage,
         };
-        Ok((
+        Ok(Decoded {
             waveform,
-            (self.mix == Mix::Mean && better != Mix::Mean).then_some(better),
-        ))
+            better: (self.mix == Mix::Mean && better != Mix::Mean).then_some(better),
+            gain: if self.mix == Mix::Mean { gain } else { 1.0 },
+            samples: count,
+        })
     }
 }
 

@@ -109,6 +109,56 @@ fn decode_file<'a>(bytes: &'a [u8], sink: &mut Sink) -> Result<&'a [u8], AudioEr
     Ok(behind(after, len, &format, big_endian, sink))
 }
 
+/// A WAV file as its first bytes declare it, to be read while it comes.
+pub(super) struct StreamHeader {
+    pub(super) encoding: PcmEncoding,
+    pub(super) channels: u16,
+    pub(super) rate_hz: u32,
+    /// Where the samples begin.
+    pub(super) start: usize,
+    /// Bytes of samples, where the writer knew.
+    pub(super) data_bytes: Option<u64>,
+}
+
+/// The header of a little-endian file of plain samples; `None` where it is not whole yet, or the file is of
+/// another kind.
+pub(super) fn stream_header(bytes: &[u8], limits: &AudioLimits) -> Option<StreamHeader> {
+    if !bytes.starts_with(b"RIFF") {
+        return None;
+    }
+    let (mut at, mut format) = (12, None);
+    loop {
+        let chunk = Chunk::at(bytes, at, false)?;
+        match (&chunk.id, format) {
+            (b"fmt ", None) => format = Some(parse_format(chunk.body(bytes).ok()?, false, limits).ok()?),
+            (
+                b"data",
+                Some(Format {
+                    coding: Coding::Pcm(encoding),
+                    channels,
+                    rate_hz,
+                    ..
+                }),
+            ) => {
+                let known = chunk.size > 0 && chunk.size < UNKNOWN_SIZE_MIN;
+                return Some(StreamHeader {
+                    encoding,
+                    channels,
+                    rate_hz,
+                    start: chunk.start,
+                    data_bytes: known.then_some(chunk.size),
+                });
+            }
+            (b"fmt " | b"data", _) => return None,
+            (id, _) if !is_chunk_id(id) => return None,
+            _ => {
+                chunk.body(bytes).ok()?;
+            }
+        }
+        at = chunk.next(bytes);
+    }
+}
+
 /// What follows the samples may be further chunks, tags, padding, or another file, which is returned. Samples
 /// in a second `data` chunk are not decoded, nor is what is no chunk: then the declared size is a lie.
 fn behind<'a>(

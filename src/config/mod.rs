@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 mod environment;
 pub mod service;
 
-use crate::audio::config::AudioConfig;
-use crate::inference::EngineConfig;
+use crate::audio::config::{AudioConfig, SpeechConfig};
 use crate::inference::config::{DecoderConfig, DecodingConfig, EncoderConfig};
+use crate::inference::{ByWindow, EngineConfig};
 use crate::kafka::config::KafkaConfig;
 use crate::models::config::ModelConfig;
 use crate::registry::config::AdaptersConfig;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub broker: BrokerConfig,
     /// Limits and windows of incoming sound.
     pub audio: AudioConfig,
+    /// How speech is found in it, and where it is cut.
+    pub speech: SpeechConfig,
     /// Batching in front of the speech encoder.
     pub encoder: EncoderConfig,
     /// Generation of answers.
@@ -73,6 +75,10 @@ impl Settings {
             answer_positions: self.decoder.tokens_max,
             batch_windows_max: self.encoder.batch_windows_max,
             options: self.decoding.options(self.decoder.tokens_max),
+            by_window: Some(ByWindow {
+                speech: self.speech.clone(),
+                audio: self.audio.clone(),
+            }),
             preallocate: false,
         }
     }
@@ -137,6 +143,7 @@ impl Settings {
         self.audio
             .validate()
             .map_err(|error| ConfigError::invalid("audio", error.to_string()))?;
+        self.speech.validate()?;
         self.service.validate()?;
         self.admission.validate()?;
         self.encoder.validate()?;
@@ -167,14 +174,16 @@ impl Settings {
         }
         // Whisper's 50 frames a second through strides [2, 2], and positions for the chat layout and a short
         // instruction.
-        let positions = self.audio.seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
+        let whole_seconds_max = self.audio.whole_seconds_max.max(self.speech.window_seconds_max);
+        let seconds_max = whole_seconds_max.min(self.audio.seconds_max);
+        let positions = seconds_max * 12.5 + self.decoder.tokens_max as f64 + 64.0;
         if positions > self.decoder.positions_max as f64 {
             return Err(ConfigError::invalid(
                 "decoder.positions_max",
                 format!(
-                    "{} is too few for `audio.seconds_max` = {} (12.5 positions a second) and `decoder.tokens_max` = {}: \
+                    "{} is too few for {seconds_max} s of sound (`audio.whole_seconds_max`; 12.5 positions a second) and `decoder.tokens_max` = {}: \
                      at least {positions:.0} are needed",
-                    self.decoder.positions_max, self.audio.seconds_max, self.decoder.tokens_max
+                    self.decoder.positions_max, self.decoder.tokens_max
                 ),
             ));
         }

@@ -118,6 +118,14 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             .collect()
     }
 
+    /// Features of one clip that is not asked about again: nothing of it is kept.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the network fails, or panics.
+    pub fn extract_once(&self, clip: Clip<'_>) -> Result<Features, ModelError> {
+        self.run_one(&clip)
+    }
+
     /// As [`extract`](Self::extract), without the cache.
     fn encode(&self, clips: &[Clip<'_>]) -> Vec<Result<Features, ModelError>> {
         match self.run(clips) {

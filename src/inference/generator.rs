@@ -323,6 +323,34 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(())
     }
 
+    /// What the CTC head reads in a clip, without the language model; none where the version has no such
+    /// head. A panic inside the network is an error like any other.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the version does not fit the networks, or a network fails.
+    pub fn read(
+        &mut self,
+        features: &Features,
+        adapter: &AdapterSnapshot,
+    ) -> Result<Option<String>, InferenceError> {
+        let _no_grad = tch::no_grad_guard();
+        self.load(adapter)?;
+        let version = &self.versions[adapter.version()].adapter;
+        let Some(head) = version.trained_ctc_head() else {
+            return Ok(None);
+        };
+        let tokenizer = self.model().tokenizer();
+        let read = || -> Result<String, InferenceError> {
+            let frames = features.frames.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
+            let length = [frames.size().get(1).copied().unwrap_or(0)];
+            let ids = head.read(&version.forward(&frames, &length)?)?.swap_remove(0);
+            Ok(tokenizer.decode(&ids)?.trim().to_owned())
+        };
+        catch_unwind(AssertUnwindSafe(read))
+            .unwrap_or_else(|panic| Err(ModelError::panicked("CTC head", &*panic).into()))
+            .map(Some)
+    }
+
     /// Answers one short request of silence with `adapter`, so that the first real one finds libtorch's
     /// kernels chosen, memory touched and the version loaded.
     ///

@@ -11,6 +11,7 @@
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
 //! | [`speech_llm`] | audio positions inside the prompt of a language model |
+//! | [`VoiceDetector`] | speech told from what is none; long recordings cut into windows |
 //!
 //! Errors and panics belong to a request: they end it with an event, and no other.
 
@@ -28,6 +29,7 @@ pub mod sampling;
 mod scheduler;
 mod sequence;
 pub mod speech_llm;
+mod voice;
 
 pub use clip_features::Features;
 pub use engine::{BorrowedEngine, Engine, Output};
@@ -35,7 +37,8 @@ pub use error::InferenceError;
 pub use features::{Clip, FeatureExtractor, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
-pub use request::{EngineConfig, Event, GenerateRequest, Input};
+pub use request::{ByWindow, EngineConfig, Event, GenerateRequest, Input};
 pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Generation, Loras, Prompt, RequestId};
+pub use voice::{HeardWindow, SpeechWindows, VoiceDetector, VoiceState};

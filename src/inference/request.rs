@@ -2,6 +2,7 @@
 
 use super::scheduler::SchedulerSizes;
 use super::{DecodeOptions, Features, Generation, InferenceError, RequestId};
+use crate::audio::config::{AudioConfig, SpeechConfig};
 use crate::models::adapter::AdapterSnapshot;
 use crate::text::OutputGrammar;
 
@@ -72,6 +73,15 @@ pub enum Event {
     },
 }
 
+/// By which settings long sound is cut into windows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ByWindow {
+    /// How speech is found, and how long a window may be.
+    pub speech: SpeechConfig,
+    /// What is silence.
+    pub audio: AudioConfig,
+}
+
 /// Sizes of an engine and how it answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
@@ -86,6 +96,9 @@ pub struct EngineConfig {
     pub batch_windows_max: usize,
     /// How answers are generated.
     pub options: DecodeOptions,
+    /// How transcripts of long sound are made window by window; absent: every clip is answered as one. For
+    /// whoever drives the engine, which itself answers what it is asked.
+    pub by_window: Option<ByWindow>,
     /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what
     /// is asked.
     pub preallocate: bool,
@@ -100,6 +113,7 @@ impl EngineConfig {
             answer_positions: usize::MAX >> 2,
             batch_windows_max: rows.max(1),
             options,
+            by_window: None,
             preallocate: false,
         }
     }

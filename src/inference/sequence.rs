@@ -85,6 +85,33 @@ impl Generation {
     }
 }
 
+impl Generation {
+    /// The answers to the windows of one recording as one: all tokens, and of everything else the worst.
+    pub fn join(windows: impl IntoIterator<Item = Self>) -> Self {
+        let mut whole = Self {
+            ended: true,
+            ..Self::default()
+        };
+        let (mut blank_shares, mut count) = (0.0, 0.0);
+        for window in windows {
+            whole.ids.extend(window.ids);
+            whole.log_probs.extend(window.log_probs);
+            whole.ended &= window.ended;
+            whole.looping |= window.looping;
+            whole.agreement = match (whole.agreement, window.agreement) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            if let Some(share) = window.blank_share {
+                blank_shares += share;
+                count += 1.0;
+            }
+        }
+        whole.blank_share = (count > 0.0).then(|| blank_shares / count);
+        whole
+    }
+}
+
 /// Logits of one forward pass and what was chosen from them for all rows at once.
 pub(super) struct PassOutput {
     /// The cache slot of each row.

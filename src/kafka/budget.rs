@@ -177,6 +177,18 @@ impl OffsetTracker {
         release
     }
 
+    /// Takes note that a record only waits for others, as the earlier chunks of a stream do, and that its
+    /// value is not in memory any more: it counts neither in the bound of records nor in that of bytes.
+    pub fn lighten(&self, record_offset: &RecordOffset) {
+        let bytes = self.offsets().lighten(record_offset);
+        self.shared.budget.lower(bytes);
+    }
+
+    /// Records that were read and are not released, without those that only wait for others.
+    pub fn busy(&self) -> usize {
+        self.offsets().busy()
+    }
+
     /// Whether work on the record still counts; false when its partition was taken away.
     pub fn is_current(&self, record_offset: &RecordOffset) -> bool {
         self.offsets().epoch(&TopicPartition::of(record_offset)) == Some(record_offset.epoch)

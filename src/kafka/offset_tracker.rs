@@ -81,6 +81,8 @@ pub struct OffsetTable {
     partitions: HashMap<TopicPartition, Slots>,
     last_epoch: u64,
     unfinished: usize,
+    /// How many of them only wait for others.
+    light: usize,
     bytes: u64,
     /// Longest metadata of a committed offset, bytes; lower where the broker takes less.
     memory_bytes_max: usize,
@@ -94,6 +96,7 @@ impl Default for OffsetTable {
             partitions: HashMap::new(),
             last_epoch: 0,
             unfinished: 0,
+            light: 0,
             bytes: 0,
             memory_bytes_max: MEMORY_BYTES_MAX,
             memory_bytes_taken: 0,
@@ -125,6 +128,8 @@ struct Unfinished {
     bytes: u64,
     /// Whether its outcome waits for a transaction: nothing is left to do but to commit it.
     is_settled: bool,
+    /// Whether it only waits for others: it is no work, and its value is not in memory.
+    is_light: bool,
 }
 
 impl OffsetTable {
@@ -222,12 +227,29 @@ impl OffsetTable {
         if slots.epoch != record_offset.epoch {
             return Release::Void;
         }
-        let Some(Unfinished { bytes, .. }) = slots.unfinished.remove(&record_offset.offset) else {
+        let Some(Unfinished { bytes, is_light, .. }) = slots.unfinished.remove(&record_offset.offset) else {
             return Release::Unknown;
         };
         self.unfinished -= 1;
+        self.light -= usize::from(is_light);
         self.bytes -= bytes;
         Release::Released { bytes }
+    }
+
+    /// Takes note that a record only waits for others, and that its value is not in memory any more; the
+    /// bytes that it weighed.
+    pub fn lighten(&mut self, record_offset: &RecordOffset) -> u64 {
+        let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
+        let slots = slots.filter(|slots| slots.epoch == record_offset.epoch);
+        let record = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset));
+        let Some(record) = record.filter(|record| !record.is_light) else {
+            return 0;
+        };
+        record.is_light = true;
+        self.light += 1;
+        let bytes = std::mem::take(&mut record.bytes);
+        self.bytes -= bytes;
+        bytes
     }
 
     /// Takes note whether the outcome of a record waits for its transaction. `false` when the record does not
@@ -321,6 +343,11 @@ impl OffsetTable {
         self.unfinished
     }
 
+    /// Records that are being worked on, without those that only wait for others.
+    pub fn busy(&self) -> usize {
+        self.unfinished - self.light
+    }
+
     /// Records of `partitions` that are being worked on, without those whose outcome waits for its
     /// transaction.
     pub fn unsettled_of<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> usize {
@@ -371,6 +398,7 @@ impl OffsetTable {
     fn forget(&mut self, partition: &TopicPartition) {
         if let Some(slots) = self.partitions.remove(partition) {
             self.unfinished -= slots.unfinished.len();
+            self.light -= slots.unfinished.values().filter(|record| record.is_light).count();
             self.bytes -= slots.unfinished.values().map(|record| record.bytes).sum::<u64>();
         }
     }
@@ -404,8 +432,12 @@ impl Slots {
         if self.answered.contains(offset) {
             return Admission::Answered;
         }
-        let is_settled = false;
-        self.unfinished.insert(offset, Unfinished { bytes, is_settled });
+        let record = Unfinished {
+            bytes,
+            is_settled: false,
+            is_light: false,
+        };
+        self.unfinished.insert(offset, record);
         Admission::New
     }
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod encoders;
 pub mod llms;
 pub mod probe;
+pub mod silero_vad;
 
 mod clips;
 mod config_file;

@@ -1,8 +1,9 @@
 //! Evaluation: prompts about labelled recordings, answered by the inference engine; and, for validation and
 //! the promotion gate, each task's answers scored by the task's own metric.
 //!
-//! Each recording is read and encoded once, however many prompts there are about it, and as serving encodes
-//! it: a clip longer than the encoder's window is cut into windows.
+//! Each recording is read and encoded once, however many prompts there are about it, and as serving answers
+//! it: transcripts of long sound are made window by window, other clips longer than the encoder's window are
+//! joined behind the encoder.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -11,18 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
 use super::control::Control;
+use super::eval_rows::{Part, Windows, encode};
 use super::example::Example;
 use super::networks::Networks;
 use super::prepare::Sample;
 use super::prompt_variants::TRANSCRIPT;
 use crate::inference::speech_llm::Learned;
-use crate::inference::{
-    BorrowedEngine, Clip, EngineConfig, Features, GenerateRequest, InferenceError, Input, Output,
-};
+use crate::inference::{EngineConfig, GenerateRequest, InferenceError, Input, Output};
 use crate::models::ModelError;
 use crate::models::adapter::AdapterSnapshot;
 use crate::scoring::Metric;
-use crate::text::OutputGrammar;
+use crate::text::{OutputGrammar, WindowText, join_windows};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +127,7 @@ pub fn answer_recordings(
         .then(|| CtcReader::new(networks, adapter))
         .transpose()?;
     engine.generator().adapter(adapter)?; // one that does not fit is the run's fault, not each recording's
+    let windows = options.engine.by_window.as_ref().map(Windows::new);
     let mut order: Vec<usize> = (0..recordings.len())
         .filter(|at| !recordings[*at].1.is_empty())
         .collect();
@@ -137,12 +138,18 @@ pub fn answer_recordings(
         if control.is_stopped() {
             break;
         }
-        let rows = encode(&engine, adapter, recordings, chunk, &mut summary);
+        let chunk: Vec<(usize, &Example, bool)> = (chunk.iter())
+            .map(|at| (*at, recordings[*at].0, are_transcripts(&recordings[*at].1)))
+            .collect();
+        let encoded = encode(&engine, windows.as_ref(), adapter, &chunk);
+        summary.audio_seconds += encoded.audio_seconds;
+        summary.unreadable.extend(encoded.unreadable);
+        let rows = encoded.rows;
         if let Some(reader) = &reader {
-            for (at, features) in &rows {
-                let answer = reader.read(networks, features)?;
-                for number in 0..recordings[*at].1.len() {
-                    on_answer(*at, number, Ok(answer.clone()));
+            for row in &rows {
+                let answer = reader.read(networks, &row.parts)?;
+                for number in 0..recordings[row.at].1.len() {
+                    on_answer(row.at, number, Ok(answer.clone()));
                 }
             }
             continue;
@@ -151,67 +158,37 @@ pub fn answer_recordings(
         // answers.
         let prompts = rows
             .iter()
-            .map(|(at, _)| recordings[*at].1.len())
+            .map(|row| recordings[row.at].1.len())
             .max()
             .unwrap_or(0);
         for number in 0..prompts {
             let (mut asked, mut requests) = (Vec::new(), Vec::new());
-            for (at, features) in &rows {
-                if let Some(prompt) = recordings[*at].1.get(number) {
-                    asked.push(*at);
+            for row in &rows {
+                let Some(prompt) = recordings[row.at].1.get(number) else {
+                    continue;
+                };
+                asked.push(row);
+                for part in &row.parts {
                     requests.push(prompt.request(Input::Features {
-                        features: features.shallow_clone(),
+                        features: part.features.shallow_clone(),
                         adapter: adapter.clone(),
                     }));
                 }
             }
-            for (at, output) in asked.into_iter().zip(engine.generate(requests)) {
-                on_answer(at, number, answer_of(output));
+            let mut outputs = engine.generate(requests).into_iter();
+            for row in asked {
+                on_answer(row.at, number, answer_of(row.join(&mut outputs)));
             }
         }
     }
     Ok(summary)
 }
 
-/// Reads and encodes recordings: those that worked, with their features.
-fn encode(
-    engine: &BorrowedEngine<'_>,
-    adapter: &AdapterSnapshot,
-    recordings: &[(&Example, Vec<EvalPrompt>)],
-    chunk: &[usize],
-    summary: &mut EvalSummary,
-) -> Vec<(usize, Features)> {
-    let (mut read, mut clips) = (Vec::with_capacity(chunk.len()), Vec::with_capacity(chunk.len()));
-    for at in chunk.iter().copied() {
-        match recordings[at].0.audio.load() {
-            Ok(clip) => {
-                read.push(at);
-                clips.push(clip);
-            }
-            Err(reason) => summary.unreadable.push((at, reason)),
-        }
-    }
-    let lengths: Vec<usize> = clips.iter().map(Vec::len).collect();
-    let mut rows = Vec::with_capacity(read.len());
-    for batch in engine.extractor().batches(&lengths) {
-        let of = |index: &usize| Clip {
-            samples: &clips[*index],
-            adapter,
-        };
-        let batch_clips: Vec<Clip<'_>> = batch.iter().map(of).collect();
-        for (index, features) in batch.iter().zip(engine.extractor().extract(&batch_clips)) {
-            match features {
-                Ok(features) => {
-                    #[expect(clippy::cast_precision_loss, reason = "a sample count")]
-                    let seconds = lengths[*index] as f64 / 16_000.0;
-                    summary.audio_seconds += seconds;
-                    rows.push((read[*index], features));
-                }
-                Err(error) => summary.unreadable.push((read[*index], error.to_string())),
-            }
-        }
-    }
-    rows
+/// Whether what is said is asked for, in any words, and nothing else.
+fn are_transcripts(prompts: &[EvalPrompt]) -> bool {
+    prompts
+        .iter()
+        .all(|prompt| prompt.task.as_deref() == Some(TRANSCRIPT) && prompt.grammar.is_free())
 }
 
 fn answer_of(output: Result<Output, InferenceError>) -> Result<EvalAnswer, String> {
@@ -235,14 +212,22 @@ impl CtcReader {
         Ok(Self { learned })
     }
 
-    fn read(&self, networks: &Networks, features: &Features) -> Result<EvalAnswer, TrainingError> {
+    /// What is heard in a recording, of which the parts are given.
+    fn read(&self, networks: &Networks, parts: &[Part]) -> Result<EvalAnswer, TrainingError> {
         let head = self.learned.adapter.ctc_head().expect("`new` found one");
-        let length = [features.frames.size()[0]];
-        let frames = features.frames.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
-        let adapted = self.learned.adapter.forward(&frames, &length)?;
-        let ids = head.read(&adapted)?.swap_remove(0);
+        let mut texts = Vec::with_capacity(parts.len());
+        for part in parts {
+            let length = [part.features.frames.size()[0]];
+            let frames = part.features.frames.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
+            let adapted = self.learned.adapter.forward(&frames, &length)?;
+            let ids = head.read(&adapted)?.swap_remove(0);
+            texts.push(networks.speech_llm.tokenizer().decode(&ids)?.trim().to_owned());
+        }
         Ok(EvalAnswer {
-            text: networks.speech_llm.tokenizer().decode(&ids)?.trim().to_owned(),
+            text: join_windows(texts.iter().zip(parts).map(|(text, part)| WindowText {
+                text,
+                overlaps: part.overlaps,
+            })),
             score: None,
             finished: true,
         })

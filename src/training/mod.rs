@@ -30,6 +30,7 @@ pub mod corpora;
 pub mod ctc;
 pub mod engine;
 mod error;
+mod eval_rows;
 pub mod evaluate;
 pub mod events;
 pub mod example;

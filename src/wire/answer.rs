@@ -66,6 +66,8 @@ pub enum Flag {
     NoSpeech,
     /// The sound goes on behind a long pause, after which models tend to stop: words may be missing.
     LongPause,
+    /// A new utterance of the session ended the answer: it is as far as it was then.
+    Cancelled,
 }
 
 /// Milliseconds spent on an answer, by stage.
@@ -83,6 +85,23 @@ pub struct Timing {
     pub generate: f64,
     /// From admission to the finished answer.
     pub total: f64,
+}
+
+/// A part of a recording that a partial answer is about: a stretch of speech.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
+pub struct Segment {
+    /// Its number in the recording, from 0.
+    pub number: u64,
+    /// Where it begins, seconds since the recording's start.
+    pub begin_seconds: f64,
+    /// Where it ends; of one that is still spoken, how far it was heard.
+    pub end_seconds: f64,
+    /// Whether the text is the language model's answer to the whole segment, which does not change any more.
+    /// Before, it is what the CTC head reads.
+    pub is_settled: bool,
+    /// How the text begins for good: later texts of the segment that are not settled begin so too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<String>,
 }
 
 /// An answer, as it travels on the result topic.
@@ -122,10 +141,21 @@ pub struct Answer {
     /// Length of what could not be decoded of it, seconds; not written where it is 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub audio_unheard_seconds: f64,
+    /// Of a partial answer about a part of a recording: which part; not written otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<Segment>,
     /// Answer tokens.
     pub tokens: usize,
     /// Time spent.
     pub timing_ms: Timing,
+}
+
+/// An id as it is among those of all sources.
+fn of_source(id: String, source: Option<&str>) -> String {
+    match source {
+        Some(source) => format!("{id}@{}", hex(&Sha256::digest(source)[..8])),
+        None => id,
+    }
 }
 
 /// Whether a field has nothing to say.
@@ -142,10 +172,12 @@ impl Answer {
             AnswerKind::Partial => format!("{request_id}:partial:{sequence}"),
             kind => format!("{request_id}:{}", kind.as_str()),
         };
-        match source {
-            Some(source) => format!("{id}@{}", hex(&Sha256::digest(source)[..8])),
-            None => id,
-        }
+        of_source(id, source)
+    }
+
+    /// The id of the settled text of a segment, made as those of answers.
+    pub fn segment_id(source: Option<&str>, request_id: &str, number: u64) -> String {
+        of_source(format!("{request_id}:segment:{number}"), source)
     }
 
     /// The record of the result topic, with the request's key.

@@ -317,6 +317,11 @@ fn request_headers() -> Vec<Header> {
             text(),
             "Topic for the answers, one of those that the operator lists; absent: the topic of results.",
         ),
+        (
+            "ce_bargein",
+            flag(),
+            "Whether it ends the answers in progress of its session (`ce_session`, `ce_source`).",
+        ),
         ("ce_session", text(), "Stream or conversation that it belongs to."),
         ("ce_train", flag(), "`no`: it must not be kept for training."),
         (

@@ -35,6 +35,7 @@ const OURS: &[(&str, &str)] = &[
     ("target", "ce_target"),
     ("subjectsource", "ce_subjectsource"),
     ("replytopic", "ce_replytopic"),
+    ("bargein", "ce_bargein"),
 ];
 /// Attributes of CloudEvents itself, and of ours, whose names are too usual to be taken for them without a
 /// prefix.

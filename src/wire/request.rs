@@ -115,6 +115,8 @@ pub struct Request {
     pub reply_topic: Option<Arc<str>>,
     /// Whether partial answers are wanted.
     pub partials: bool,
+    /// Whether it ends the answers that are in progress for its session.
+    pub barge_in: bool,
     /// Whether it may be kept for training, when the sender says.
     pub train: Option<bool>,
     /// Type of the audio, when the sender says.
@@ -215,6 +217,7 @@ impl Request {
                 .unwrap_or_default(),
             reply_topic: reply_topic(headers, limits)?,
             partials: headers.flag("ce_partials")?.unwrap_or(false),
+            barge_in: headers.flag("ce_bargein")?.unwrap_or(false),
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),
             audio: envelope.data,

@@ -133,6 +133,7 @@ fn answer() -> Answer {
         ],
         audio_seconds: 3.42,
         audio_unheard_seconds: 0.0,
+        segment: None,
         tokens: 11,
         timing_ms: Timing {
             queue: 1.2,
@@ -164,6 +165,7 @@ fn an_answer_about_damaged_sound_says_how_much_was_not_decoded() {
     let damaged = Answer {
         flags: vec![Flag::AudioRepaired, Flag::LongPause],
         audio_unheard_seconds: 0.036,
+        segment: None,
         ..answer()
     };
 

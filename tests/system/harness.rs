@@ -90,6 +90,8 @@ impl Sandbox {
         settings.decoder.positions_max = 1024;
         settings.decoder.slots = 4;
         settings.audio.seconds_max = 40.0;
+        settings.audio.whole_seconds_max = 40.0;
+        settings.speech.detector = Default::default();
         // So gentle that the candidate is its parent's equal, on a handful of samples: this is about the
         // loop, not about learning. Neither would do in earnest, so the gate is set to let such a candidate
         // through.

@@ -10,3 +10,4 @@ mod learning;
 mod outage;
 mod serving;
 mod soak;
+mod streams;

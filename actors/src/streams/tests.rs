@@ -36,31 +36,65 @@ fn chunk(session: &str, sequence: u64, is_final: bool, audio: &'static [u8]) -> 
     (record, request)
 }
 
-fn take(streams: &mut Streams, (record, request): (Record, Request)) -> Assembled {
-    streams.take(record, request)
+/// Streams that remember what was heard of them as bytes.
+fn streams() -> Streams<Vec<u8>> {
+    let limits = StreamLimits {
+        streams_max: 2_000,
+        idle: Duration::from_secs(60),
+    };
+    Streams::new(limits, Clock::system())
+}
+
+/// Takes a chunk and hears it.
+fn hear(streams: &mut Streams<Vec<u8>>, (record, request): (Record, Request)) -> Taken {
+    let taken = streams.take(record, request);
+    if let Taken::Next(next) = &taken {
+        let heard = streams.heard(&next.name).unwrap();
+        assert_eq!(heard.is_none(), next.first.is_some());
+        heard.get_or_insert_default().extend_from_slice(&next.audio);
+    }
+    taken
+}
+
+/// As [`hear`]; a stream that is complete is taken out.
+fn take(streams: &mut Streams<Vec<u8>>, chunk: (Record, Request)) -> Taken {
+    let taken = hear(streams, chunk);
+    if let Taken::Next(next) = &taken
+        && next.is_final
+    {
+        streams.complete(&next.name).unwrap();
+    }
+    taken
+}
+
+/// The stream that a chunk completes.
+fn whole(streams: &mut Streams<Vec<u8>>, chunk: (Record, Request)) -> Complete<Vec<u8>> {
+    let Taken::Next(next) = hear(streams, chunk) else {
+        panic!("the next chunk")
+    };
+    assert!(next.is_final);
+    streams.complete(&next.name).unwrap()
 }
 
 #[test]
 fn chunks_in_order_become_one_recording() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
 
     assert!(matches!(
         take(&mut streams, chunk("a", 0, false, b"12")),
-        Assembled::Waiting
+        Taken::Next(_)
     ));
     assert!(matches!(
         take(&mut streams, chunk("b", 0, false, b"xx")),
-        Assembled::Waiting
+        Taken::Next(_)
     ));
     assert!(matches!(
         take(&mut streams, chunk("a", 1, false, b"34")),
-        Assembled::Waiting
+        Taken::Next(_)
     ));
-    let Assembled::Whole(whole) = take(&mut streams, chunk("a", 2, true, b"56")) else {
-        panic!("the last chunk completes the stream")
-    };
+    let whole = whole(&mut streams, chunk("a", 2, true, b"56"));
 
-    assert_eq!(&whole.request.audio[..], b"123456");
+    assert_eq!(whole.heard, b"123456");
     assert_eq!(whole.earlier.len(), 2);
     assert_eq!(whole.record.record_offset.offset, 2);
     assert_eq!(streams.len(), 1);
@@ -68,11 +102,11 @@ fn chunks_in_order_become_one_recording() {
 
 #[test]
 fn a_missing_chunk_breaks_its_stream_and_no_other() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     take(&mut streams, chunk("a", 0, false, b"12"));
     take(&mut streams, chunk("b", 0, false, b"12"));
 
-    let Assembled::Broken(records, rejection) = take(&mut streams, chunk("a", 2, true, b"56")) else {
+    let Taken::Broken(records, rejection) = take(&mut streams, chunk("a", 2, true, b"56")) else {
         panic!("chunk 1 is missing")
     };
 
@@ -103,7 +137,7 @@ fn later((record, request): (Record, Request), offset: i64) -> (Record, Request)
 
 #[test]
 fn a_chunk_that_comes_again_as_it_was_is_passed_over() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     take(&mut streams, chunk("a", 0, false, b"12"));
     take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
 
@@ -111,20 +145,18 @@ fn a_chunk_that_comes_again_as_it_was_is_passed_over() {
         let taken = take(&mut streams, later(repeat, offset));
 
         assert!(
-            matches!(&taken, Assembled::Repeated(record) if record.record_offset.offset == offset),
+            matches!(&taken, Taken::Repeated(record) if record.record_offset.offset == offset),
             "{taken:?}"
         );
     }
-    let Assembled::Whole(whole) = take(&mut streams, later(chunk("a", 2, true, b"56"), 4)) else {
-        panic!("the last chunk completes the stream")
-    };
-    assert_eq!(&whole.request.audio[..], b"123456");
+    let whole = whole(&mut streams, later(chunk("a", 2, true, b"56"), 4));
+    assert_eq!(whole.heard, b"123456");
     assert_eq!(whole.earlier.len(), 2, "a repeat has been finished already");
 }
 
 #[test]
 fn a_chunk_that_comes_again_after_the_last_one_is_passed_over() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     take(&mut streams, chunk("a", 0, false, b"12"));
     take(&mut streams, later(chunk("a", 1, false, b"34"), 1));
     take(&mut streams, later(chunk("a", 2, true, b"56"), 2));
@@ -132,20 +164,20 @@ fn a_chunk_that_comes_again_after_the_last_one_is_passed_over() {
     for (repeat, offset) in [(chunk("a", 1, false, b"34"), 3), (chunk("a", 2, true, b"56"), 4)] {
         assert!(matches!(
             take(&mut streams, later(repeat, offset)),
-            Assembled::Repeated(_)
+            Taken::Repeated(_)
         ));
     }
     for (other, offset) in [(chunk("a", 2, true, b"57"), 5), (chunk("a", 2, false, b"56"), 6)] {
         assert!(matches!(
             take(&mut streams, later(other, offset)),
-            Assembled::Broken(..)
+            Taken::Broken(..)
         ));
     }
 }
 
 #[test]
 fn a_second_stream_of_a_session_keeps_chunks_that_sound_like_the_first_one_s() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     for (sequence, offset) in [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)] {
         take(
             &mut streams,
@@ -153,17 +185,15 @@ fn a_second_stream_of_a_session_keeps_chunks_that_sound_like_the_first_one_s() {
         );
     }
 
-    let Assembled::Whole(whole) = take(&mut streams, later(chunk("a", 2, true, b"00"), 5)) else {
-        panic!("the second stream is complete too")
-    };
+    let whole = whole(&mut streams, later(chunk("a", 2, true, b"00"), 5));
 
-    assert_eq!(&whole.request.audio[..], b"000000");
+    assert_eq!(whole.heard, b"000000");
     assert_eq!(whole.record.record_offset.offset, 5);
 }
 
 #[test]
 fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     let again = |(mut record, request): (Record, Request)| {
         record.record_offset.epoch = 2;
         (record, request)
@@ -173,12 +203,10 @@ fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
 
     assert!(matches!(
         take(&mut streams, again(chunk("a", 0, false, b"12"))),
-        Assembled::Waiting
+        Taken::Next(_)
     ));
     take(&mut streams, again(later(chunk("a", 1, false, b"34"), 1)));
-    let Assembled::Whole(whole) = take(&mut streams, again(later(chunk("a", 2, true, b"56"), 2))) else {
-        panic!("all of it was read again")
-    };
+    let whole = whole(&mut streams, again(later(chunk("a", 2, true, b"56"), 2)));
 
     assert_eq!(whole.earlier.len(), 2);
     assert!(whole.earlier.iter().all(|record| record.record_offset.epoch == 2));
@@ -186,18 +214,18 @@ fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
     take(&mut streams, chunk("a", 0, false, b"12"));
     assert!(matches!(
         take(&mut streams, later(chunk("a", 1, false, b"34"), 1)),
-        Assembled::Waiting
+        Taken::Next(_)
     ));
 }
 
 #[test]
 fn a_chunk_that_comes_again_with_other_sound_breaks_its_stream() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     take(&mut streams, chunk("a", 0, false, b"12"));
 
     let taken = take(&mut streams, later(chunk("a", 0, false, b"21"), 1));
 
-    let Assembled::Broken(records, rejection) = taken else {
+    let Taken::Broken(records, rejection) = taken else {
         panic!("{taken:?}")
     };
     assert_eq!(records.len(), 2);
@@ -209,7 +237,7 @@ fn a_chunk_that_comes_again_with_other_sound_breaks_its_stream() {
 
 #[test]
 fn sessions_of_two_sources_are_two_streams() {
-    let mut streams = Streams::new(100, Clock::system());
+    let mut streams = streams();
     let from = |source: &str, (record, request): (Record, Request)| {
         let source = Some(source.to_owned());
         (record, Request { source, ..request })
@@ -218,33 +246,68 @@ fn sessions_of_two_sources_are_two_streams() {
 
     let other = take(&mut streams, from("/two", chunk("a", 0, false, b"xx")));
 
-    assert!(matches!(other, Assembled::Waiting), "{other:?}");
+    assert!(matches!(other, Taken::Next(_)), "{other:?}");
     assert_eq!(streams.len(), 2);
 }
 
 #[test]
 fn what_is_remembered_of_complete_streams_is_bounded() {
-    let mut streams = Streams::new(100, Clock::system());
-    for number in 0..STREAMS_MAX as i64 + 10 {
+    let mut streams = streams();
+    for number in 0..COMPLETE_MAX as i64 + 10 {
         take(
             &mut streams,
             later(chunk(&number.to_string(), 0, true, b"12"), number),
         );
     }
 
-    assert_eq!(streams.complete.len(), STREAMS_MAX);
+    assert_eq!(streams.complete.len(), COMPLETE_MAX);
 }
 
 #[test]
-fn a_stream_that_grows_too_large_is_refused_whole() {
-    let mut streams = Streams::new(3, Clock::system());
-    take(&mut streams, chunk("a", 0, false, b"12"));
+fn more_streams_than_there_may_be_are_refused() {
+    let mut streams = streams();
+    for number in 0..2_000 {
+        take(&mut streams, chunk(&number.to_string(), 0, false, b"12"));
+    }
 
-    let Assembled::Broken(records, rejection) = take(&mut streams, chunk("a", 1, false, b"34")) else {
-        panic!("four bytes are too many")
+    let Taken::Broken(records, rejection) = take(&mut streams, chunk("more", 0, false, b"12")) else {
+        panic!("2,000 are enough")
     };
 
-    assert_eq!(records.len(), 2);
-    assert_eq!(rejection.reason, Reason::ValueTooLarge);
-    assert!(streams.is_empty());
+    assert_eq!(records.len(), 1);
+    assert!(rejection.message.contains("speech.sessions_max"), "{rejection}");
+    assert!(matches!(
+        take(&mut streams, chunk("7", 1, true, b"34")),
+        Taken::Next(_)
+    ));
+}
+
+#[test]
+fn values_of_a_long_stream_are_let_go_but_for_the_last_ones() {
+    static AUDIO: [u8; 300_000] = [1; 300_000];
+    let mut streams = streams();
+    let (mut name, mut gone) = (None, Vec::new());
+    for sequence in 0..10 {
+        let Taken::Next(next) = take(&mut streams, chunk("a", sequence, false, &AUDIO)) else {
+            panic!("the next one")
+        };
+        gone.extend(streams.let_go(&next.name).into_iter().map(|record| record.offset));
+        name = Some(next.name);
+    }
+    let why = broken("it ends here");
+
+    let Taken::Broken(records, _) = streams.break_off(&name.unwrap(), None, why) else {
+        panic!("broken off")
+    };
+
+    assert_eq!(gone, [0, 1, 2, 3, 4, 5, 6]);
+    for (at, record) in records.iter().enumerate() {
+        assert_eq!(record.value.is_some(), at > 6, "chunk {at}");
+        let omitted = record
+            .headers
+            .iter()
+            .find(|(name, _)| name == VALUE_OMITTED_HEADER);
+        let bytes = omitted.and_then(|(_, value)| value.as_deref());
+        assert_eq!(bytes, (at <= 6).then_some(&b"300000"[..]), "chunk {at}");
+    }
 }

@@ -2,6 +2,7 @@
 //! that fails when asked to.
 
 mod failures;
+mod interrupt;
 mod turns;
 
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use speechverse::util::Clock;
 use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Priority;
-use speechverse_actors::decoder::{Decoder, DecoderArgs, flag_audio};
+use speechverse_actors::answering::flag_audio;
+use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::messages::{
     DecodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishPartial,
 };
@@ -133,6 +135,7 @@ impl Harness {
             answer_positions: 64,
             batch_windows_max: 1,
             options: DecodeOptions::greedy(64),
+            by_window: None,
             preallocate: true,
         };
         let switch = failure.clone();

@@ -134,6 +134,7 @@ impl Harness {
                 Ok(FeatureExtractor::new(Box::new(network), batch_windows_max))
             }),
             decoder,
+            reader: probe().0,
             publisher,
         };
         let (orphans, found) = OrphanQueue::new();

@@ -1,12 +1,14 @@
 //! `AudioIngest`: admission, back-pressure up to the source, and who is not waited for.
 
 mod streams;
+mod windows;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use kameo::prelude::*;
-use speechverse::audio::AudioLimits;
+use speechverse::audio::config::{AudioConfig, SpeechConfig};
+use speechverse::inference::config::DecoderConfig;
 use speechverse::kafka::SourceEvent;
 use speechverse::models::config::LayerMix;
 use speechverse::training::Control;
@@ -16,13 +18,22 @@ use speechverse::wire::request::{Priority, RequestLimits};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::ingest::{AudioIngest, IngestArgs};
 use speechverse_actors::messages::{
-    EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted,
+    EncodeSoFar, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter,
+    UtteranceAdmitted,
 };
 
 use crate::support::{
     AUDIO_SECONDS_MAX, Feed, Kafka, PanickingInstructions, adapter, busy_probe, header, is_silent, next, pcm,
     probe, record, start_in_thread, until,
 };
+
+/// Speech found by loudness, whatever models there are.
+fn by_level() -> SpeechConfig {
+    SpeechConfig {
+        detector: "no such folder".into(),
+        ..SpeechConfig::default()
+    }
+}
 
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
@@ -34,6 +45,8 @@ struct Harness {
     utterances: flume::Receiver<EncodeUtterance>,
     facts: flume::Receiver<UtteranceAdmitted>,
     letters: flume::Receiver<PublishDeadLetter>,
+    readings: flume::Receiver<EncodeSoFar>,
+    answered: flume::Receiver<PublishAnswer>,
     current: CurrentAdapter,
     training: Control,
     found: flume::Receiver<OrphanedRecord>,
@@ -43,6 +56,17 @@ struct Harness {
 
 impl Harness {
     async fn new(encoder: Ends<EncodeUtterance>, collector: Ends<UtteranceAdmitted>) -> Self {
+        Self::with(encoder, collector, AudioConfig::default(), by_level()).await
+    }
+
+    async fn with(
+        encoder: Ends<EncodeUtterance>,
+        collector: Ends<UtteranceAdmitted>,
+        audio: AudioConfig,
+        speech: SpeechConfig,
+    ) -> Self {
+        let (so_far, readings) = probe();
+        let (answers, answered) = probe();
         let kafka = Kafka::start().await;
         let requests = kafka.feed(&kafka.config.topics.requests);
         let (to_ingest, events) = flume::bounded(2);
@@ -55,15 +79,18 @@ impl Harness {
             clock: clock.clone(),
             events,
             tracker: requests.tracker.clone(),
-            audio: AudioLimits::default(),
+            audio,
+            speech,
+            decoder: DecoderConfig::default(),
             limits: RequestLimits::default(),
             instructions: std::sync::Arc::new(PanickingInstructions),
-            no_speech_below_dbfs: -60.0,
             adapter: current.clone(),
             orphans,
             training: Some(training.clone()),
             encoder: encoder.0,
+            so_far,
             collector: collector.0,
+            answers,
             publisher,
         };
         Self {
@@ -73,6 +100,8 @@ impl Harness {
             utterances: encoder.1,
             facts: collector.1,
             letters,
+            readings,
+            answered,
             current,
             training,
             found,
@@ -339,7 +368,8 @@ async fn while_as_much_audio_is_in_flight_as_is_allowed_no_further_record_is_tak
     let whole = (AUDIO_SECONDS_MAX * 16_000.0) as usize;
     let mut records = Vec::new();
     for (number, samples) in [(0, whole), (1, 1_600)] {
-        harness.request(number, pcm(samples, 0.25), Vec::new()).await;
+        let task = vec![header("ce_task", "emotion")]; // asked about as a whole
+        harness.request(number, pcm(samples, 0.25), task).await;
         records.push(harness.requests.record().await);
     }
     for record in records {

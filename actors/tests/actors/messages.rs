@@ -31,7 +31,8 @@ fn a_context_that_is_completed_does_not_come_back() {
     let (orphans, found) = OrphanQueue::new();
 
     context(record(1), &orphans).complete();
-    let letter = PublishDeadLetter::of(context(record(2), &orphans), Reason::InternalError, "no luck");
+    let letter =
+        PublishDeadLetter::of(context(record(2), &orphans), Reason::InternalError, "no luck").unwrap();
 
     assert!(found.try_recv().is_err());
     assert_eq!(letter.record.record_offset, record(2).record_offset);

@@ -103,6 +103,7 @@ impl Harness {
             flags: Vec::new(),
             audio_seconds: 1.0,
             audio_unheard_seconds: 0.0,
+            segment: None,
             tokens: 3,
             timing_ms: Timing::default(),
         };

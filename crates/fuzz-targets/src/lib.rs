@@ -25,7 +25,7 @@ pub struct Target {
 }
 
 /// Every parser, in alphabetical order.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "adapter_manifest",
         run: files::adapter_manifest,
@@ -34,6 +34,11 @@ pub const TARGETS: [Target; 12] = [
     Target {
         name: "audio",
         run: records::audio,
+        seeds: seeds::audio,
+    },
+    Target {
+        name: "audio_stream",
+        run: records::audio_stream,
         seeds: seeds::audio,
     },
     Target {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use speechverse::audio::{self, AudioLimits};
@@ -13,7 +14,19 @@ use speechverse::wire::label::Label;
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::trace::TraceContext;
 use speechverse::wire::{Record, RecordOffset};
-use speechverse_actors::streams::{Assembled, Streams};
+use speechverse_actors::streams::{StreamLimits, Streams, Taken};
+
+/// Sound that comes in chunks, whose length the last byte says.
+pub(crate) fn audio_stream(data: &[u8]) -> bool {
+    let limits = AudioLimits {
+        seconds_max: 20.0,
+        decoded_samples_max: 1 << 22,
+        ..AudioLimits::default()
+    };
+    let size = data.last().map_or(1, |last| 1 + 16 * usize::from(*last));
+    let mut stream = audio::StreamDecoder::new(None, &limits);
+    data.chunks(size).all(|chunk| stream.push(chunk).is_ok()) && stream.finish().is_ok()
+}
 
 /// Any container, and raw PCM of several kinds, which only the content type says.
 pub(crate) fn audio(data: &[u8]) -> bool {
@@ -101,7 +114,11 @@ const BETWEEN: &[u8] = b"\n==\n";
 
 /// Records one behind the other, chunks of streams among them: each record has exactly one end.
 pub(crate) fn chunks(data: &[u8]) -> bool {
-    let mut streams = Streams::new(1 << 16, Clock::system());
+    let limits = StreamLimits {
+        streams_max: 64,
+        idle: Duration::from_secs(60),
+    };
+    let mut streams = Streams::new(limits, Clock::system());
     let (mut taken, mut ended, mut whole) = (0, 0, false);
     let mut rest = data;
     while !rest.is_empty() {
@@ -113,13 +130,20 @@ pub(crate) fn chunks(data: &[u8]) -> bool {
         };
         taken += 1;
         match streams.take(record, request) {
-            Assembled::Waiting => {}
-            Assembled::Repeated(_) => ended += 1,
-            Assembled::Broken(records, _) => ended += records.len(),
-            Assembled::Whole(found) => {
-                ended += found.earlier.len() + 1;
-                whole = true;
+            Taken::Next(next) => {
+                if let Some(place) = streams.heard(&next.name) {
+                    *place = Some(());
+                }
+                streams.let_go(&next.name);
+                if next.is_final
+                    && let Some(complete) = streams.complete(&next.name)
+                {
+                    ended += complete.earlier.len() + 1;
+                    whole = true;
+                }
             }
+            Taken::Repeated(_) => ended += 1,
+            Taken::Broken(records, _) => ended += records.len(),
         }
     }
     ended += streams.take_all().len();

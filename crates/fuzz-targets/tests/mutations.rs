@@ -287,6 +287,7 @@ macro_rules! parsers {
 parsers!(
     adapter_manifest,
     audio,
+    audio_stream,
     broker_frame,
     chat_template,
     chunks,

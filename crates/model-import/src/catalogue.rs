@@ -9,6 +9,9 @@ use serde::Deserialize;
 /// The list as it was when this program was built; also what the downloader is given.
 pub(crate) const LOCK: &str = include_str!("../../../scripts/downloads.lock");
 
+/// The `format` of a model that is copied and not converted.
+pub(crate) const AS_IS: &str = "as-is";
+
 /// One file of a package registry.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PinnedFile {
@@ -23,7 +26,7 @@ pub(crate) struct PinnedFile {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PinnedModel {
     pub(crate) name: String,
-    /// Number format to import it in.
+    /// Number format to import it in; [`AS_IS`]: its package holds the folder's files as they are to be.
     pub(crate) format: String,
     /// Whether the demonstration needs it.
     pub(crate) default: bool,
@@ -98,7 +101,8 @@ mod tests {
     fn the_shipped_list_is_complete() {
         let catalogue = Catalogue::shipped();
         for model in &catalogue.models {
-            assert!(model.format.parse::<FloatFormat>().is_ok(), "{}", model.name);
+            let is_known = model.format == AS_IS || model.format.parse::<FloatFormat>().is_ok();
+            assert!(is_known, "{}", model.name);
             assert_eq!(model.weights_sha256.len(), 64, "{}", model.name);
             for part in model.parts.values().flatten() {
                 let (package, path) = part.split_once(':').expect("package:path");
@@ -120,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn the_demonstration_needs_whisper_base_and_smollm2() {
+    fn the_demonstration_needs_whisper_base_smollm2_and_the_voice_detector() {
         let names: Vec<String> = available_models()
             .into_iter()
             .filter(|model| model.default)
             .map(|model| model.name)
             .collect();
-        assert_eq!(names, ["whisper-base", "smollm2-135m-instruct"]);
+        assert_eq!(names, ["whisper-base", "smollm2-135m-instruct", "silero-vad"]);
     }
 }

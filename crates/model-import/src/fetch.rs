@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::catalogue::{Catalogue, LOCK, PinnedFile, PinnedModel};
+use super::catalogue::{AS_IS, Catalogue, LOCK, PinnedFile, PinnedModel};
 use super::{
     Destination, FloatFormat, IMPORTER_VERSION, ImportError, ImportOptions, ImportReport, import_into,
     own_folder,
@@ -62,7 +62,9 @@ pub struct FetchedModel {
     pub name: String,
     /// Its folder.
     pub folder: PathBuf,
-    /// What the import did, or `None` when the model was there already.
+    /// Whether it was there already.
+    pub was_in_place: bool,
+    /// What the import did; `None` when nothing had to be converted.
     pub imported: Option<ImportReport>,
 }
 
@@ -124,15 +126,17 @@ pub(crate) fn fetch_from(
     let mut fetched = Vec::new();
     for model in wanted {
         let folder = models_dir.join(&model.name);
-        let imported = if missing.iter().any(|other| other.name == model.name) {
-            Some(bring(catalogue, model, &folder, cache, progress)?)
-        } else {
+        let was_in_place = !missing.iter().any(|other| other.name == model.name);
+        let imported = if was_in_place {
             progress(FetchProgress::InPlace { model: &model.name });
             None
+        } else {
+            bring(catalogue, model, &folder, cache, progress)?
         };
         fetched.push(FetchedModel {
             name: model.name.clone(),
             folder,
+            was_in_place,
             imported,
         });
     }
@@ -165,9 +169,11 @@ fn is_in_place(catalogue: &Catalogue, model: &PinnedModel, folder: &Path) -> boo
     if recorded != Some(source_json(catalogue, model)) {
         return false;
     }
-    ["config.json", "tokenizer.json"]
-        .iter()
-        .all(|name| folder.join(name).is_file())
+    let beside: &[&str] = match model.format.as_str() {
+        AS_IS => &[],
+        _ => &["config.json", "tokenizer.json"],
+    };
+    beside.iter().all(|name| folder.join(name).is_file())
         && whole_checkpoint(&folder.join("model.safetensors")).unwrap_or(false)
 }
 
@@ -251,7 +257,7 @@ fn bring(
     folder: &Path,
     cache: &Path,
     progress: &mut dyn FnMut(FetchProgress<'_>),
-) -> Result<ImportReport, ImportError> {
+) -> Result<Option<ImportReport>, ImportError> {
     let name = model.name.as_str();
     let scratch = Scratch(own_folder(cache, &format!("unpacked-{name}-")));
     std::fs::create_dir_all(&scratch.0).map_err(ImportError::io("create", &scratch.0))?;
@@ -260,23 +266,17 @@ fn bring(
         join_parts(catalogue, parts, cache, &scratch.0.join(file))?;
     }
 
-    let format: FloatFormat = model
-        .format
-        .parse()
-        .map_err(|what| ImportError::Download { what })?;
-    let options = ImportOptions {
-        format,
-        replace: true,
-        ..ImportOptions::default()
-    };
     let destination = Destination::new(folder, true)?;
-    let report = import_into(&scratch.0, &destination.folder, &options, &mut |done, total| {
-        progress(FetchProgress::Importing {
-            model: name,
-            done,
-            total,
-        });
-    })?;
+    let report = match model.format.as_str() {
+        AS_IS => {
+            for file in model.parts.keys() {
+                let (from, to) = (scratch.0.join(file), destination.folder.join(file));
+                std::fs::copy(&from, &to).map_err(ImportError::io("copy", &from))?;
+            }
+            None
+        }
+        format => Some(convert(name, format, &scratch.0, &destination, progress)?),
+    };
     progress(FetchProgress::Verifying { model: name });
     let weights = destination.folder.join("model.safetensors");
     let found = sha256(&weights)?;
@@ -293,6 +293,29 @@ fn bring(
     std::fs::write(&record, text).map_err(ImportError::io("write", &record))?;
     destination.publish()?;
     Ok(report)
+}
+
+/// Imports what has been unpacked.
+fn convert(
+    name: &str,
+    format: &str,
+    unpacked: &Path,
+    destination: &Destination,
+    progress: &mut dyn FnMut(FetchProgress<'_>),
+) -> Result<ImportReport, ImportError> {
+    let format: FloatFormat = format.parse().map_err(|what| ImportError::Download { what })?;
+    let options = ImportOptions {
+        format,
+        replace: true,
+        ..ImportOptions::default()
+    };
+    import_into(unpacked, &destination.folder, &options, &mut |done, total| {
+        progress(FetchProgress::Importing {
+            model: name,
+            done,
+            total,
+        });
+    })
 }
 
 fn open_package(

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs};
+use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs, samples_of};
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::{Learned, SpeechLlm};
 use speechverse::inference::{
     Clip, DecodeOptions, Engine, EngineConfig, Event, Features, GenerateRequest, Generation, Input,
+    VoiceDetector,
 };
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Structure, TaskTable};
+use speechverse::text::{
+    GrammarPiece, OutputGrammar, ResolvedPrompt, Structure, TaskTable, WindowText, join_windows,
+};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
-use speechverse_actors::decoder::{flag_audio, flags};
+use speechverse_actors::answering::{flag_audio, flags};
 use tch::Tensor;
 
 use super::Failure;
@@ -111,6 +114,7 @@ pub(super) struct Respondent {
     settings: Settings,
     engine: Engine,
     adapter: AdapterSnapshot,
+    detector: VoiceDetector,
 }
 
 /// An answer with the moments at which its parts were there.
@@ -143,6 +147,8 @@ impl Respondent {
             settings: settings.clone(),
             engine: Engine::new(encoder, llm, &config),
             adapter: loaded.adapter,
+            detector: VoiceDetector::open(&settings.speech, &settings.audio)
+                .context("voice activity detector")?,
         })
     }
 
@@ -193,25 +199,80 @@ impl Respondent {
         anyhow::bail!("the engine ended without an answer")
     }
 
+    /// A transcript of long sound, window by window, and whether there was nothing to hear; the times are
+    /// those of the first window.
+    fn windows(&mut self, samples: &[f32], order: &Order) -> anyhow::Result<(Timed, bool)> {
+        let windows = (self.detector).windows(samples, &self.settings.speech.windows(false))?;
+        let (mut found, mut overlaps) = (Vec::new(), Vec::new());
+        for window in windows {
+            let range = window.samples.start as usize..window.samples.end as usize;
+            found.push(self.generate(&samples[range], &order.asked.instruction, None, Some(TRANSCRIPT))?);
+            overlaps.push(window.overlaps);
+        }
+        let now = Instant::now();
+        let (encoded, prefilled) = found
+            .first()
+            .map_or((now, now), |first| (first.encoded, first.prefilled));
+        let texts = found.iter().zip(overlaps);
+        let text = join_windows(texts.map(|(window, overlaps)| WindowText {
+            text: &window.text,
+            overlaps,
+        }));
+        let silent = found.is_empty();
+        let whole = Timed {
+            generation: Generation::join(found.into_iter().map(|window| window.generation)),
+            text,
+            encoded,
+            prefilled,
+        };
+        Ok((whole, silent))
+    }
+
     fn answer(&mut self, name: &str, bytes: &[u8], order: &Order) -> anyhow::Result<Answer> {
         let started = Instant::now();
         let lap = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         let waveform = decode(bytes, None, &self.settings.audio.limits())?;
         let decoded_audio = Instant::now();
+        let samples = &waveform.samples;
+        let config = &self.settings;
+        let quiet = loudest_frame_dbfs(samples) < config.audio.no_speech_below_dbfs;
+        let quiet = quiet || !self.detector.has_speech(samples)?;
+        let long_pause = has_long_pause(samples);
+        let by_window = order.answered_as.as_deref() == Some(TRANSCRIPT)
+            && order.grammar.is_none()
+            && samples.len() > config.speech.window_samples_max();
+        let (found, joined_quiet) = match by_window {
+            true => {
+                let (found, silent) = self.windows(samples, order)?;
+                (found, Some(silent))
+            }
+            false => {
+                anyhow::ensure!(
+                    samples.len() <= samples_of(config.audio.whole_seconds_max),
+                    "it lasts {:.1} s; anything but a transcript is answered up to {} s (`audio.whole_seconds_max`)",
+                    waveform.seconds(),
+                    config.audio.whole_seconds_max
+                );
+                let (instruction, grammar) = (&order.asked.instruction, order.grammar.as_ref());
+                (
+                    self.generate(samples, instruction, grammar, order.answered_as.as_deref())?,
+                    None,
+                )
+            }
+        };
         let Timed {
             generation,
             text,
             encoded,
             prefilled,
-        } = self.generate(
-            &waveform.samples,
-            &order.asked.instruction,
-            order.grammar.as_ref(),
-            order.answered_as.as_deref(),
-        )?;
-        let quiet = loudest_frame_dbfs(&waveform.samples) < self.settings.audio.no_speech_below_dbfs;
-        let mut flags = flags(&generation, &text, &self.settings.decoder, quiet);
-        flag_audio(&mut flags, &waveform.damage, has_long_pause(&waveform.samples));
+        } = found;
+        let mut flags = flags(
+            &generation,
+            &text,
+            &self.settings.decoder,
+            joined_quiet.unwrap_or(quiet),
+        );
+        flag_audio(&mut flags, &waveform.damage, long_pause && joined_quiet.is_none());
         Ok(Answer {
             id: Answer::id_of(None, name, AnswerKind::Final, 0),
             request_id: name.to_owned(),
@@ -228,6 +289,7 @@ impl Respondent {
             score: generation.score(),
             audio_seconds: waveform.seconds(),
             audio_unheard_seconds: waveform.damage.undecoded_seconds,
+            segment: None,
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,

@@ -84,10 +84,10 @@ fn fetch(names: &[String], all: bool, dir: &Path) -> Result<(), Failure> {
     })
     .context("models were not fetched")?;
     for model in fetched {
-        let how = if model.imported.is_some() {
-            "imported"
-        } else {
-            "in place"
+        let how = match (model.was_in_place, model.imported) {
+            (true, _) => "in place",
+            (false, Some(_)) => "imported",
+            (false, None) => "copied",
         };
         output::line(format!("{}: {how}", model.folder.display()))?;
     }

@@ -81,6 +81,7 @@ impl Site {
         settings.decoder.tokens_max = 4;
         settings.decoder.positions_max = 512;
         settings.audio.seconds_max = 20.0;
+        settings.audio.whole_seconds_max = 20.0;
         Self { settings, dir }
     }
 

@@ -52,6 +52,7 @@ fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
         answer_positions: 20,
         batch_windows_max: 1,
         options,
+        by_window: None,
         preallocate: true,
     };
     Bench {

@@ -333,7 +333,7 @@ impl Reading {
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
     fn balance(&mut self) {
         let context = self.context();
-        let (unfinished, budget) = (context.tracker.unfinished(), context.tracker.budget());
+        let (unfinished, budget) = (context.tracker.busy(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
         let enough = self.held
             || context.outbox.is_full()

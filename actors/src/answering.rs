@@ -1,0 +1,141 @@
+//! From what was generated to the answer that a reader gets.
+
+use std::collections::BTreeMap;
+
+use speechverse::audio::Damage;
+use speechverse::inference::Generation;
+use speechverse::inference::config::DecoderConfig;
+use speechverse::text::tasks::TRANSCRIPT;
+use speechverse::wire::answer::{Answer, AnswerKind, Flag, Segment, Timing};
+use speechverse::wire::request::Request;
+
+use crate::messages::RequestContext;
+use crate::reading::Read;
+
+/// Whether the words that are said are asked for, and nothing else: then the CTC head has a say in the
+/// answer, and, where any words may be, long sound is answered window by window.
+pub fn is_transcript(request: &Request, default_instruction: &str) -> bool {
+    match &request.task {
+        Some(task) => task == TRANSCRIPT,
+        None => request.instruction == default_instruction,
+    }
+}
+
+/// The answer to a request, as it is now.
+pub fn answer_of(
+    context: &RequestContext,
+    adapter: String,
+    generation: &Generation,
+    text: String,
+    config: &DecoderConfig,
+) -> Answer {
+    let request = &context.request;
+    let times = context.times;
+    let label = generation
+        .label
+        .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
+    let mut flags = flags(generation, &text, config, context.no_speech);
+    flag_audio(&mut flags, &context.damage, context.long_pause);
+    if context.interrupt.is_set() {
+        flags.push(Flag::Cancelled);
+    }
+    let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
+    Answer {
+        id: Answer::id_of(request.source.as_deref(), &request.id, AnswerKind::Final, 0),
+        request_id: request.id.clone(),
+        request_source: request.source.clone(),
+        session: request.session.clone(),
+        kind: AnswerKind::Final,
+        task: request.task.clone(),
+        instruction: request.instruction.clone(),
+        flags,
+        text,
+        label,
+        fields,
+        adapter,
+        score: generation.score(),
+        audio_seconds: context.audio_seconds,
+        audio_unheard_seconds: context.damage.undecoded_seconds,
+        segment: None,
+        tokens: generation.ids.len(),
+        timing_ms: Timing {
+            queue: times.queue_ms,
+            decode_audio: times.decode_audio_ms,
+            encode: times.encode_ms,
+            prefill: times.prefill_ms,
+            generate: times.generate_ms,
+            total: context.admitted.elapsed().as_secs_f64() * 1e3,
+        },
+    }
+}
+
+/// What the CTC head reads of an utterance in progress, as a partial answer.
+pub fn reading_of(request: &Request, adapter: &str, read: Read, segment: Segment) -> Answer {
+    Answer {
+        id: Answer::id_of(
+            request.source.as_deref(),
+            &request.id,
+            AnswerKind::Partial,
+            read.number,
+        ),
+        request_id: request.id.clone(),
+        request_source: request.source.clone(),
+        session: request.session.clone(),
+        kind: AnswerKind::Partial,
+        task: request.task.clone(),
+        instruction: request.instruction.clone(),
+        text: read.text,
+        label: None,
+        fields: BTreeMap::new(),
+        adapter: adapter.to_owned(),
+        score: 0.0,
+        flags: Vec::new(),
+        audio_seconds: segment.end_seconds,
+        audio_unheard_seconds: 0.0,
+        segment: Some(Segment {
+            confirmed: Some(read.confirmed),
+            ..segment
+        }),
+        tokens: 0,
+        timing_ms: Timing::default(),
+    }
+}
+
+/// Adds what a reader should know about the sound that was asked about, each flag once.
+pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
+    for (found, flag) in [
+        (damage.cut_short, Flag::Truncated),
+        (damage.repaired, Flag::AudioRepaired),
+        (long_pause, Flag::LongPause),
+    ] {
+        if found && !flags.contains(&flag) {
+            flags.push(flag);
+        }
+    }
+}
+
+/// What a reader should know about an answer.
+pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
+    let unlikely = |agreement: f64| agreement < config.unsupported_below;
+    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
+    [
+        (generation.looping, Flag::Looping),
+        (text.is_empty(), Flag::Empty),
+        (!generation.ended, Flag::Truncated),
+        (
+            generation.score() < config.low_confidence_below,
+            Flag::LowConfidence,
+        ),
+        (
+            !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
+            Flag::Unsupported,
+        ),
+        (
+            quiet || generation.blank_share.is_some_and(nothing_said),
+            Flag::NoSpeech,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(raised, flag)| raised.then_some(flag))
+    .collect()
+}

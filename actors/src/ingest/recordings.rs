@@ -1,0 +1,228 @@
+//! Recordings whose sound is all there: answered as one, or window by window.
+
+use super::*;
+
+impl AudioIngest {
+    /// Decodes a whole recording and hands it on.
+    pub(super) async fn answer(&mut self, mut record: RecordGuard, request: Request) {
+        let started = Instant::now();
+        let span = request_span(&record.record_offset, &request);
+        record.belongs_to(&span);
+        if self.is_revoked(&record.record_offset) {
+            record.complete();
+            return;
+        }
+        let by_window = self.is_by_window(&request);
+        let ready: Result<_, Rejection> = span.in_scope(|| {
+            let deadline = self.deadline(&request)?;
+            Ok((deadline, self.decode(&request, by_window)?))
+        });
+        let (deadline, sound) = match ready {
+            Ok(ready) => ready,
+            Err(rejection) => return self.refuse(record.reject(), rejection).await,
+        };
+        let facts = Facts {
+            deadline,
+            decode_audio: started.elapsed(),
+            earlier: Vec::new(),
+            interrupt: self.interrupts.enter(&request, Interrupt::default()),
+        };
+        match sound {
+            Sound::Whole(waveform) => {
+                let Waveform { samples, damage, .. } = waveform;
+                self.answer_samples(record.complete(), request, samples, damage, facts, span)
+                    .await;
+            }
+            Sound::Long(sound) => {
+                let source = self.source(&record, &request, deadline, &facts.interrupt, &span);
+                let seconds = sound.seconds();
+                let damage = sound.damage.clone();
+                let context = self.context(record.complete(), request, seconds, damage, facts, span);
+                source.joining.keep(context);
+                let recording = LongRecording {
+                    sound,
+                    source,
+                    speech: self.args.speech.clone(),
+                    audio: self.args.audio.clone(),
+                    decoder: self.args.decoder.clone(),
+                    slots: self.long_recordings.clone(),
+                    encoder: self.args.encoder.clone(),
+                    answers: self.args.answers.clone(),
+                    publisher: self.args.publisher.clone(),
+                };
+                recording.start();
+            }
+        }
+    }
+
+    /// Hands a recording on whose samples are all here: as one, or window by window.
+    pub(super) async fn answer_samples(
+        &self,
+        record: Record,
+        request: Request,
+        samples: Vec<f32>,
+        damage: Damage,
+        facts: Facts,
+        span: Span,
+    ) {
+        let record_offset = record.record_offset.clone();
+        let by_window = samples.len() > self.args.speech.window_samples_max() && self.is_by_window(&request);
+        let windows = match by_window {
+            true => self
+                .detector
+                .windows(&samples, &self.args.speech.windows(false))
+                .map(Some),
+            false => Ok(None),
+        };
+        let no_speech = match windows {
+            Ok(_) if loudest_frame_dbfs(&samples) < self.args.audio.no_speech_below_dbfs => Ok(true),
+            Ok(_) => self.detector.has_speech(&samples).map(|speech| !speech),
+            Err(_) => Ok(false),
+        };
+        let (windows, no_speech) = match windows.and_then(|windows| Ok((windows, no_speech?))) {
+            Ok(found) => found,
+            Err(error) => {
+                let why = Rejection::new(Reason::InternalError, Stage::Ingest, error.to_string());
+                let letter = PublishDeadLetter {
+                    earlier: facts.earlier,
+                    ..PublishDeadLetter::at_admission(record, why)
+                };
+                return self.tell_publisher(letter).await;
+            }
+        };
+        let seconds = samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
+        if request.train != Some(false) {
+            self.tell_collector(&request, &record_offset, &samples, &damage);
+        }
+        if let Some(windows) = windows {
+            let source = self.source(&record, &request, facts.deadline, &facts.interrupt, &span);
+            source
+                .joining
+                .keep(self.context(record, request, seconds, damage, facts, span));
+            for window in windows {
+                let range = window.samples.start as usize..window.samples.end as usize;
+                let samples = samples[range].to_vec();
+                self.send(source.order(HeardWindow { window, samples }, None))
+                    .await;
+            }
+            return self.close(&source).await;
+        }
+        let form = request.grammar.as_ref().and_then(OutputGrammar::structure);
+        let form_bytes = form.map_or(0, Structure::memory_bytes);
+        let mut context = self.context(record, request, seconds, damage, facts, span);
+        let budget: &Budget = self.args.tracker.budget();
+        let held = budget.hold((size_of_val(samples.as_slice()) + form_bytes) as u64);
+        context.hold(held, Vec::new());
+        context.hold_audio(budget.audio().hold(TopicPartition::of(&record_offset), seconds));
+        context.no_speech = no_speech;
+        context.long_pause = has_long_pause(&samples);
+        context.queue_for(Stage::Encode);
+        self.send(EncodeUtterance {
+            samples,
+            adapter: self.args.adapter.get(),
+            context,
+        })
+        .await;
+    }
+
+    /// What the windows of a recording have in common.
+    pub(super) fn source(
+        &self,
+        record: &Record,
+        request: &Request,
+        deadline: Option<Instant>,
+        interrupt: &Interrupt,
+        span: &Span,
+    ) -> WindowSource {
+        WindowSource {
+            joining: Joining::default(),
+            record: without_value(record),
+            request: without_sound(request),
+            span: span.clone(),
+            orphans: self.args.orphans.clone(),
+            tracker: self.args.tracker.clone(),
+            adapter: self.args.adapter.get(),
+            deadline,
+            interrupt: interrupt.clone(),
+            training: self.args.training.clone(),
+        }
+    }
+
+    /// The context of an admitted recording.
+    pub(super) fn context(
+        &self,
+        record: Record,
+        request: Request,
+        seconds: f64,
+        damage: Damage,
+        facts: Facts,
+        span: Span,
+    ) -> RequestContext {
+        metrics::utterance_admitted(seconds);
+        let mut context = RequestContext::new(record, request, seconds, span, self.args.orphans.clone());
+        context.earlier = facts.earlier;
+        context.deadline = facts.deadline;
+        context.interrupt = facts.interrupt;
+        context.damage = damage;
+        context.yield_to_serving(self.args.training.as_ref());
+        context.times.decode_audio_ms = facts.decode_audio.as_secs_f64() * 1e3;
+        context
+    }
+
+    pub(super) async fn send(&self, order: EncodeUtterance) {
+        if let Err(error) = self.args.encoder.tell(order).await {
+            warn!(error = %error.to_string(), "encoder is gone, its utterance goes back");
+        }
+    }
+
+    /// All windows are sent: where all answers are there, the whole is published.
+    pub(super) async fn close(&self, source: &WindowSource) {
+        if let Some(joined) = source.joining.close() {
+            let version = source.adapter.version().to_owned();
+            publish_joined(joined, version, &self.args.decoder, &self.args.answers).await;
+        }
+    }
+
+    pub(super) fn tell_collector(
+        &self,
+        request: &Request,
+        record_offset: &RecordOffset,
+        samples: &[f32],
+        damage: &Damage,
+    ) {
+        let fact = UtteranceAdmitted {
+            request: without_sound(request),
+            record_offset: record_offset.clone(),
+            samples: Arc::from(samples),
+            damage: damage.clone(),
+        };
+        if let Err(error) = self.args.collector.tell(fact).try_send() {
+            debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");
+        }
+    }
+
+    /// Decodes a recording; one that is answered window by window may be too long to be kept.
+    pub(super) fn decode(&self, request: &Request, by_window: bool) -> Result<Sound, Rejection> {
+        let kept = samples_of(self.args.audio.whole_seconds_max);
+        let limits = self.args.audio.limits();
+        let sound = decode_or_measure(&request.audio, request.content_type.as_deref(), &limits, kept)
+            .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
+        let (mismatch, damage) = match &sound {
+            Sound::Whole(waveform) => (waveform.content_type_mismatch, &waveform.damage),
+            Sound::Long(long) if by_window => (long.content_type_mismatch, &long.damage),
+            Sound::Long(long) => return Err(too_long(samples_of(long.seconds()) as u64, kept)),
+        };
+        if mismatch {
+            debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
+        }
+        if *damage != Damage::default() {
+            let Damage {
+                undecoded_seconds,
+                notes,
+                ..
+            } = damage;
+            info!(request_id = %request.id, undecoded_seconds, ?notes, "the sound is damaged");
+        }
+        Ok(sound)
+    }
+}

@@ -1,0 +1,177 @@
+//! Chunked streams: heard as they come, answered at their end.
+
+use super::*;
+
+impl AudioIngest {
+    /// Hears the next chunk of a stream.
+    pub(super) async fn hear(&mut self, next: Next) {
+        let Next {
+            name,
+            audio,
+            is_final,
+            first,
+        } = next;
+        if let Some(request) = first {
+            let hearing = self.begin(&name, &request);
+            if let Some(place) = self.streams.heard(&name) {
+                *place = hearing;
+            }
+        }
+        let Some(Some(hearing)) = self.streams.heard(&name) else {
+            let why = Rejection::new(
+                Reason::InternalError,
+                Stage::Ingest,
+                "the stream is not known any more",
+            );
+            return self.break_off(&name, why).await;
+        };
+        let failure = hearing
+            .source
+            .as_ref()
+            .and_then(|source| source.joining.failure());
+        let windows = match failure {
+            Some(why) => Err(why),
+            None => hearing.push(&audio, &self.detector),
+        };
+        let windows = match windows {
+            Ok(windows) => windows,
+            Err(why) => return self.break_off(&name, why).await,
+        };
+        let orders = hearing.orders(windows);
+        let is_live = hearing.is_live();
+        let barges_in = hearing.barges_in();
+        if let Some(request) = barges_in {
+            self.barge_in(&request);
+        }
+        if !is_final {
+            self.read_so_far(&name);
+        }
+        for order in orders {
+            self.send(order).await;
+        }
+        if is_live {
+            for record_offset in self.streams.let_go(&name) {
+                self.args.tracker.lighten(&record_offset);
+            }
+        }
+        if is_final {
+            self.end(&name).await;
+        }
+    }
+
+    /// What is heard of a stream that begins; `None` cannot be answered.
+    fn begin(&mut self, name: &StreamName, request: &Request) -> Option<Hearing> {
+        let limits = self.args.audio.limits();
+        let content_type = request.content_type.as_deref();
+        if !self.is_by_window(request) {
+            if request.barge_in {
+                self.barge_in(request);
+            }
+            let most = self.args.audio.whole_seconds_max;
+            return Some(Hearing::whole(content_type, &limits, most));
+        }
+        let record = self.streams.first(name)?;
+        let span = request_span(&record.record_offset, request);
+        let deadline = self.deadline(request).ok().flatten(); // one that is past is said at the end
+        let interrupt = Interrupt::default(); // it is in progress from its last chunk on
+        let source = self.source(record, request, deadline, &interrupt, &span);
+        Some(Hearing::transcript(
+            content_type,
+            &limits,
+            &self.args.speech,
+            request.partials,
+            &self.detector,
+            source,
+        ))
+    }
+
+    /// The last chunk was heard: the stream is answered as a whole, or its windows are joined.
+    async fn end(&mut self, name: &StreamName) {
+        let started = Instant::now();
+        let Some(complete) = self.streams.complete(name) else {
+            return;
+        };
+        let (record, request) = (self.guard(complete.record), complete.request);
+        let earlier: Vec<RecordGuard> = (complete.earlier.into_iter())
+            .map(|record| self.guard(record))
+            .collect();
+        if self.is_revoked(&record.record_offset) {
+            for record in earlier.into_iter().chain([record]) {
+                record.complete();
+            }
+            return;
+        }
+        let span = request_span(&record.record_offset, &request);
+        let mut hearing = complete.heard;
+        let ended = self
+            .deadline(&request)
+            .and_then(|deadline| Ok((deadline, hearing.finish(&self.detector)?)));
+        let source = hearing.source.take();
+        let failure = source.as_ref().and_then(|source| source.joining.failure());
+        let (deadline, (windows, heard)) = match (ended, failure) {
+            (Ok(ended), None) => ended,
+            (Err(why), _) | (Ok(_), Some(why)) => {
+                if let Some(source) = source {
+                    source.joining.give_up(why.clone());
+                }
+                return self.refuse_all(earlier.into_iter().chain([record]), why).await;
+            }
+        };
+        let Heard {
+            whole,
+            last,
+            seconds,
+            damage,
+        } = heard;
+        let interrupt = source.as_ref().map(|source| source.interrupt.clone());
+        let facts = Facts {
+            deadline,
+            decode_audio: started.elapsed(),
+            earlier: (earlier.into_iter())
+                .map(|record| record.complete().record_offset)
+                .collect(),
+            interrupt: self.interrupts.enter(&request, interrupt.unwrap_or_default()),
+        };
+        if let Some(samples) = whole {
+            return self
+                .answer_samples(record.complete(), request, samples, damage, facts, span)
+                .await;
+        }
+        let Some(source) = source else {
+            return; // cannot be: what is not kept whole has windows
+        };
+        let context = self.context(record.complete(), request, seconds, damage, facts, span);
+        source.joining.keep(context);
+        for window in windows.into_iter().chain(last) {
+            self.send(source.order(window, None)).await;
+        }
+        self.close(&source).await;
+    }
+
+    /// A stream cannot be answered: all its records become dead letters.
+    async fn break_off(&mut self, name: &StreamName, why: Rejection) {
+        let taken = self.streams.break_off(name, None, why);
+        if let Taken::Broken(records, rejection) = taken {
+            for record in records {
+                self.refuse(record, rejection.clone()).await;
+            }
+        }
+    }
+
+    async fn refuse_all(&self, records: impl Iterator<Item = RecordGuard>, why: Rejection) {
+        for record in records {
+            self.refuse(record.reject(), why.clone()).await;
+        }
+    }
+
+    /// Has the utterance in progress read, where that is asked for and it is time.
+    fn read_so_far(&mut self, name: &StreamName) {
+        let interval = samples_of(self.args.speech.partial_interval_ms as f64 / 1e3);
+        let Some(Some(hearing)) = self.streams.heard(name) else {
+            return;
+        };
+        if let Some(order) = hearing.next_reading(interval) {
+            let _ = self.args.so_far.tell(order).try_send(); // the next one is not far
+        }
+    }
+}

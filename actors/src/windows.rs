@@ -1,0 +1,143 @@
+//! From windows of a recording to orders for the encoder.
+
+use bytes::Bytes;
+use kameo::prelude::*;
+use speechverse::audio::{AudioError, SAMPLE_RATE_HZ};
+use speechverse::inference::HeardWindow;
+use speechverse::inference::config::DecoderConfig;
+use speechverse::kafka::{OffsetTracker, TopicPartition};
+use speechverse::models::adapter::AdapterSnapshot;
+use speechverse::training::Control;
+use speechverse::wire::Record;
+use speechverse::wire::answer::Segment;
+use speechverse::wire::dead_letter::{Reason, Stage};
+use speechverse::wire::request::Request;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Span, error};
+
+use crate::answering::answer_of;
+use crate::interrupt::Interrupt;
+use crate::joining::Joining;
+use crate::messages::{EncodeUtterance, Joined, OrphanQueue, PublishAnswer, RequestContext, WindowPart};
+
+/// What the windows of one recording have in common.
+#[derive(Debug)]
+pub(crate) struct WindowSource {
+    pub(crate) joining: Joining,
+    /// A record of the recording, without its value.
+    pub(crate) record: Record,
+    /// Its request, without sound.
+    pub(crate) request: Request,
+    pub(crate) span: Span,
+    pub(crate) orphans: OrphanQueue,
+    pub(crate) tracker: OffsetTracker,
+    pub(crate) adapter: AdapterSnapshot,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) interrupt: Interrupt,
+    pub(crate) training: Option<Control>,
+}
+
+impl WindowSource {
+    /// Whether the recording is still to be answered, and here.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.joining.failure().is_none()
+            && !self.interrupt.is_set()
+            && self.tracker.is_current(&self.record.record_offset)
+    }
+
+    /// Announces a window to whoever joins, and makes the order for the encoder.
+    pub(crate) fn order(&self, heard: HeardWindow, place: Option<OwnedSemaphorePermit>) -> EncodeUtterance {
+        let number = self.joining.expect(heard.window.overlaps);
+        let seconds = heard.samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
+        let begin_seconds = heard.window.samples.start as f64 / f64::from(SAMPLE_RATE_HZ);
+        let mut context = RequestContext::new(
+            self.record.clone(),
+            self.request.clone(),
+            seconds,
+            self.span.clone(),
+            self.orphans.clone(),
+        );
+        context.is_window(WindowPart {
+            owner: Arc::new(self.joining.clone()),
+            number,
+            segment: Segment {
+                number: number as u64,
+                begin_seconds,
+                end_seconds: begin_seconds + seconds,
+                is_settled: true,
+                confirmed: None,
+            },
+            place,
+        });
+        let budget = self.tracker.budget();
+        context.hold(
+            budget.hold(size_of_val(heard.samples.as_slice()) as u64),
+            Vec::new(),
+        );
+        let partition = TopicPartition::of(&self.record.record_offset);
+        context.hold_audio(budget.audio().hold(partition, seconds));
+        context.deadline = self.deadline;
+        context.interrupt = self.interrupt.clone();
+        context.yield_to_serving(self.training.as_ref());
+        context.queue_for(Stage::Encode);
+        EncodeUtterance {
+            samples: heard.samples,
+            adapter: self.adapter.clone(),
+            context,
+        }
+    }
+}
+
+/// A record without what it holds.
+pub(crate) fn without_value(record: &Record) -> Record {
+    Record {
+        value: None,
+        ..record.clone()
+    }
+}
+
+/// A request without its sound.
+pub(crate) fn without_sound(request: &Request) -> Request {
+    Request {
+        audio: Bytes::new(),
+        ..request.clone()
+    }
+}
+
+/// Publishes what was joined.
+pub(crate) async fn publish_joined(
+    joined: Joined,
+    version: String,
+    config: &DecoderConfig,
+    publisher: &Recipient<PublishAnswer>,
+) {
+    let Joined {
+        mut context,
+        generation,
+        text,
+    } = joined;
+    context.queue_for(Stage::Publish);
+    let answer = answer_of(&context, version, &generation, text, config);
+    if let Err(error) = publisher.tell(PublishAnswer { answer, context }).await {
+        error!(error = %error.to_string(), "publisher is gone, an answer goes back");
+    }
+}
+
+/// The dead-letter reason of an audio error.
+pub fn reason_of(error: &AudioError) -> Reason {
+    match error {
+        AudioError::EmptyValue => Reason::EmptyValue,
+        AudioError::TooLarge { .. } => Reason::ValueTooLarge,
+        AudioError::NotAudio { .. } => Reason::NotAudio,
+        AudioError::UnsupportedCodec { .. } => Reason::UnsupportedAudio,
+        AudioError::ContentType(_) => Reason::InvalidContentType,
+        AudioError::Truncated { .. } => Reason::TruncatedAudio,
+        AudioError::Corrupt { .. } => Reason::CorruptAudio,
+        AudioError::ZeroSamples { .. } => Reason::NoSamples,
+        AudioError::NonFinite { .. } => Reason::NonFiniteSamples,
+        AudioError::AbsurdRate { .. } | AudioError::AbsurdChannels { .. } => Reason::AbsurdFormat,
+        AudioError::TooLong { .. } | AudioError::TooManySamples { .. } => Reason::AudioTooLong,
+    }
+}

@@ -1,0 +1,266 @@
+//! Long sound: cut into windows, sent a few at a time, answered as one.
+
+use speechverse::inference::Generation;
+use speechverse::wire::answer::{Answer, Flag};
+use speechverse_actors::messages::{Joined, StageTimes, WindowAnswer, WindowPart};
+
+use super::*;
+
+/// Windows of at most 2 s of what is loud, two of them in flight; nothing longer than 4 s is kept.
+async fn harness() -> Harness {
+    let speech = SpeechConfig {
+        window_seconds_max: 2.0,
+        window_overlap_seconds: 0.5,
+        windows_in_flight_max: 2,
+        ..by_level()
+    };
+    let audio = AudioConfig {
+        whole_seconds_max: 4.0,
+        ..AudioConfig::default()
+    };
+    Harness::with(probe(), probe(), audio, speech).await
+}
+
+/// Alternating sound and silence of so many seconds each, as `audio/L16`.
+fn sound(seconds: &[(f64, bool)]) -> Bytes {
+    let samples = seconds.iter().flat_map(|(seconds, loud)| {
+        let level = if *loud { 9_000.0 } else { 1.0 };
+        (0..(seconds * 16_000.0) as usize).map(move |at| ((at as f64 * 0.3).sin() * level) as i16)
+    });
+    samples.flat_map(i16::to_be_bytes).collect::<Vec<u8>>().into()
+}
+
+/// A window's part and what would be sent to the encoder for it.
+struct Window {
+    part: WindowPart,
+    samples: usize,
+}
+
+async fn window(harness: &Harness) -> Window {
+    let mut order = harness.utterance().await;
+    let part = order.context.take_window().expect("a window");
+    order.context.complete();
+    Window {
+        part,
+        samples: order.samples.len(),
+    }
+}
+
+fn answer(window: Window, text: &str) -> Option<Joined> {
+    let WindowPart { owner, number, .. } = window.part;
+    owner.answered(
+        number,
+        WindowAnswer {
+            generation: Generation {
+                ids: vec![number as i64],
+                ended: true,
+                ..Generation::default()
+            },
+            text: text.to_owned(),
+            times: StageTimes::default(),
+        },
+    )
+}
+
+/// The answer that is published when the last window was answered before the end was known.
+async fn published(harness: &Harness) -> Answer {
+    let published = next(&harness.answered).await;
+    published.context.complete();
+    published.answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_that_is_not_kept_is_cut_into_windows_of_which_a_few_are_in_flight() {
+    let harness = harness().await;
+    let value = sound(&[(1.0, false), (1.5, true), (0.6, false), (3.0, true), (1.0, false)]);
+    harness.request(0, value, Vec::new()).await;
+    harness.forward().await;
+
+    let mut windows = vec![window(&harness).await, window(&harness).await];
+    assert!(is_silent(&harness.utterances).await, "two are in flight");
+    let audio = harness.requests.tracker.budget().audio().clone();
+    let mut texts = ["one", "two", "two three", "three four"].into_iter();
+    let (mut joined, mut lengths) = (None, Vec::new());
+    while joined.is_none() && !windows.is_empty() {
+        let first = windows.remove(0);
+        lengths.push(first.samples);
+        joined = answer(first, texts.next().unwrap());
+        if lengths.len() < 3 {
+            windows.push(window(&harness).await);
+        }
+    }
+
+    assert!(lengths.iter().all(|samples| *samples <= 32_000), "{lengths:?}");
+    let (text, flags) = match joined {
+        Some(joined) => {
+            let (text, quiet) = (joined.text, joined.context.no_speech);
+            assert_eq!(joined.context.audio_seconds, 7.1);
+            joined.context.complete();
+            (text, quiet)
+        }
+        None => {
+            let answer = published(&harness).await;
+            assert_eq!(answer.audio_seconds, 7.1);
+            (answer.text, answer.flags.contains(&Flag::NoSpeech))
+        }
+    };
+    assert!(text.starts_with("one two"), "{text}");
+    assert!(!flags);
+    until("nothing is in flight", || audio.seconds() == 0.0).await;
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_recording_without_speech_is_answered_with_nothing() {
+    let harness = harness().await;
+    harness.request(0, sound(&[(6.0, false)]), Vec::new()).await;
+    harness.request(1, sound(&[(3.0, false)]), Vec::new()).await;
+
+    for seconds in [6.0, 3.0] {
+        harness.forward().await;
+        let answer = published(&harness).await;
+
+        assert_eq!((answer.text.as_str(), answer.audio_seconds), ("", seconds));
+        assert_eq!(answer.flags, [Flag::Empty, Flag::NoSpeech]);
+    }
+    assert!(harness.utterances.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_is_lost_makes_one_dead_letter_of_its_recording_and_the_others_are_void() {
+    let harness = harness().await;
+    harness.request(0, sound(&[(9.0, true)]), Vec::new()).await;
+    harness.forward().await;
+    let (first, second) = (harness.utterance().await, harness.utterance().await);
+
+    drop(first); // its stage has failed
+    let back = next(&harness.found).await;
+
+    assert_eq!(back.record.record_offset.offset, 0);
+    assert!(back.record.value.is_some(), "the record as it was read");
+    assert!(second.context.is_void());
+    drop(second);
+    assert!(is_silent(&harness.found).await);
+    assert!(harness.letters.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_transcript_is_refused_where_it_is_longer_than_a_prompt() {
+    let harness = harness().await;
+    let ask = |task: &'static str| vec![header("ce_task", task)];
+    harness.request(0, sound(&[(5.0, true)]), ask("emotion")).await;
+    harness.request(1, sound(&[(3.0, true)]), ask("emotion")).await;
+
+    for _ in 0..2 {
+        harness.forward().await;
+    }
+    let letter = next(&harness.letters).await;
+    let whole = harness.utterance().await;
+
+    assert_eq!(letter.rejection.reason, Reason::AudioTooLong);
+    assert!(letter.rejection.message.contains("audio.whole_seconds_max"));
+    assert_eq!(
+        (whole.context.request.id.as_str(), whole.samples.len()),
+        ("request-1", 48_000)
+    );
+    whole.context.complete();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_cut_while_it_comes_and_what_is_spoken_is_read_so_far() {
+    let harness = harness().await;
+    let whole = sound(&[(1.0, false), (1.0, true), (0.8, false), (1.0, true)]);
+    let chunks: Vec<Bytes> = whole.chunks(10_240).map(Bytes::copy_from_slice).collect(); // 0.32 s
+    let last = chunks.len() - 1;
+    let (mut first_window, mut readings) = (None, Vec::new());
+    for (number, chunk) in chunks.into_iter().enumerate() {
+        let headers = vec![
+            header("ce_session", "talk"),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", (number == last).to_string()),
+            header("ce_partials", "true"),
+        ];
+        harness.request(7, chunk, headers).await;
+        harness.forward().await;
+        if number == 9 {
+            first_window = Some(window(&harness).await);
+        }
+        if let Ok(reading) = harness.readings.recv_timeout(Duration::from_millis(50)) {
+            readings.push((number, reading.so_far.segment.clone(), reading.samples.len()));
+        }
+    }
+    let second = window(&harness).await;
+    let first = first_window.unwrap();
+
+    assert!(readings.len() >= 4, "{readings:?}");
+    let numbers: Vec<u64> = readings.iter().map(|(_, segment, _)| segment.number).collect();
+    assert!(
+        numbers.is_sorted() && numbers[0] == 0 && numbers.contains(&1),
+        "{numbers:?}"
+    );
+    assert!(readings.iter().all(|(_, segment, _)| !segment.is_settled));
+    let segment = first.part.segment.clone();
+    assert!((segment.begin_seconds - 0.68).abs() < 0.05, "{segment:?}");
+    assert!((segment.end_seconds - 2.32).abs() < 0.05, "{segment:?}");
+    assert_eq!((segment.number, second.part.segment.number), (0, 1));
+    assert!(answer(second, "there").is_none(), "the first is not answered");
+    let joined = answer(first, "hello").unwrap();
+    assert_eq!(joined.text, "hello there");
+    assert_eq!(joined.context.earlier.len(), last);
+    assert_eq!(joined.context.record.record_offset.offset, last as i64);
+    assert!((joined.context.audio_seconds - 3.8).abs() < 1e-9);
+    joined.context.complete();
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_are_heard_do_not_fill_the_source() {
+    let harness = harness().await;
+    let tracker = harness.requests.tracker.clone();
+    for number in 0..6 {
+        let headers = vec![
+            header("ce_session", "talk"),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", (number == 5).to_string()),
+        ];
+        harness.request(7, sound(&[(15.0, false)]), headers).await; // 0.48 MB
+        harness.forward().await;
+    }
+
+    let answer = next(&harness.answered).await;
+
+    assert_eq!((tracker.unfinished(), answer.answer.audio_seconds), (6, 90.0));
+    assert_eq!(tracker.busy(), 2, "a third one would make more than a megabyte");
+    assert!(
+        tracker.budget().bytes() < 1_600_000,
+        "{}",
+        tracker.budget().bytes()
+    );
+    answer.context.complete();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_window_failed_is_refused_chunk_by_chunk() {
+    let harness = harness().await;
+    for number in 0..3 {
+        let headers = vec![
+            header("ce_session", "talk"),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", (number == 2).to_string()),
+        ];
+        harness.request(7, sound(&[(2.5, true)]), headers).await;
+    }
+    harness.forward().await;
+    let order = harness.utterance().await;
+    drop(order); // its stage has failed
+    harness.forward().await;
+    harness.forward().await;
+
+    for _ in 0..2 {
+        let letter = next(&harness.letters).await;
+        assert_eq!(letter.rejection.reason, Reason::InternalError);
+    }
+    let last = next(&harness.letters).await;
+    assert_eq!(last.rejection.reason, Reason::BrokenStream);
+    assert_eq!(last.record.record_offset.offset, 2);
+}

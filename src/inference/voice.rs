@@ -1,0 +1,337 @@
+//! Speech in sound: a voice activity detector, and windows of speech cut by it.
+//!
+//! The detector is Silero VAD where its folder is there. Where it is not, loud is taken for speech: what is
+//! within 25 dB of the loudest so far, and above the level of silence.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::InferenceError;
+use crate::audio::config::{AudioConfig, SpeechConfig};
+use crate::audio::{VOICE_FRAME_SAMPLES, Window, WindowCutter, WindowLimits, power_without_dc};
+use crate::models::ModelError;
+use crate::models::silero_vad::{SileroVad, VadState};
+
+/// Frames of speech, one after the other, that a recording has at least where somebody speaks: 0.13 s.
+const SPEECH_FRAMES_MIN: usize = 4;
+/// Power of what is speech to the loudest before: -25 dB.
+const BELOW_LOUDEST: f64 = 0.003_162;
+/// What the loudest loses in a frame, so that a door that slams is forgotten: 1 dB a second.
+const LOUDEST_KEPT: f64 = 0.992_66; // 10^(-0.1 · 0.032)
+
+/// Tells speech from what is none.
+#[derive(Debug)]
+pub struct VoiceDetector {
+    /// Asked by one thread at a time.
+    silero: Option<Mutex<SileroVad>>,
+    /// Power below which everything is silence.
+    silence: f64,
+    speech_above: f32,
+}
+
+/// What a detector remembers of one stream of sound.
+#[derive(Debug)]
+pub struct VoiceState {
+    silero: Option<VadState>,
+    loudest: f64,
+    /// Samples that do not make a frame yet.
+    rest: Vec<f32>,
+}
+
+impl VoiceDetector {
+    /// The detector of `speech.detector`; the rule by loudness where there is no such folder.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the folder holds something else.
+    pub fn open(speech: &SpeechConfig, audio: &AudioConfig) -> Result<Self, ModelError> {
+        let wanted = !speech.detector.as_os_str().is_empty();
+        let silero = match wanted && speech.detector.exists() {
+            true => Some(Mutex::new(SileroVad::open(&speech.detector)?)),
+            false => None,
+        };
+        Ok(Self {
+            silero,
+            silence: 10_f64.powf(audio.no_speech_below_dbfs / 10.0),
+            speech_above: speech.speech_above as f32,
+        })
+    }
+
+    /// As [`open`](Self::open); where the folder holds something else, that is logged and loudness decides.
+    pub fn open_or_by_level(speech: &SpeechConfig, audio: &AudioConfig) -> Self {
+        Self::open(speech, audio).unwrap_or_else(|error| {
+            tracing::error!(%error, "the voice activity detector cannot be opened, loud is taken for speech");
+            let none = SpeechConfig {
+                detector: Default::default(),
+                ..speech.clone()
+            };
+            Self::open(&none, audio).expect("without a folder there is nothing to open")
+        })
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &'static str {
+        match self.silero {
+            Some(_) => "Silero VAD",
+            None => "loudness (no `speech.detector`; `models fetch silero-vad` gets it)",
+        }
+    }
+
+    /// Nothing heard yet.
+    pub fn begin(&self) -> VoiceState {
+        VoiceState {
+            silero: self.silero.as_ref().map(|silero| locked(silero).begin()),
+            loudest: 0.0,
+            rest: Vec::new(),
+        }
+    }
+
+    /// The probability of speech in each whole frame ([`VOICE_FRAME_SAMPLES`]) of what was heard; what is
+    /// left waits for more.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the network fails.
+    pub fn hear(&self, samples: &[f32], state: &mut VoiceState) -> Result<Vec<f32>, ModelError> {
+        let mut heard = std::mem::take(&mut state.rest);
+        heard.extend_from_slice(samples);
+        let whole = heard.len() / VOICE_FRAME_SAMPLES * VOICE_FRAME_SAMPLES;
+        state.rest = heard.split_off(whole);
+        match (&self.silero, &mut state.silero) {
+            (Some(silero), Some(state)) => locked(silero).probabilities(&heard, state),
+            _ => Ok(heard
+                .chunks(VOICE_FRAME_SAMPLES)
+                .map(|frame| {
+                    let power = power_without_dc(frame);
+                    state.loudest = power.max(state.loudest * LOUDEST_KEPT);
+                    let is_speech = power >= self.silence && power > state.loudest * BELOW_LOUDEST;
+                    f32::from(u8::from(is_speech))
+                })
+                .collect()),
+        }
+    }
+
+    /// Whether somebody speaks in a whole recording. By loudness alone, everything that is not silence is
+    /// taken for speech.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the network fails.
+    pub fn has_speech(&self, samples: &[f32]) -> Result<bool, ModelError> {
+        let mut state = self.begin();
+        let mut padded = samples.to_vec();
+        let last = samples.last().copied().unwrap_or_default(); // a step would be heard
+        padded.resize(samples.len().next_multiple_of(VOICE_FRAME_SAMPLES), last);
+        let (mut run, mut longest) = (0, 0);
+        for probability in self.hear(&padded, &mut state)? {
+            run = if probability >= self.speech_above {
+                run + 1
+            } else {
+                0
+            };
+            longest = longest.max(run);
+        }
+        Ok(match self.silero {
+            Some(_) => longest >= SPEECH_FRAMES_MIN,
+            None => longest > 0,
+        })
+    }
+
+    /// Where a whole recording is cut into windows of speech, in samples.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the network fails.
+    pub fn windows(&self, samples: &[f32], limits: &WindowLimits) -> Result<Vec<Window>, ModelError> {
+        const AT_ONCE: usize = 1_000 * VOICE_FRAME_SAMPLES; // 32 s
+        let (mut state, mut cutter) = (self.begin(), WindowCutter::new(limits));
+        let mut windows = Vec::new();
+        for part in samples.chunks(AT_ONCE) {
+            let found = self.hear(part, &mut state)?;
+            windows.extend(
+                found
+                    .into_iter()
+                    .filter_map(|probability| cutter.push(probability)),
+            );
+        }
+        windows.extend(cutter.finish(samples.len() as u64));
+        Ok(windows)
+    }
+}
+
+/// A poisoned lock is sound: the network does not change.
+fn locked(silero: &Mutex<SileroVad>) -> MutexGuard<'_, SileroVad> {
+    silero.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream of sound and the windows of speech in it.
+#[derive(Debug)]
+pub struct SpeechWindows {
+    state: VoiceState,
+    cutter: WindowCutter,
+    /// Sound from `begin` on, samples since the start.
+    open: Vec<f32>,
+    begin: u64,
+}
+
+/// A window with its sound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeardWindow {
+    /// Where it is, samples since the start.
+    pub window: Window,
+    /// Mono, 16 kHz.
+    pub samples: Vec<f32>,
+}
+
+impl SpeechWindows {
+    /// Nothing heard yet.
+    pub fn new(detector: &VoiceDetector, limits: &WindowLimits) -> Self {
+        Self {
+            state: detector.begin(),
+            cutter: WindowCutter::new(limits),
+            open: Vec::new(),
+            begin: 0,
+        }
+    }
+
+    /// Takes more sound; the windows that end in it.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the network fails.
+    pub fn push(
+        &mut self,
+        detector: &VoiceDetector,
+        samples: &[f32],
+    ) -> Result<Vec<HeardWindow>, InferenceError> {
+        self.open.extend_from_slice(samples);
+        let found = detector.hear(samples, &mut self.state)?;
+        let windows: Vec<Window> = found
+            .into_iter()
+            .filter_map(|probability| self.cutter.push(probability))
+            .collect();
+        let heard = windows.into_iter().map(|window| self.heard(window)).collect();
+        self.forget_before(self.cutter.begin());
+        Ok(heard)
+    }
+
+    /// The sound has ended; what is left of it.
+    pub fn finish(&mut self) -> Option<HeardWindow> {
+        let total = self.heard_samples();
+        let found = self.cutter.finish(total).map(|window| self.heard(window));
+        self.open.clear();
+        self.begin = total;
+        found
+    }
+
+    /// Samples heard so far.
+    pub fn heard_samples(&self) -> u64 {
+        self.begin + self.open.len() as u64
+    }
+
+    /// What no window has yet, where somebody speaks in it.
+    pub fn in_speech(&self) -> Option<(u64, &[f32])> {
+        self.cutter
+            .in_speech()
+            .then_some((self.begin, self.open.as_slice()))
+    }
+
+    fn heard(&self, window: Window) -> HeardWindow {
+        let at = |sample: u64| usize::try_from(sample.saturating_sub(self.begin)).unwrap_or(usize::MAX);
+        let Range { start, end } = at(window.samples.start)..at(window.samples.end);
+        let end = end.min(self.open.len());
+        let samples = self.open[start.min(end)..end].to_vec();
+        HeardWindow { window, samples }
+    }
+
+    fn forget_before(&mut self, sample: u64) {
+        let spare = usize::try_from(sample.saturating_sub(self.begin)).unwrap_or(usize::MAX);
+        let spare = spare.min(self.open.len());
+        self.open.drain(..spare);
+        self.begin += spare as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A detector by loudness, and windows of at most 4 s.
+    fn by_level() -> (VoiceDetector, WindowLimits) {
+        let speech = SpeechConfig {
+            detector: "no such folder".into(),
+            window_seconds_max: 4.0,
+            window_overlap_seconds: 1.0,
+            ..SpeechConfig::default()
+        };
+        let detector = VoiceDetector::open(&speech, &AudioConfig::default()).unwrap();
+        assert!(detector.name().starts_with("loudness"));
+        (detector, speech.windows(false))
+    }
+
+    /// Alternating tone and silence, seconds each.
+    fn sound(pieces: &[(f64, bool)]) -> Vec<f32> {
+        let mut samples = Vec::new();
+        for (seconds, loud) in pieces {
+            let level = if *loud { 0.3 } else { 0.000_1 };
+            samples.extend((0..(seconds * 16_000.0) as usize).map(|at| (at as f32 * 0.3).sin() * level));
+        }
+        samples
+    }
+
+    #[test]
+    fn loud_is_speech_where_there_is_no_detector() {
+        let (detector, _) = by_level();
+
+        assert!(!detector.has_speech(&sound(&[(2.0, false)])).unwrap());
+        assert!(detector.has_speech(&sound(&[(2.0, false), (0.1, true)])).unwrap());
+        assert!(
+            !detector.has_speech(&[0.5; 9_000]).unwrap(),
+            "a constant cannot be heard"
+        );
+    }
+
+    #[test]
+    fn a_stream_in_pieces_has_the_windows_of_the_whole_with_their_sound() {
+        let (detector, limits) = by_level();
+        let samples = sound(&[
+            (3.0, false),
+            (2.5, true),
+            (0.5, false),
+            (9.0, true),
+            (6.0, false),
+            (1.0, true),
+        ]);
+        let whole = detector.windows(&samples, &limits).unwrap();
+        assert!(
+            whole.len() >= 5 && whole.iter().any(|window| window.overlaps),
+            "{whole:?}"
+        );
+
+        for size in [100, 5_120, 70_000] {
+            let mut stream = SpeechWindows::new(&detector, &limits);
+            let mut found = Vec::new();
+            for part in samples.chunks(size) {
+                found.extend(stream.push(&detector, part).unwrap());
+                assert!(stream.open.len() <= limits.samples_max + size + VOICE_FRAME_SAMPLES);
+            }
+            found.extend(stream.finish());
+
+            let windows: Vec<Window> = found.iter().map(|heard| heard.window.clone()).collect();
+            assert_eq!(windows, whole, "pieces of {size}");
+            for heard in found {
+                let range = heard.window.samples.start as usize..heard.window.samples.end as usize;
+                assert_eq!(heard.samples, samples[range], "pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn speech_that_goes_on_is_told_from_silence() {
+        let (detector, limits) = by_level();
+        let mut stream = SpeechWindows::new(&detector, &limits);
+
+        stream.push(&detector, &sound(&[(1.0, false)])).unwrap();
+        assert_eq!(stream.in_speech(), None);
+        stream.push(&detector, &sound(&[(0.5, true)])).unwrap();
+
+        let (begin, so_far) = stream.in_speech().unwrap();
+        assert!((16_000 - 12 * 512..16_000).contains(&begin), "{begin}");
+        assert_eq!(begin + so_far.len() as u64, 24_000);
+    }
+}
