@@ -39,7 +39,7 @@ def main():
                 segments, _ = model.transcribe(samples, language="en", beam_size=1, condition_on_previous_text=False)
                 heard = " ".join(segment.text.strip() for segment in segments).strip()
                 if row.get("text"):
-                    said.append((normalise(row["text"]), normalise(heard)))
+                    said.append(tuple(normalise(text) or text.lower() for text in (row["text"], heard)))
                 if row.get("task", "asr") == "asr":
                     answer = dict(id=f"{path.stem}/{number}", task="asr", set=path.stem, reference=row["text"], hypothesis=heard)
                     answers.write(json.dumps(answer, ensure_ascii=False) + "\n")

@@ -68,7 +68,7 @@ impl Default for DecodingConfig {
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
             ctc_weight: 0.6,
-            summary_weight: 0.7,
+            summary_weight: 0.9,
         }
     }
 }
