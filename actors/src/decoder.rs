@@ -263,7 +263,10 @@ impl Decoder {
     async fn step(&mut self) {
         let events = self.generator.step();
         let advanced = events.iter().filter(|event| matches!(event, Event::Token { .. }));
-        metrics::decoder_step(advanced.count());
+        match advanced.count() {
+            0 => {} // a part of a prompt was read, or nothing succeeded
+            answers => metrics::decoder_step(answers),
+        }
         for event in events {
             match event {
                 Event::Token { id, tokens } => {

@@ -435,6 +435,7 @@ fn decoder_args(
     let (model, placement, current) = (settings.model.clone(), placement.clone(), current.clone());
     let engine = EngineConfig {
         preallocate: true,
+        prefill_positions_max: settings.decoder.prefill_positions_max,
         ..settings.engine()
     };
     DecoderArgs {

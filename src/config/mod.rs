@@ -66,8 +66,8 @@ pub struct Settings {
 
 impl Settings {
     /// The inference engine that serving, `ask`, `eval` and the promotion gate have in common: the
-    /// `[encoder]`, `[decoder]` and `[decoding]` tables. Its memory grows with what is asked; serving sets
-    /// all of it aside at the start.
+    /// `[encoder]`, `[decoder]` and `[decoding]` tables. Its memory grows with what is asked, and prompts are
+    /// read whole; serving sets all memory aside at the start, and limits how long prompts hold answers up.
     pub fn engine(&self) -> EngineConfig {
         EngineConfig {
             slots: self.decoder.slots,
@@ -79,6 +79,7 @@ impl Settings {
                 speech: self.speech.clone(),
                 audio: self.audio.clone(),
             }),
+            prefill_positions_max: 0,
             preallocate: false,
         }
     }

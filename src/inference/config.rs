@@ -221,6 +221,9 @@ pub struct DecoderConfig {
     /// too long. A request for more gets as many as its slot has positions for. An answer that reaches its
     /// most tokens is flagged `truncated`.
     pub tokens_max: usize,
+    /// Most prompt positions that are read between two tokens of the running answers, so that a long prompt
+    /// does not hold them up; 0 for no limit. An encoder–decoder reads each prompt whole.
+    pub prefill_positions_max: usize,
     /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
@@ -239,6 +242,7 @@ impl Default for DecoderConfig {
             slots: 8,
             positions_max: 2048,
             tokens_max: 128,
+            prefill_positions_max: 256,
             partial_tokens: 8,
             low_confidence_below: -1.0,
             unsupported_below: -2.0,
@@ -251,6 +255,10 @@ impl DecoderConfig {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("decoder.slots", self.slots, 1, 256)?;
         ConfigError::range("decoder.positions_max", self.positions_max, 64, 131_072)?;
+        if self.prefill_positions_max != 0 {
+            let key = "decoder.prefill_positions_max";
+            ConfigError::range(key, self.prefill_positions_max, 16, 131_072)?;
+        }
         ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
         ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)
     }

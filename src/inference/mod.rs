@@ -7,6 +7,7 @@
 //! | [`FeatureExtractor`] | first half: windows of long clips, batches by length, mixed encoder features |
 //! | [`Generator`] | second half: prompts, adapter versions, grammars, answers |
 //! | [`Scheduler`] | continuous batching over cache slots; failures end only the sequences at fault |
+//! | `prefill_plan` | which prompts, or parts of prompts, one step reads |
 //! | `sequence` | one answer on its way from prompt to end |
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
@@ -23,6 +24,7 @@ mod features;
 mod generator;
 pub mod grammar;
 mod options;
+mod prefill_plan;
 mod recent_features;
 mod request;
 pub mod sampling;

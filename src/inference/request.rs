@@ -99,6 +99,9 @@ pub struct EngineConfig {
     /// How transcripts of long sound are made window by window; absent: every clip is answered as one. For
     /// whoever drives the engine, which itself answers what it is asked.
     pub by_window: Option<ByWindow>,
+    /// Most positions of prompts that one step reads; 0 for no limit. See
+    /// [`SchedulerSizes::prefill_positions_max`].
+    pub prefill_positions_max: usize,
     /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what
     /// is asked.
     pub preallocate: bool,
@@ -114,6 +117,7 @@ impl EngineConfig {
             batch_windows_max: rows.max(1),
             options,
             by_window: None,
+            prefill_positions_max: 0,
             preallocate: false,
         }
     }
@@ -123,6 +127,7 @@ impl EngineConfig {
             slots: self.slots.max(self.options.slots()),
             prompt_positions: self.positions_max.saturating_sub(self.answer_positions),
             answer_positions: self.answer_positions,
+            prefill_positions_max: self.prefill_positions_max,
             preallocate: self.preallocate,
         }
     }

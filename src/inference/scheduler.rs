@@ -14,9 +14,10 @@ use std::time::Instant;
 
 use tch::Tensor;
 
+use super::prefill_plan::{PrefillPlan, Unread};
 use super::sampling::likeliest;
 use super::sequence::{Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
-use crate::models::{LanguageModel, ModelError};
+use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
@@ -34,6 +35,10 @@ pub struct SchedulerSizes {
     /// Positions of a slot for the answer. Where the model keeps both in one buffer, one may be longer where
     /// the other is shorter.
     pub answer_positions: usize,
+    /// Most positions of prompts that one step reads, padding included; 0 for no limit. A longer prompt is
+    /// read in several steps, between which the running answers go on, where the model can do that; otherwise
+    /// it takes a step for itself.
+    pub prefill_positions_max: usize,
     /// Sets the cache's memory aside at the beginning. Otherwise it is made as large as what waits needs, and
     /// larger later where that is not enough.
     pub preallocate: bool,
@@ -66,10 +71,12 @@ pub struct Scheduler {
     width: i64,
 }
 
-/// Which of the model's two passes.
-#[derive(Clone, Copy, PartialEq)]
-enum Pass {
+/// Which of the model's passes.
+#[derive(Clone, Copy)]
+enum Pass<'m> {
     Prefill,
+    /// So many positions of one sequence's prompt.
+    Chunk(&'m dyn ChunkedPrefill, i64),
     Decode,
 }
 
@@ -104,7 +111,8 @@ impl Scheduler {
         self.taken.iter().filter(|taken| !**taken).count()
     }
 
-    /// Slots that hold a live sequence. A beam search reserves more than it uses at its beginning.
+    /// Slots that hold a live sequence, or one whose prompt is to be read. A beam search reserves more than
+    /// it uses at its beginning.
     pub fn slots_in_use(&self) -> usize {
         self.running.iter().map(Sequence::slots_in_use).sum()
     }
@@ -169,20 +177,28 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Starts what waits as far as there are slots, and advances every sequence by one token.
+    /// Starts what waits as far as there are slots, reads prompts in the order in which they were added, as
+    /// far as [`SchedulerSizes::prefill_positions_max`] allows, and advances every other sequence by one
+    /// token. A sequence gets its first token in the step in which its prompt is read to the end.
     ///
     /// A failure, a panic of the model included, ends only the sequences at fault; it is in the output.
     pub fn step(&mut self, model: &dyn LanguageModel, loras: Loras<'_>) -> StepOutput {
         let _no_grad = tch::no_grad_guard();
         let mut output = StepOutput::default();
-        let before = self.running.len();
         self.admit(model, &mut output);
-        let new: Vec<usize> = (before..self.running.len()).collect();
-        for group in self.group_by_lora(&new) {
+        let is_started = |at: &usize| self.running[*at].started;
+        let started: Vec<usize> = (0..self.running.len()).filter(is_started).collect();
+        let chunked = model.chunked_prefill();
+        let plan = self.plan_prefill(chunked.is_some());
+        for group in self.group_by_lora(&plan.whole) {
             self.run(model, loras, &group, Pass::Prefill);
         }
-        let old: Vec<usize> = (0..before).collect();
-        for group in self.group_by_lora(&old) {
+        if let Some(chunked) = chunked {
+            for (at, positions) in plan.chunks {
+                self.run(model, loras, &[at], Pass::Chunk(chunked, positions));
+            }
+        }
+        for group in self.group_by_lora(&started) {
             self.run(model, loras, &group, Pass::Decode);
         }
         self.remove_finished(&mut output);
@@ -203,7 +219,8 @@ impl Scheduler {
         true
     }
 
-    /// The answer of a running sequence so far; of a beam search, its best live hypothesis.
+    /// The answer of a running sequence so far; of a beam search, its best live hypothesis. None before its
+    /// first token.
     pub fn partial(&self, id: RequestId) -> Option<Generation> {
         let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
         sequence.partial()
@@ -239,6 +256,21 @@ impl Scheduler {
             sequence.slots = self.take_slots(slots);
             self.running.push(sequence);
         }
+    }
+
+    /// What the next pass over prompts is to read.
+    fn plan_prefill(&self, chunked: bool) -> PrefillPlan {
+        let positions_max = match self.sizes.prefill_positions_max {
+            0 => i64::MAX,
+            limit => count(limit),
+        };
+        let sequences = self.running.iter().enumerate();
+        let unread = (sequences.filter(|(_, sequence)| !sequence.started)).map(|(at, sequence)| Unread {
+            at,
+            positions: sequence.prompt_positions,
+            read: self.cache.length(sequence.slots[0]),
+        });
+        PrefillPlan::new(unread, positions_max, chunked)
     }
 
     /// Positions that a sequence needs for its prompt, and for its answer.
@@ -310,7 +342,7 @@ impl Scheduler {
 
     /// Runs one pass over a group and takes the next token of each sequence. Where the pass fails, each
     /// sequence is tried alone.
-    fn run(&mut self, model: &dyn LanguageModel, loras: Loras<'_>, group: &[usize], pass: Pass) {
+    fn run(&mut self, model: &dyn LanguageModel, loras: Loras<'_>, group: &[usize], pass: Pass<'_>) {
         let slots = group
             .iter()
             .flat_map(|at| self.running[*at].slots.iter().copied());
@@ -318,14 +350,15 @@ impl Scheduler {
         let found = catch_unwind(AssertUnwindSafe(|| self.forward(model, loras, group, pass)))
             .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
         let error = match found {
-            Ok(output) => return self.advance(group, &output, pass),
+            Ok(Some(output)) => return self.advance(group, &output),
+            Ok(None) => return,
             Err(error) => error,
         };
         // A pass that failed halfway may have counted its positions already.
         for (slot, length) in lengths {
             match pass {
                 Pass::Prefill => self.cache.clear(slot),
-                Pass::Decode => self.cache.truncate(slot, length),
+                Pass::Chunk(..) | Pass::Decode => self.cache.truncate(slot, length),
             }
         }
         match group {
@@ -339,13 +372,14 @@ impl Scheduler {
         }
     }
 
+    /// One pass; none where it has not read its prompt to the end.
     fn forward(
         &mut self,
         model: &dyn LanguageModel,
         loras: Loras<'_>,
         group: &[usize],
-        pass: Pass,
-    ) -> Result<PassOutput, ModelError> {
+        pass: Pass<'_>,
+    ) -> Result<Option<PassOutput>, ModelError> {
         let lora = self.lora_of(group[0], loras)?;
         let sequences = || group.iter().map(|at| &self.running[*at]);
         let plain_greedy = sequences().any(Sequence::is_plain_greedy);
@@ -359,6 +393,19 @@ impl Scheduler {
                 let logits = model.prefill(&embeds, &lengths, &mut self.cache, &slots, lora)?;
                 metrics::network_pass("prefill", began.elapsed());
                 (slots, logits)
+            }
+            Pass::Chunk(chunked, positions) => {
+                let sequence = &self.running[group[0]];
+                let slot = sequence.slots[0];
+                let read = self.cache.length(slot);
+                let embeds = sequence.prompt.embeds.f_narrow(0, read, positions)?; // [P, H]
+                let began = Instant::now();
+                let logits = chunked.prefill_chunk(&embeds, &mut self.cache, slot, lora)?;
+                metrics::network_pass("prefill", began.elapsed());
+                if self.cache.length(slot) < sequence.prompt_positions {
+                    return Ok(None);
+                }
+                (vec![slot], logits)
             }
             Pass::Decode => {
                 // Neighbouring slots in order spare the cache copies.
@@ -375,11 +422,11 @@ impl Scheduler {
             true => likeliest(&logits, self.vocabulary)?,
             false => Vec::new(),
         };
-        Ok(PassOutput {
+        Ok(Some(PassOutput {
             slots,
             logits,
             likeliest,
-        })
+        }))
     }
 
     fn lora_of<'l>(&self, sequence: usize, loras: Loras<'l>) -> Result<Option<&'l LoraSet>, ModelError> {
@@ -393,12 +440,12 @@ impl Scheduler {
     }
 
     /// Takes the next token of each sequence of a group; what fails here concerns one sequence alone.
-    fn advance(&mut self, group: &[usize], output: &PassOutput, pass: Pass) {
+    fn advance(&mut self, group: &[usize], output: &PassOutput) {
         for at in group {
             let sequence = &mut self.running[*at];
             let (cache, vocabulary, end_ids) = (&mut self.cache, self.vocabulary, &self.end_ids);
             let advanced = catch_unwind(AssertUnwindSafe(|| {
-                if pass == Pass::Prefill {
+                if !sequence.started {
                     sequence.start();
                 }
                 sequence.advance(output, cache, vocabulary, end_ids)
@@ -414,11 +461,13 @@ impl Scheduler {
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             if sequence.failure.is_none() {
-                output.advanced.push((sequence.id, sequence.tokens()));
-            }
-            if sequence.failure.is_none() && !sequence.is_complete() {
-                index += 1;
-                continue;
+                if sequence.started {
+                    output.advanced.push((sequence.id, sequence.tokens()));
+                }
+                if !sequence.started || !sequence.is_complete() {
+                    index += 1;
+                    continue;
+                }
             }
             let mut sequence = self.running.remove(index);
             self.release(&sequence.slots);

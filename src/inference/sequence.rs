@@ -140,6 +140,8 @@ pub(super) struct Sequence {
     pub(super) tokens_max: usize,
     /// All slots that are its own, in order; none while it waits.
     pub(super) slots: Vec<usize>,
+    /// Whether its whole prompt is in the cache, and it has been readied for its tokens.
+    pub(super) started: bool,
     /// Why it cannot go on.
     pub(super) failure: Option<ModelError>,
     search: Search,
@@ -170,6 +172,7 @@ impl Sequence {
             prompt_positions: prompt.embeds.size()[0],
             tokens_max,
             slots: Vec::new(),
+            started: false,
             failure: None,
             search,
             prompt,
@@ -188,6 +191,7 @@ impl Sequence {
             };
         }
         self.prompt.embeds = Tensor::new();
+        self.started = true;
     }
 
     /// What the next step feeds: a slot and a token for each row, hypotheses in order.
@@ -310,7 +314,7 @@ impl Sequence {
     /// The answer so far; of a beam search, its best live hypothesis. None where there is no token yet.
     pub(super) fn partial(&self) -> Option<Generation> {
         match &self.search {
-            Search::Single { out, .. } => Some(out.clone()),
+            Search::Single { out, .. } => self.started.then(|| out.clone()),
             Search::Beams { beams, .. } => beams.live().first().map(|best| Generation {
                 ids: best.ids.clone(),
                 log_probs: best.log_probs.clone(),

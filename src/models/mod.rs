@@ -26,4 +26,6 @@ pub use encoders::wavlm::WavEncoder;
 pub use encoders::whisper::WhisperEncoder;
 pub use error::ModelError;
 pub use open::{MODELS, Open, open_encoder, open_language_model};
-pub use traits::{Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder};
+pub use traits::{
+    ChunkedPrefill, Encoded, EncoderInfo, HiddenStates, LanguageModel, LanguageModelInfo, SpeechEncoder,
+};

@@ -205,6 +205,13 @@ pub trait LanguageModel: Send {
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError>;
 
+    /// How it fills a slot in several passes, so that a long prompt can be read between the steps of other
+    /// sequences; none where a prompt is read in one pass only. An encoder–decoder is such a model: its
+    /// encoder sees both ways, so that no position of a prompt can be computed before all of them are there.
+    fn chunked_prefill(&self) -> Option<&dyn ChunkedPrefill> {
+        None
+    }
+
     /// Appends one token to each of `slots` and predicts what follows: `[B, V]`.
     ///
     /// # Errors
@@ -214,6 +221,26 @@ pub trait LanguageModel: Send {
         ids: &[i64],
         cache: &mut KvCache,
         slots: &[usize],
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError>;
+}
+
+/// A language model that can read a prompt in several passes: each position sees earlier ones only.
+pub trait ChunkedPrefill {
+    /// Appends the next positions of a prompt to the sequence of `slot` and predicts what follows the last of
+    /// them. In an empty slot a new sequence begins. The chunks of a prompt, one after the other, come to
+    /// what one [`LanguageModel::prefill`] of it does.
+    ///
+    /// # Shapes
+    /// `embeds` `[P, H]` → logits `[1, V]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when shapes disagree or the sequence does not fit its slot.
+    fn prefill_chunk(
+        &self,
+        embeds: &Tensor,
+        cache: &mut KvCache,
+        slot: usize,
         lora: Option<&LoraSet>,
     ) -> Result<Tensor, ModelError>;
 }

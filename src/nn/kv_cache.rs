@@ -10,8 +10,8 @@ mod buffer;
 
 use tch::{Device, Kind, Tensor};
 
+pub use buffer::{ChunkPlan, KvCacheShape, StepPlan};
 use buffer::{KvBuffer, View};
-pub use buffer::{KvCacheShape, StepPlan};
 
 use super::NnError;
 use super::cpu_kernels;
@@ -163,6 +163,53 @@ impl KvCache {
     pub fn store(&mut self, layer: usize, slots: &[usize], keys: &Tensor, values: &Tensor) {
         let buffer = self.prompt.as_ref().unwrap_or(&self.own);
         buffer.store(layer, slots, keys, values);
+    }
+
+    /// Plans the next `count` positions of a slot's prompt, behind those that it holds; in an empty slot a
+    /// new sequence begins, and whatever was there is forgotten. They count from [`KvCache::advance_chunk`]
+    /// on.
+    ///
+    /// # Errors
+    /// [`NnError::Shape`] for a slot that does not exist, for no position, and where prompts have a buffer of
+    /// their own; [`NnError::TooManyPositions`] for more than the slot can take. Nothing has changed then.
+    pub fn plan_chunk(&mut self, slot: usize, count: i64) -> Result<ChunkPlan, NnError> {
+        self.check_slots(&[slot], true)?;
+        if count < 1 || self.prompt.is_some() {
+            return Err(NnError::Shape {
+                what: "a part of a prompt",
+                expected: "[P] with P > 0, in a cache that keeps prompt and answer in one buffer".to_owned(),
+                found: vec![count],
+            });
+        }
+        let first = self.own.lengths[slot];
+        let end = first.saturating_add(count);
+        self.own.check(end)?;
+        if first == 0 {
+            self.begun += 1;
+            self.own.begin(slot, 0, self.begun);
+        }
+        // From here on, so that what a failed pass leaves behind is wiped before the slot's next sequence.
+        self.own.written[slot] = self.own.written[slot].max(end);
+        Ok(ChunkPlan { slot, first, end })
+    }
+
+    /// Writes one layer's keys and values of a chunk, `[1, N_kv, P, head_dim]`.
+    pub fn store_chunk(&mut self, layer: usize, plan: &ChunkPlan, keys: &Tensor, values: &Tensor) {
+        self.own.store_chunk(layer, plan, keys, values);
+    }
+
+    /// All keys and values of one layer that a chunk may look at, its own positions last:
+    /// `[1, N_kv, plan.positions().end, head_dim]` each, sharing storage; after
+    /// [`store_chunk`](Self::store_chunk).
+    pub fn seen_by_chunk(&self, layer: usize, plan: &ChunkPlan) -> (Tensor, Tensor) {
+        let (keys, values) = &self.own.layers[layer];
+        let seen = |own: &Tensor| own.narrow(0, plan.slot as i64, 1).narrow(2, 0, plan.end);
+        (seen(keys), seen(values))
+    }
+
+    /// Counts the positions of a chunk whose pass has finished.
+    pub fn advance_chunk(&mut self, plan: &ChunkPlan) {
+        self.own.lengths[plan.slot] = plan.end;
     }
 
     /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam

@@ -26,6 +26,7 @@ pub fn generate_all(
         slots: slots.max(widest.unwrap_or(1)),
         prompt_positions: 1 << 20,
         answer_positions: 1 << 20,
+        prefill_positions_max: 0,
         preallocate: false,
     };
     let mut scheduler = Scheduler::new(model, sizes, end_ids, vocabulary);

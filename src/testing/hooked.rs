@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::models::llms::llama::Llama;
-use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::models::{ChunkedPrefill, LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::{LoraSet, LoraSite};
 
@@ -14,6 +14,10 @@ pub enum PassPoint {
     BeforePrefill,
     /// After a prefill, whose keys and values are in the cache.
     AfterPrefill,
+    /// Before a part of a prompt.
+    BeforeChunk,
+    /// After a part of a prompt, whose positions the cache has counted.
+    AfterChunk,
     /// Before a decode step.
     BeforeStep,
     /// After a decode step, whose positions the cache has counted.
@@ -25,9 +29,10 @@ pub enum PassPoint {
 pub struct Pass<'a> {
     /// Where it is.
     pub point: PassPoint,
-    /// `[B, P, H]` of a prefill.
+    /// `[B, P, H]` of a prefill, or of a part of a prompt.
     pub embeds: Option<&'a Tensor>,
-    /// Positions of each sequence: of its prompt in a prefill, in the cache in a step.
+    /// Positions of each sequence: of its prompt in a prefill, in the cache before a part of a prompt or a
+    /// step.
     pub lengths: &'a [i64],
     /// Slot of each sequence.
     pub slots: &'a [usize],
@@ -100,6 +105,10 @@ impl<H: Fn(&Pass<'_>) -> Result<(), ModelError> + Send> LanguageModel for Hooked
         Ok(logits)
     }
 
+    fn chunked_prefill(&self) -> Option<&dyn ChunkedPrefill> {
+        Some(self)
+    }
+
     fn step(
         &self,
         ids: &[i64],
@@ -117,6 +126,29 @@ impl<H: Fn(&Pass<'_>) -> Result<(), ModelError> + Send> LanguageModel for Hooked
         (self.hook)(&pass(PassPoint::BeforeStep))?;
         let logits = self.llm.step(ids, cache, slots, lora)?;
         (self.hook)(&pass(PassPoint::AfterStep))?;
+        Ok(logits)
+    }
+}
+
+impl<H: Fn(&Pass<'_>) -> Result<(), ModelError> + Send> ChunkedPrefill for HookedModel<H> {
+    fn prefill_chunk(
+        &self,
+        embeds: &Tensor,
+        cache: &mut KvCache,
+        slot: usize,
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        let rows = embeds.f_unsqueeze(0)?; // [1, P, H]
+        let (lengths, slots) = ([cache.length(slot)], [slot]);
+        let pass = |point| Pass {
+            point,
+            embeds: Some(&rows),
+            lengths: &lengths,
+            slots: &slots,
+        };
+        (self.hook)(&pass(PassPoint::BeforeChunk))?;
+        let logits = self.llm.prefill_chunk(embeds, cache, slot, lora)?;
+        (self.hook)(&pass(PassPoint::AfterChunk))?;
         Ok(logits)
     }
 }

@@ -82,7 +82,10 @@ fn failing_model(llm: Llama, switch: FailureSwitch) -> impl LanguageModel {
         let (fails, panics) = match pass.point {
             PassPoint::BeforePrefill => (FailureSwitch::PREFILL_FAILS, FailureSwitch::PREFILL_PANICS),
             PassPoint::BeforeStep => (FailureSwitch::STEP_FAILS, FailureSwitch::STEP_PANICS),
-            PassPoint::AfterPrefill | PassPoint::AfterStep => return Ok(()),
+            PassPoint::AfterPrefill
+            | PassPoint::AfterStep
+            | PassPoint::BeforeChunk
+            | PassPoint::AfterChunk => return Ok(()),
         };
         if pass.lengths.iter().any(|length| *length >= BAD_POSITIONS) {
             if switch.is(fails) {
@@ -136,6 +139,7 @@ impl Harness {
             batch_windows_max: 1,
             options: DecodeOptions::greedy(64),
             by_window: None,
+            prefill_positions_max: 0,
             preallocate: true,
         };
         let switch = failure.clone();

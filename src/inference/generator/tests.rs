@@ -53,6 +53,7 @@ fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
         batch_windows_max: 1,
         options,
         by_window: None,
+        prefill_positions_max: 0,
         preallocate: true,
     };
     Bench {

@@ -1,6 +1,7 @@
 //! Beam search and sampling against transformers; constrained answers of random models over random
 //! vocabularies; answers beside others; failures.
 
+mod chunks;
 mod constrained;
 mod failures;
 mod random_model;
@@ -16,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::*;
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::llms::llama::Llama;
+use crate::nn::lora::LoraConfig;
 use crate::testing::{fixture, generate_alike, generate_all};
 
 fn tiny() -> Llama {
@@ -150,6 +152,7 @@ fn sizes(slots: usize, prompt_positions: usize, answer_positions: usize) -> Sche
         slots,
         prompt_positions,
         answer_positions,
+        prefill_positions_max: 0,
         preallocate: true,
     }
 }
@@ -288,11 +291,9 @@ fn a_beam_search_uses_fewer_slots_at_its_beginning_than_it_reserves() {
     assert_eq!(used[used.len() - 1], (4, 0));
 }
 
-#[test]
-fn adapters_side_by_side_answer_as_each_does_alone() {
-    use crate::nn::lora::{LoraConfig, LoraSet};
-    let model = tiny();
-    let sets: Vec<LoraSet> = (0..2)
+/// Two sets of low-rank parts that matter.
+fn two_loras(model: &dyn LanguageModel) -> Vec<LoraSet> {
+    (0..2)
         .map(|seed| {
             let set = LoraSet::new(LoraConfig::default(), &model.lora_sites(), Device::Cpu).unwrap();
             let _no_grad = tch::no_grad_guard();
@@ -305,7 +306,13 @@ fn adapters_side_by_side_answer_as_each_does_alone() {
             }
             set
         })
-        .collect();
+        .collect()
+}
+
+#[test]
+fn adapters_side_by_side_answer_as_each_does_alone() {
+    let model = tiny();
+    let sets = two_loras(&model);
     let loras = [(4, &sets[0]), (7, &sets[1])];
     let prompts = || -> Vec<Prompt> {
         let keys = [None, Some(4), Some(7), Some(4), None];

@@ -1,5 +1,7 @@
 //! The memory of a cache: keys and values of every slot, and how a step looks at them.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::nn::NnError;
@@ -51,6 +53,16 @@ pub struct StepPlan {
     pub(super) own: View,
     /// Encoder–decoders: what it sees of the prompts.
     pub(super) prompt: Option<View>,
+}
+
+/// Where the next positions of one slot go; the same for all layers.
+#[derive(Debug)]
+pub struct ChunkPlan {
+    pub(super) slot: usize,
+    /// Positions that the slot holds already: the place of the first new one.
+    pub(super) first: i64,
+    /// Positions that it holds with the new ones.
+    pub(super) end: i64,
 }
 
 /// The part of a buffer that a step looks at.
@@ -144,6 +156,15 @@ impl KvBuffer {
         }
     }
 
+    pub(super) fn store_chunk(&self, layer: usize, plan: &ChunkPlan, keys: &Tensor, values: &Tensor) {
+        let (own_keys, own_values) = &self.layers[layer];
+        for (own, new) in [(own_keys, keys), (own_values, values)] {
+            own.get(plan.slot as i64)
+                .narrow(1, plan.first, plan.end - plan.first)
+                .copy_(&new.get(0));
+        }
+    }
+
     /// The positions of `plan`'s slots that `view` shows, `[B, N_kv, longest, head_dim]` each.
     pub(super) fn seen(&self, layer: usize, plan: &StepPlan, view: &View) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];
@@ -225,6 +246,13 @@ impl KvBuffer {
             self.written[slot] = self.written[slot].max(longest);
             self.begin(slot, length, sequence);
         }
+    }
+}
+
+impl ChunkPlan {
+    /// The new positions: place of the first one, and of the one behind the last.
+    pub fn positions(&self) -> Range<i64> {
+        self.first..self.end
     }
 }
 

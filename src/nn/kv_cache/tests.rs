@@ -150,3 +150,55 @@ fn a_reorder_that_makes_no_sense_is_an_error() {
         ));
     }
 }
+
+#[test]
+fn chunks_stand_one_behind_the_other_and_the_next_sequence_sees_nothing_of_them() {
+    let mut cache = cache(2, None);
+    begin(&mut cache, 1, 50.0, 3);
+    let mut chunk = |first: f64, length| {
+        let plan = cache.plan_chunk(0, length).unwrap();
+        cache.store_chunk(1, &plan, &counted(first, length), &counted(-first, length));
+        let (keys, values) = cache.seen_by_chunk(1, &plan);
+        assert_eq!(values.size(), keys.size());
+        assert_eq!(cache.length(0), plan.positions().start);
+        cache.advance_chunk(&plan);
+        Vec::<f32>::try_from(keys.reshape([-1])).unwrap()
+    };
+
+    assert_eq!(chunk(10.0, 3), [10.0, 11.0, 12.0]);
+    assert_eq!(chunk(20.0, 2), [10.0, 11.0, 12.0, 20.0, 21.0]);
+    assert_eq!(chunk(f64::NAN, 1).len(), 6);
+
+    assert_eq!([cache.length(0), cache.length(1), cache.remaining(0)], [6, 3, 2]);
+    // A chunk of which only the plan came about, and then a new sequence.
+    cache.plan_chunk(0, 2).unwrap();
+    let _ = cache.own.layers[1].0.get(0).narrow(1, 6, 2).fill_(f64::NAN);
+    cache.clear(0);
+    let plan = cache.plan_chunk(0, 1).unwrap();
+    cache.store_chunk(1, &plan, &counted(7.0, 1), &counted(7.0, 1));
+    cache.advance_chunk(&plan);
+    let everything: f64 = cache.own.layers[1].0.get(0).sum(Kind::Float).double_value(&[]);
+    assert_eq!((cache.length(0), everything), (1, 7.0));
+}
+
+#[test]
+fn a_chunk_that_cannot_be_stored_is_an_error_and_changes_nothing() {
+    let mut one = cache(2, None);
+    begin(&mut one, 0, 10.0, 5);
+    for (slot, count) in [(2, 1), (0, 0), (0, -3)] {
+        assert!(matches!(one.plan_chunk(slot, count), Err(NnError::Shape { .. })));
+    }
+    for count in [4, i64::MAX] {
+        let refused = one.plan_chunk(0, count);
+        assert!(matches!(
+            refused,
+            Err(NnError::TooManyPositions { positions_max: 8, .. })
+        ));
+    }
+    assert_eq!(one.length(0), 5);
+    // An encoder-decoder's prompt is read both ways.
+    assert!(matches!(
+        cache(1, Some(4)).plan_chunk(0, 1),
+        Err(NnError::Shape { .. })
+    ));
+}

@@ -144,16 +144,27 @@ impl Layer {
         if heads.queries.requires_grad() && dtype == Kind::BFloat16 && heads.queries.device() == Device::Cpu {
             return self.attend_in_plain_products(heads, dtype);
         }
-        let queries = heads.queries.to_kind(dtype);
-        let keys = self.repeat_heads(&heads.keys.to_kind(dtype));
-        let values = self.repeat_heads(&heads.values);
+        self.attend(&heads.queries, &heads.keys, &heads.values, None, dtype)
+    }
+
+    /// Attention in `dtype`: queries `[B, N, P, head]`, keys and values `[B, N_kv, E, head]`
+    /// → `[B, P, N·head]`. `mask` `[P, E]` is true where a query may look; without one, E is P and no query
+    /// looks at a later position.
+    pub(super) fn attend(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        mask: Option<&Tensor>,
+        dtype: Kind,
+    ) -> Tensor {
         let attended = Tensor::scaled_dot_product_attention(
-            &queries,
-            &keys,
-            &values,
-            None::<&Tensor>,
+            &queries.to_kind(dtype),
+            &self.repeat_heads(&keys.to_kind(dtype)),
+            &self.repeat_heads(&values.to_kind(dtype)),
+            mask,
             0.0,
-            true,
+            mask.is_none(),
             None,
             false,
         ); // [B, N, P, head]

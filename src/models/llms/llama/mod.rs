@@ -18,7 +18,7 @@ pub use config::{LlamaConfig, Variant};
 use layers::{Heads, Layer};
 
 use super::batch;
-use crate::models::{LanguageModel, LanguageModelInfo, ModelError};
+use crate::models::{ChunkedPrefill, LanguageModel, LanguageModelInfo, ModelError};
 use crate::nn::accel::{Placement, Precision};
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
 use crate::nn::linear_weight::LinearWeight;
@@ -386,6 +386,10 @@ impl LanguageModel for Llama {
         Ok(self.logits(&self.norm.forward(&hidden)))
     }
 
+    fn chunked_prefill(&self) -> Option<&dyn ChunkedPrefill> {
+        Some(self)
+    }
+
     fn step(
         &self,
         ids: &[i64],
@@ -410,6 +414,38 @@ impl LanguageModel for Llama {
         }
         cache.advance(&plan);
         Ok(self.logits(&self.norm.forward(&hidden).squeeze_dim(1)))
+    }
+}
+
+impl ChunkedPrefill for Llama {
+    fn prefill_chunk(
+        &self,
+        embeds: &Tensor,
+        cache: &mut KvCache,
+        slot: usize,
+        lora: Option<&LoraSet>,
+    ) -> Result<Tensor, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let count = embeds.size().first().copied().unwrap_or(0);
+        let embeds = embeds.f_unsqueeze(0)?; // [1, P, H]
+        self.check_batch(&embeds, &[count])?;
+        let plan = cache.plan_chunk(slot, count)?;
+        let places = plan.positions();
+        let positions = Tensor::arange_start(places.start, places.end, (Kind::Int64, self.device));
+        let rotation = self.rotary.at(&positions); // [P, head]
+        let mask = (places.start > 0).then(|| {
+            Tensor::ones([count, places.end], (Kind::Bool, self.device)).tril(places.start) // [P, E]
+        });
+        let mut hidden = embeds.to_device(self.device).to_kind(self.dtype);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let heads = layer.heads(&hidden, &rotation, lora);
+            cache.store_chunk(index, &plan, &heads.keys, &heads.values);
+            let (keys, values) = cache.seen_by_chunk(index, &plan);
+            let attended = layer.attend(&heads.queries, &keys, &values, mask.as_ref(), self.dtype);
+            hidden = layer.finish(&hidden, &attended, lora);
+        }
+        cache.advance_chunk(&plan);
+        Ok(self.logits(&self.norm.forward(&hidden.select(1, count - 1)))) // [1, V]
     }
 }
 

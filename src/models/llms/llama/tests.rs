@@ -1,3 +1,4 @@
+mod chunks;
 mod learning;
 
 use tch::{Device, Kind, Tensor};
