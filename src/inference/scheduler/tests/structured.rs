@@ -150,9 +150,13 @@ proptest! {
         let grammar = grammar(StructureKind::JsonSchema, &schema.to_string(), &token_bytes);
         let validator = jsonschema::validator_for(&schema).unwrap();
         for (strategy, text) in answers(&grammar, &token_bytes, seed, spare) {
-            let value: Result<Value, _> = serde_json::from_str(&text);
-            prop_assert!(value.is_ok(), "{:?} {}: {}", strategy, schema, text);
-            prop_assert!(validator.is_valid(&value.unwrap()), "{:?} {}: {}", strategy, schema, text);
+            let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            prop_assert!(is_json, "{:?} {}: {}", strategy, schema, text);
+            match serde_json::from_str::<Value>(&text) {
+                Ok(value) => prop_assert!(validator.is_valid(&value), "{:?} {}: {}", strategy, schema, text),
+                // JSON all the same (RFC 8259, section 6), but nothing that the validator can hold.
+                Err(error) => prop_assert!(error.to_string().contains("number out of range"), "{error}: {}", text),
+            }
         }
     }
 
