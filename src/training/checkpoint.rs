@@ -69,11 +69,11 @@ pub(crate) fn fingerprint_of(mut parts: serde_json::Value) -> String {
 }
 
 impl RunState {
-    /// Counts a batch's clips, readable, damaged and not readable.
+    /// Takes a batch: counts its clips, readable, damaged and not readable, and sets the position behind it.
     ///
     /// # Errors
     /// [`TrainingError::Unreadable`] when too many could not be read to go on.
-    pub(crate) fn count_clips(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
+    pub(crate) fn take_batch(&mut self, batch: &LoadedBatch) -> Result<(), TrainingError> {
         self.damaged.extend(batch.damaged.iter().cloned());
         self.tried += (batch.rows.len() + batch.unreadable.len()) as u64;
         self.unreadable += batch.unreadable.len() as u64;
@@ -87,7 +87,14 @@ impl RunState {
                 tried,
                 last: last.clone(),
             }),
-            _ => Ok(()),
+            _ => {
+                (self.epoch, self.position) = if batch.position + 1 == batch.batches {
+                    (batch.epoch + 1, 0)
+                } else {
+                    (batch.epoch, batch.position + 1)
+                };
+                Ok(())
+            }
         }
     }
 }

@@ -38,12 +38,7 @@ impl Engine<'_> {
         while batches < stage.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.state.count_clips(&batch)?;
-            (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
-                (batch.epoch + 1, 0)
-            } else {
-                (batch.epoch, batch.position + 1)
-            };
+            self.state.take_batch(&batch)?;
             let rows: Vec<&Sample> = batch.rows.iter().map(|row| &samples[*row]).collect();
             if rows.is_empty() {
                 continue;

@@ -196,12 +196,7 @@ impl Run {
         while batches < settings.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
-            self.state.count_clips(&batch)?;
-            (self.state.epoch, self.state.position) = if batch.position + 1 == batch.batches {
-                (batch.epoch + 1, 0)
-            } else {
-                (batch.epoch, batch.position + 1)
-            };
+            self.state.take_batch(&batch)?;
             let mut random: Vec<SplitMix> = batch
                 .rows
                 .iter()

@@ -4,7 +4,7 @@ use super::*;
 use crate::models::config::{Activation, Positions};
 
 /// Clips as WAV files under `folder`.
-fn in_files(folder: &Path, mut list: Vec<Example>) -> Vec<Example> {
+pub(super) fn in_files(folder: &Path, mut list: Vec<Example>) -> Vec<Example> {
     std::fs::create_dir_all(folder).unwrap();
     for (at, example) in list.iter_mut().enumerate() {
         let path = folder.join(format!("{at}.wav"));

@@ -1,5 +1,6 @@
 //! What a run reads: samples of tasks, of files that are damaged or missing, of manifests.
 
+use super::aligned::in_files;
 use super::*;
 
 #[test]
@@ -46,25 +47,14 @@ fn too_many_unreadable_clips_end_the_run_and_name_one() {
 fn recordings_that_are_damaged_a_little_are_trained_on_and_counted_once_each() {
     let place = Place::new();
     let mut args = place.args(place.config("damaged", vec![stage(StageKind::CtcAlign, 6)]));
-    for (number, example) in args.train.iter_mut().enumerate() {
-        let path = place.folder.path().join(format!("damaged-{number}.wav"));
-        let spec = hound::WavSpec {
-            channels: 1,
-            sample_rate: 16_000,
-            bits_per_sample: 16,
-            sample_format: hound::SampleFormat::Int,
+    args.train = in_files(&place.folder.path().join("damaged"), args.train);
+    for example in &args.train[..3] {
+        let AudioSource::File(path) = &example.audio else {
+            panic!("written above");
         };
-        let mut wav = hound::WavWriter::create(&path, spec).unwrap();
-        for sample in example.audio.load().unwrap() {
-            wav.write_sample((sample * 32_000.0) as i16).unwrap();
-        }
-        wav.finalize().unwrap();
-        if number < 3 {
-            // 50 ms of what the header declares are missing.
-            let whole = std::fs::read(&path).unwrap();
-            std::fs::write(&path, &whole[..whole.len() - 1_600]).unwrap();
-        }
-        example.audio = AudioSource::File(path);
+        // 50 ms of what the header declares are missing.
+        let whole = std::fs::read(path).unwrap();
+        std::fs::write(path, &whole[..whole.len() - 1_600]).unwrap();
     }
 
     let mut reported = None;
