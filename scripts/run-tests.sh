@@ -119,6 +119,13 @@ sed -n 's/^test \(.*\) \.\.\. ignored\(, \)\{0,1\}\(.*\)$/SKIPPED: \1: ignored \
 sort -u "$SPEECHVERSE_SKIPS" >"$out/skipped.txt"
 cat "$out/skipped.txt" "$out/ignored.txt"
 grep -E '^test .* \.\.\. FAILED$' "$log" | sed 's/^test \(.*\) \.\.\. FAILED$/FAILED: \1/'
+# What failed tests said (libtest prints it between two lines `failures:`): the panic and what follows it, cut to size.
+awk -v most=25 '
+    $0 == "failures:" { inside = !inside }
+    inside && /^---- .* stdout ----$/ { print; shown = 0; found = 0 }
+    inside && /panicked at/ { found = 1 }
+    inside && found && shown < most && !/^note: |^stack backtrace:/ { print "    " substr($0, 1, 400); shown++ }
+' "$log"
 total() { sed -n "s/^test result: .* \([0-9][0-9]*\) $1;.*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'; }
 lines() { wc -l <"$1" | tr -d ' '; }
 # What the script itself found missing is listed, but was never a test that passed.

@@ -137,6 +137,11 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
         &outcome,
     );
     tell(&line);
+    write_report(&line);
+    outcome
+        .ended
+        .iter()
+        .for_each(|ended| tell(&format!("ended by itself: {ended}")));
     assert!(
         verdict.faults.is_empty(),
         "seed {seed}, {:?}:\n{}\nended by themselves: {:#?}",
@@ -179,6 +184,9 @@ fn report(
 #[expect(clippy::print_stderr, reason = "the figures are for the person who runs it")]
 fn tell(line: &str) {
     eprintln!("{line}");
+}
+
+fn write_report(line: &str) {
     if let Some(path) = std::env::var_os("SPEECHVERSE_FAULTS_REPORT") {
         let mut file = std::fs::OpenOptions::new()
             .create(true)

@@ -288,7 +288,7 @@ impl<'r> Run<'r> {
         if let Some(index) = ended {
             let (name, mut serve) = self.members.remove(index);
             let log = serve.log();
-            let last: Vec<&str> = log.lines().rev().take(3).collect();
+            let last: Vec<&str> = log.lines().rev().take(6).collect();
             self.ended.push(format!("{name}: {:?}: {last:?}", serve.ended()));
             self.start_member(name, &Flaw::default());
             self.calm.push(Instant::now());
