@@ -125,6 +125,7 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
     let rules = Rules {
         exactly_once: delivery == Delivery::ExactlyOnce,
         panics: outcome.panics,
+        panics_perhaps: outcome.panics_perhaps,
     };
     let verdict = judge(&asker.asked, &seen, &outcome.others, &watch, &outcome.calm, rules);
     let line = report(

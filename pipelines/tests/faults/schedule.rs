@@ -59,15 +59,24 @@ pub(crate) struct Run<'r> {
     pub(crate) dice: Dice,
     /// How long the broker is out of reach.
     pub(crate) outage: Duration,
-    members: Vec<(String, Serve)>,
+    members: Vec<Member>,
     /// Ends of faults.
     pub(crate) calm: Vec<Instant>,
     /// Ids of labels and orders.
     pub(crate) others: BTreeSet<String>,
+    /// Stages that panicked, and more that may have in processes that ended before they were through.
     pub(crate) panics: usize,
+    pub(crate) panics_perhaps: usize,
     /// Why processes ended that nobody had asked to.
     pub(crate) ended: Vec<String>,
     pub(crate) acts: Vec<Act>,
+}
+
+/// A process of the group.
+struct Member {
+    name: String,
+    flaw: Flaw,
+    serve: Serve,
 }
 
 impl<'r> Run<'r> {
@@ -91,6 +100,7 @@ impl<'r> Run<'r> {
             calm: Vec::new(),
             others: BTreeSet::new(),
             panics: 0,
+            panics_perhaps: 0,
             ended: Vec::new(),
             acts: Vec::new(),
         };
@@ -128,13 +138,12 @@ impl<'r> Run<'r> {
 
     /// Stops all processes.
     pub(crate) fn stop(mut self) -> Outcome {
-        for (_, serve) in self.members.drain(..) {
-            serve.stop();
-        }
+        self.members.drain(..).for_each(|member| member.serve.stop());
         Outcome {
             calm: self.calm,
             others: self.others,
             panics: self.panics,
+            panics_perhaps: self.panics_perhaps,
             ended: self.ended,
             acts: self.acts,
         }
@@ -144,9 +153,9 @@ impl<'r> Run<'r> {
         match act {
             Act::Kill => {
                 let index = self.dice.below(self.members.len());
-                let (name, serve) = self.members.remove(index);
+                let Member { name, flaw, serve } = self.members.remove(index);
                 drop(serve);
-                self.start_member(name, &Flaw::default());
+                self.start_member(name, &flaw);
             }
             Act::Rebalance => {
                 self.leave_until(1);
@@ -157,9 +166,9 @@ impl<'r> Run<'r> {
             }
             Act::StandStill => {
                 let index = self.dice.below(self.members.len());
-                self.members[index].1.signal("STOP");
+                self.members[index].serve.signal("STOP");
                 std::thread::sleep(SESSION + Duration::from_secs(2));
-                self.members[index].1.signal("CONT");
+                self.members[index].serve.signal("CONT");
             }
             Act::BrokerOutOfReach => {
                 self.broker.pause();
@@ -217,21 +226,25 @@ impl<'r> Run<'r> {
 
     /// A further process, under the first name that is free.
     fn join(&mut self, flaw: &Flaw) {
-        let is_free = |name: &String| self.members.iter().all(|(taken, _)| taken != name);
+        let is_free = |name: &String| self.members.iter().all(|member| member.name != *name);
         let name = (0..).map(|number| format!("pod-{number}")).find(is_free);
         self.start_member(name.expect("there is always one more"), flaw);
     }
 
     fn start_member(&mut self, name: String, flaw: &Flaw) {
         let serve = Serve::start(self.site, &name, flaw);
-        self.members.push((name, serve));
+        self.members.push(Member {
+            name,
+            flaw: flaw.clone(),
+            serve,
+        });
     }
 
     /// Asks processes to end until so many are left.
     fn leave_until(&mut self, left: usize) {
         while self.members.len() > left {
             let index = self.dice.below(self.members.len());
-            self.members.remove(index).1.stop();
+            self.members.remove(index).serve.stop();
         }
     }
 
@@ -254,7 +267,7 @@ impl<'r> Run<'r> {
         self.others.iter().filter(is_seen).count()
     }
 
-    /// Waits, as a supervisor would: a process that has ended is started again.
+    /// Waits, as a supervisor would: a process that has ended is started again, as it was.
     fn until(&mut self, condition: impl Fn(&Self) -> bool, what: &str) {
         let mut progress = (self.watch.count(), Instant::now());
         while !condition(self) {
@@ -267,7 +280,7 @@ impl<'r> Run<'r> {
                 let logs: Vec<String> = self
                     .members
                     .iter()
-                    .map(|(name, serve)| format!("{name}:\n{}", serve.log()))
+                    .map(|member| format!("{}:\n{}", member.name, member.serve.log()))
                     .collect();
                 panic!(
                     "{what}: nothing came for {STILL_MAX:?}, {} of {} have an outcome, after {:?}\n{}",
@@ -284,13 +297,22 @@ impl<'r> Run<'r> {
         let ended = self
             .members
             .iter_mut()
-            .position(|(_, serve)| serve.ended().is_some());
+            .position(|member| member.serve.ended().is_some());
         if let Some(index) = ended {
-            let (name, mut serve) = self.members.remove(index);
+            let Member {
+                name,
+                flaw,
+                mut serve,
+            } = self.members.remove(index);
             let log = serve.log();
             let last: Vec<&str> = log.lines().rev().take(6).collect();
-            self.ended.push(format!("{name}: {:?}: {last:?}", serve.ended()));
-            self.start_member(name, &Flaw::default());
+            let (status, act) = (serve.ended(), self.acts.last());
+            self.ended
+                .push(format!("{name}, after {act:?}: {status:?}: {last:?}"));
+            if !flaw.panics.is_empty() {
+                self.panics_perhaps += STAGES.len();
+            }
+            self.start_member(name, &flaw);
             self.calm.push(Instant::now());
         }
     }
@@ -301,6 +323,7 @@ pub(crate) struct Outcome {
     pub(crate) calm: Vec<Instant>,
     pub(crate) others: BTreeSet<String>,
     pub(crate) panics: usize,
+    pub(crate) panics_perhaps: usize,
     pub(crate) ended: Vec<String>,
     pub(crate) acts: Vec<Act>,
 }
