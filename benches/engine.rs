@@ -67,5 +67,6 @@ fn request(number: usize, adapter: &AdapterSnapshot) -> GenerateRequest {
         grammar: None,
         tokens_max: None,
         task: None,
+        spoken: None,
     }
 }

@@ -117,7 +117,7 @@ pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
 /// What a reader should know about an answer.
 pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
     let unlikely = |agreement: f64| agreement < config.unsupported_below;
-    let nothing_said = |blanks: f64| blanks > config.no_speech_above;
+    let blank = |blanks: f64| blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
         (text.is_empty(), Flag::Empty),
@@ -131,7 +131,7 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet:
             Flag::Unsupported,
         ),
         (
-            quiet || generation.blank_share.is_some_and(nothing_said),
+            quiet || generation.nothing_said || generation.blank_share.is_some_and(blank),
             Flag::NoSpeech,
         ),
     ]

@@ -202,6 +202,7 @@ impl Decoder {
             instruction: request.instruction.clone(),
             grammar: request.grammar.clone(),
             tokens_max: request.max_tokens,
+            spoken: request.spoken.clone(),
             task: match &request.task {
                 Some(task) => Some(task.clone()),
                 None if is_transcript(request, &self.args.default_instruction) => Some(TRANSCRIPT.to_owned()),

@@ -228,6 +228,7 @@ fn question(
             instruction,
             grammar,
             task: Some(task.name.clone()),
+            spoken: task.spoken(&variables)?,
         };
         return Ok((prompt, None));
     }
@@ -243,6 +244,7 @@ fn question(
         instruction,
         grammar,
         task: None,
+        spoken: None,
     };
     Ok((prompt, Some(Arc::new(layout))))
 }

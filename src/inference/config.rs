@@ -51,6 +51,15 @@ pub struct DecodingConfig {
     /// Share of the summary's scores in the choice of a label about the voice, 0 to below 1; for adapters
     /// whose summary is aligned with the task, where the answer is constrained to the labels.
     pub summary_weight: f64,
+    /// Share of the CTC head in the choice of a label that is decided by what is said (`answer.spoken` of its
+    /// task), 0 to below 1, where the answer is constrained to the labels.
+    pub spoken_weight: f64,
+    /// Log-odds a token under the CTC head, from which on words count as said.
+    pub spoken_above: f64,
+    /// Log-probability that nothing is said (CTC head) and the clip is no speech (summary), above which a
+    /// transcript is empty and flagged `no_speech`; 0: never. For adapters whose summary is aligned with
+    /// `speech_detection`.
+    pub nothing_said_above: f64,
 }
 
 impl Default for DecodingConfig {
@@ -69,6 +78,9 @@ impl Default for DecodingConfig {
             no_repeat_ngram_size: 0,
             ctc_weight: 0.6,
             summary_weight: 0.9,
+            spoken_weight: 0.9,
+            spoken_above: -6.5,
+            nothing_said_above: -8.0,
         }
     }
 }
@@ -102,6 +114,9 @@ impl DecodingConfig {
             no_repeat_ngram_size: self.no_repeat_ngram_size,
             ctc_weight: self.ctc_weight,
             summary_weight: self.summary_weight,
+            spoken_weight: self.spoken_weight,
+            spoken_above: self.spoken_above,
+            nothing_said_above: self.nothing_said_above,
         }
     }
 

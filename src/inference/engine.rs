@@ -12,7 +12,7 @@ use super::speech_llm::SpeechLlm;
 use super::{EngineConfig, Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId};
 use crate::models::SpeechEncoder;
 use crate::models::adapter::AdapterSnapshot;
-use crate::text::OutputGrammar;
+use crate::text::{OutputGrammar, Spoken};
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +43,7 @@ struct Audio {
     grammar: Option<OutputGrammar>,
     tokens_max: Option<usize>,
     task: Option<String>,
+    spoken: Option<Spoken>,
 }
 
 impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
@@ -74,6 +75,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
             grammar,
             tokens_max,
             task,
+            spoken,
         } = request;
         match input {
             Input::Audio { samples, adapter } => {
@@ -84,6 +86,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     grammar,
                     tokens_max,
                     task,
+                    spoken,
                 };
                 self.waiting.push_back((id, audio));
             }
@@ -95,6 +98,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                     grammar,
                     tokens_max,
                     task,
+                    spoken,
                 },
             ),
         }
@@ -153,6 +157,7 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
                             grammar: audio.grammar,
                             tokens_max: audio.tokens_max,
                             task: audio.task,
+                            spoken: audio.spoken,
                         },
                     ),
                     Err(error) => events.push(Event::Failed {

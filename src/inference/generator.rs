@@ -9,18 +9,19 @@ use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
+use super::evidence::{nothing_said, spoken_labels, summary_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
     DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
-    JointCtc, JointLabels, Prompt, RequestId, Scheduler,
+    JointCtc, Prompt, RequestId, Scheduler,
 };
 use crate::models::ModelError;
-use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter, label_scores};
+use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
 use crate::text::OutputGrammar;
-use crate::text::tasks::TRANSCRIPT;
+use crate::text::tasks::{SPEECH_DETECTION, TRANSCRIPT};
 
 /// Adapter versions kept ready on the device; requests in flight rarely span more than two.
 const VERSIONS_MAX: usize = 4;
@@ -37,6 +38,15 @@ struct Version {
     adapter: SpeechAdapter,
     /// Key of its low-rank parts.
     lora: Option<u64>,
+}
+
+/// What a request became.
+#[derive(Debug)]
+enum Prepared {
+    /// A prompt for the language model.
+    Prompt(Prompt),
+    /// A transcript of sound in which nothing is said.
+    NothingSaid(Generation),
 }
 
 /// A speech LLM with its scheduler and the adapter versions in use; `L` owns the speech LLM or borrows it.
@@ -171,7 +181,15 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             };
             let prompt = catch_unwind(AssertUnwindSafe(|| self.prompt(&request)))
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
-            let added = prompt.and_then(|prompt| Ok(self.scheduler.add(id, prompt)?));
+            let added = match prompt {
+                Ok(Prepared::Prompt(prompt)) => self.scheduler.add(id, prompt).map_err(InferenceError::from),
+                Ok(Prepared::NothingSaid(generation)) => {
+                    let text = String::new();
+                    events.push(Event::Finished { id, generation, text });
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
             if let Err(error) = added {
                 events.push(Event::Failed { id, error });
             }
@@ -193,7 +211,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     /// # Errors
     /// [`InferenceError`] when it does not fit a slot, its grammar cannot be kept, or the version does not
     /// fit the networks.
-    fn prompt(&mut self, request: &GenerateRequest) -> Result<Prompt, InferenceError> {
+    fn prompt(&mut self, request: &GenerateRequest) -> Result<Prepared, InferenceError> {
         let _no_grad = tch::no_grad_guard();
         let grammar = match &request.grammar {
             None => None,
@@ -202,33 +220,49 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let instruction = [request.instruction.as_str()];
         let task = request.task.as_deref();
         let (mut joint, mut labels) = (None, None);
+        let options = self.options;
         let (mut prompts, lora) = match &request.input {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
                 let version = &self.versions[adapter.version()];
+                let config = version.adapter.config();
+                let aligned = |task: &str| config.summary_tasks.iter().any(|aligned| aligned == task);
                 let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
                 let length = [frames.size().get(1).copied().unwrap_or(0)];
                 let began = Instant::now();
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
-                if let (Some(TRANSCRIPT), None, Some(head)) =
-                    (task, &grammar, version.adapter.trained_ctc_head())
-                {
-                    joint = Some(JointCtc {
-                        scorer: PrefixScorer::new(head, &adapted)?.swap_remove(0),
-                        weight: self.options.ctc_weight,
-                    });
-                }
+                let spoken = (request.spoken.as_ref()).filter(|_| options.spoken_weight > 0.0);
+                let is_transcript = task == Some(TRANSCRIPT) && grammar.is_none();
+                let scorer = match version.adapter.trained_ctc_head() {
+                    Some(head) if is_transcript || (spoken.is_some() && grammar.is_some()) => {
+                        Some(PrefixScorer::new(head, &adapted)?.swap_remove(0))
+                    }
+                    _ => None,
+                };
                 let adapted = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
                 metrics::network_pass("adapt", began.elapsed());
                 let model = self.model();
-                let aligned = (version.adapter.config().summary_tasks.iter())
-                    .any(|aligned| Some(aligned.as_str()) == task);
-                if aligned
-                    && let Some(grammar) = grammar.as_ref().filter(|_| self.options.summary_weight > 0.0)
-                {
-                    // The first position is the summary.
-                    let summary = adapted.positions.f_get(0)?.f_get(0)?; // [H]
-                    labels = joint_labels(model, grammar, &summary, self.options.summary_weight)?;
+                // Where there is a summary, it is the first position.
+                let summary = adapted.positions.f_get(0)?.f_get(0)?; // [H]
+                if let Some(grammar) = &grammar {
+                    if options.summary_weight > 0.0 && task.is_some_and(aligned) {
+                        labels = summary_labels(model, grammar, &summary, options.summary_weight)?;
+                    }
+                    if let (None, Some(spoken), Some(scorer)) = (&labels, spoken, &scorer) {
+                        let (weight, above) = (options.spoken_weight, options.spoken_above);
+                        labels = spoken_labels(model, grammar, scorer, spoken, weight, above)?;
+                    }
+                } else if let Some(scorer) = scorer {
+                    if options.nothing_said_above < 0.0
+                        && aligned(SPEECH_DETECTION.0)
+                        && nothing_said(model, &scorer, &summary)? > options.nothing_said_above
+                    {
+                        return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
+                    }
+                    joint = Some(JointCtc {
+                        scorer,
+                        weight: options.ctc_weight,
+                    });
                 }
                 let prompts = model.prompts(&adapted.positions, &adapted.lengths, &instruction)?;
                 (prompts, version.lora)
@@ -252,7 +286,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
         let fits = self.scheduler.check(&prompt, promised);
         fits.map_err(|error| self.blame(error, &request.instruction))?;
-        Ok(prompt)
+        Ok(Prepared::Prompt(prompt))
     }
 
     /// Says that the instruction is too long, where the audio would have fitted beside a short one.
@@ -375,6 +409,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             grammar: None,
             tokens_max: Some(2), // a prefill and a decode step
             task: Some(TRANSCRIPT.to_owned()),
+            spoken: None,
         });
         while self.has_unfinished() {
             for event in self.step() {
@@ -387,24 +422,6 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         }
         Ok(())
     }
-}
-
-/// What the summary of a clip says of the labels of a grammar; none where it is no choice of one label.
-fn joint_labels(
-    model: &SpeechLlm,
-    grammar: &CompiledGrammar,
-    summary: &Tensor,
-    weight: f64,
-) -> Result<Option<JointLabels>, InferenceError> {
-    let labels = grammar.choice();
-    let tokens = (labels.iter())
-        .map(|label| model.spoken_ids(label))
-        .collect::<Result<Vec<_>, _>>()?;
-    if tokens.is_empty() || tokens.iter().any(Vec::is_empty) {
-        return Ok(None);
-    }
-    let scores = label_scores(summary, &tokens, &model.llm().embedding_table())?;
-    Ok(Some(JointLabels::new(labels, &scores, weight)?))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! | [`Engine`] | `add_request`, `step() -> events`, `abort`: both halves together |
 //! | [`FeatureExtractor`] | first half: windows of long clips, batches by length, mixed encoder features |
 //! | [`Generator`] | second half: prompts, adapter versions, grammars, answers |
+//! | `evidence` | what summary and CTC head say of labels, and of whether anything is said |
 //! | [`Scheduler`] | continuous batching over cache slots; failures end only the sequences at fault |
 //! | `prefill_plan` | which prompts, or parts of prompts, one step reads |
 //! | `sequence` | one answer on its way from prompt to end |
@@ -20,6 +21,7 @@ mod clip_features;
 pub mod config;
 mod engine;
 mod error;
+mod evidence;
 mod features;
 mod generator;
 pub mod grammar;

@@ -78,6 +78,14 @@ pub struct DecodeOptions {
     /// adapter's summary is aligned with the task and the answer is constrained to its labels; see
     /// [`JointLabels`](super::JointLabels).
     pub summary_weight: f64,
+    /// Share of the CTC head's scores in the choice of each token of a label that is decided by what is said,
+    /// 0 to below 1; see [`GenerateRequest::spoken`](super::GenerateRequest::spoken).
+    pub spoken_weight: f64,
+    /// Words count as said from these log-odds a token on: the CTC head's probability that they are.
+    pub spoken_above: f64,
+    /// A transcript is empty, whatever the language model would write, where the log-probability that nothing
+    /// is said (CTC head) and that the clip is no speech (summary) is above this; 0: never.
+    pub nothing_said_above: f64,
 }
 
 impl DecodeOptions {
@@ -91,6 +99,9 @@ impl DecodeOptions {
             no_repeat_ngram_size: 0,
             ctc_weight: 0.0,
             summary_weight: 0.0,
+            spoken_weight: 0.0,
+            spoken_above: 0.0,
+            nothing_said_above: 0.0,
         }
     }
 
@@ -123,9 +134,17 @@ impl DecodeOptions {
         for (option, share) in [
             ("ctc_weight", self.ctc_weight),
             ("summary_weight", self.summary_weight),
+            ("spoken_weight", self.spoken_weight),
         ] {
             let good = (0.0..1.0).contains(&share);
             check(good, option, share.to_string(), "0 to below 1")?;
+        }
+        for (option, limit, highest, expected) in [
+            ("spoken_above", self.spoken_above, 100.0, "-100 to 100"),
+            ("nothing_said_above", self.nothing_said_above, 0.0, "-100 to 0"),
+        ] {
+            let good = (-100.0..=highest).contains(&limit);
+            check(good, option, limit.to_string(), expected)?;
         }
         check(
             positive(self.repetition_penalty),

@@ -4,7 +4,7 @@ use super::scheduler::SchedulerSizes;
 use super::{DecodeOptions, Features, Generation, InferenceError, RequestId};
 use crate::audio::config::{AudioConfig, SpeechConfig};
 use crate::models::adapter::AdapterSnapshot;
-use crate::text::OutputGrammar;
+use crate::text::{OutputGrammar, Spoken};
 
 /// What an answer is about.
 #[derive(Debug)]
@@ -42,6 +42,9 @@ pub struct GenerateRequest {
     /// The task, where it is a known one. In a transcript with a free grammar the CTC head has a say, if the
     /// adapter has one; in the choice of a label the summary has, if the adapter's is aligned with the task.
     pub task: Option<String>,
+    /// What has to be said for the labels that the answer is constrained to: then the CTC head has a say in
+    /// their choice.
+    pub spoken: Option<Spoken>,
 }
 
 /// What a step reports about a request. A request ends with exactly one [`Event::Finished`] or

@@ -10,6 +10,7 @@ use super::sampling::beam::BeamSearch;
 use super::sampling::{JointCtc, JointLabels, Rules, continuations, penalises, repeated_tail, sample_next};
 use super::{DecodeOptions, Strategy};
 use crate::models::ModelError;
+use crate::models::adapter::PrefixScorer;
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 
@@ -72,6 +73,8 @@ pub struct Generation {
     pub agreement: Option<f64>,
     /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
     pub blank_share: Option<f64>,
+    /// Whether there is no transcript because nothing is said: the language model was not asked.
+    pub nothing_said: bool,
 }
 
 impl Generation {
@@ -86,6 +89,17 @@ impl Generation {
 }
 
 impl Generation {
+    /// The transcript of sound in which nothing is said.
+    pub(super) fn of_nothing_said(scorer: &PrefixScorer) -> Self {
+        Self {
+            ended: true,
+            agreement: Some(scorer.agreement(&[])),
+            blank_share: Some(scorer.blank_share()),
+            nothing_said: true,
+            ..Self::default()
+        }
+    }
+
     /// The answers to the windows of one recording as one: all tokens, and of everything else the worst.
     pub fn join(windows: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self {
@@ -93,7 +107,10 @@ impl Generation {
             ..Self::default()
         };
         let (mut blank_shares, mut count) = (0.0, 0.0);
+        let mut windows = windows.into_iter().peekable();
+        whole.nothing_said = windows.peek().is_some();
         for window in windows {
+            whole.nothing_said &= window.nothing_said;
             whole.ids.extend(window.ids);
             whole.log_probs.extend(window.log_probs);
             whole.ended &= window.ended;

@@ -35,6 +35,6 @@ pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
 pub use seams::{WindowText, join_windows};
-pub use tasks::{ResolvedPrompt, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
+pub use tasks::{ResolvedPrompt, Spoken, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
 pub use token_bytes::TokenBytes;
 pub use tokenizer::{TokenStream, Tokenizer};

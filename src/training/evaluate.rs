@@ -22,7 +22,7 @@ use crate::inference::{EngineConfig, GenerateRequest, InferenceError, Input, Out
 use crate::models::ModelError;
 use crate::models::adapter::AdapterSnapshot;
 use crate::scoring::Metric;
-use crate::text::{OutputGrammar, WindowText, join_windows};
+use crate::text::{OutputGrammar, Spoken, WindowText, join_windows};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +42,8 @@ pub struct EvalPrompt {
     pub grammar: OutputGrammar,
     /// The task that it asks for, where it is one alone; see [`GenerateRequest::task`].
     pub task: Option<String>,
+    /// What has to be said for its labels; see [`GenerateRequest::spoken`].
+    pub spoken: Option<Spoken>,
 }
 
 impl EvalPrompt {
@@ -51,6 +53,7 @@ impl EvalPrompt {
             instruction: instruction.into(),
             grammar: OutputGrammar::free(),
             task: None,
+            spoken: None,
         }
     }
 
@@ -69,6 +72,7 @@ impl EvalPrompt {
             grammar: Some(self.grammar.clone()).filter(|grammar| !grammar.is_free()),
             tokens_max: None,
             task: self.task.clone(),
+            spoken: self.spoken.clone(),
         }
     }
 }

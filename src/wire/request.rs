@@ -16,8 +16,8 @@ pub use super::limits::RequestLimits;
 use super::rejection::{Reason, Rejection, Stage};
 use super::trace::TraceContext;
 use crate::text::{
-    GrammarPiece, JointLayout, OutputGrammar, ResolvedPrompt, STRUCTURE_BYTES_MAX, Structure, StructureKind,
-    TemplateVariables, TextError,
+    GrammarPiece, JointLayout, OutputGrammar, ResolvedPrompt, STRUCTURE_BYTES_MAX, Spoken, Structure,
+    StructureKind, TemplateVariables, TextError,
 };
 
 /// `ce_type` of a request that carries a whole recording.
@@ -103,6 +103,8 @@ pub struct Request {
     pub labels: Option<Vec<String>>,
     /// What the answer is constrained to; absent: free text.
     pub grammar: Option<OutputGrammar>,
+    /// What has to be said for the labels of its task.
+    pub spoken: Option<Spoken>,
     /// How the answers of several tasks are laid out.
     pub joint: Option<Arc<JointLayout>>,
     /// Most answer tokens.
@@ -209,6 +211,7 @@ impl Request {
             grammar,
             instruction: asked.instruction,
             labels,
+            spoken: asked.spoken,
             joint: asked.joint,
             max_tokens,
             deadline: headers.parsed("ce_deadline", "a time such as 2026-01-31T12:00:00Z (RFC 3339)")?,

@@ -85,6 +85,9 @@ pub struct Decoding {
     /// Share of the summary of the voice in the choice of a label.
     #[arg(long, value_name = "X")]
     pub summary_weight: Option<f64>,
+    /// Share of the CTC head in the choice of a label that is decided by what is said.
+    #[arg(long, value_name = "X")]
+    pub spoken_weight: Option<f64>,
     /// Let an answer go on that repeats itself.
     #[arg(long)]
     pub let_loops_run: bool,
@@ -125,6 +128,7 @@ impl Decoding {
         config.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(config.no_repeat_ngram_size);
         config.ctc_weight = self.ctc_weight.unwrap_or(config.ctc_weight);
         config.summary_weight = self.summary_weight.unwrap_or(config.summary_weight);
+        config.spoken_weight = self.spoken_weight.unwrap_or(config.spoken_weight);
         config.stop_loops &= !self.let_loops_run;
         let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
         options.validate()?;

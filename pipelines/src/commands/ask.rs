@@ -17,7 +17,7 @@ use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::text::{
-    GrammarPiece, OutputGrammar, ResolvedPrompt, Structure, TaskTable, WindowText, join_windows,
+    GrammarPiece, OutputGrammar, ResolvedPrompt, Spoken, Structure, TaskTable, WindowText, join_windows,
 };
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::answering::{flag_audio, flags};
@@ -165,6 +165,7 @@ impl Respondent {
         instruction: &str,
         grammar: Option<&OutputGrammar>,
         task: Option<&str>,
+        spoken: Option<&Spoken>,
     ) -> anyhow::Result<Timed> {
         let features = self.features(samples)?;
         let encoded = Instant::now();
@@ -177,6 +178,7 @@ impl Respondent {
             grammar: grammar.cloned(),
             tokens_max: None,
             task: task.map(str::to_owned),
+            spoken: spoken.cloned(),
         });
         let mut prefilled = None;
         while self.engine.has_unfinished() {
@@ -206,7 +208,8 @@ impl Respondent {
         let (mut found, mut overlaps) = (Vec::new(), Vec::new());
         for window in windows {
             let range = window.samples.start as usize..window.samples.end as usize;
-            found.push(self.generate(&samples[range], &order.asked.instruction, None, Some(TRANSCRIPT))?);
+            let instruction = &order.asked.instruction;
+            found.push(self.generate(&samples[range], instruction, None, Some(TRANSCRIPT), None)?);
             overlaps.push(window.overlaps);
         }
         let now = Instant::now();
@@ -253,9 +256,10 @@ impl Respondent {
                     waveform.seconds(),
                     config.audio.whole_seconds_max
                 );
-                let (instruction, grammar) = (&order.asked.instruction, order.grammar.as_ref());
+                let (asked, grammar) = (&order.asked, order.grammar.as_ref());
+                let (task, spoken) = (order.answered_as.as_deref(), asked.spoken.as_ref());
                 (
-                    self.generate(samples, instruction, grammar, order.answered_as.as_deref())?,
+                    self.generate(samples, &asked.instruction, grammar, task, spoken)?,
                     None,
                 )
             }
@@ -320,7 +324,9 @@ impl Respondent {
             .prompts(&adapted.positions, &adapted.lengths, &[instruction])?
             .swap_remove(0); // [L, H]
         let logits = model.llm().prompt_logits(&prompt, learned.lora.as_ref())?;
-        let text = self.generate(samples, instruction, None, Some(TRANSCRIPT))?.text;
+        let text = self
+            .generate(samples, instruction, None, Some(TRANSCRIPT), None)?
+            .text;
         let positions = adapted.positions.get(0).narrow(0, 0, adapted.lengths[0]);
         let tensors = [
             ("features", features.frames),

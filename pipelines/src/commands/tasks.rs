@@ -107,6 +107,7 @@ fn show(
     let ResolvedPrompt {
         instruction,
         grammar,
+        spoken: _,
         joint,
     } = table.ask(names, &variables, None).map_err(Failure::usage)?;
     for task in &tasks {

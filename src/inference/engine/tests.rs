@@ -96,6 +96,7 @@ fn request(samples: Vec<f32>, adapter: &AdapterSnapshot) -> GenerateRequest {
         grammar: None,
         tokens_max: None,
         task: None,
+        spoken: None,
     }
 }
 

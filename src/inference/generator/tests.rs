@@ -1,3 +1,5 @@
+mod evidence;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -6,7 +8,7 @@ use tch::{Device, Kind};
 use super::*;
 use crate::inference::{BeamSettings, EarlyStopping, Strategy};
 use crate::models::EncoderInfo;
-use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms};
+use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms, label_scores};
 use crate::models::config::AdapterSettings;
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraConfig;
@@ -85,6 +87,7 @@ fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
         grammar: None,
         tokens_max: None,
         task: None,
+        spoken: None,
     }
 }
 
@@ -124,6 +127,7 @@ fn a_long_instruction_and_long_audio_are_distinguished() {
             grammar: None,
             tokens_max: None,
             task: None,
+            spoken: None,
         };
         bench.generator.prompt(&request).unwrap_err()
     };

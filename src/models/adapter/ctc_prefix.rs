@@ -82,14 +82,24 @@ impl PrefixScorer {
     }
 
     /// Log-probabilities of a class at each frame.
-    fn of(&self, class: usize) -> impl Iterator<Item = f64> {
+    pub(super) fn of(&self, class: usize) -> impl Iterator<Item = f64> {
         let from = class * self.frames;
         self.by_class[from..from + self.frames]
             .iter()
             .map(|value| f64::from(*value))
     }
 
-    fn class(&self, token: i64) -> Option<usize> {
+    /// Log-probability of a class at a frame.
+    pub(super) fn at(&self, class: usize, frame: usize) -> f64 {
+        f64::from(self.by_class[class * self.frames + frame])
+    }
+
+    /// All tokens with their classes, in order of tokens.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (i64, usize)> {
+        self.classes.iter().copied()
+    }
+
+    pub(super) fn class(&self, token: i64) -> Option<usize> {
         let at = self.classes.binary_search_by_key(&token, |(id, _)| *id).ok()?;
         Some(self.classes[at].1)
     }
@@ -111,6 +121,22 @@ impl PrefixScorer {
             prefix = self.advance(&prefix, *token);
         }
         prefix
+    }
+
+    /// The view of probabilities `[frames][1 + C]` of the blank and these tokens.
+    #[cfg(test)]
+    pub(super) fn of_frames<const C: usize>(frames: &[[f64; C]], tokens: &[i64]) -> Self {
+        let by_class: Vec<f32> = (0..C)
+            .flat_map(|class| frames.iter().map(move |frame| frame[class].ln() as f32))
+            .collect();
+        let mut classes: Vec<(i64, usize)> = tokens.iter().copied().zip(1..).collect();
+        classes.sort_unstable();
+        Self {
+            by_class: by_class.into(),
+            frames: frames.len(),
+            classes: classes.into(),
+            candidates: tokens.into(),
+        }
     }
 
     /// The empty prefix.
@@ -239,16 +265,7 @@ mod tests {
     /// Four frames over blank and two tokens.
     fn scorer() -> (PrefixScorer, [[f64; 3]; 4]) {
         let frames = [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6], [0.2, 0.5, 0.3]];
-        let by_class: Vec<f32> = (0..3)
-            .flat_map(|class| frames.map(|frame: [f64; 3]| frame[class].ln() as f32))
-            .collect();
-        let scorer = PrefixScorer {
-            by_class: by_class.into(),
-            frames: 4,
-            classes: vec![(40, 2), (70, 1)].into(),
-            candidates: vec![40, 70].into(),
-        };
-        (scorer, frames)
+        (PrefixScorer::of_frames(&frames, &TOKENS), frames)
     }
 
     /// Probabilities of all that may be said, by summing over all paths.

@@ -20,6 +20,7 @@
 mod config;
 mod ctc_head;
 mod ctc_prefix;
+mod ctc_spoken;
 mod label_scores;
 mod layers;
 mod lora_snapshot;

@@ -4,6 +4,7 @@
 //! same request, keeps some variants back to see whether the model follows words it was not trained on, and
 //! says how its answers are written and scored. How to add one: `docs/TASKS.md`.
 
+mod spoken;
 mod table;
 mod template;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::TextError;
 use super::answer::{AnswerFormat, OutputGrammar};
 
+pub use spoken::Spoken;
 pub use table::{ResolvedPrompt, TaskTable};
 pub use template::{LABEL_NAMES, LABELS, TemplateVariables};
 
@@ -23,6 +25,8 @@ pub use template::{LABEL_NAMES, LABELS, TemplateVariables};
 pub const TASK_SEPARATOR: char = ',';
 /// The task of transcripts: the words that are said, and nothing else.
 pub const TRANSCRIPT: &str = "asr";
+/// The task of telling speech from other sound, and its two labels.
+pub const SPEECH_DETECTION: (&str, [&str; 2]) = ("speech_detection", ["speech", "non-speech"]);
 
 /// How answers of a task are scored.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +77,11 @@ pub struct TaskAnswer {
     /// Heading of this answer among others (joint decoding): `Intent` gives `ASR: … | Intent: … |`. Empty:
     /// the task's name.
     pub heading: String,
+    /// What has to be said for a label: `labels`: the label itself; the name of a field: its value for the
+    /// first label of two, and not its value for the second. Absent: a label is not about words that are
+    /// said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spoken: Option<String>,
 }
 
 /// A `[fields.NAME]` table of a task: a placeholder in its prompts, written `{NAME}`.
@@ -247,6 +256,30 @@ impl Task {
         Ok(self.answer.format.grammar(&names.collect::<Vec<_>>()))
     }
 
+    /// What has to be said for the labels in force, where the task says so and there are as many of them as
+    /// that takes.
+    ///
+    /// # Errors
+    /// As [`Task::fill`].
+    pub fn spoken(&self, variables: &TemplateVariables) -> Result<Option<Spoken>, TextError> {
+        let Some(source) = &self.answer.spoken else {
+            return Ok(None);
+        };
+        if source == LABELS {
+            return Ok(Some(Spoken::Labels));
+        }
+        let labels = self.labels_in(variables)?;
+        let [said, unsaid] = labels.as_slice() else {
+            return Ok(None);
+        };
+        // A request with its own instruction need not give the field.
+        Ok(self.value_of(source, variables).ok().map(|words| Spoken::Words {
+            words,
+            said: said.name.clone(),
+            unsaid: unsaid.name.clone(),
+        }))
+    }
+
     /// Every field at its example: for showing and checking prompts.
     pub fn example_variables(&self) -> TemplateVariables {
         let example = |(name, field): (&String, &TaskField)| (name.clone(), field.example.clone());
@@ -280,6 +313,14 @@ impl Task {
         }
         self.validate_wordings()?;
         check_labels(self.answer.format, &self.labels)?;
+        if let Some(source) = &self.answer.spoken {
+            let fits = source == LABELS || (self.fields.contains_key(source) && self.labels.len() == 2);
+            if self.answer.format != AnswerFormat::Label || !fits {
+                return Err(format!(
+                    "`answer.spoken` is `{source}`, expected `{LABELS}`, or the name of one of the task's `[fields]` in a task of two labels; and `format` is `label`"
+                ));
+            }
+        }
         for (name, field) in &self.fields {
             if !template::is_field_name(name) || [LABELS, LABEL_NAMES].contains(&name.as_str()) {
                 return Err(format!(

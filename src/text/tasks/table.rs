@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{TASK_SEPARATOR, Task, TemplateVariables};
+use super::{Spoken, TASK_SEPARATOR, Task, TemplateVariables};
 use crate::text::TextError;
 use crate::text::answer::OutputGrammar;
 use crate::text::error::{read_text, shown};
@@ -28,6 +28,9 @@ pub struct ResolvedPrompt {
     pub instruction: String,
     /// What the answer may look like when it is constrained to the labels in force.
     pub grammar: OutputGrammar,
+    /// What has to be said for the labels in force; absent where the task does not say so, and for several
+    /// tasks.
+    pub spoken: Option<Spoken>,
     /// How the answers of several tasks are laid out; absent for one task.
     pub joint: Option<Arc<JointLayout>>,
 }
@@ -38,6 +41,7 @@ impl ResolvedPrompt {
         Self {
             instruction,
             grammar: labels.map_or_else(OutputGrammar::free, OutputGrammar::one_of),
+            spoken: None,
             joint: None,
         }
     }
@@ -208,6 +212,7 @@ impl TaskTable {
                     |own| Ok(own.to_owned()),
                 )?,
                 grammar: task.grammar(variables)?,
+                spoken: task.spoken(variables)?,
                 joint: None,
             });
         }
@@ -218,6 +223,7 @@ impl TaskTable {
                 None => layout.instruction(&instructions()?, 0),
             },
             grammar: layout.grammar(),
+            spoken: None,
             joint: Some(Arc::new(layout)),
         })
     }

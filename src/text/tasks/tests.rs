@@ -428,3 +428,70 @@ proptest! {
         let _ = load(&format!("{GOOD}{more}"));
     }
 }
+
+#[test]
+fn a_task_says_what_has_to_be_said_for_its_labels() {
+    let shipped = shipped();
+    let spoken = |task: &str, variables: &TemplateVariables| shipped.get(task).unwrap().spoken(variables);
+    let words = |words: &str, said: &str, unsaid: &str| {
+        Some(Spoken::Words {
+            words: words.into(),
+            said: said.into(),
+            unsaid: unsaid.into(),
+        })
+    };
+
+    let radio = fields(&[("keyword", " radio ")]);
+    assert_eq!(
+        spoken("keyword_search", &radio).unwrap(),
+        words("radio", "yes", "no")
+    );
+    let other = radio
+        .clone()
+        .with_labels(&["present".to_owned(), "absent".to_owned()]);
+    assert_eq!(
+        spoken("keyword_search", &other).unwrap(),
+        words("radio", "present", "absent")
+    );
+    assert_eq!(spoken("keyword_search", &fields(&[])).unwrap(), None);
+    let one = radio.clone().with_labels(&["yes".to_owned()]);
+    assert_eq!(spoken("keyword_search", &one).unwrap(), None);
+    assert_eq!(spoken("command", &fields(&[])).unwrap(), Some(Spoken::Labels));
+    assert_eq!(spoken("emotion", &fields(&[])).unwrap(), None);
+    assert_eq!(
+        shipped.ask("keyword_search", &radio, None).unwrap().spoken,
+        words("radio", "yes", "no")
+    );
+    assert_eq!(
+        shipped.ask("asr,keyword_search", &radio, None).unwrap().spoken,
+        None
+    );
+
+    let (task, labels) = SPEECH_DETECTION;
+    let named: Vec<&str> = (shipped.get(task).unwrap().labels.iter())
+        .map(|label| label.name.as_str())
+        .collect();
+    assert_eq!(named, labels);
+}
+
+#[test]
+fn what_has_to_be_said_is_the_labels_or_a_field_of_two_labels() {
+    let label = "[[labels]]\nname = 'a'\n[[labels]]\nname = 'b'\n";
+    let field = "[fields.word]\ndescription = 'd'\nexample = 'e'\n";
+    let task = |format: &str, spoken: &str, labels: &str| {
+        load(&format!(
+            "{GOOD}[answer]\nformat = '{format}'\nspoken = '{spoken}'\n{field}{labels}"
+        ))
+    };
+
+    task("label", "word", label).unwrap();
+    task("label", "labels", "").unwrap();
+    for (format, spoken, labels) in [
+        ("label", "other", label),
+        ("label", "word", ""),
+        ("text", "labels", ""),
+    ] {
+        let error = task(format, spoken, labels).unwrap_err().to_string();
+        assert!(error.contains("`answer.spoken`"), "{error}");
+    }
+}

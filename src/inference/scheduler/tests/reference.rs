@@ -41,6 +41,9 @@ impl Case {
             stop_loops: false,
             ctc_weight: 0.0,
             summary_weight: 0.0,
+            spoken_weight: 0.0,
+            spoken_above: 0.0,
+            nothing_said_above: 0.0,
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
         }

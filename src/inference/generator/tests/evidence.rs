@@ -1,0 +1,228 @@
+//! Labels that are decided by what is said, and transcripts of sound in which nothing is.
+
+use super::*;
+use crate::inference::evidence::nothing_said;
+use crate::text::Spoken;
+
+const LABELS: [&str; 2] = ["yes", "no"];
+
+/// A version with a trained CTC head over the tokens of these words, and its networks.
+fn with_head(bench: &Bench, words: &[&str], change: impl FnOnce(&mut AdapterConfig)) -> SpeechAdapter {
+    let model = bench.generator.model();
+    let mut classes: Vec<i64> = words
+        .iter()
+        .flat_map(|word| model.spoken_ids(word).unwrap())
+        .collect();
+    classes.sort_unstable();
+    classes.dedup();
+    let mut config = bench.versions[0].config().clone();
+    change(&mut config);
+    let mut adapter = SpeechAdapter::new(config, 1.0, 3, Device::Cpu).unwrap();
+    adapter.set_ctc_classes(classes, 5).unwrap();
+    adapter.set_ctc_trained(true);
+    adapter.bind(&model.llm().embedding_table()).unwrap();
+    adapter
+}
+
+fn scorer(adapter: &SpeechAdapter, number: usize) -> PrefixScorer {
+    let frames = features(number).frames.unsqueeze(0);
+    let adapted = adapter.forward(&frames, &[20]).unwrap();
+    PrefixScorer::new(adapter.ctc_head().unwrap(), &adapted)
+        .unwrap()
+        .swap_remove(0)
+}
+
+/// The answers to requests about eight clips, one after the other.
+fn answers(
+    bench: &mut Bench,
+    version: &AdapterSnapshot,
+    change: impl Fn(&mut GenerateRequest),
+) -> Vec<(Generation, String)> {
+    let mut answers = Vec::new();
+    for number in 0..8 {
+        let mut asked = request(number, version);
+        change(&mut asked);
+        bench.generator.add_request(asked);
+        while bench.generator.has_unfinished() {
+            for event in bench.generator.step() {
+                match event {
+                    Event::Finished { generation, text, .. } => answers.push((generation, text)),
+                    Event::Failed { error, .. } => panic!("{error}"),
+                    Event::Token { .. } => {}
+                }
+            }
+        }
+    }
+    answers
+}
+
+fn texts(
+    folder: &Path,
+    options: DecodeOptions,
+    trained: bool,
+    labels: &[&str],
+    spoken: Option<&Spoken>,
+) -> Vec<String> {
+    let mut bench = bench(folder, 2, options);
+    let mut adapter = with_head(&bench, &["red", "yes", "no", "a", "b"], |_| {});
+    adapter.set_ctc_trained(trained);
+    let version = adapter.snapshot("with head").unwrap();
+    let found = answers(&mut bench, &version, |request| {
+        request.grammar = Some(OutputGrammar::one_of(labels.iter().copied()));
+        request.task = Some("any".to_owned());
+        request.spoken = spoken.cloned();
+    });
+    found.into_iter().map(|(_, text)| text).collect()
+}
+
+#[test]
+fn the_ctc_head_has_a_say_in_labels_that_are_decided_by_words_that_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = |weight, above| DecodeOptions {
+        spoken_weight: weight,
+        spoken_above: above,
+        ..DecodeOptions::greedy(15)
+    };
+    let words = Spoken::Words {
+        words: " Red! ".to_owned(),
+        said: "yes".to_owned(),
+        unsaid: "no".to_owned(),
+    };
+    let bench = bench(folder.path(), 2, options(0.0, 0.0));
+    let adapter = with_head(&bench, &["red", "yes", "no", "a", "b"], |_| {});
+    let model = bench.generator.model();
+    let tokens = model.spoken_ids("red").unwrap();
+    let spelt = model.tokenizer().token_bytes().unwrap();
+    let begins = |token| spelt.bytes(token).is_some_and(|bytes| bytes.starts_with(b" "));
+    let odds: Vec<f64> = (0..8)
+        .map(|number| {
+            scorer(&adapter, number).log_odds_within(&tokens, begins).unwrap() / tokens.len() as f64
+        })
+        .collect();
+    let mut sorted = odds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let above = (sorted[3] + sorted[4]) / 2.0; // half of the clips on each side
+    let expected: Vec<&str> = (odds.iter())
+        .map(|odds| LABELS[usize::from(*odds <= above)])
+        .collect();
+
+    let given = |weight, trained, spoken: Option<&Spoken>| {
+        texts(folder.path(), options(weight, above), trained, &LABELS, spoken)
+    };
+    assert_eq!(given(0.9999, true, Some(&words)), expected);
+    let by_model = given(0.0, true, Some(&words));
+    assert_ne!(by_model, expected);
+    assert_eq!(given(0.9999, true, None), by_model, "not decided by what is said");
+    assert_eq!(
+        given(0.9999, false, Some(&words)),
+        by_model,
+        "the head no longer fits"
+    );
+    let unknown = Spoken::Words {
+        words: "Ωmega".to_owned(),
+        said: "yes".to_owned(),
+        unsaid: "no".to_owned(),
+    };
+    assert_eq!(
+        given(0.9999, true, Some(&unknown)),
+        by_model,
+        "no classes of the head"
+    );
+}
+
+#[test]
+fn labels_that_are_said_themselves_are_scored_by_their_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DecodeOptions {
+        spoken_weight: 0.9999,
+        ..DecodeOptions::greedy(15)
+    };
+    let bench = bench(folder.path(), 2, options);
+    let adapter = with_head(&bench, &["red", "yes", "no", "a", "b"], |_| {});
+    let model = bench.generator.model();
+    let best = |labels: &[&str]| -> Vec<String> {
+        let score = |number: usize, label: &str| match label {
+            "none" => -5.0,
+            label => scorer(&adapter, number)
+                .exactly(&model.spoken_ids(label).unwrap())
+                .unwrap(),
+        };
+        (0..8)
+            .map(|number| {
+                let by_score =
+                    |one: &&&str, other: &&&str| score(number, one).total_cmp(&score(number, other));
+                (*labels.iter().max_by(by_score).unwrap()).to_owned()
+            })
+            .collect()
+    };
+
+    for labels in [&["a", "b", "red"][..], &["red", "none"]] {
+        let given = texts(folder.path(), options, true, labels, Some(&Spoken::Labels));
+        assert_eq!(given, best(labels), "{labels:?}");
+    }
+}
+
+#[test]
+fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = bench(folder.path(), 2, DecodeOptions::greedy(5));
+    let with_summary = |tasks: &[&str]| {
+        with_head(&plain, &["red", "a", "b"], |config| {
+            config.summary = true;
+            config.summary_tasks = tasks.iter().map(|task| (*task).to_owned()).collect();
+        })
+    };
+    let adapter = with_summary(&["speech_detection"]);
+    let statistics = features(0).statistics.unsqueeze(0);
+    let summary = adapter.summary(&statistics).unwrap().unwrap().view([-1]);
+    let silent: Vec<f64> = (0..8)
+        .map(|number| nothing_said(plain.generator.model(), &scorer(&adapter, number), &summary).unwrap())
+        .collect();
+    let mut sorted = silent.clone();
+    sorted.sort_by(f64::total_cmp);
+    let limit = (sorted[3] + sorted[4]) / 2.0;
+    assert!(limit < 0.0 && limit > -100.0, "{silent:?}");
+
+    let given = |limit: f64, tasks: &[&str], task: Option<&str>| {
+        let options = DecodeOptions {
+            nothing_said_above: limit,
+            ..DecodeOptions::greedy(5)
+        };
+        let mut bench = bench(folder.path(), 2, options);
+        let version = with_summary(tasks).snapshot("with summary").unwrap();
+        answers(&mut bench, &version, |request| {
+            request.task = task.map(str::to_owned)
+        })
+    };
+    let written = given(0.0, &["speech_detection"], Some(TRANSCRIPT));
+    assert!(
+        written
+            .iter()
+            .all(|(found, _)| !found.nothing_said && !found.ids.is_empty())
+    );
+
+    let found = given(limit, &["speech_detection"], Some(TRANSCRIPT));
+
+    for (number, (generation, text)) in found.iter().enumerate() {
+        let empty = silent[number] > limit;
+        assert_eq!(generation.nothing_said, empty, "{number}");
+        match empty {
+            true => {
+                assert_eq!((text.as_str(), generation.ids.len()), ("", 0));
+                assert!(generation.ended && generation.blank_share.is_some());
+            }
+            false => assert_eq!(*text, written[number].1),
+        }
+    }
+    for (tasks, task) in [
+        (&["mood"][..], Some(TRANSCRIPT)),
+        (&["speech_detection"], Some("mood")),
+        (&["speech_detection"], None),
+    ] {
+        let found = given(limit, tasks, task);
+        assert!(
+            found.iter().all(|(found, _)| !found.nothing_said),
+            "{tasks:?} {task:?}"
+        );
+    }
+}
