@@ -60,6 +60,8 @@ pub struct DecodingConfig {
     /// transcript is empty and flagged `no_speech`; 0: never. For adapters whose summary is aligned with
     /// `speech_detection`.
     pub nothing_said_above: f64,
+    /// As `summary_weight`, of the embedding of what is said in the choice of a label about the words.
+    pub sentence_weight: f64,
 }
 
 impl Default for DecodingConfig {
@@ -81,6 +83,7 @@ impl Default for DecodingConfig {
             spoken_weight: 0.9,
             spoken_above: -6.5,
             nothing_said_above: -8.0,
+            sentence_weight: 0.9,
         }
     }
 }
@@ -117,6 +120,7 @@ impl DecodingConfig {
             spoken_weight: self.spoken_weight,
             spoken_above: self.spoken_above,
             nothing_said_above: self.nothing_said_above,
+            sentence_weight: self.sentence_weight,
         }
     }
 

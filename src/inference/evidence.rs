@@ -1,5 +1,5 @@
-//! What the learned parts say about an answer before the language model writes it: the summary and the CTC
-//! head about labels, both of them about whether anything is said at all.
+//! What the learned parts say about an answer before the language model writes it: embeddings of the clip and
+//! the CTC head about labels, summary and head about whether anything is said at all.
 
 use tch::Tensor;
 
@@ -19,11 +19,12 @@ const NONE: &str = "none";
 /// Longer words are left to the language model: their cost grows with the square of the length.
 const SPOKEN_TOKENS_MAX: usize = 64;
 
-/// What the summary `[H]` of a clip says of the labels of a grammar; none where it is no choice of one label.
-pub(super) fn summary_labels(
+/// What an embedding `[H]` of a clip says of the labels of a grammar; none where it is no choice of one
+/// label.
+pub(super) fn embedding_labels(
     model: &SpeechLlm,
     grammar: &CompiledGrammar,
-    summary: &Tensor,
+    embedding: &Tensor,
     weight: f64,
 ) -> Result<Option<JointLabels>, InferenceError> {
     let labels = grammar.choice();
@@ -33,7 +34,7 @@ pub(super) fn summary_labels(
     if tokens.is_empty() || tokens.iter().any(Vec::is_empty) {
         return Ok(None);
     }
-    let scores = label_scores(summary, &tokens, &model.llm().embedding_table())?;
+    let scores = label_scores(embedding, &tokens, &model.llm().embedding_table())?;
     Ok(Some(JointLabels::new(labels, &scores, weight)?))
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
-use super::evidence::{nothing_said, spoken_labels, summary_labels};
+use super::evidence::{embedding_labels, nothing_said, spoken_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
@@ -227,6 +227,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let version = &self.versions[adapter.version()];
                 let config = version.adapter.config();
                 let aligned = |task: &str| config.summary_tasks.iter().any(|aligned| aligned == task);
+                let said = |task: &str| config.sentence_tasks.iter().any(|aligned| aligned == task);
                 let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
                 let length = [frames.size().get(1).copied().unwrap_or(0)];
                 let began = Instant::now();
@@ -246,11 +247,20 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let summary = adapted.positions.f_get(0)?.f_get(0)?; // [H]
                 if let Some(grammar) = &grammar {
                     if options.summary_weight > 0.0 && task.is_some_and(aligned) {
-                        labels = summary_labels(model, grammar, &summary, options.summary_weight)?;
+                        labels = embedding_labels(model, grammar, &summary, options.summary_weight)?;
                     }
                     if let (None, Some(spoken), Some(scorer)) = (&labels, spoken, &scorer) {
                         let (weight, above) = (options.spoken_weight, options.spoken_above);
                         labels = spoken_labels(model, grammar, scorer, spoken, weight, above)?;
+                    }
+                    if labels.is_none()
+                        && options.sentence_weight > 0.0
+                        && task.is_some_and(said)
+                        && let Some(sentence) = version.adapter.sentence(&adapted)?
+                    // [1, H]
+                    {
+                        let weight = options.sentence_weight;
+                        labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight)?;
                     }
                 } else if let Some(scorer) = scorer {
                     if options.nothing_said_above < 0.0

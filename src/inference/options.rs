@@ -86,6 +86,8 @@ pub struct DecodeOptions {
     /// A transcript is empty, whatever the language model would write, where the log-probability that nothing
     /// is said (CTC head) and that the clip is no speech (summary) is above this; 0: never.
     pub nothing_said_above: f64,
+    /// As `summary_weight`, for the embedding of what is said and the tasks that it is aligned with.
+    pub sentence_weight: f64,
 }
 
 impl DecodeOptions {
@@ -102,6 +104,7 @@ impl DecodeOptions {
             spoken_weight: 0.0,
             spoken_above: 0.0,
             nothing_said_above: 0.0,
+            sentence_weight: 0.0,
         }
     }
 
@@ -135,6 +138,7 @@ impl DecodeOptions {
             ("ctc_weight", self.ctc_weight),
             ("summary_weight", self.summary_weight),
             ("spoken_weight", self.spoken_weight),
+            ("sentence_weight", self.sentence_weight),
         ] {
             let good = (0.0..1.0).contains(&share);
             check(good, option, share.to_string(), "0 to below 1")?;

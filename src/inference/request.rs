@@ -40,7 +40,8 @@ pub struct GenerateRequest {
     /// as many of them as its slot has positions for.
     pub tokens_max: Option<usize>,
     /// The task, where it is a known one. In a transcript with a free grammar the CTC head has a say, if the
-    /// adapter has one; in the choice of a label the summary has, if the adapter's is aligned with the task.
+    /// adapter has one; in the choice of a label the summary has, or the embedding of what is said, if the
+    /// adapter's is aligned with the task.
     pub task: Option<String>,
     /// What has to be said for the labels that the answer is constrained to: then the CTC head has a say in
     /// their choice.

@@ -48,7 +48,7 @@ pub struct Prompt {
     pub lora: Option<u64>,
     /// What the CTC head reads, where the answer is a transcript.
     pub joint: Option<JointCtc>,
-    /// What the summary says of the labels, where the answer is one that it is aligned with.
+    /// What an embedding of the clip says of the labels, where the answer is one that it is aligned with.
     pub labels: Option<JointLabels>,
 }
 

@@ -102,6 +102,11 @@ pub struct AdapterSettings {
     /// hold. Absent: as in the adapter to start from, none in a fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<bool>,
+    /// Makes an embedding of what is said of the CTC segments (convolution, pooling over time, linear map),
+    /// near the texts of the right labels. It is no position of the language model. Needs `positions =
+    /// "ctc_segments"`. Absent: as in the adapter to start from, none in a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<bool>,
 }
 
 impl Default for AdapterSettings {
@@ -114,6 +119,7 @@ impl Default for AdapterSettings {
             residual_blocks: None,
             positions: None,
             summary: None,
+            sentence: None,
         }
     }
 }
@@ -137,6 +143,9 @@ impl AdapterSettings {
         }
         if let Some(blocks) = self.residual_blocks.filter(|blocks| !(0..=16).contains(blocks)) {
             return Err(format!("`adapter.residual_blocks` is {blocks}, expected 0 to 16"));
+        }
+        if self.sentence == Some(true) && self.positions.is_some_and(|read| read != Positions::CtcSegments) {
+            return Err("`adapter.sentence` needs `adapter.positions` = \"ctc_segments\"".to_owned());
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
             return Err(format!(

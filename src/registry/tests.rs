@@ -22,6 +22,8 @@ fn snapshot(seed: u64) -> AdapterSnapshot {
         summary: false,
         ctc_trained: false,
         summary_tasks: Vec::new(),
+        sentence: false,
+        sentence_tasks: Vec::new(),
     };
     SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
         .unwrap()

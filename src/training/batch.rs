@@ -74,8 +74,8 @@ pub enum LoadedClip {
         /// Name under which its features are to be kept.
         keep_as: Option<FeatureKey>,
     },
-    /// Mixed features and statistics, bf16, from the cache.
-    Features(Features),
+    /// Mixed features and statistics, bf16, from the cache, and their name there.
+    Features(Features, FeatureKey),
 }
 
 impl LoadedClip {
@@ -92,7 +92,15 @@ impl LoadedClip {
     pub fn audio(&self) -> Option<&[f32]> {
         match self {
             Self::Samples { samples, .. } => Some(samples),
-            Self::Features(_) => None,
+            Self::Features(..) => None,
+        }
+    }
+
+    /// The name of its features in the cache, where they are kept.
+    pub fn key(&self) -> Option<&FeatureKey> {
+        match self {
+            Self::Samples { keep_as, .. } => keep_as.as_ref(),
+            Self::Features(_, key) => Some(key),
         }
     }
 }
@@ -120,10 +128,9 @@ impl StageFeatures {
                     feature_masks: 0,
                     ..changes.config.clone()
                 };
-                let noises = if changes.noises.is_empty() {
-                    ""
-                } else {
-                    " recorded noises"
+                let noises = match changes.noises.is_empty() {
+                    true => "",
+                    false => " recorded noises",
                 };
                 format!(
                     "{of_audio:?} variant {}{noises}",
@@ -164,7 +171,7 @@ pub fn load_clip(
     if let (Some(features), Some(key)) = (features, &key)
         && let Some(found) = features.cache.get(key)
     {
-        return Ok(LoadedClip::Features(found));
+        return Ok(LoadedClip::Features(found, key.clone()));
     }
     let LoadedAudio { mut samples, damaged } = example.audio.load_audio()?;
     if samples_max.is_some_and(|max| samples.len() > max) {
@@ -424,11 +431,8 @@ mod tests {
                 (&expected.rows, &expected.instructions)
             );
             let samples = |batch: &LoadedBatch| -> Vec<Vec<f32>> {
-                let all = batch
-                    .clips
-                    .iter()
-                    .map(|clip| clip.audio().expect("there is no cache").to_vec());
-                all.collect()
+                let clips = batch.clips.iter();
+                clips.map(|clip| clip.audio().unwrap().to_vec()).collect()
             };
             assert_eq!(samples(&found), samples(expected));
         }

@@ -40,7 +40,7 @@ struct Shared {
 }
 
 /// Name of one clip's features.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct FeatureKey(String);
 
 impl FeatureKey {

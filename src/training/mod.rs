@@ -35,16 +35,17 @@ pub mod evaluate;
 pub mod events;
 pub mod example;
 pub mod feature_cache;
+pub mod label_loss;
 pub mod log;
 pub mod manifest;
 pub mod networks;
+mod position_memory;
 pub mod prepare;
 pub mod pretrain;
 pub mod prompt_variants;
 mod run;
 pub mod schedule;
 pub mod stage;
-pub mod summary;
 pub mod trainer_config;
 
 pub use control::{Control, Yield};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::TrainingError;
 use super::example::Example;
+use super::label_loss::LabelTarget;
 use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
-use super::summary::LabelTarget;
 use crate::inference::speech_llm::SpeechLlm;
 use crate::scoring::Metric;
 use crate::text::{AnswerFormat, JointLayout};

@@ -1,5 +1,7 @@
 //! One stage at work: what learns, its loss, its optimiser.
 
+use std::cell::RefCell;
+
 use tch::{Kind, Tensor};
 
 use super::TrainingError;
@@ -8,9 +10,10 @@ use super::batch::{LoadedClip, StageFeatures};
 use super::checkpoint::{read_lora, seed_lora};
 use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
+use super::label_loss::{LabelTarget, label_loss};
 use super::networks::Networks;
+use super::position_memory::{self, PositionMemory};
 use super::prepare::Sample;
-use super::summary::{LabelTarget, summary_loss};
 use crate::inference::speech_llm::Learned;
 use crate::inference::{Features, hidden_states};
 use crate::models::Encoded;
@@ -40,6 +43,8 @@ pub struct StageRunner<'a> {
     masks: Option<AugmentConfig>,
     /// Where features are kept, and the layer mix that they have, `[L + 1]`.
     features: Option<(StageFeatures, Tensor)>,
+    /// Positions of clips, where nothing that they are made with learns.
+    positions: RefCell<PositionMemory>,
 }
 
 impl<'a> StageRunner<'a> {
@@ -62,20 +67,25 @@ impl<'a> StageRunner<'a> {
             let all = classes_of([known, classes]);
             learned.adapter.set_ctc_classes(all, run.seed)?;
         }
-        if config.kind != StageKind::SummaryAlign {
+        if !config.kind.aligns_labels() {
             learned.adapter.set_ctc_trained(with_ctc(config));
         }
-        if !config.summary_tasks.is_empty() {
-            if !learned.adapter.config().summary {
+        let form = learned.adapter.config();
+        for (part, tasks, there) in [
+            ("summary", &config.summary_tasks, form.summary),
+            ("sentence", &config.sentence_tasks, form.sentence),
+        ] {
+            if !tasks.is_empty() && !there {
                 return Err(TrainingError::Settings {
                     problem: format!(
-                        "`summary_tasks` of a {} stage needs `[adapter] summary = true`: there is no summary to align",
+                        "`{part}_tasks` of a {} stage needs `[adapter] {part} = true`: there is nothing to align",
                         config.kind.name()
                     ),
                 });
             }
-            learned.adapter.add_summary_tasks(&config.summary_tasks);
         }
+        learned.adapter.add_summary_tasks(&config.summary_tasks);
+        learned.adapter.add_sentence_tasks(&config.sentence_tasks);
         learned
             .adapter
             .bind(&networks.speech_llm.llm().embedding_table())?;
@@ -116,6 +126,7 @@ impl<'a> StageRunner<'a> {
             config,
             masks: config.augment.then(|| run.augment.clone()),
             features,
+            positions: RefCell::default(),
         })
     }
 
@@ -143,10 +154,12 @@ impl<'a> StageRunner<'a> {
         let mut parameters = Vec::new();
         for (name, tensor) in learned.adapter.variables() {
             let of_summary = name.starts_with("summary.");
+            let of_sentence = name.starts_with("sentence.");
             let rests = match self.config.kind {
-                StageKind::CtcAlign => of_summary,
+                StageKind::CtcAlign => of_summary || of_sentence,
                 StageKind::SummaryAlign => !of_summary,
-                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => false,
+                StageKind::SentenceAlign => !of_sentence,
+                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => of_sentence,
             };
             if rests
                 || (name.starts_with("ctc.") && !with_ctc(self.config))
@@ -219,7 +232,7 @@ impl<'a> StageRunner<'a> {
         let keep: Vec<usize> = (0..samples.len())
             .filter(|row| match self.config.kind {
                 StageKind::CtcAlign => targets[*row].is_some(),
-                StageKind::SummaryAlign => label(*row).is_some(),
+                StageKind::SummaryAlign | StageKind::SentenceAlign => label(*row).is_some(),
                 StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => true,
             })
             .collect();
@@ -227,17 +240,34 @@ impl<'a> StageRunner<'a> {
             return Ok(None);
         }
         let kept: Vec<&LoadedClip> = keep.iter().map(|row| &clips[*row]).collect();
+        let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
+        if self.config.kind == StageKind::SentenceAlign {
+            let rows = self.positions_of(learned, &kept)?;
+            let first = i64::from(learned.adapter.config().summary); // a position that is no segment
+            let dropout = random.map(|random| (self.config.segment_dropout, random));
+            let positions = position_memory::batch(&rows, first, dropout)?;
+            let sentence = learned.adapter.sentence(&positions)?; // [B, H]
+            let aligned = self.label_loss(sentence.as_ref(), &labels)?;
+            return Ok(aligned.map(|loss| BatchLoss {
+                loss,
+                tokens: 0,
+                rows: keep.len(),
+            }));
+        }
         let Encoded {
             mut features,
             lengths,
             statistics,
         } = self.encode(learned, &kept)?;
-        let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
         let summary = match self.config.kind {
             StageKind::CtcAlign => None,
-            _ => learned.adapter.summary(&statistics)?,
+            _ => learned.adapter.summary(&statistics)?, // [B, 1, H]
         };
-        let aligned = self.summary_loss(summary.as_ref(), &labels)?;
+        let embeddings = match &summary {
+            Some(summary) => Some(summary.f_squeeze_dim(1)?),
+            None => None,
+        };
+        let aligned = self.label_loss(embeddings.as_ref(), &labels)?;
         if self.config.kind == StageKind::SummaryAlign {
             return Ok(aligned.map(|loss| BatchLoss {
                 loss,
@@ -287,25 +317,50 @@ impl<'a> StageRunner<'a> {
         }))
     }
 
-    /// The label that the summary of a sample's clip is aligned with in this stage.
+    /// The label that an embedding of a sample's clip is aligned with in this stage.
     fn label_of<'s>(&self, sample: &'s Sample) -> Option<&'s LabelTarget> {
         let task = &sample.example.task;
-        (sample.label.as_ref()).filter(|_| self.config.summary_tasks.contains(task))
+        (sample.label.as_ref()).filter(|_| self.config.aligned_tasks().contains(task))
     }
 
-    /// Loss of the summaries `[B, 1, H]` of rows that have a label to be aligned with; none where no row has.
-    fn summary_loss(
+    /// Loss of embeddings `[B, H]` of clips that have a label to be aligned with; none where no clip has.
+    fn label_loss(
         &self,
-        summary: Option<&Tensor>,
+        embeddings: Option<&Tensor>,
         labels: &[Option<&LabelTarget>],
     ) -> Result<Option<Tensor>, TrainingError> {
-        match summary.filter(|_| labels.iter().any(Option::is_some)) {
-            Some(summary) => {
+        match embeddings.filter(|_| labels.iter().any(Option::is_some)) {
+            Some(embeddings) => {
                 let table = self.networks.speech_llm.llm().embedding_table();
-                Ok(summary_loss(&summary.f_squeeze_dim(1)?, labels, &table)?)
+                Ok(label_loss(embeddings, labels, &table)?)
             }
             None => Ok(None),
         }
+    }
+
+    /// Positions of clips, `[P_i, H]` bf16 and without gradient; each is made once where it is known by name.
+    fn positions_of(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Vec<Tensor>, TrainingError> {
+        let mut memory = self.positions.borrow_mut();
+        let mut rows: Vec<Option<Tensor>> = (clips.iter())
+            .map(|clip| clip.key().and_then(|key| memory.get(key)))
+            .collect();
+        let fresh: Vec<usize> = (0..rows.len()).filter(|row| rows[*row].is_none()).collect();
+        if !fresh.is_empty() {
+            let _no_grad = tch::no_grad_guard();
+            let clips: Vec<&LoadedClip> = fresh.iter().map(|row| clips[*row]).collect();
+            let encoded = self.encode(learned, &clips)?;
+            let frames = learned.adapter.forward(&encoded.features, &encoded.lengths)?;
+            let made = learned.adapter.positions(&frames, &encoded.statistics)?;
+            for (((at, row), clip), length) in (0i64..).zip(&fresh).zip(clips).zip(&made.lengths) {
+                let own = made.positions.f_get(at)?.f_narrow(0, 0, *length)?;
+                let own = own.f_to_kind(Kind::BFloat16)?; // as it will come back from memory
+                if let Some(key) = clip.key() {
+                    memory.put(key, &own);
+                }
+                rows[*row] = Some(own);
+            }
+        }
+        Ok(rows.into_iter().flatten().collect())
     }
 
     /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in
@@ -340,7 +395,7 @@ impl<'a> StageRunner<'a> {
         let (mut frames, mut statistics) = (Vec::new(), Vec::new());
         for clip in clips {
             let features = match clip {
-                LoadedClip::Features(features) => features.shallow_clone(),
+                LoadedClip::Features(features, _) => features.shallow_clone(),
                 LoadedClip::Samples { keep_as, .. } => {
                     let features = fresh.next().expect("every clip with samples was encoded");
                     if let Some(key) = keep_as {
@@ -365,7 +420,7 @@ impl<'a> StageRunner<'a> {
 fn with_ctc(config: &StageConfig) -> bool {
     match config.kind {
         StageKind::CtcAlign => true,
-        StageKind::SummaryAlign => false,
+        StageKind::SummaryAlign | StageKind::SentenceAlign => false,
         StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => config.ctc_weight > 0.0,
     }
 }

@@ -88,6 +88,9 @@ pub struct Decoding {
     /// Share of the CTC head in the choice of a label that is decided by what is said.
     #[arg(long, value_name = "X")]
     pub spoken_weight: Option<f64>,
+    /// Share of the embedding of what is said in the choice of a label.
+    #[arg(long, value_name = "X")]
+    pub sentence_weight: Option<f64>,
     /// Let an answer go on that repeats itself.
     #[arg(long)]
     pub let_loops_run: bool,
@@ -129,6 +132,7 @@ impl Decoding {
         config.ctc_weight = self.ctc_weight.unwrap_or(config.ctc_weight);
         config.summary_weight = self.summary_weight.unwrap_or(config.summary_weight);
         config.spoken_weight = self.spoken_weight.unwrap_or(config.spoken_weight);
+        config.sentence_weight = self.sentence_weight.unwrap_or(config.sentence_weight);
         config.stop_loops &= !self.let_loops_run;
         let options = config.options(self.max_tokens.unwrap_or(settings.decoder.tokens_max));
         options.validate()?;

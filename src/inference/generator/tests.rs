@@ -9,7 +9,7 @@ use super::*;
 use crate::inference::{BeamSettings, EarlyStopping, Strategy};
 use crate::models::EncoderInfo;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, embedding_rms, label_scores};
-use crate::models::config::AdapterSettings;
+use crate::models::config::{AdapterSettings, Positions};
 use crate::nn::accel::Placement;
 use crate::nn::lora::LoraConfig;
 use crate::testing::TinyModels;
@@ -265,47 +265,62 @@ fn beam_searches_take_their_slots_and_answers_keep_to_their_grammars() {
 }
 
 #[test]
-fn the_summary_has_a_say_in_labels_of_tasks_that_it_is_aligned_with() {
+fn an_embedding_of_the_clip_has_a_say_in_labels_of_tasks_that_it_is_aligned_with() {
     let folder = tempfile::tempdir().unwrap();
     let labels = ["yes", "no", "no idea"];
-    let answers = |weight: f64, task: Option<&str>, aligned: bool| {
+    let answers = |sentence: bool, weight: f64, task: Option<&str>, aligned: bool| {
+        let weights = if sentence { [0.0, weight] } else { [weight, 0.0] };
         let options = DecodeOptions {
-            summary_weight: weight,
+            summary_weight: weights[0],
+            sentence_weight: weights[1],
             ..DecodeOptions::greedy(15)
         };
         let mut bench = bench(folder.path(), 2, options);
+        let tasks = |aligned: bool| Vec::from_iter(aligned.then(|| "mood".to_owned()));
         let config = AdapterConfig {
             summary: true,
-            summary_tasks: Vec::from_iter(aligned.then(|| "mood".to_owned())),
+            summary_tasks: tasks(aligned && !sentence),
+            positions: Positions::CtcSegments,
+            sentence: true,
+            sentence_tasks: tasks(aligned && sentence),
             ..bench.versions[0].config().clone()
         };
-        let adapter = SpeechAdapter::new(config, 1.0, 3, Device::Cpu).unwrap();
-        let version = adapter.snapshot("with summary").unwrap();
-        let (model, mut by_summary, mut given) = (bench.generator.model(), Vec::new(), Vec::new());
-        let statistics = |number: i64| {
-            let steps = Tensor::arange(3 * 64, (Kind::Float, Device::Cpu));
-            (steps * (0.3 + 0.21 * number as f64)).sin().view([3, 64])
+        let mut adapter = SpeechAdapter::new(config, 1.0, 3, Device::Cpu).unwrap();
+        adapter.set_ctc_classes(vec![4, 9, 13, 20, 31], 5).unwrap();
+        let table = bench.generator.model().llm().embedding_table();
+        adapter.bind(&table).unwrap();
+        let version = adapter.snapshot("with embeddings").unwrap();
+        let (model, mut by_clip, mut given) = (bench.generator.model(), Vec::new(), Vec::new());
+        let clip = |number: i64| {
+            let waves = |count: i64, width: i64| {
+                let steps = Tensor::arange(count * width, (Kind::Float, Device::Cpu));
+                (steps * (0.3 + 0.21 * number as f64)).sin().view([count, width])
+            };
+            Features {
+                frames: waves(60, 32),
+                statistics: waves(3, 64),
+            }
         };
         let tokens: Vec<Vec<i64>> = labels
             .iter()
             .map(|label| model.spoken_ids(label).unwrap())
             .collect();
         for number in 0..8 {
-            let summary = adapter
-                .summary(&statistics(number).unsqueeze(0))
-                .unwrap()
-                .unwrap();
-            let table = model.llm().embedding_table();
-            let scores = label_scores(&summary.view([-1]), &tokens, &table).unwrap();
-            by_summary.push(usize::try_from(scores.argmax(0, false).int64_value(&[])).unwrap());
+            let Features { frames, statistics } = clip(number);
+            let frames = adapter.forward(&frames.unsqueeze(0), &[60]).unwrap();
+            let positions = adapter.positions(&frames, &statistics.unsqueeze(0)).unwrap();
+            assert!(positions.lengths[0] > 1, "something is said");
+            let embedding = match sentence {
+                true => adapter.sentence(&positions).unwrap().unwrap(),
+                false => adapter.summary(&statistics.unsqueeze(0)).unwrap().unwrap(),
+            };
+            let scores = label_scores(&embedding.view([-1]), &tokens, &table).unwrap();
+            by_clip.push(usize::try_from(scores.argmax(0, false).int64_value(&[])).unwrap());
         }
         for number in 0..8 {
             bench.generator.add_request(GenerateRequest {
                 input: Input::Features {
-                    features: Features {
-                        statistics: statistics(number),
-                        ..features(1)
-                    },
+                    features: clip(number),
                     adapter: version.clone(),
                 },
                 grammar: Some(OutputGrammar::one_of(labels)),
@@ -322,16 +337,19 @@ fn the_summary_has_a_say_in_labels_of_tasks_that_it_is_aligned_with() {
                 }
             }
         }
-        (by_summary, given)
+        (by_clip, given)
     };
 
-    let (by_summary, given) = answers(0.999, Some("mood"), true);
-    assert_eq!(given, by_summary);
-    let by_model = answers(0.0, Some("mood"), true).1;
-    assert_ne!(by_model, by_summary);
-    assert_eq!(answers(0.999, Some("mood"), false).1, by_model, "never aligned");
-    assert_eq!(answers(0.999, Some("other"), true).1, by_model, "another task");
-    assert_eq!(answers(0.999, None, true).1, by_model, "no task");
+    for sentence in [false, true] {
+        let (by_clip, given) = answers(sentence, 0.999, Some("mood"), true);
+        assert_eq!(given, by_clip);
+        let by_model = answers(sentence, 0.0, Some("mood"), true).1;
+        assert_ne!(by_model, by_clip);
+        let without = |task, aligned| answers(sentence, 0.999, task, aligned).1;
+        assert_eq!(without(Some("mood"), false), by_model, "never aligned");
+        assert_eq!(without(Some("other"), true), by_model, "another task");
+        assert_eq!(without(None, true), by_model, "no task");
+    }
 }
 
 #[test]

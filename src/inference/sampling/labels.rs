@@ -1,9 +1,9 @@
-//! Joint decoding of labels: the summary's scores beside the language model's.
+//! Joint decoding of labels: scores by an embedding of the clip beside the language model's.
 //!
-//! An answer out of a list of labels about the voice should be one that the voice supports and one that the
-//! instruction means: each possible next token is scored by `(1 - weight) · ln p_LM + weight · ln p_summary`,
-//! where the second compares the likeliest label that the token leads to, under the summary's distribution
-//! over the labels, with the likeliest one before it. (The likeliest and not the sum of all: a label must not
+//! An answer out of a list of labels should be one that the sound supports and one that the instruction
+//! means: each possible next token is scored by `(1 - weight) · ln p_LM + weight · ln p_clip`, where the
+//! second compares the likeliest label that the token leads to, under the embedding's distribution over the
+//! labels, with the likeliest one before it. (The likeliest and not the sum of all: a label must not
 //! win because others begin like it.) For labels what [`JointCtc`](super::JointCtc) is for transcripts.
 
 use tch::{Kind, Tensor};
@@ -13,7 +13,7 @@ use crate::models::ModelError;
 /// What the tokens of a label are scored with beside the language model.
 #[derive(Clone, Debug)]
 pub struct JointLabels {
-    /// Allowed answers, trimmed, each with its natural-log probability under the summary.
+    /// Allowed answers, trimmed, each with its natural-log probability by the embedding of the clip.
     labels: Vec<(String, f64)>,
     /// Share of its scores, above 0 and below 1.
     weight: f64,
@@ -68,7 +68,7 @@ impl JointLabels {
     ) -> Result<Tensor, ModelError> {
         let before = self.likeliest(so_far, false);
         #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-        let by_voice: Vec<f32> = (ids.iter())
+        let by_clip: Vec<f32> = (ids.iter())
             .map(|id| match bytes(*id) {
                 Some(bytes) => self.likeliest(&[so_far, bytes].concat(), false),
                 None => self.likeliest(so_far, true),
@@ -76,9 +76,9 @@ impl JointLabels {
             .map(|after| (after - before) as f32)
             .collect();
         let index = Tensor::f_from_slice(ids)?.f_to_device(scores.device())?;
-        let by_voice = Tensor::f_from_slice(&by_voice)?.f_to_device(scores.device())?;
+        let by_clip = Tensor::f_from_slice(&by_clip)?.f_to_device(scores.device())?;
         let meant = scores.f_index_select(0, &index)?.f_to_kind(Kind::Float)?;
-        let joint = meant * (1.0 - self.weight) + by_voice * self.weight;
+        let joint = meant * (1.0 - self.weight) + by_clip * self.weight;
         let nothing = Tensor::f_full(scores.size(), f64::NEG_INFINITY, (Kind::Float, scores.device()))?;
         Ok(nothing.f_index_copy(0, &index, &joint)?)
     }

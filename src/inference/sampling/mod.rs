@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `beam` | beam search, equal to the transformers library's |
 //! | [`JointCtc`] | the CTC head's prefix scores beside the language model's |
-//! | [`JointLabels`] | the summary's scores of labels beside the language model's |
+//! | [`JointLabels`] | scores of labels by an embedding of the clip beside the language model's |
 //! | `sample` | temperature, top-k, top-p, seeded draws |
 //! | [`repeated_tail`] | answers caught in a loop; repetition penalties |
 //!
@@ -36,7 +36,7 @@ pub(super) struct Rules<'r> {
     pub(super) grammar: Option<&'r CompiledGrammar>,
     /// Scores tokens by the CTC head, where an answer is a transcript.
     pub(super) joint: Option<&'r JointCtc>,
-    /// Scores tokens by the summary, where an answer is a label that it is aligned with.
+    /// Scores tokens by an embedding of the clip, where the answer is a label that it is aligned with.
     pub(super) labels: Option<&'r JointLabels>,
     pub(super) end_ids: &'r [i64],
     /// Most tokens of the answer, as its slot has positions for.

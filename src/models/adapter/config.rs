@@ -43,6 +43,13 @@ pub struct AdapterConfig {
     /// versions do not say: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub summary_tasks: Vec<String>,
+    /// Whether there is an embedding of what is said. Files of older versions do not say: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sentence: bool,
+    /// Tasks whose labels that embedding was aligned with, in order, so that it can score them. Files of
+    /// older versions do not say: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sentence_tasks: Vec<String>,
 }
 
 /// Larger than any published network; keeps a lying file from asking for absurd memory.
@@ -50,6 +57,8 @@ const WIDTH_MAX: i64 = 65_536;
 const LAYERS_MAX: i64 = 1024;
 /// Width of the narrow layer between a clip's statistics and its position.
 const SUMMARY_WIDTH: i64 = 128;
+/// Width of the convolution between a clip's segments and the embedding of what is said.
+const SENTENCE_WIDTH: i64 = 128;
 /// Positions of the language model for each second of sound: the paper's.
 const POSITIONS_PER_SECOND: f64 = 12.5;
 
@@ -80,6 +89,8 @@ impl AdapterConfig {
             summary: settings.summary.unwrap_or_default(),
             ctc_trained: false,
             summary_tasks: Vec::new(),
+            sentence: settings.sentence.unwrap_or_default(),
+            sentence_tasks: Vec::new(),
         };
         config.validate()?;
         Ok(config)
@@ -95,6 +106,8 @@ impl AdapterConfig {
             strides: Some(self.strides.clone()),
             kernel: self.kernel,
             residual_blocks: Some(self.residual_blocks),
+            positions: Some(self.positions),
+            sentence: Some(self.sentence),
             ..AdapterSettings::default()
         };
         settings.validate().map_err(|problem| ModelError::Shape {
@@ -164,6 +177,15 @@ impl AdapterConfig {
             variables.push((name("norm.weight"), vec![width]));
             variables.push((name("norm.bias"), vec![width]));
         }
+        if self.sentence {
+            let name = |part: &str| format!("sentence.{part}");
+            variables.push((name("norm.weight"), vec![width]));
+            variables.push((name("norm.bias"), vec![width]));
+            variables.push((name("conv.weight"), vec![SENTENCE_WIDTH, width, self.kernel]));
+            variables.push((name("conv.bias"), vec![SENTENCE_WIDTH]));
+            variables.push((name("linear.weight"), vec![width, 2 * SENTENCE_WIDTH]));
+            variables.push((name("linear.bias"), vec![width]));
+        }
         variables
     }
 
@@ -208,6 +230,8 @@ mod tests {
             summary: false,
             ctc_trained: false,
             summary_tasks: Vec::new(),
+            sentence: false,
+            sentence_tasks: Vec::new(),
         }
     }
 

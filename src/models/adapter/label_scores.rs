@@ -1,5 +1,5 @@
-//! Scores of a clip's labels by its summary: what the CTC head does for frames, for the position of the whole
-//! clip.
+//! Scores of a clip's labels by one of its embeddings (the summary, or that of what is said): what the CTC
+//! head does for frames, for the whole clip.
 
 use tch::{Kind, Tensor};
 
@@ -10,16 +10,16 @@ const SCALE: f64 = 16.0;
 /// Keeps lengths from zero.
 const LENGTH_EPS: f64 = 1e-6;
 
-/// Unnormalised log-probabilities of labels: `SCALE · cos(summary, label)`, a label being the mean of the
+/// Unnormalised log-probabilities of labels: `SCALE · cos(clip, label)`, a label being the mean of the
 /// embeddings of its tokens. One vector can lie near the right labels of several tasks.
 ///
 /// # Shapes
-/// `summary` `[H]` f32; `labels`: tokens of each of the N labels, at least one each; `table` `[V, H]` the
-/// language model's embeddings → `[N]` f32, differentiable in `summary`.
+/// `clip` `[H]` f32; `labels`: tokens of each of the N labels, at least one each; `table` `[V, H]` the
+/// language model's embeddings → `[N]` f32, differentiable in `clip`.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when a token is no row of the table, or libtorch fails.
-pub fn label_scores(summary: &Tensor, labels: &[Vec<i64>], table: &Tensor) -> Result<Tensor, ModelError> {
+pub fn label_scores(clip: &Tensor, labels: &[Vec<i64>], table: &Tensor) -> Result<Tensor, ModelError> {
     let mut embedded = Vec::with_capacity(labels.len());
     for tokens in labels {
         let tokens = Tensor::f_from_slice(tokens)?.f_to_device(table.device())?;
@@ -27,7 +27,7 @@ pub fn label_scores(summary: &Tensor, labels: &[Vec<i64>], table: &Tensor) -> Re
         embedded.push(rows.f_mean_dim([0i64].as_slice(), false, Kind::Float)?);
     }
     let labels = unit(&Tensor::f_stack(&embedded, 0)?)?; // [N, H]
-    Ok(labels.f_mv(&(unit(summary)? * SCALE))?)
+    Ok(labels.f_mv(&(unit(clip)? * SCALE))?)
 }
 
 fn unit(x: &Tensor) -> Result<Tensor, ModelError> {

@@ -18,6 +18,17 @@ pub(super) struct Summary {
     pub(super) norm_bias: Tensor,
 }
 
+/// Makes an embedding of what is said in a whole clip.
+#[derive(Debug)]
+pub(super) struct Sentence {
+    pub(super) norm_weight: Tensor,
+    pub(super) norm_bias: Tensor,
+    pub(super) conv_weight: Tensor,
+    pub(super) conv_bias: Tensor,
+    pub(super) linear_weight: Tensor,
+    pub(super) linear_bias: Tensor,
+}
+
 /// Adds to each frame what its neighbours say about it.
 #[derive(Debug)]
 pub(super) struct ResidualBlock {
@@ -55,6 +66,32 @@ impl Summary {
             .f_gelu("none")?; // [B, 1, K]
         let outer = inner.f_linear(&self.outer_weight, Some(&self.outer_bias))?;
         layer_norm(&outer, &self.norm_weight, &self.norm_bias)
+    }
+}
+
+impl Sentence {
+    /// `[B, S, H]` f32 with valid `lengths`, 0 among them → `[B, H]` f32: a norm, a narrow convolution, GELU,
+    /// the largest value (at least 0) and the mean of each channel, a linear map. What lies beyond a row's
+    /// length has no part in it.
+    pub(super) fn forward(&self, segments: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let segments = match segments.size()[1] {
+            0 => segments.f_constant_pad_nd([0, 0, 0, 1])?, // a convolution of nothing is an error
+            _ => segments.shallow_clone(),
+        };
+        let mask = frame_mask(lengths, segments.size()[1], segments.device())?; // [B, S, 1]
+        let inner = layer_norm(&segments, &self.norm_weight, &self.norm_bias)?;
+        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?
+            .f_gelu("none")?
+            .f_mul(&mask)?; // [B, S, K]
+        let largest = inner.f_amax([1i64].as_slice(), false)?.f_clamp_min(0.0)?;
+        let count = mask
+            .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
+            .f_clamp_min(1.0)?; // [B, 1]
+        let mean = inner
+            .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
+            .f_div(&count)?;
+        let pooled = Tensor::f_cat(&[largest, mean], 1)?; // [B, 2K]
+        Ok(pooled.f_linear(&self.linear_weight, Some(&self.linear_bias))?)
     }
 }
 

@@ -5,7 +5,7 @@
 //! model's width, with residual blocks before the last norm if so configured. Padded frames are zeroed before
 //! each block, so a clip comes out the same alone and inside a padded batch. What the language model reads
 //! are these frames, or one position for each CTC segment of them; before it, if so configured, a position of
-//! the whole clip.
+//! the whole clip. An embedding of what is said, made of the segments, is for the choice of labels alone.
 //!
 //! Source: SpeechVerse (arXiv 2405.08295) §2.1. Convolutions are full, with bias, padded symmetrically by
 //! zeros; the paper's parameter totals say so. One departure, in initial values only: the last norm's gain
@@ -14,13 +14,15 @@
 //!
 //! Variables: `mix.weight`; `downsample.{i}.{conv,norm}.{weight,bias}`;
 //! `residual.{i}.{norm,conv,linear}.{weight,bias}`; with a summary
-//! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
+//! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with an embedding of what is said
+//! `sentence.{norm,conv,linear}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
 //! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
 
 mod config;
 mod ctc_head;
 mod ctc_prefix;
 mod ctc_spoken;
+mod fresh;
 mod label_scores;
 mod layers;
 mod lora_snapshot;
@@ -44,7 +46,7 @@ pub use snapshot::AdapterSnapshot;
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
-use layers::{Block, ResidualBlock, Summary, convolve, layer_norm};
+use layers::{Block, ResidualBlock, Sentence, Summary, convolve, layer_norm};
 use plain::{PlainData, PlainTensor};
 
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
@@ -69,6 +71,7 @@ pub struct SpeechAdapter {
     blocks: Vec<Block>,
     residual_blocks: Vec<ResidualBlock>,
     summary: Option<Summary>,
+    sentence: Option<Sentence>,
     ctc: Option<CtcHead>,
 }
 
@@ -82,44 +85,7 @@ impl SpeechAdapter {
     /// [`ModelError`] when a size is out of range or libtorch fails.
     pub fn new(config: AdapterConfig, gain: f64, seed: u64, device: Device) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut random = SplitMix::new(&[seed, 0xada9]);
-        let last = config.strides.len() - 1;
-        let mut tensors = BTreeMap::new();
-        let mut fan_in = config.encoder_width * config.kernel;
-        for (name, shape) in config.variables() {
-            let count = usize::try_from(shape.iter().product::<i64>()).expect("validated sizes");
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "initial values need no more than f32"
-            )]
-            let data: Vec<f32> = if name == "mix.weight" {
-                vec![if config.mix == LayerMix::Paper { 1.0 } else { 0.0 }; count]
-            } else if name.ends_with("norm.weight") {
-                let is_last =
-                    name == format!("downsample.{last}.norm.weight") || name.starts_with(snapshot::SUMMARY);
-                vec![if is_last { gain as f32 } else { 1.0 }; count]
-            } else if name.ends_with("norm.bias")
-                || (name.starts_with(snapshot::RESIDUAL) && name.contains("linear"))
-            {
-                vec![0.0; count] // a residual block adds nothing at first
-            } else {
-                match shape[..] {
-                    [_, width, kernel] => fan_in = width * kernel,
-                    [_, width] => fan_in = width,
-                    _ => {} // a bias has its weight's
-                }
-                #[expect(clippy::cast_precision_loss, reason = "small integers")]
-                let bound = 1.0 / (fan_in as f64).sqrt();
-                (0..count).map(|_| random.between(-bound, bound) as f32).collect()
-            };
-            tensors.insert(
-                name,
-                PlainTensor {
-                    shape,
-                    data: PlainData::F32(data),
-                },
-            );
-        }
+        let tensors = fresh::values(&config, gain, seed);
         let snapshot = AdapterSnapshot::new("fresh", config, tensors, Path::new("fresh adapter"))?;
         Self::from_snapshot(&snapshot, device, true)
     }
@@ -184,6 +150,17 @@ impl SpeechAdapter {
                 norm_bias: variable("summary.norm.bias")?,
             }),
         };
+        let sentence = match config.sentence {
+            false => None,
+            true => Some(Sentence {
+                norm_weight: variable("sentence.norm.weight")?,
+                norm_bias: variable("sentence.norm.bias")?,
+                conv_weight: variable("sentence.conv.weight")?,
+                conv_bias: variable("sentence.conv.bias")?,
+                linear_weight: variable("sentence.linear.weight")?,
+                linear_bias: variable("sentence.linear.bias")?,
+            }),
+        };
         let ctc = match snapshot
             .tensors()
             .get(CTC_CLASSES)
@@ -203,6 +180,7 @@ impl SpeechAdapter {
             blocks,
             residual_blocks,
             summary,
+            sentence,
             ctc,
         };
         if !trainable {
@@ -270,10 +248,12 @@ impl SpeechAdapter {
 
     /// Notes tasks whose labels the summary is being aligned with, beside those of earlier stages.
     pub fn add_summary_tasks(&mut self, tasks: &[String]) {
-        let known = &mut self.config.summary_tasks;
-        known.extend(tasks.iter().cloned());
-        known.sort_unstable();
-        known.dedup();
+        add_names(&mut self.config.summary_tasks, tasks);
+    }
+
+    /// As [`add_summary_tasks`](Self::add_summary_tasks), for the embedding of what is said.
+    pub fn add_sentence_tasks(&mut self, tasks: &[String]) {
+        add_names(&mut self.config.sentence_tasks, tasks);
     }
 
     /// Sizes and form.
@@ -435,6 +415,26 @@ impl SpeechAdapter {
         Ok(Some(summary.forward(statistics)?))
     }
 
+    /// An embedding of what is said in each clip, near the texts of the right labels ([`label_scores`]),
+    /// where the adapter makes one. Where nothing is said it is the same for every clip.
+    ///
+    /// # Shapes
+    /// `[B, P', H]` as [`positions`](Self::positions) makes them → `[B, H]` f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when libtorch fails.
+    pub fn sentence(&self, positions: &Adapted) -> Result<Option<Tensor>, ModelError> {
+        let Some(sentence) = &self.sentence else {
+            return Ok(None);
+        };
+        let before = i64::from(self.summary.is_some()); // says nothing of words
+        let segments = positions
+            .positions
+            .f_narrow(1, before, positions.positions.size()[1] - before)?;
+        let lengths: Vec<i64> = positions.lengths.iter().map(|length| length - before).collect();
+        Ok(Some(sentence.forward(&segments, &lengths)?))
+    }
+
     /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean
     /// of each CTC segment, behind the position of the whole clip where there is one. At least one position
     /// for each row.
@@ -486,6 +486,12 @@ impl SpeechAdapter {
         }
         Ok(Adapted { positions, lengths })
     }
+}
+
+fn add_names(known: &mut Vec<String>, names: &[String]) {
+    known.extend(names.iter().cloned());
+    known.sort_unstable();
+    known.dedup();
 }
 
 #[cfg(test)]

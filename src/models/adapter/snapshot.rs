@@ -18,6 +18,8 @@ const CONFIG_KEY: &str = "speechverse.adapter";
 const FORMAT_KEY: &str = "format";
 /// Begins the names of what makes a position of the whole clip.
 pub(super) const SUMMARY: &str = "summary.";
+/// Begins the names of what makes an embedding of what is said.
+pub(super) const SENTENCE: &str = "sentence.";
 /// Begins the names of residual blocks.
 pub(super) const RESIDUAL: &str = "residual.";
 
@@ -87,8 +89,8 @@ impl AdapterSnapshot {
         self.content.lora.as_ref()
     }
 
-    /// The same values in another form: what the language model reads may change, and residual blocks and a
-    /// position of the whole clip may come (with fresh values, see
+    /// The same values in another form: what the language model reads may change, and residual blocks, a
+    /// position of the whole clip and an embedding of what is said may come (with fresh values, see
     /// [`SpeechAdapter::new`](super::SpeechAdapter::new)) or go. None where `config` differs in anything
     /// else.
     ///
@@ -102,26 +104,32 @@ impl AdapterSnapshot {
             summary: config.summary,
             ctc_trained: config.ctc_trained,
             summary_tasks: config.summary_tasks.clone(),
+            sentence: config.sentence,
+            sentence_tasks: config.sentence_tasks.clone(),
             ..own.clone()
         };
         if same_form != *config {
             return Ok(None);
         }
         let mut tensors = self.tensors().clone();
-        if (own.residual_blocks, own.summary) != (config.residual_blocks, config.summary) {
+        let parts = |of: &AdapterConfig| (of.residual_blocks, of.summary, of.sentence);
+        if parts(own) != parts(config) {
             let fresh = SpeechAdapter::new(config.clone(), gain, seed, Device::Cpu)?.snapshot("fresh")?;
-            let may_change = |name: &str| name.starts_with(SUMMARY) || name.starts_with(RESIDUAL);
+            let may_change = |name: &str| {
+                [SUMMARY, SENTENCE, RESIDUAL]
+                    .iter()
+                    .any(|part| name.starts_with(part))
+            };
             tensors.retain(|name, _| !may_change(name) || fresh.tensors().contains_key(name));
             for (name, tensor) in fresh.tensors().iter().filter(|(name, _)| may_change(name)) {
                 tensors.entry(name.clone()).or_insert_with(|| tensor.clone());
             }
         }
+        let kept = |there: bool, tasks: &[String]| if there { tasks.to_vec() } else { Vec::new() };
         let config = AdapterConfig {
             ctc_trained: own.ctc_trained,
-            summary_tasks: match config.summary {
-                true => own.summary_tasks.clone(),
-                false => Vec::new(),
-            },
+            summary_tasks: kept(config.summary, &own.summary_tasks),
+            sentence_tasks: kept(config.sentence, &own.sentence_tasks),
             ..config.clone()
         };
         let formed = Self::new(self.version(), config, tensors, Path::new(self.version()))?;

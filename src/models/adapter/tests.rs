@@ -2,6 +2,7 @@ use super::*;
 use crate::models::config::AdapterSettings;
 
 mod forms;
+mod sentence;
 
 fn config(mix: LayerMix) -> AdapterConfig {
     AdapterConfig {
@@ -17,6 +18,8 @@ fn config(mix: LayerMix) -> AdapterConfig {
         summary: false,
         ctc_trained: false,
         summary_tasks: Vec::new(),
+        sentence: false,
+        sentence_tasks: Vec::new(),
     }
 }
 

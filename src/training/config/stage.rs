@@ -17,6 +17,9 @@ pub enum StageKind {
     /// The summary of a clip against the labels of `summary_tasks`, and nothing else: the language model and
     /// the frames' adapter do not run.
     SummaryAlign,
+    /// The embedding of what is said against the labels of `sentence_tasks`, and nothing else: the language
+    /// model does not run, the frames' adapter only forward. Belongs behind the stages in which that learns.
+    SentenceAlign,
     /// The paper's stage 1: next-token loss on transcription; adapter only, no LoRA in the model.
     Asr,
     /// The paper's stage 2a: as stage 1, with freshly made LoRA learning too.
@@ -31,10 +34,16 @@ impl StageKind {
         match self {
             Self::CtcAlign => "ctc_align",
             Self::SummaryAlign => "summary_align",
+            Self::SentenceAlign => "sentence_align",
             Self::Asr => "asr",
             Self::LoraWarmup => "lora_warmup",
             Self::Multitask => "multitask",
         }
+    }
+
+    /// Whether it aligns an embedding of the whole clip with labels, and nothing else.
+    pub fn aligns_labels(self) -> bool {
+        matches!(self, Self::SummaryAlign | Self::SentenceAlign)
     }
 
     /// Whether LoRA is in the model.
@@ -116,10 +125,16 @@ pub struct StageConfig {
     #[serde(default)]
     pub ctc_weight: f64,
     /// Tasks whose right label the summary of a clip is aligned with, by a loss of its own
-    /// ([`summary`](crate::training::summary)): all that a `summary_align` stage learns, beside the
+    /// ([`label_loss`](crate::training::label_loss)): all that a `summary_align` stage learns, beside the
     /// next-token loss in the others. Means nothing in a `ctc_align` stage, which refuses it.
     #[serde(default)]
     pub summary_tasks: Vec<String>,
+    /// Tasks whose right label the embedding of what is said is aligned with, in a `sentence_align` stage.
+    #[serde(default)]
+    pub sentence_tasks: Vec<String>,
+    /// Share of a clip's segments that are left out at random in each step of a `sentence_align` stage.
+    #[serde(default = "StageConfig::default_segment_dropout")]
+    pub segment_dropout: f64,
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
@@ -129,7 +144,7 @@ pub struct StageConfig {
     #[serde(default)]
     pub cached: bool,
     /// Tasks taken from the manifests; absent: `asr` alone, all tasks in a `multitask` stage, `summary_tasks`
-    /// in a `summary_align` stage.
+    /// in a `summary_align` stage, `sentence_tasks` in a `sentence_align` stage.
     #[serde(default)]
     pub tasks: Option<Vec<String>>,
     /// How often a task's samples are seen per epoch; 1 where absent, 0.5 takes each sample every second
@@ -161,6 +176,8 @@ impl StageConfig {
             weight_decay: Self::default_weight_decay(),
             ctc_weight: 0.0,
             summary_tasks: Vec::new(),
+            sentence_tasks: Vec::new(),
+            segment_dropout: Self::default_segment_dropout(),
             augment: Self::default_augment(),
             cached: false,
             tasks: None,
@@ -198,6 +215,9 @@ impl StageConfig {
     fn default_weight_decay() -> f64 {
         0.01
     }
+    fn default_segment_dropout() -> f64 {
+        0.1
+    }
     fn default_augment() -> bool {
         true
     }
@@ -211,8 +231,16 @@ impl StageConfig {
                 taken(task) || task.split(TASK_SEPARATOR).all(taken)
             }
             (None, StageKind::Multitask) => true,
-            (None, StageKind::SummaryAlign) => self.summary_tasks.iter().any(|taken| taken == task),
+            (None, kind) if kind.aligns_labels() => self.aligned_tasks().iter().any(|taken| taken == task),
             (None, _) => task == "asr",
+        }
+    }
+
+    /// Tasks whose right label an embedding of the clip is aligned with.
+    pub fn aligned_tasks(&self) -> &[String] {
+        match self.kind {
+            StageKind::SentenceAlign => &self.sentence_tasks,
+            _ => &self.summary_tasks,
         }
     }
 
@@ -243,17 +271,33 @@ impl StageConfig {
         within(&key("beta2"), self.beta2, 0.0, 0.999_999)?;
         within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
         within(&key("ctc_weight"), self.ctc_weight, 0.0, 100.0)?;
-        match (self.kind, self.summary_tasks.is_empty()) {
-            (StageKind::SummaryAlign, true) => {
-                return Err(format!("{} names no task to align with", key("summary_tasks")));
+        within(&key("segment_dropout"), self.segment_dropout, 0.0, 0.9)?;
+        let summary_serves = !matches!(self.kind, StageKind::CtcAlign | StageKind::SentenceAlign);
+        let sentence_serves = self.kind == StageKind::SentenceAlign;
+        for (name, tasks, serves, stage) in [
+            (
+                "summary_tasks",
+                &self.summary_tasks,
+                summary_serves,
+                StageKind::SummaryAlign,
+            ),
+            (
+                "sentence_tasks",
+                &self.sentence_tasks,
+                sentence_serves,
+                StageKind::SentenceAlign,
+            ),
+        ] {
+            if self.kind == stage && tasks.is_empty() {
+                return Err(format!("{} names no task to align with", key(name)));
             }
-            (StageKind::CtcAlign, false) => {
+            if !serves && !tasks.is_empty() {
                 return Err(format!(
-                    "{} means nothing here: align the summary in a `summary_align` stage",
-                    key("summary_tasks")
+                    "{} means nothing here: it belongs to a `{}` stage",
+                    key(name),
+                    stage.name()
                 ));
             }
-            _ => {}
         }
         for (task, weight) in &self.weights {
             within(&key(&format!("weights.{task}")), *weight, 0.0, 1000.0)?;

@@ -31,20 +31,31 @@ fn the_shipped_curricula_parse_and_validate() {
 }
 
 #[test]
-fn tasks_to_align_the_summary_with_are_named_where_they_mean_something() {
-    let stage = |kind: &str, tasks: &str| {
+fn tasks_to_align_with_are_named_where_they_mean_something() {
+    let stage_of = |kind: &str, embedding: &str, tasks: &str| {
         parse(&format!(
-            "[[stage]]\nkind = \"{kind}\"\nlearning_rate = 0.1\nsteps_max = 1\nsummary_tasks = [{tasks}]\n"
+            "[[stage]]\nkind = \"{kind}\"\nlearning_rate = 0.1\nsteps_max = 1\n{embedding}_tasks = [{tasks}]\n"
         ))
     };
+    let stage = |kind: &str, tasks: &str| stage_of(kind, "summary", tasks);
 
     let aligns = stage("summary_align", "\"emotion\"").unwrap();
     assert!(aligns.stages[0].takes("emotion") && !aligns.stages[0].takes("asr"));
     assert!(stage("multitask", "\"emotion\"").is_ok());
     let error = stage("summary_align", "").unwrap_err();
     assert!(error.contains("names no task"), "{error}");
-    let error = stage("ctc_align", "\"emotion\"").unwrap_err();
-    assert!(error.contains("`summary_align`"), "{error}");
+    for kind in ["ctc_align", "sentence_align"] {
+        let error = stage(kind, "\"emotion\"").unwrap_err();
+        assert!(error.contains("belongs to a `summary_align` stage"), "{error}");
+    }
+    let aligns = stage_of("sentence_align", "sentence", "\"intent\"").unwrap();
+    assert!(aligns.stages[0].takes("intent") && !aligns.stages[0].takes("asr"));
+    let error = stage_of("sentence_align", "sentence", "").unwrap_err();
+    assert!(error.contains("names no task"), "{error}");
+    for kind in ["ctc_align", "multitask"] {
+        let error = stage_of(kind, "sentence", "\"intent\"").unwrap_err();
+        assert!(error.contains("belongs to a `sentence_align` stage"), "{error}");
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl<'a> Engine<'a> {
                 None => {
                     return Err(TrainingError::Settings {
                         problem: format!(
-                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions`, `residual_blocks` and `summary` may differ",
+                            "the adapter to start from is {:?}, settings and networks ask for {adapter_config:?}; only `positions`, `residual_blocks`, `summary` and `sentence` may differ",
                             snapshot.config()
                         ),
                     });
@@ -123,6 +123,7 @@ fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterS
         residual_blocks: settings.residual_blocks.or(Some(start.residual_blocks)),
         positions: settings.positions.or(Some(start.positions)),
         summary: settings.summary.or(Some(start.summary)),
+        sentence: settings.sentence.or(Some(start.sentence)),
         ..settings.clone()
     }
 }

@@ -134,7 +134,7 @@ impl Engine<'_> {
         stage: &StageConfig,
         valid: &[Sample],
     ) -> Result<(Vec<TaskScore>, Vec<Transcribed>, usize), TrainingError> {
-        if stage.kind == StageKind::SummaryAlign {
+        if stage.kind.aligns_labels() {
             return Ok((Vec::new(), Vec::new(), 0)); // the language model has not learned to read it yet
         }
         let by_ctc = stage.kind == StageKind::CtcAlign;

@@ -212,6 +212,78 @@ fn an_alignment_of_the_summary_moves_it_alone() {
 }
 
 #[test]
+fn an_alignment_of_what_is_said_moves_nothing_else_and_makes_each_clips_positions_once() {
+    let place = Place::new();
+    let (mut clips, config) = moods(&place);
+    for example in clips.iter_mut().filter(|example| example.target == "sad") {
+        let tone: Vec<f32> = (0..5_000u16)
+            .map(|at| (f32::from(at) * 0.2).sin() * 0.3)
+            .collect();
+        example.audio = AudioSource::Samples(tone.into()); // the others are noise
+    }
+    let clips = in_files(&place.folder.path().join("clips"), clips);
+    let form = |mut config: TrainingConfig, sentence: bool| {
+        config.adapter.summary = None;
+        config.adapter.positions = Some(Positions::CtcSegments);
+        config.adapter.sentence = sentence.then_some(true);
+        config
+    };
+    let first = form(config("first", vec![stage(StageKind::CtcAlign, 6)]), false);
+    let first = train_on(&place, first, &examples(8), &[]);
+    let align = |cached: bool| StageConfig {
+        sentence_tasks: vec!["mood".into()],
+        segment_dropout: 0.0,
+        augment: false,
+        cached,
+        ..stage(StageKind::SentenceAlign, 60)
+    };
+    let run = |name: &str, cached: bool| {
+        let mut losses = Vec::new();
+        let mut config = form(config(name, vec![align(cached)]), true);
+        config.feature_cache.dir = Some(place.folder.path().join("features"));
+        config.validation.every_steps = 30;
+        let args = EngineArgs {
+            train: clips.clone(),
+            valid: clips.clone(),
+            start_from: Some((first.adapter.clone(), None)),
+            ..place.args(config)
+        };
+        let outcome = Engine::new(args).unwrap().run(&mut |event| {
+            if let TrainEvent::Validated { loss, .. } = event {
+                losses.push(*loss);
+            }
+        });
+        (outcome.unwrap(), losses)
+    };
+
+    let (aligned, losses) = run("aligned", true);
+
+    let version = aligned.adapter.config();
+    assert!(version.sentence && version.sentence_tasks == ["mood"] && version.ctc_trained);
+    let tensors = first.adapter.tensors();
+    for (name, tensor) in aligned.adapter.tensors() {
+        let kept = tensors.get(name) == Some(tensor);
+        assert_eq!(kept, !name.starts_with("sentence."), "{name}");
+    }
+    assert!(losses.len() == 2 && losses[1] < 0.1, "0.69 by chance: {losses:?}");
+    // Without a cache positions are made anew in each step, of f32 instead of bf16.
+    let (_, anew) = run("anew", false);
+    for (kept, anew) in losses.iter().zip(&anew) {
+        assert!((kept - anew).abs() < 0.1, "{losses:?} {anew:?}");
+    }
+    // Behind it, other stages let it rest.
+    let args = EngineArgs {
+        train: clips.clone(),
+        start_from: Some((aligned.adapter.clone(), None)),
+        ..place.args(config("on", vec![stage(StageKind::Multitask, 2)]))
+    };
+    let on = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+    assert!(on.adapter.config().sentence_tasks == ["mood"]);
+    let name = "sentence.conv.weight";
+    assert_eq!(on.adapter.tensors()[name], aligned.adapter.tensors()[name]);
+}
+
+#[test]
 fn a_lora_to_start_from_waits_for_the_stages_that_have_one_also_where_a_run_is_resumed() {
     let place = Place::new();
     let (clips, config) = moods(&place);

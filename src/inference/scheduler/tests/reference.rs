@@ -44,6 +44,7 @@ impl Case {
             spoken_weight: 0.0,
             spoken_above: 0.0,
             nothing_said_above: 0.0,
+            sentence_weight: 0.0,
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
         }

@@ -197,14 +197,17 @@ fn a_form_can_change_and_nothing_else() {
         positions: Positions::CtcSegments,
         residual_blocks: 1,
         summary: true,
+        sentence: true,
         ..config(LayerMix::Paper)
     };
 
     let formed = plain.in_form(&wanted, 0.25, 7).unwrap().unwrap();
 
     assert_eq!(*formed.config(), wanted);
-    let gain = formed.tensors()["summary.norm.weight"].floats().unwrap();
-    assert!(gain.iter().all(|value| *value == 0.25));
+    for (norm, expected) in [("summary", 0.25), ("sentence", 1.0)] {
+        let gain = formed.tensors()[&format!("{norm}.norm.weight")].floats().unwrap();
+        assert!(gain.iter().all(|value| *value == expected), "{norm}");
+    }
     let back = formed.in_form(plain.config(), 1.0, 1).unwrap().unwrap();
     assert!(back.same_content(&plain));
     let other = AdapterConfig { kernel: 5, ..wanted };

@@ -1,7 +1,8 @@
-//! Alignment of a clip's summary with the language model's words for what it is like.
+//! Alignment of an embedding of a clip (its summary, or that of what is said) with the language model's words
+//! for what it is.
 //!
-//! Next-token loss through a frozen language model moves a fresh summary slowly. Here the summary is
-//! classified at once, among the labels of the clip's task ([`label_scores`]).
+//! Next-token loss through a frozen language model moves a fresh embedding slowly. Here it is classified at
+//! once, among the labels of the clip's task ([`label_scores`]).
 
 use tch::{Kind, Tensor};
 
@@ -22,19 +23,19 @@ pub struct LabelTarget {
 /// Mean of the weighted cross-entropies of the rows that have a target; none when there are none.
 ///
 /// # Shapes
-/// `summaries` `[B, H]` f32, `table` `[V, H]` the language model's embeddings → scalar.
+/// `embeddings` `[B, H]` f32, `table` `[V, H]` the language model's embeddings → scalar.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when libtorch fails.
-pub fn summary_loss(
-    summaries: &Tensor,
+pub fn label_loss(
+    embeddings: &Tensor,
     targets: &[Option<&LabelTarget>],
     table: &Tensor,
 ) -> Result<Option<Tensor>, ModelError> {
     let mut losses = Vec::new();
     for (row, target) in (0i64..).zip(targets) {
         let Some(target) = target else { continue };
-        let scores = label_scores(&summaries.f_get(row)?, &target.labels, table)?; // [N]
+        let scores = label_scores(&embeddings.f_get(row)?, &target.labels, table)?; // [N]
         let right = i64::try_from(target.right).unwrap_or(i64::MAX);
         losses.push(scores.f_log_softmax(0, Kind::Float)?.f_get(right)? * -target.weight);
     }
@@ -53,19 +54,19 @@ mod tests {
     #[test]
     fn the_loss_is_the_weighted_cross_entropy_of_the_labels_scores() {
         let table = Tensor::eye(4, (Kind::Float, Device::Cpu));
-        let summaries = Tensor::from_slice2(&[[3.0f32, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]]);
+        let embeddings = Tensor::from_slice2(&[[3.0f32, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]]);
         let target = |right, weight| LabelTarget {
             labels: vec![vec![0], vec![1, 2]],
             right,
             weight,
         };
         let loss = |targets: &[Option<&LabelTarget>]| {
-            summary_loss(&summaries, targets, &table)
+            label_loss(&embeddings, targets, &table)
                 .unwrap()
                 .map(|loss| loss.double_value(&[]))
         };
         let of = |row: i64, right: i64| {
-            let scores = label_scores(&summaries.get(row), &target(0, 1.0).labels, &table).unwrap();
+            let scores = label_scores(&embeddings.get(row), &target(0, 1.0).labels, &table).unwrap();
             -scores.log_softmax(0, Kind::Float).double_value(&[right])
         };
 
