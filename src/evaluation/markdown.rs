@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::report::{Report, Score};
+use super::support::Share;
 use super::variants::Table;
 
 /// A report as Markdown.
@@ -39,6 +40,10 @@ pub fn markdown(report: &Report) -> String {
     if parts.len() > 1 {
         out.push_str("## By domain, class (recall; F1 for macro F1) and slot type (SLU-F1)\n\n");
         write_table(&mut out, &parts);
+    }
+    if !report.support.is_empty() {
+        out.push_str("## Transcripts flagged `unsupported`\n\n");
+        write_table(&mut out, &support(report));
     }
     out.push_str("## Metrics\n\n");
     let mut metrics = vec![row(["metric", "signature"])];
@@ -148,6 +153,29 @@ pub fn long(report: &Report, table: Table) -> Vec<Vec<String>> {
             &difference(score),
         ]));
     }
+    rows
+}
+
+/// How many wrong and how many right transcripts are flagged `unsupported`.
+pub fn support(report: &Report) -> Vec<Vec<String>> {
+    let share = |share: &Share| match share.percent() {
+        Some(percent) => format!("{} of {} ({percent:.1} %)", share.flagged, share.answers),
+        None => "–".to_owned(),
+    };
+    let mut rows = vec![row([
+        "system",
+        "set",
+        "flagged, WER above 50 %",
+        "flagged, WER below 10 %",
+    ])];
+    rows.extend(report.support.iter().map(|support| {
+        row([
+            &support.variant,
+            support.dataset.as_deref().unwrap_or("all"),
+            &share(&support.wrong),
+            &share(&support.right),
+        ])
+    }));
     rows
 }
 

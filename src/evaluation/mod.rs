@@ -7,6 +7,7 @@
 //! | [`plan`] | what each variant asks of each recording; equal questions are asked once |
 //! | [`run()`] | the questions answered: first about audio, then about texts in place of audio |
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
+//! | [`support`] | how well the flag `unsupported` tells wrong transcripts from right ones |
 //! | [`markdown`], [`plot`] | the report for people |
 //! | [`write_report`] | all of it as files |
 //!
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod plot;
 pub mod report;
 pub mod run;
+pub mod support;
 pub mod variants;
 
 pub use dataset::Dataset;

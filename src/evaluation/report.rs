@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::Dataset;
 use super::run::{Answered, Row};
+use super::support::Support;
 use super::variants::Table;
 use crate::registry::sha256_file;
 use crate::scoring::classes::by_class;
@@ -146,6 +147,9 @@ pub struct Report {
     pub bootstrap: Bootstrap,
     /// All cells of all tables.
     pub scores: Vec<Score>,
+    /// How the flag `unsupported` stands to the errors of transcripts; empty without a CTC head.
+    #[serde(default)]
+    pub support: Vec<Support>,
     /// Rows that a variant leaves out, and why: not a fault.
     pub left_out: Vec<String>,
     /// What could not be read or asked: in no score.
@@ -169,6 +173,7 @@ impl Report {
                 seed: SEED,
             },
             scores: Vec::new(),
+            support: Vec::new(),
             left_out,
             problems: answered.problems.clone(),
             audio_seconds: answered.audio_seconds,

@@ -49,6 +49,9 @@ pub struct Row {
     pub transcript: Option<String>,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
+    /// Natural-log probability of a transcript under the CTC head, per token; absent without such a head.
+    #[serde(default)]
+    pub agreement: Option<f64>,
     /// Whether the answer ended by itself.
     #[serde(default = "yes")]
     pub finished: bool,
@@ -245,6 +248,7 @@ pub fn run(
             answer: None,
             transcript: transcript.map(|answer| answer.text.clone()),
             score: answer.score,
+            agreement: answer.agreement,
             finished: answer.finished,
         };
         if let Some(layout) = &wanted.layout {

@@ -231,6 +231,7 @@ fn answered() -> Answered {
                 answer: None,
                 transcript: None,
                 score: None,
+                agreement: None,
                 finished: true,
             });
         }

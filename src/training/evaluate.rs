@@ -84,6 +84,9 @@ pub struct EvalAnswer {
     pub text: String,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
+    /// Natural-log probability of a transcript under the CTC head, per token; absent for other answers, and
+    /// without such a head.
+    pub agreement: Option<f64>,
     /// Whether it ended by itself.
     pub finished: bool,
 }
@@ -95,6 +98,7 @@ impl From<Output> for EvalAnswer {
             text,
             #[expect(clippy::cast_possible_truncation, reason = "a log-probability")]
             score: (!generation.ids.is_empty()).then(|| generation.score() as f32),
+            agreement: generation.agreement,
             finished: generation.ended,
         }
     }
@@ -233,6 +237,7 @@ impl CtcReader {
                 overlaps: part.overlaps,
             })),
             score: None,
+            agreement: None,
             finished: true,
         })
     }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::evaluation::report::{DatasetFacts, Facts};
+use speechverse::evaluation::support::Support;
 use speechverse::evaluation::{
     Answered, Choices, Dataset, Plan, PromptChoice, Report, markdown, read_rows, run, write_report,
 };
@@ -39,7 +40,8 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
         answered = answer(args, &settings, &plan, decoding, &mut facts)?;
     }
     answered.rows.extend(others);
-    let report = Report::new(&answered, plan.left_out(), &tasks, facts);
+    let mut report = Report::new(&answered, plan.left_out(), &tasks, facts);
+    report.support = Support::of(&answered.rows, settings.decoder.unsupported_below);
     for problem in &report.problems {
         tracing::error!("{problem}");
     }
@@ -59,6 +61,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
         for table in report.tables() {
             output::line(format!("{}:", table.title()))?;
             output::table(&markdown::long(&report, table), &[3])?;
+            output::line("")?;
+        }
+        if !report.support.is_empty() {
+            output::line("transcripts flagged `unsupported`:")?;
+            output::table(&markdown::support(&report), &[])?;
             output::line("")?;
         }
         let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
