@@ -103,10 +103,10 @@ mod tests {
     #[test]
     fn wrong_and_right_transcripts_are_counted_by_dataset_and_together() {
         let rows = [
-            row("a", "one two three", "One, two three!", Some(-0.1)),
-            row("a", "one two three", "one two three", Some(-3.0)),
-            row("a", "one two three", "four five three", Some(-4.0)),
-            row("a", "one two three", "one two four", Some(-9.0)), // neither right nor wrong
+            row("a", "red green blue", "Red, green blue!", Some(-0.1)),
+            row("a", "red green blue", "red green blue", Some(-3.0)),
+            row("a", "red green blue", "grey pink blue", Some(-4.0)),
+            row("a", "red green blue", "red green grey", Some(-9.0)), // neither right nor wrong
             row("b", "", "something", Some(-1.0)),
             row("b", "something", " ", Some(-9.0)),
             row("b", "something", "else", None),

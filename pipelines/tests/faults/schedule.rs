@@ -173,6 +173,8 @@ impl<'r> Run<'r> {
             Act::BrokerOutOfReach => {
                 self.broker.pause();
                 std::thread::sleep(self.outage);
+                // It may answer before the program that sends the signal has ended.
+                self.calm.push(Instant::now());
                 self.broker.go_on();
             }
             Act::BrokerRestart => self.broker.kill_and_restart(),
