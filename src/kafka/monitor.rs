@@ -341,7 +341,7 @@ impl ClientMonitor {
         }
     }
 
-    /// Another client has taken the place of the one that failed for good.
+    /// Another client has taken the place of the one that failed for good, or for too long.
     pub(super) fn renewed(&self, reason: &str) {
         if self.monitor.exports() {
             metrics::kafka_producer_renewed();
@@ -350,7 +350,7 @@ impl ClientMonitor {
         if let Some(unsaid) = self.said("renewed", reason) {
             warn!(
                 client = self.name,
-                reason, unsaid, "a Kafka client that had failed for good was made anew"
+                reason, unsaid, "a Kafka client that failed was made anew"
             );
         }
     }

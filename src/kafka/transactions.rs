@@ -32,6 +32,9 @@ pub(super) use producer::{Group, Producer};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// A producer whose calls have only failed for so long is replaced: after an outage, librdkafka's may never
+/// be able to abort again, and asks for one more try for ever.
+const FAILING_MAX: Duration = Duration::from_secs(15);
 
 /// When transactions begin, and how large they are.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +104,8 @@ pub(super) struct Transactions<P> {
     not_before: Instant,
     last_begin: Option<Instant>,
     retry_pause: Duration,
+    /// Since when calls of the producer have only failed.
+    failing_since: Option<Instant>,
     /// Nothing begins before the tracker knows again what is committed.
     resync_due: bool,
 }
@@ -119,6 +124,7 @@ impl<P: TransactionalProducer> Transactions<P> {
             not_before: now,
             last_begin: None,
             retry_pause: RETRY_FIRST,
+            failing_since: None,
             resync_due: false,
         }
     }
@@ -318,6 +324,7 @@ impl<P: TransactionalProducer> Transactions<P> {
         match self.producer.abort() {
             Ok(()) => {
                 metrics::transaction_ended("aborted");
+                self.failing_since = None;
                 self.phase = Phase::Idle;
                 self.not_before = now + self.retry_pause;
                 self.over(batch, in_doubt)
@@ -335,6 +342,7 @@ impl<P: TransactionalProducer> Transactions<P> {
         }
         // What the former producer left open is aborted by `init`, or committed where its commit had arrived.
         metrics::transaction_ended("abandoned");
+        self.failing_since = None;
         self.phase = Phase::Init;
         self.over(batch, in_doubt)
     }
@@ -417,17 +425,48 @@ impl<P: TransactionalProducer> Transactions<P> {
     }
 
     fn moved(&mut self, phase: Phase) -> Step {
+        self.failing_since = None;
         self.phase = phase;
         Step::Moved
     }
 
-    /// Stays in `phase`, or goes to it, after a pause.
+    /// Stays in `phase`, or goes to it, after a pause; where calls have failed for too long, the producer is
+    /// replaced.
     fn fail(&mut self, phase: Phase, what: &str, reason: &str, now: Instant) -> Step {
         debug!(what, reason, pause = ?self.retry_pause, "a transaction's step failed");
-        self.phase = phase;
+        let failing = now.saturating_duration_since(*self.failing_since.get_or_insert(now));
+        self.phase = if failing < FAILING_MAX {
+            phase
+        } else {
+            phase.renewal(now)
+        };
         self.not_before = now + self.retry_pause;
         self.retry_pause = (self.retry_pause * 2).min(RETRY_MAX);
         Step::Waiting
+    }
+}
+
+impl Phase {
+    /// The same with another producer.
+    fn renewal(self, now: Instant) -> Self {
+        match self {
+            Self::Init | Self::Idle => Self::Renew {
+                batch: Batch::empty(now),
+                in_doubt: false,
+            },
+            Self::Offsets(batch) => Self::Renew {
+                batch,
+                in_doubt: false,
+            },
+            Self::Commit(batch) => Self::Renew {
+                batch,
+                in_doubt: true,
+            },
+            Self::Abort { batch, in_doubt } | Self::Renew { batch, in_doubt } => {
+                Self::Renew { batch, in_doubt }
+            }
+            ended @ Self::Ended(_) => ended,
+        }
     }
 }
 

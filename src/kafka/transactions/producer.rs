@@ -221,8 +221,10 @@ impl TransactionalProducer for Producer {
         let reason = former
             .client()
             .fatal_error()
-            .map_or_else(String::new, |(_, reason)| reason);
+            .map_or_else(|| "its calls only failed".to_owned(), |(_, reason)| reason);
         self.monitor.renewed(&reason);
+        // One that is stuck may take its time to end; the consumer has to be polled meanwhile.
+        std::thread::spawn(move || drop(former));
         Ok(())
     }
 }

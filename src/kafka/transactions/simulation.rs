@@ -52,6 +52,8 @@ struct World {
     now: Instant,
     /// One in so many calls of a producer fails; none with 0.
     faults_one_in: usize,
+    /// Calls of producers only fail, until one is made anew: as librdkafka's after some outages.
+    is_stuck: bool,
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -74,6 +76,7 @@ impl History {
             dice,
             now: Instant::now(),
             faults_one_in,
+            is_stuck: false,
         };
         Self {
             world: Rc::new(RefCell::new(world)),
@@ -115,6 +118,7 @@ impl History {
             91 | 92 => self.crash(index),
             93 | 94 if self.processes.len() < 3 => self.start_process(),
             95 => self.world.borrow_mut().now += Duration::from_secs(11), // everything stands still for a while
+            96 => self.world.borrow_mut().is_stuck = true,
             _ => self.processes[index].hear_of_its_group(),
         }
     }
@@ -173,7 +177,7 @@ impl History {
         present.iter_mut().for_each(|process| process.take_up());
     }
 
-    /// No more faults; whatever is open has to come to rest with one process, every record answered.
+    /// No more new faults; whatever is open has to come to rest with one process, every record answered.
     fn come_to_rest(&mut self) {
         self.world.borrow_mut().faults_one_in = 0;
         self.processes.clear();

@@ -278,6 +278,9 @@ impl Model {
         }
         let world = Rc::clone(&self.world);
         let mut world = world.borrow_mut();
+        if world.is_stuck {
+            return Err(faults[0]("stuck".to_owned()));
+        }
         let fails = world.faults_one_in > 0 && {
             let one_in = world.faults_one_in;
             world.dice.one_in(one_in)
@@ -378,6 +381,7 @@ impl TransactionalProducer for Model {
 
     fn renew(&mut self) -> Result<(), Fault> {
         self.has_failed = false;
+        self.world.borrow_mut().is_stuck = false;
         Ok(())
     }
 }
