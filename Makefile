@@ -34,7 +34,7 @@ build: setup ## the program, optimised: target/release/speechverse
 models: build ## the models of the demonstration into models/ (0.24 GB once)
 	$(BINARY) models fetch
 
-demo: build models ## recorded speech through the whole pipeline; prints answers, latencies, a score for each task
+demo: build models ## recorded speech through the whole pipeline: answers, latencies, scores; then a training cycle on a new task
 	@SPEECHVERSE_BINARY=$(BINARY) scripts/demo.sh
 
 test: tools ## all checks and tests; what could not run here is listed by name at the end

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use speechverse::config::Settings;
 use speechverse::text::TaskTable;
 use speechverse::training::config::TrainingConfig;
+use speechverse::training::{AudioSource, read_manifest};
 
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
@@ -78,4 +80,37 @@ fn curricula_name_task_folders_that_are_there() {
     let tasks = TaskTable::load(&root.join(paper.tasks_dir.expect("the paper's curriculum asks every task")));
 
     assert!(tasks.unwrap().get("slots").is_ok());
+}
+
+#[test]
+fn the_cycle_of_the_demo_teaches_a_task_that_is_there_by_clips_each_of_a_recording_of_its_own() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cycle = TrainingConfig::load(&configs().join("curriculum/online-sound.toml")).unwrap();
+    let tasks = TaskTable::load(&root.join(cycle.tasks_dir.as_deref().unwrap())).unwrap();
+
+    assert!(cycle.keeps_lora(), "the shipped version has low-rank updates");
+    let taught: Vec<&String> = cycle
+        .stages
+        .iter()
+        .flat_map(|stage| &stage.summary_tasks)
+        .collect();
+    assert_eq!(taught, ["sound"]);
+    let task = tasks.get("sound").unwrap();
+    let mut recordings = BTreeSet::new();
+    for (part, clips) in [("labelled", 79), ("corrected", 1), ("test", 25)] {
+        let path = root.join("tests/fixtures/sounds").join(format!("{part}.jsonl"));
+        let manifest = read_manifest(&path, None).unwrap();
+        assert_eq!((manifest.examples.len(), manifest.refused), (clips, 0), "{part}");
+        for example in manifest.examples {
+            assert!(task.labels.iter().any(|label| label.name == example.target));
+            let AudioSource::Clip(clip) = &example.audio else {
+                panic!("a manifest names files");
+            };
+            let name = clip.path.file_stem().unwrap().to_str().unwrap();
+            let (label, recording) = name.split_once('-').unwrap();
+            assert_eq!(label, example.target);
+            assert!(recordings.insert(recording.to_owned()), "{name} is in two parts");
+            example.audio.load().unwrap();
+        }
+    }
 }

@@ -187,7 +187,7 @@ impl Trainer {
         let config = self.settings(run)?;
         let start_lora = match parent.lora() {
             None => None,
-            Some(_) if !config.stages.iter().any(|stage| stage.kind.has_lora()) => {
+            Some(_) if !config.keeps_lora() => {
                 let curriculum = self.args.config.curriculum.display();
                 return Ok(Outcome::failed(format!(
                     "`{}` has low-rank updates of the language model, which no stage of `{curriculum}` would keep",
@@ -207,6 +207,11 @@ impl Trainer {
         for sample in &mut judged.samples {
             if let Ok(task) = self.args.tasks.get(&sample.example.task) {
                 sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
+                // As serving answers a request that lists the answers to choose from.
+                if sample.example.variables.labels.is_some() {
+                    sample.grammar = task.grammar(&sample.example.variables)?;
+                    sample.spoken = task.spoken(&sample.example.variables)?;
+                }
             }
         }
         let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Scores> {
@@ -426,12 +431,15 @@ fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Examp
     let (reader, place) = (Arc::clone(snapshot), sample.clone());
     Ok(Example {
         id: stored.id.to_string(),
-        audio: AudioSource::Lazy(Arc::new(move || {
-            reader
-                .load(&place)
-                .map(|stored| stored.sample.audio)
-                .map_err(|error| error.to_string())
-        })),
+        audio: AudioSource::Lazy {
+            id: stored.id.to_string(),
+            load: Arc::new(move || {
+                reader
+                    .load(&place)
+                    .map(|stored| stored.sample.audio)
+                    .map_err(|error| error.to_string())
+            }),
+        },
         seconds: f64::from(sample.audio_seconds),
         task: stored.sample.task,
         instruction: Some(stored.sample.instruction),

@@ -215,6 +215,13 @@ impl TrainingConfig {
             .map_err(|problem| TrainingConfigError::Invalid { problem })
     }
 
+    /// Whether the low-rank updates of an adapter to start from are in the result too: a stage learns them,
+    /// or none changes what they work on, because the summary or the sentence embedding alone learns.
+    pub fn keeps_lora(&self) -> bool {
+        let mut kinds = self.stages.iter().map(|stage| stage.kind);
+        kinds.clone().any(StageKind::has_lora) || kinds.all(StageKind::aligns_labels)
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.run.is_empty()
             || !self

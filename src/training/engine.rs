@@ -23,7 +23,7 @@ use super::networks::Networks;
 use super::prepare::{Prepared, Sample};
 use super::stage::StageRunner;
 use crate::inference::speech_llm::Learned;
-use crate::models::adapter::AdapterSnapshot;
+use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use crate::nn::optimizer::AdamW;
 use crate::training::config::{StageConfig, TrainingConfig};
 
@@ -174,6 +174,13 @@ impl<'a> Engine<'a> {
         } else {
             validation::save_best(&best_folder, &self.learned, &self.config.run)?
         };
+        let (adapter, lora) = match self.start_lora.take() {
+            Some(untouched) if lora.is_none() && self.config.keeps_lora() => {
+                let numbers = LoraSnapshot::read(&untouched)?;
+                (adapter.with_lora(Some(numbers)), Some(untouched))
+            }
+            _ => (adapter, lora),
+        };
         self.tell(
             TrainEvent::RunFinished {
                 seconds,
@@ -229,11 +236,17 @@ impl<'a> Engine<'a> {
                 ),
             });
         }
+        if stage.summary_units.is_some() && self.state.step > 0 {
+            return Err(TrainingError::Settings {
+                problem: "a stage with `summary_units` cannot be resumed in its middle: start the run anew"
+                    .into(),
+            });
+        }
         let classes = classes_of(samples.iter().filter_map(|sample| sample.ctc.as_deref()));
         let networks = self.networks;
         let run = self.config.clone();
         let cache = self.feature_cache.as_ref();
-        let work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
+        let mut work = StageRunner::begin(networks, &run, stage, &mut self.learned, &classes, cache)?;
         if stage.kind.has_lora()
             && let Some(folder) = self.start_lora.take()
         {
@@ -285,7 +298,7 @@ impl<'a> Engine<'a> {
             {
                 break Ending::Patience;
             }
-            let did = self.step(stage, &work, &mut optimizer, &reader, &samples, on_event)?;
+            let did = self.step(stage, &mut work, &mut optimizer, &reader, &samples, on_event)?;
             if did {
                 skipped_in_a_row = 0;
             } else {

@@ -347,8 +347,10 @@ pub fn evaluate(
         .iter()
         .map(|sample| {
             let prompt = EvalPrompt {
+                instruction: sample.variants.first(),
+                grammar: sample.grammar.clone(),
                 task: Some(sample.example.task.clone()),
-                ..EvalPrompt::free(sample.variants.first())
+                spoken: sample.spoken.clone(),
             };
             (&sample.example, vec![prompt])
         })

@@ -25,7 +25,12 @@ pub enum AudioSource {
     /// In memory: mono f32 at 16 kHz.
     Samples(Arc<[f32]>),
     /// Behind a function, such as one that reads the sample store.
-    Lazy(LazyAudio),
+    Lazy {
+        /// Names the sound: sources with the same id have the same samples.
+        id: String,
+        /// Gives the samples.
+        load: LazyAudio,
+    },
 }
 
 /// The sound of an example.
@@ -133,7 +138,7 @@ impl fmt::Debug for AudioSource {
             Self::File(path) => write!(f, "File({})", path.display()),
             Self::Clip(clip) => write!(f, "{clip:?}"),
             Self::Samples(samples) => write!(f, "Samples({})", samples.len()),
-            Self::Lazy(_) => write!(f, "Lazy"),
+            Self::Lazy { id, .. } => write!(f, "Lazy({id})"),
         }
     }
 }
@@ -158,7 +163,7 @@ impl AudioSource {
         };
         let loaded = match self {
             Self::Samples(samples) => whole(samples.to_vec()),
-            Self::Lazy(load) => whole(load()?),
+            Self::Lazy { load, .. } => whole(load()?),
             Self::File(path) => read(path, None)?,
             Self::Clip(clip) => clip.load()?,
         };

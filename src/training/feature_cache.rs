@@ -1,9 +1,10 @@
 //! Features of the frozen encoder on disk, so that a clip is encoded once for many epochs, stages and runs.
 //!
 //! One file a clip and variant, named by a digest of all that its values depend on: the recording (path,
-//! size, time of the last change), its augmentation and the seed of it, the encoder, its precision, the layer
-//! mix. So a folder may be shared, and what no longer fits is never found. Values are bf16: the mixture of
-//! the layers `[T, D]`, then the statistics of all hidden states `[L+1, 2D]`.
+//! size, time of the last change; or the id of a stored sample), its augmentation and the seed of it, the
+//! encoder, its precision, the layer mix. So a folder may be shared, and what no longer fits is never found.
+//! Values are bf16: the mixture of the layers `[T, D]`, then the statistics of all hidden states
+//! `[L+1, 2D]`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,37 +45,47 @@ struct Shared {
 pub struct FeatureKey(String);
 
 impl FeatureKey {
-    /// The key of a recording in a file, changed as `changes` says; none for audio that has no file.
+    /// The key of a recording in a file or of one that has an id, changed as `changes` says; none for audio
+    /// that has neither.
     ///
     /// `common` is what all features of a stage depend on, `changes` what those of this variant do.
     pub fn new(audio: &AudioSource, common: &str, changes: &str) -> Option<Self> {
-        let (path, piece) = match audio {
-            AudioSource::File(path) => (path, None),
-            AudioSource::Clip(clip) => (&clip.path, clip.offset.map(|offset| (offset, clip.seconds))),
-            AudioSource::Samples(_) | AudioSource::Lazy(_) => return None,
+        let mut parts = match audio {
+            AudioSource::File(path) => of_file(path, String::new())?,
+            AudioSource::Clip(clip) => {
+                let piece = clip.offset.map(|offset| format!("{offset} {}", clip.seconds));
+                of_file(&clip.path, piece.unwrap_or_default())?
+            }
+            AudioSource::Lazy { id, .. } => vec![b"id".to_vec(), id.as_bytes().to_vec()],
+            AudioSource::Samples(_) => return None,
         };
-        let piece = piece.map_or_else(String::new, |(offset, seconds)| format!("{offset} {seconds}"));
-        let facts = std::fs::metadata(path).ok()?;
-        let changed = facts
-            .modified()
-            .ok()?
-            .duration_since(std::time::UNIX_EPOCH)
-            .ok()?;
-        let path = std::path::absolute(path).ok()?;
+        parts.extend([common, changes].map(|part| part.as_bytes().to_vec()));
         let mut hash = Sha256::new();
-        for part in [
-            path.as_os_str().as_encoded_bytes(),
-            &facts.len().to_le_bytes(),
-            &changed.as_nanos().to_le_bytes(),
-            piece.as_bytes(),
-            common.as_bytes(),
-            changes.as_bytes(),
-        ] {
+        for part in parts {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
         Some(Self(hex(&hash.finalize())))
     }
+}
+
+/// What tells a recording in a file from others: path, size, time of the last change, and which piece.
+fn of_file(path: &Path, piece: String) -> Option<Vec<Vec<u8>>> {
+    let facts = std::fs::metadata(path).ok()?;
+    let changed = facts
+        .modified()
+        .ok()?
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()?;
+    Some(vec![
+        std::path::absolute(path)
+            .ok()?
+            .into_os_string()
+            .into_encoded_bytes(),
+        facts.len().to_le_bytes().to_vec(),
+        changed.as_nanos().to_le_bytes().to_vec(),
+        piece.into_bytes(),
+    ])
 }
 
 impl FeatureKey {

@@ -46,6 +46,7 @@ pub mod prompt_variants;
 mod run;
 pub mod schedule;
 pub mod stage;
+pub mod summary_units;
 pub mod trainer_config;
 
 pub use control::{Control, Yield};

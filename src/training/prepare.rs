@@ -9,7 +9,7 @@ use super::label_loss::LabelTarget;
 use super::prompt_variants::{PromptVariants, TRANSCRIPT, TaskCatalog};
 use crate::inference::speech_llm::SpeechLlm;
 use crate::scoring::Metric;
-use crate::text::{AnswerFormat, JointLayout};
+use crate::text::{AnswerFormat, JointLayout, OutputGrammar, Spoken};
 use crate::training::config::TrainingConfig;
 
 /// A sample ready for both losses.
@@ -27,6 +27,10 @@ pub struct Sample {
     pub variants: PromptVariants,
     /// Its tasks, each with the metric that its answers are judged by.
     pub metrics: Vec<(String, Metric)>,
+    /// What its answers are constrained to in evaluation; free unless the caller says otherwise.
+    pub grammar: OutputGrammar,
+    /// What has to be said for the labels of a constrained answer; none unless the caller says otherwise.
+    pub spoken: Option<Spoken>,
 }
 
 /// Samples, and how many recordings were left out, by reason.
@@ -112,6 +116,8 @@ pub fn prepare(
             label,
             variants,
             metrics,
+            grammar: OutputGrammar::free(),
+            spoken: None,
         });
     }
     weigh_labels(&mut prepared.samples);

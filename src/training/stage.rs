@@ -14,6 +14,7 @@ use super::label_loss::{LabelTarget, label_loss};
 use super::networks::Networks;
 use super::position_memory::{self, PositionMemory};
 use super::prepare::Sample;
+use super::summary_units::{self, SummaryUnits};
 use crate::inference::speech_llm::Learned;
 use crate::inference::{Features, hidden_states};
 use crate::models::Encoded;
@@ -45,6 +46,8 @@ pub struct StageRunner<'a> {
     features: Option<(StageFeatures, Tensor)>,
     /// Positions of clips, where nothing that they are made with learns.
     positions: RefCell<PositionMemory>,
+    /// What learns of the summary, where that is not all.
+    units: Option<SummaryUnits>,
 }
 
 impl<'a> StageRunner<'a> {
@@ -70,6 +73,8 @@ impl<'a> StageRunner<'a> {
         if !config.kind.aligns_labels() {
             learned.adapter.set_ctc_trained(with_ctc(config));
         }
+        let mut earlier = learned.adapter.config().summary_tasks.clone();
+        earlier.retain(|task| !config.summary_tasks.contains(task));
         let form = learned.adapter.config();
         for (part, tasks, there) in [
             ("summary", &config.summary_tasks, form.summary),
@@ -121,9 +126,24 @@ impl<'a> StageRunner<'a> {
             }
             _ => None,
         };
+        let units = match config.summary_units {
+            Some(count) => {
+                let labels = summary_units::labels_of(&earlier, run, &networks.speech_llm)?;
+                let table = networks.speech_llm.llm().embedding_table();
+                Some(SummaryUnits::begin(
+                    &learned.adapter,
+                    count,
+                    &labels,
+                    &table,
+                    run.seed,
+                )?)
+            }
+            None => None,
+        };
         Ok(Self {
             networks,
             config,
+            units,
             masks: config.augment.then(|| run.augment.clone()),
             features,
             positions: RefCell::default(),
@@ -161,7 +181,9 @@ impl<'a> StageRunner<'a> {
                 StageKind::SentenceAlign => !of_sentence,
                 StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => of_sentence,
             };
+            let held = self.units.is_some() && !summary_units::LEARNED.contains(&name.as_str());
             if rests
+                || held
                 || (name.starts_with("ctc.") && !with_ctc(self.config))
                 || (name == "mix.weight" && self.features.is_some())
             {
@@ -207,6 +229,14 @@ impl<'a> StageRunner<'a> {
             weight_decay: self.config.weight_decay,
         };
         Ok(AdamW::new(config, self.parameters(learned))?)
+    }
+
+    /// After an optimiser step: keeps what does not learn as it was.
+    ///
+    /// # Errors
+    /// [`TrainingError`] when libtorch fails.
+    pub fn hold(&mut self) -> Result<(), TrainingError> {
+        self.units.as_mut().map_or(Ok(()), SummaryUnits::hold)
     }
 
     /// Loss of one batch; `random` draws the masks of a training step. None when no row has a target that the

@@ -430,3 +430,28 @@ async fn the_gate_judges_a_task_by_its_own_metric_and_hears_clips_longer_than_tr
     );
     assert_eq!(metrics["held_out_samples"], harness.held_out_seconds.len() as f64);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gate_constrains_an_answer_to_the_labels_that_its_sample_lists() {
+    for (labels, right) in [(vec![], 0.0), (vec!["happy".to_owned()], 100.0)] {
+        let samples = (0..16).map(|number| Sample {
+            task: "emotion".to_owned(),
+            target: "happy".to_owned(),
+            labels: labels.clone(),
+            ..sample(number)
+        });
+        let harness = Harness::with_samples(samples.collect(), |trainer| {
+            promote_equals(trainer);
+            let curriculum = format!("{CURRICULUM}tasks = [\"emotion\"]\n");
+            std::fs::write(&trainer.curriculum, curriculum).unwrap();
+        })
+        .await;
+
+        harness.start("run").await;
+        let (_, verdict, reason) = harness.cycle().await;
+
+        assert_eq!(verdict, Verdict::Promoted, "{reason}");
+        let metrics = harness.registry.manifest("tiny-0002").unwrap().metrics;
+        assert_eq!(metrics["held_out_emotion_uar_before"], right, "{labels:?}");
+    }
+}

@@ -77,13 +77,13 @@ pub struct Label {
     /// How to reach the topics.
     #[command(flatten)]
     pub broker: Broker,
-    /// Audio file of a labelled sample.
+    /// Audio files, each a labelled sample with the same right answer.
     #[arg(
         value_name = "FILE",
         required_unless_present = "request",
         conflicts_with = "request"
     )]
-    pub file: Option<PathBuf>,
+    pub files: Vec<PathBuf>,
     /// Id of an answered request whose answer is corrected.
     #[arg(long, value_name = "ID")]
     pub request: Option<String>,

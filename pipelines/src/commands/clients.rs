@@ -163,11 +163,7 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
     }
     runtime()?.block_on(async {
         let sink = Sink::new(&config).context("Kafka producer")?;
-        let id = fresh_id(0);
-        let mut headers = vec![
-            header("ce_id", id.as_str()),
-            header("ce_target", args.target.as_str()),
-        ];
+        let mut headers = vec![header("ce_target", args.target.as_str())];
         headers.extend(
             args.instruction
                 .iter()
@@ -175,24 +171,25 @@ pub(super) fn label(args: &Label) -> Result<(), Failure> {
         );
         headers.extend(args.task.iter().map(|text| header("ce_task", text.as_str())));
         headers.extend(given(&args.given)?);
-        let (key, value) = match (&args.file, &args.request) {
-            (Some(file), _) => (&id, Some(Bytes::from(super::read_input(file)?))),
+        let topic = &config.topics.labels;
+        if let Some(request) = &args.request {
+            let id = fresh_id(0);
+            headers.push(header("ce_id", id.as_str()));
+            headers.push(header("ce_subject", request.as_str()));
+            headers
+                .extend((args.request_source.iter()).map(|text| header("ce_subjectsource", text.as_str())));
             // Under one key, the corrections of a request stay in the order in which they are sent.
-            (None, Some(request)) => {
-                headers.push(header("ce_subject", request.as_str()));
-                headers.extend(
-                    (args.request_source.iter()).map(|text| header("ce_subjectsource", text.as_str())),
-                );
-                (request, None)
-            }
-            (None, None) => {
-                return Err(Failure::Usage(anyhow::anyhow!(
-                    "name a file, or a request with `--request`"
-                )));
-            }
-        };
-        send(&sink, &config.topics.labels, key, value, headers).await?;
-        output::line(&id)?;
+            send(&sink, topic, request, None, headers.clone()).await?;
+            output::line(&id)?;
+        }
+        for (number, file) in args.files.iter().enumerate() {
+            let id = fresh_id(number);
+            let audio = Bytes::from(super::read_input(file)?);
+            let mut headers = headers.clone();
+            headers.push(header("ce_id", id.as_str()));
+            send(&sink, topic, &id, Some(audio), headers).await?;
+            output::line(&id)?;
+        }
         Ok(())
     })
 }

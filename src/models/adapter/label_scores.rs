@@ -20,14 +20,25 @@ const LENGTH_EPS: f64 = 1e-6;
 /// # Errors
 /// [`ModelError::Torch`] when a token is no row of the table, or libtorch fails.
 pub fn label_scores(clip: &Tensor, labels: &[Vec<i64>], table: &Tensor) -> Result<Tensor, ModelError> {
+    let labels = label_embeddings(labels, table)?; // [N, H]
+    Ok(labels.f_mv(&(unit(clip)? * SCALE))?)
+}
+
+/// The directions that labels are in: the mean of each one's token embeddings, brought to length 1.
+///
+/// # Shapes
+/// `labels`: tokens of each of the N labels, at least one each; `table` `[V, H]` → `[N, H]` f32.
+///
+/// # Errors
+/// As [`label_scores`].
+pub fn label_embeddings(labels: &[Vec<i64>], table: &Tensor) -> Result<Tensor, ModelError> {
     let mut embedded = Vec::with_capacity(labels.len());
     for tokens in labels {
         let tokens = Tensor::f_from_slice(tokens)?.f_to_device(table.device())?;
         let rows = table.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?; // [L, H]
         embedded.push(rows.f_mean_dim([0i64].as_slice(), false, Kind::Float)?);
     }
-    let labels = unit(&Tensor::f_stack(&embedded, 0)?)?; // [N, H]
-    Ok(labels.f_mv(&(unit(clip)? * SCALE))?)
+    unit(&Tensor::f_stack(&embedded, 0)?)
 }
 
 fn unit(x: &Tensor) -> Result<Tensor, ModelError> {

@@ -59,6 +59,7 @@ fn the_papers_tasks_and_ours_are_shipped_with_their_metrics_and_answer_formats()
             ("question", Text, TokenF1),
             ("sentiment", Label, Uar),
             ("slots", Slots, SluF1),
+            ("sound", Label, Accuracy),
             ("speaker_count", Label, Uar),
             ("speech_detection", Label, Uar),
             ("translation", Text, Bleu),

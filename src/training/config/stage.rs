@@ -135,6 +135,11 @@ pub struct StageConfig {
     /// Share of a clip's segments that are left out at random in each step of a `sentence_align` stage.
     #[serde(default = "StageConfig::default_segment_dropout")]
     pub segment_dropout: f64,
+    /// In a `summary_align` stage: so many units of the summary's inner layer learn, and nothing that changes
+    /// the answers of tasks that the summary was aligned with before
+    /// ([`summary_units`](crate::training::summary_units)); absent: all of the summary learns.
+    #[serde(default)]
+    pub summary_units: Option<usize>,
     /// Whether training audio is augmented as `[augment]` says.
     #[serde(default = "StageConfig::default_augment")]
     pub augment: bool,
@@ -178,6 +183,7 @@ impl StageConfig {
             summary_tasks: Vec::new(),
             sentence_tasks: Vec::new(),
             segment_dropout: Self::default_segment_dropout(),
+            summary_units: None,
             augment: Self::default_augment(),
             cached: false,
             tasks: None,
@@ -298,6 +304,15 @@ impl StageConfig {
                     stage.name()
                 ));
             }
+        }
+        if let Some(units) = self.summary_units {
+            if self.kind != StageKind::SummaryAlign {
+                return Err(format!(
+                    "{} means nothing here, only in a `summary_align` stage",
+                    key("summary_units")
+                ));
+            }
+            within(&key("summary_units"), units as f64, 1.0, 65_536.0)?;
         }
         for (task, weight) in &self.weights {
             within(&key(&format!("weights.{task}")), *weight, 0.0, 1000.0)?;

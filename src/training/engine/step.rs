@@ -24,7 +24,7 @@ impl Engine<'_> {
     pub(super) fn step(
         &mut self,
         stage: &StageConfig,
-        work: &StageRunner<'_>,
+        work: &mut StageRunner<'_>,
         optimizer: &mut AdamW,
         reader: &BatchReader,
         samples: &[Sample],
@@ -75,6 +75,7 @@ impl Engine<'_> {
                 optimizer.scale_grads(stage.clip_norm / norm);
             }
             optimizer.step(rate);
+            work.hold()?;
         }
         let elapsed = start.elapsed().as_secs_f64();
         self.state.stage_seconds += elapsed;

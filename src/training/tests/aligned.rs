@@ -204,6 +204,9 @@ fn an_alignment_of_the_summary_moves_it_alone() {
 
     let aligned = aligned.unwrap();
     assert_eq!(aligned.adapter.config().summary_tasks, ["mood"]);
+    // No stage touches the low-rank updates: they stay part of the result.
+    assert_eq!(lora_bytes(&aligned), lora_bytes(&first));
+    assert!(aligned.adapter.lora().is_some());
     for (name, tensor) in aligned.adapter.tensors() {
         let moved = *tensor != first.adapter.tensors()[name];
         assert_eq!(moved, name.starts_with("summary."), "{name}");

@@ -31,7 +31,10 @@ fn too_many_unreadable_clips_end_the_run_and_name_one() {
     let place = Place::new();
     let mut args = place.args(place.config("unreadable", vec![stage(StageKind::CtcAlign, 50)]));
     for example in &mut args.train[2..] {
-        example.audio = AudioSource::Lazy(Arc::new(|| Err("`gone.wav`: no such file".into())));
+        example.audio = AudioSource::Lazy {
+            id: "gone".to_owned(),
+            load: Arc::new(|| Err("`gone.wav`: no such file".into())),
+        };
     }
 
     let error = Engine::new(args)
