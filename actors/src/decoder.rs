@@ -142,7 +142,7 @@ impl Message<DecodeUtterance> for Decoder {
 impl Message<ReadSoFar> for Decoder {
     type Reply = ();
 
-    /// Tells what the CTC head reads of an utterance in progress, where that is new.
+    /// Publishes what the CTC head reads of an utterance in progress, where that is new.
     async fn handle(&mut self, message: ReadSoFar, _: &mut Context<Self, Self::Reply>) {
         let ReadSoFar {
             features,
@@ -389,7 +389,7 @@ impl Decoder {
         }
     }
 
-    /// Tells the answer to a window, which does not change any more.
+    /// Publishes the answer to a window, which does not change any more.
     fn tell_segment(
         &self,
         context: &RequestContext,

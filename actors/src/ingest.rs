@@ -20,7 +20,7 @@ use speechverse::audio::{
     samples_of,
 };
 use speechverse::inference::config::DecoderConfig;
-use speechverse::inference::{HeardWindow, VoiceDetector};
+use speechverse::inference::{AudioWindow, VoiceDetector};
 use speechverse::kafka::{Budget, OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
@@ -35,7 +35,6 @@ use tracing::{Span, debug, error, info, warn};
 
 use crate::answering::is_transcript;
 use crate::current::CurrentAdapter;
-use crate::hearing::{Heard, Hearing, too_long};
 use crate::inbox::{Arrival, Inbox};
 use crate::interrupt::{Interrupt, Interrupts};
 use crate::joining::Joining;
@@ -44,6 +43,7 @@ use crate::messages::{
     EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, RecordGuard, RequestContext,
     UtteranceAdmitted, request_span,
 };
+use crate::stream_audio::{StreamAudio, StreamEnd, too_long};
 use crate::streams::{Next, StreamLimits, StreamName, Streams, Taken};
 use crate::windows::{WindowSource, publish_joined, reason_of, without_sound, without_value};
 
@@ -127,7 +127,7 @@ struct Facts {
 pub struct AudioIngest {
     args: IngestArgs,
     inbox: Inbox,
-    streams: Streams<Hearing>,
+    streams: Streams<StreamAudio>,
     detector: VoiceDetector,
     /// Long recordings that are worked through at once.
     long_recordings: Arc<Semaphore>,
@@ -210,7 +210,7 @@ impl AudioIngest {
 
     async fn go_on(&mut self, taken: Taken) {
         match taken {
-            Taken::Next(next) => self.hear(next).await,
+            Taken::Next(next) => self.take_chunk(next).await,
             Taken::Repeated(record) => {
                 debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
                 self.args.tracker.release(&record.record_offset);

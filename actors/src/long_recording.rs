@@ -7,7 +7,7 @@ use kameo::prelude::*;
 use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::audio::{AudioError, LongSound};
 use speechverse::inference::config::DecoderConfig;
-use speechverse::inference::{HeardWindow, SpeechWindows, VoiceDetector};
+use speechverse::inference::{AudioWindow, SpeechWindows, VoiceDetector};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -62,14 +62,17 @@ impl LongRecording {
                     return false;
                 }
             };
-            found.into_iter().all(|heard| self.send(heard, &places, runtime)) && self.source.is_wanted()
+            found
+                .into_iter()
+                .all(|window| self.send(window, &places, runtime))
+                && self.source.is_wanted()
         });
-        // What was heard before somebody spoke again is the answer.
+        // What was said before somebody spoke again is the answer.
         let interrupted = self.source.interrupt.is_set();
         if failure.is_none() && (interrupted || self.source.is_wanted()) {
             if interrupted || read.is_ok() {
                 let last = windows.finish().filter(|_| !interrupted);
-                let all = last.is_none_or(|heard| self.send(heard, &places, runtime));
+                let all = last.is_none_or(|window| self.send(window, &places, runtime));
                 if (all || self.source.interrupt.is_set())
                     && let Some(joined) = self.source.joining.close()
                 {
@@ -87,14 +90,14 @@ impl LongRecording {
     }
 
     /// Sends a window when there is a place for it; `false` where that makes no sense any more.
-    fn send(&self, heard: HeardWindow, places: &Arc<Semaphore>, runtime: &Handle) -> bool {
+    fn send(&self, window: AudioWindow, places: &Arc<Semaphore>, runtime: &Handle) -> bool {
         let Ok(place) = runtime.block_on(Arc::clone(places).acquire_owned()) else {
             return false;
         };
         if !self.source.is_wanted() {
             return false;
         }
-        let order = self.source.order(heard, Some(place));
+        let order = self.source.order(window, Some(place));
         match runtime.block_on(async { self.encoder.tell(order).await }) {
             Ok(()) => true,
             Err(error) => {

@@ -48,7 +48,7 @@ pub struct DecodeUtterance {
 pub struct SoFar {
     /// The stream's readings; while this lives, no other one is on its way.
     pub turn: ReadingTurn,
-    /// The utterance, as far as it was heard.
+    /// The utterance, as far as it has come.
     pub segment: Segment,
     /// The stream's request, without sound.
     pub request: Request,

@@ -22,9 +22,9 @@ struct Shared {
 struct State {
     segment: u64,
     agreement: LocalAgreement,
-    /// What was told last.
-    told: (String, String),
-    /// How many partial answers were told.
+    /// What was published last.
+    published: (String, String),
+    /// How many partial answers were published.
     count: u64,
 }
 
@@ -56,7 +56,7 @@ impl Reading {
 }
 
 impl ReadingTurn {
-    /// Takes a reading of the segment of this number; what is to be told of it, if it is new.
+    /// Takes a reading of the segment of this number; what is to be published of it, if it is new.
     pub fn read(&self, segment: u64, text: &str) -> Option<Read> {
         let mut state = (self.reading.shared.state.lock()).unwrap_or_else(PoisonError::into_inner);
         if segment < state.segment {
@@ -69,16 +69,16 @@ impl ReadingTurn {
                 ..State::default()
             };
         }
-        let told = state.agreement.read(text);
-        if told.0.is_empty() || told == state.told {
+        let read = state.agreement.read(text);
+        if read.0.is_empty() || read == state.published {
             return None;
         }
-        state.told = told.clone();
+        state.published = read.clone();
         state.count += 1;
         Some(Read {
             number: state.count - 1,
-            text: told.0,
-            confirmed: told.1,
+            text: read.0,
+            confirmed: read.1,
         })
     }
 }
@@ -111,14 +111,14 @@ mod tests {
             let found = reading.turn()?.read(segment, text)?;
             Some((found.number, found.text, found.confirmed))
         };
-        let told =
+        let partial =
             |number, text: &str, confirmed: &str| Some((number, text.to_owned(), confirmed.to_owned()));
 
         assert_eq!(read(0, ""), None);
-        assert_eq!(read(0, "one two"), told(0, "one two", ""));
-        assert_eq!(read(0, "one two"), told(1, "one two", "one"));
+        assert_eq!(read(0, "one two"), partial(0, "one two", ""));
+        assert_eq!(read(0, "one two"), partial(1, "one two", "one"));
         assert_eq!(read(0, "one two"), None);
-        assert_eq!(read(2, "three"), told(2, "three", ""));
+        assert_eq!(read(2, "three"), partial(2, "three", ""));
         assert_eq!(read(1, "late words"), None);
     }
 }

@@ -5,7 +5,7 @@
 //! that is missing, or that comes again with other sound, breaks its stream: everything of it becomes dead
 //! letters, up to and including its last chunk.
 //!
-//! What is heard in the chunks is another matter: `S`, which whoever takes the chunks keeps here.
+//! What becomes of the audio in the chunks is another matter: `S`, which whoever takes the chunks keeps here.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ const COMPLETE_MAX: usize = 1_024;
 const REMEMBERED_CHUNKS_MAX: usize = 65_536; // 32 bytes each
 /// Most chunks of one stream: two hours in pieces of 100 ms.
 const CHUNKS_MAX: usize = 72_000;
-/// Values of a stream that are kept for its dead letters once they are heard, bytes.
+/// Values of a stream that are kept for its dead letters once they are taken up, bytes.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// How many streams there may be, and how long they may be silent.
@@ -69,8 +69,8 @@ pub struct Complete<S> {
     pub request: Request,
     /// Records of the chunks before.
     pub earlier: Vec<Record>,
-    /// What was heard.
-    pub heard: S,
+    /// What was kept of it.
+    pub state: S,
 }
 
 /// Who sends a stream, and its name there.
@@ -85,7 +85,7 @@ struct Stream<S> {
     kept_from: usize,
     kept_bytes: usize,
     last_chunk: Instant,
-    heard: Option<S>,
+    state: Option<S>,
 }
 
 /// What is left of a complete stream: enough to know its chunks again.
@@ -190,7 +190,7 @@ impl<S> Streams<S> {
                 kept_from: 0,
                 kept_bytes: 0,
                 last_chunk: now,
-                heard: None,
+                state: None,
             }
         });
         stream.last_chunk = now;
@@ -210,12 +210,12 @@ impl<S> Streams<S> {
         self.streams.get(name)?.records.first()
     }
 
-    /// What was heard of a stream.
-    pub fn heard(&mut self, name: &StreamName) -> Option<&mut Option<S>> {
-        self.streams.get_mut(name).map(|stream| &mut stream.heard)
+    /// What is kept of a stream.
+    pub fn state(&mut self, name: &StreamName) -> Option<&mut Option<S>> {
+        self.streams.get_mut(name).map(|stream| &mut stream.state)
     }
 
-    /// Lets go of values that are heard, but for the last ones; the places of their records.
+    /// Lets go of values that are taken up, but for the last ones; the places of their records.
     pub fn let_go(&mut self, name: &StreamName) -> Vec<RecordOffset> {
         let mut gone = Vec::new();
         let Some(stream) = self.streams.get_mut(name) else {
@@ -244,7 +244,7 @@ impl<S> Streams<S> {
             record,
             request: stream.request,
             earlier: stream.records,
-            heard: stream.heard?,
+            state: stream.state?,
         })
     }
 

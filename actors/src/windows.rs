@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::{AudioError, SAMPLE_RATE_HZ};
-use speechverse::inference::HeardWindow;
+use speechverse::inference::AudioWindow;
 use speechverse::inference::config::DecoderConfig;
 use speechverse::kafka::{OffsetTracker, TopicPartition};
 use speechverse::models::adapter::AdapterSnapshot;
@@ -48,10 +48,10 @@ impl WindowSource {
     }
 
     /// Announces a window to whoever joins, and makes the order for the encoder.
-    pub(crate) fn order(&self, heard: HeardWindow, place: Option<OwnedSemaphorePermit>) -> EncodeUtterance {
-        let number = self.joining.expect(heard.window.overlaps);
-        let seconds = heard.samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
-        let begin_seconds = heard.window.samples.start as f64 / f64::from(SAMPLE_RATE_HZ);
+    pub(crate) fn order(&self, cut: AudioWindow, place: Option<OwnedSemaphorePermit>) -> EncodeUtterance {
+        let number = self.joining.expect(cut.window.overlaps);
+        let seconds = cut.samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
+        let begin_seconds = cut.window.samples.start as f64 / f64::from(SAMPLE_RATE_HZ);
         let mut context = RequestContext::new(
             self.record.clone(),
             self.request.clone(),
@@ -73,7 +73,7 @@ impl WindowSource {
         });
         let budget = self.tracker.budget();
         context.hold(
-            budget.hold(size_of_val(heard.samples.as_slice()) as u64),
+            budget.hold(size_of_val(cut.samples.as_slice()) as u64),
             Vec::new(),
         );
         let partition = TopicPartition::of(&self.record.record_offset);
@@ -83,7 +83,7 @@ impl WindowSource {
         context.yield_to_serving(self.training.as_ref());
         context.queue_for(Stage::Encode);
         EncodeUtterance {
-            samples: heard.samples,
+            samples: cut.samples,
             adapter: self.adapter.clone(),
             context,
         }

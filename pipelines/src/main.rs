@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Ok(cli) => commands::run(cli),
         Err(asked) if !asked.use_stderr() => print_help(&asked),
         Err(wrong) => {
-            let _ = wrong.print(); // nobody hears that standard error is full
+            let _ = wrong.print(); // nothing can be done where standard error is full
             return ExitCode::from(2);
         }
     };

@@ -160,7 +160,7 @@ pub struct SpeechConfig {
     pub long_recordings_max: usize,
     /// Silence that ends an utterance of a stream, milliseconds.
     pub utterance_pause_ms: u64,
-    /// A stream with `ce_partials` is heard so often, milliseconds of its sound.
+    /// A stream with `ce_partials` is read so often, milliseconds of its sound.
     pub partial_interval_ms: u64,
     /// Streams that may be unfinished at once.
     pub sessions_max: usize,

@@ -57,7 +57,7 @@ pub struct WindowCutter {
 }
 
 impl WindowCutter {
-    /// Nothing heard yet.
+    /// Before the first sample.
     pub fn new(limits: &WindowLimits) -> Self {
         let frames = |samples: usize| samples / VOICE_FRAME_SAMPLES;
         let frames_max = frames(limits.samples_max).max(4 * PAUSE_FRAMES_MIN);
@@ -84,7 +84,7 @@ impl WindowCutter {
         self.spoken(0..self.open.len()) >= SPEECH_FRAMES_MIN
     }
 
-    /// Silence at the end of what was heard, samples.
+    /// Silence at the end of what came so far, samples.
     pub fn silence_samples(&self) -> u64 {
         samples(self.trailing_silence() as u64)
     }

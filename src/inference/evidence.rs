@@ -111,7 +111,7 @@ fn log_odds(model: &SpeechLlm, scorer: &PrefixScorer, words: &str) -> Result<Opt
     Ok(best)
 }
 
-/// Natural-log probability that nothing is said: by the CTC head, which hears no words, and by the summary
+/// Natural-log probability that nothing is said: by the CTC head, which reads no words, and by the summary
 /// `[H]`, for which the clip is no speech.
 ///
 /// The product of both, since each is deceived by other sounds: the head finds a short word in a bark, the

@@ -13,7 +13,7 @@
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
 //! | [`speech_llm`] | audio positions inside the prompt of a language model |
-//! | [`VoiceDetector`] | speech told from what is none; long recordings cut into windows |
+//! | [`VoiceDetector`] | speech detected; long recordings cut into windows |
 //!
 //! Errors and panics belong to a request: they end it with an event, and no other.
 
@@ -45,4 +45,4 @@ pub use request::{ByWindow, EngineConfig, Event, GenerateRequest, Input};
 pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Generation, Loras, Prompt, RequestId};
-pub use voice::{HeardWindow, SpeechWindows, VoiceDetector, VoiceState};
+pub use voice::{AudioWindow, SpeechWindows, VoiceDetector, VoiceState};

@@ -19,7 +19,7 @@ const BELOW_LOUDEST: f64 = 0.003_162;
 /// What the loudest loses in a frame, so that a door that slams is forgotten: 1 dB a second.
 const LOUDEST_KEPT: f64 = 0.992_66; // 10^(-0.1 · 0.032)
 
-/// Tells speech from what is none.
+/// Detects speech.
 #[derive(Debug)]
 pub struct VoiceDetector {
     /// Asked by one thread at a time.
@@ -76,7 +76,7 @@ impl VoiceDetector {
         }
     }
 
-    /// Nothing heard yet.
+    /// Before the first sample.
     pub fn begin(&self) -> VoiceState {
         VoiceState {
             silero: self.silero.as_ref().map(|silero| locked(silero).begin()),
@@ -85,19 +85,23 @@ impl VoiceDetector {
         }
     }
 
-    /// The probability of speech in each whole frame ([`VOICE_FRAME_SAMPLES`]) of what was heard; what is
+    /// The probability of speech in each whole frame ([`VOICE_FRAME_SAMPLES`]) so far; what is
     /// left waits for more.
     ///
     /// # Errors
     /// [`ModelError`] when the network fails.
-    pub fn hear(&self, samples: &[f32], state: &mut VoiceState) -> Result<Vec<f32>, ModelError> {
-        let mut heard = std::mem::take(&mut state.rest);
-        heard.extend_from_slice(samples);
-        let whole = heard.len() / VOICE_FRAME_SAMPLES * VOICE_FRAME_SAMPLES;
-        state.rest = heard.split_off(whole);
+    pub fn speech_probabilities(
+        &self,
+        samples: &[f32],
+        state: &mut VoiceState,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut frames = std::mem::take(&mut state.rest);
+        frames.extend_from_slice(samples);
+        let whole = frames.len() / VOICE_FRAME_SAMPLES * VOICE_FRAME_SAMPLES;
+        state.rest = frames.split_off(whole);
         match (&self.silero, &mut state.silero) {
-            (Some(silero), Some(state)) => locked(silero).probabilities(&heard, state),
-            _ => Ok(heard
+            (Some(silero), Some(state)) => locked(silero).probabilities(&frames, state),
+            _ => Ok(frames
                 .chunks(VOICE_FRAME_SAMPLES)
                 .map(|frame| {
                     let power = power_without_dc(frame);
@@ -117,10 +121,10 @@ impl VoiceDetector {
     pub fn has_speech(&self, samples: &[f32]) -> Result<bool, ModelError> {
         let mut state = self.begin();
         let mut padded = samples.to_vec();
-        let last = samples.last().copied().unwrap_or_default(); // a step would be heard
+        let last = samples.last().copied().unwrap_or_default(); // a step would sound like speech
         padded.resize(samples.len().next_multiple_of(VOICE_FRAME_SAMPLES), last);
         let (mut run, mut longest) = (0, 0);
-        for probability in self.hear(&padded, &mut state)? {
+        for probability in self.speech_probabilities(&padded, &mut state)? {
             run = if probability >= self.speech_above {
                 run + 1
             } else {
@@ -143,7 +147,7 @@ impl VoiceDetector {
         let (mut state, mut cutter) = (self.begin(), WindowCutter::new(limits));
         let mut windows = Vec::new();
         for part in samples.chunks(AT_ONCE) {
-            let found = self.hear(part, &mut state)?;
+            let found = self.speech_probabilities(part, &mut state)?;
             windows.extend(
                 found
                     .into_iter()
@@ -172,7 +176,7 @@ pub struct SpeechWindows {
 
 /// A window with its sound.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HeardWindow {
+pub struct AudioWindow {
     /// Where it is, samples since the start.
     pub window: Window,
     /// Mono, 16 kHz.
@@ -180,7 +184,7 @@ pub struct HeardWindow {
 }
 
 impl SpeechWindows {
-    /// Nothing heard yet.
+    /// Before the first sample.
     pub fn new(detector: &VoiceDetector, limits: &WindowLimits) -> Self {
         Self {
             state: detector.begin(),
@@ -198,28 +202,31 @@ impl SpeechWindows {
         &mut self,
         detector: &VoiceDetector,
         samples: &[f32],
-    ) -> Result<Vec<HeardWindow>, InferenceError> {
+    ) -> Result<Vec<AudioWindow>, InferenceError> {
         self.open.extend_from_slice(samples);
-        let found = detector.hear(samples, &mut self.state)?;
+        let found = detector.speech_probabilities(samples, &mut self.state)?;
         let windows: Vec<Window> = found
             .into_iter()
             .filter_map(|probability| self.cutter.push(probability))
             .collect();
-        let heard = windows.into_iter().map(|window| self.heard(window)).collect();
+        let cut = windows
+            .into_iter()
+            .map(|window| self.with_samples(window))
+            .collect();
         self.forget_before(self.cutter.begin());
-        Ok(heard)
+        Ok(cut)
     }
 
     /// The sound has ended; what is left of it.
-    pub fn finish(&mut self) -> Option<HeardWindow> {
+    pub fn finish(&mut self) -> Option<AudioWindow> {
         let total = self.heard_samples();
-        let found = self.cutter.finish(total).map(|window| self.heard(window));
+        let found = self.cutter.finish(total).map(|window| self.with_samples(window));
         self.open.clear();
         self.begin = total;
         found
     }
 
-    /// Samples heard so far.
+    /// Samples taken so far.
     pub fn heard_samples(&self) -> u64 {
         self.begin + self.open.len() as u64
     }
@@ -231,12 +238,12 @@ impl SpeechWindows {
             .then_some((self.begin, self.open.as_slice()))
     }
 
-    fn heard(&self, window: Window) -> HeardWindow {
+    fn with_samples(&self, window: Window) -> AudioWindow {
         let at = |sample: u64| usize::try_from(sample.saturating_sub(self.begin)).unwrap_or(usize::MAX);
         let Range { start, end } = at(window.samples.start)..at(window.samples.end);
         let end = end.min(self.open.len());
         let samples = self.open[start.min(end)..end].to_vec();
-        HeardWindow { window, samples }
+        AudioWindow { window, samples }
     }
 
     fn forget_before(&mut self, sample: u64) {
@@ -282,7 +289,7 @@ mod tests {
         assert!(detector.has_speech(&sound(&[(2.0, false), (0.1, true)])).unwrap());
         assert!(
             !detector.has_speech(&[0.5; 9_000]).unwrap(),
-            "a constant cannot be heard"
+            "a constant is no sound"
         );
     }
 
@@ -312,11 +319,11 @@ mod tests {
             }
             found.extend(stream.finish());
 
-            let windows: Vec<Window> = found.iter().map(|heard| heard.window.clone()).collect();
+            let windows: Vec<Window> = found.iter().map(|found| found.window.clone()).collect();
             assert_eq!(windows, whole, "pieces of {size}");
-            for heard in found {
-                let range = heard.window.samples.start as usize..heard.window.samples.end as usize;
-                assert_eq!(heard.samples, samples[range], "pieces of {size}");
+            for cut in found {
+                let range = cut.window.samples.start as usize..cut.window.samples.end as usize;
+                assert_eq!(cut.samples, samples[range], "pieces of {size}");
             }
         }
     }

@@ -9,7 +9,7 @@ const LONE_WORD_LETTERS: usize = 4;
 /// A transcript of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowText<'t> {
-    /// What was heard.
+    /// What was said.
     pub text: &'t str,
     /// Whether the window begins inside the one before it.
     pub overlaps: bool,
@@ -19,7 +19,7 @@ pub struct WindowText<'t> {
 ///
 /// Where a window begins inside the one before, the longest run of words that the end of the one and the
 /// begin of the other have in common is written once, and what stands beyond it on either side (words that
-/// the cut went through) comes from the window in whose middle it was heard. Where they have nothing in
+/// the cut went through) comes from the window in whose middle it was said. Where they have nothing in
 /// common, both are written whole: rather a word twice than a word lost.
 pub fn join_windows<'t>(windows: impl IntoIterator<Item = WindowText<'t>>) -> String {
     let mut words: Vec<&str> = Vec::new();

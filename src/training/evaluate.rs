@@ -220,7 +220,7 @@ impl CtcReader {
         Ok(Self { learned })
     }
 
-    /// What is heard in a recording, of which the parts are given.
+    /// What the head reads in a recording, of which the parts are given.
     fn read(&self, networks: &Networks, parts: &[Part]) -> Result<EvalAnswer, TrainingError> {
         let head = self.learned.adapter.ctc_head().expect("`new` found one");
         let mut texts = Vec::with_capacity(parts.len());

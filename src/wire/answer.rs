@@ -94,7 +94,7 @@ pub struct Segment {
     pub number: u64,
     /// Where it begins, seconds since the recording's start.
     pub begin_seconds: f64,
-    /// Where it ends; of one that is still spoken, how far it was heard.
+    /// Where it ends; of one that is still spoken, how far it has come.
     pub end_seconds: f64,
     /// Whether the text is the language model's answer to the whole segment, which does not change any more.
     /// Before, it is what the CTC head reads.

@@ -102,7 +102,7 @@ impl AudioIngest {
             for window in windows {
                 let range = window.samples.start as usize..window.samples.end as usize;
                 let samples = samples[range].to_vec();
-                self.send(source.order(HeardWindow { window, samples }, None))
+                self.send(source.order(AudioWindow { window, samples }, None))
                     .await;
             }
             return self.close(&source).await;

@@ -1,10 +1,10 @@
-//! Chunked streams: heard as they come, answered at their end.
+//! Chunked streams: decoded as they come, answered at their end.
 
 use super::*;
 
 impl AudioIngest {
-    /// Hears the next chunk of a stream.
-    pub(super) async fn hear(&mut self, next: Next) {
+    /// Takes the next chunk of a stream.
+    pub(super) async fn take_chunk(&mut self, next: Next) {
         let Next {
             name,
             audio,
@@ -12,12 +12,12 @@ impl AudioIngest {
             first,
         } = next;
         if let Some(request) = first {
-            let hearing = self.begin(&name, &request);
-            if let Some(place) = self.streams.heard(&name) {
-                *place = hearing;
+            let stream = self.begin(&name, &request);
+            if let Some(place) = self.streams.state(&name) {
+                *place = stream;
             }
         }
-        let Some(Some(hearing)) = self.streams.heard(&name) else {
+        let Some(Some(stream)) = self.streams.state(&name) else {
             let why = Rejection::new(
                 Reason::InternalError,
                 Stage::Ingest,
@@ -25,21 +25,18 @@ impl AudioIngest {
             );
             return self.break_off(&name, why).await;
         };
-        let failure = hearing
-            .source
-            .as_ref()
-            .and_then(|source| source.joining.failure());
+        let failure = stream.source.as_ref().and_then(|source| source.joining.failure());
         let windows = match failure {
             Some(why) => Err(why),
-            None => hearing.push(&audio, &self.detector),
+            None => stream.push(&audio, &self.detector),
         };
         let windows = match windows {
             Ok(windows) => windows,
             Err(why) => return self.break_off(&name, why).await,
         };
-        let orders = hearing.orders(windows);
-        let is_live = hearing.is_live();
-        let barges_in = hearing.barges_in();
+        let orders = stream.orders(windows);
+        let is_live = stream.is_live();
+        let barges_in = stream.barges_in();
         if let Some(request) = barges_in {
             self.barge_in(&request);
         }
@@ -59,8 +56,8 @@ impl AudioIngest {
         }
     }
 
-    /// What is heard of a stream that begins; `None` cannot be answered.
-    fn begin(&mut self, name: &StreamName, request: &Request) -> Option<Hearing> {
+    /// The audio of a stream that begins; `None` cannot be answered.
+    fn begin(&mut self, name: &StreamName, request: &Request) -> Option<StreamAudio> {
         let limits = self.args.audio.limits();
         let content_type = request.content_type.as_deref();
         if !self.is_by_window(request) {
@@ -68,14 +65,14 @@ impl AudioIngest {
                 self.barge_in(request);
             }
             let most = self.args.audio.whole_seconds_max;
-            return Some(Hearing::whole(content_type, &limits, most));
+            return Some(StreamAudio::whole(content_type, &limits, most));
         }
         let record = self.streams.first(name)?;
         let span = request_span(&record.record_offset, request);
         let deadline = self.deadline(request).ok().flatten(); // one that is past is said at the end
         let interrupt = Interrupt::default(); // it is in progress from its last chunk on
         let source = self.source(record, request, deadline, &interrupt, &span);
-        Some(Hearing::transcript(
+        Some(StreamAudio::transcript(
             content_type,
             &limits,
             &self.args.speech,
@@ -85,7 +82,7 @@ impl AudioIngest {
         ))
     }
 
-    /// The last chunk was heard: the stream is answered as a whole, or its windows are joined.
+    /// The last chunk is there: the stream is answered as a whole, or its windows are joined.
     async fn end(&mut self, name: &StreamName) {
         let started = Instant::now();
         let Some(complete) = self.streams.complete(name) else {
@@ -102,13 +99,13 @@ impl AudioIngest {
             return;
         }
         let span = request_span(&record.record_offset, &request);
-        let mut hearing = complete.heard;
+        let mut stream = complete.state;
         let ended = self
             .deadline(&request)
-            .and_then(|deadline| Ok((deadline, hearing.finish(&self.detector)?)));
-        let source = hearing.source.take();
+            .and_then(|deadline| Ok((deadline, stream.finish(&self.detector)?)));
+        let source = stream.source.take();
         let failure = source.as_ref().and_then(|source| source.joining.failure());
-        let (deadline, (windows, heard)) = match (ended, failure) {
+        let (deadline, (windows, end)) = match (ended, failure) {
             (Ok(ended), None) => ended,
             (Err(why), _) | (Ok(_), Some(why)) => {
                 if let Some(source) = source {
@@ -117,12 +114,12 @@ impl AudioIngest {
                 return self.refuse_all(earlier.into_iter().chain([record]), why).await;
             }
         };
-        let Heard {
+        let StreamEnd {
             whole,
             last,
             seconds,
             damage,
-        } = heard;
+        } = end;
         let interrupt = source.as_ref().map(|source| source.interrupt.clone());
         let facts = Facts {
             deadline,
@@ -167,10 +164,10 @@ impl AudioIngest {
     /// Has the utterance in progress read, where that is asked for and it is time.
     fn read_so_far(&mut self, name: &StreamName) {
         let interval = samples_of(self.args.speech.partial_interval_ms as f64 / 1e3);
-        let Some(Some(hearing)) = self.streams.heard(name) else {
+        let Some(Some(stream)) = self.streams.state(name) else {
             return;
         };
-        if let Some(order) = hearing.next_reading(interval) {
+        if let Some(order) = stream.next_reading(interval) {
             let _ = self.args.so_far.tell(order).try_send(); // the next one is not far
         }
     }

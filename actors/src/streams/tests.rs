@@ -36,7 +36,7 @@ fn chunk(session: &str, sequence: u64, is_final: bool, audio: &'static [u8]) -> 
     (record, request)
 }
 
-/// Streams that remember what was heard of them as bytes.
+/// Streams that remember the audio of them as bytes.
 fn streams() -> Streams<Vec<u8>> {
     let limits = StreamLimits {
         streams_max: 2_000,
@@ -45,20 +45,20 @@ fn streams() -> Streams<Vec<u8>> {
     Streams::new(limits, Clock::system())
 }
 
-/// Takes a chunk and hears it.
-fn hear(streams: &mut Streams<Vec<u8>>, (record, request): (Record, Request)) -> Taken {
+/// Takes a chunk and keeps its audio.
+fn take_up(streams: &mut Streams<Vec<u8>>, (record, request): (Record, Request)) -> Taken {
     let taken = streams.take(record, request);
     if let Taken::Next(next) = &taken {
-        let heard = streams.heard(&next.name).unwrap();
-        assert_eq!(heard.is_none(), next.first.is_some());
-        heard.get_or_insert_default().extend_from_slice(&next.audio);
+        let kept = streams.state(&next.name).unwrap();
+        assert_eq!(kept.is_none(), next.first.is_some());
+        kept.get_or_insert_default().extend_from_slice(&next.audio);
     }
     taken
 }
 
-/// As [`hear`]; a stream that is complete is taken out.
+/// As [`take_up`]; a stream that is complete is taken out.
 fn take(streams: &mut Streams<Vec<u8>>, chunk: (Record, Request)) -> Taken {
-    let taken = hear(streams, chunk);
+    let taken = take_up(streams, chunk);
     if let Taken::Next(next) = &taken
         && next.is_final
     {
@@ -69,7 +69,7 @@ fn take(streams: &mut Streams<Vec<u8>>, chunk: (Record, Request)) -> Taken {
 
 /// The stream that a chunk completes.
 fn whole(streams: &mut Streams<Vec<u8>>, chunk: (Record, Request)) -> Complete<Vec<u8>> {
-    let Taken::Next(next) = hear(streams, chunk) else {
+    let Taken::Next(next) = take_up(streams, chunk) else {
         panic!("the next chunk")
     };
     assert!(next.is_final);
@@ -94,7 +94,7 @@ fn chunks_in_order_become_one_recording() {
     ));
     let whole = whole(&mut streams, chunk("a", 2, true, b"56"));
 
-    assert_eq!(whole.heard, b"123456");
+    assert_eq!(whole.state, b"123456");
     assert_eq!(whole.earlier.len(), 2);
     assert_eq!(whole.record.record_offset.offset, 2);
     assert_eq!(streams.len(), 1);
@@ -150,7 +150,7 @@ fn a_chunk_that_comes_again_as_it_was_is_passed_over() {
         );
     }
     let whole = whole(&mut streams, later(chunk("a", 2, true, b"56"), 4));
-    assert_eq!(whole.heard, b"123456");
+    assert_eq!(whole.state, b"123456");
     assert_eq!(whole.earlier.len(), 2, "a repeat has been finished already");
 }
 
@@ -187,7 +187,7 @@ fn a_second_stream_of_a_session_keeps_chunks_that_sound_like_the_first_one_s() {
 
     let whole = whole(&mut streams, later(chunk("a", 2, true, b"00"), 5));
 
-    assert_eq!(whole.heard, b"000000");
+    assert_eq!(whole.state, b"000000");
     assert_eq!(whole.record.record_offset.offset, 5);
 }
 

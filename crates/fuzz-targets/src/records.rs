@@ -131,7 +131,7 @@ pub(crate) fn chunks(data: &[u8]) -> bool {
         taken += 1;
         match streams.take(record, request) {
             Taken::Next(next) => {
-                if let Some(place) = streams.heard(&next.name) {
+                if let Some(place) = streams.state(&next.name) {
                     *place = Some(());
                 }
                 streams.let_go(&next.name);

@@ -201,7 +201,7 @@ impl Respondent {
         anyhow::bail!("the engine ended without an answer")
     }
 
-    /// A transcript of long sound, window by window, and whether there was nothing to hear; the times are
+    /// A transcript of long sound, window by window, and whether nothing was said; the times are
     /// those of the first window.
     fn windows(&mut self, samples: &[f32], order: &Order) -> anyhow::Result<(Timed, bool)> {
         let windows = (self.detector).windows(samples, &self.settings.speech.windows(false))?;

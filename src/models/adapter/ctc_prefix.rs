@@ -1,4 +1,4 @@
-//! CTC prefix scores: how well each possible next token of an answer agrees with what the CTC head hears.
+//! CTC prefix scores: how well each possible next token of an answer agrees with what the CTC head reads.
 //!
 //! Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid CTC/attention architecture for end-to-end speech
 //! recognition" (2017), algorithm 2: the probability that what is said begins with a prefix is a sum over all

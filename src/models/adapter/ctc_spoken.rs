@@ -120,7 +120,7 @@ impl PrefixScorer {
     }
 
     /// Natural-log probability that exactly `tokens` are said, less that of the likeliest path of all: near
-    /// 0, even above it, where they are what the head hears. None where a token is no class of the head.
+    /// 0, even above it, where they are what the head reads. None where a token is no class of the head.
     pub fn exactly(&self, tokens: &[i64]) -> Option<f64> {
         tokens.iter().all(|token| self.class(*token).is_some()).then(|| {
             let prefix = self.prefix(tokens);

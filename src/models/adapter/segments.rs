@@ -1,4 +1,4 @@
-//! Positions of the language model from runs of a CTC path: one for each token that the head hears.
+//! Positions of the language model from runs of a CTC path: one for each token that the head reads.
 //!
 //! Source of the idea: Wu et al. 2023, "On decoder-only architecture for speech-to-text" (arXiv 2307.03917).
 //! A token takes some four frames of 80 ms, so a prompt is some three times shorter, and where nothing is

@@ -245,7 +245,7 @@ impl Process {
         }
     }
 
-    /// Hears whether it is still a member; who is not has lost everything, and joins again.
+    /// Learns whether it is still a member; who is not has lost everything, and joins again.
     pub(super) fn hear_of_its_group(&mut self) {
         if self.world.borrow().broker.membership(&self.member).is_some() {
             return;

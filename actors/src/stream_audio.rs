@@ -1,8 +1,8 @@
-//! What is heard of a chunked stream: decoded as it comes, and, of a transcript, cut into windows.
+//! The audio of a chunked stream: decoded as it comes, and, of a transcript, cut into windows.
 
 use speechverse::audio::config::SpeechConfig;
 use speechverse::audio::{AudioLimits, Damage, SAMPLE_RATE_HZ, StreamDecoder, samples_of};
-use speechverse::inference::{HeardWindow, SpeechWindows, VoiceDetector};
+use speechverse::inference::{AudioWindow, SpeechWindows, VoiceDetector};
 use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
@@ -13,7 +13,7 @@ use crate::windows::{WindowSource, reason_of};
 
 /// One stream.
 #[derive(Debug)]
-pub(crate) struct Hearing {
+pub(crate) struct StreamAudio {
     decoder: StreamDecoder,
     /// Its sound, while it may be answered as one.
     whole: Option<Vec<f32>>,
@@ -25,23 +25,23 @@ pub(crate) struct Hearing {
     windows_sent: usize,
     reading: Reading,
     barged_in: bool,
-    /// Samples that had been heard at the last reading.
+    /// Samples that were there at the last reading.
     read_at: u64,
 }
 
 /// The end of a stream.
 #[derive(Debug)]
-pub(crate) struct Heard {
+pub(crate) struct StreamEnd {
     /// Its sound, where no window of it was sent; it is answered as one.
     pub(crate) whole: Option<Vec<f32>>,
     /// Its last window, where others were sent before.
-    pub(crate) last: Option<HeardWindow>,
+    pub(crate) last: Option<AudioWindow>,
     /// Length, seconds.
     pub(crate) seconds: f64,
     pub(crate) damage: Damage,
 }
 
-impl Hearing {
+impl StreamAudio {
     /// A stream about which anything may be asked: it is answered whole, up to `whole_seconds_max`.
     pub(crate) fn whole(content_type: Option<&str>, limits: &AudioLimits, whole_seconds_max: f64) -> Self {
         Self {
@@ -86,12 +86,12 @@ impl Hearing {
         &mut self,
         bytes: &[u8],
         detector: &VoiceDetector,
-    ) -> Result<Vec<HeardWindow>, Rejection> {
+    ) -> Result<Vec<AudioWindow>, Rejection> {
         let samples = self.decoder.push(bytes).map_err(|error| rejection(&error))?;
-        self.hear(&samples, detector)
+        self.cut(&samples, detector)
     }
 
-    fn hear(&mut self, samples: &[f32], detector: &VoiceDetector) -> Result<Vec<HeardWindow>, Rejection> {
+    fn cut(&mut self, samples: &[f32], detector: &VoiceDetector) -> Result<Vec<AudioWindow>, Rejection> {
         self.samples += samples.len() as u64;
         if let Some(whole) = &mut self.whole {
             whole.extend_from_slice(samples);
@@ -126,14 +126,14 @@ impl Hearing {
     }
 
     /// Orders for the encoder.
-    pub(crate) fn orders(&self, windows: Vec<HeardWindow>) -> Vec<EncodeUtterance> {
+    pub(crate) fn orders(&self, windows: Vec<AudioWindow>) -> Vec<EncodeUtterance> {
         let source = self.source.as_ref();
         let order = |window| source.map(|source| source.order(window, None));
         windows.into_iter().filter_map(order).collect()
     }
 
     /// The utterance that is being spoken, to be read so far: where its stream asks for partial answers,
-    /// `interval` samples were heard since the last time, and no reading is on its way.
+    /// `interval` samples came since the last time, and no reading is on its way.
     pub(crate) fn next_reading(&mut self, interval: usize) -> Option<EncodeSoFar> {
         let source = self.source.as_ref().filter(|source| source.request.partials)?;
         if self.samples < self.read_at + interval as u64 {
@@ -161,26 +161,26 @@ impl Hearing {
         })
     }
 
-    /// The stream is over: the windows that end in what was not heard yet, and the end itself.
+    /// The stream is over: the windows that end in what was not cut yet, and the end itself.
     pub(crate) fn finish(
         &mut self,
         detector: &VoiceDetector,
-    ) -> Result<(Vec<HeardWindow>, Heard), Rejection> {
+    ) -> Result<(Vec<AudioWindow>, StreamEnd), Rejection> {
         let nothing = StreamDecoder::new(None, &AudioLimits::default());
         let decoder = std::mem::replace(&mut self.decoder, nothing);
         let end = decoder.finish().map_err(|error| rejection(&error))?;
-        let windows = self.hear(&end.samples, detector)?;
+        let windows = self.cut(&end.samples, detector)?;
         let last = match self.whole {
             Some(_) => None,
             None => self.windows.as_mut().and_then(SpeechWindows::finish),
         };
-        let heard = Heard {
+        let end = StreamEnd {
             whole: self.whole.take(),
             last,
             seconds: self.samples as f64 / f64::from(SAMPLE_RATE_HZ),
             damage: end.damage,
         };
-        Ok((windows, heard))
+        Ok((windows, end))
     }
 }
 
