@@ -87,7 +87,7 @@ enum Phase {
     Commit(Batch),
     /// It is to be aborted; it may be that it is committed (`in_doubt`).
     Abort { batch: Batch, in_doubt: bool },
-    /// The producer failed for good.
+    /// The producer failed for good, or for too long.
     Renew { batch: Batch, in_doubt: bool },
     /// There is no going on.
     Ended(String),

@@ -58,7 +58,7 @@ pub(in crate::kafka) trait TransactionalProducer {
     /// Aborts.
     fn abort(&mut self) -> Result<(), Fault>;
 
-    /// Puts another producer of the same id in the place of one that failed for good.
+    /// Puts another producer of the same id in the place of one that failed for good, or for too long.
     fn renew(&mut self) -> Result<(), Fault>;
 }
 

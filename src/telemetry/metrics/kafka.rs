@@ -29,7 +29,7 @@ pub(super) fn describe() {
     );
     describe_counter!(
         "speechverse_kafka_producers_renewed_total",
-        "Producers that failed for good and were made anew."
+        "Producers that failed for good, or for too long, and were made anew."
     );
     describe_counter!(
         "speechverse_kafka_records_deleted_total",
@@ -67,7 +67,7 @@ pub fn kafka_client_error() {
     counter!("speechverse_kafka_client_errors_total").increment(1);
 }
 
-/// A producer that had failed for good was made anew.
+/// A producer that had failed for good, or for too long, was made anew.
 pub fn kafka_producer_renewed() {
     counter!("speechverse_kafka_producers_renewed_total").increment(1);
 }
