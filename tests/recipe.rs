@@ -29,7 +29,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     config.model.encoder = encoder;
     config.model.llm = llm;
     config.tasks_dir = Some(root.join("configs/tasks"));
-    config.start_from = Some(root.join("configs/adapters/demo-0004"));
+    config.start_from = Some(root.join("configs/adapters/demo-0005"));
     config.output = folder.path().join("run");
     config.data.train = vec![clips.join("tasks/tasks.jsonl")];
     config.data.valid = vec![clips.join("tasks/tasks.jsonl")];
@@ -58,6 +58,6 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     let registry = Registry::open(folder.path().join("adapters")).unwrap();
     let loaded = registry.load(&report.version.unwrap()).unwrap();
     let form = loaded.adapter.config();
-    assert!(form.ctc_trained && form.summary && form.positions == Positions::CtcSegments);
+    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcSegments);
     assert!(loaded.adapter.lora().is_some());
 }

@@ -106,7 +106,7 @@ impl<'a> StageRunner<'a> {
                 seed_lora(&lora, run.seed)?;
                 learned.lora = Some(lora);
             }
-        } else {
+        } else if !config.kind.aligns_labels() {
             learned.lora = None;
         }
         let features = match cache {
@@ -204,7 +204,8 @@ impl<'a> StageRunner<'a> {
                 name,
             });
         }
-        if let Some(lora) = &learned.lora {
+        // What a label stage finds rests in it.
+        if let Some(lora) = learned.lora.as_ref().filter(|_| self.config.kind.has_lora()) {
             for (name, tensor) in lora.parameters() {
                 parameters.push(Parameter {
                     name,
