@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares the voice activity detector with the rule by loudness: who hears speech where there is some, and where not.
+"""Compares the voice activity detector with the rule by loudness: who finds speech where there is some, and where not.
 
   voice_detector.py MODEL NON_SPEECH.jsonl SPEECH.jsonl [--clips N]
 
@@ -98,7 +98,7 @@ def main():
         "voices, 10 dB above noise": list(mixed(10)),
         "voices, as loud as noise": list(mixed(0)),
     }
-    print("| sound | clips | Silero VAD hears speech | loudness hears speech |\n|---|--:|--:|--:|")
+    print("| sound | clips | Silero VAD finds speech | loudness finds speech |\n|---|--:|--:|--:|")
     for name, clips in kinds.items():
         one = np.mean([longest_run(silero.probabilities(clip) >= SPEECH_ABOVE) >= FRAMES_MIN for clip in clips])
         other = np.mean([loud(clip).any() for clip in clips])

@@ -37,13 +37,13 @@ def main():
                 samples, _ = librosa.load(audio, sr=16_000, mono=True, offset=row.get("offset", 0.0), duration=row["duration"] if "offset" in row else None)
                 seconds += len(samples) / 16_000
                 segments, _ = model.transcribe(samples, language="en", beam_size=1, condition_on_previous_text=False)
-                heard = " ".join(segment.text.strip() for segment in segments).strip()
+                transcript = " ".join(segment.text.strip() for segment in segments).strip()
                 if row.get("text"):
-                    said.append(tuple(normalise(text) or text.lower() for text in (row["text"], heard)))
+                    said.append(tuple(normalise(text) or text.lower() for text in (row["text"], transcript)))
                 if row.get("task", "asr") == "asr":
-                    answer = dict(id=f"{path.stem}/{number}", task="asr", set=path.stem, reference=row["text"], hypothesis=heard)
+                    answer = dict(id=f"{path.stem}/{number}", task="asr", set=path.stem, reference=row["text"], hypothesis=transcript)
                     answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
-                out.append(row | dict(audio_filepath=str(audio.resolve()), text=heard))
+                out.append(row | dict(audio_filepath=str(audio.resolve()), text=transcript))
             (args.out / path.name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out), encoding="utf8")
             wer = f"WER {100 * jiwer.wer([a for a, _ in said], [b for _, b in said]):.1f} over {len(said)} clips" if said else "no references"
             print(f"{path.name}: {wer}; {seconds:.0f} s of audio in {time.time() - started:.0f} s", flush=True)

@@ -13,7 +13,7 @@ use super::opus::OpusInOgg;
 use super::sink::{Keep, Sink};
 use super::{AudioError, AudioLimits, Container, ContentType, Damage, PcmEncoding, decode, pcm, sniff, wav};
 
-/// Bytes from which on a container is told by its beginning.
+/// Bytes from which on a container is recognised by its beginning.
 const PROBE_BYTES: usize = 64;
 /// Longest header of a WAV file that is read while it comes, bytes.
 const WAV_HEADER_BYTES_MAX: usize = 4_096;

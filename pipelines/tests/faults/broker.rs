@@ -8,7 +8,7 @@ use embedded_broker::{BrokerConfig, EmbeddedBroker};
 
 use crate::process::{Mortal, signal};
 
-/// What [`process_that_is_a_broker`] is told: that it is one.
+/// The variable that [`process_that_is_a_broker`] is started with.
 const ORDERS: &str = "SPEECHVERSE_TEST_BROKER";
 /// How it says where it listens.
 const LISTENS: &str = "broker ";

@@ -206,12 +206,12 @@ impl Serve {
 fn keep_lines(
     output: impl Read + Send + 'static,
     log: &Arc<Mutex<VecDeque<String>>>,
-    mut told: impl FnMut(&str) + Send + 'static,
+    mut on_line: impl FnMut(&str) + Send + 'static,
 ) {
     let log = Arc::clone(log);
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            told(&line);
+            on_line(&line);
             let mut log = log.lock().unwrap();
             if log.len() == LOG_LINES {
                 log.pop_front();
