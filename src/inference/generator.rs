@@ -253,14 +253,12 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                         let (weight, above) = (options.spoken_weight, options.spoken_above);
                         labels = spoken_labels(model, grammar, scorer, spoken, weight, above)?;
                     }
-                    if labels.is_none()
-                        && options.sentence_weight > 0.0
-                        && task.is_some_and(said)
-                        && let Some(sentence) = version.adapter.sentence(&adapted)?
-                    // [1, H]
-                    {
-                        let weight = options.sentence_weight;
-                        labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight)?;
+                    if labels.is_none() && options.sentence_weight > 0.0 && task.is_some_and(said) {
+                        let sentence = version.adapter.sentence(&adapted)?; // [1, H]
+                        if let Some(sentence) = sentence {
+                            let weight = options.sentence_weight;
+                            labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight)?;
+                        }
                     }
                 } else if let Some(scorer) = scorer {
                     if options.nothing_said_above < 0.0

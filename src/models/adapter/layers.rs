@@ -20,24 +20,21 @@ pub(super) struct Summary {
 
 /// Makes an embedding of what is said in a whole clip.
 #[derive(Debug)]
-pub(super) struct Sentence {
-    pub(super) norm_weight: Tensor,
-    pub(super) norm_bias: Tensor,
-    pub(super) conv_weight: Tensor,
-    pub(super) conv_bias: Tensor,
-    pub(super) linear_weight: Tensor,
-    pub(super) linear_bias: Tensor,
-}
+pub(super) struct Sentence(pub(super) ConvLayer);
 
 /// Adds to each frame what its neighbours say about it.
 #[derive(Debug)]
-pub(super) struct ResidualBlock {
-    pub(super) norm_weight: Tensor,
-    pub(super) norm_bias: Tensor,
-    pub(super) conv_weight: Tensor,
-    pub(super) conv_bias: Tensor,
-    pub(super) linear_weight: Tensor,
-    pub(super) linear_bias: Tensor,
+pub(super) struct ResidualBlock(pub(super) ConvLayer);
+
+/// A norm, a convolution in time that keeps the length, GELU; and the linear map that follows.
+#[derive(Debug)]
+pub(super) struct ConvLayer {
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor,
 }
 
 /// A convolution in time that may shorten, then a norm.
@@ -79,10 +76,7 @@ impl Sentence {
             _ => segments.shallow_clone(),
         };
         let mask = frame_mask(lengths, segments.size()[1], segments.device())?; // [B, S, 1]
-        let inner = layer_norm(&segments, &self.norm_weight, &self.norm_bias)?;
-        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?
-            .f_gelu("none")?
-            .f_mul(&mask)?; // [B, S, K]
+        let inner = self.0.convolved(&segments, lengths)?.f_mul(&mask)?; // [B, S, K]
         let largest = inner.f_amax([1i64].as_slice(), false)?.f_clamp_min(0.0)?;
         let count = mask
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
@@ -91,19 +85,40 @@ impl Sentence {
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
             .f_div(&count)?;
         let pooled = Tensor::f_cat(&[largest, mean], 1)?; // [B, 2K]
-        Ok(pooled.f_linear(&self.linear_weight, Some(&self.linear_bias))?)
+        self.0.linear(&pooled)
     }
 }
 
 impl ResidualBlock {
     /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
     pub(super) fn forward(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+        let added = self.0.linear(&self.0.convolved(x, lengths)?)?;
+        Ok(x.f_add(&added)?)
+    }
+}
+
+impl ConvLayer {
+    /// Its tensors, each by its name within the layer.
+    pub(super) fn read(variable: impl Fn(&str) -> Result<Tensor, ModelError>) -> Result<Self, ModelError> {
+        Ok(Self {
+            norm_weight: variable("norm.weight")?,
+            norm_bias: variable("norm.bias")?,
+            conv_weight: variable("conv.weight")?,
+            conv_bias: variable("conv.bias")?,
+            linear_weight: variable("linear.weight")?,
+            linear_bias: variable("linear.bias")?,
+        })
+    }
+
+    /// `[B, P, H]` f32 → `[B, P, K]`; what lies beyond a row's length does not reach its frames.
+    fn convolved(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
         let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
         let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?;
-        let added = inner
-            .f_gelu("none")?
-            .f_linear(&self.linear_weight, Some(&self.linear_bias))?;
-        Ok(x.f_add(&added)?)
+        Ok(inner.f_gelu("none")?)
+    }
+
+    fn linear(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(x.f_linear(&self.linear_weight, Some(&self.linear_bias))?)
     }
 }
 

@@ -46,7 +46,7 @@ pub use snapshot::AdapterSnapshot;
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
-use layers::{Block, ResidualBlock, Sentence, Summary, convolve, layer_norm};
+use layers::{Block, ConvLayer, ResidualBlock, Sentence, Summary, convolve, layer_norm};
 use plain::{PlainData, PlainTensor};
 
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
@@ -130,14 +130,7 @@ impl SpeechAdapter {
         let mut residual_blocks = Vec::new();
         for at in 0..config.residual_blocks {
             let name = |part: &str| format!("residual.{at}.{part}");
-            residual_blocks.push(ResidualBlock {
-                norm_weight: variable(&name("norm.weight"))?,
-                norm_bias: variable(&name("norm.bias"))?,
-                conv_weight: variable(&name("conv.weight"))?,
-                conv_bias: variable(&name("conv.bias"))?,
-                linear_weight: variable(&name("linear.weight"))?,
-                linear_bias: variable(&name("linear.bias"))?,
-            });
+            residual_blocks.push(ResidualBlock(ConvLayer::read(|part| variable(&name(part)))?));
         }
         let summary = match config.summary {
             false => None,
@@ -152,14 +145,9 @@ impl SpeechAdapter {
         };
         let sentence = match config.sentence {
             false => None,
-            true => Some(Sentence {
-                norm_weight: variable("sentence.norm.weight")?,
-                norm_bias: variable("sentence.norm.bias")?,
-                conv_weight: variable("sentence.conv.weight")?,
-                conv_bias: variable("sentence.conv.bias")?,
-                linear_weight: variable("sentence.linear.weight")?,
-                linear_bias: variable("sentence.linear.bias")?,
-            }),
+            true => Some(Sentence(ConvLayer::read(|part| {
+                variable(&format!("sentence.{part}"))
+            })?)),
         };
         let ctc = match snapshot
             .tensors()

@@ -36,6 +36,16 @@ fn expected(name: &str) -> Expected {
 }
 
 /// Embeds rows of ids and pads them on the right with noise, so that whatever reads padding shows.
+/// Asserts that a row of logits is that of a position when all of `ids` are read at once.
+fn comparison(model: &Llama, ids: &[i64]) -> impl Fn(&Tensor, i64, i64) {
+    let states = model.hidden_states(ids).unwrap();
+    let reference = model.logits(states.last().unwrap());
+    move |found, row, position| {
+        let error = relative_error(&found.get(row), &reference.get(position));
+        assert!(error < 1e-5, "row {row} at {position}: {error:e}");
+    }
+}
+
 fn padded(model: &Llama, rows: &[&[i64]]) -> (Tensor, Vec<i64>) {
     let lengths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
     let longest = *lengths.iter().max().unwrap();
@@ -233,14 +243,7 @@ fn stepping_equals_the_whole_forward_pass_from_any_split() {
 fn slots_join_and_leave_and_the_others_do_not_notice() {
     let model = open("llama_tiny");
     let ids = expected("llama_tiny").ids;
-    let reference = {
-        let states = model.hidden_states(&ids).unwrap();
-        model.logits(states.last().unwrap())
-    };
-    let check = |found: &Tensor, row: i64, position: i64| {
-        let error = relative_error(&found.get(row), &reference.get(position));
-        assert!(error < 1e-5, "row {row} at {position}: {error:e}");
-    };
+    let check = comparison(&model, &ids);
     let mut cache = model.new_cache(4, 14, 3);
     let join = |cache: &mut KvCache, rows: &[&[i64]], slots: &[usize]| {
         let (embeds, lengths) = padded(&model, rows);

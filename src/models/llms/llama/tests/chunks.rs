@@ -70,14 +70,7 @@ fn chunks_in_bf16_stay_close_to_the_whole_prompt_in_f32() {
 fn other_slots_step_between_the_chunks_of_a_prompt() {
     let model = open("llama_tiny");
     let ids = expected("llama_tiny").ids;
-    let reference = {
-        let states = model.hidden_states(&ids).unwrap();
-        model.logits(states.last().unwrap())
-    };
-    let check = |found: &Tensor, row: i64, position: i64| {
-        let error = relative_error(&found.get(row), &reference.get(position));
-        assert!(error < 1e-5, "row {row} at {position}: {error:e}");
-    };
+    let check = comparison(&model, &ids);
     let mut cache = model.new_cache(3, 14, 3);
     // What was in the slot before, longer than all others and not finite.
     let poison = Tensor::full([15, 32], f64::NAN, (Kind::Float, Device::Cpu));
