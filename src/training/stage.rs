@@ -91,6 +91,11 @@ impl<'a> StageRunner<'a> {
         }
         learned.adapter.add_summary_tasks(&config.summary_tasks);
         learned.adapter.add_sentence_tasks(&config.sentence_tasks);
+        let products = match config.mixed_precision {
+            true => networks.placement.kind(),
+            false => Kind::Float,
+        };
+        learned.adapter.set_products(products);
         learned
             .adapter
             .bind(&networks.speech_llm.llm().embedding_table())?;

@@ -27,8 +27,8 @@ pub struct CtcHead {
     scale: Tensor,
     classes: Vec<i64>,
     class_of: HashMap<i64, i64>,
-    /// The classes' rows of the embedding table, each brought to length 1, `[C, H]` f32; absent before
-    /// [`bind`](Self::bind).
+    /// The classes' rows of the embedding table, each brought to length 1, `[C, H]` in the dtype of the
+    /// products; absent before [`bind`](Self::bind).
     unit: Option<Tensor>,
 }
 
@@ -61,11 +61,12 @@ impl CtcHead {
         ids.iter().map(|id| self.class_of.get(id).copied()).collect()
     }
 
-    /// Takes the classes' rows of the language model's embedding table `[V, H]`.
+    /// Takes the classes' rows of the language model's embedding table `[V, H]`, to be multiplied in dtype
+    /// `products`.
     ///
     /// # Errors
     /// [`ModelError::TokenOutOfRange`] when a class is no row of the table.
-    pub(super) fn bind(&mut self, table: &Tensor) -> Result<(), ModelError> {
+    pub(super) fn bind(&mut self, table: &Tensor, products: Kind) -> Result<(), ModelError> {
         let vocabulary = table.size().first().copied().unwrap_or(0);
         if let Some(id) = self.classes.iter().find(|id| !(0..vocabulary).contains(*id)) {
             return Err(ModelError::TokenOutOfRange { id: *id, vocabulary });
@@ -73,7 +74,7 @@ impl CtcHead {
         let _guard = tch::no_grad_guard();
         let classes = Tensor::f_from_slice(&self.classes)?.f_to_device(table.device())?;
         let rows = table.f_index_select(0, &classes)?.f_to_kind(Kind::Float)?; // [C, H]
-        self.unit = Some(unit(&rows)?);
+        self.unit = Some(unit(&rows)?.f_to_kind(products)?);
         Ok(())
     }
 
@@ -83,10 +84,13 @@ impl CtcHead {
         let tokens = self.unit.as_ref().ok_or(ModelError::NoCtcHead {
             why: "its classes were not taken from a language model's table",
         })?;
-        let blank = unit(&self.blank)?.f_unsqueeze(0)?; // [1, H]
+        let products = tokens.kind();
+        let blank = unit(&self.blank)?.f_unsqueeze(0)?.f_to_kind(products)?; // [1, H]
         let rows = Tensor::f_cat(&[&blank, tokens], 0)?; // [1+C, H]
-        let directions = unit(frames)? * &self.scale; // [B, P, H]
-        Ok(directions.f_matmul(&rows.f_transpose(0, 1)?)?)
+        let directions = (unit(frames)? * &self.scale).f_to_kind(products)?; // [B, P, H]
+        Ok(directions
+            .f_matmul(&rows.f_transpose(0, 1)?)?
+            .f_to_kind(Kind::Float)?)
     }
 
     /// Log-probabilities of blank and classes.

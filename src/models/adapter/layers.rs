@@ -70,13 +70,18 @@ impl Sentence {
     /// `[B, S, H]` f32 with valid `lengths`, 0 among them → `[B, H]` f32: a norm, a narrow convolution, GELU,
     /// the largest value (at least 0) and the mean of each channel, a linear map. What lies beyond a row's
     /// length has no part in it.
-    pub(super) fn forward(&self, segments: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+    pub(super) fn forward(
+        &self,
+        segments: &Tensor,
+        lengths: &[i64],
+        products: Kind,
+    ) -> Result<Tensor, ModelError> {
         let segments = match segments.size()[1] {
             0 => segments.f_constant_pad_nd([0, 0, 0, 1])?, // a convolution of nothing is an error
             _ => segments.shallow_clone(),
         };
         let mask = frame_mask(lengths, segments.size()[1], segments.device())?; // [B, S, 1]
-        let inner = self.0.convolved(&segments, lengths)?.f_mul(&mask)?; // [B, S, K]
+        let inner = self.0.convolved(&segments, lengths, products)?.f_mul(&mask)?; // [B, S, K]
         let largest = inner.f_amax([1i64].as_slice(), false)?.f_clamp_min(0.0)?;
         let count = mask
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
@@ -85,14 +90,16 @@ impl Sentence {
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
             .f_div(&count)?;
         let pooled = Tensor::f_cat(&[largest, mean], 1)?; // [B, 2K]
-        self.0.linear(&pooled)
+        self.0.linear(&pooled, products)
     }
 }
 
 impl ResidualBlock {
     /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
-    pub(super) fn forward(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
-        let added = self.0.linear(&self.0.convolved(x, lengths)?)?;
+    pub(super) fn forward(&self, x: &Tensor, lengths: &[i64], products: Kind) -> Result<Tensor, ModelError> {
+        let added = self
+            .0
+            .linear(&self.0.convolved(x, lengths, products)?, products)?;
         Ok(x.f_add(&added)?)
     }
 }
@@ -111,23 +118,35 @@ impl ConvLayer {
     }
 
     /// `[B, P, H]` f32 → `[B, P, K]`; what lies beyond a row's length does not reach its frames.
-    fn convolved(&self, x: &Tensor, lengths: &[i64]) -> Result<Tensor, ModelError> {
+    fn convolved(&self, x: &Tensor, lengths: &[i64], products: Kind) -> Result<Tensor, ModelError> {
         let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
-        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1)?;
+        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1, products)?;
         Ok(inner.f_gelu("none")?)
     }
 
-    fn linear(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(x.f_linear(&self.linear_weight, Some(&self.linear_bias))?)
+    fn linear(&self, x: &Tensor, products: Kind) -> Result<Tensor, ModelError> {
+        let [x, weight, bias] = in_kind([x, &self.linear_weight, &self.linear_bias], products)?;
+        Ok(x.f_linear(&weight, Some(&bias))?.f_to_kind(Kind::Float)?)
     }
 }
 
-/// A 1-D convolution in time, padded by zeros: `[B, T, C]` with valid `lengths` → `[B, ceil(T / stride), H]`.
+/// The operands of a product in the dtype that it is computed in.
+fn in_kind<const N: usize>(tensors: [&Tensor; N], kind: Kind) -> Result<[Tensor; N], ModelError> {
+    let mut found = tensors.map(Tensor::shallow_clone);
+    for tensor in &mut found {
+        *tensor = tensor.f_to_kind(kind)?;
+    }
+    Ok(found)
+}
+
+/// A 1-D convolution in time, padded by zeros: `[B, T, C]` f32 with valid `lengths` → `[B, ceil(T / stride),
+/// H]` f32, its products in dtype `products`.
 pub(super) fn convolve(
     x: &Tensor,
     lengths: &[i64],
     [weight, bias]: [&Tensor; 2],
     stride: i64,
+    products: Kind,
 ) -> Result<Tensor, ModelError> {
     let frames = x.size()[1];
     let x = match lengths.iter().any(|length| *length < frames) {
@@ -135,9 +154,12 @@ pub(super) fn convolve(
         false => x.shallow_clone(),
     };
     let padding = (weight.size()[2] - 1) / 2;
+    let [x, weight, bias] = in_kind([&x, weight, bias], products)?;
     Ok(x.f_transpose(1, 2)? // [B, C, T]
-        .f_conv1d(weight, Some(bias), stride, padding, 1, 1)?
-        .f_transpose(1, 2)?)
+        .f_conv1d(&weight, Some(&bias), stride, padding, 1, 1)?
+        .f_transpose(1, 2)?
+        .f_contiguous()? // GELU's backward pass takes one value at a time where strides differ
+        .f_to_kind(Kind::Float)?)
 }
 
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, ModelError> {

@@ -16,7 +16,7 @@
 //! `residual.{i}.{norm,conv,linear}.{weight,bias}`; with a summary
 //! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with an embedding of what is said
 //! `sentence.{norm,conv,linear}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
-//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in.
+//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; training may multiply in bf16.
 
 mod config;
 mod ctc_head;
@@ -73,6 +73,7 @@ pub struct SpeechAdapter {
     summary: Option<Summary>,
     sentence: Option<Sentence>,
     ctc: Option<CtcHead>,
+    products: Kind,
 }
 
 impl SpeechAdapter {
@@ -170,6 +171,7 @@ impl SpeechAdapter {
             summary,
             sentence,
             ctc,
+            products: Kind::Float,
         };
         if !trainable {
             adapter.store.freeze();
@@ -211,12 +213,20 @@ impl SpeechAdapter {
     /// made of the segments of a head that is not there.
     pub fn bind(&mut self, embeddings: &Tensor) -> Result<(), ModelError> {
         match (&mut self.ctc, self.config.positions) {
-            (Some(head), _) => head.bind(embeddings),
+            (Some(head), _) => head.bind(embeddings, self.products),
             (None, Positions::Frames) => Ok(()),
             (None, Positions::CtcSegments) => Err(ModelError::NoCtcHead {
                 why: "its `positions` are `ctc_segments`, and nothing says where these are; train a stage with a CTC loss",
             }),
         }
+    }
+
+    /// The dtype in which convolutions, linear maps and the CTC head's scores are multiplied from the next
+    /// [`bind`](Self::bind) on: f32 unless set. Variables, sums of residual blocks, norms, probabilities and
+    /// losses stay f32, so bf16 is the mixed precision of Micikevicius et al. (arXiv 1710.03740); it needs no
+    /// loss scale, having the exponents of f32.
+    pub fn set_products(&mut self, kind: Kind) {
+        self.products = kind;
     }
 
     /// The CTC head, when there is one.
@@ -363,13 +373,14 @@ impl SpeechAdapter {
             if at > 0 && self.config.activation == Activation::Gelu {
                 x = x.f_gelu("none")?;
             }
-            x = convolve(&x, &lengths, [&block.conv_weight, &block.conv_bias], block.stride)?; // [B, T', H]
+            let conv = [&block.conv_weight, &block.conv_bias];
+            x = convolve(&x, &lengths, conv, block.stride, self.products)?; // [B, T', H]
             for length in &mut lengths {
                 *length = (*length + block.stride - 1) / block.stride;
             }
             if at + 1 == self.blocks.len() {
                 for residual in &self.residual_blocks {
-                    x = residual.forward(&x, &lengths)?;
+                    x = residual.forward(&x, &lengths, self.products)?;
                 }
             }
             x = layer_norm(&x, &block.norm_weight, &block.norm_bias)?;
@@ -420,7 +431,7 @@ impl SpeechAdapter {
             .positions
             .f_narrow(1, before, positions.positions.size()[1] - before)?;
         let lengths: Vec<i64> = positions.lengths.iter().map(|length| length - before).collect();
-        Ok(Some(sentence.forward(&segments, &lengths)?))
+        Ok(Some(sentence.forward(&segments, &lengths, self.products)?))
     }
 
     /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean

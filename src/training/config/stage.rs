@@ -148,6 +148,11 @@ pub struct StageConfig {
     /// mean of the layers).
     #[serde(default)]
     pub cached: bool,
+    /// Whether the adapter's and the CTC head's products are computed in bf16 where the frozen networks are;
+    /// what learns, sums and losses stay f32. About 1.8 times as fast in a `ctc_align` stage on cached
+    /// features.
+    #[serde(default = "StageConfig::default_mixed_precision")]
+    pub mixed_precision: bool,
     /// Tasks taken from the manifests; absent: `asr` alone, all tasks in a `multitask` stage, `summary_tasks`
     /// in a `summary_align` stage, `sentence_tasks` in a `sentence_align` stage.
     #[serde(default)]
@@ -186,11 +191,15 @@ impl StageConfig {
             summary_units: None,
             augment: Self::default_augment(),
             cached: false,
+            mixed_precision: Self::default_mixed_precision(),
             tasks: None,
             weights: BTreeMap::new(),
         }
     }
 
+    fn default_mixed_precision() -> bool {
+        true
+    }
     fn default_batch_rows() -> usize {
         16
     }

@@ -242,3 +242,36 @@ fn a_head_serves_only_where_the_last_training_had_a_ctc_loss() {
     adapter.snapshot("v").unwrap().write(&path).unwrap();
     assert!(AdapterSnapshot::read("v", &path).unwrap().config().ctc_trained);
 }
+
+#[test]
+fn products_in_bf16_give_nearly_the_loss_and_the_gradients_of_f32() {
+    let features = noise(3, 40);
+    let loss_of = |products: Kind| {
+        let mut adapter = segmenting(Positions::CtcSegments, false);
+        adapter.set_products(products);
+        adapter.bind(&table()).unwrap();
+        let frames = adapter.forward(&features, &[40, 23, 9]).unwrap();
+        assert_eq!(frames.positions.kind(), Kind::Float);
+        let loss = adapter
+            .ctc_head()
+            .unwrap()
+            .loss(&frames, &[vec![1, 2], vec![3], vec![]])
+            .unwrap();
+        loss.backward();
+        let gradients: Vec<Tensor> = (adapter.variables().values())
+            .map(Tensor::grad)
+            .filter(Tensor::defined)
+            .collect();
+        assert!(gradients.iter().all(|gradient| gradient.kind() == Kind::Float));
+        let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.view([-1])).collect();
+        (loss.double_value(&[]), Tensor::cat(&flat, 0))
+    };
+
+    let (loss, gradient) = loss_of(Kind::Float);
+    let (half_loss, half_gradient) = loss_of(Kind::BFloat16);
+
+    assert_ne!(loss, half_loss, "bf16 was not used");
+    assert!((loss - half_loss).abs() < 0.02 * loss, "{loss} {half_loss}");
+    let off = (&half_gradient - &gradient).norm().double_value(&[]);
+    assert!(off < 0.05 * gradient.norm().double_value(&[]), "{off}");
+}
