@@ -49,7 +49,7 @@ pub struct Row {
     pub transcript: Option<String>,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
-    /// Natural-log probability of a transcript under the CTC head, per token; absent without such a head.
+    /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent without such a head.
     #[serde(default)]
     pub agreement: Option<f64>,
     /// Whether the answer ended by itself.

@@ -103,16 +103,16 @@ mod tests {
     #[test]
     fn wrong_and_right_transcripts_are_counted_by_dataset_and_together() {
         let rows = [
-            row("a", "red green blue", "Red, green blue!", Some(-0.1)),
-            row("a", "red green blue", "red green blue", Some(-3.0)),
-            row("a", "red green blue", "grey pink blue", Some(-4.0)),
-            row("a", "red green blue", "red green grey", Some(-9.0)), // neither right nor wrong
-            row("b", "", "something", Some(-1.0)),
-            row("b", "something", " ", Some(-9.0)),
+            row("a", "red green blue", "Red, green blue!", Some(0.9)),
+            row("a", "red green blue", "red green blue", Some(0.5)),
+            row("a", "red green blue", "grey pink blue", Some(0.4)),
+            row("a", "red green blue", "red green grey", Some(0.1)), // neither right nor wrong
+            row("b", "", "something", Some(0.8)),
+            row("b", "something", " ", Some(0.1)),
             row("b", "something", "else", None),
         ];
 
-        let found = Support::of(&rows, -2.0);
+        let found = Support::of(&rows, 0.7);
 
         let share = |flagged, answers| Share { flagged, answers };
         let shares: Vec<_> = (found.iter())

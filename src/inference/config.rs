@@ -247,8 +247,8 @@ pub struct DecoderConfig {
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
-    /// Natural-log probability of a transcript under the CTC head, per token, under which it is flagged
-    /// `unsupported`: the sound does not say it. For adapters that have such a head.
+    /// Agreement of a transcript with what the CTC head reads (1 less the expected number of errors a token)
+    /// under which it is flagged `unsupported`: the sound does not say it. For adapters that have such a head.
     pub unsupported_below: f64,
     /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged
     /// `no_speech`.
@@ -264,7 +264,7 @@ impl Default for DecoderConfig {
             prefill_positions_max: 256,
             partial_tokens: 8,
             low_confidence_below: -1.0,
-            unsupported_below: -1.0,
+            unsupported_below: 0.7,
             no_speech_above: 0.97,
         }
     }
@@ -277,6 +277,12 @@ impl DecoderConfig {
         if self.prefill_positions_max != 0 {
             let key = "decoder.prefill_positions_max";
             ConfigError::range(key, self.prefill_positions_max, 16, 131_072)?;
+        }
+        for (key, value) in [
+            ("decoder.unsupported_below", self.unsupported_below),
+            ("decoder.no_speech_above", self.no_speech_above),
+        ] {
+            ConfigError::range(key, value, 0.0, 1.0)?;
         }
         ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
         ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)

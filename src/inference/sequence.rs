@@ -68,8 +68,8 @@ pub struct Generation {
     pub label: Option<usize>,
     /// The score that a beam search chose it by.
     pub beam_score: Option<f32>,
-    /// Natural-log probability under the CTC head that exactly this was said, per token (per frame of an
-    /// empty answer); absent where the answer is no transcript, or the adapter has no such head.
+    /// How well the answer agrees with what the CTC head reads, 0 to 1 ([`PrefixScorer::agreement`]); absent
+    /// where the answer is no transcript, or the adapter has no such head.
     pub agreement: Option<f64>,
     /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
     pub blank_share: Option<f64>,

@@ -214,23 +214,30 @@ impl PrefixScorer {
         score
     }
 
-    /// Log-probability that exactly these tokens are said, per token (per frame where there are none); tokens
-    /// that are no classes are left out.
+    /// How well these tokens agree with what is said, 0 to 1: 1 less the expected number of errors a token,
+    /// which are those of each token as the next one given those before it, and of the end given all. Where
+    /// there are no tokens, the geometric mean over frames of the probability that nothing is said. Tokens that
+    /// are no classes are left out.
+    ///
+    /// One wrong word of a long answer lowers it by its share; a mean of log-probabilities would follow the
+    /// one token that fits worst.
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
     pub fn agreement(&self, tokens: &[i64]) -> f64 {
-        let known: Vec<i64> = tokens
-            .iter()
-            .copied()
-            .filter(|token| self.class(*token).is_some())
-            .collect();
-        let prefix = self.prefix(&known);
-        let all = prefix.score + self.score_end(&prefix);
-        let count = if known.is_empty() {
-            self.frames
-        } else {
-            known.len()
-        };
-        all / count.max(1) as f64
+        let mut prefix = self.start();
+        let (mut errors, mut count) = (0.0, 0usize);
+        for token in tokens.iter().filter(|token| self.class(**token).is_some()) {
+            let longer = self.advance(&prefix, *token);
+            errors += 1.0 - conditional(longer.score - prefix.score);
+            count += 1;
+            prefix = longer;
+        }
+        match count {
+            0 => (self.nothing() / self.frames.max(1) as f64).exp(),
+            _ => {
+                errors += 1.0 - conditional(self.score_end(&prefix));
+                (1.0 - errors / count as f64).max(0.0)
+            }
+        }
     }
 
     /// Mean probability of the blank: near 1 where nothing is said.
@@ -244,6 +251,14 @@ impl Prefix {
     /// Log-probability that what is said begins with it.
     pub fn score(&self) -> f64 {
         self.score
+    }
+}
+
+/// A probability from its logarithm; 0 where what it is conditional on is impossible.
+fn conditional(log_prob: f64) -> f64 {
+    match log_prob.is_nan() {
+        true => 0.0, // both impossible
+        false => log_prob.exp().min(1.0),
     }
 }
 
@@ -322,8 +337,16 @@ mod tests {
             }
             let exactly = all.iter().find(|(said, _)| *said == tokens).unwrap().1;
             assert!((scorer.score_end(&prefix).exp() - exactly / begins(&tokens)).abs() < 1e-6);
-            let count = if tokens.is_empty() { 4 } else { tokens.len() };
-            assert!((scorer.agreement(&tokens) - exactly.ln() / count as f64).abs() < 1e-6);
+            let mut shares: Vec<f64> = (1..=tokens.len())
+                .map(|count| begins(&tokens[..count]) / begins(&tokens[..count - 1]))
+                .collect();
+            shares.push(exactly / begins(&tokens));
+            let errors: f64 = shares.iter().map(|share| 1.0 - share).sum();
+            let expected = match tokens.len() {
+                0 => exactly.powf(0.25),
+                count => (1.0 - errors / count as f64).max(0.0),
+            };
+            assert!((scorer.agreement(&tokens) - expected).abs() < 1e-6, "{tokens:?}");
         }
     }
 
@@ -335,6 +358,16 @@ mod tests {
         assert_eq!(scorer.score(&prefix, &[5]), [UNKNOWN]);
         assert_eq!(scorer.advance(&prefix, 5), prefix);
         assert_eq!(scorer.agreement(&[70, 5]), scorer.agreement(&[70]));
+    }
+
+    #[test]
+    fn what_cannot_be_said_in_so_few_frames_agrees_with_nothing() {
+        let (scorer, _) = scorer();
+
+        let four = scorer.agreement(&[70, 40, 70, 40]);
+        let more = scorer.agreement(&[70, 40, 70, 40, 70, 40]);
+
+        assert!(more.is_finite() && 0.0 <= more && more < four, "{more} {four}");
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn a_fresh_residual_block_changes_nothing_and_learns() {
 }
 
 #[test]
-fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
+fn a_prefix_and_its_end_have_the_likelihood_that_ctc_learns() {
     let adapter = segmenting(Positions::CtcSegments, false);
     let head = adapter.ctc_head().unwrap();
     let (features, lengths) = (noise(2, 60), [60, 33]);
@@ -157,11 +157,19 @@ fn agreement_with_the_sound_is_the_likelihood_that_ctc_learns() {
             };
             let classes = head.classes_of(tokens).unwrap();
             let loss = head.loss(&one, &[classes]).unwrap().double_value(&[]);
-            let agreement = scorer.agreement(tokens);
+            let prefix = scorer.prefix(tokens);
+            #[expect(clippy::cast_precision_loss, reason = "small counts")]
+            let of_each = if tokens.is_empty() {
+                scorer.frames()
+            } else {
+                tokens.len()
+            } as f64;
+            let found = (prefix.score() + scorer.score_end(&prefix)) / of_each;
             assert!(
-                (agreement + loss).abs() < 1e-4 * loss.max(1.0),
-                "{tokens:?}: {agreement} {loss}"
+                (found + loss).abs() < 1e-4 * loss.max(1.0),
+                "{tokens:?}: {found} {loss}"
             );
+            assert!((0.0..=1.0).contains(&scorer.agreement(tokens)));
         }
     }
 }
