@@ -13,7 +13,7 @@ use crate::inference::speech_llm::Learned;
 use crate::inference::{DecodeOptions, EngineConfig};
 use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
-use crate::models::config::{AdapterSettings, LayerMix, ModelConfig};
+use crate::models::config::{Activation, AdapterSettings, LayerMix, ModelConfig};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 use crate::nn::random::SplitMix;
 use crate::registry::Registry;
@@ -277,22 +277,25 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
 }
 
 #[test]
-fn dropout_of_low_rank_updates_acts_in_steps_and_not_in_validation() {
+fn dropout_of_adapter_and_low_rank_updates_acts_in_steps_and_not_in_validation() {
     let place = Place::new();
     let coarse = StageConfig {
         lora_rate_factor: 1.0,
         learning_rate: 0.05,
         ..stage(StageKind::LoraWarmup, 4)
     };
-    let (first, _) = place.train(place.config("first", vec![coarse]));
+    let mut config = place.config("first", vec![coarse]);
+    config.adapter.activation = Some(Activation::Gelu); // a layer with inner values
+    let (first, _) = place.train(config);
     // From there, steps so small that no weight changes: what differs is dropout's doing.
-    let losses = |name: &str, dropout: f64| -> (Vec<f64>, Vec<f64>) {
+    let losses = |name: &str, of_adapter: f64, of_lora: f64| -> (Vec<f64>, Vec<f64>) {
         let still = StageConfig {
             learning_rate: 1e-9,
+            dropout: of_adapter,
             ..stage(StageKind::LoraWarmup, 3)
         };
         let mut config = place.config(name, vec![still]);
-        config.lora.dropout = dropout;
+        config.lora.dropout = of_lora;
         config.validation.every_steps = 1;
         let args = EngineArgs {
             start_from: Some((first.adapter.clone(), first.lora.clone())),
@@ -308,21 +311,17 @@ fn dropout_of_low_rank_updates_acts_in_steps_and_not_in_validation() {
         (steps, validations)
     };
 
-    let (steps, validations) = losses("without", 0.0);
-    let (dropped, validated) = losses("with", 0.5);
-
+    let (steps, validations) = losses("without", 0.0, 0.0);
     assert_eq!((steps.len(), validations.len()), (3, 3));
-    for (with, without) in dropped.iter().zip(&steps) {
-        assert!(
-            (with - without).abs() > 1e-3,
-            "{with} with dropout, {without} without"
-        );
-    }
-    for (with, without) in validated.iter().zip(&validations) {
-        assert!(
-            (with - without).abs() < 1e-5,
-            "{with} with dropout, {without} without"
-        );
+    for (name, of_adapter, of_lora) in [("of-adapter", 0.5, 0.0), ("of-lora", 0.0, 0.5)] {
+        let (dropped, validated) = losses(name, of_adapter, of_lora);
+
+        for (with, without) in dropped.iter().zip(&steps) {
+            assert!((with - without).abs() > 1e-3, "{name}: {with}, {without} without");
+        }
+        for (with, without) in validated.iter().zip(&validations) {
+            assert!((with - without).abs() < 1e-5, "{name}: {with}, {without} without");
+        }
     }
 }
 

@@ -26,6 +26,23 @@ pub(super) struct Sentence(pub(super) ConvLayer);
 #[derive(Debug)]
 pub(super) struct ResidualBlock(pub(super) ConvLayer);
 
+/// How a training pass computes a layer differently from serving.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compute {
+    /// The dtype of products.
+    pub(super) products: Kind,
+    /// Share of a layer's inner values that are left out at random.
+    pub(super) dropout: f64,
+}
+
+impl Compute {
+    /// As in serving: products in f32, nothing left out.
+    pub(super) const EXACT: Self = Self {
+        products: Kind::Float,
+        dropout: 0.0,
+    };
+}
+
 /// A norm, a convolution in time that keeps the length, GELU; and the linear map that follows.
 #[derive(Debug)]
 pub(super) struct ConvLayer {
@@ -74,14 +91,14 @@ impl Sentence {
         &self,
         segments: &Tensor,
         lengths: &[i64],
-        products: Kind,
+        compute: Compute,
     ) -> Result<Tensor, ModelError> {
         let segments = match segments.size()[1] {
             0 => segments.f_constant_pad_nd([0, 0, 0, 1])?, // a convolution of nothing is an error
             _ => segments.shallow_clone(),
         };
         let mask = frame_mask(lengths, segments.size()[1], segments.device())?; // [B, S, 1]
-        let inner = self.0.convolved(&segments, lengths, products)?.f_mul(&mask)?; // [B, S, K]
+        let inner = self.0.convolved(&segments, lengths, compute)?.f_mul(&mask)?; // [B, S, K]
         let largest = inner.f_amax([1i64].as_slice(), false)?.f_clamp_min(0.0)?;
         let count = mask
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
@@ -90,16 +107,19 @@ impl Sentence {
             .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?
             .f_div(&count)?;
         let pooled = Tensor::f_cat(&[largest, mean], 1)?; // [B, 2K]
-        self.0.linear(&pooled, products)
+        self.0.linear(&pooled, compute)
     }
 }
 
 impl ResidualBlock {
     /// `[B, P, H]` f32 → the same shape; what lies beyond a row's length does not reach its frames.
-    pub(super) fn forward(&self, x: &Tensor, lengths: &[i64], products: Kind) -> Result<Tensor, ModelError> {
-        let added = self
-            .0
-            .linear(&self.0.convolved(x, lengths, products)?, products)?;
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        lengths: &[i64],
+        compute: Compute,
+    ) -> Result<Tensor, ModelError> {
+        let added = self.0.linear(&self.0.convolved(x, lengths, compute)?, compute)?;
         Ok(x.f_add(&added)?)
     }
 }
@@ -118,15 +138,23 @@ impl ConvLayer {
     }
 
     /// `[B, P, H]` f32 → `[B, P, K]`; what lies beyond a row's length does not reach its frames.
-    fn convolved(&self, x: &Tensor, lengths: &[i64], products: Kind) -> Result<Tensor, ModelError> {
+    fn convolved(&self, x: &Tensor, lengths: &[i64], compute: Compute) -> Result<Tensor, ModelError> {
         let inner = layer_norm(x, &self.norm_weight, &self.norm_bias)?;
-        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1, products)?;
-        Ok(inner.f_gelu("none")?)
+        let inner = convolve(&inner, lengths, [&self.conv_weight, &self.conv_bias], 1, compute)?;
+        dropout(inner.f_gelu("none")?, compute)
     }
 
-    fn linear(&self, x: &Tensor, products: Kind) -> Result<Tensor, ModelError> {
-        let [x, weight, bias] = in_kind([x, &self.linear_weight, &self.linear_bias], products)?;
+    fn linear(&self, x: &Tensor, compute: Compute) -> Result<Tensor, ModelError> {
+        let [x, weight, bias] = in_kind([x, &self.linear_weight, &self.linear_bias], compute.products)?;
         Ok(x.f_linear(&weight, Some(&bias))?.f_to_kind(Kind::Float)?)
+    }
+}
+
+/// Leaves values out at random, and makes the others larger by as much.
+pub(super) fn dropout(x: Tensor, compute: Compute) -> Result<Tensor, ModelError> {
+    match compute.dropout > 0.0 {
+        true => Ok(x.f_dropout(compute.dropout, true)?),
+        false => Ok(x),
     }
 }
 
@@ -140,13 +168,13 @@ fn in_kind<const N: usize>(tensors: [&Tensor; N], kind: Kind) -> Result<[Tensor;
 }
 
 /// A 1-D convolution in time, padded by zeros: `[B, T, C]` f32 with valid `lengths` → `[B, ceil(T / stride),
-/// H]` f32, its products in dtype `products`.
+/// H]` f32.
 pub(super) fn convolve(
     x: &Tensor,
     lengths: &[i64],
     [weight, bias]: [&Tensor; 2],
     stride: i64,
-    products: Kind,
+    compute: Compute,
 ) -> Result<Tensor, ModelError> {
     let frames = x.size()[1];
     let x = match lengths.iter().any(|length| *length < frames) {
@@ -154,7 +182,7 @@ pub(super) fn convolve(
         false => x.shallow_clone(),
     };
     let padding = (weight.size()[2] - 1) / 2;
-    let [x, weight, bias] = in_kind([&x, weight, bias], products)?;
+    let [x, weight, bias] = in_kind([&x, weight, bias], compute.products)?;
     Ok(x.f_transpose(1, 2)? // [B, C, T]
         .f_conv1d(&weight, Some(&bias), stride, padding, 1, 1)?
         .f_transpose(1, 2)?

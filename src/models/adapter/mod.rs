@@ -46,7 +46,7 @@ pub use snapshot::AdapterSnapshot;
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use crate::nn::random::SplitMix;
-use layers::{Block, ConvLayer, ResidualBlock, Sentence, Summary, convolve, layer_norm};
+use layers::{Block, Compute, ConvLayer, ResidualBlock, Sentence, Summary, convolve, dropout, layer_norm};
 use plain::{PlainData, PlainTensor};
 
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
@@ -73,7 +73,7 @@ pub struct SpeechAdapter {
     summary: Option<Summary>,
     sentence: Option<Sentence>,
     ctc: Option<CtcHead>,
-    products: Kind,
+    compute: Compute,
 }
 
 impl SpeechAdapter {
@@ -171,7 +171,7 @@ impl SpeechAdapter {
             summary,
             sentence,
             ctc,
-            products: Kind::Float,
+            compute: Compute::EXACT,
         };
         if !trainable {
             adapter.store.freeze();
@@ -213,7 +213,7 @@ impl SpeechAdapter {
     /// made of the segments of a head that is not there.
     pub fn bind(&mut self, embeddings: &Tensor) -> Result<(), ModelError> {
         match (&mut self.ctc, self.config.positions) {
-            (Some(head), _) => head.bind(embeddings, self.products),
+            (Some(head), _) => head.bind(embeddings, self.compute.products),
             (None, Positions::Frames) => Ok(()),
             (None, Positions::CtcSegments) => Err(ModelError::NoCtcHead {
                 why: "its `positions` are `ctc_segments`, and nothing says where these are; train a stage with a CTC loss",
@@ -226,7 +226,14 @@ impl SpeechAdapter {
     /// losses stay f32, so bf16 is the mixed precision of Micikevicius et al. (arXiv 1710.03740); it needs no
     /// loss scale, having the exponents of f32.
     pub fn set_products(&mut self, kind: Kind) {
-        self.products = kind;
+        self.compute.products = kind;
+    }
+
+    /// Share of the inner values of convolutional layers, between the downsampling blocks too, that
+    /// [`forward`](Self::forward) and [`sentence`](Self::sentence) leave out at random, by torch's generator; 0
+    /// for none, as in a fresh adapter.
+    pub fn set_dropout(&mut self, share: f64) {
+        self.compute.dropout = share;
     }
 
     /// The CTC head, when there is one.
@@ -371,16 +378,16 @@ impl SpeechAdapter {
         let mut lengths = lengths.to_vec();
         for (at, block) in self.blocks.iter().enumerate() {
             if at > 0 && self.config.activation == Activation::Gelu {
-                x = x.f_gelu("none")?;
+                x = dropout(x.f_gelu("none")?, self.compute)?;
             }
             let conv = [&block.conv_weight, &block.conv_bias];
-            x = convolve(&x, &lengths, conv, block.stride, self.products)?; // [B, T', H]
+            x = convolve(&x, &lengths, conv, block.stride, self.compute)?; // [B, T', H]
             for length in &mut lengths {
                 *length = (*length + block.stride - 1) / block.stride;
             }
             if at + 1 == self.blocks.len() {
                 for residual in &self.residual_blocks {
-                    x = residual.forward(&x, &lengths, self.products)?;
+                    x = residual.forward(&x, &lengths, self.compute)?;
                 }
             }
             x = layer_norm(&x, &block.norm_weight, &block.norm_bias)?;
@@ -431,7 +438,7 @@ impl SpeechAdapter {
             .positions
             .f_narrow(1, before, positions.positions.size()[1] - before)?;
         let lengths: Vec<i64> = positions.lengths.iter().map(|length| length - before).collect();
-        Ok(Some(sentence.forward(&segments, &lengths, self.products)?))
+        Ok(Some(sentence.forward(&segments, &lengths, self.compute)?))
     }
 
     /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean

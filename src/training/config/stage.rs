@@ -135,6 +135,10 @@ pub struct StageConfig {
     /// Share of a clip's segments that are left out at random in each step of a `sentence_align` stage.
     #[serde(default = "StageConfig::default_segment_dropout")]
     pub segment_dropout: f64,
+    /// Share of the inner values of the adapter's convolutional layers that are left out at random in each
+    /// step.
+    #[serde(default)]
+    pub dropout: f64,
     /// In a `summary_align` stage: so many units of the summary's inner layer learn, and nothing that changes
     /// the answers of tasks that the summary was aligned with before
     /// ([`summary_units`](crate::training::summary_units)); absent: all of the summary learns.
@@ -188,6 +192,7 @@ impl StageConfig {
             summary_tasks: Vec::new(),
             sentence_tasks: Vec::new(),
             segment_dropout: Self::default_segment_dropout(),
+            dropout: 0.0,
             summary_units: None,
             augment: Self::default_augment(),
             cached: false,
@@ -287,6 +292,7 @@ impl StageConfig {
         within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
         within(&key("ctc_weight"), self.ctc_weight, 0.0, 100.0)?;
         within(&key("segment_dropout"), self.segment_dropout, 0.0, 0.9)?;
+        within(&key("dropout"), self.dropout, 0.0, 0.9)?;
         let summary_serves = !matches!(self.kind, StageKind::CtcAlign | StageKind::SentenceAlign);
         let sentence_serves = self.kind == StageKind::SentenceAlign;
         for (name, tasks, serves, stage) in [

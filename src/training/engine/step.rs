@@ -32,7 +32,7 @@ impl Engine<'_> {
     ) -> Result<bool, TrainingError> {
         let start = Instant::now();
         optimizer.zero_grad();
-        self.set_dropout_active(true);
+        self.set_dropout_active(Some(stage));
         let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
         let mut epoch = self.state.epoch;
         while batches < stage.accumulate {
@@ -63,7 +63,7 @@ impl Engine<'_> {
             tokens += found.tokens;
             audio_seconds += batch.seconds.iter().sum::<f64>();
         }
-        self.set_dropout_active(false);
+        self.set_dropout_active(None);
         let norm = optimizer.grad_norm();
         self.state.step += 1;
         self.state.total_steps += 1;
@@ -114,13 +114,16 @@ impl Engine<'_> {
         Ok(true)
     }
 
-    /// Lets the dropout of low-rank updates act, for the batches of a step and for nothing else.
-    fn set_dropout_active(&mut self, active: bool) {
-        let Some(lora) = &mut self.learned.lora else {
-            return;
-        };
-        lora.set_training(active);
-        if active && lora.config().dropout > 0.0 {
+    /// Lets dropout act for the batches of a step of this stage, and for nothing else.
+    fn set_dropout_active(&mut self, stage: Option<&StageConfig>) {
+        let of_adapter = stage.map_or(0.0, |stage| stage.dropout);
+        self.learned.adapter.set_dropout(of_adapter);
+        let mut acts = of_adapter > 0.0;
+        if let Some(lora) = &mut self.learned.lora {
+            lora.set_training(stage.is_some());
+            acts |= stage.is_some() && lora.config().dropout > 0.0;
+        }
+        if acts {
             // torch draws dropout from a generator that all threads share; a seed per step makes a resumed
             // run go on equally.
             let seeds = [
