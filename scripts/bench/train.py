@@ -1,67 +1,83 @@
 #!/usr/bin/env python3
 """Speed of training beside transformers + peft: the same weights, the same clips in the same batches, the same machine, in turn.
 
-Needs torch, transformers 5, peft, soundfile; the program first: cargo build --release -p speechverse-pipelines
+Needs torch, transformers 5, peft, soundfile; the models, and the program first: cargo build --release -p speechverse-pipelines
 
-  train.py PROGRAM ENCODER LLM MANIFEST [--rows 160] [--batch 16] [--rounds 3] [--threads 2] [--precision f32]
+  train.py [--manifest data/demo/train.jsonl ...] [--precision f32 bf16] [--rows 96] [--batch 16] [--rounds 3] [--threads 2]
+           [--program target/release/speechverse] [--encoder models/whisper-base] [--llm models/smollm2-135m-instruct]
 
-PROGRAM is target/release/speechverse, ENCODER a Whisper folder, LLM a decoder-only folder, MANIFEST JSON lines with
-`audio_filepath` and `text` (16 kHz clips). Both sides train the paper's form: layer mix, two convolution blocks, LoRA of rank 16 on
-queries and values, AdamW, next-token loss over transcripts. Each round is one pass over the rows by the program (encoding every clip),
-one more from its feature cache, and one by the reference, which encodes every clip cut to its length like the program (transformers'
-encoder alone would compute 30 s for each). The first batch of a pass is left out. Printed: samples per second of each, and the ratios
-with the range of the rounds.
+The manifests are JSON lines with `audio_filepath` and `text` (16 kHz, whole files of 1 to 12 s); --rows of them are drawn. Both sides
+train the paper's form as a `multitask` stage does: layer mix, two convolutions with a stride of 2, LoRA of rank 16 on queries and values,
+next-token loss of the transcript, AdamW, no augmentation. Every figure is one pass over all batches, after a pass that is not counted;
+the program's is read from its log, in which validation and checkpoints have no part. The sides:
+
+  encoding       the program, which encodes every clip in every pass
+  cached         the program with its feature cache, filled
+  reference      transformers + peft as one writes it: labels masked, logits of all positions
+  trimmed        the same with logits of the answers alone (`logits_to_keep`), which the program does too
+  trimmed kept   and with the clips' features kept in memory
+
+The reference does less where that is simpler: its encoder runs over clips cut to the longest of the batch (transformers' own would compute
+30 s for each) and has no mask for the rest, its clips are decoded beforehand. As OpenMP's threads wait, so does the reference;
+set OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 on a busy machine and neither on a quiet one (the program sleeps of itself).
+Printed: samples per second of each side, and ratios with the range of the rounds. The losses of the uncounted passes are there to see
+that both sides learn the same; a ratio holds for one kind of CPU only.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-
 import peft
 import soundfile
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperFeatureExtractor, WhisperModel
+from transformers.utils import logging
 
+SORTED_TOGETHER = 32  # batches: more rows than these hold would make other batches in the program
+FRAME_SAMPLES = 320
+INSTRUCTION = "Transcribe the speech."
 SETTINGS = """
 run = "bench"
-output = "{output}"
-seed = 1
+output = "{folder}/run"
 [model]
 encoder = "{encoder}"
 llm = "{llm}"
 threads = {threads}
 precision = "{precision}"
 system = ""
+[adapter]
+strides = [2, 2]
+kernel = 3
 [lora]
 rank = 16
 alpha = 32.0
 [data]
-train = ["{manifest}"]
-valid = ["{manifest}"]
-plain_targets = true
-seconds_max = 30.0
+train = ["{folder}/rows.jsonl"]
+valid = ["{folder}/rows.jsonl"]
 [feature_cache]
-dir = "{cache}"
+dir = "{folder}/cache-{precision}"
 variants = 1
 [validation]
-every_steps = 100000
+every_steps = 1000000
 clips_max = 1
 transcribed_clips_max = 0
 [checkpoint]
-every_steps = 100000
+every_steps = 1000000
 [prompts]
-asr = ["Transcribe the speech."]
+asr = ["{instruction}"]
 [[stage]]
-kind = "lora_warmup"
+kind = "multitask"
 augment = false
 cached = {cached}
 steps_max = {steps}
@@ -71,126 +87,190 @@ learning_rate = 2e-4
 """
 
 
-def program_pass(args, folder, manifest, steps, cached):
-    """Samples per second of the program over steps 2 and later."""
-    output = folder / "run"
-    subprocess.run(["rm", "-rf", str(output)], check=True)
+def program_pass(args, folder, precision, count, cached):
+    """Samples per second over the second epoch, and the mean loss of the first."""
+    subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
     settings = folder / "train.toml"
-    settings.write_text(SETTINGS.format(output=output, encoder=args.encoder, llm=args.llm, threads=args.threads,
-                                        precision=args.precision, manifest=manifest, cache=folder / "cache",
-                                        cached=str(cached).lower(), steps=steps, batch=args.batch))
-    subprocess.run([args.program, "train", "--config", str(settings)], check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(args.threads)})
-    times = [event["seconds"] for event in map(json.loads, open(output / "log.jsonl")) if event["event"] == "step"]
-    return (len(times) - 1) * args.batch / (times[-1] - times[0])
+    steps = 2 * (count // args.batch)
+    settings.write_text(SETTINGS.format(folder=folder, encoder=args.encoder.resolve(), llm=args.llm.resolve(), threads=args.threads,
+                                        precision=precision, cached=str(cached).lower(), steps=steps, batch=args.batch,
+                                        instruction=INSTRUCTION))
+    ran = subprocess.run([args.program, "train", "--config", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         text=True, env={**os.environ, "OMP_NUM_THREADS": str(args.threads)})
+    if ran.returncode:
+        sys.exit(f"{args.program} failed:\n{ran.stderr}")
+    events = [json.loads(line) for line in open(folder / "run/log.jsonl")]
+    samples = next(event["train_samples"] for event in events if event["event"] == "run_started")
+    epochs = [[event for event in events if event["event"] == "step" and event["epoch"] == epoch] for epoch in (0, 1)]
+    if samples != count or len(epochs[0]) != len(epochs[1]) or 2 * len(epochs[0]) != steps:
+        sys.exit(f"the program trained on {samples} of {count} rows, in {len(epochs[0])} and {len(epochs[1])} of {steps} steps")
+    seconds = epochs[1][-1]["seconds"] - epochs[0][-1]["seconds"]
+    return count / seconds, statistics.mean(event["loss"] for event in epochs[0])
 
 
 class Reference(torch.nn.Module):
-    def __init__(self, args):
+    def __init__(self, args, precision):
         super().__init__()
-        dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.precision]
-        self.extractor = WhisperFeatureExtractor.from_pretrained(args.encoder)
-        self.encoder = WhisperModel.from_pretrained(args.encoder, dtype=dtype).encoder.eval().requires_grad_(False)
+        self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.extract = WhisperFeatureExtractor.from_pretrained(args.encoder)
+        self.encoder = WhisperModel.from_pretrained(args.encoder, dtype=self.dtype).encoder.eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(args.llm)
-        llm = AutoModelForCausalLM.from_pretrained(args.llm, dtype=dtype)
+        llm = AutoModelForCausalLM.from_pretrained(args.llm, dtype=self.dtype)
         self.llm = peft.get_peft_model(llm, peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
-        width, self.dtype = llm.config.hidden_size, dtype
+        self.table = llm.get_input_embeddings()
+        width = llm.config.hidden_size
         self.mix = torch.nn.Parameter(torch.ones(self.encoder.config.encoder_layers))
-        self.blocks = torch.nn.ModuleList()
-        for inside in (self.encoder.config.d_model, width):
-            self.blocks.append(torch.nn.Conv1d(inside, width, 3, stride=2, padding=1))
-            self.blocks.append(torch.nn.LayerNorm(width))
-        chat = [{"role": "system", "content": ""}, {"role": "user", "content": "@\nTranscribe the speech."}]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        self.around = [self.tokenizer(part, add_special_tokens=False).input_ids for part in text.split("@")]
+        self.convolutions = torch.nn.ModuleList(torch.nn.Conv1d(inside, width, 3, stride=2, padding=1)
+                                                for inside in (self.encoder.config.d_model, width))
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(2))
+        torch.nn.init.constant_(self.norms[-1].weight, self.table.weight.float().square().mean().sqrt().item())
+        self.prefix = self.ids("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")
+        self.suffix = torch.cat([self.ids("\n" + INSTRUCTION), self.ids("<|im_end|>\n<|im_start|>assistant\n")])
+        self.kept = {}
+        self.learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learned, lr=2e-4, betas=(0.9, 0.98), fused=True)
 
-    def features(self, clips):
-        """Mixed hidden states of clips, each cut to its length: the published encoder pads everything to 30 s."""
-        lengths = [(len(clip) + 319) // 320 for clip in clips]
-        mel = self.extractor(clips, sampling_rate=16000, return_tensors="pt").input_features
-        with torch.no_grad():
-            x = mel[:, :, :2 * max(lengths)].to(self.dtype)
-            x = torch.nn.functional.gelu(self.encoder.conv1(x))
-            x = torch.nn.functional.gelu(self.encoder.conv2(x)).transpose(1, 2)
-            x = x + self.encoder.embed_positions.weight[:x.shape[1]]
-            states = []
-            for layer in self.encoder.layers:
-                x = layer(x, None)
-                x = x[0] if isinstance(x, tuple) else x
-                states.append(x)
-            states[-1] = self.encoder.layer_norm(states[-1])
-        stacked = torch.stack(states).float()
-        return torch.einsum("l,lbtd->btd", self.mix / len(states), stacked), lengths
+    def ids(self, text):
+        return self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
 
-    def loss(self, clips, texts):
-        x, lengths = self.features(clips)
-        for at in range(0, len(self.blocks), 2):
-            x = self.blocks[at + 1](self.blocks[at](x.transpose(1, 2)).transpose(1, 2))
+    @torch.no_grad()
+    def states(self, clips):
+        """The outputs of all layers, `[L, B, T, D]`."""
+        mel = self.extract(clips, sampling_rate=16_000, padding="longest", pad_to_multiple_of=FRAME_SAMPLES, return_tensors="pt")
+        x = F.gelu(self.encoder.conv1(mel.input_features.to(self.dtype)))
+        x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
+        x = x + self.encoder.embed_positions.weight[:x.shape[1]]
+        states = []
+        for layer in self.encoder.layers:
+            x = layer(x, None)
+            x = x[0] if isinstance(x, tuple) else x
+            states.append(x)
+        states[-1] = self.encoder.layer_norm(x)
+        return torch.stack(states)
+
+    def mixed(self, clips):
+        return torch.einsum("l,lbtd->btd", self.mix / len(self.mix), self.states(clips).float())
+
+    def features(self, at, clips, keep):
+        if not keep:
+            return self.mixed(clips)
+        if at not in self.kept:
+            self.kept[at] = self.mixed(clips).detach().bfloat16()
+        return self.kept[at].float()
+
+    def loss(self, at, clips, texts, trim, keep):
+        x = self.features(at, clips, keep)
+        lengths = [-(-len(clip) // FRAME_SAMPLES) for clip in clips]
+        for convolution, norm in zip(self.convolutions, self.norms):
+            x = norm(convolution(x.transpose(1, 2)).transpose(1, 2))
             lengths = [(length + 1) // 2 for length in lengths]
-        table = self.llm.get_input_embeddings()
+        prefix, suffix = self.table(self.prefix), self.table(self.suffix)
         rows, labels = [], []
         for row, (length, text) in enumerate(zip(lengths, texts)):
-            answer = self.tokenizer(" " + text, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
-            prompt = torch.cat([table(torch.tensor(self.around[0])), x[row, :length].to(self.dtype), table(torch.tensor(self.around[1]))])
-            rows.append(torch.cat([prompt, table(torch.tensor(answer))]))
-            labels.append(torch.tensor([-100] * len(prompt) + answer))
-        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
+            answer = torch.cat([self.ids(" " + text), torch.tensor([self.tokenizer.eos_token_id])])
+            prompt = torch.cat([prefix, x[row, :length].to(self.dtype), suffix])
+            rows.append(torch.cat([prompt, self.table(answer)]))
+            labels.append(torch.cat([torch.full((len(prompt),), -100), answer]))
+        left = dict(batch_first=True, padding_side="left")
+        embeds, labels = pad_sequence(rows, **left), pad_sequence(labels, padding_value=-100, **left)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], **left)
+        if not trim:
+            return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
+        kept = int((labels != -100).sum(1).max()) + 1  # and the position that the first token is predicted at
+        return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels[:, -kept:], logits_to_keep=kept).loss
+
+    def one_pass(self, batches, trim, keep=False):
+        """Samples per second, and the mean loss."""
+        losses, start = [], time.perf_counter()
+        for at, batch in enumerate(batches):
+            loss = self.loss(at, [row["samples"] for row in batch], [row["text"] for row in batch], trim, keep)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
+            self.optimizer.step()
+            losses.append(loss.item())
+        return sum(map(len, batches)) / (time.perf_counter() - start), statistics.mean(losses)
 
 
-def reference_pass(args, model, optimizer, batches):
-    times = []
-    for batch in batches:
-        clips = [soundfile.read(row["audio_filepath"], dtype="float32")[0] for row in batch]
-        loss = model.loss(clips, [row["text"] for row in batch])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        times.append(time.perf_counter())
-    return (len(times) - 1) * args.batch / (times[-1] - times[0])
+def plain(text):
+    return re.sub(r"[^a-z' ]+", " ", text.lower()).strip()
+
+
+def drawn(args):
+    """Rows in order of their length, with samples and plain text."""
+    found = []
+    for manifest in args.manifest:
+        if not manifest.is_file():
+            sys.exit(f"{manifest} is not there: docs/DATA.md says how data is made, --manifest takes another")
+        for row in map(json.loads, open(manifest)):
+            whole = not row.get("offset") and row.get("task", "asr") == "asr"
+            if whole and 1.0 <= row["duration"] <= 12.0 and plain(row.get("text") or ""):
+                found.append({"audio_filepath": str((manifest.parent / row["audio_filepath"]).resolve()), "duration": row["duration"],
+                              "text": " ".join(plain(row["text"]).split())})
+    count = min(args.rows, SORTED_TOGETHER * args.batch, len(found)) // args.batch * args.batch
+    if not count:
+        sys.exit(f"{len(found)} usable rows are too few for a batch of {args.batch}")
+    rows = sorted(random.Random(1).sample(found, count), key=lambda row: row["duration"])
+    for row in rows:
+        row["samples"], rate = soundfile.read(row["audio_filepath"], dtype="float32")
+        if rate != 16_000 or row["samples"].ndim != 1:
+            sys.exit(f"{row['audio_filepath']} is not mono at 16 kHz")
+    return rows
+
+
+def compare(args, folder, rows, batches, precision):
+    reference = Reference(args, precision)
+    sides = {
+        "encoding": lambda: program_pass(args, folder, precision, len(rows), False),
+        "reference": lambda: reference.one_pass(batches, trim=False),
+        "cached": lambda: program_pass(args, folder, precision, len(rows), True),
+        "trimmed": lambda: reference.one_pass(batches, trim=True),
+        "trimmed kept": lambda: reference.one_pass(batches, trim=True, keep=True),
+    }
+    _, loss = reference.one_pass(batches, trim=False)
+    losses = {"reference": loss}
+    reference.one_pass(batches, trim=True, keep=True)
+    found = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, side in sides.items():
+            speed, loss = side()
+            found[name].append(speed)
+            losses.setdefault(name, loss)
+    print(f"\n{precision}; mean loss of the first pass: program {losses['encoding']:.2f}, reference {losses['reference']:.2f}")
+    for name, speeds in found.items():
+        print(f"  {name:12} {statistics.median(speeds):6.2f} samples/s ({min(speeds):.2f} to {max(speeds):.2f})")
+    for ours, theirs in (("encoding", "reference"), ("encoding", "trimmed"), ("cached", "reference"), ("cached", "trimmed"),
+                         ("cached", "trimmed kept")):
+        ratios = [one / other for one, other in zip(found[ours], found[theirs])]
+        print(f"  {ours} / {theirs}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("program", "encoder", "llm", "manifest"):
-        parser.add_argument(name)
-    for name, default in (("--rows", 160), ("--batch", 16), ("--rounds", 3), ("--threads", 2)):
+    parser.add_argument("--program", default="target/release/speechverse")
+    parser.add_argument("--encoder", type=pathlib.Path, default="models/whisper-base")
+    parser.add_argument("--llm", type=pathlib.Path, default="models/smollm2-135m-instruct")
+    parser.add_argument("--manifest", type=pathlib.Path, nargs="+", default=[pathlib.Path("data/demo/train.jsonl")])
+    parser.add_argument("--precision", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
+    for name, default in (("--rows", 96), ("--batch", 16), ("--rounds", 3), ("--threads", 2)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     args = parser.parse_args()
+    logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
-    base = pathlib.Path(args.manifest).resolve().parent
-    rows = [json.loads(line) for line in open(args.manifest)]
-    rows = [row for row in rows if row.get("text") and 1.0 <= row["duration"] <= 12.0 and not row.get("offset")][:args.rows]
-    rows = rows[:len(rows) // args.batch * args.batch]
-    if not rows:
-        sys.exit("the manifest has too few rows")
-    for row in rows:
-        row["audio_filepath"] = str(base / row["audio_filepath"])
-    rows.sort(key=lambda row: row["duration"])
+    rows = drawn(args)
     batches = [rows[at:at + args.batch] for at in range(0, len(rows), args.batch)]
+    seconds = sum(len(row["samples"]) for row in rows) / 16_000
+    bf16 = ", avx512_bf16" if "avx512_bf16" in pathlib.Path("/proc/cpuinfo").read_text() else ""
+    print(f"{len(rows)} rows ({seconds / len(rows):.1f} s on average) in batches of {args.batch}, {args.threads} threads, "
+          f"{torch.backends.cpu.get_cpu_capability()}{bf16}, torch {torch.__version__}, {args.rounds} rounds, "
+          f"OpenMP {os.environ.get('OMP_WAIT_POLICY', 'waits as by default')}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        manifest = folder / "rows.jsonl"
         keep = ("audio_filepath", "duration", "text")
-        manifest.write_text("".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows))
-        model = Reference(args)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
-        program_pass(args, folder, manifest, len(batches), True)     # fills the cache
-        found = {"encoding": [], "cached": [], "reference": []}
-        for _ in range(args.rounds):
-            found["encoding"].append(program_pass(args, folder, manifest, len(batches), False))
-            found["cached"].append(program_pass(args, folder, manifest, len(batches), True))
-            found["reference"].append(reference_pass(args, model, optimizer, batches))
-    print(f"{len(rows)} rows in batches of {args.batch}, {args.precision}, {args.threads} threads, {torch.backends.cpu.get_cpu_capability()}")
-    for name, speeds in found.items():
-        print(f"{name}: {statistics.median(speeds):.2f} samples/s")
-    for name in ("encoding", "cached"):
-        ratios = [ours / theirs for ours, theirs in zip(found[name], found["reference"])]
-        print(f"{name} / reference: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        (folder / "rows.jsonl").write_text("".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows))
+        for precision in args.precision:
+            compare(args, folder, rows, batches, precision)
 
 
-main()
+if __name__ == "__main__":
+    main()
