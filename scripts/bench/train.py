@@ -14,7 +14,7 @@ the program's is read from its log, in which validation and checkpoints have no 
   encoding       the program, which encodes every clip in every pass
   cached         the program with its feature cache, filled
   reference      transformers + peft as one writes it: labels masked, logits of all positions
-  trimmed        the same with logits of the answers alone (`logits_to_keep`), which the program does too
+  trimmed        the same with logits of the answers' positions alone, which is what the program computes
   trimmed kept   and with the clips' features kept in memory
 
 The reference does less where that is simpler: its encoder runs over clips cut to the longest of the batch (transformers' own would compute
@@ -176,8 +176,10 @@ class Reference(torch.nn.Module):
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], **left)
         if not trim:
             return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
-        kept = int((labels != -100).sum(1).max()) + 1  # and the position that the first token is predicted at
-        return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels[:, -kept:], logits_to_keep=kept).loss
+        causal = self.llm.base_model.model
+        hidden = causal.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state[:, :-1]
+        answers = labels[:, 1:] != -100  # each token is predicted at the position before it
+        return F.cross_entropy(causal.lm_head(hidden[answers]).float(), labels[:, 1:][answers])
 
     def one_pass(self, batches, trim, keep=False):
         """Samples per second, and the mean loss."""
