@@ -162,7 +162,8 @@ class Reference(torch.nn.Module):
         x = self.features(at, clips, keep)
         lengths = [-(-len(clip) // FRAME_SAMPLES) for clip in clips]
         for convolution, norm in zip(self.convolutions, self.norms):
-            x = norm(convolution(x.transpose(1, 2)).transpose(1, 2))
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
+                x = norm(convolution(x.transpose(1, 2)).transpose(1, 2))
             lengths = [(length + 1) // 2 for length in lengths]
         prefix, suffix = self.table(self.prefix), self.table(self.suffix)
         rows, labels = [], []
