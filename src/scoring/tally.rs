@@ -12,7 +12,7 @@ use super::bleu::{BleuCounts, ORDER};
 use super::chrf::{ChrfCounts, ORDERS};
 use super::classes::{ClassCounts, mean};
 use super::slots::SlotCounts;
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 /// Resamples behind an interval.
 pub const RESAMPLES: usize = 1000;
@@ -185,7 +185,7 @@ impl Formula {
             Self::Chrf => {
                 let orders =
                     std::array::from_fn(|order| std::array::from_fn(|which| count(sums[3 * order + which])));
-                Some(ChrfCounts { orders }.score(false))
+                Some(ChrfCounts { orders }.score())
             }
             Self::Recall(_) => percent(mean(classes(sums).filter_map(|class| class.recall()))),
             Self::ClassF1(_) => percent(mean(classes(sums).filter_map(|class| class.f1()))),
