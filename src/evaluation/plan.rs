@@ -65,14 +65,14 @@ pub struct Plan<'s> {
 }
 
 /// Why there is no question.
-enum No {
-    /// The table does not concern the row.
-    NotConcerned(&'static str),
+enum NotAsked {
+    /// The variant does not apply to the row.
+    DoesNotApply(&'static str),
     /// The row cannot be asked.
     Fault(TextError),
 }
 
-impl From<TextError> for No {
+impl From<TextError> for NotAsked {
     fn from(error: TextError) -> Self {
         Self::Fault(error)
     }
@@ -154,10 +154,10 @@ impl<'s> Plan<'s> {
                                 layout,
                             });
                         }
-                        Err(No::NotConcerned(reason)) => {
+                        Err(NotAsked::DoesNotApply(reason)) => {
                             *plan.left_out.entry((number, reason.to_owned())).or_default() += 1;
                         }
-                        Err(No::Fault(error)) => fault = Some(format!("{}: {error}", example.id)),
+                        Err(NotAsked::Fault(error)) => fault = Some(format!("{}: {error}", example.id)),
                     }
                 }
                 plan.problems.extend(fault);
@@ -177,12 +177,12 @@ fn question(
     variant: &Variant,
     example: &Example,
     tasks: &TaskTable,
-) -> Result<(EvalPrompt, Option<Arc<JointLayout>>), No> {
+) -> Result<(EvalPrompt, Option<Arc<JointLayout>>), NotAsked> {
     let list = tasks.list(&example.task)?;
     let [task] = *list.as_slice() else {
         // Taken apart already, were there a layout for them: why there is none.
         JointLayout::new(&list, &example.variables)?;
-        return Err(No::NotConcerned(
+        return Err(NotAsked::DoesNotApply(
             "the row has several tasks and no answers to them",
         ));
     };
@@ -191,10 +191,10 @@ fn question(
     if variant.table == Table::Constraint
         && (!task.answer.format.takes_labels() || task.labels_in(&variables)?.is_empty())
     {
-        return Err(No::NotConcerned("the task has no labels"));
+        return Err(NotAsked::DoesNotApply("the task has no labels"));
     }
     if (variant.source != Source::Audio || variant.table == Table::Joint) && task.name == ASR {
-        return Err(No::NotConcerned("the task is the transcription itself"));
+        return Err(NotAsked::DoesNotApply("the task is the transcription itself"));
     }
     if variant.source == Source::Transcript {
         transcription(tasks)?;
@@ -202,17 +202,17 @@ fn question(
     if variant.source == Source::Search {
         return match variables.fields.contains_key(KEYWORD) && task.name == KEYWORD_SEARCH {
             true => Ok((transcription(tasks)?, None)),
-            false => Err(No::NotConcerned("the task is not to find a keyword")),
+            false => Err(NotAsked::DoesNotApply("the task is not to find a keyword")),
         };
     }
     if variant.source == Source::Reference && example.text.is_none() {
-        return Err(No::NotConcerned("the manifest has no `text`"));
+        return Err(NotAsked::DoesNotApply("the manifest has no `text`"));
     }
     let instruction = match (variant.prompt, &example.instruction) {
         (PromptSource::Given, Some(own)) => own.clone(),
         (PromptSource::HeldOut(at), _) => {
             let prompt = task.held_out_prompts.get(at);
-            let prompt = prompt.ok_or(No::NotConcerned("the task keeps no such prompt"))?;
+            let prompt = prompt.ok_or(NotAsked::DoesNotApply("the task keeps no such prompt"))?;
             task.fill(prompt, &variables)?
         }
         _ if variant.table == Table::Constraint => task.fill(prompt_with_labels(task), &variables)?,

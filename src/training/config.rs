@@ -57,7 +57,7 @@ pub struct TrainingConfig {
     pub seed: u64,
     /// An adapter file or version folder to start from instead of fresh values; empty: fresh.
     pub start_from: Option<PathBuf>,
-    /// Wall-clock limit of the whole run, minutes; absent: none. The stage at hand is cut short, the best is
+    /// Wall-clock limit of the whole run, minutes; absent: none. The current stage is cut short, the best is
     /// kept.
     pub minutes_max: Option<f64>,
     /// The frozen networks.

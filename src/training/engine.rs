@@ -176,8 +176,8 @@ impl<'a> Engine<'a> {
         };
         let (adapter, lora) = match self.start_lora.take() {
             Some(untouched) if lora.is_none() && self.config.keeps_lora() => {
-                let numbers = LoraSnapshot::read(&untouched)?;
-                (adapter.with_lora(Some(numbers)), Some(untouched))
+                let values = LoraSnapshot::read(&untouched)?;
+                (adapter.with_lora(Some(values)), Some(untouched))
             }
             _ => (adapter, lora),
         };

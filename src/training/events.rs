@@ -26,7 +26,7 @@ pub enum TrainEvent {
         valid_samples: usize,
         /// Samples left out by filters.
         left_out: usize,
-        /// Numbers that learn in the adapter.
+        /// Learnable parameters of the adapter.
         adapter_parameters: i64,
         /// Device, precision and why.
         placement: String,
@@ -39,7 +39,7 @@ pub enum TrainEvent {
         kind: String,
         /// Samples that it trains on.
         samples: usize,
-        /// Numbers that learn.
+        /// Learnable parameters.
         parameters: i64,
     },
     /// One optimiser step.

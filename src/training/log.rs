@@ -1,4 +1,4 @@
-//! The run's memory on disk: events as JSON lines, and the losses as a picture.
+//! The run's log: events as JSON lines, and a plot of the losses.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};

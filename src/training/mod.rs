@@ -17,7 +17,7 @@
 //! | [`checkpoint`] | what an exact resume needs |
 //! | [`engine`] | the run |
 //! | [`evaluate`] | greedy answers and word error rates |
-//! | [`events`], [`log`] | what a run reports, and its memory on disk |
+//! | [`events`], [`log`] | what a run reports, and its log |
 //! | [`pretrain`] | BEST-RQ pre-training of a speech encoder, with a run of its own |
 //! | [`control`] | pause and stop between steps |
 

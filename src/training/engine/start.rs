@@ -14,7 +14,7 @@ use crate::training::prepare::prepare;
 use crate::training::{TrainingError, example};
 
 impl<'a> Engine<'a> {
-    /// Prepares samples and weights, or takes up a checkpoint.
+    /// Prepares samples and weights, or loads a checkpoint.
     ///
     /// # Errors
     /// [`TrainingError`] when settings, data, networks or checkpoint do not go together.

@@ -12,7 +12,7 @@ use crate::models::encoders::conformer::{ConformerConfig, ConvNorm, QuantizerCon
 use crate::nn::accel::DeviceChoice;
 use crate::training::config::{AugmentConfig, Decay, TrainingConfigError, within};
 
-/// Numbers that a network may have to be trained: beyond that the settings are a slip of the pen.
+/// Most parameters of a network that is trained here: more are taken for a mistake in the settings.
 const PARAMETERS_MAX: i64 = 20_000_000_000;
 
 /// Everything about one pre-training run.
@@ -331,7 +331,7 @@ impl PretrainConfig {
         let parameters = parameter_count(&shape) + codebooks * codes * (shape.hidden_size + 1);
         if parameters > PARAMETERS_MAX {
             return Err(format!(
-                "`model` and `quantizer` together have {parameters} numbers to learn, expected at most {PARAMETERS_MAX}"
+                "`model` and `quantizer` together have {parameters} parameters, expected at most {PARAMETERS_MAX}"
             ));
         }
         within("`mask.span`", self.mask.span as f64, 1.0, 1000.0)?;

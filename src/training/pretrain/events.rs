@@ -27,9 +27,9 @@ pub enum PretrainEvent {
         valid_clips: usize,
         /// Clips left out because they are too short or too long.
         left_out: usize,
-        /// Numbers that learn in the encoder.
+        /// Learnable parameters of the encoder.
         encoder_parameters: i64,
-        /// Numbers that learn in the softmax heads.
+        /// Learnable parameters of the softmax heads.
         head_parameters: i64,
         /// Device and why.
         placement: String,

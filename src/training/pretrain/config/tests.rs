@@ -25,7 +25,7 @@ fn a_wrong_key_or_value_is_an_error_that_names_it() {
         ("[augment]\nnoise = 2.0", "`augment.noise`"),
         (
             "[model]\nhidden_size = 16384\nintermediate_size = 131072\nnum_hidden_layers = 256",
-            "numbers to learn",
+            "parameters, expected at most",
         ),
     ] {
         let message = parse(text).unwrap_err();
