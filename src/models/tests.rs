@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::LanguageModel;
 use crate::nn::lora::{LoraConfig, LoraSet};
-use crate::nn::random::SplitMix;
 pub(super) use crate::testing::fixture;
+use crate::util::random::SplitMix;
 use crate::weights::Checkpoint;
 
 /// "turn on the kitchen lights", 1.69 s: mono, 16 kHz.

@@ -15,7 +15,6 @@ pub mod norm;
 pub mod optimizer;
 pub mod packed;
 pub mod projections;
-pub mod random;
 pub mod relative_bias;
 pub mod rms_norm;
 pub mod rotary;

@@ -5,27 +5,10 @@ use tch::Device;
 
 use super::*;
 use crate::models::adapter::{AdapterConfig, LoraSnapshot, SpeechAdapter};
-use crate::models::config::{Activation, LayerMix, Positions};
 use crate::nn::lora::{LoraConfig, LoraSet, LoraSite};
 
 fn snapshot(seed: u64) -> AdapterSnapshot {
-    let config = AdapterConfig {
-        encoder_width: 4,
-        encoder_layers: 2,
-        llm_width: 6,
-        mix: LayerMix::Paper,
-        strides: vec![2, 2],
-        kernel: 3,
-        activation: Activation::None,
-        positions: Positions::Frames,
-        residual_blocks: 0,
-        summary: false,
-        ctc_trained: false,
-        summary_tasks: Vec::new(),
-        sentence: false,
-        sentence_tasks: Vec::new(),
-    };
-    SpeechAdapter::new(config, 1.0, seed, Device::Cpu)
+    SpeechAdapter::new(AdapterConfig::paper(4, 2, 6), 1.0, seed, Device::Cpu)
         .unwrap()
         .snapshot("x")
         .unwrap()

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 /// Width of the tiny encoder.
 pub const ENCODER_WIDTH: usize = 32;

@@ -8,8 +8,8 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::TrainingError;
 use super::manifest::read_audio_manifest;
-use crate::nn::random::SplitMix;
 use crate::training::config::AugmentConfig;
+use crate::util::random::SplitMix;
 
 const SAMPLE_RATE_HZ: f64 = 16_000.0;
 const TELEPHONE_LOW_HZ: f64 = 300.0;

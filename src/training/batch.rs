@@ -10,8 +10,8 @@ use super::example::{AudioSource, Example, LoadedAudio};
 use super::feature_cache::{FeatureCache, FeatureKey};
 use super::prompt_variants::PromptVariants;
 use crate::inference::Features;
-use crate::nn::random::SplitMix;
 use crate::training::config::{AugmentConfig, StageConfig};
+use crate::util::random::SplitMix;
 
 /// Batches whose rows are sorted by length together, so that a batch holds clips of similar length and epochs
 /// still differ.

@@ -31,7 +31,7 @@ const STATE_BYTES_MAX: usize = 1 << 20;
 pub struct RunState {
     /// Digest of what a resumed run must have in common with the saved one.
     pub fingerprint: String,
-    /// Stage at hand, from 0; equal to the number of stages when all are done.
+    /// Current stage, from 0; equal to the number of stages when all are done.
     pub stage: usize,
     /// Optimiser steps done in it.
     pub step: u64,
@@ -54,7 +54,7 @@ pub struct RunState {
     /// Ids of the recordings that were trained on although their sound is damaged.
     #[serde(default)]
     pub damaged: BTreeSet<String>,
-    /// Best validation of the stage at hand.
+    /// Best validation of the current stage.
     pub best: Option<Best>,
     /// Validations since then.
     pub since_best: u32,
@@ -239,9 +239,9 @@ fn save_lora(lora: &LoraSet, folder: &Path) -> Result<(), TrainingError> {
 pub fn read_adapter(path: &Path, version: &str) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
     if path.is_dir() {
         let lora = Some(path.join(LORA)).filter(|lora| lora.is_dir());
-        let numbers = lora.as_deref().map(LoraSnapshot::read).transpose()?;
+        let values = lora.as_deref().map(LoraSnapshot::read).transpose()?;
         let snapshot = AdapterSnapshot::read(version, &path.join(ADAPTER))?;
-        Ok((snapshot.with_lora(numbers), lora))
+        Ok((snapshot.with_lora(values), lora))
     } else {
         Ok((AdapterSnapshot::read(version, path)?, None))
     }
@@ -257,7 +257,7 @@ pub fn read_lora(folder: &Path, llm: &dyn LanguageModel, device: Device) -> Resu
     })
 }
 
-/// Overwrites `A` of fresh LoRA by numbers that depend on `seed` alone; torch's own generator is shared by
+/// Overwrites `A` of fresh LoRA by values that depend on `seed` alone; torch's own generator is shared by
 /// all threads.
 pub(crate) fn seed_lora(lora: &LoraSet, seed: u64) -> Result<(), TrainingError> {
     let _guard = tch::no_grad_guard();
@@ -265,7 +265,7 @@ pub(crate) fn seed_lora(lora: &LoraSet, seed: u64) -> Result<(), TrainingError> 
         if !name.contains("lora_A") {
             continue;
         }
-        let mut random = crate::nn::random::SplitMix::new(&[seed, 0x10a, at as u64]);
+        let mut random = crate::util::random::SplitMix::new(&[seed, 0x10a, at as u64]);
         #[expect(clippy::cast_precision_loss, reason = "a width")]
         let bound = 1.0 / (tensor.size()[1] as f64).sqrt();
         #[expect(

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::feature_cache::FeatureKey;
 use crate::models::ModelError;
 use crate::models::adapter::Adapted;
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 /// Bytes that are kept at most: some 100,000 short clips of a language model of width 576.
 const BYTES_MAX: usize = 1 << 30;

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use super::TrainingError;
 use super::example::Example;
-use crate::nn::random::SplitMix;
 use crate::scoring::Metric;
 use crate::text::tasks::TASK_SEPARATOR;
 pub(super) use crate::text::tasks::TRANSCRIPT;
 use crate::text::{JointLayout, Task, TaskMetric, TaskTable, TemplateVariables, TextError};
 use crate::training::config::TrainingConfig;
+use crate::util::random::SplitMix;
 
 /// How transcripts are asked for where neither settings nor task files say.
 const TRANSCRIBE: &str = "Transcribe the speech.";
@@ -122,12 +122,12 @@ impl TaskCatalog {
                 Some(own) => own.as_slice().into(),
                 None => task.training_prompts().map(str::to_owned).collect(),
             };
-            let at_hand = CatalogTask {
+            let known = CatalogTask {
                 every_placeholder: task.every_placeholder(variants.iter().map(String::as_str))?,
                 task: Some(Arc::new(task.clone())),
                 variants,
             };
-            tasks.insert(task.name.clone(), at_hand);
+            tasks.insert(task.name.clone(), known);
         }
         let transcribe = (TRANSCRIPT.to_owned(), vec![TRANSCRIBE.to_owned()]);
         for (name, prompts) in config.prompts.iter().chain([(&transcribe.0, &transcribe.1)]) {
@@ -211,13 +211,13 @@ impl TaskCatalog {
     }
 
     fn part(&self, name: &str, example: &Example, tasks: usize) -> Result<Part, TrainingError> {
-        let at_hand = self.tasks.get(name).ok_or_else(|| TrainingError::Settings {
+        let known = self.tasks.get(name).ok_or_else(|| TrainingError::Settings {
             problem: format!(
                 "sample `{}` has task `{name}`, for which neither `[prompts]` nor a file in `tasks_dir` has instructions",
                 example.id
             ),
         })?;
-        let template = match &at_hand.task {
+        let template = match &known.task {
             Some(task) => {
                 let mut variables = Arc::clone(&example.variables);
                 // Given labels are those of the one task that takes some; the layout has checked that there
@@ -225,14 +225,14 @@ impl TaskCatalog {
                 if tasks > 1 && variables.labels.is_some() && !task.answer.format.takes_labels() {
                     Arc::make_mut(&mut variables).labels = None;
                 }
-                task.fill(&at_hand.every_placeholder, &variables)
+                task.fill(&known.every_placeholder, &variables)
                     .map_err(|error| in_sample(example, &error))?;
                 Some((Arc::clone(task), variables))
             }
             None => None,
         };
         Ok(Part {
-            variants: Arc::clone(&at_hand.variants),
+            variants: Arc::clone(&known.variants),
             template,
         })
     }

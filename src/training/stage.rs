@@ -21,8 +21,8 @@ use crate::models::Encoded;
 use crate::models::adapter::{Adapted, CtcHead};
 use crate::nn::lora::LoraSet;
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
-use crate::nn::random::SplitMix;
 use crate::training::config::{AugmentConfig, StageConfig, StageKind, TrainingConfig};
+use crate::util::random::SplitMix;
 
 /// A batch's loss.
 #[derive(Debug)]

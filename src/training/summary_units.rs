@@ -13,8 +13,8 @@ use super::TrainingError;
 use super::prompt_variants::TaskCatalog;
 use crate::inference::speech_llm::SpeechLlm;
 use crate::models::adapter::{SpeechAdapter, label_embeddings};
-use crate::nn::random::SplitMix;
 use crate::training::config::TrainingConfig;
+use crate::util::random::SplitMix;
 
 /// What learns of a summary where `summary_units` says so.
 pub const LEARNED: [&str; 3] = [
@@ -169,26 +169,13 @@ mod tests {
 
     use super::*;
     use crate::models::adapter::{AdapterConfig, label_scores};
-    use crate::models::config::{Activation, LayerMix, Positions};
 
     const ROWS: i64 = 5;
 
     fn adapter() -> SpeechAdapter {
         let config = AdapterConfig {
-            encoder_width: 6,
-            encoder_layers: 3,
-            llm_width: 16,
-            mix: LayerMix::Paper,
-            strides: vec![2, 2],
-            kernel: 3,
-            activation: Activation::None,
-            positions: Positions::Frames,
-            residual_blocks: 0,
             summary: true,
-            ctc_trained: false,
-            summary_tasks: Vec::new(),
-            sentence: false,
-            sentence_tasks: Vec::new(),
+            ..AdapterConfig::paper(6, 3, 16)
         };
         SpeechAdapter::new(config, 1.0, 5, Device::Cpu).unwrap()
     }

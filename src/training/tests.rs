@@ -15,11 +15,11 @@ use crate::models::adapter::plain::{PlainData, PlainTensor};
 use crate::models::adapter::{AdapterConfig, AdapterSnapshot, SpeechAdapter};
 use crate::models::config::{Activation, AdapterSettings, LayerMix, ModelConfig};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
-use crate::nn::random::SplitMix;
 use crate::registry::Registry;
 use crate::scoring::Metric;
 use crate::testing::TinyModels;
 use crate::training::config::{Decay, StageConfig, StageKind, TrainingConfig};
+use crate::util::random::SplitMix;
 
 mod aligned;
 mod data;

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuzz_targets::{TARGETS, Target, target};
+use speechverse::util::random::SplitMix;
 
 /// Most memory that a parser may take for one input; twice that, an allocation fails and ends the process.
 const INPUT_MEMORY_BYTES_MAX: usize = 1 << 26;
@@ -60,28 +61,11 @@ unsafe impl GlobalAlloc for Limited {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): short, and equal everywhere.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, count: usize) -> usize {
-        (self.bits() % count.max(1) as u64) as usize
-    }
-
-    /// A stretch of something `length` long, mostly short.
-    fn stretch(&mut self, length: usize) -> std::ops::Range<usize> {
-        let from = self.below(length + 1);
-        let most = 1 << self.below(12);
-        from..(from + self.below(most + 1)).min(length)
-    }
+/// A range of something `length` long, mostly short.
+fn range(length: usize, random: &mut SplitMix) -> std::ops::Range<usize> {
+    let from = random.below(length + 1);
+    let most = 1 << random.below(12);
+    from..(from + random.below(most + 1)).min(length)
 }
 
 /// Values that lengths, counts and offsets go wrong at.
@@ -103,7 +87,7 @@ const ODD_VALUES: [u64; 14] = [
 ];
 
 /// Changes `input` in one place; `other` is another seed of the same parser.
-fn change(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+fn change(input: &mut Vec<u8>, other: &[u8], random: &mut SplitMix) {
     let at = random.below(input.len());
     match random.below(9) {
         0 if !input.is_empty() => input[at] ^= 1 << random.below(8),
@@ -125,14 +109,14 @@ fn change(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
                 input[at..at + width].copy_from_slice(&bytes);
             }
         }
-        3 => drop(input.drain(random.stretch(input.len()))),
+        3 => drop(input.drain(range(input.len(), random))),
         4 => input.truncate(at),
         5 => {
-            let copied = input[random.stretch(input.len())].to_vec();
+            let copied = input[range(input.len(), random)].to_vec();
             input.splice(at..at, copied);
         }
         6 => {
-            let copied = other[random.stretch(other.len())].to_vec();
+            let copied = other[range(other.len(), random)].to_vec();
             input.splice(at..at, copied);
         }
         7 => {
@@ -196,7 +180,7 @@ fn survives(name: &str) {
     let count = variable("SPEECHVERSE_FUZZ_INPUTS", 0).div_ceil(TARGETS.len() as u64);
     let begun = Instant::now();
     let seed = variable("SPEECHVERSE_FUZZ_SEED", 1);
-    let mut random = Random(
+    let mut random = SplitMix::from_state(
         seed ^ name
             .bytes()
             .fold(0, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(byte)),

@@ -9,22 +9,22 @@ use jiff::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use speechverse::util::random::SplitMix;
 
-use crate::dice::Dice;
 use crate::watch::Watch;
 
 /// Requests that are asked and not answered, at most.
 const IN_FLIGHT: usize = 40;
 /// Callers who wait for an answer before they ask again.
 const CONVERSATIONS: usize = 6;
-/// One in so many requests belongs to a conversation, where one is free.
-const CONVERSATION_ONE_IN: usize = 4;
+/// Share of requests that belong to a conversation, where one is free.
+const CONVERSATION_CHANCE: f64 = 0.25;
 /// Every so many requests, one is no sound.
 pub(crate) const POISON_EVERY: usize = 50;
 /// Different recordings.
 const CLIPS: usize = 8;
-/// One in so many requests has a deadline, which nothing here should make it miss.
-const DEADLINE_ONE_IN: usize = 10;
+/// Share of requests that have a deadline, which nothing here should make them miss.
+const DEADLINE_CHANCE: f64 = 0.1;
 /// That deadline, from now on; more than the time of day jumps.
 const DEADLINE: Duration = Duration::from_secs(1_800);
 /// Longest that the broker may take for a record: longer than any outage here.
@@ -103,7 +103,7 @@ impl Asker {
     }
 
     /// Publishes `count` requests as answers to earlier ones come.
-    pub(crate) fn ask(&self, count: usize, watch: &Watch, mut dice: Dice) {
+    pub(crate) fn ask(&self, count: usize, watch: &Watch, mut random: SplitMix) {
         let clips: Vec<Vec<u8>> = (0..CLIPS).map(clip).collect();
         let mut conversations: Vec<(usize, Option<String>)> = vec![(0, None); CONVERSATIONS];
         for number in 0..count {
@@ -115,21 +115,21 @@ impl Asker {
             }
             let id = format!("r{number}");
             let is_poison = number % POISON_EVERY == POISON_EVERY - 1;
-            let caller = dice.below(CONVERSATIONS);
+            let caller = random.below(CONVERSATIONS);
             let (turns, last) = &mut conversations[caller];
             let is_free = last.as_ref().is_none_or(|last| watch.arrival(last).is_some());
-            let in_conversation = !is_poison && is_free && dice.one_in(CONVERSATION_ONE_IN);
+            let in_conversation = !is_poison && is_free && random.chance(CONVERSATION_CHANCE);
             let (key, turn) = match in_conversation {
                 true => {
                     *turns += 1;
                     *last = Some(id.clone());
                     (format!("conversation {caller}"), Some(*turns))
                 }
-                false => (format!("key {}", dice.below(30)), None),
+                false => (format!("key {}", random.below(30)), None),
             };
-            let clip = (!is_poison).then(|| dice.below(CLIPS));
+            let clip = (!is_poison).then(|| random.below(CLIPS));
             let mut headers = vec![("ce_id", id.clone())];
-            if dice.one_in(DEADLINE_ONE_IN) {
+            if random.chance(DEADLINE_CHANCE) {
                 headers.push(("ce_deadline", (Timestamp::now() + DEADLINE).to_string()));
             }
             let asked = Asked {

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use speechverse::kafka::config::Delivery;
 use speechverse::testing::skip;
+use speechverse::util::random::SplitMix;
 
 mod broker;
 mod checker;
-mod dice;
 mod load;
 mod process;
 mod schedule;
@@ -28,7 +28,6 @@ mod watch;
 
 use broker::Broker;
 use checker::{Rules, Verdict, judge};
-use dice::Dice;
 use load::{Asker, GiveUp};
 use process::Site;
 use schedule::{Act, Outcome, Run};
@@ -109,14 +108,14 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
         Watch::start(&outputs),
         Asker::new(&broker.bootstrap, &topics.requests),
     );
-    let dice = Dice(seed);
+    let random = SplitMix::new(&[seed, 0]);
     let name = broker.name;
 
     let outcome = std::thread::scope(|scope| {
-        let (asker, watch, dice_of_asker) = (&asker, &watch, Dice(!seed));
-        scope.spawn(move || asker.ask(requests, watch, dice_of_asker));
+        let (asker, watch, random_of_asker) = (&asker, &watch, SplitMix::new(&[seed, 1]));
+        scope.spawn(move || asker.ask(requests, watch, random_of_asker));
         let _give_up = GiveUp(asker); // also where the run fails, so that the asker ends
-        let mut run = Run::start(&site, &mut broker, asker, watch, dice, outage);
+        let mut run = Run::start(&site, &mut broker, asker, watch, random, outage);
         run.play(requests, acts);
         run.stop()
     });

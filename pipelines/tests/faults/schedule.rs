@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use speechverse::util::random::SplitMix;
+
 use crate::broker::Broker;
-use crate::dice::Dice;
 use crate::load::{Asker, clip};
 use crate::process::{Flaw, SESSION, Serve, Site};
 use crate::watch::Watch;
@@ -56,7 +57,7 @@ pub(crate) struct Run<'r> {
     pub(crate) broker: &'r mut Broker,
     pub(crate) asker: &'r Asker,
     pub(crate) watch: &'r Watch,
-    pub(crate) dice: Dice,
+    pub(crate) random: SplitMix,
     /// How long the broker is out of reach.
     pub(crate) outage: Duration,
     members: Vec<Member>,
@@ -86,7 +87,7 @@ impl<'r> Run<'r> {
         broker: &'r mut Broker,
         asker: &'r Asker,
         watch: &'r Watch,
-        dice: Dice,
+        random: SplitMix,
         outage: Duration,
     ) -> Self {
         let mut run = Self {
@@ -94,7 +95,7 @@ impl<'r> Run<'r> {
             broker,
             asker,
             watch,
-            dice,
+            random,
             outage,
             members: Vec::new(),
             calm: Vec::new(),
@@ -116,11 +117,11 @@ impl<'r> Run<'r> {
         for number in 0..acts {
             if waiting.is_empty() {
                 waiting = kinds.clone();
-                self.dice.shuffle(&mut waiting);
+                self.random.shuffle(&mut waiting);
             }
             let act = waiting.pop().expect("just filled");
             let share = requests / (acts + 1);
-            let moment = share * number + self.dice.below(share.max(1));
+            let moment = share * number + self.random.below(share.max(1));
             // So many that the fault meets requests in flight, and the next ones do too.
             self.allow(share * (number + 2));
             self.until_answered(moment);
@@ -152,7 +153,7 @@ impl<'r> Run<'r> {
     fn perform(&mut self, act: Act) {
         match act {
             Act::Kill => {
-                let index = self.dice.below(self.members.len());
+                let index = self.random.below(self.members.len());
                 let Member { name, flaw, serve } = self.members.remove(index);
                 drop(serve);
                 self.start_member(name, &flaw);
@@ -165,7 +166,7 @@ impl<'r> Run<'r> {
                 self.leave_until(2);
             }
             Act::StandStill => {
-                let index = self.dice.below(self.members.len());
+                let index = self.random.below(self.members.len());
                 self.members[index].serve.signal("STOP");
                 std::thread::sleep(SESSION + Duration::from_secs(2));
                 self.members[index].serve.signal("CONT");
@@ -183,7 +184,7 @@ impl<'r> Run<'r> {
                 ..Flaw::default()
             }),
             Act::Panics => {
-                let order = |stage: &&str| format!("{stage}:{},", 5 + self.dice.below(FLAWED_REQUESTS / 2));
+                let order = |stage: &&str| format!("{stage}:{},", 5 + self.random.below(FLAWED_REQUESTS / 2));
                 let panics: String = STAGES.iter().map(order).collect();
                 self.panics += STAGES.len();
                 self.with_flaw(&Flaw {
@@ -245,7 +246,7 @@ impl<'r> Run<'r> {
     /// Asks processes to end until so many are left.
     fn leave_until(&mut self, left: usize) {
         while self.members.len() > left {
-            let index = self.dice.below(self.members.len());
+            let index = self.random.below(self.members.len());
             self.members.remove(index).serve.stop();
         }
     }

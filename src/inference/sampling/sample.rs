@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::inference::Sampling;
 use crate::models::ModelError;
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 /// Scores from which to draw: `[V]` → f32 `[V]`, with minus infinity for what was dropped.
 ///

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
+use crate::util::random::SplitMix;
 
 mod broker;
 mod process;
@@ -24,34 +25,13 @@ const EVENTS: usize = 250;
 /// Rounds in which everything has to come to rest.
 const ROUNDS_MAX: usize = 2_000;
 
-/// Numbers from a seed (SplitMix64).
-#[derive(Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.roll() % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-}
-
 /// What all models share.
 struct World {
     broker: Broker,
-    dice: Dice,
+    random: SplitMix,
     now: Instant,
-    /// One in so many calls of a producer fails; none with 0.
-    faults_one_in: usize,
+    /// Probability that a call of a producer fails.
+    fault_chance: f64,
     /// Calls of producers only fail, until one is made anew: as librdkafka's after some outages.
     is_stuck: bool,
 }
@@ -67,15 +47,15 @@ struct History {
 
 impl History {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
-        let faults_one_in = [0, 40, 12, 5][dice.below(4)];
-        let records = [2, 6, 14][dice.below(3)];
-        let broker = Broker::new(&mut dice, records);
+        let mut random = SplitMix::from_state(seed);
+        let fault_chance = [0.0, 1.0 / 40.0, 1.0 / 12.0, 0.2][random.below(4)];
+        let records = [2, 6, 14][random.below(3)];
+        let broker = Broker::new(&mut random, records);
         let world = World {
             broker,
-            dice,
+            random,
             now: Instant::now(),
-            faults_one_in,
+            fault_chance,
             is_stuck: false,
         };
         Self {
@@ -86,7 +66,7 @@ impl History {
     }
 
     fn pick(&self, bound: usize) -> usize {
-        self.world.borrow_mut().dice.below(bound)
+        self.world.borrow_mut().random.below(bound)
     }
 
     /// Starts a process under one of two names, so that some come back under the name of one that still
@@ -133,7 +113,7 @@ impl History {
     fn crash(&mut self, index: usize) {
         let process = self.processes.swap_remove(index);
         let mut world = self.world.borrow_mut();
-        if world.dice.one_in(2) {
+        if world.random.chance(0.5) {
             world.broker.leave(&process.member);
         }
     }
@@ -147,7 +127,7 @@ impl History {
     /// The group shares its partitions out anew among those who are there: who loses some gives them up
     /// first, and then all are notified. A process that is absent loses what it has without knowing.
     fn rebalance(&mut self) {
-        let is_absent = |_: &Process| self.world.borrow_mut().dice.one_in(5);
+        let is_absent = |_: &Process| self.world.borrow_mut().random.chance(0.2);
         let mut absent: Vec<bool> = self.processes.iter().map(is_absent).collect();
         if absent.iter().all(|absent| *absent) {
             absent.fill(false);
@@ -161,7 +141,7 @@ impl History {
             .collect();
         let mut shares: Vec<Vec<i32>> = vec![Vec::new(); present.len()];
         for partition in 0..PARTITIONS {
-            let owner = self.world.borrow_mut().dice.below(present.len());
+            let owner = self.world.borrow_mut().random.below(present.len());
             shares[owner].push(partition);
         }
         for (process, share) in present.iter_mut().zip(&shares) {
@@ -179,7 +159,7 @@ impl History {
 
     /// No more new faults; whatever is open has to come to rest with one process, every record answered.
     fn come_to_rest(&mut self) {
-        self.world.borrow_mut().faults_one_in = 0;
+        self.world.borrow_mut().fault_chance = 0.0;
         self.processes.clear();
         self.start_process();
         self.rebalance();

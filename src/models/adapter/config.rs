@@ -213,15 +213,14 @@ fn strides_for(encoder: &EncoderInfo) -> Result<Vec<i64>, ModelError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn paper() -> AdapterConfig {
-        AdapterConfig {
-            encoder_width: 1024,
-            encoder_layers: 24,
-            llm_width: 2048,
-            mix: LayerMix::Last,
+impl AdapterConfig {
+    /// The paper's form with a mix of the layers, between networks of these sizes.
+    pub(crate) fn paper(encoder_width: i64, encoder_layers: i64, llm_width: i64) -> Self {
+        Self {
+            encoder_width,
+            encoder_layers,
+            llm_width,
+            mix: LayerMix::Paper,
             strides: vec![2, 2],
             kernel: 3,
             activation: Activation::None,
@@ -232,6 +231,18 @@ mod tests {
             summary_tasks: Vec::new(),
             sentence: false,
             sentence_tasks: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paper() -> AdapterConfig {
+        AdapterConfig {
+            mix: LayerMix::Last,
+            ..AdapterConfig::paper(1024, 24, 2048)
         }
     }
 

@@ -6,7 +6,7 @@ use super::AdapterConfig;
 use super::plain::{PlainData, PlainTensor};
 use super::snapshot::{RESIDUAL, SUMMARY};
 use crate::models::config::LayerMix;
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 /// Values of all variables of a valid `config`; see [`SpeechAdapter::new`](super::SpeechAdapter::new).
 pub(super) fn values(config: &AdapterConfig, gain: f64, seed: u64) -> BTreeMap<String, PlainTensor> {

@@ -45,7 +45,7 @@ pub use snapshot::AdapterSnapshot;
 
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 use layers::{Block, Compute, ConvLayer, ResidualBlock, Sentence, Summary, convolve, dropout, layer_norm};
 use plain::{PlainData, PlainTensor};
 

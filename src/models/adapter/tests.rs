@@ -6,20 +6,8 @@ mod sentence;
 
 fn config(mix: LayerMix) -> AdapterConfig {
     AdapterConfig {
-        encoder_width: 6,
-        encoder_layers: 3,
-        llm_width: 8,
         mix,
-        strides: vec![2, 2],
-        kernel: 3,
-        activation: Activation::None,
-        positions: Positions::Frames,
-        residual_blocks: 0,
-        summary: false,
-        ctc_trained: false,
-        summary_tasks: Vec::new(),
-        sentence: false,
-        sentence_tasks: Vec::new(),
+        ..AdapterConfig::paper(6, 3, 8)
     }
 }
 

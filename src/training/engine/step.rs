@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::Engine;
 use crate::nn::optimizer::AdamW;
-use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::batch::BatchReader;
 use crate::training::config::StageConfig;
@@ -12,8 +11,9 @@ use crate::training::events::TrainEvent;
 use crate::training::prepare::Sample;
 use crate::training::schedule::{progress, rate_factor};
 use crate::training::stage::StageRunner;
+use crate::util::random::SplitMix;
 
-/// Sets the random numbers of dropout apart from others that come of the same seed.
+/// Distinguishes the seed of dropout from those of other choices.
 const DROPOUT_STREAM: u64 = 0xd0;
 /// Distinguishes the seed of feature masks from those of other choices.
 const MASK_SEED: u64 = 0x3a5c;

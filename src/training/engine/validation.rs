@@ -8,7 +8,6 @@ use super::Engine;
 use crate::inference::speech_llm::Learned;
 use crate::inference::{DecodeOptions, EngineConfig};
 use crate::models::adapter::{AdapterSnapshot, SpeechAdapter};
-use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::batch::load_clip;
 use crate::training::checkpoint::{self, Best};
@@ -18,6 +17,7 @@ use crate::training::events::{TrainEvent, Transcribed};
 use crate::training::log::plot_losses;
 use crate::training::prepare::Sample;
 use crate::training::stage::StageRunner;
+use crate::util::random::SplitMix;
 
 /// References with answers in the event of each validation.
 const SAMPLES_SHOWN: usize = 4;

@@ -5,8 +5,8 @@
 use tch::{TchError, Tensor};
 
 use crate::models::encoders::conformer::{Features, MELS_PER_FRAME};
-use crate::nn::random::SplitMix;
 use crate::training::pretrain::config::{MaskConfig, MaskUnit};
+use crate::util::random::SplitMix;
 
 /// Which units of a sequence are masked.
 ///

@@ -7,8 +7,8 @@ use tch::Tensor;
 use super::masking::mask;
 use crate::models::ModelError;
 use crate::models::encoders::conformer::{Features, Predicted, Pretraining};
-use crate::nn::random::SplitMix;
 use crate::training::pretrain::config::MaskConfig;
+use crate::util::random::SplitMix;
 
 /// A batch of clips as a masked_batch.
 #[derive(Debug)]

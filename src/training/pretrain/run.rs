@@ -12,7 +12,6 @@ use super::objective::MaskedBatch;
 use crate::models::encoders::conformer::{Pretraining, parameter_count};
 use crate::nn::accel::Placement;
 use crate::nn::optimizer::AdamW;
-use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::augment::Noises;
 use crate::training::batch::{BatchReader, BatchReaderArgs, LoadedClip};
@@ -23,6 +22,7 @@ use crate::training::log::EventLog;
 use crate::training::pretrain::config::PretrainConfig;
 use crate::training::prompt_variants::PromptVariants;
 use crate::training::schedule::Schedule;
+use crate::util::random::SplitMix;
 
 /// Steps in a row that may be left out because of values that are not finite.
 const SKIPPED_IN_A_ROW_MAX: u64 = 20;

@@ -11,9 +11,9 @@ use crate::models::encoders::whisper::Window;
 use crate::models::{SpeechEncoder, open_encoder};
 use crate::nn::accel::{DeviceChoice, Placement};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
-use crate::nn::random::SplitMix;
 use crate::training::pretrain::config::{MaskConfig, ModelShape, PretrainConfig, PretrainOptimizerConfig};
 use crate::training::{Control, TrainingError};
+use crate::util::random::SplitMix;
 
 fn shape() -> ModelShape {
     ModelShape {

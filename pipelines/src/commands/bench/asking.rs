@@ -10,6 +10,7 @@ use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::training::example::AudioSource;
 use speechverse::training::manifest::read_manifest;
+use speechverse::util::random::SplitMix;
 use speechverse::wire::OutgoingRecord;
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::headers::Headers;
@@ -58,21 +59,17 @@ pub(super) struct Answered {
     pub(super) text: String,
 }
 
-/// Moments at random: times between them are exponential (SplitMix64).
-pub(super) struct Arrivals(u64);
+/// Moments at random: times between them are exponential.
+pub(super) struct Arrivals(SplitMix);
 
 impl Arrivals {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix::from_state(seed))
     }
 
     /// Seconds to the next of `rate` a second.
     fn gap(&mut self, rate: f64) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let uniform = ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64;
-        -(1.0 - uniform).ln() / rate
+        -(1.0 - self.0.unit()).ln() / rate
     }
 }
 

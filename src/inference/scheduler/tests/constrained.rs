@@ -6,8 +6,8 @@ use super::random_model::RandomModel;
 use super::shapes::{END, compiled, example, fits, labels, source, spell, spelt, vocabulary};
 use super::*;
 use crate::inference::grammar::{Allowed, CompiledGrammar};
-use crate::nn::random::SplitMix;
 use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
+use crate::util::random::SplitMix;
 
 /// A control token that is of no use here.
 const CONTROL: i64 = 1;
@@ -74,7 +74,7 @@ proptest! {
     ) {
         let token_bytes = vocabulary(seed, every_byte);
         let grammar = compiled(&source, &token_bytes);
-        let mut dice = SplitMix::new(&[seed]);
+        let mut random = SplitMix::new(&[seed]);
         let (mut progress, mut ids) = (grammar.begin(), Vec::new());
         loop {
             let allowed = grammar.allowed(&progress, usize::MAX);
@@ -92,9 +92,9 @@ proptest! {
             // Bytes that begin a character only now and then, or the text gets broken.
             let whole = |id: &i64| token_bytes.bytes(*id).is_some_and(|bytes| bytes.is_ascii());
             let likely: Vec<i64> = all.iter().copied().filter(whole).collect();
-            let pool = if likely.is_empty() || dice.chance(0.05) && !every_byte { &all } else { &likely };
-            let id = pool[dice.below(pool.len())];
-            if ends && (dice.chance(0.5) || ids.len() > 60) || id == END {
+            let pool = if likely.is_empty() || random.chance(0.05) && !every_byte { &all } else { &likely };
+            let id = pool[random.below(pool.len())];
+            if ends && (random.chance(0.5) || ids.len() > 60) || id == END {
                 break;
             }
             if ids.len() > 400 {
@@ -112,13 +112,13 @@ proptest! {
     ) {
         let token_bytes = vocabulary(seed, every_byte);
         let grammar = compiled(&source, &token_bytes);
-        let mut dice = SplitMix::new(&[seed, 5]);
-        let text = example(&source.pieces, &mut dice);
+        let mut random = SplitMix::new(&[seed, 5]);
+        let text = example(&source.pieces, &mut random);
         prop_assert!(fits(&source.pieces, &text), "{:?}", text);
         let around = [("", ""), (" ", "\n"), ("\n\n", " ")][blanks];
         let text = format!("{}{}{}", around.0, text, around.1);
         let mut progress = grammar.begin();
-        for id in spell(&token_bytes, &text, &mut dice) {
+        for id in spell(&token_bytes, &text, &mut random) {
             let next = grammar.advance(&progress, id);
             prop_assert!(next.is_some(), "{:?} in {:?} for {:?}", token_bytes.bytes(id), text, source);
             progress = next.unwrap();
@@ -132,10 +132,10 @@ proptest! {
     ) {
         let token_bytes = vocabulary(seed, every_byte);
         let grammar = compiled(&source, &token_bytes);
-        let mut dice = SplitMix::new(&[seed, 6]);
-        let text = example(&source.pieces, &mut dice);
+        let mut random = SplitMix::new(&[seed, 6]);
+        let text = example(&source.pieces, &mut random);
         let mut model = RandomModel::new(token_bytes.vocabulary(), seed);
-        model.forced = spell(&token_bytes, &text, &mut dice);
+        model.forced = spell(&token_bytes, &text, &mut random);
         model.forced.push(END);
 
         let free = answer(&model, None, Strategy::Greedy, 200);

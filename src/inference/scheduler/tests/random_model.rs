@@ -4,7 +4,7 @@
 use super::*;
 use crate::models::LanguageModelInfo;
 use crate::nn::kv_cache::{KvCache, KvCacheShape};
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 
 pub(super) struct RandomModel {
     vocabulary: i64,

@@ -7,9 +7,9 @@ use proptest::prelude::{Just, prop, prop_oneof};
 use proptest::strategy::Strategy as Strategy_;
 
 use crate::inference::grammar::CompiledGrammar;
-use crate::nn::random::SplitMix;
 use crate::text::answer::NONE;
 use crate::text::{GrammarPiece, OutputGrammar, TokenBytes};
+use crate::util::random::SplitMix;
 
 /// The token that ends an answer.
 pub(super) const END: i64 = 0;
@@ -18,7 +18,7 @@ pub(super) const END: i64 = 0;
 /// random pieces.
 pub(super) fn vocabulary(seed: u64, every_byte: bool) -> Arc<TokenBytes> {
     const LETTERS: &[char] = &['a', 'b', ' ', ',', ';', '=', '|', 'n', 'o', 'e', 'é'];
-    let mut dice = SplitMix::new(&[seed, 17]);
+    let mut random = SplitMix::new(&[seed, 17]);
     let mut pieces: BTreeSet<Vec<u8>> = BTreeSet::new();
     if every_byte {
         pieces.extend((0..=255u8).map(|byte| vec![byte]));
@@ -26,8 +26,10 @@ pub(super) fn vocabulary(seed: u64, every_byte: bool) -> Arc<TokenBytes> {
         pieces.extend(LETTERS.iter().map(|letter| letter.to_string().into_bytes()));
     }
     for _ in 0..60 {
-        let length = 2 + dice.below(4);
-        let piece: String = (0..length).map(|_| LETTERS[dice.below(LETTERS.len())]).collect();
+        let length = 2 + random.below(4);
+        let piece: String = (0..length)
+            .map(|_| LETTERS[random.below(LETTERS.len())])
+            .collect();
         pieces.insert(piece.into_bytes());
     }
     for piece in [" = ", "; ", ", ", "none", " |", " | b", "\n", "\n\n"] {
@@ -48,7 +50,7 @@ pub(super) fn spelt(token_bytes: &TokenBytes, ids: &[i64]) -> String {
 }
 
 /// A way to write a text, by chance.
-pub(super) fn spell(token_bytes: &TokenBytes, text: &str, dice: &mut SplitMix) -> Vec<i64> {
+pub(super) fn spell(token_bytes: &TokenBytes, text: &str, random: &mut SplitMix) -> Vec<i64> {
     let mut ids = Vec::new();
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
@@ -57,7 +59,7 @@ pub(super) fn spell(token_bytes: &TokenBytes, text: &str, dice: &mut SplitMix) -
             // Half a character may be where nothing goes on.
             .filter(|(bytes, _)| token_bytes.spells_every_byte() || std::str::from_utf8(bytes).is_ok())
             .collect();
-        let (bytes, id) = begins[dice.below(begins.len())];
+        let (bytes, id) = begins[random.below(begins.len())];
         ids.push(*id);
         rest = &rest[bytes.len()..];
     }
@@ -126,22 +128,22 @@ pub(super) fn slots(labels: &[String], text: &str, then: &dyn Fn(&str) -> bool) 
 }
 
 /// A text that fits, by chance.
-pub(super) fn example(pieces: &[GrammarPiece], dice: &mut SplitMix) -> String {
+pub(super) fn example(pieces: &[GrammarPiece], random: &mut SplitMix) -> String {
     let mut text = String::new();
     for piece in pieces {
         match piece {
             GrammarPiece::Literal(literal) => text += literal,
             GrammarPiece::Structure(_) => panic!("structures have tests of their own"),
-            GrammarPiece::Free { .. } => text += ["", "a", "bon a", "é;n=o"][dice.below(4)],
-            GrammarPiece::Choice(labels) => text += &labels[dice.below(labels.len())],
+            GrammarPiece::Free { .. } => text += ["", "a", "bon a", "é;n=o"][random.below(4)],
+            GrammarPiece::Choice(labels) => text += &labels[random.below(labels.len())],
             GrammarPiece::Choices(labels) | GrammarPiece::Slots(labels) => {
                 let mut order: Vec<&String> = labels.iter().collect();
-                dice.shuffle(&mut order);
-                order.truncate(dice.below(labels.len() + 1));
+                random.shuffle(&mut order);
+                order.truncate(random.below(labels.len() + 1));
                 let is_slots = matches!(piece, GrammarPiece::Slots(_));
                 let parts: Vec<String> = (order.iter())
                     .map(|label| match is_slots {
-                        true => format!("{label} = {};", ["a", "no é", " b "][dice.below(3)]),
+                        true => format!("{label} = {};", ["a", "no é", " b "][random.below(3)]),
                         false => (*label).clone(),
                     })
                     .collect();

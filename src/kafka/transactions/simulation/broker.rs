@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::Dice;
 use crate::kafka::offset_tracker::Position;
+use crate::util::random::SplitMix;
 
 /// Partitions of the requests.
 pub(super) const PARTITIONS: i32 = 2;
@@ -55,11 +55,11 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    pub(super) fn new(dice: &mut Dice, records: usize) -> Self {
+    pub(super) fn new(random: &mut SplitMix, records: usize) -> Self {
         let log = |_| {
             let mut next = 0;
             let mut offset = |_| {
-                next += 1 + i64::from(dice.one_in(4));
+                next += 1 + i64::from(random.chance(0.25));
                 next
             };
             (0..records).map(&mut offset).collect()

@@ -79,7 +79,7 @@ impl Process {
         if self.cursors.is_empty() || !self.transactions.is_initialised() {
             return;
         }
-        let pick = self.world.borrow_mut().dice.below(self.cursors.len());
+        let pick = self.world.borrow_mut().random.below(self.cursors.len());
         let partition = *self.cursors.keys().nth(pick).unwrap();
         let tp = TopicPartition::new(TOPIC, partition);
         if self.cursors[&partition].is_none() {
@@ -115,7 +115,7 @@ impl Process {
     /// Finishes one record, any of them, and looks at what became of those before.
     pub(super) fn finish_one(&mut self) {
         if !self.working.is_empty() {
-            let pick = self.world.borrow_mut().dice.below(self.working.len());
+            let pick = self.world.borrow_mut().random.below(self.working.len());
             let record_offset = self.working.swap_remove(pick);
             self.answer(record_offset);
         }
@@ -281,17 +281,14 @@ impl Model {
         if world.is_stuck {
             return Err(faults[0]("stuck".to_owned()));
         }
-        let fails = world.faults_one_in > 0 && {
-            let one_in = world.faults_one_in;
-            world.dice.one_in(one_in)
-        };
-        if !fails {
+        let fault_chance = world.fault_chance;
+        if !world.random.chance(fault_chance) {
             return self.judged(done(&mut world, &self.id, self.epoch));
         }
-        let fault = faults[world.dice.below(faults.len())]("injected".to_owned());
+        let fault = faults[world.random.below(faults.len())]("injected".to_owned());
         debug!(self.id, ?fault, "a call fails");
         // The answer of the broker is lost on its way, or the question was.
-        if world.dice.one_in(2)
+        if world.random.chance(0.5)
             && let Err(refusal) = done(&mut world, &self.id, self.epoch)
         {
             return self.judged(Err(refusal));
@@ -340,7 +337,8 @@ impl TransactionalProducer for Model {
                 world.broker.write(id, epoch, place(record), now)
             };
             if let Err(fault) = self.call(&[Fault::Abort, Fault::Fatal], done) {
-                let is_refused = matches!(fault, Fault::Abort(_)) && self.world.borrow_mut().dice.one_in(2);
+                let is_refused =
+                    matches!(fault, Fault::Abort(_)) && self.world.borrow_mut().random.chance(0.5);
                 let error = SinkError::Refused {
                     topic: "results".to_owned(),
                     reason: "injected".to_owned(),

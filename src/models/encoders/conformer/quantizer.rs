@@ -9,7 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::MELS_PER_FRAME;
 use super::variables::{Start, fresh};
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 use crate::weights::Loader;
 
 /// Sizes of the quantiser; the defaults are the paper's.

@@ -3,7 +3,7 @@
 
 use tch::{Kind, Tensor, nn};
 
-use crate::nn::random::SplitMix;
+use crate::util::random::SplitMix;
 use crate::weights::Loader;
 
 /// First value of a variable that no checkpoint gives.

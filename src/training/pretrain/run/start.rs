@@ -7,13 +7,13 @@ use super::{PretrainArgs, Run};
 use crate::models::encoders::conformer::{Normalization, Pretraining, Statistics, StatisticsGatherer};
 use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
-use crate::nn::random::SplitMix;
 use crate::training::TrainingError;
 use crate::training::checkpoint::{self, RunState};
 use crate::training::example::{self, Example};
 use crate::training::log::EventLog;
 use crate::training::manifest::read_audio_manifest;
 use crate::training::pretrain::config::PretrainConfig;
+use crate::util::random::SplitMix;
 
 impl Run {
     /// Reads the data, and makes the network or takes that of a checkpoint.

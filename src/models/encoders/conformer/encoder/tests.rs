@@ -14,7 +14,7 @@ const TOLERANCE: f64 = 1e-4;
 const ALONE: f64 = 1e-5;
 
 fn noise(samples: usize, seed: u64) -> Vec<f32> {
-    let mut random = crate::nn::random::SplitMix::new(&[seed]);
+    let mut random = crate::util::random::SplitMix::new(&[seed]);
     (0..samples).map(|_| random.between(-0.3, 0.3) as f32).collect()
 }
 
