@@ -15,9 +15,9 @@ use speechverse::config::Settings;
 
 use super::{Failure, runtime};
 use crate::cli::{Bench, BenchServe};
-use asking::{Asking, Clip};
+use asking::{Answered, Asking, Clip};
 use report::Row;
-use served::Served;
+use served::{Served, Usage};
 
 pub(super) fn bench(command: &Bench) -> Result<(), Failure> {
     let Bench::Serve(args) = command;
@@ -41,54 +41,52 @@ async fn measure(args: &BenchServe, mut settings: Settings, clips: &[Clip]) -> R
     settings.kafka.bootstrap.clone_from(&served.bootstrap);
     let limit = Duration::from_secs(args.timeout);
     let mut asking = Asking::open(&settings.kafka, clips, limit).await?;
-    let good = Duration::from_millis(args.good_ms);
 
     asking.all_at_once(clips.len()).await?; // the first of each clip: code and memory are touched
     let mut rows = Vec::new();
-    let before = served.usage();
-    let began = Instant::now();
+    let part = Part::begin(&served, args);
     let answers = asking.one_by_one(args.unloaded).await?;
-    rows.push(Row::new(
-        "one at a time",
-        None,
-        &answers,
-        began.elapsed(),
-        good,
-        &before,
-        &served.usage(),
-    ));
+    rows.push(part.end("one at a time", None, &answers));
 
-    let before = served.usage();
-    let began = Instant::now();
+    let part = Part::begin(&served, args);
     let answers = asking.all_at_once(args.saturation).await?;
-    let saturation = answers.len() as f64 / began.elapsed().as_secs_f64();
-    rows.push(Row::new(
-        "all at once",
-        None,
-        &answers,
-        began.elapsed(),
-        good,
-        &before,
-        &served.usage(),
-    ));
+    let saturated = part.end("all at once", None, &answers);
+    let saturation = saturated.answered;
+    rows.push(saturated);
 
     let mut times = asking::Arrivals::new(args.seed);
     for share in &args.loads {
         let rate = saturation * share;
-        let before = served.usage();
-        let began = Instant::now();
+        let part = Part::begin(&served, args);
         let answers = asking.at_rate(rate, args.seconds, &mut times).await?;
-        let name = format!("{:.0} %", share * 100.0);
-        rows.push(Row::new(
-            &name,
-            Some(rate),
-            &answers,
-            began.elapsed(),
-            good,
-            &before,
-            &served.usage(),
-        ));
+        rows.push(part.end(&format!("{:.0} %", share * 100.0), Some(rate), &answers));
     }
     served.stop().await?;
     report::print(args, &rows)
+}
+
+/// A part of the measurement that is under way.
+struct Part<'s> {
+    served: &'s Served,
+    good: Duration,
+    before: Usage,
+    began: Instant,
+}
+
+impl<'s> Part<'s> {
+    fn begin(served: &'s Served, args: &BenchServe) -> Self {
+        Self {
+            served,
+            good: Duration::from_millis(args.good_ms),
+            before: served.usage(),
+            began: Instant::now(),
+        }
+    }
+
+    /// What it showed; `offered` requests a second, where they came at a rate.
+    fn end(self, load: &str, offered: Option<f64>, answers: &[Answered]) -> Row {
+        let took = self.began.elapsed();
+        let after = self.served.usage();
+        Row::new(load, offered, answers, took, self.good, [&self.before, &after])
+    }
 }

@@ -20,7 +20,7 @@ pub(super) struct Row {
     /// Requests a second that were offered.
     offered: Option<f64>,
     /// Answers a second, up to the last one.
-    answered: f64,
+    pub(super) answered: f64,
     /// Answers a second that were good.
     goodput: f64,
     /// Latencies, seconds.
@@ -55,8 +55,7 @@ impl Row {
         answers: &[Answered],
         took: Duration,
         good: Duration,
-        before: &Usage,
-        after: &Usage,
+        [before, after]: [&Usage; 2],
     ) -> Self {
         let seconds = took.as_secs_f64();
         // A series that nothing has been counted in yet is not there.
