@@ -16,7 +16,8 @@
 //! `residual.{i}.{norm,conv,linear}.{weight,bias}`; with a summary
 //! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with an embedding of what is said
 //! `sentence.{norm,conv,linear}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
-//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; training may multiply in bf16.
+//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; training may multiply in
+//! bf16.
 
 mod config;
 mod ctc_head;
