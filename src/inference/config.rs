@@ -248,7 +248,8 @@ pub struct DecoderConfig {
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
     /// Agreement of a transcript with what the CTC head reads (1 less the expected number of errors a token)
-    /// under which it is flagged `unsupported`: the sound does not say it. For adapters that have such a head.
+    /// under which it is flagged `unsupported`: the sound does not say it. For adapters that have such a
+    /// head.
     pub unsupported_below: f64,
     /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged
     /// `no_speech`.

@@ -84,8 +84,8 @@ pub struct EvalAnswer {
     pub text: String,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
-    /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent for other answers, and without
-    /// such a head.
+    /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent for other answers, and
+    /// without such a head.
     pub agreement: Option<f64>,
     /// Whether it ended by itself.
     pub finished: bool,

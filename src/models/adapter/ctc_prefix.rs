@@ -216,8 +216,8 @@ impl PrefixScorer {
 
     /// How well these tokens agree with what is said, 0 to 1: 1 less the expected number of errors a token,
     /// which are those of each token as the next one given those before it, and of the end given all. Where
-    /// there are no tokens, the geometric mean over frames of the probability that nothing is said. Tokens that
-    /// are no classes are left out.
+    /// there are no tokens, the geometric mean over frames of the probability that nothing is said. Tokens
+    /// that are no classes are left out.
     ///
     /// One wrong word of a long answer lowers it by its share; a mean of log-probabilities would follow the
     /// one token that fits worst.

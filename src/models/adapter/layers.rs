@@ -10,12 +10,12 @@ const NORM_EPS: f64 = 1e-5;
 /// Makes one position of a whole clip.
 #[derive(Debug)]
 pub(super) struct Summary {
-    pub(super) inner_weight: Tensor,
-    pub(super) inner_bias: Tensor,
-    pub(super) outer_weight: Tensor,
-    pub(super) outer_bias: Tensor,
-    pub(super) norm_weight: Tensor,
-    pub(super) norm_bias: Tensor,
+    inner_weight: Tensor,
+    inner_bias: Tensor,
+    outer_weight: Tensor,
+    outer_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
 }
 
 /// Makes an embedding of what is said in a whole clip.
@@ -64,7 +64,35 @@ pub(super) struct Block {
     pub(super) stride: i64,
 }
 
+impl Block {
+    /// Its tensors, each by its name within the block.
+    pub(super) fn read(
+        stride: i64,
+        variable: impl Fn(&str) -> Result<Tensor, ModelError>,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            conv_weight: variable("conv.weight")?,
+            conv_bias: variable("conv.bias")?,
+            norm_weight: variable("norm.weight")?,
+            norm_bias: variable("norm.bias")?,
+            stride,
+        })
+    }
+}
+
 impl Summary {
+    /// Its tensors, each by its name within the summary.
+    pub(super) fn read(variable: impl Fn(&str) -> Result<Tensor, ModelError>) -> Result<Self, ModelError> {
+        Ok(Self {
+            inner_weight: variable("inner.linear.weight")?,
+            inner_bias: variable("inner.linear.bias")?,
+            outer_weight: variable("outer.linear.weight")?,
+            outer_bias: variable("outer.linear.bias")?,
+            norm_weight: variable("norm.weight")?,
+            norm_bias: variable("norm.bias")?,
+        })
+    }
+
     /// `[B, L+1, 2D]` f32 → `[B, 1, H]` f32: each mean and each deviation brought to mean 0 and variance 1,
     /// a narrow layer, a linear map, a norm.
     pub(super) fn forward(&self, statistics: &Tensor) -> Result<Tensor, ModelError> {

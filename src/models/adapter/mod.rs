@@ -121,13 +121,7 @@ impl SpeechAdapter {
         let mut blocks = Vec::with_capacity(config.strides.len());
         for (at, stride) in config.strides.iter().enumerate() {
             let name = |part: &str| format!("downsample.{at}.{part}");
-            blocks.push(Block {
-                conv_weight: variable(&name("conv.weight"))?,
-                conv_bias: variable(&name("conv.bias"))?,
-                norm_weight: variable(&name("norm.weight"))?,
-                norm_bias: variable(&name("norm.bias"))?,
-                stride: *stride,
-            });
+            blocks.push(Block::read(*stride, |part| variable(&name(part)))?);
         }
         let mut residual_blocks = Vec::new();
         for at in 0..config.residual_blocks {
@@ -136,14 +130,7 @@ impl SpeechAdapter {
         }
         let summary = match config.summary {
             false => None,
-            true => Some(Summary {
-                inner_weight: variable("summary.inner.linear.weight")?,
-                inner_bias: variable("summary.inner.linear.bias")?,
-                outer_weight: variable("summary.outer.linear.weight")?,
-                outer_bias: variable("summary.outer.linear.bias")?,
-                norm_weight: variable("summary.norm.weight")?,
-                norm_bias: variable("summary.norm.bias")?,
-            }),
+            true => Some(Summary::read(|part| variable(&format!("summary.{part}")))?),
         };
         let sentence = match config.sentence {
             false => None,
@@ -231,8 +218,8 @@ impl SpeechAdapter {
     }
 
     /// Share of the inner values of convolutional layers, between the downsampling blocks too, that
-    /// [`forward`](Self::forward) and [`sentence`](Self::sentence) leave out at random, by torch's generator; 0
-    /// for none, as in a fresh adapter.
+    /// [`forward`](Self::forward) and [`sentence`](Self::sentence) leave out at random, by torch's generator;
+    /// 0 for none, as in a fresh adapter.
     pub fn set_dropout(&mut self, share: f64) {
         self.compute.dropout = share;
     }
