@@ -12,13 +12,14 @@ use speechverse::telemetry::{StageItem, fault_point};
 use speechverse::training::{Control, Yield};
 use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
-use speechverse::wire::request::{Priority, Request};
+use speechverse::wire::request::Request;
 use speechverse::wire::{Record, RecordOffset};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::Span;
 
 use crate::fair_queue::QueueEntry;
 use crate::interrupt::Interrupt;
+use crate::reading::Reading;
 pub use crate::times::StageTimes;
 
 /// Whoever joins the answers to the windows of a recording.
@@ -30,8 +31,14 @@ pub trait WindowOwner: std::fmt::Debug + Send + Sync {
     /// is not known yet.
     fn failed(&self, why: Rejection) -> Option<RequestContext>;
 
-    /// Whether the recording has failed, so that its windows need not be worked on.
+    /// Whether the recording has failed, or the window is none after all, so that it need not be worked on.
     fn is_over(&self) -> bool;
+
+    /// Keeps a finished answer back while it is not certain that the window is one; otherwise it comes back,
+    /// to be published.
+    fn keep(&self, done: WindowDone) -> Option<WindowDone> {
+        Some(done)
+    }
 }
 
 /// The answer to a window.
@@ -43,6 +50,21 @@ pub struct WindowAnswer {
     pub text: String,
     /// Time spent on it.
     pub times: StageTimes,
+}
+
+/// A window's answer on its way out.
+#[derive(Debug)]
+pub struct WindowDone {
+    /// The window's own context.
+    pub context: RequestContext,
+    /// Which window it is.
+    pub part: WindowPart,
+    /// The adapter version.
+    pub version: String,
+    /// Its tokens.
+    pub generation: Generation,
+    /// Its text.
+    pub text: String,
 }
 
 /// The answers to all windows as one.
@@ -239,6 +261,8 @@ pub struct RequestState {
     pub deadline: Option<Instant>,
     /// Whether its answer is to be ended with what there is of it.
     pub interrupt: Interrupt,
+    /// Of a stream: what was read of it while it was spoken, and as which segment.
+    pub so_far: Option<(Reading, u64)>,
     /// The request's span: log lines and the spans of stages are inside it.
     pub span: Span,
     /// Its work in the present stage, from the moment that the stage took it up.
@@ -289,6 +313,7 @@ impl RequestContext {
             damage: Damage::default(),
             deadline: None,
             interrupt: Interrupt::default(),
+            so_far: None,
             held: None,
             audio: None,
             place: None,
@@ -317,7 +342,7 @@ impl RequestContext {
         self.part.is_some()
     }
 
-    /// Whether it need not be worked on: it is a window of a recording that has failed.
+    /// Whether it need not be worked on: it is a window of a recording that has failed, or none after all.
     pub fn is_void(&self) -> bool {
         self.part.as_ref().is_some_and(|part| part.owner.is_over())
     }
@@ -343,7 +368,8 @@ impl RequestContext {
         self.audio = Some(held);
     }
 
-    /// Takes one of the [`DecoderPlaces`], until [`leave_place`](Self::leave_place).
+    /// Takes one of the [`DecoderPlaces`](crate::places::DecoderPlaces), until
+    /// [`leave_place`](Self::leave_place).
     pub fn take_place(&mut self, place: OwnedSemaphorePermit) {
         self.place = Some(place);
     }
@@ -438,51 +464,5 @@ impl Drop for RequestContext {
             stage: inner.stage,
             earlier: inner.earlier,
         });
-    }
-}
-
-/// How many utterances may be between the encoder and a slot of the generator, by priority: what is encoded
-/// takes memory of the device, and bulk must not stand in the way of what is interactive. Clones are the same
-/// places.
-#[derive(Clone, Debug)]
-pub struct DecoderPlaces {
-    interactive: Arc<Semaphore>,
-    bulk: Arc<Semaphore>,
-}
-
-impl DecoderPlaces {
-    /// So many places for each priority.
-    pub fn new(each: usize) -> Self {
-        Self {
-            interactive: Arc::new(Semaphore::new(each)),
-            bulk: Arc::new(Semaphore::new(each)),
-        }
-    }
-
-    fn of(&self, priority: Priority) -> &Arc<Semaphore> {
-        match priority {
-            Priority::Interactive => &self.interactive,
-            Priority::Bulk => &self.bulk,
-        }
-    }
-
-    /// Whether a place is free.
-    pub fn has_free(&self, priority: Priority) -> bool {
-        self.of(priority).available_permits() > 0
-    }
-
-    /// A free place.
-    pub fn try_take(&self, priority: Priority) -> Option<OwnedSemaphorePermit> {
-        self.of(priority).clone().try_acquire_owned().ok()
-    }
-
-    /// Returns when a place of a `wanted` priority is free; at once where none is wanted. Safe to cancel.
-    pub async fn free(&self, wanted: impl Fn(Priority) -> bool) {
-        let free = async |priority| drop(self.of(priority).acquire().await);
-        tokio::select! {
-            () = free(Priority::Interactive), if wanted(Priority::Interactive) => {}
-            () = free(Priority::Bulk), if wanted(Priority::Bulk) => {}
-            else => {}
-        }
     }
 }

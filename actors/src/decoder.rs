@@ -20,17 +20,21 @@ use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
 use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::util::Clock;
-use speechverse::wire::answer::{Answer, AnswerKind, Segment, Timing};
+use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse::wire::request::Priority;
+use speechverse::wire::request::{Priority, Request};
 use tracing::{error, warn};
 
 use crate::answering::{answer_of, is_transcript, reading_of};
 use crate::fair_queue::FairQueue;
 use crate::messages::{
     DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, ReadSoFar, RequestContext, SoFar,
-    WindowAnswer, WindowPart,
+    WindowDone,
 };
+use crate::windows::publish_window;
+
+/// Most tokens that a hypothesis adds to what is confirmed: it is made for the next words only.
+const HYPOTHESIS_TOKENS_MAX: usize = 24;
 
 /// Makes the generator, warmed up, again after a restart.
 pub type BuildGenerator = Arc<dyn Fn() -> Result<Generator, InferenceError> + Send + Sync>;
@@ -76,6 +80,9 @@ pub struct Decoder {
     generator: Generator,
     queue: FairQueue<DecodeUtterance>,
     active: HashMap<RequestId, Active>,
+    /// What the language model reads of utterances in progress: the reading, and the adapter version. They
+    /// give way to answers.
+    hypotheses: HashMap<RequestId, (SoFar, String)>,
 }
 
 impl Actor for Decoder {
@@ -89,6 +96,7 @@ impl Actor for Decoder {
             args,
             generator,
             active: HashMap::new(),
+            hypotheses: HashMap::new(),
         })
     }
 
@@ -108,6 +116,7 @@ impl Actor for Decoder {
             }
             self.give_up_late().await;
             self.end_interrupted().await;
+            self.drop_void();
             self.start_waiting();
             if self.generator.has_unfinished() {
                 self.step().await;
@@ -119,6 +128,7 @@ impl Actor for Decoder {
 
     /// A graceful stop finishes what it has.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
+        self.drop_hypotheses();
         while matches!(reason, ActorStopReason::Normal)
             && (self.generator.has_unfinished() || !self.queue.is_empty())
         {
@@ -142,39 +152,98 @@ impl Message<DecodeUtterance> for Decoder {
 impl Message<ReadSoFar> for Decoder {
     type Reply = ();
 
-    /// Publishes what the CTC head reads of an utterance in progress, where that is new.
+    /// Publishes what the CTC head reads of an utterance in progress, where that is new. When it is time to
+    /// confirm words and nothing is to be answered, the language model reads it too.
     async fn handle(&mut self, message: ReadSoFar, _: &mut Context<Self, Self::Reply>) {
         let ReadSoFar {
             features,
             adapter,
             so_far,
         } = message;
-        let SoFar {
-            turn,
-            segment,
-            request,
-            key,
-        } = so_far;
-        let text = match self.generator.read(&features, &adapter) {
-            Ok(text) => text,
+        let confirmed = so_far.turn.confirmed(so_far.segment.number);
+        match self.generator.read(&features, &adapter, &confirmed.ids) {
+            Ok(text) => self.tell_reading(&so_far, adapter.version(), text.unwrap_or_default()),
             Err(error) => return warn!(%error, "cannot read an utterance in progress"),
-        };
-        let Some(read) = text.and_then(|text| turn.read(segment.number, &text)) else {
-            return;
-        };
-        let partial = PublishPartial {
-            answer: reading_of(&request, adapter.version(), read, segment),
-            reply_topic: request.reply_topic.clone(),
-            key,
-            trace: request.trace.clone(),
-        };
-        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+        }
+        let is_idle = self.queue.is_empty() && !self.generator.has_unfinished();
+        if so_far.is_to_confirm && is_idle && self.generator.can_go_on() {
+            let most = confirmed.ids.len() + HYPOTHESIS_TOKENS_MAX;
+            let version = adapter.version().to_owned();
+            let mut asked = self.question(&so_far.request, Input::Features { features, adapter });
+            asked.tokens_max = Some(asked.tokens_max.map_or(most, |tokens| tokens.min(most)));
+            let id = self.generator.go_on(asked, confirmed);
+            self.hypotheses.insert(id, (so_far, version));
+        }
     }
 }
 
 impl Decoder {
+    /// Publishes a reading of an utterance in progress, where it is new.
+    fn tell_reading(&self, so_far: &SoFar, version: &str, text: String) {
+        let (turn, segment, request) = (&so_far.turn, &so_far.segment, &so_far.request);
+        let confirmed = turn.confirmed(segment.number);
+        let Ok(confirmed) = self.generator.text(&confirmed) else {
+            return;
+        };
+        let Some(read) = turn.read(segment.number, text, confirmed) else {
+            return;
+        };
+        let partial = PublishPartial {
+            answer: reading_of(request, version, read, segment.clone()),
+            reply_topic: request.reply_topic.clone(),
+            key: so_far.key.clone(),
+            trace: request.trace.clone(),
+        };
+        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+    }
+
+    /// Takes what the language model reads of an utterance in progress.
+    fn agree(&self, so_far: &SoFar, version: &str, generation: &Generation, text: String) {
+        let bytes = match self.generator.model().tokenizer().token_bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => return warn!(%error, "no words can be confirmed"),
+        };
+        let begins_word = |id| bytes.begins_word(id);
+        so_far.turn.agree(so_far.segment.number, generation, begins_word);
+        self.tell_reading(so_far, version, text);
+    }
+
+    fn drop_hypotheses(&mut self) {
+        for (id, _) in self.hypotheses.drain() {
+            self.generator.abort(id);
+        }
+    }
+
+    /// Ends what need not be answered any more.
+    fn drop_void(&mut self) {
+        let is_void = |_: &RequestId, active: &mut Active| active.context.is_void();
+        for (id, active) in self.active.extract_if(is_void) {
+            self.generator.abort(id);
+            active.context.complete();
+        }
+    }
+
+    /// What the generator is asked.
+    fn question(&self, request: &Request, input: Input) -> GenerateRequest {
+        GenerateRequest {
+            input,
+            instruction: request.instruction.clone(),
+            grammar: request.grammar.clone(),
+            tokens_max: request.max_tokens,
+            spoken: request.spoken.clone(),
+            task: match &request.task {
+                Some(task) => Some(task.clone()),
+                None if is_transcript(request, &self.args.default_instruction) => Some(TRANSCRIPT.to_owned()),
+                None => None,
+            },
+        }
+    }
+
     /// Gives free slots to those whose turn it is.
     fn start_waiting(&mut self) {
+        if !self.queue.is_empty() {
+            self.drop_hypotheses();
+        }
         while self.generator.free() > 0
             && let Some(message) = self.queue.pop(|_| true)
         {
@@ -196,19 +265,9 @@ impl Decoder {
             return;
         }
         let version = adapter.version().to_owned();
-        let request = &context.request;
-        let id = self.generator.add_request(GenerateRequest {
-            input: Input::Features { features, adapter },
-            instruction: request.instruction.clone(),
-            grammar: request.grammar.clone(),
-            tokens_max: request.max_tokens,
-            spoken: request.spoken.clone(),
-            task: match &request.task {
-                Some(task) => Some(task.clone()),
-                None if is_transcript(request, &self.args.default_instruction) => Some(TRANSCRIPT.to_owned()),
-                None => None,
-            },
-        });
+        let begun = (context.so_far.as_ref()).map(|(reading, segment)| reading.confirmed(*segment));
+        let question = self.question(&context.request, Input::Features { features, adapter });
+        let id = self.generator.go_on(question, begun.unwrap_or_default());
         let active = Active {
             phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
             context,
@@ -277,11 +336,15 @@ impl Decoder {
                 Event::Finished { id, generation, text } => {
                     if let Some(active) = self.active.remove(&id) {
                         self.finish(active, generation, text).await;
+                    } else if let Some((so_far, version)) = self.hypotheses.remove(&id) {
+                        self.agree(&so_far, &version, &generation, text);
                     }
                 }
                 Event::Failed { id, error } => {
                     if let Some(active) = self.active.remove(&id) {
                         self.reject(active.context, &error).await;
+                    } else if self.hypotheses.remove(&id).is_some() {
+                        warn!(%error, "the language model cannot read an utterance in progress");
                     }
                 }
             }
@@ -361,18 +424,17 @@ impl Decoder {
         let Some(part) = context.take_window() else {
             return self.send(active.version, context, &generation, text).await;
         };
-        if context.request.partials {
-            self.tell_segment(&context, &part, &active.version, &generation, &text);
-        }
-        let answer = WindowAnswer {
+        let owner = Arc::clone(&part.owner);
+        let done = WindowDone {
+            context,
+            part,
+            version: active.version,
             generation,
             text,
-            times: context.complete().times,
         };
-        if let Some(mut joined) = part.owner.answered(part.number, answer) {
-            joined.context.queue_for(Stage::Publish);
-            self.send(active.version, joined.context, &joined.generation, joined.text)
-                .await;
+        if let Some(done) = owner.keep(done) {
+            let (answers, partials) = (&self.args.publisher, &self.args.partials);
+            publish_window(done, &self.args.config, answers, partials).await;
         }
     }
 
@@ -387,38 +449,6 @@ impl Decoder {
         if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
             error!(error = %error.to_string(), "publisher is gone, an answer goes back");
         }
-    }
-
-    /// Publishes the answer to a window, which does not change any more.
-    fn tell_segment(
-        &self,
-        context: &RequestContext,
-        part: &WindowPart,
-        version: &str,
-        generation: &Generation,
-        text: &str,
-    ) {
-        let whole = answer_of(
-            context,
-            version.to_owned(),
-            generation,
-            text.to_owned(),
-            &self.args.config,
-        );
-        let answer = Answer {
-            id: Answer::segment_id(
-                context.request.source.as_deref(),
-                &context.request.id,
-                part.segment.number,
-            ),
-            kind: AnswerKind::Partial,
-            segment: Some(Segment {
-                confirmed: Some(text.to_owned()),
-                ..part.segment.clone()
-            }),
-            ..whole
-        };
-        self.tell(context, answer);
     }
 
     /// Hands a partial answer on, unless the publisher is busy: it has better to do.

@@ -40,12 +40,13 @@ use crate::interrupt::{Interrupt, Interrupts};
 use crate::joining::Joining;
 use crate::long_recording::LongRecording;
 use crate::messages::{
-    EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, RecordGuard, RequestContext,
-    UtteranceAdmitted, request_span,
+    EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, PublishPartial, RecordGuard,
+    RequestContext, UtteranceAdmitted, request_span,
 };
-use crate::stream_audio::{StreamAudio, StreamEnd, too_long};
+use crate::reading::Reading;
+use crate::stream_audio::{ReadingIntervals, Step, StreamAudio, StreamEnd, too_long};
 use crate::streams::{Next, StreamLimits, StreamName, Streams, Taken};
-use crate::windows::{WindowSource, publish_joined, reason_of, without_sound, without_value};
+use crate::windows::{WindowSource, publish_joined, publish_window, reason_of, without_sound, without_value};
 
 mod recordings;
 mod sessions;
@@ -110,6 +111,8 @@ pub struct IngestArgs {
     pub so_far: Recipient<EncodeSoFar>,
     /// Takes answers that are joined here.
     pub answers: Recipient<PublishAnswer>,
+    /// Takes answers to windows that were kept back until now.
+    pub partials: Recipient<PublishPartial>,
     /// Takes what cannot be answered.
     pub publisher: Recipient<PublishDeadLetter>,
 }
@@ -121,6 +124,8 @@ struct Facts {
     /// Records of earlier chunks.
     earlier: Vec<RecordOffset>,
     interrupt: Interrupt,
+    /// Of a stream that is answered as one: what was read of it.
+    so_far: Option<(Reading, u64)>,
 }
 
 /// The first stage.
@@ -128,6 +133,8 @@ pub struct AudioIngest {
     args: IngestArgs,
     inbox: Inbox,
     streams: Streams<StreamAudio>,
+    /// When unfinished streams were looked at.
+    looked_at: Instant,
     detector: VoiceDetector,
     /// Long recordings that are worked through at once.
     long_recordings: Arc<Semaphore>,
@@ -157,6 +164,7 @@ impl Actor for AudioIngest {
                 STREAM_CHECK_INTERVAL,
                 args.clock.clone(),
             ),
+            looked_at: args.clock.now(),
             args,
             streams,
         })
@@ -173,7 +181,14 @@ impl Actor for AudioIngest {
             self.give_up_old_streams().await;
             match arrival {
                 Arrival::Signal(signal) => return Ok(signal),
-                Arrival::Record(record) => self.admit(record).await,
+                Arrival::Record(record) => {
+                    let began = Instant::now();
+                    self.admit(record).await;
+                    let busy = began.elapsed();
+                    if busy >= STREAM_CHECK_INTERVAL {
+                        self.streams.excuse(busy, |_| true); // nothing was read meanwhile
+                    }
+                }
                 Arrival::Revoked(revocation) => self.streams.forget(&revocation.partitions),
                 Arrival::Tick => {}
             }
@@ -227,7 +242,16 @@ impl AudioIngest {
         RecordGuard::new(record, Stage::Ingest, self.args.orphans.clone())
     }
 
+    /// Silence counts only where chunks would be read if there were any.
     async fn give_up_old_streams(&mut self) {
+        let now = self.args.clock.now();
+        let passed = now - self.looked_at;
+        if passed >= STREAM_CHECK_INTERVAL {
+            self.looked_at = now;
+            let audio = self.args.tracker.budget().audio();
+            self.streams
+                .excuse(passed, |partition| audio.holds_back(partition));
+        }
         for (records, rejection) in self.streams.expired() {
             for record in records {
                 self.refuse(record, rejection.clone()).await;

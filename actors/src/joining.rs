@@ -35,6 +35,11 @@ impl Joining {
         shared.windows.len() - 1
     }
 
+    /// The number that the next announced window gets.
+    pub fn next_number(&self) -> usize {
+        self.shared().windows.len()
+    }
+
     /// Gives the recording's context into its keeping.
     pub fn keep(&self, context: RequestContext) {
         let mut shared = self.shared();

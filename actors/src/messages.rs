@@ -16,9 +16,11 @@ use tracing::Span;
 
 use crate::reading::ReadingTurn;
 
+pub use crate::places::DecoderPlaces;
+
 pub use crate::context::{
-    DecoderPlaces, Joined, OrphanQueue, OrphanedRecord, RecordGuard, RequestContext, RequestState,
-    StageTimes, WindowAnswer, WindowOwner, WindowPart, request_span,
+    Joined, OrphanQueue, OrphanedRecord, RecordGuard, RequestContext, RequestState, StageTimes, WindowAnswer,
+    WindowDone, WindowOwner, WindowPart, request_span,
 };
 
 /// Order to the encoder: one utterance, its sound ready.
@@ -54,6 +56,8 @@ pub struct SoFar {
     pub request: Request,
     /// Its key.
     pub key: Option<bytes::Bytes>,
+    /// Whether the language model is asked too, so that words can be confirmed.
+    pub is_to_confirm: bool,
 }
 
 /// Order to the encoder: an utterance that is still spoken, to be read as far as it goes. It settles nothing,

@@ -1,15 +1,39 @@
 //! The audio of a chunked stream: decoded as it comes, and, of a transcript, cut into windows.
 
 use speechverse::audio::config::SpeechConfig;
-use speechverse::audio::{AudioLimits, Damage, SAMPLE_RATE_HZ, StreamDecoder, samples_of};
+use speechverse::audio::{
+    AudioLimits, Damage, SAMPLE_RATE_HZ, StreamDecoder, VOICE_FRAME_SAMPLES, samples_of,
+};
 use speechverse::inference::{AudioWindow, SpeechWindows, VoiceDetector};
 use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
 
-use crate::messages::{EncodeSoFar, EncodeUtterance, SoFar};
+use crate::likely::LikelyWindow;
+use crate::messages::{EncodeSoFar, EncodeUtterance, SoFar, WindowDone};
 use crate::reading::Reading;
 use crate::windows::{WindowSource, reason_of};
+
+/// Silence after which nothing is read any more: the utterance may be over.
+const SILENCE_SAMPLES: u64 = 2 * VOICE_FRAME_SAMPLES as u64;
+
+/// How often a stream in which somebody speaks is read, samples.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadingIntervals {
+    /// By the CTC head.
+    pub(crate) read: u64,
+    /// By the language model too.
+    pub(crate) confirm: u64,
+}
+
+/// What is to be done about a window.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// It is to be answered.
+    Encode(EncodeUtterance),
+    /// Its answer is made already.
+    Publish(Box<WindowDone>),
+}
 
 /// One stream.
 #[derive(Debug)]
@@ -23,10 +47,13 @@ pub(crate) struct StreamAudio {
     /// Of a transcript: how its windows are sent and joined.
     pub(crate) source: Option<WindowSource>,
     windows_sent: usize,
-    reading: Reading,
+    /// A window that ends an utterance if nobody speaks on.
+    likely: Option<LikelyWindow>,
+    pub(crate) reading: Reading,
     barged_in: bool,
-    /// Samples that were there at the last reading.
+    /// When the last reading was due, and the last by the language model, samples.
     read_at: u64,
+    confirm_at: u64,
 }
 
 /// The end of a stream.
@@ -52,9 +79,11 @@ impl StreamAudio {
             windows: None,
             source: None,
             windows_sent: 0,
+            likely: None,
             reading: Reading::default(),
             barged_in: false,
             read_at: 0,
+            confirm_at: 0,
         }
     }
 
@@ -125,23 +154,67 @@ impl StreamAudio {
         Some(source.request.clone())
     }
 
-    /// Orders for the encoder.
-    pub(crate) fn orders(&self, windows: Vec<AudioWindow>) -> Vec<EncodeUtterance> {
-        let source = self.source.as_ref();
-        let order = |window| source.map(|source| source.order(window, None));
-        windows.into_iter().filter_map(order).collect()
+    /// What is to be done about windows that have ended.
+    pub(crate) fn ended(&mut self, windows: Vec<AudioWindow>) -> Vec<Step> {
+        let mut steps = Vec::with_capacity(windows.len());
+        for cut in windows {
+            let likely = self.likely.take();
+            let Some(source) = &self.source else { continue };
+            match likely {
+                Some(likely) if likely.window == cut.window => {
+                    source.joining.expect(cut.window.overlaps);
+                    steps.extend(likely.confirm().map(Step::Publish));
+                }
+                _ => {
+                    let number = source.joining.next_number() as u64;
+                    // What was read may be said behind a cut.
+                    let so_far = (!cut.window.is_cut).then(|| (self.reading.clone(), number));
+                    let mut order = source.order(cut, None);
+                    order.context.so_far = so_far;
+                    steps.push(Step::Encode(order));
+                }
+            }
+        }
+        steps
     }
 
-    /// The utterance that is being spoken, to be read so far: where its stream asks for partial answers,
-    /// `interval` samples came since the last time, and no reading is on its way.
-    pub(crate) fn next_reading(&mut self, interval: usize) -> Option<EncodeSoFar> {
+    /// The order to answer an utterance that has probably ended, where its stream asks for partial answers;
+    /// the answer is kept back until that is certain.
+    pub(crate) fn likely_ended(&mut self) -> Option<Step> {
         let source = self.source.as_ref().filter(|source| source.request.partials)?;
-        if self.samples < self.read_at + interval as u64 {
+        let windows = self.windows.as_ref()?;
+        let window = windows.likely_end();
+        if self.likely.as_ref().map(|likely| &likely.window) == window.as_ref() {
             return None;
         }
-        let (begin, samples) = self.windows.as_ref()?.in_speech()?;
+        self.likely = None;
+        let window = window?;
+        let number = source.joining.next_number();
+        let (likely, owner) = LikelyWindow::new(window.clone(), &source.joining);
+        let mut order = source.order_as(windows.sound_of(window), number, owner, None);
+        order.context.so_far = Some((self.reading.clone(), number as u64));
+        self.likely = Some(likely);
+        Some(Step::Encode(order))
+    }
+
+    /// The utterance that is being spoken, to be read so far: where its stream asks for partial answers, it
+    /// is time, and no reading is on its way.
+    pub(crate) fn next_reading(&mut self, every: ReadingIntervals) -> Option<EncodeSoFar> {
+        let source = self.source.as_ref().filter(|source| source.request.partials)?;
+        let windows = self.windows.as_ref()?;
+        let due = self.read_at + every.read;
+        if self.samples < due || windows.silence_samples() >= SILENCE_SAMPLES {
+            return None;
+        }
+        let (begin, samples) = windows.in_speech()?;
         let turn = self.reading.turn()?;
-        self.read_at = self.samples;
+        // In step with the sound, however long its chunks are, unless one was left out.
+        let is_in_step = self.samples < due + every.read;
+        self.read_at = if is_in_step { due } else { self.samples };
+        let is_to_confirm = self.samples >= self.confirm_at.max(begin) + every.confirm;
+        if is_to_confirm {
+            self.confirm_at = self.samples;
+        }
         let seconds = |samples: u64| samples as f64 / f64::from(SAMPLE_RATE_HZ);
         Some(EncodeSoFar {
             samples: samples.to_vec(),
@@ -157,6 +230,7 @@ impl StreamAudio {
                 },
                 request: source.request.clone(),
                 key: source.record.key.clone(),
+                is_to_confirm,
             },
         })
     }
@@ -171,7 +245,10 @@ impl StreamAudio {
         let end = decoder.finish().map_err(|error| rejection(&error))?;
         let windows = self.cut(&end.samples, detector)?;
         let last = match self.whole {
-            Some(_) => None,
+            Some(_) => {
+                self.likely = None; // it is answered as it came
+                None
+            }
             None => self.windows.as_mut().and_then(SpeechWindows::finish),
         };
         let end = StreamEnd {

@@ -305,6 +305,17 @@ impl<S> Streams<S> {
         }
     }
 
+    /// Streams of these partitions were silent for so long because nothing was read: that does not count.
+    pub fn excuse(&mut self, silence: Duration, of: impl Fn(&TopicPartition) -> bool) {
+        let now = self.clock.now();
+        for stream in self.streams.values_mut() {
+            let first = stream.records.first();
+            if first.is_some_and(|record| of(&TopicPartition::of(&record.record_offset))) {
+                stream.last_chunk = (stream.last_chunk + silence).min(now);
+            }
+        }
+    }
+
     /// Streams that were silent for too long, taken out.
     pub fn expired(&mut self) -> Vec<(Vec<Record>, Rejection)> {
         let (now, idle) = (self.clock.now(), self.limits.idle);

@@ -9,7 +9,7 @@ use speechverse::kafka::{OffsetTracker, TopicPartition};
 use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::training::Control;
 use speechverse::wire::Record;
-use speechverse::wire::answer::Segment;
+use speechverse::wire::answer::{Answer, AnswerKind, Segment};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Request;
 use std::sync::Arc;
@@ -20,7 +20,10 @@ use tracing::{Span, error};
 use crate::answering::answer_of;
 use crate::interrupt::Interrupt;
 use crate::joining::Joining;
-use crate::messages::{EncodeUtterance, Joined, OrphanQueue, PublishAnswer, RequestContext, WindowPart};
+use crate::messages::{
+    EncodeUtterance, Joined, OrphanQueue, PublishAnswer, PublishPartial, RequestContext, WindowAnswer,
+    WindowDone, WindowOwner, WindowPart,
+};
 
 /// What the windows of one recording have in common.
 #[derive(Debug)]
@@ -50,6 +53,17 @@ impl WindowSource {
     /// Announces a window to whoever joins, and makes the order for the encoder.
     pub(crate) fn order(&self, cut: AudioWindow, place: Option<OwnedSemaphorePermit>) -> EncodeUtterance {
         let number = self.joining.expect(cut.window.overlaps);
+        self.order_as(cut, number, Arc::new(self.joining.clone()), place)
+    }
+
+    /// The order for a window that has its number, and an owner of its own.
+    pub(crate) fn order_as(
+        &self,
+        cut: AudioWindow,
+        number: usize,
+        owner: Arc<dyn WindowOwner>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> EncodeUtterance {
         let seconds = cut.samples.len() as f64 / f64::from(SAMPLE_RATE_HZ);
         let begin_seconds = cut.window.samples.start as f64 / f64::from(SAMPLE_RATE_HZ);
         let mut context = RequestContext::new(
@@ -60,7 +74,7 @@ impl WindowSource {
             self.orphans.clone(),
         );
         context.is_window(WindowPart {
-            owner: Arc::new(self.joining.clone()),
+            owner,
             number,
             segment: Segment {
                 number: number as u64,
@@ -103,6 +117,50 @@ pub(crate) fn without_sound(request: &Request) -> Request {
     Request {
         audio: Bytes::new(),
         ..request.clone()
+    }
+}
+
+/// Publishes the answer to a window, which does not change any more, and the whole if it was the last one.
+pub(crate) async fn publish_window(
+    done: WindowDone,
+    config: &DecoderConfig,
+    answers: &Recipient<PublishAnswer>,
+    partials: &Recipient<PublishPartial>,
+) {
+    let WindowDone {
+        context,
+        part,
+        version,
+        generation,
+        text,
+    } = done;
+    let request = &context.request;
+    if request.partials {
+        let whole = answer_of(&context, version.clone(), &generation, text.clone(), config);
+        let answer = Answer {
+            id: Answer::segment_id(request.source.as_deref(), &request.id, part.segment.number),
+            kind: AnswerKind::Partial,
+            segment: Some(Segment {
+                confirmed: Some(text.clone()),
+                ..part.segment.clone()
+            }),
+            ..whole
+        };
+        let partial = PublishPartial {
+            answer,
+            reply_topic: request.reply_topic.clone(),
+            key: context.record.key.clone(),
+            trace: request.trace.clone(),
+        };
+        let _ = partials.tell(partial).try_send(); // a busy publisher has better to do
+    }
+    let answer = WindowAnswer {
+        generation,
+        text,
+        times: context.complete().times,
+    };
+    if let Some(joined) = part.owner.answered(part.number, answer) {
+        publish_joined(joined, version, config, answers).await;
     }
 }
 

@@ -294,6 +294,7 @@ impl Pipeline {
             so_far: encoder.clone().recipient(),
             collector: collector.clone().recipient(),
             answers: publisher.clone().recipient(),
+            partials: publisher.clone().recipient(),
             publisher: publisher.clone().recipient(),
         };
         let spec = StageSpec {

@@ -2,7 +2,7 @@
 """Measures streams of a running pipeline, as a client in Python sees them.
 
   speechverse serve --config configs/demo.toml --embedded-broker &
-  streams.py latency  MANIFEST [--clips 40] [--streams 1] [--model models/silero-vad]
+  streams.py latency  MANIFEST [--clips 40] [--streams 1] [--alone] [--model models/silero-vad]
   streams.py capacity MANIFEST [--clips 8] [--most 16]
   streams.py long     MANIFEST [--minutes 60] [--pause 0.5] [--as-file]
 
@@ -10,7 +10,7 @@
 asks for partial answers: time from the begin of speech (by Silero VAD, on the clip alone) to the first partial answer,
 from its end to the settled answer and to the final one (whose last chunk comes a second after the speech), time between
 partial answers, confirmed words that a later text of the same segment takes back, and confirmed words that the settled
-answer has otherwise. `capacity` speaks more and more streams at once, until the settled answers of a tenth come later than 2 s.
+answer has otherwise; word error rate of the streams' answers, and with `--alone` of the same clips as one request each. `capacity` speaks more and more streams at once, until the settled answers of a tenth come later than 2 s.
 `long` joins clips to one recording, sends it as a stream as fast as it is taken (or as one file), and compares its word
 error rate with that of the same clips one by one. WER is over lower-case words without punctuation.
 
@@ -139,7 +139,7 @@ def spoken(args, manifest, clips):
             yield samples, text, 0.5 + speech[0] * 0.032, 0.5 + (speech[-1] + 1) * 0.032
 
 
-def measure(client, samples, starts, ends, found):
+def measure(client, samples, text, starts, ends, found):
     begin, sent, answers = client.speak(samples, ce_partials="true")
     partials = [(at, answer) for at, answer in answers if answer["kind"] == "partial"]
     readings = [(at, answer) for at, answer in partials if not answer["segment"]["is_settled"]]
@@ -147,6 +147,7 @@ def measure(client, samples, starts, ends, found):
     final_at, final = next((at, answer) for at, answer in answers if answer["kind"] != "partial")
     if final["kind"] != "final":
         return found["failed"].append(final["text"])
+    found["said"].append(plain(text)), found["answered"].append(plain(final["text"]) or "-")
     if partials:
         found["first"].append(partials[0][0] - begin - starts)
     last = max((at for at, _ in settled.values()), default=final_at)
@@ -170,12 +171,12 @@ def measure(client, samples, starts, ends, found):
 
 
 def latency(args, client):
-    found = {"first": [], "settled": [], "final": [], "gaps": [], "failed": [], "confirmed": 0, "retracted": 0, "changed": 0}
+    found = {"first": [], "settled": [], "final": [], "gaps": [], "failed": [], "said": [], "answered": [],
+             "confirmed": 0, "retracted": 0, "changed": 0}
     clips = list(spoken(args, args.manifest, args.clips))
     client.speak(clips[0][0], ce_partials="true")      # warm
     for at in range(0, len(clips), args.streams):
-        speakers = [threading.Thread(target=measure, args=(client, samples, starts, ends, found))
-                    for samples, _, starts, ends in clips[at:at + args.streams]]
+        speakers = [threading.Thread(target=measure, args=(client, *clip, found)) for clip in clips[at:at + args.streams]]
         for speaker in speakers:
             speaker.start()
         for speaker in speakers:
@@ -186,6 +187,15 @@ def latency(args, client):
     percentiles("between partial answers of an utterance", found["gaps"])
     print(f"confirmed words {found['confirmed']}, taken back {found['retracted']}, otherwise in the settled answer {found['changed']}")
     print(f"failed: {len(found['failed'])} {found['failed'][:2]}")
+    if found["said"]:
+        print(f"WER {jiwer.wer(found['said'], found['answered']):.1%}")
+    if args.alone:
+        names = [str(uuid.uuid4()) for _ in clips]
+        for name, clip in zip(names, clips):
+            client.send(name, pcm(clip[0]), {})
+        client.producer.flush(60)
+        texts = [plain(client.final(name, 600)[-1][1]["text"]) or "-" for name in names]
+        print(f"WER as one request each {jiwer.wer([plain(clip[1]) for clip in clips], texts):.1%}")
     return found
 
 
@@ -246,7 +256,7 @@ def main():
                           ("model", "models/silero-vad")):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--clips", type=int, default=40), parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--most", type=int, default=16), parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--alone", action="store_true"), parser.add_argument("--most", type=int, default=16), parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--pause", type=float, default=0.5), parser.add_argument("--as-file", action="store_true")
     args = parser.parse_args()
     client = Client(args)

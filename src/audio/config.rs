@@ -162,6 +162,9 @@ pub struct SpeechConfig {
     pub utterance_pause_ms: u64,
     /// A stream with `ce_partials` is read so often, milliseconds of its sound.
     pub partial_interval_ms: u64,
+    /// Of such a stream, the language model reads so often what is spoken, milliseconds of its sound: words
+    /// in which two of its readings agree are confirmed.
+    pub confirm_interval_ms: u64,
     /// Streams that may be unfinished at once.
     pub sessions_max: usize,
     /// A stream without a chunk for so long is given up, seconds.
@@ -179,6 +182,7 @@ impl Default for SpeechConfig {
             long_recordings_max: 2,
             utterance_pause_ms: 400,
             partial_interval_ms: 320,
+            confirm_interval_ms: 960,
             sessions_max: 256,
             session_idle_seconds_max: 60,
         }
@@ -207,6 +211,12 @@ impl SpeechConfig {
             "speech.partial_interval_ms",
             self.partial_interval_ms,
             100,
+            10_000,
+        )?;
+        ConfigError::range(
+            "speech.confirm_interval_ms",
+            self.confirm_interval_ms,
+            self.partial_interval_ms,
             10_000,
         )?;
         ConfigError::range("speech.sessions_max", self.sessions_max, 1, 65_536)?;

@@ -13,6 +13,8 @@ use super::SAMPLE_RATE_HZ;
 pub const VOICE_FRAME_SAMPLES: usize = 512;
 /// Silence that a window keeps before and behind speech, frames: 0.32 s.
 const LEAD_FRAMES: usize = 10;
+/// Silence behind speech that an utterance keeps, and after which its end is likely, frames: 0.13 s.
+const TAIL_FRAMES: usize = 4;
 /// Shortest silence between words that counts as a pause, frames: 0.19 s.
 const PAUSE_FRAMES_MIN: usize = 6;
 /// Frames with speech that make a window worth listening to: 0.1 s.
@@ -40,6 +42,8 @@ pub struct Window {
     pub samples: Range<u64>,
     /// Whether its begin is the end of the window before, for lack of a pause.
     pub overlaps: bool,
+    /// Whether it was cut because it cannot be longer: what is said may go on behind it.
+    pub is_cut: bool,
 }
 
 /// Cuts a stream of frames.
@@ -99,8 +103,12 @@ impl WindowCutter {
         }
         let silence = self.trailing_silence();
         if self.utterance_pause_frames.is_some_and(|pause| silence >= pause) {
-            let end = self.open.len() - silence + LEAD_FRAMES.min(silence);
-            return self.cut(end, end, false);
+            let end = self.open.len() - silence + TAIL_FRAMES;
+            let window = self.cut(end, end, false)?;
+            return Some(Window {
+                is_cut: false,
+                ..window
+            });
         }
         if self.open.len() < self.frames_max {
             return None;
@@ -121,12 +129,28 @@ impl WindowCutter {
         }
     }
 
+    /// The window that ends here if the silence goes on, where windows end with utterances and it is long
+    /// enough to be likely.
+    pub fn likely_end(&self) -> Option<Window> {
+        self.utterance_pause_frames?;
+        let silence = self.trailing_silence();
+        let end = (self.open.len() - silence + TAIL_FRAMES) as u64;
+        (silence >= TAIL_FRAMES && self.in_speech()).then(|| Window {
+            samples: self.begin()..samples(self.begin + end),
+            overlaps: self.overlaps,
+            is_cut: false,
+        })
+    }
+
     /// What is left at the end of the sound, which has `total` samples.
     pub fn finish(&mut self, total: u64) -> Option<Window> {
         let begin = self.begin();
-        let found = self.in_speech().then(|| Window {
-            samples: begin..total.max(begin),
-            overlaps: self.overlaps,
+        let found = self.likely_end().or_else(|| {
+            self.in_speech().then(|| Window {
+                samples: begin..total.max(begin),
+                overlaps: self.overlaps,
+                is_cut: false,
+            })
         });
         self.open.clear();
         self.begin = total.div_ceil(VOICE_FRAME_SAMPLES as u64);
@@ -138,6 +162,7 @@ impl WindowCutter {
         let window = Window {
             samples: samples(self.begin)..samples(self.begin + end as u64),
             overlaps: self.overlaps,
+            is_cut: true,
         };
         let worth = self.spoken(0..end) >= SPEECH_FRAMES_MIN;
         self.open.drain(..next);
@@ -268,7 +293,33 @@ mod tests {
             &[(30, true), (14, false), (30, true), (40, false), (30, true)],
         );
 
-        assert_eq!(found, [(0, 84, false), (104, 144, false)]);
+        assert_eq!(found, [(0, 78, false), (104, 144, false)]);
+    }
+
+    #[test]
+    fn an_end_that_is_likely_is_the_end_if_the_silence_goes_on() {
+        let mut cutter = WindowCutter::new(&WindowLimits {
+            samples_max: 100 * VOICE_FRAME_SAMPLES,
+            overlap_samples: 0,
+            utterance_pause_samples: Some(12 * VOICE_FRAME_SAMPLES),
+            speech_above: 0.5,
+        });
+        let mut push = |count: usize, speech: bool| {
+            let probability = if speech { 0.9 } else { 0.1 };
+            let cut: Vec<Window> = (0..count).filter_map(|_| cutter.push(probability)).collect();
+            (cut, cutter.likely_end())
+        };
+
+        assert_eq!(push(40, false), (vec![], None));
+        assert_eq!(push(20, true), (vec![], None));
+        assert_eq!(push(3, false), (vec![], None));
+        let early = push(1, false).1.unwrap();
+        assert_eq!(early.samples, 30 * FRAME..64 * FRAME);
+        assert_eq!(push(7, false), (vec![], Some(early)));
+        assert_eq!(push(1, true), (vec![], None), "speech goes on");
+        let likely = push(11, false).1.unwrap();
+
+        assert_eq!(push(1, false), (vec![likely], None));
     }
 
     #[test]

@@ -91,7 +91,7 @@ fn log_odds(model: &SpeechLlm, scorer: &PrefixScorer, words: &str) -> Result<Opt
         return Ok(None);
     }
     let spelt = model.tokenizer().token_bytes()?;
-    let begins_word = |token| spelt.bytes(token).is_some_and(|bytes| bytes.starts_with(b" "));
+    let begins_word = |token| spelt.begins_word(token);
     let lower = words.to_lowercase();
     for spelling in [words, lower.as_str()] {
         let tokens = model.spoken_ids(spelling)?;

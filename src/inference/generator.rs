@@ -14,7 +14,7 @@ use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
     DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
-    JointCtc, Prompt, RequestId, Scheduler,
+    JointCtc, Prompt, RequestId, Scheduler, Strategy,
 };
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
@@ -49,6 +49,14 @@ enum Prepared {
     NothingSaid(Generation),
 }
 
+/// A request whose prompt is not made yet.
+struct Waiting {
+    id: RequestId,
+    request: GenerateRequest,
+    /// What its answer begins with.
+    begun: Generation,
+}
+
 /// A speech LLM with its scheduler and the adapter versions in use; `L` owns the speech LLM or borrows it.
 /// Belongs to one thread at a time.
 pub struct Generator<L = SpeechLlm> {
@@ -56,7 +64,7 @@ pub struct Generator<L = SpeechLlm> {
     options: DecodeOptions,
     scheduler: Scheduler,
     /// Requests whose prompts are not made yet.
-    waiting: VecDeque<(RequestId, GenerateRequest)>,
+    waiting: VecDeque<Waiting>,
     versions: HashMap<String, Version>,
     loras: Vec<(u64, LoraSet)>,
     grammars: Vec<(OutputGrammar, Option<Arc<CompiledGrammar>>)>,
@@ -121,12 +129,36 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     }
 
     pub(super) fn add_request_as(&mut self, id: RequestId, request: GenerateRequest) {
-        self.waiting.push_back((id, request));
+        let begun = Generation::default();
+        self.waiting.push_back(Waiting { id, request, begun });
+    }
+
+    /// Whether [`go_on`](Self::go_on) can begin answers with given tokens: they are decoded greedily, by a
+    /// model that reads them behind the prompt.
+    pub fn can_go_on(&self) -> bool {
+        let is_greedy = self.options.strategy == Strategy::Greedy;
+        is_greedy && self.model().llm().chunked_prefill().is_some()
+    }
+
+    /// As [`add_request`](Self::add_request), for the transcript of which the first tokens are known: its
+    /// answer begins with `begun`, tokens and their log-probabilities. Where
+    /// [`can_go_on`](Self::can_go_on) says no, or there is a grammar, or the request wants fewer tokens, it
+    /// begins with nothing.
+    pub fn go_on(&mut self, request: GenerateRequest, begun: Generation) -> RequestId {
+        let wanted = request.tokens_max.unwrap_or(self.options.tokens_max);
+        let fits = self.can_go_on() && request.grammar.is_none() && begun.ids.len() < wanted;
+        let id = RequestId::next();
+        self.waiting.push_back(Waiting {
+            id,
+            request,
+            begun: if fits { begun } else { Generation::default() },
+        });
+        id
     }
 
     /// Gives a request up; false where it has ended, or never was.
     pub fn abort(&mut self, id: RequestId) -> bool {
-        if let Some(at) = self.waiting.iter().position(|(known, _)| *known == id) {
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.id == id) {
             self.waiting.remove(at);
             return true;
         }
@@ -176,13 +208,16 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     fn prepare_waiting(&mut self, events: &mut Vec<Event>) {
         let slots = self.options.slots();
         while self.scheduler.free_slots() / slots > self.scheduler.waiting() {
-            let Some((id, request)) = self.waiting.pop_front() else {
+            let Some(Waiting { id, request, begun }) = self.waiting.pop_front() else {
                 break;
             };
-            let prompt = catch_unwind(AssertUnwindSafe(|| self.prompt(&request)))
+            let prompt = catch_unwind(AssertUnwindSafe(|| self.prompt(&request, &begun.ids)))
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
-                Ok(Prepared::Prompt(prompt)) => self.scheduler.add(id, prompt).map_err(InferenceError::from),
+                Ok(Prepared::Prompt(prompt)) => {
+                    let added = self.scheduler.go_on(id, prompt, begun);
+                    added.map_err(InferenceError::from)
+                }
                 Ok(Prepared::NothingSaid(generation)) => {
                     let text = String::new();
                     events.push(Event::Finished { id, generation, text });
@@ -206,12 +241,12 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         });
     }
 
-    /// Embeds a request.
+    /// Embeds a request, and what its answer begins with.
     ///
     /// # Errors
     /// [`InferenceError`] when it does not fit a slot, its grammar cannot be kept, or the version does not
     /// fit the networks.
-    fn prompt(&mut self, request: &GenerateRequest) -> Result<Prepared, InferenceError> {
+    fn prompt(&mut self, request: &GenerateRequest, begun: &[i64]) -> Result<Prepared, InferenceError> {
         let _no_grad = tch::no_grad_guard();
         let grammar = match &request.grammar {
             None => None,
@@ -262,6 +297,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     }
                 } else if let Some(scorer) = scorer {
                     if options.nothing_said_above < 0.0
+                        && begun.is_empty()
                         && aligned(SPEECH_DETECTION.0)
                         && nothing_said(model, &scorer, &summary)? > options.nothing_said_above
                     {
@@ -278,8 +314,13 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
             Input::Audio { .. } => return Err(InferenceError::NoFeatures),
         };
+        let mut embeds = prompts.swap_remove(0); // [P, H]
+        if !begun.is_empty() {
+            let begun = self.model().llm().embed(begun)?;
+            embeds = Tensor::f_cat(&[embeds, begun], 0).map_err(ModelError::from)?;
+        }
         let prompt = Prompt {
-            embeds: prompts.swap_remove(0),
+            embeds,
             options: DecodeOptions {
                 tokens_max: request.tokens_max.unwrap_or(self.options.tokens_max),
                 ..self.options
@@ -292,6 +333,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         // More than the engine's own are an upper bound: the answer gets as many of them as its slot has
         // positions for.
         let promised = prompt.options.tokens_max.min(self.options.tokens_max);
+        let promised = promised.saturating_sub(begun.len());
         let fits = self.scheduler.check(&prompt, promised);
         fits.map_err(|error| self.blame(error, &request.instruction))?;
         Ok(Prepared::Prompt(prompt))
@@ -365,8 +407,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(())
     }
 
-    /// What the CTC head reads in a clip, without the language model; none where the version has no such
-    /// head. A panic inside the network is an error like any other.
+    /// What the CTC head reads in a clip, without the language model, where the transcript begins with the
+    /// tokens `begun`; none where the version has no such head. A panic inside the network is an error like
+    /// any other.
     ///
     /// # Errors
     /// [`InferenceError`] when the version does not fit the networks, or a network fails.
@@ -374,6 +417,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         &mut self,
         features: &Features,
         adapter: &AdapterSnapshot,
+        begun: &[i64],
     ) -> Result<Option<String>, InferenceError> {
         let _no_grad = tch::no_grad_guard();
         self.load(adapter)?;
@@ -385,7 +429,18 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let read = || -> Result<String, InferenceError> {
             let frames = features.frames.f_unsqueeze(0).map_err(ModelError::from)?; // [1, T, D]
             let length = [frames.size().get(1).copied().unwrap_or(0)];
-            let ids = head.read(&version.forward(&frames, &length)?)?.swap_remove(0);
+            let adapted = version.forward(&frames, &length)?;
+            if begun.is_empty() {
+                let ids = head.read(&adapted)?.swap_remove(0);
+                return Ok(tokenizer.decode(&ids)?.trim().to_owned());
+            }
+            let behind = PrefixScorer::new(head, &adapted)?
+                .swap_remove(0)
+                .read_behind(begun);
+            // `begun` ends with a word.
+            let bytes = tokenizer.token_bytes()?;
+            let rest = behind.into_iter().skip_while(|id| !bytes.begins_word(*id));
+            let ids: Vec<i64> = begun.iter().copied().chain(rest).collect();
             Ok(tokenizer.decode(&ids)?.trim().to_owned())
         };
         catch_unwind(AssertUnwindSafe(read))

@@ -170,10 +170,20 @@ impl Scheduler {
     /// # Errors
     /// [`ModelError`] when it does not fit an empty slot; it is not added then.
     pub fn add(&mut self, id: RequestId, prompt: Prompt) -> Result<(), ModelError> {
+        self.go_on(id, prompt, Generation::default())
+    }
+
+    /// As [`add`](Self::add), where the prompt ends with the answer's first tokens; greedy, without grammar.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn go_on(&mut self, id: RequestId, prompt: Prompt, begun: Generation) -> Result<(), ModelError> {
         self.check(&prompt, 0)?;
         let most = self.limits.answer_tokens_max(prompt.embeds.size()[0]);
-        let tokens_max = prompt.options.tokens_max.min(usize::try_from(most).unwrap_or(0));
-        self.waiting.push_back(Sequence::new(id, prompt, tokens_max));
+        let most = usize::try_from(most).unwrap_or(0).saturating_add(begun.ids.len());
+        let most = prompt.options.tokens_max.min(most);
+        let sequence = Sequence::new(id, prompt, most, begun);
+        self.waiting.push_back(sequence);
         Ok(())
     }
 

@@ -178,12 +178,10 @@ enum Search {
 }
 
 impl Sequence {
-    pub(super) fn new(id: RequestId, prompt: Prompt, tokens_max: usize) -> Self {
+    /// An answer that begins with `begun`, at the end of the prompt.
+    pub(super) fn new(id: RequestId, prompt: Prompt, tokens_max: usize, begun: Generation) -> Self {
         let state = prompt.grammar.as_ref().map(|grammar| grammar.begin());
-        let search = Search::Single {
-            out: Generation::default(),
-            state,
-        };
+        let search = Search::Single { out: begun, state };
         Self {
             id,
             prompt_positions: prompt.embeds.size()[0],

@@ -217,6 +217,21 @@ impl SpeechWindows {
         Ok(cut)
     }
 
+    /// The window that ends here if the silence goes on, where that is likely.
+    pub fn likely_end(&self) -> Option<Window> {
+        self.cutter.likely_end()
+    }
+
+    /// The sound of a window that is not finished.
+    pub fn sound_of(&self, window: Window) -> AudioWindow {
+        self.with_samples(window)
+    }
+
+    /// Silence at the end of what came so far, samples.
+    pub fn silence_samples(&self) -> u64 {
+        self.cutter.silence_samples()
+    }
+
     /// The sound has ended; what is left of it.
     pub fn finish(&mut self) -> Option<AudioWindow> {
         let total = self.heard_samples();

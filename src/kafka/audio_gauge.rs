@@ -88,6 +88,13 @@ impl AudioGauge {
         }
     }
 
+    /// Whether a partition has so much in flight that it may be paused: what stands in it may have to wait.
+    pub fn holds_back(&self, partition: &TopicPartition) -> bool {
+        let held = self.shared.held();
+        let ms = held.by_partition.get(partition).copied().unwrap_or(0);
+        ms > self.shared.max_ms.saturating_sub(held.total_ms) / 2
+    }
+
     /// Which of the `assigned` partitions are not to be read now, where `paused` are not read so far.
     pub(super) fn to_pause(
         &self,

@@ -27,7 +27,7 @@ pub mod tiny;
 mod token_bytes;
 mod tokenizer;
 
-pub use agreement::LocalAgreement;
+pub use agreement::agreed_tokens;
 pub use answer::{AnswerFormat, GrammarPiece, OutputGrammar, ParsedAnswer};
 pub use answer::{Network, NetworkNode, STRUCTURE_BYTES_MAX, Structure, StructureKind};
 pub use chat_template::{ChatMessage, ChatTemplate};

@@ -73,6 +73,11 @@ impl TokenBytes {
         Some(&self.tokens[usize::try_from(place).ok()?].0)
     }
 
+    /// Whether a word begins with a token: it spells a blank and more, or nothing but a blank.
+    pub fn begins_word(&self, id: i64) -> bool {
+        self.bytes(id).is_some_and(|bytes| bytes.starts_with(b" "))
+    }
+
     /// All tokens that spell something: their bytes and ids, in order of bytes.
     pub fn tokens(&self) -> &[(Box<[u8]>, i64)] {
         &self.tokens

@@ -97,9 +97,9 @@ pub struct Segment {
     /// Where it ends; of one that is still spoken, how far it has come.
     pub end_seconds: f64,
     /// Whether the text is the language model's answer to the whole segment, which does not change any more.
-    /// Before, it is what the CTC head reads.
+    /// Before, it is what was read so far.
     pub is_settled: bool,
-    /// How the text begins for good: later texts of the segment that are not settled begin so too.
+    /// How the text begins for good: later texts of the segment begin so too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<String>,
 }

@@ -26,6 +26,7 @@ impl AudioIngest {
             decode_audio: started.elapsed(),
             earlier: Vec::new(),
             interrupt: self.interrupts.enter(&request, Interrupt::default()),
+            so_far: None,
         };
         match sound {
             Sound::Whole(waveform) => {
@@ -163,6 +164,7 @@ impl AudioIngest {
         context.earlier = facts.earlier;
         context.deadline = facts.deadline;
         context.interrupt = facts.interrupt;
+        context.so_far = facts.so_far;
         context.damage = damage;
         context.yield_to_serving(self.args.training.as_ref());
         context.times.decode_audio_ms = facts.decode_audio.as_secs_f64() * 1e3;

@@ -34,7 +34,10 @@ impl AudioIngest {
             Ok(windows) => windows,
             Err(why) => return self.break_off(&name, why).await,
         };
-        let orders = stream.orders(windows);
+        let mut steps = stream.ended(windows);
+        if !is_final {
+            steps.extend(stream.likely_ended());
+        }
         let is_live = stream.is_live();
         let barges_in = stream.barges_in();
         if let Some(request) = barges_in {
@@ -43,8 +46,8 @@ impl AudioIngest {
         if !is_final {
             self.read_so_far(&name);
         }
-        for order in orders {
-            self.send(order).await;
+        for step in steps {
+            self.carry_out(step).await;
         }
         if is_live {
             for record_offset in self.streams.let_go(&name) {
@@ -103,12 +106,11 @@ impl AudioIngest {
         let ended = self
             .deadline(&request)
             .and_then(|deadline| Ok((deadline, stream.finish(&self.detector)?)));
-        let source = stream.source.take();
-        let failure = source.as_ref().and_then(|source| source.joining.failure());
+        let failure = (stream.source.as_ref()).and_then(|source| source.joining.failure());
         let (deadline, (windows, end)) = match (ended, failure) {
             (Ok(ended), None) => ended,
             (Err(why), _) | (Ok(_), Some(why)) => {
-                if let Some(source) = source {
+                if let Some(source) = stream.source {
                     source.joining.give_up(why.clone());
                 }
                 return self.refuse_all(earlier.into_iter().chain([record]), why).await;
@@ -120,7 +122,7 @@ impl AudioIngest {
             seconds,
             damage,
         } = end;
-        let interrupt = source.as_ref().map(|source| source.interrupt.clone());
+        let interrupt = (stream.source.as_ref()).map(|source| source.interrupt.clone());
         let facts = Facts {
             deadline,
             decode_audio: started.elapsed(),
@@ -128,21 +130,32 @@ impl AudioIngest {
                 .map(|record| record.complete().record_offset)
                 .collect(),
             interrupt: self.interrupts.enter(&request, interrupt.unwrap_or_default()),
+            so_far: whole.is_some().then(|| (stream.reading.clone(), 0)),
         };
         if let Some(samples) = whole {
             return self
                 .answer_samples(record.complete(), request, samples, damage, facts, span)
                 .await;
         }
-        let Some(source) = source else {
+        let steps = stream.ended(windows.into_iter().chain(last).collect());
+        let Some(source) = stream.source else {
             return; // cannot be: what is not kept whole has windows
         };
         let context = self.context(record.complete(), request, seconds, damage, facts, span);
         source.joining.keep(context);
-        for window in windows.into_iter().chain(last) {
-            self.send(source.order(window, None)).await;
+        for step in steps {
+            self.carry_out(step).await;
         }
         self.close(&source).await;
+    }
+
+    async fn carry_out(&self, step: Step) {
+        match step {
+            Step::Encode(order) => self.send(order).await,
+            Step::Publish(done) => {
+                publish_window(*done, &self.args.decoder, &self.args.answers, &self.args.partials).await;
+            }
+        }
     }
 
     /// A stream cannot be answered: all its records become dead letters.
@@ -163,11 +176,15 @@ impl AudioIngest {
 
     /// Has the utterance in progress read, where that is asked for and it is time.
     fn read_so_far(&mut self, name: &StreamName) {
-        let interval = samples_of(self.args.speech.partial_interval_ms as f64 / 1e3);
+        let samples = |milliseconds: u64| samples_of(milliseconds as f64 / 1e3) as u64;
+        let every = ReadingIntervals {
+            read: samples(self.args.speech.partial_interval_ms),
+            confirm: samples(self.args.speech.confirm_interval_ms),
+        };
         let Some(Some(stream)) = self.streams.state(name) else {
             return;
         };
-        if let Some(order) = stream.next_reading(interval) {
+        if let Some(order) = stream.next_reading(every) {
             let _ = self.args.so_far.tell(order).try_send(); // the next one is not far
         }
     }

@@ -3,6 +3,7 @@
 
 mod failures;
 mod interrupt;
+mod so_far;
 mod turns;
 
 use std::sync::Arc;

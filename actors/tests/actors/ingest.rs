@@ -9,7 +9,7 @@ use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::inference::config::DecoderConfig;
-use speechverse::kafka::SourceEvent;
+use speechverse::kafka::{SourceEvent, TopicPartition};
 use speechverse::models::config::LayerMix;
 use speechverse::training::Control;
 use speechverse::util::Clock;
@@ -19,7 +19,7 @@ use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::ingest::{AudioIngest, IngestArgs};
 use speechverse_actors::messages::{
     EncodeSoFar, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter,
-    UtteranceAdmitted,
+    PublishPartial, UtteranceAdmitted,
 };
 
 use crate::support::{
@@ -47,6 +47,7 @@ struct Harness {
     letters: flume::Receiver<PublishDeadLetter>,
     readings: flume::Receiver<EncodeSoFar>,
     answered: flume::Receiver<PublishAnswer>,
+    partials: flume::Receiver<PublishPartial>,
     current: CurrentAdapter,
     training: Control,
     found: flume::Receiver<OrphanedRecord>,
@@ -67,6 +68,7 @@ impl Harness {
     ) -> Self {
         let (so_far, readings) = probe();
         let (answers, answered) = probe();
+        let (tell_partials, partials) = probe();
         let kafka = Kafka::start().await;
         let requests = kafka.feed(&kafka.config.topics.requests);
         let (to_ingest, events) = flume::bounded(2);
@@ -91,6 +93,7 @@ impl Harness {
             so_far,
             collector: collector.0,
             answers,
+            partials: tell_partials,
             publisher,
         };
         Self {
@@ -102,6 +105,7 @@ impl Harness {
             letters,
             readings,
             answered,
+            partials,
             current,
             training,
             found,

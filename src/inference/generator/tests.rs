@@ -1,4 +1,5 @@
 mod evidence;
+mod go_on;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -129,7 +130,7 @@ fn a_long_instruction_and_long_audio_are_distinguished() {
             task: None,
             spoken: None,
         };
-        bench.generator.prompt(&request).unwrap_err()
+        bench.generator.prompt(&request, &[]).unwrap_err()
     };
 
     let long = refusal(20, &"Say it. ".repeat(400));

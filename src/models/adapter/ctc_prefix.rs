@@ -240,6 +240,40 @@ impl PrefixScorer {
         }
     }
 
+    /// Greedy reading of what follows these tokens: from the frame on from which the likeliest path, behind
+    /// the likeliest alignments of the tokens before, is likeliest as a whole.
+    pub fn read_behind(&self, tokens: &[i64]) -> Vec<i64> {
+        let mut best: Vec<(usize, f64)> = vec![(0, NEVER); self.frames];
+        for class in std::iter::once(0).chain(self.classes.iter().map(|(_, class)| *class)) {
+            for (best, value) in best.iter_mut().zip(self.of(class)) {
+                if value > best.1 {
+                    *best = (class, value);
+                }
+            }
+        }
+        let prefix = self.prefix(tokens);
+        let (mut behind, mut found) = (0.0, (NEVER, self.frames, 0));
+        for frame in (0..self.frames).rev() {
+            let last = prefix
+                .last
+                .filter(|_| prefix.on_token[frame] > prefix.on_blank[frame]);
+            let score = prefix.on_token[frame].max(prefix.on_blank[frame]) + behind;
+            if score > found.0 {
+                found = (score, frame + 1, last.unwrap_or(0));
+            }
+            behind += best[frame].1;
+        }
+        let (_, from, mut before) = found;
+        let mut read = Vec::new();
+        for (class, _) in &best[from..] {
+            if *class != 0 && *class != before {
+                read.extend((self.classes.iter()).find_map(|(id, own)| (own == class).then_some(*id)));
+            }
+            before = *class;
+        }
+        read
+    }
+
     /// Mean probability of the blank: near 1 where nothing is said.
     #[expect(clippy::cast_precision_loss, reason = "a small count")]
     pub fn blank_share(&self) -> f64 {
@@ -368,6 +402,27 @@ mod tests {
         let more = scorer.agreement(&[70, 40, 70, 40, 70, 40]);
 
         assert!(more.is_finite() && 0.0 <= more && more < four, "{more} {four}");
+    }
+
+    #[test]
+    fn what_follows_a_prefix_is_read_behind_its_likeliest_end() {
+        let likely = |class: usize| {
+            let mut frame = [0.05; 3];
+            frame[class] = 0.9;
+            frame
+        };
+        let path: Vec<[f64; 3]> = [1, 1, 0, 2, 0, 1, 2].into_iter().map(likely).collect();
+        let scorer = PrefixScorer::of_frames(&path, &TOKENS);
+
+        assert_eq!(scorer.read_behind(&[]), [70, 40, 70, 40]);
+        assert_eq!(scorer.read_behind(&[70]), [40, 70, 40]);
+        assert_eq!(scorer.read_behind(&[70, 40]), [70, 40]);
+        assert!(scorer.read_behind(&[70, 40, 70, 40]).is_empty());
+        // Another token was chosen where 40 is likelier.
+        assert_eq!(scorer.read_behind(&[70, 70]), [40]);
+        assert_eq!(scorer.read_behind(&[5, 70]), [40, 70, 40], "no class of the head");
+        let nothing = PrefixScorer::of_frames::<3>(&[], &TOKENS);
+        assert!(nothing.read_behind(&[70]).is_empty());
     }
 
     #[test]

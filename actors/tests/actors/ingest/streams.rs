@@ -130,3 +130,30 @@ async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and
     assert_eq!(letter.record.record_offset.offset, 2);
     assert_eq!(letter.rejection.reason, Reason::BrokenStream);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
+    let harness = Harness::new(probe(), probe()).await;
+    let headers = vec![header("ce_session", "stream"), header("ce_sequence", "0")];
+    harness.request(0, pcm(800, 0.25), headers).await;
+    harness.request(1, pcm(800, 0.25), Vec::new()).await;
+    harness.forward().await;
+    harness.forward().await;
+    let taken = harness.utterance().await; // it has taken the chunk that came before
+    let partition = TopicPartition::of(&taken.context.record.record_offset);
+    taken.context.complete();
+    let audio = harness.requests.tracker.budget().audio().clone();
+
+    let held = audio.hold(partition, AUDIO_SECONDS_MAX * 0.9);
+    for _ in 0..3 {
+        harness.clock.advance(Duration::from_secs(50));
+        assert!(is_silent(&harness.letters).await, "its chunks may have to wait");
+    }
+    drop(held);
+    harness.clock.advance(Duration::from_secs(50));
+    assert!(is_silent(&harness.letters).await);
+    harness.clock.advance(Duration::from_secs(12));
+
+    let letter = next(&harness.letters).await;
+    assert_eq!(letter.record.record_offset.offset, 0);
+}

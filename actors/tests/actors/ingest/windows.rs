@@ -2,7 +2,7 @@
 
 use speechverse::inference::Generation;
 use speechverse::wire::answer::{Answer, Flag};
-use speechverse_actors::messages::{Joined, StageTimes, WindowAnswer, WindowPart};
+use speechverse_actors::messages::{Joined, StageTimes, WindowAnswer, WindowDone, WindowPart};
 
 use super::*;
 
@@ -182,7 +182,7 @@ async fn a_stream_is_cut_while_it_comes_and_what_is_spoken_is_read_so_far() {
         ];
         harness.request(7, chunk, headers).await;
         harness.forward().await;
-        if number == 9 {
+        if number == 6 {
             first_window = Some(window(&harness).await);
         }
         if let Ok(reading) = harness.readings.recv_timeout(Duration::from_millis(50)) {
@@ -201,7 +201,7 @@ async fn a_stream_is_cut_while_it_comes_and_what_is_spoken_is_read_so_far() {
     assert!(readings.iter().all(|(_, segment, _)| !segment.is_settled));
     let segment = first.part.segment.clone();
     assert!((segment.begin_seconds - 0.68).abs() < 0.05, "{segment:?}");
-    assert!((segment.end_seconds - 2.32).abs() < 0.05, "{segment:?}");
+    assert!((segment.end_seconds - 2.13).abs() < 0.05, "{segment:?}");
     assert_eq!((segment.number, second.part.segment.number), (0, 1));
     assert!(answer(second, "there").is_none(), "the first is not answered");
     let joined = answer(first, "hello").unwrap();
@@ -210,6 +210,106 @@ async fn a_stream_is_cut_while_it_comes_and_what_is_spoken_is_read_so_far() {
     assert_eq!(joined.context.record.record_offset.offset, last as i64);
     assert!((joined.context.audio_seconds - 3.8).abs() < 1e-9);
     joined.context.complete();
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
+}
+
+/// A stream of chunks of 100 ms.
+struct Speaker<'h> {
+    harness: &'h Harness,
+    chunks: usize,
+}
+
+impl Speaker<'_> {
+    async fn say(&mut self, seconds: &[(f64, bool)], is_final: bool) {
+        let sound = sound(seconds);
+        let chunks: Vec<Bytes> = sound.chunks(3_200).map(Bytes::copy_from_slice).collect();
+        let last = chunks.len() - 1;
+        for (number, chunk) in chunks.into_iter().enumerate() {
+            let headers = vec![
+                header("ce_session", "talk"),
+                header("ce_sequence", self.chunks.to_string()),
+                header("ce_final", (is_final && number == last).to_string()),
+                header("ce_partials", "true"),
+            ];
+            self.harness.request(7, chunk, headers).await;
+            self.harness.forward().await;
+            self.chunks += 1;
+        }
+    }
+}
+
+/// Hands an order's answer on as the generator does.
+fn done(mut order: EncodeUtterance, text: &str) -> Option<WindowDone> {
+    let part = order.context.take_window().expect("a window");
+    let owner = part.owner.clone();
+    owner.keep(WindowDone {
+        context: order.context,
+        part,
+        version: "one".to_owned(),
+        generation: Generation {
+            ended: true,
+            ..Generation::default()
+        },
+        text: text.to_owned(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_utterance_is_answered_when_it_has_probably_ended_and_the_answer_kept_until_it_has() {
+    let harness = harness().await;
+    let audio = harness.requests.tracker.budget().audio().clone();
+    let mut speaker = Speaker {
+        harness: &harness,
+        chunks: 0,
+    };
+
+    speaker
+        .say(&[(0.5, false), (0.6, true), (0.2, false)], false)
+        .await;
+    let too_early = harness.utterance().await;
+    let length = too_early.samples.len();
+    assert!(
+        (12_000..18_000).contains(&length),
+        "speech, what precedes it and 0.13 s: {length}"
+    );
+    assert!(done(too_early, "hel").is_none(), "it is kept back");
+    assert!(audio.seconds() > 0.0);
+    speaker.say(&[(0.3, true)], false).await;
+    until("what was too early is dropped", || audio.seconds() == 0.0).await;
+
+    speaker.say(&[(0.2, false)], false).await;
+    let likely = harness.utterance().await;
+    assert!(likely.samples.len() > length);
+    assert!(done(likely, "hello").is_none());
+    assert!(harness.partials.is_empty());
+    speaker.say(&[(0.3, false)], false).await;
+    let settled = next(&harness.partials).await.answer;
+    let segment = settled.segment.unwrap();
+    assert_eq!(
+        (settled.text.as_str(), segment.number, segment.is_settled),
+        ("hello", 0, true)
+    );
+
+    speaker.say(&[(0.5, true), (0.2, false)], false).await;
+    let withdrawn = harness.utterance().await;
+    assert!(!withdrawn.context.is_void());
+    speaker.say(&[(0.2, true)], false).await;
+    until("speech went on", || withdrawn.context.is_void()).await;
+    drop(withdrawn); // whatever becomes of it
+    speaker.say(&[(0.2, false)], true).await;
+    let text = match answer(window(&harness).await, "there") {
+        Some(joined) => {
+            joined.context.complete();
+            joined.text
+        }
+        None => published(&harness).await.text, // the end was not known yet
+    };
+
+    assert_eq!(text, "hello there");
+    assert!(
+        is_silent(&harness.utterances).await,
+        "each utterance was sent once"
+    );
     assert!(harness.letters.is_empty() && harness.found.is_empty());
 }
 

@@ -1,0 +1,79 @@
+//! Answers whose first tokens are known.
+
+use super::*;
+
+#[test]
+fn an_answer_whose_first_tokens_are_known_goes_on_as_if_it_had_made_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DecodeOptions {
+        stop_loops: false,
+        ..DecodeOptions::greedy(16)
+    };
+    let mut bench = bench(folder.path(), 2, options);
+    let version = bench.versions[1].clone();
+    let whole = ask(&mut bench, &[(3, version.clone())]).remove(&3).unwrap();
+    assert!(bench.generator.can_go_on() && whole.ids.len() >= 8, "{whole:?}");
+    let mut go_on = |ids: &[i64]| {
+        let begun = Generation {
+            ids: ids.to_vec(),
+            log_probs: whole.log_probs[..ids.len()].to_vec(),
+            ..Generation::default()
+        };
+        let id = bench.generator.go_on(request(3, &version), begun);
+        loop {
+            for event in bench.generator.step() {
+                match event {
+                    Event::Finished {
+                        id: found,
+                        generation,
+                        ..
+                    } if found == id => return generation,
+                    Event::Failed { error, .. } => panic!("{error}"),
+                    _ => {}
+                }
+            }
+        }
+    };
+
+    for count in [0, 1, 5, whole.ids.len() - 1] {
+        let found = go_on(&whole.ids[..count]);
+        assert_eq!((&found.ids, found.ended), (&whole.ids, whole.ended), "{count}");
+        for (one, other) in found.log_probs.iter().zip(&whole.log_probs) {
+            assert!((one - other).abs() < 1e-4, "{count}: {one} {other}");
+        }
+    }
+    let other = [whole.ids[0] + 1, whole.ids[1] + 1];
+    assert_eq!(go_on(&other).ids[..2], other);
+}
+
+#[test]
+fn what_cannot_go_on_from_given_tokens_begins_with_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let beams = Strategy::Beam(BeamSettings {
+        width: 2,
+        length_penalty: 1.0,
+        early_stopping: EarlyStopping::No,
+    });
+    let options = DecodeOptions {
+        strategy: beams,
+        ..DecodeOptions::greedy(8)
+    };
+    let mut bench = bench(folder.path(), 2, options);
+    let version = bench.versions[0].clone();
+    let alone = ask(&mut bench, &[(1, version.clone())]).remove(&1).unwrap();
+    let begun = Generation {
+        ids: vec![alone.ids[0] + 1],
+        log_probs: vec![-1.0],
+        ..Generation::default()
+    };
+
+    assert!(!bench.generator.can_go_on());
+    bench.generator.go_on(request(1, &version), begun);
+    let found = loop {
+        if let Some(Event::Finished { generation, .. }) = bench.generator.step().pop() {
+            break generation;
+        }
+    };
+
+    assert_eq!(found.ids, alone.ids);
+}
