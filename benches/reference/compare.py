@@ -123,7 +123,8 @@ def details(results):
         if idle["overhead_seconds"] is not None:
             share = idle["overhead_seconds"] / idle["network_seconds"]
             print(f"\nOverhead, idle: {idle['overhead_seconds'] * 1e3:.1f} ms a request, {share:.1%} of its network passes "
-                  f"({idle['network_seconds'] * 1e3:.0f} ms)")
+                  f"({idle['network_seconds'] * 1e3:.0f} ms); {figure(idle, 'choice_seconds', 1, 1e3)} ms of it choose tokens "
+                  "(CTC prefix scores, sampling)")
 
 
 def main():

@@ -275,7 +275,10 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     }
                     _ => None,
                 };
-                let adapted = (version.adapter).positions(&adapted, &features.statistics.f_unsqueeze(0)?)?;
+                let paths = scorer.as_ref().map(|scorer| vec![scorer.path().to_vec()]);
+                let summary = (version.adapter).summary(&features.statistics.f_unsqueeze(0)?)?;
+                let adapted =
+                    (version.adapter).positions_behind(summary.as_ref(), &adapted, paths.as_deref())?;
                 metrics::network_pass("adapt", began.elapsed());
                 let model = self.model();
                 // Where there is a summary, it is the first position.
@@ -303,10 +306,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     {
                         return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
                     }
-                    joint = Some(JointCtc {
-                        scorer,
-                        weight: options.ctc_weight,
-                    });
+                    joint = Some(JointCtc::new(scorer, options.ctc_weight));
                 }
                 let prompts = model.prompts(&adapted.positions, &adapted.lengths, &instruction)?;
                 (prompts, version.lora)

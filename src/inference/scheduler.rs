@@ -360,7 +360,7 @@ impl Scheduler {
         let found = catch_unwind(AssertUnwindSafe(|| self.forward(model, loras, group, pass)))
             .unwrap_or_else(|panic| Err(ModelError::panicked("language model", &*panic)));
         let error = match found {
-            Ok(Some(output)) => return self.advance(group, &output),
+            Ok(Some(output)) => return metrics::token_choice(|| self.advance(group, &output)),
             Ok(None) => return,
             Err(error) => error,
         };

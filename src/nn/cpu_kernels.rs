@@ -10,13 +10,16 @@
 //! with tensors.
 
 mod elements;
+mod low_rank;
+mod pairs;
 mod product;
 
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use elements::{View, ViewMut, tensor_of};
-pub use product::{multiply, multiply_qweight};
+pub use low_rank::{LowRank, add_low_rank};
+pub use product::{multiply, multiply_in_f32, multiply_qweight};
 
 /// Elements up to which one thread is faster than starting another.
 const ELEMENTS_MAX: usize = 1 << 15;
@@ -316,6 +319,45 @@ fn exp(x: f32) -> f32 {
         .wrapping_add(127);
     let power = f32::from_bits((exponent as u32) << 23);
     if low { 0.0 } else { mantissa * power }
+}
+
+/// `ln Σ e^x`; minus infinity for none.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn log_sum_exp(numbers: &[f32]) -> f32 {
+    let largest = numbers.iter().fold(f32::NEG_INFINITY, |largest, number| {
+        if *number > largest { *number } else { largest }
+    });
+    if largest == f32::NEG_INFINITY {
+        return largest;
+    }
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            sums[lane] += exp(chunk[lane] - largest);
+        }
+    }
+    for (sum, number) in sums.iter_mut().zip(rest) {
+        *sum += exp(*number - largest);
+    }
+    largest + sums.iter().sum::<f32>().ln()
+}
+
+/// The places of the `count` largest numbers, the largest first; of equals the first comes first.
+pub fn largest(numbers: &[f32], count: usize) -> Vec<usize> {
+    let mut found: Vec<usize> = Vec::with_capacity(count + 1);
+    let mut least = f32::NEG_INFINITY;
+    for (at, number) in numbers.iter().enumerate() {
+        if *number > least || found.len() < count {
+            let place = found.partition_point(|known| numbers[*known] >= *number);
+            found.insert(place, at);
+            found.truncate(count);
+            if found.len() == count {
+                least = found.last().map_or(least, |last| numbers[*last]);
+            }
+        }
+    }
+    found
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ use super::cpu_kernels;
 /// (measured with AVX512, two threads). For bf16 on a CPU that does not multiply it, libtorch is slow for any
 /// number of rows that a step has.
 const FEW_ROWS_F32: i64 = 32;
-const FEW_ROWS_BF16: i64 = 8;
+const FEW_ROWS_BF16: i64 = 32;
 const FEW_ROWS_INT8: i64 = 24;
 /// Largest code: symmetric, so that zero is exact and both signs reach equally far.
 const QUANTIZED_MAX: f64 = 127.0;

@@ -21,9 +21,12 @@ use config::PeftConfig;
 pub use config::{LoraConfig, LoraSite};
 pub use error::LoraError;
 
+use super::cpu_kernels::{self, LowRank};
 use crate::weights::Checkpoint;
 
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// Elements of the input up to which one call on one thread beats libtorch's operations.
+const FEW_ELEMENTS: usize = 1 << 15;
 /// What peft puts before the base model's own names.
 const NAME_PREFIX: &str = "base_model.model";
 
@@ -34,6 +37,8 @@ struct Pair {
     a: Tensor,
     /// `[outputs, rank]`.
     b: Tensor,
+    /// `[rank, outputs]` f32: `b` by rank, with the scale; in frozen copies alone.
+    scaled: Option<Tensor>,
 }
 
 /// Low-rank adapters on named projections.
@@ -74,6 +79,7 @@ impl LoraSet {
             let pair = Pair {
                 a: (&path / "lora_A").var("weight", &[config.rank, site.inputs], uniform),
                 b: (&path / "lora_B").var("weight", &[site.outputs, config.rank], Init::Const(0.0)),
+                scaled: None,
             };
             pairs.insert(site.path.clone(), pair);
         }
@@ -125,8 +131,37 @@ impl LoraSet {
         } else {
             input.linear(&a, none)
         }; // [.., rank]
-        let scale = self.config.alpha / self.config.rank as f64;
-        Some((low * scale).linear(&b, none))
+        Some((low * self.scale()).linear(&b, none))
+    }
+
+    fn scale(&self) -> f64 {
+        self.config.alpha / self.config.rank as f64
+    }
+
+    /// `output` of the projections `sites`, one beside the other, with what their adapters add to it, by our
+    /// own kernel; none where this is no frozen copy, the rows are many, or the kernel says no.
+    ///
+    /// # Shapes
+    /// `input` `[.., inputs]`, `output` `[.., sum of outputs]` → as the output.
+    pub fn add_to_few(&self, sites: &[LoraSite], input: &Tensor, output: &Tensor) -> Option<Tensor> {
+        if input.numel() > FEW_ELEMENTS {
+            return None;
+        }
+        let (mut first, mut updates) = (0, Vec::new());
+        for site in sites {
+            if let Some(pair) = self.pairs.get(&site.path) {
+                updates.push(LowRank {
+                    first,
+                    a: &pair.a,
+                    b: pair.scaled.as_ref()?,
+                });
+            }
+            first += usize::try_from(site.outputs).ok()?;
+        }
+        match updates.is_empty() {
+            true => Some(output.shallow_clone()),
+            false => cpu_kernels::add_low_rank(output, input, &updates),
+        }
     }
 
     /// An independent, frozen copy for serving: what is trained afterwards does not change it. The matrices
@@ -136,9 +171,11 @@ impl LoraSet {
         let mut copy = Self::new(self.config.clone(), &self.sites, device)?;
         copy.copy_from(self);
         copy.store.freeze();
+        let scale = self.scale();
         for pair in copy.pairs.values_mut() {
             pair.a = pair.a.to_kind(dtype);
             pair.b = pair.b.to_kind(dtype);
+            pair.scaled = Some((pair.b.to_kind(Kind::Float) * scale).tr().contiguous());
         }
         Ok(copy)
     }

@@ -67,6 +67,9 @@ impl Projections {
         let Some(lora) = lora else {
             return output;
         };
+        if let Some(added) = lora.add_to_few(&self.parts, input, &output) {
+            return added;
+        }
         let deltas: Vec<Option<Tensor>> = (self.parts.iter())
             .map(|part| lora.delta(&part.path, input))
             .collect();

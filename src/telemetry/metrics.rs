@@ -59,6 +59,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
             LATENCY_SECONDS,
         )?
         .set_buckets_for_metric(
+            Matcher::Full("speechverse_token_choice_seconds".into()),
+            LATENCY_SECONDS,
+        )?
+        .set_buckets_for_metric(
             Matcher::Full("speechverse_audio_clip_seconds".into()),
             AUDIO_SECONDS,
         )?
@@ -124,6 +128,10 @@ fn describe() {
     describe_histogram!(
         "speechverse_network_pass_seconds",
         "Time of one pass of a network, by pass: encode, adapt, prefill, step. Their sum over a time is how busy the device was."
+    );
+    describe_histogram!(
+        "speechverse_token_choice_seconds",
+        "Time of choosing the next tokens of one pass from its logits: CTC prefix scores of transcripts, grammars, sampling."
     );
     describe_histogram!(
         "speechverse_encoder_batch_rows",
@@ -314,6 +322,13 @@ pub fn stage_restarted(stage: &'static str) {
 /// A network made one pass, which took so long.
 pub fn network_pass(pass: &'static str, took: Duration) {
     histogram!("speechverse_network_pass_seconds", "pass" => pass).record(took.as_secs_f64());
+}
+
+/// Times the choice of the next tokens of all rows of a pass.
+pub fn token_choice(choose: impl FnOnce()) {
+    let began = std::time::Instant::now();
+    choose();
+    histogram!("speechverse_token_choice_seconds").record(began.elapsed().as_secs_f64());
 }
 
 /// The encoder ran one batch.

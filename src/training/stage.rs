@@ -336,7 +336,9 @@ impl<'a> StageRunner<'a> {
         let asked: Vec<&str> = keep.iter().map(|row| instructions[*row].as_str()).collect();
         let answers: Vec<&[i64]> = keep.iter().map(|row| samples[*row].answer.as_slice()).collect();
         let llm = &self.networks.speech_llm;
-        let adapted = learned.adapter.positions_behind(summary.as_ref(), &adapted)?;
+        let adapted = learned
+            .adapter
+            .positions_behind(summary.as_ref(), &adapted, None)?;
         let prompts = llm.prompts(&adapted.positions, &adapted.lengths, &asked)?;
         let found = llm.loss(&prompts, &answers, learned.lora.as_ref())?;
         let mut loss = found.loss;

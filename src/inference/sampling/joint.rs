@@ -5,27 +5,45 @@
 //! the answer so far under the CTC head. Source: Watanabe, Hori, Kim, Hershey and Hayashi, "Hybrid
 //! CTC/attention architecture for end-to-end speech recognition" (2017), one-pass decoding.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
 use crate::models::ModelError;
-use crate::models::adapter::PrefixScorer;
+use crate::models::adapter::{Prefix, PrefixScorer};
+use crate::nn::cpu_kernels::largest;
 
 /// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be
 /// recognised.
-const LIKELY: i64 = 32;
+const LIKELY: usize = 32;
+/// Prefixes that are kept, to be grown by their next tokens: two steps of a beam search.
+const PREFIXES_MAX: usize = 32;
+/// What rounding may add to a score that is at most 0.
+const ROUNDING: f32 = 1e-4;
 
 /// What the tokens of an answer are scored with beside the language model.
 #[derive(Clone, Debug)]
 pub struct JointCtc {
     /// The CTC head's view of the clip.
     pub scorer: PrefixScorer,
-    /// Share of its scores, above 0 and below 1.
+    /// Share of its scores, from 0 to below 1.
     pub weight: f64,
+    /// The beginnings of answers that were asked about last, the latest last.
+    prefixes: RefCell<Vec<(Vec<i64>, Arc<Prefix>)>>,
 }
 
 impl JointCtc {
+    /// Scores with so large a share of the CTC head's.
+    pub fn new(scorer: PrefixScorer, weight: f64) -> Self {
+        Self {
+            scorer,
+            weight,
+            prefixes: RefCell::default(),
+        }
+    }
+
     /// Scores of what may follow the answer `ids`: minus infinity for what neither of both considers.
     ///
     /// # Shapes
@@ -39,26 +57,93 @@ impl JointCtc {
         ids: &[i64],
         end_ids: &[i64],
     ) -> Result<Tensor, ModelError> {
-        let vocabulary = log_probs.size()[0];
-        let (_, likely) = log_probs.f_topk(LIKELY.min(vocabulary), 0, true, false)?;
-        let mut tokens: BTreeSet<i64> = Vec::<i64>::try_from(likely)?.into_iter().collect();
-        tokens.extend(self.scorer.candidates().iter().chain(end_ids).copied());
-        let tokens: Vec<i64> = tokens.into_iter().filter(|id| *id < vocabulary).collect();
-        let prefix = self.scorer.prefix(ids);
-        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-        let ctc: Vec<f32> = (tokens.iter())
-            .zip(self.scorer.score(&prefix, &tokens))
-            .map(|(token, score)| match end_ids.contains(token) {
-                true => self.scorer.score_end(&prefix) as f32,
-                false => score as f32,
-            })
-            .collect();
-        let index = Tensor::f_from_slice(&tokens)?.f_to_device(log_probs.device())?;
-        let ctc = Tensor::f_from_slice(&ctc)?.f_to_device(log_probs.device())?;
-        let meant = log_probs.f_index_select(0, &index)?.f_to_kind(Kind::Float)?;
-        let joint = meant * (1.0 - self.weight) + ctc * self.weight;
-        let nothing = Tensor::f_full([vocabulary], f64::NEG_INFINITY, (Kind::Float, log_probs.device()))?;
-        Ok(nothing.f_index_copy(0, &index, &joint)?)
+        let meant = Vec::<f32>::try_from(log_probs.f_to_kind(Kind::Float)?)?;
+        let prefix = self.prefix(ids);
+        let mut joint = vec![f32::NEG_INFINITY; meant.len()];
+        for (token, at) in self.considered(&meant, end_ids) {
+            joint[at] = self.share(meant[at]) + self.said(&prefix, token, end_ids);
+        }
+        Ok(Tensor::f_from_slice(&joint)?.f_to_device(log_probs.device())?)
+    }
+
+    /// The likeliest token after the answer `ids` but those `forbidden`, by the scores of
+    /// [`rescore`](Self::rescore); the first of equals. `logits` and `total`: log-probabilities of the
+    /// language model are their differences. None where all are forbidden.
+    ///
+    /// The CTC head adds at most 0, so what the language model alone finds less likely than the best so far
+    /// need not be scored by it: few have to.
+    pub(super) fn likeliest(
+        &self,
+        logits: &[f32],
+        total: f32,
+        ids: &[i64],
+        end_ids: &[i64],
+        forbidden: &[i64],
+    ) -> Option<i64> {
+        let prefix = self.prefix(ids);
+        let mut considered = self.considered(logits, end_ids);
+        considered.retain(|(token, _)| !forbidden.contains(token));
+        considered.sort_by(|(_, one), (_, other)| logits[*other].total_cmp(&logits[*one]));
+        let mut best: Option<(f32, i64)> = None;
+        for (token, at) in considered {
+            let meant = self.share(logits[at] - total);
+            if best.is_some_and(|(score, _)| meant + ROUNDING < score) {
+                break;
+            }
+            let score = meant + self.said(&prefix, token, end_ids);
+            if best.is_none_or(|(known, first)| score > known || (score == known && token < first)) {
+                best = Some((score, token));
+            }
+        }
+        best.map(|(_, token)| token)
+    }
+
+    /// Tokens that are scored, with their places in `meant`, in order.
+    fn considered(&self, meant: &[f32], end_ids: &[i64]) -> Vec<(i64, usize)> {
+        let place = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());
+        let mut places: BTreeSet<usize> = largest(meant, LIKELY).into_iter().collect();
+        places.extend((self.scorer.candidates().iter()).chain(end_ids).filter_map(place));
+        places.into_iter().map(|at| (at as i64, at)).collect()
+    }
+
+    /// The language model's part of a score.
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    fn share(&self, meant: f32) -> f32 {
+        meant * (1.0 - self.weight) as f32
+    }
+
+    /// The CTC head's part of a score.
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    fn said(&self, prefix: &Prefix, token: i64, end_ids: &[i64]) -> f32 {
+        let score = match end_ids.contains(&token) {
+            true => self.scorer.score_end(prefix),
+            false => self.scorer.score(prefix, token),
+        };
+        score as f32 * self.weight as f32
+    }
+
+    /// The prefix of these tokens, grown from that of all but the last where it is kept.
+    fn prefix(&self, ids: &[i64]) -> Arc<Prefix> {
+        let mut prefixes = self.prefixes.borrow_mut();
+        let find = |wanted: &[i64]| {
+            let found = prefixes.iter().find(|(known, _)| known == wanted)?;
+            Some(Arc::clone(&found.1))
+        };
+        if let Some(known) = find(ids) {
+            return known;
+        }
+        let before = ids
+            .split_last()
+            .and_then(|(last, before)| Some((find(before)?, *last)));
+        let prefix = Arc::new(match before {
+            Some((before, last)) => self.scorer.advance(&before, last),
+            None => self.scorer.prefix(ids),
+        });
+        if prefixes.len() >= PREFIXES_MAX {
+            prefixes.remove(0);
+        }
+        prefixes.push((ids.to_vec(), Arc::clone(&prefix)));
+        prefix
     }
 }
 
@@ -110,10 +195,7 @@ mod tests {
     }
 
     fn greedy(weight: f64) -> Vec<i64> {
-        let joint = JointCtc {
-            scorer: scorer(),
-            weight,
-        };
+        let joint = JointCtc::new(scorer(), weight);
         let mut ids = Vec::new();
         while ids.len() < 6 {
             let scores = joint.rescore(&log_probs(), &ids, &[END]).unwrap();
@@ -134,20 +216,49 @@ mod tests {
 
     #[test]
     fn scores_are_weighted_sums() {
-        let joint = JointCtc {
-            scorer: scorer(),
-            weight: 0.3,
-        };
+        let joint = JointCtc::new(scorer(), 0.3);
         let prefix = joint.scorer.prefix(&[3]);
 
         let scores = joint.rescore(&log_probs(), &[3], &[END]).unwrap();
 
         for (id, ctc) in [
-            (5, joint.scorer.score(&prefix, &[5])[0]),
+            (5, joint.scorer.score(&prefix, 5)),
             (END, joint.scorer.score_end(&prefix)),
         ] {
             let expected = 0.7 * log_probs().double_value(&[id]) + 0.3 * ctc;
             assert!((scores.double_value(&[id]) - expected).abs() < 1e-4, "{id}");
         }
+    }
+    #[test]
+    fn the_likeliest_token_is_that_of_the_largest_score_whatever_was_asked_before() {
+        let _no_grad = tch::no_grad_guard();
+        tch::manual_seed(7);
+        let mut found = std::collections::HashSet::new();
+        for weight in [0.01, 0.3, 0.6, 0.95] {
+            let joint = JointCtc::new(scorer(), weight);
+            for case in 0..40i64 {
+                let logits = Tensor::randn([12], (Kind::Float, Device::Cpu)) * 4.0;
+                let plain = Vec::<f32>::try_from(&logits).unwrap();
+                let total = crate::nn::cpu_kernels::log_sum_exp(&plain);
+                let ids: Vec<i64> = (0..case % 5).map(|at| (at + case) % 9).collect();
+                let forbidden = [case % 12];
+
+                let likeliest = joint.likeliest(&plain, total, &ids, &[END], &forbidden);
+
+                // A scorer that was never asked gives the same.
+                let scores = JointCtc::new(scorer(), weight)
+                    .rescore(&logits.log_softmax(0, Kind::Float), &ids, &[END])
+                    .unwrap();
+                let scores = scores.index_fill(0, &Tensor::from_slice(&forbidden), f64::NEG_INFINITY);
+                assert_eq!(likeliest, Some(scores.argmax(0, false).int64_value(&[])));
+                found.extend(likeliest);
+            }
+        }
+        assert!(found.len() > 6, "{found:?}");
+        let all: Vec<i64> = (0..12).collect();
+        assert_eq!(
+            JointCtc::new(scorer(), 0.5).likeliest(&[0.0; 12], 0.0, &[], &[END], &all),
+            None
+        );
     }
 }

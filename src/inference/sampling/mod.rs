@@ -25,6 +25,7 @@ pub use repetition::repeated_tail;
 use super::grammar::{Allowed, CompiledGrammar, GrammarState};
 use super::{DecodeOptions, Strategy};
 use crate::models::ModelError;
+use crate::nn::cpu_kernels::log_sum_exp;
 use beam::{BeamSearch, Candidate};
 use repetition::{forbid, keep, penalise, repeating};
 
@@ -117,6 +118,19 @@ pub(super) fn sample_next(
     state: Option<&GrammarState>,
     ids: &[i64],
 ) -> Result<(i64, f64), ModelError> {
+    if let (Some(joint), None, Strategy::Greedy) = (rules.joint, rules.grammar, rules.options.strategy) {
+        let plain = Vec::<f32>::try_from(logits.f_to_kind(Kind::Float)?)?;
+        let (total, vocabulary) = (
+            log_sum_exp(&plain),
+            usize::try_from(rules.vocabulary).unwrap_or(0),
+        );
+        let possible = &plain[..vocabulary.min(plain.len())];
+        let forbidden = repeating(ids, rules.options.no_repeat_ngram_size);
+        let likeliest = joint.likeliest(possible, total, ids, rules.end_ids, &forbidden);
+        if let Some((id, at)) = likeliest.and_then(|id| Some((id, usize::try_from(id).ok()?))) {
+            return Ok((id, f64::from(plain[at] - total)));
+        }
+    }
     let possible = restrict(logits, rules, state, ids)?;
     let id = match &rules.options.strategy {
         Strategy::Sample(sampling) => sample::draw(&possible, sampling, ids.len())?,

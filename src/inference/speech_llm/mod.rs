@@ -44,7 +44,7 @@ impl Learned {
         let dtype = llm.embedding_table().kind();
         let lora = snapshot.lora();
         let mut adapter = SpeechAdapter::from_snapshot(snapshot, device, false)?;
-        adapter.bind(&llm.embedding_table())?;
+        adapter.bind_in(&llm.embedding_table(), dtype)?;
         Ok(Self {
             adapter,
             lora: lora

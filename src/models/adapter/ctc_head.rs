@@ -8,13 +8,15 @@
 //! very slowly. CTC against the unit-length embedding table costs a tenth per step and trains the wanted
 //! thing.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use tch::{Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor, nn};
 
 use super::Adapted;
 use super::segments::{BLANK, runs};
 use crate::models::ModelError;
+use crate::nn::cpu_kernels;
+use crate::util::random::SplitMix;
 
 /// Added to lengths before dividing by them.
 const LENGTH_EPS: f64 = 1e-6;
@@ -26,10 +28,20 @@ pub struct CtcHead {
     blank: Tensor,
     scale: Tensor,
     classes: Vec<i64>,
-    class_of: HashMap<i64, i64>,
-    /// The classes' rows of the embedding table, each brought to length 1, `[C, H]` in the dtype of the
-    /// products; absent before [`bind`](Self::bind).
-    unit: Option<Tensor>,
+    /// Tokens with their classes, in order of tokens.
+    by_token: Arc<[(i64, usize)]>,
+    /// The classes' rows of the embedding table, each brought to length 1, in the dtype of the products;
+    /// absent before [`bind`](Self::bind).
+    unit: Option<Unit>,
+}
+
+/// What directions are multiplied with.
+#[derive(Debug)]
+enum Unit {
+    /// `[C, H]`: the blank, which learns, is put before them each time.
+    Classes(Tensor),
+    /// `[1 + C, H]`, the blank first.
+    All(Tensor),
 }
 
 impl CtcHead {
@@ -38,15 +50,40 @@ impl CtcHead {
             blank,
             scale,
             classes: Vec::new(),
-            class_of: HashMap::new(),
+            by_token: Arc::default(),
             unit: None,
         };
         head.set_classes(classes);
         head
     }
 
+    /// A head with a random blank vector and scale 12, its variables made in `path`.
+    pub(super) fn fresh(
+        path: &nn::Path<'_>,
+        width: i64,
+        classes: Vec<i64>,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        let mut random = SplitMix::new(&[seed, 0xc7c]);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "initial values need no more than f32"
+        )]
+        let blank: Vec<f32> = (0..width).map(|_| (random.normal() * 0.05) as f32).collect();
+        let variable = |name: &str, values: &[f32]| {
+            path.f_var_copy(name, &Tensor::f_from_slice(values)?.f_to_device(path.device())?)
+        };
+        Ok(Self::new(
+            variable("blank", &blank)?,
+            variable("scale", &[12.0])?,
+            classes,
+        ))
+    }
+
     pub(super) fn set_classes(&mut self, classes: Vec<i64>) {
-        self.class_of = classes.iter().zip(1..).map(|(id, class)| (*id, class)).collect();
+        let mut by_token: Vec<(i64, usize)> = classes.iter().copied().zip(1..).collect();
+        by_token.sort_unstable();
+        self.by_token = by_token.into();
         self.classes = classes;
         self.unit = None;
     }
@@ -56,9 +93,18 @@ impl CtcHead {
         &self.classes
     }
 
+    /// Tokens with their classes, in order of tokens.
+    pub(super) fn classes_by_token(&self) -> &Arc<[(i64, usize)]> {
+        &self.by_token
+    }
+
     /// Class of each token; none when one of them is no class.
     pub fn classes_of(&self, ids: &[i64]) -> Option<Vec<i64>> {
-        ids.iter().map(|id| self.class_of.get(id).copied()).collect()
+        let class_of = |id: &i64| {
+            let at = self.by_token.binary_search_by_key(id, |(known, _)| *known).ok()?;
+            i64::try_from(self.by_token[at].1).ok()
+        };
+        ids.iter().map(class_of).collect()
     }
 
     /// Takes the classes' rows of the language model's embedding table `[V, H]`, to be multiplied in dtype
@@ -74,20 +120,36 @@ impl CtcHead {
         let _guard = tch::no_grad_guard();
         let classes = Tensor::f_from_slice(&self.classes)?.f_to_device(table.device())?;
         let rows = table.f_index_select(0, &classes)?.f_to_kind(Kind::Float)?; // [C, H]
-        self.unit = Some(unit(&rows)?.f_to_kind(products)?);
+        let rows = unit(&rows)?.f_to_kind(products)?;
+        self.unit = Some(match self.blank.requires_grad() {
+            true => Unit::Classes(rows),
+            false => Unit::All(self.behind_blank(&rows)?),
+        });
         Ok(())
+    }
+
+    /// Rows of classes `[C, H]` behind that of the blank: `[1 + C, H]`.
+    fn behind_blank(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
+        let blank = unit(&self.blank)?.f_unsqueeze(0)?.f_to_kind(rows.kind())?; // [1, H]
+        Ok(Tensor::f_cat(&[&blank, rows], 0)?)
     }
 
     /// Scores of blank and classes, before they are made probabilities: `[B, P, H]` f32 → `[B, P, 1 + C]`
     /// f32.
     fn scores(&self, frames: &Tensor) -> Result<Tensor, ModelError> {
-        let tokens = self.unit.as_ref().ok_or(ModelError::NoCtcHead {
+        let unit_rows = self.unit.as_ref().ok_or(ModelError::NoCtcHead {
             why: "its classes were not taken from a language model's table",
         })?;
-        let products = tokens.kind();
-        let blank = unit(&self.blank)?.f_unsqueeze(0)?.f_to_kind(products)?; // [1, H]
-        let rows = Tensor::f_cat(&[&blank, tokens], 0)?; // [1+C, H]
-        let directions = (unit(frames)? * &self.scale).f_to_kind(products)?; // [B, P, H]
+        let rows = match unit_rows {
+            Unit::Classes(rows) => self.behind_blank(rows)?,
+            Unit::All(rows) => rows.shallow_clone(),
+        }; // [1+C, H]
+        let directions = (unit(frames)? * &self.scale).f_to_kind(rows.kind())?; // [B, P, H]
+        if rows.kind() == Kind::BFloat16
+            && let Some(scores) = cpu_kernels::multiply_in_f32(&directions, &rows)
+        {
+            return Ok(scores); // sums that are not rounded
+        }
         Ok(directions
             .f_matmul(&rows.f_transpose(0, 1)?)?
             .f_to_kind(Kind::Float)?)

@@ -7,27 +7,30 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tch::{Device, Kind};
+use tch::Device;
 
 use super::{Adapted, CtcHead};
 use crate::models::ModelError;
+use crate::nn::cpu_kernels::largest;
 
 const NEVER: f64 = f64::NEG_INFINITY;
 /// Score of a token that is no class of the head, which can say nothing about it: about one in three million.
 const UNKNOWN: f64 = -15.0;
 /// So many of the likeliest classes of each frame may be recognised in it.
-const CANDIDATES_OF_FRAME: i64 = 4;
+const CANDIDATES_OF_FRAME: usize = 4;
 
 /// The CTC head's view of one clip, against which the prefixes of answers are scored.
 #[derive(Clone, Debug)]
 pub struct PrefixScorer {
-    /// Log-probabilities `[1 + C, P]`, class by class.
-    by_class: Arc<[f32]>,
+    /// Log-probabilities `[P, 1 + C]`, frame by frame: of the classes few are ever looked at.
+    by_frame: Arc<Vec<f32>>,
     frames: usize,
     /// Class of a token, in order of tokens.
     classes: Arc<[(i64, usize)]>,
-    /// Tokens that are among the likeliest of any frame.
+    /// Tokens that are among the likeliest of any frame, in order.
     candidates: Arc<[i64]>,
+    /// The likeliest class of each frame.
+    path: Vec<i64>,
 }
 
 /// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with
@@ -53,45 +56,56 @@ impl PrefixScorer {
         let scores = head
             .log_probabilities(&adapted.positions)?
             .f_to_device(Device::Cpu)?; // [B, P, 1+C]
-        let mut classes: Vec<(i64, usize)> = head.classes().iter().copied().zip(1..).collect();
-        classes.sort_unstable();
-        let classes: Arc<[(i64, usize)]> = classes.into();
         (0i64..)
             .zip(&adapted.lengths)
             .map(|(row, frames)| {
-                let own = scores
-                    .f_get(row)?
-                    .f_narrow(0, 0, *frames)?
-                    .f_to_kind(Kind::Float)?; // [P, 1+C]
-                let (_, likely) = own.f_topk(CANDIDATES_OF_FRAME.min(own.size()[1]), 1, true, false)?;
-                let likely: BTreeSet<i64> = Vec::<i64>::try_from(likely.f_contiguous()?.f_view([-1])?)?
-                    .into_iter()
-                    .collect();
-                let candidates = (likely.iter())
-                    .filter_map(|class| head.classes().get(usize::try_from(class - 1).ok()?).copied())
-                    .collect();
-                let own = own.f_transpose(0, 1)?.f_contiguous()?.f_view([-1])?;
-                Ok(Self {
-                    by_class: Vec::<f32>::try_from(own)?.into(),
-                    frames: usize::try_from(*frames).unwrap_or(0),
-                    classes: Arc::clone(&classes),
-                    candidates,
-                })
+                let own = scores.f_get(row)?.f_narrow(0, 0, *frames)?; // [P, 1+C]
+                let own = Vec::<f32>::try_from(own.f_contiguous()?.f_view([-1])?)?;
+                Ok(Self::of_log_probabilities(
+                    own,
+                    head.classes(),
+                    head.classes_by_token(),
+                ))
             })
             .collect()
     }
 
+    /// The view of log-probabilities `[P, 1 + C]`; the tokens that are classes 1, 2, 3 …, and the same in
+    /// order of tokens.
+    fn of_log_probabilities(by_frame: Vec<f32>, tokens: &[i64], classes: &Arc<[(i64, usize)]>) -> Self {
+        let (mut candidates, mut path) = (BTreeSet::new(), Vec::new());
+        for frame in by_frame.chunks_exact(1 + tokens.len()) {
+            let likely = largest(frame, CANDIDATES_OF_FRAME);
+            path.push(likely.first().map_or(0, |class| *class as i64));
+            candidates.extend(
+                likely
+                    .iter()
+                    .filter_map(|class| tokens.get(class.checked_sub(1)?)),
+            );
+        }
+        Self {
+            by_frame: by_frame.into(),
+            frames: path.len(),
+            classes: Arc::clone(classes),
+            candidates: candidates.into_iter().collect(),
+            path,
+        }
+    }
+
     /// Log-probabilities of a class at each frame.
     pub(super) fn of(&self, class: usize) -> impl Iterator<Item = f64> {
-        let from = class * self.frames;
-        self.by_class[from..from + self.frames]
-            .iter()
-            .map(|value| f64::from(*value))
+        let column = self.by_frame.iter().skip(class).step_by(1 + self.classes.len());
+        column.map(|value| f64::from(*value))
+    }
+
+    /// Log-probabilities of blank and classes at each frame.
+    pub(super) fn each_frame(&self) -> impl Iterator<Item = &[f32]> {
+        self.by_frame.chunks_exact(1 + self.classes.len())
     }
 
     /// Log-probability of a class at a frame.
     pub(super) fn at(&self, class: usize, frame: usize) -> f64 {
-        f64::from(self.by_class[class * self.frames + frame])
+        f64::from(self.by_frame[frame * (1 + self.classes.len()) + class])
     }
 
     /// All tokens with their classes, in order of tokens.
@@ -102,6 +116,11 @@ impl PrefixScorer {
     pub(super) fn class(&self, token: i64) -> Option<usize> {
         let at = self.classes.binary_search_by_key(&token, |(id, _)| *id).ok()?;
         Some(self.classes[at].1)
+    }
+
+    /// The likeliest class of each frame, 0 for the blank.
+    pub fn path(&self) -> &[i64] {
+        &self.path
     }
 
     /// Frames of the clip.
@@ -126,17 +145,10 @@ impl PrefixScorer {
     /// The view of probabilities `[frames][1 + C]` of the blank and these tokens.
     #[cfg(test)]
     pub(super) fn of_frames<const C: usize>(frames: &[[f64; C]], tokens: &[i64]) -> Self {
-        let by_class: Vec<f32> = (0..C)
-            .flat_map(|class| frames.iter().map(move |frame| frame[class].ln() as f32))
-            .collect();
+        let by_frame = frames.iter().flatten().map(|share| share.ln() as f32).collect();
         let mut classes: Vec<(i64, usize)> = tokens.iter().copied().zip(1..).collect();
         classes.sort_unstable();
-        Self {
-            by_class: by_class.into(),
-            frames: frames.len(),
-            classes: classes.into(),
-            candidates: tokens.into(),
-        }
+        Self::of_log_probabilities(by_frame, tokens, &classes.into())
     }
 
     /// The empty prefix.
@@ -155,14 +167,12 @@ impl PrefixScorer {
         }
     }
 
-    /// Natural-log probability of each token as the next one, given the prefix.
-    pub fn score(&self, prefix: &Prefix, tokens: &[i64]) -> Vec<f64> {
-        (tokens.iter())
-            .map(|token| match self.class(*token) {
-                Some(class) => self.grow(prefix, class, None) - prefix.score,
-                None => UNKNOWN,
-            })
-            .collect()
+    /// Natural-log probability of a token as the next one, given the prefix.
+    pub fn score(&self, prefix: &Prefix, token: i64) -> f64 {
+        match self.class(token) {
+            Some(class) => self.grow(prefix, class, None) - prefix.score,
+            None => UNKNOWN,
+        }
     }
 
     /// Natural-log probability that nothing follows the prefix.
@@ -243,14 +253,10 @@ impl PrefixScorer {
     /// Greedy reading of what follows these tokens: from the frame on from which the likeliest path, behind
     /// the likeliest alignments of the tokens before, is likeliest as a whole.
     pub fn read_behind(&self, tokens: &[i64]) -> Vec<i64> {
-        let mut best: Vec<(usize, f64)> = vec![(0, NEVER); self.frames];
-        for class in std::iter::once(0).chain(self.classes.iter().map(|(_, class)| *class)) {
-            for (best, value) in best.iter_mut().zip(self.of(class)) {
-                if value > best.1 {
-                    *best = (class, value);
-                }
-            }
-        }
+        let classes = self.path.iter().map(|class| usize::try_from(*class).unwrap_or(0));
+        let best: Vec<(usize, f64)> = (classes.enumerate())
+            .map(|(frame, class)| (class, self.at(class, frame)))
+            .collect();
         let prefix = self.prefix(tokens);
         let (mut behind, mut found) = (0.0, (NEVER, self.frames, 0));
         for frame in (0..self.frames).rev() {
@@ -363,9 +369,9 @@ mod tests {
                 "{tokens:?}"
             );
 
-            let next = scorer.score(&prefix, &TOKENS);
+            for token in TOKENS {
+                let score = scorer.score(&prefix, token);
 
-            for (token, score) in TOKENS.into_iter().zip(next) {
                 let expected = begins(&[&tokens[..], &[token]].concat()) / begins(&tokens);
                 assert!((score.exp() - expected).abs() < 1e-6, "{tokens:?} {token}");
             }
@@ -389,7 +395,7 @@ mod tests {
         let (scorer, _) = scorer();
         let prefix = scorer.advance(&scorer.start(), 70);
 
-        assert_eq!(scorer.score(&prefix, &[5]), [UNKNOWN]);
+        assert_eq!(scorer.score(&prefix, 5), UNKNOWN);
         assert_eq!(scorer.advance(&prefix, 5), prefix);
         assert_eq!(scorer.agreement(&[70, 5]), scorer.agreement(&[70]));
     }
@@ -423,6 +429,11 @@ mod tests {
         assert_eq!(scorer.read_behind(&[5, 70]), [40, 70, 40], "no class of the head");
         let nothing = PrefixScorer::of_frames::<3>(&[], &TOKENS);
         assert!(nothing.read_behind(&[70]).is_empty());
+    }
+
+    #[test]
+    fn the_path_is_of_the_likeliest_classes() {
+        assert_eq!(scorer().0.path(), [0, 1, 2, 1]);
     }
 
     #[test]

@@ -98,21 +98,17 @@ impl PrefixScorer {
 
     /// Probability in each frame of all classes that are not `own`: those that begin a word, and the others.
     fn others(&self, own: &[(usize, bool)], begins_word: &impl Fn(i64) -> bool) -> (Vec<f64>, Vec<f64>) {
-        let mut beginning = vec![0.0; self.frames()];
-        let mut inner = vec![0.0; self.frames()];
-        for (token, class) in self.tokens() {
-            if own.iter().any(|(known, _)| *known == class) {
-                continue;
+        let others = (self.tokens()).filter(|(_, class)| own.iter().all(|(known, _)| known != class));
+        let others: Vec<(usize, bool)> = others.map(|(token, class)| (class, begins_word(token))).collect();
+        let sums = self.each_frame().map(|frame| {
+            let mut sums = (0.0, 0.0);
+            for (class, begins) in &others {
+                let sum = if *begins { &mut sums.0 } else { &mut sums.1 };
+                *sum += f64::from(frame[*class]).exp();
             }
-            let sums = match begins_word(token) {
-                true => &mut beginning,
-                false => &mut inner,
-            };
-            for (sum, log_prob) in sums.iter_mut().zip(self.of(class)) {
-                *sum += log_prob.exp();
-            }
-        }
-        (beginning, inner)
+            sums
+        });
+        sums.unzip()
     }
 
     fn probability(&self, class: usize, frame: usize) -> f64 {
@@ -135,13 +131,10 @@ impl PrefixScorer {
     }
 
     fn likeliest_path(&self) -> f64 {
-        let mut best: Vec<f64> = self.of(0).collect();
-        for (_, class) in self.tokens() {
-            for (best, log_prob) in best.iter_mut().zip(self.of(class)) {
-                *best = best.max(log_prob);
-            }
-        }
-        best.iter().sum()
+        let likeliest = self.path().iter().enumerate();
+        likeliest
+            .map(|(frame, class)| self.at(usize::try_from(*class).unwrap_or(0), frame))
+            .sum()
     }
 }
 

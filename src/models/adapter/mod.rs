@@ -16,8 +16,7 @@
 //! `residual.{i}.{norm,conv,linear}.{weight,bias}`; with a summary
 //! `summary.{inner.linear,outer.linear,norm}.{weight,bias}`; with an embedding of what is said
 //! `sentence.{norm,conv,linear}.{weight,bias}`; with a CTC head `ctc.blank`, `ctc.scale` and the
-//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; training may multiply in
-//! bf16.
+//! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; products may be bf16.
 
 mod config;
 mod ctc_head;
@@ -46,7 +45,6 @@ pub use snapshot::AdapterSnapshot;
 
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
-use crate::util::random::SplitMix;
 use layers::{Block, Compute, ConvLayer, ResidualBlock, Sentence, Summary, convolve, dropout, layer_norm};
 use plain::{PlainData, PlainTensor};
 
@@ -177,19 +175,8 @@ impl SpeechAdapter {
             head.set_classes(classes);
             return Ok(());
         }
-        let mut random = SplitMix::new(&[seed, 0xc7c]);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "initial values need no more than f32"
-        )]
-        let blank: Vec<f32> = (0..self.config.llm_width)
-            .map(|_| (random.normal() * 0.05) as f32)
-            .collect();
-        let device = self.store.device();
         let path = self.store.root() / "ctc";
-        let blank = path.f_var_copy("blank", &Tensor::f_from_slice(&blank)?.f_to_device(device)?)?;
-        let scale = path.f_var_copy("scale", &Tensor::f_from_slice(&[12.0f32])?.f_to_device(device)?)?;
-        self.ctc = Some(CtcHead::new(blank, scale, classes));
+        self.ctc = Some(CtcHead::fresh(&path, self.config.llm_width, classes, seed)?);
         Ok(())
     }
 
@@ -200,8 +187,17 @@ impl SpeechAdapter {
     /// [`ModelError::TokenOutOfRange`] when a class is no row; [`ModelError::NoCtcHead`] when positions are
     /// made of the segments of a head that is not there.
     pub fn bind(&mut self, embeddings: &Tensor) -> Result<(), ModelError> {
+        self.bind_in(embeddings, self.compute.products)
+    }
+
+    /// As [`bind`](Self::bind), with the head's scores multiplied in dtype `products` whatever the adapter's
+    /// own layers are.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_in(&mut self, embeddings: &Tensor, products: Kind) -> Result<(), ModelError> {
         match (&mut self.ctc, self.config.positions) {
-            (Some(head), _) => head.bind(embeddings, self.compute.products),
+            (Some(head), _) => head.bind(embeddings, products),
             (None, Positions::Frames) => Ok(()),
             (None, Positions::CtcSegments) => Err(ModelError::NoCtcHead {
                 why: "its `positions` are `ctc_segments`, and nothing says where these are; train a stage with a CTC loss",
@@ -441,11 +437,11 @@ impl SpeechAdapter {
     /// [`ModelError::NoCtcHead`] when segments are wanted and the head is missing or not bound;
     /// [`ModelError::Shape`] when a summary is wanted of statistics of another shape.
     pub fn positions(&self, adapted: &Adapted, statistics: &Tensor) -> Result<Adapted, ModelError> {
-        self.positions_behind(self.summary(statistics)?.as_ref(), adapted)
+        self.positions_behind(self.summary(statistics)?.as_ref(), adapted, None)
     }
 
     /// As [`positions`](Self::positions), behind a [`summary`](Self::summary) `[B, 1, H]` that is there
-    /// already.
+    /// already, by the likeliest class of each valid frame where that is known ([`PrefixScorer::path`]).
     ///
     /// # Errors
     /// As [`positions`](Self::positions).
@@ -453,13 +449,17 @@ impl SpeechAdapter {
         &self,
         summary: Option<&Tensor>,
         adapted: &Adapted,
+        paths: Option<&[Vec<i64>]>,
     ) -> Result<Adapted, ModelError> {
-        let (mut positions, mut lengths) = match (self.config.positions, &self.ctc) {
-            (Positions::Frames, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
-            (Positions::CtcSegments, Some(head)) => {
+        let (mut positions, mut lengths) = match (self.config.positions, &self.ctc, paths) {
+            (Positions::Frames, _, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
+            (Positions::CtcSegments, Some(_), Some(paths)) => {
+                segments::means(adapted, paths, self.summary.is_none())?
+            }
+            (Positions::CtcSegments, Some(head), None) => {
                 segments::means(adapted, &head.paths(adapted)?, self.summary.is_none())?
             }
-            (Positions::CtcSegments, None) => {
+            (Positions::CtcSegments, None, _) => {
                 return Err(ModelError::NoCtcHead {
                     why: "its `positions` are `ctc_segments`",
                 });

@@ -5,9 +5,10 @@
 //! without, on an AMD EPYC): a second thread pays for large matrices only.
 
 use half::bf16 as Bf16;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::elements::{Elements, View, qweight_of, tensor_of};
+use super::pairs;
 use crate::nn::accel::{self, cpu_has_avx512};
 
 /// Rows of the matrix that are multiplied side by side.
@@ -21,14 +22,24 @@ const SHARED_WORK_MIN: usize = 1 << 22;
 /// # Shapes
 /// `input` `[.., inputs]`, `weight` `[outputs, inputs]` f32 or bf16 → `[.., outputs]` in the input's dtype.
 pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
-    let view = View::of(weight)?;
-    let [outputs, _] = *view.size() else {
+    multiply_to(input, weight, input.kind())
+}
+
+/// As [`multiply`], in f32 whatever the input's dtype: the sums are not rounded.
+pub fn multiply_in_f32(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
+    multiply_to(input, weight, Kind::Float)
+}
+
+fn multiply_to(input: &Tensor, weight: &Tensor, dtype: Kind) -> Option<Tensor> {
+    let (view, weight) = (View::of(input)?, View::of(weight)?);
+    let [outputs, _] = *weight.size() else {
         return None;
     };
-    match view.contiguous()? {
-        Elements::F32(weights) => product(input, weights, outputs, None),
-        Elements::Bf16(weights) => product(input, weights, outputs, None),
-    }
+    let mut size = view.size().to_vec();
+    let inputs = size.pop()?;
+    let products = products(view.contiguous()?, inputs, weight.contiguous()?, outputs)?;
+    size.push(outputs);
+    tensor_of(&products, &size, dtype)
 }
 
 /// `input · (qweight · scales)ᵀ`.
@@ -37,80 +48,106 @@ pub fn multiply(input: &Tensor, weight: &Tensor) -> Option<Tensor> {
 /// `input` `[.., inputs]`, `qweight` `[outputs, inputs]` i8, `scales` `[outputs]` f32 → `[.., outputs]` in
 /// the input's dtype.
 pub fn multiply_qweight(input: &Tensor, qweight: &Tensor, scales: &Tensor) -> Option<Tensor> {
-    let scales = View::of(scales)?;
+    let (view, scales) = (View::of(input)?, View::of(scales)?);
     let scales = scales.contiguous()?.f32()?;
-    product(input, qweight_of(qweight)?, scales.len(), Some(scales))
+    let mut size = view.size().to_vec();
+    let inputs = size.pop()?;
+    let mut rows = Vec::new();
+    view.contiguous()?.widen_into(&mut rows);
+    let mut products = shared(&rows, inputs, qweight_of(qweight)?, scales.len(), i8::multiply)?;
+    for row in products.chunks_exact_mut(scales.len()) {
+        for (product, scale) in row.iter_mut().zip(scales) {
+            *product *= scale;
+        }
+    }
+    size.push(scales.len());
+    tensor_of(&products, &size, input.kind())
 }
 
-fn product<W: Weight>(
-    input: &Tensor,
+/// Rows `[count, inputs]` with weights `[outputs, inputs]` → `[count, outputs]`, row by row; none where the
+/// weights are of another width.
+pub(super) fn products(
+    rows: Elements<'_>,
+    inputs: usize,
+    weights: Elements<'_>,
+    outputs: usize,
+) -> Option<Vec<f32>> {
+    let mut widened = Vec::new();
+    match (rows, weights) {
+        (Elements::Bf16(rows), Elements::Bf16(weights)) if pairs::can_multiply() => {
+            shared(rows, inputs, weights, outputs, pairs::multiply)
+        }
+        (rows, Elements::Bf16(weights)) => {
+            let rows = rows.as_f32(&mut widened);
+            shared(rows, inputs, weights, outputs, Bf16::multiply)
+        }
+        (rows, Elements::F32(weights)) => {
+            let rows = rows.as_f32(&mut widened);
+            shared(rows, inputs, weights, outputs, f32::multiply)
+        }
+    }
+}
+
+/// The products by `multiply`, on several threads where that pays.
+fn shared<E: Sync, W: Sync>(
+    rows: &[E],
+    inputs: usize,
     weights: &[W],
     outputs: usize,
-    scales: Option<&[f32]>,
-) -> Option<Tensor> {
-    let view = View::of(input)?;
-    let (mut size, mut rows) = (view.size().to_vec(), Vec::new());
-    let inputs = size.pop()?;
-    view.contiguous()?.widen_into(&mut rows);
+    multiply: fn(&[E], usize, &[W], &mut [f32]),
+) -> Option<Vec<f32>> {
     let count = rows.len() / inputs;
     if outputs * inputs != weights.len() {
-        return None; // of different widths
+        return None;
     }
-    // By output first: each thread writes a part of its own.
-    let mut products = vec![0.0; outputs * count];
     let work = weights.len() * count.max(size_of::<W>());
     let threads = if work < SHARED_WORK_MIN {
         1
     } else {
         accel::threads()
     };
+    // Each thread has some of the outputs, of all rows, in a part of its own.
     let part = outputs.div_ceil(threads).next_multiple_of(TILE);
+    let mut products = vec![0.0; outputs * count];
     let parts = products
         .chunks_mut(part * count)
         .zip(weights.chunks(part * inputs));
     rayon::in_place_scope(|scope| {
         let mut parts = parts.peekable();
         while let Some((products, weights)) = parts.next() {
-            let rows = &rows;
-            let mut multiply = move || W::multiply(rows, inputs, weights, products);
+            let mut work = move || multiply(rows, inputs, weights, products);
             match parts.peek() {
-                Some(_) => scope.spawn(move |_| multiply()),
-                None => multiply(),
+                Some(_) => scope.spawn(move |_| work()),
+                None => work(),
             }
         }
     });
-    if let Some(scales) = scales {
-        for (products, scale) in products.chunks_exact_mut(count).zip(scales) {
-            for product in products {
-                *product *= scale;
-            }
+    if part >= outputs || count == 1 {
+        return Some(products);
+    }
+    let mut by_row = Vec::with_capacity(products.len());
+    for row in 0..count {
+        for part in products.chunks(part * count) {
+            let width = part.len() / count;
+            by_row.extend_from_slice(&part[row * width..(row + 1) * width]);
         }
     }
-    if count > 1 {
-        let by_output = std::mem::replace(&mut products, vec![0.0; outputs * count]);
-        for (output, of_output) in by_output.chunks_exact(count).enumerate() {
-            for (row, product) in of_output.iter().enumerate() {
-                products[row * outputs + output] = *product;
-            }
-        }
-    }
-    size.push(outputs);
-    tensor_of(&products, &size, input.kind())
+    Some(by_row)
 }
 
 /// A number format of weights.
 trait Weight: Copy + Sync {
     fn widen(self) -> f32;
 
-    /// `rows` `[count, inputs]`, `weights` `[outputs, inputs]` → `products` `[outputs, count]`, with the best
+    /// `rows` `[count, inputs]`, `weights` `[outputs, inputs]` → `products` `[count, outputs]`, with the best
     /// instructions there are.
     fn multiply(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]);
 
     /// In plain operations.
     fn multiply_anywhere(rows: &[f32], inputs: usize, weights: &[Self], products: &mut [f32]) {
-        let count = rows.len() / inputs;
-        for (weights, products) in weights.chunks_exact(inputs).zip(products.chunks_exact_mut(count)) {
-            for (row, product) in rows.chunks_exact(inputs).zip(products) {
+        let outputs = weights.len() / inputs;
+        for (row, products) in rows.chunks_exact(inputs).zip(products.chunks_exact_mut(outputs)) {
+            for (weights, product) in weights.chunks_exact(inputs).zip(products) {
                 *product = dot(row, weights);
             }
         }
@@ -180,36 +217,35 @@ macro_rules! kernel {
                 products
             }
 
-            let count = rows.len() / inputs;
-            let tiles = weights
-                .chunks(TILE * inputs)
-                .zip(products.chunks_mut(TILE * count));
-            for (weights, products) in tiles {
+            let (count, outputs) = (rows.len() / inputs, weights.len() / inputs);
+            for (at, weights) in weights.chunks(TILE * inputs).enumerate() {
+                let first = at * TILE;
                 if weights.len() < TILE * inputs {
-                    <$weight>::multiply_anywhere(rows, inputs, weights, products);
+                    for (row, elements) in rows.chunks_exact(inputs).enumerate() {
+                        let products = &mut products[row * outputs + first..(row + 1) * outputs];
+                        <$weight>::multiply_anywhere(elements, inputs, weights, products);
+                    }
                     continue;
                 }
-                let mut first = 0;
-                while first < count {
-                    let rows = &rows[first * inputs..];
+                let mut row = 0;
+                while row < count {
+                    let rows = &rows[row * inputs..];
                     let mut write = |row: usize, sums: [f32; TILE]| {
-                        for (output, sum) in sums.into_iter().enumerate() {
-                            products[output * count + first + row] = sum;
-                        }
+                        products[row * outputs + first..][..TILE].copy_from_slice(&sums);
                     };
-                    if count - first >= 4 {
+                    if count - row >= 4 {
                         let sums = tile::<4>(&rows[..4 * inputs], inputs, weights);
-                        for row in 0..4 {
+                        for at in 0..4 {
                             write(
-                                row,
-                                [sums[0][row], sums[1][row], sums[2][row], sums[3][row]],
+                                row + at,
+                                [sums[0][at], sums[1][at], sums[2][at], sums[3][at]],
                             );
                         }
-                        first += 4;
+                        row += 4;
                     } else {
                         let sums = tile::<1>(&rows[..inputs], inputs, weights);
-                        write(0, [sums[0][0], sums[1][0], sums[2][0], sums[3][0]]);
-                        first += 1;
+                        write(row, [sums[0][0], sums[1][0], sums[2][0], sums[3][0]]);
+                        row += 1;
                     }
                 }
             }

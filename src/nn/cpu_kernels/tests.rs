@@ -38,6 +38,28 @@ fn the_exponential_is_within_two_units_in_the_last_place() {
     assert!(exp(f32::NAN).is_nan());
 }
 
+#[test]
+fn the_largest_come_in_order_and_the_sum_of_exponentials_is_that_of_libtorch() {
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(4);
+    let numbers = Tensor::randn([5003], F32) * 9.0;
+    let plain = Vec::<f32>::try_from(&numbers).unwrap();
+
+    let found: Vec<i64> = largest(&plain, 32).into_iter().map(|at| at as i64).collect();
+
+    let (_, right) = numbers.topk(32, 0, true, true);
+    assert_eq!(found, Vec::<i64>::try_from(right).unwrap());
+    assert_eq!(largest(&[1.0, 3.0, 3.0, f32::NEG_INFINITY], 9), [1, 2, 0, 3]);
+    assert!(largest(&[1.0], 0).is_empty() && largest(&[], 3).is_empty());
+    let right = numbers
+        .to_kind(Kind::Double)
+        .logsumexp(0, false)
+        .double_value(&[]);
+    assert!((f64::from(log_sum_exp(&plain)) - right).abs() < 1e-5);
+    assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
+    assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -82,6 +104,52 @@ proptest! {
             prop_assert_eq!(found.size(), [rows, outputs]);
             prop_assert!(distance(found, &right) < 2e-6);
         }
+    }
+
+    #[test]
+    fn products_of_bf16_rows_are_those_of_libtorch_in_f64_and_the_same_alone_and_in_company(
+        rows in 1i64..40, inputs in 1i64..150, outputs in 1i64..40, seed in 0i64..1000,
+    ) {
+        let _no_grad = tch::no_grad_guard();
+        tch::manual_seed(seed);
+        let input = Tensor::randn([rows, inputs], F32).to_kind(Kind::BFloat16);
+        let weight = Tensor::randn([outputs, inputs], F32).to_kind(Kind::BFloat16);
+
+        let found = multiply(&input, &weight).unwrap();
+
+        let right = input.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
+        prop_assert_eq!((found.size(), found.kind()), (vec![rows, outputs], Kind::BFloat16));
+        prop_assert!(distance(&found, &right) < 4e-3);
+        for row in 0..rows {
+            let alone = multiply(&input.narrow(0, row, 1), &weight).unwrap();
+            prop_assert_eq!(alone.get(0), found.get(row));
+        }
+    }
+
+    #[test]
+    fn low_rank_updates_reach_their_columns_and_no_others(
+        rows in 1i64..10, inputs in 1i64..100, rank in 1i64..20, outputs in 1i64..40, seed in 0i64..1000,
+    ) {
+        let _no_grad = tch::no_grad_guard();
+        tch::manual_seed(seed);
+        let (first, width) = (3, outputs + 5);
+        let (input, output) = (Tensor::randn([rows, 1, inputs], F32), Tensor::randn([rows, 1, width], F32));
+        let (a, b) = (Tensor::randn([rank, inputs], F32), Tensor::randn([rank, outputs], F32));
+        for dtype in [Kind::Float, Kind::BFloat16] {
+            let (input, output, a) = (input.to_kind(dtype), output.to_kind(dtype), a.to_kind(dtype));
+
+            let found = add_low_rank(&output, &input, &[LowRank { first: 3, a: &a, b: &b }]).unwrap();
+
+            let exact = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+            let right = exact(&output);
+            let mut columns = right.narrow(2, first, outputs);
+            columns += exact(&input).matmul(&exact(&a).tr()).matmul(&exact(&b));
+            prop_assert_eq!((found.size(), found.kind()), (output.size(), dtype));
+            let bound = if dtype == Kind::Float { 1e-5 } else { 4e-3 };
+            prop_assert!(distance(&found, &right) < bound);
+        }
+        let beyond = LowRank { first: 6, a: &a, b: &b };
+        prop_assert!(add_low_rank(&output, &input, &[beyond]).is_none());
     }
 
     #[test]
@@ -160,6 +228,12 @@ fn large_products_are_shared_among_threads() {
         let found = multiply(&input, &weight).unwrap();
 
         assert!(distance(&found, &input.linear(&weight, None::<&Tensor>)) < 2e-6);
+        let (input, weight) = (input.to_kind(Kind::BFloat16), weight.to_kind(Kind::BFloat16));
+        let found = multiply(&input, &weight).unwrap();
+        let right = input
+            .to_kind(Kind::Double)
+            .linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
+        assert!(distance(&found, &right) < 4e-3);
     }
 }
 

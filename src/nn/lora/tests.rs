@@ -64,6 +64,38 @@ fn a_fresh_set_has_b_zero_and_a_within_the_bound_of_a_linear_layer() {
 }
 
 #[test]
+fn a_frozen_copy_adds_to_a_few_rows_what_its_deltas_are() {
+    let set = set(&["q_proj"]);
+    fill(&set);
+    let _no_grad = tch::no_grad_guard();
+    let frozen = set.snapshot(Kind::Float, Device::Cpu).unwrap();
+    let input = Tensor::randn([3, 1, 6], (Kind::Float, Device::Cpu));
+    let output = Tensor::randn([3, 1, 6], (Kind::Float, Device::Cpu));
+    let sites = &sites()[..2];
+
+    let added = frozen.add_to_few(sites, &input, &output).unwrap();
+
+    let delta = set.delta(&sites[0].path, &input).unwrap();
+    let expected = Tensor::cat(&[output.narrow(2, 0, 4) + delta, output.narrow(2, 4, 2)], 2);
+    assert!((added - expected).abs().max().double_value(&[]) < 1e-5);
+    assert_eq!(
+        frozen.add_to_few(&sites[1..], &input, &output).unwrap(),
+        output,
+        "no adapter"
+    );
+    assert!(set.add_to_few(sites, &input, &output).is_none(), "in training");
+    assert!(
+        frozen
+            .add_to_few(
+                sites,
+                &Tensor::zeros([9000, 6], (Kind::Float, Device::Cpu)),
+                &output
+            )
+            .is_none()
+    );
+}
+
+#[test]
 fn the_delta_is_scaled_b_a_x_and_reaches_only_targets() {
     let set = set(&["layers.1.self_attn.q_proj"]);
     fill(&set);

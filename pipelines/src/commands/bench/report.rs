@@ -37,6 +37,8 @@ pub(super) struct Row {
     busy: Option<f64>,
     /// Seconds of network passes a request.
     network_seconds: Option<f64>,
+    /// Seconds a request of choosing tokens from logits: CTC prefix scores, grammars, sampling.
+    choice_seconds: Option<f64>,
     /// Processor seconds in a second.
     processors: Option<f64>,
     /// Answers for each processor second: what can be compared on a machine that others use too.
@@ -98,6 +100,7 @@ impl Row {
             decoder_rows: mean("speechverse_decoder_batch_rows"),
             busy: network.map(|network| network / seconds),
             network_seconds: network.map(|network| network / count),
+            choice_seconds: used("speechverse_token_choice_seconds_sum", "").map(|choice| choice / count),
             processors: processor_seconds.map(|used| used / seconds),
             answers_per_processor_second: processor_seconds.map(|used| answers.len() as f64 / used),
             resident_bytes: after.resident_bytes(),
@@ -183,13 +186,14 @@ pub(super) fn print(args: &BenchServe, rows: &[Row]) -> Result<(), Failure> {
     }
     let alone = rows
         .first()
-        .and_then(|row| Some((row.overhead_seconds?, row.network_seconds?)));
-    if let Some((overhead, network)) = alone {
+        .and_then(|row| Some((row.overhead_seconds?, row.network_seconds?, row.choice_seconds?)));
+    if let Some((overhead, network, choice)) = alone {
         output::line(format!(
-            "\nOverhead of an idle service: {:.1} ms a request, {:.1} % of its network passes ({:.0} ms)",
+            "\nOverhead of an idle service: {:.1} ms a request, {:.1} % of its network passes ({:.0} ms); {:.1} ms of it choose tokens",
             overhead * 1e3,
             overhead / network * 100.0,
-            network * 1e3
+            network * 1e3,
+            choice * 1e3
         ))?;
     }
     Ok(())

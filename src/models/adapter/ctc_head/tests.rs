@@ -41,6 +41,33 @@ fn frames(rows: &[Tensor], length: i64) -> Adapted {
 }
 
 #[test]
+fn a_frozen_head_in_bf16_gives_nearly_the_probabilities_of_f32() {
+    let learning = adapter();
+    let frozen = |products: Kind| {
+        let snapshot = learning.snapshot("v").unwrap();
+        let mut adapter = SpeechAdapter::from_snapshot(&snapshot, Device::Cpu, false).unwrap();
+        adapter.bind_in(&embeddings(), products).unwrap();
+        adapter
+    };
+    let positions = (Tensor::arange(5 * 6, (Kind::Float, Device::Cpu)) * 0.7)
+        .cos()
+        .view([1, 5, 6]);
+    let _no_grad = tch::no_grad_guard();
+    let of = |adapter: &SpeechAdapter| {
+        let head = adapter.ctc_head().unwrap();
+        head.log_probabilities(&positions).unwrap()
+    };
+    let off = |one: &Tensor, other: &Tensor| (one - other).abs().max().double_value(&[]);
+
+    let (exact, half) = (of(&frozen(Kind::Float)), of(&frozen(Kind::BFloat16)));
+
+    assert!(off(&exact, &of(&learning)) < 1e-6);
+    assert_eq!(half.kind(), Kind::Float);
+    let error = off(&half, &exact);
+    assert!(error > 0.0 && error < 0.1, "{error}");
+}
+
+#[test]
 fn scores_are_scaled_cosines_in_log_space() {
     let adapter = adapter();
     let head = adapter.ctc_head().unwrap();

@@ -146,7 +146,9 @@ fn a_prefix_and_its_end_have_the_likelihood_that_ctc_learns() {
         .unwrap();
     let alone = PrefixScorer::new(head, &own).unwrap().remove(0);
     assert!((alone.agreement(&read[1]) - scorers[1].agreement(&read[1])).abs() < 1e-4);
+    let paths = head.paths(&frames).unwrap();
     for (row, (scorer, read)) in scorers.iter().zip(&read).enumerate() {
+        assert_eq!(scorer.path(), paths[row]);
         assert!(read.iter().all(|token| scorer.candidates().contains(token)));
         assert!((0.0..=1.0).contains(&scorer.blank_share()));
         // Any tokens will do: torch's CTC loss is the same sum over all alignments.
