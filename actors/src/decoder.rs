@@ -162,16 +162,16 @@ impl Message<ReadSoFar> for Decoder {
         } = message;
         let confirmed = so_far.turn.confirmed(so_far.segment.number);
         match self.generator.read(&features, &adapter, &confirmed.ids) {
-            Ok(text) => self.tell_reading(&so_far, adapter.version(), text.unwrap_or_default()),
+            Ok(text) => self.publish_reading(&so_far, adapter.version(), text.unwrap_or_default()),
             Err(error) => return warn!(%error, "cannot read an utterance in progress"),
         }
         let is_idle = self.queue.is_empty() && !self.generator.has_unfinished();
         if so_far.is_to_confirm && is_idle && self.generator.can_go_on() {
             let most = confirmed.ids.len() + HYPOTHESIS_TOKENS_MAX;
             let version = adapter.version().to_owned();
-            let mut asked = self.question(&so_far.request, Input::Features { features, adapter });
-            asked.tokens_max = Some(asked.tokens_max.map_or(most, |tokens| tokens.min(most)));
-            let id = self.generator.go_on(asked, confirmed);
+            let mut request = self.generate_request(&so_far.request, Input::Features { features, adapter });
+            request.tokens_max = Some(request.tokens_max.map_or(most, |tokens| tokens.min(most)));
+            let id = self.generator.go_on(request, confirmed);
             self.hypotheses.insert(id, (so_far, version));
         }
     }
@@ -179,7 +179,7 @@ impl Message<ReadSoFar> for Decoder {
 
 impl Decoder {
     /// Publishes a reading of an utterance in progress, where it is new.
-    fn tell_reading(&self, so_far: &SoFar, version: &str, text: String) {
+    fn publish_reading(&self, so_far: &SoFar, version: &str, text: String) {
         let (turn, segment, request) = (&so_far.turn, &so_far.segment, &so_far.request);
         let confirmed = turn.confirmed(segment.number);
         let Ok(confirmed) = self.generator.text(&confirmed) else {
@@ -205,7 +205,7 @@ impl Decoder {
         };
         let begins_word = |id| bytes.begins_word(id);
         so_far.turn.agree(so_far.segment.number, generation, begins_word);
-        self.tell_reading(so_far, version, text);
+        self.publish_reading(so_far, version, text);
     }
 
     fn drop_hypotheses(&mut self) {
@@ -223,8 +223,8 @@ impl Decoder {
         }
     }
 
-    /// What the generator is asked.
-    fn question(&self, request: &Request, input: Input) -> GenerateRequest {
+    /// A request as the generator takes it.
+    fn generate_request(&self, request: &Request, input: Input) -> GenerateRequest {
         GenerateRequest {
             input,
             instruction: request.instruction.clone(),
@@ -266,8 +266,8 @@ impl Decoder {
         }
         let version = adapter.version().to_owned();
         let begun = (context.so_far.as_ref()).map(|(reading, segment)| reading.confirmed(*segment));
-        let question = self.question(&context.request, Input::Features { features, adapter });
-        let id = self.generator.go_on(question, begun.unwrap_or_default());
+        let request = self.generate_request(&context.request, Input::Features { features, adapter });
+        let id = self.generator.go_on(request, begun.unwrap_or_default());
         let active = Active {
             phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
             context,

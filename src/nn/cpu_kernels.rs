@@ -323,37 +323,40 @@ fn exp(x: f32) -> f32 {
 
 /// `ln Σ e^x`; minus infinity for none.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn log_sum_exp(numbers: &[f32]) -> f32 {
-    let largest = numbers.iter().fold(f32::NEG_INFINITY, |largest, number| {
-        if *number > largest { *number } else { largest }
-    });
+pub fn log_sum_exp(values: &[f32]) -> f32 {
+    let largest = values.iter().fold(
+        f32::NEG_INFINITY,
+        |largest, value| {
+            if *value > largest { *value } else { largest }
+        },
+    );
     if largest == f32::NEG_INFINITY {
         return largest;
     }
-    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let mut sums = [0.0f32; LANES];
     for chunk in chunks {
         for lane in 0..LANES {
             sums[lane] += exp(chunk[lane] - largest);
         }
     }
-    for (sum, number) in sums.iter_mut().zip(rest) {
-        *sum += exp(*number - largest);
+    for (sum, value) in sums.iter_mut().zip(rest) {
+        *sum += exp(*value - largest);
     }
     largest + sums.iter().sum::<f32>().ln()
 }
 
-/// The places of the `count` largest numbers, the largest first; of equals the first comes first.
-pub fn largest(numbers: &[f32], count: usize) -> Vec<usize> {
+/// The indices of the `count` largest values, the largest first; of equals the first comes first.
+pub fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let mut found: Vec<usize> = Vec::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;
-    for (at, number) in numbers.iter().enumerate() {
-        if *number > least || found.len() < count {
-            let place = found.partition_point(|known| numbers[*known] >= *number);
-            found.insert(place, at);
+    for (at, value) in values.iter().enumerate() {
+        if *value > least || found.len() < count {
+            let index = found.partition_point(|known| values[*known] >= *value);
+            found.insert(index, at);
             found.truncate(count);
             if found.len() == count {
-                least = found.last().map_or(least, |last| numbers[*last]);
+                least = found.last().map_or(least, |last| values[*last]);
             }
         }
     }

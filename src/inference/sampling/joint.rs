@@ -30,7 +30,7 @@ pub struct JointCtc {
     pub scorer: PrefixScorer,
     /// Share of its scores, from 0 to below 1.
     pub weight: f64,
-    /// The beginnings of answers that were asked about last, the latest last.
+    /// The beginnings of answers that were scored last, the latest last.
     prefixes: RefCell<Vec<(Vec<i64>, Arc<Prefix>)>>,
 }
 
@@ -98,12 +98,12 @@ impl JointCtc {
         best.map(|(_, token)| token)
     }
 
-    /// Tokens that are scored, with their places in `meant`, in order.
+    /// Tokens that are scored, with their indices in `meant`, in order.
     fn considered(&self, meant: &[f32], end_ids: &[i64]) -> Vec<(i64, usize)> {
-        let place = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());
-        let mut places: BTreeSet<usize> = largest(meant, LIKELY).into_iter().collect();
-        places.extend((self.scorer.candidates().iter()).chain(end_ids).filter_map(place));
-        places.into_iter().map(|at| (at as i64, at)).collect()
+        let index = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());
+        let mut indices: BTreeSet<usize> = largest(meant, LIKELY).into_iter().collect();
+        indices.extend((self.scorer.candidates().iter()).chain(end_ids).filter_map(index));
+        indices.into_iter().map(|at| (at as i64, at)).collect()
     }
 
     /// The language model's part of a score.
@@ -230,7 +230,7 @@ mod tests {
         }
     }
     #[test]
-    fn the_likeliest_token_is_that_of_the_largest_score_whatever_was_asked_before() {
+    fn the_likeliest_token_is_that_of_the_largest_score_whatever_was_scored_before() {
         let _no_grad = tch::no_grad_guard();
         tch::manual_seed(7);
         let mut found = std::collections::HashSet::new();
@@ -245,7 +245,7 @@ mod tests {
 
                 let likeliest = joint.likeliest(&plain, total, &ids, &[END], &forbidden);
 
-                // A scorer that was never asked gives the same.
+                // A scorer without kept prefixes gives the same.
                 let scores = JointCtc::new(scorer(), weight)
                     .rescore(&logits.log_softmax(0, Kind::Float), &ids, &[END])
                     .unwrap();

@@ -2,6 +2,19 @@
 
 use super::*;
 
+/// The answer to a request, when it is there.
+fn finished(bench: &mut Bench, wanted: RequestId) -> Generation {
+    loop {
+        for event in bench.generator.step() {
+            match event {
+                Event::Finished { id, generation, .. } if id == wanted => return generation,
+                Event::Failed { error, .. } => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+}
+
 #[test]
 fn an_answer_whose_first_tokens_are_known_goes_on_as_if_it_had_made_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -20,19 +33,7 @@ fn an_answer_whose_first_tokens_are_known_goes_on_as_if_it_had_made_them() {
             ..Generation::default()
         };
         let id = bench.generator.go_on(request(3, &version), begun);
-        loop {
-            for event in bench.generator.step() {
-                match event {
-                    Event::Finished {
-                        id: found,
-                        generation,
-                        ..
-                    } if found == id => return generation,
-                    Event::Failed { error, .. } => panic!("{error}"),
-                    _ => {}
-                }
-            }
-        }
+        finished(&mut bench, id)
     };
 
     for count in [0, 1, 5, whole.ids.len() - 1] {
@@ -68,12 +69,8 @@ fn what_cannot_go_on_from_given_tokens_begins_with_none() {
     };
 
     assert!(!bench.generator.can_go_on());
-    bench.generator.go_on(request(1, &version), begun);
-    let found = loop {
-        if let Some(Event::Finished { generation, .. }) = bench.generator.step().pop() {
-            break generation;
-        }
-    };
+    let id = bench.generator.go_on(request(1, &version), begun);
+    let found = finished(&mut bench, id);
 
     assert_eq!(found.ids, alone.ids);
 }
