@@ -188,13 +188,8 @@ impl Decoder {
         let Some(read) = turn.read(segment.number, text, confirmed) else {
             return;
         };
-        let partial = PublishPartial {
-            answer: reading_of(request, version, read, segment.clone()),
-            reply_topic: request.reply_topic.clone(),
-            key: so_far.key.clone(),
-            trace: request.trace.clone(),
-        };
-        let _ = self.args.partials.tell(partial).try_send(); // a busy publisher has better to do
+        let answer = reading_of(request, version, read, segment.clone());
+        PublishPartial::offer(answer, request, so_far.key.clone(), &self.args.partials);
     }
 
     /// Takes what the language model reads of an utterance in progress.
@@ -411,7 +406,8 @@ impl Decoder {
             },
             ..whole
         };
-        self.tell(context, answer);
+        let key = context.record.key.clone();
+        PublishPartial::offer(answer, &context.request, key, &self.args.partials);
     }
 
     /// Turns a complete answer into a result record; that to a window goes to whoever joins.
@@ -449,17 +445,6 @@ impl Decoder {
         if let Err(error) = self.args.publisher.tell(PublishAnswer { answer, context }).await {
             error!(error = %error.to_string(), "publisher is gone, an answer goes back");
         }
-    }
-
-    /// Hands a partial answer on, unless the publisher is busy: it has better to do.
-    fn tell(&self, context: &RequestContext, answer: Answer) {
-        let partial = PublishPartial {
-            answer,
-            reply_topic: context.request.reply_topic.clone(),
-            key: context.record.key.clone(),
-            trace: context.request.trace.clone(),
-        };
-        let _ = self.args.partials.tell(partial).try_send();
     }
 
     async fn reject(&mut self, context: RequestContext, cause: &InferenceError) {

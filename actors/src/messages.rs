@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kameo::actor::Recipient;
 use speechverse::audio::Damage;
 use speechverse::inference::Features;
 use speechverse::models::adapter::AdapterSnapshot;
@@ -105,6 +106,20 @@ pub struct PublishPartial {
     pub key: Option<bytes::Bytes>,
     /// The trace that the request belongs to.
     pub trace: TraceContext,
+}
+
+impl PublishPartial {
+    /// Offers the publisher an answer so far to a request with this key; a busy publisher has better to do,
+    /// and it is dropped.
+    pub fn offer(answer: Answer, request: &Request, key: Option<bytes::Bytes>, publisher: &Recipient<Self>) {
+        let partial = Self {
+            answer,
+            reply_topic: request.reply_topic.clone(),
+            key,
+            trace: request.trace.clone(),
+        };
+        let _ = publisher.tell(partial).try_send();
+    }
 }
 
 /// Order to the publisher: a record that cannot be answered.

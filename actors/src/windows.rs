@@ -146,13 +146,7 @@ pub(crate) async fn publish_window(
             }),
             ..whole
         };
-        let partial = PublishPartial {
-            answer,
-            reply_topic: request.reply_topic.clone(),
-            key: context.record.key.clone(),
-            trace: request.trace.clone(),
-        };
-        let _ = partials.tell(partial).try_send(); // a busy publisher has better to do
+        PublishPartial::offer(answer, request, context.record.key.clone(), partials);
     }
     let answer = WindowAnswer {
         generation,
