@@ -48,6 +48,8 @@ pub struct StageRunner<'a> {
     positions: RefCell<PositionMemory>,
     /// What learns of the summary, where that is not all.
     units: Option<SummaryUnits>,
+    /// Whether earlier stages aligned the summary and this one names no task of it.
+    summary_rests: bool,
 }
 
 impl<'a> StageRunner<'a> {
@@ -74,6 +76,7 @@ impl<'a> StageRunner<'a> {
             learned.adapter.set_ctc_trained(with_ctc(config));
         }
         let mut earlier = learned.adapter.config().summary_tasks.clone();
+        let summary_rests = config.summary_tasks.is_empty() && !earlier.is_empty();
         earlier.retain(|task| !config.summary_tasks.contains(task));
         let form = learned.adapter.config();
         for (part, tasks, there) in [
@@ -149,6 +152,7 @@ impl<'a> StageRunner<'a> {
             networks,
             config,
             units,
+            summary_rests,
             masks: config.augment.then(|| run.augment.clone()),
             features,
             positions: RefCell::default(),
@@ -184,7 +188,9 @@ impl<'a> StageRunner<'a> {
                 StageKind::CtcAlign => of_summary || of_sentence,
                 StageKind::SummaryAlign => !of_summary,
                 StageKind::SentenceAlign => !of_sentence,
-                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => of_sentence,
+                StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => {
+                    of_sentence || (of_summary && self.summary_rests)
+                }
             };
             let held = self.units.is_some() && !summary_units::LEARNED.contains(&name.as_str());
             if rests

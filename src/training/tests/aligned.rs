@@ -212,6 +212,26 @@ fn an_alignment_of_the_summary_moves_it_alone() {
         assert_eq!(moved, name.starts_with("summary."), "{name}");
     }
     assert!(losses.last() < losses.first(), "{losses:?}");
+
+    // A next-token stage that names no task of the summary leaves it as it was aligned; one that does, not.
+    for (name, tasks, rests) in [("rests", vec![], true), ("learns", vec!["mood".to_owned()], false)] {
+        let next = StageConfig {
+            summary_tasks: tasks,
+            ..stage(StageKind::Multitask, 2)
+        };
+        let args = EngineArgs {
+            train: clips.clone(),
+            valid: Vec::new(),
+            start_from: Some((aligned.adapter.clone(), aligned.lora.clone())),
+            ..place.args(config(name, vec![next]))
+        };
+        let next = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+        for (tensor, value) in next.adapter.tensors() {
+            let same = *value == aligned.adapter.tensors()[tensor];
+            assert!(!tensor.starts_with("summary.") || same == rests, "{name} {tensor}");
+        }
+        assert!(!next.adapter.same_content(&aligned.adapter));
+    }
 }
 
 #[test]
