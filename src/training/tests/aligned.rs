@@ -214,7 +214,10 @@ fn an_alignment_of_the_summary_moves_it_alone() {
     assert!(losses.last() < losses.first(), "{losses:?}");
 
     // A next-token stage that names no task of the summary leaves it as it was aligned; one that does, not.
-    for (name, tasks, rests) in [("rests", vec![], true), ("learns", vec!["mood".to_owned()], false)] {
+    for (name, tasks, rests) in [
+        ("rests", vec![], true),
+        ("learns", vec!["mood".to_owned()], false),
+    ] {
         let next = StageConfig {
             summary_tasks: tasks,
             ..stage(StageKind::Multitask, 2)
@@ -228,7 +231,10 @@ fn an_alignment_of_the_summary_moves_it_alone() {
         let next = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
         for (tensor, value) in next.adapter.tensors() {
             let same = *value == aligned.adapter.tensors()[tensor];
-            assert!(!tensor.starts_with("summary.") || same == rests, "{name} {tensor}");
+            assert!(
+                !tensor.starts_with("summary.") || same == rests,
+                "{name} {tensor}"
+            );
         }
         assert!(!next.adapter.same_content(&aligned.adapter));
     }
