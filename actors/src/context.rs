@@ -19,7 +19,7 @@ use tracing::Span;
 
 use crate::fair_queue::QueueEntry;
 use crate::interrupt::Interrupt;
-use crate::reading::Reading;
+use crate::reading::ReadSegment;
 pub use crate::times::StageTimes;
 
 /// Whoever joins the answers to the windows of a recording.
@@ -261,8 +261,8 @@ pub struct RequestState {
     pub deadline: Option<Instant>,
     /// Whether its answer is to be ended with what there is of it.
     pub interrupt: Interrupt,
-    /// Of a stream: what was read of it while it was spoken, and as which segment.
-    pub so_far: Option<(Reading, u64)>,
+    /// Of a stream: what was read of it while it was spoken.
+    pub so_far: Option<ReadSegment>,
     /// The request's span: log lines and the spans of stages are inside it.
     pub span: Span,
     /// Its work in the present stage, from the moment that the stage took it up.

@@ -31,6 +31,7 @@ use crate::messages::{
     DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, ReadSoFar, RequestContext, SoFar,
     WindowDone,
 };
+use crate::reading::ReadSegment;
 use crate::windows::publish_window;
 
 /// Most tokens that a hypothesis adds to what is confirmed: it is made for the next words only.
@@ -199,7 +200,10 @@ impl Decoder {
             Err(error) => return warn!(%error, "no words can be confirmed"),
         };
         let begins_word = |id| bytes.begins_word(id);
-        so_far.turn.agree(so_far.segment.number, generation, begins_word);
+        let segment = &so_far.segment;
+        so_far
+            .turn
+            .agree(segment.number, segment.end_seconds, generation, begins_word);
         self.publish_reading(so_far, version, text);
     }
 
@@ -260,7 +264,7 @@ impl Decoder {
             return;
         }
         let version = adapter.version().to_owned();
-        let begun = (context.so_far.as_ref()).map(|(reading, segment)| reading.confirmed(*segment));
+        let begun = context.so_far.as_ref().map(ReadSegment::confirmed);
         let request = self.generate_request(&context.request, Input::Features { features, adapter });
         let id = self.generator.go_on(request, begun.unwrap_or_default());
         let active = Active {

@@ -43,7 +43,7 @@ use crate::messages::{
     EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, PublishPartial, RecordGuard,
     RequestContext, UtteranceAdmitted, request_span,
 };
-use crate::reading::Reading;
+use crate::reading::ReadSegment;
 use crate::stream_audio::{ReadingIntervals, Step, StreamAudio, StreamEnd, too_long};
 use crate::streams::{Next, StreamLimits, StreamName, Streams, Taken};
 use crate::windows::{WindowSource, publish_joined, publish_window, reason_of, without_sound, without_value};
@@ -125,7 +125,7 @@ struct Facts {
     earlier: Vec<RecordOffset>,
     interrupt: Interrupt,
     /// Of a stream that is answered as one: what was read of it.
-    so_far: Option<(Reading, u64)>,
+    so_far: Option<ReadSegment>,
 }
 
 /// The first stage.

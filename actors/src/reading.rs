@@ -26,14 +26,48 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     segment: u64,
-    /// Tokens with which the answers to segments begin for good.
-    confirmed: BTreeMap<u64, Generation>,
-    /// The language model's last hypothesis.
-    before: Vec<i64>,
+    /// What is confirmed of segments.
+    confirmed: BTreeMap<u64, Confirmed>,
+    /// The language model's last hypothesis, and where the sound ended of which it is, seconds.
+    before: (Vec<i64>, f64),
     /// What was published last.
     published: (String, String),
     /// How many partial answers were published.
     count: u64,
+}
+
+/// Tokens with which the answer to a segment begins for good.
+#[derive(Debug, Default)]
+struct Confirmed {
+    tokens: Generation,
+    /// How many of them were said before which moment of the stream, seconds, in order.
+    said: Vec<(f64, usize)>,
+}
+
+/// A segment whose answer begins with the words that were confirmed while it was spoken.
+#[derive(Clone, Debug)]
+pub struct ReadSegment {
+    /// The readings of its stream.
+    pub reading: Reading,
+    /// Which segment.
+    pub number: u64,
+    /// Where it ends, seconds, if speech went on there: what was confirmed may have been said behind that.
+    pub cut_seconds: Option<f64>,
+}
+
+impl ReadSegment {
+    /// The confirmed tokens that are said before its end.
+    pub fn confirmed(&self) -> Generation {
+        let state = self.reading.state();
+        let Some(confirmed) = state.confirmed.get(&self.number) else {
+            return Generation::default();
+        };
+        let Some(cut) = self.cut_seconds else {
+            return confirmed.tokens.clone();
+        };
+        let said = confirmed.said.iter().rev().find(|(end, _)| *end <= cut);
+        first_tokens(&confirmed.tokens, said.map_or(0, |(_, tokens)| *tokens))
+    }
 }
 
 /// Says that a reading is on its way, until it is dropped.
@@ -64,7 +98,9 @@ impl Reading {
 
     /// Tokens with which the answer to a segment begins for good.
     pub fn confirmed(&self, segment: u64) -> Generation {
-        self.state().confirmed.get(&segment).cloned().unwrap_or_default()
+        let state = self.state();
+        let confirmed = state.confirmed.get(&segment);
+        confirmed.map_or_else(Generation::default, |confirmed| confirmed.tokens.clone())
     }
 
     /// A poisoned lock is sound: each change is one assignment.
@@ -94,30 +130,31 @@ impl ReadingTurn {
         self.reading.confirmed(segment)
     }
 
-    /// Takes the language model's hypothesis of the segment so far, which begins with what is confirmed. On
-    /// what it and the one before agree is confirmed from now on.
-    pub fn agree(&self, segment: u64, hypothesis: &Generation, begins_word: impl Fn(i64) -> bool) {
+    /// Takes the language model's hypothesis of the segment so far, whose sound ends at `end_seconds` of the
+    /// stream and which begins with what is confirmed. On what it and the one before agree is confirmed from
+    /// now on; it was said before the earlier one's sound ended.
+    pub fn agree(
+        &self,
+        segment: u64,
+        end_seconds: f64,
+        hypothesis: &Generation,
+        begins_word: impl Fn(i64) -> bool,
+    ) {
         let mut state = self.reading.state();
         if !state.enter(segment) {
             return;
         }
-        let agreed = agreed_tokens(&state.before, &hypothesis.ids, begins_word);
-        let known = state
-            .confirmed
-            .get(&segment)
-            .map_or(0, |confirmed| confirmed.ids.len());
-        if agreed > known && hypothesis.log_probs.len() >= agreed {
-            let confirmed = Generation {
-                ids: hypothesis.ids[..agreed].to_vec(),
-                log_probs: hypothesis.log_probs[..agreed].to_vec(),
-                ..Generation::default()
-            };
-            state.confirmed.insert(segment, confirmed);
-            if state.confirmed.len() > REMEMBERED_SEGMENTS {
-                state.confirmed.pop_first();
-            }
+        let (before, said_before) = std::mem::take(&mut state.before);
+        let agreed = agreed_tokens(&before, &hypothesis.ids, begins_word);
+        let confirmed = state.confirmed.entry(segment).or_default();
+        if agreed > confirmed.tokens.ids.len() && hypothesis.log_probs.len() >= agreed {
+            confirmed.tokens = first_tokens(hypothesis, agreed);
+            confirmed.said.push((said_before, agreed));
         }
-        state.before = hypothesis.ids.clone();
+        if state.confirmed.len() > REMEMBERED_SEGMENTS {
+            state.confirmed.pop_first();
+        }
+        state.before = (hypothesis.ids.clone(), end_seconds);
     }
 
     /// Takes a reading of the segment, and the text of what is confirmed; what is to be published of it, if
@@ -135,6 +172,15 @@ impl ReadingTurn {
             text: read.0,
             confirmed: read.1,
         })
+    }
+}
+
+/// The first tokens of a hypothesis, which has as many.
+fn first_tokens(hypothesis: &Generation, count: usize) -> Generation {
+    Generation {
+        ids: hypothesis.ids[..count].to_vec(),
+        log_probs: hypothesis.log_probs[..count].to_vec(),
+        ..Generation::default()
     }
 }
 
@@ -188,7 +234,7 @@ mod tests {
                 log_probs: vec![-0.5; ids.len() + 1],
                 ..Generation::default()
             };
-            turn.agree(segment, &hypothesis, |id| id >= 10);
+            turn.agree(segment, 1.0, &hypothesis, |id| id >= 10);
             turn.confirmed(segment)
         };
 
@@ -208,5 +254,38 @@ mod tests {
             [10, 11, 1],
             "it is over, and its answer may still be made"
         );
+    }
+
+    #[test]
+    fn a_segment_that_is_cut_begins_with_what_was_said_before_the_cut() {
+        let reading = Reading::default();
+        let turn = reading.turn().unwrap();
+        for (end_seconds, words) in [(1.0, 5), (2.0, 8), (3.0, 10)] {
+            let hypothesis = Generation {
+                ids: (10..10 + words).collect(),
+                log_probs: vec![-0.5; 11],
+                ..Generation::default()
+            };
+            turn.agree(0, end_seconds, &hypothesis, |id| id >= 10);
+        }
+        let confirmed = |cut_seconds| {
+            let segment = ReadSegment {
+                reading: reading.clone(),
+                number: 0,
+                cut_seconds,
+            };
+            let confirmed = segment.confirmed();
+            assert_eq!(confirmed.ids.len(), confirmed.log_probs.len());
+            confirmed.ids.len()
+        };
+
+        assert_eq!(
+            confirmed(None),
+            5,
+            "all but the last three of the hypothesis at 2 s"
+        );
+        assert_eq!(confirmed(Some(2.5)), 5);
+        assert_eq!(confirmed(Some(1.9)), 2, "those of the hypothesis at 1 s");
+        assert_eq!(confirmed(Some(0.9)), 0);
     }
 }

@@ -11,7 +11,7 @@ use speechverse::wire::request::Request;
 
 use crate::likely::LikelyWindow;
 use crate::messages::{EncodeSoFar, EncodeUtterance, SoFar, WindowDone};
-use crate::reading::Reading;
+use crate::reading::{ReadSegment, Reading};
 use crate::windows::{WindowSource, reason_of};
 
 /// Silence after which nothing is read any more: the utterance may be over.
@@ -167,15 +167,24 @@ impl StreamAudio {
                 }
                 _ => {
                     let number = source.joining.next_number() as u64;
-                    // What was read may be said behind a cut.
-                    let so_far = (!cut.window.is_cut).then(|| (self.reading.clone(), number));
+                    let end = seconds(cut.window.samples.end);
+                    let so_far = self.read_segment(number, cut.window.is_cut.then_some(end));
                     let mut order = source.order(cut, None);
-                    order.context.so_far = so_far;
+                    order.context.so_far = Some(so_far);
                     steps.push(Step::Encode(order));
                 }
             }
         }
         steps
+    }
+
+    /// What is read of a segment, for its answer.
+    pub(crate) fn read_segment(&self, number: u64, cut_seconds: Option<f64>) -> ReadSegment {
+        ReadSegment {
+            reading: self.reading.clone(),
+            number,
+            cut_seconds,
+        }
     }
 
     /// The order to answer an utterance that has probably ended, where its stream asks for partial answers;
@@ -192,7 +201,7 @@ impl StreamAudio {
         let number = source.joining.next_number();
         let (likely, owner) = LikelyWindow::new(window.clone(), &source.joining);
         let mut order = source.order_as(windows.sound_of(window), number, owner, None);
-        order.context.so_far = Some((self.reading.clone(), number as u64));
+        order.context.so_far = Some(self.read_segment(number as u64, None));
         self.likely = Some(likely);
         Some(Step::Encode(order))
     }
@@ -215,7 +224,6 @@ impl StreamAudio {
         if is_to_confirm {
             self.confirm_at = self.samples;
         }
-        let seconds = |samples: u64| samples as f64 / f64::from(SAMPLE_RATE_HZ);
         Some(EncodeSoFar {
             samples: samples.to_vec(),
             adapter: source.adapter.clone(),
@@ -259,6 +267,11 @@ impl StreamAudio {
         };
         Ok((windows, end))
     }
+}
+
+/// Length of a sound.
+fn seconds(samples: u64) -> f64 {
+    samples as f64 / f64::from(SAMPLE_RATE_HZ)
 }
 
 /// The rejection of sound that is too long to be asked about as a whole.

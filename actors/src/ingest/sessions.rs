@@ -130,7 +130,7 @@ impl AudioIngest {
                 .map(|record| record.complete().record_offset)
                 .collect(),
             interrupt: self.interrupts.enter(&request, interrupt.unwrap_or_default()),
-            so_far: whole.is_some().then(|| (stream.reading.clone(), 0)),
+            so_far: whole.is_some().then(|| stream.read_segment(0, None)),
         };
         if let Some(samples) = whole {
             return self
