@@ -17,10 +17,8 @@ import random
 import re
 
 import wordfreq
-from real_speech import write_manifest
-from speak_slurp import ENGINES, number, speak
+from speak_slurp import ENGINES, number, speak_sentences
 from text import normalise
-from voices import Voices
 
 WORDS_LEAST, WORDS_MOST = 5, 22
 RUN = 6  # words in a row that a held-out text and a training text may not share
@@ -109,15 +107,8 @@ def main():
     rows = [row for row in plan(args) if number(row["text"], count) == index]
     if args.dry_run:
         return
-    rows.sort(key=lambda row: number("order/" + row["text"], 1 << 40))
-    args.voices = Voices(args.hibari, args.kokoro)
-    speak(args, "train", rows, ENGINES[args.engine], args.out / f"books.{args.engine}.list")
-    spoken = [json.loads(line) for path in sorted(args.out.glob("books.*.list")) for line in open(path, encoding="utf8") if line.endswith("}\n")]
-    keep = ("audio_filepath", "duration", "text", "voice")
-    facts = dict(task="asr", domain="books", split="train", source="books in the public domain and lists of words, synthetic voice", licence="text: public domain; word list: wordfreq (CC BY-SA 4.0)")
-    rows = [{key: row[key] for key in keep} | facts for row in spoken]
-    random.Random(5).shuffle(rows)
-    write_manifest(args.out / "asr_books_train.jsonl", rows)
+    facts = dict(source="books in the public domain and lists of words, synthetic voice", licence="text: public domain; word list: wordfreq (CC BY-SA 4.0)")
+    speak_sentences(args, rows, "books", facts)
 
 
 if __name__ == "__main__":

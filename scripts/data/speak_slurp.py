@@ -110,6 +110,19 @@ def speak(args, part, rows, voices, list_path):
             log.flush()
 
 
+def speak_sentences(args, rows, name, facts):
+    """Speaks sentences for training with the engine of `args`, in an order that depends on their text alone, and writes asr_NAME_train.jsonl with every
+    clip that any engine has spoken."""
+    rows.sort(key=lambda row: number("order/" + row["text"], 1 << 40))
+    args.voices = Voices(args.hibari, args.kokoro)
+    speak(args, "train", rows, ENGINES[args.engine], args.out / f"{name}.{args.engine}.list")
+    spoken = [json.loads(line) for path in sorted(args.out.glob(f"{name}.*.list")) for line in open(path, encoding="utf8") if line.endswith("}\n")]
+    keep = ("audio_filepath", "duration", "text", "voice")
+    rows = [{key: row[key] for key in keep} | dict(task="asr", domain=name, split="train") | facts for row in spoken]
+    random.Random(5).shuffle(rows)
+    write_manifest(args.out / f"asr_{name}_train.jsonl", rows)
+
+
 def labels_of(row, key, every, top):
     """The intents that a training row offers: mostly ten, sometimes more, the right one among them."""
     if row["intent"] in top and number("top/" + key, 2):

@@ -10,13 +10,10 @@ writes asr_wordnet_train.jsonl with every clip that is there. Sentences of --hel
 import argparse
 import json
 import pathlib
-import random
 import re
 
-from real_speech import write_manifest
-from speak_slurp import ENGINES, number, speak
+from speak_slurp import ENGINES, number, speak_sentences
 from text import normalise
-from voices import Voices
 
 
 def examples(folder):
@@ -44,15 +41,8 @@ def main():
     held = {json.loads(line).get("text") for path in args.held for line in open(path, encoding="utf8")}
     index, count = args.share
     rows = [dict(text=text) for text in examples(args.wordnet) if text not in held and number(text, count) == index]
-    rows.sort(key=lambda row: number("order/" + row["text"], 1 << 40))
-    args.voices = Voices(args.hibari, args.kokoro)
-    speak(args, "train", rows, ENGINES[args.engine], args.out / f"wordnet.{args.engine}.list")
-    spoken = [json.loads(line) for path in sorted(args.out.glob("wordnet.*.list")) for line in open(path, encoding="utf8") if line.endswith("}\n")]
-    keep = ("audio_filepath", "duration", "text", "voice")
-    facts = dict(task="asr", domain="wordnet", split="train", source="WordNet 3.0 example, synthetic voice", licence="text: WordNet 3.0 licence")
-    rows = [{key: row[key] for key in keep} | facts for row in spoken]
-    random.Random(5).shuffle(rows)
-    write_manifest(args.out / "asr_wordnet_train.jsonl", rows)
+    facts = dict(source="WordNet 3.0 example, synthetic voice", licence="text: WordNet 3.0 licence")
+    speak_sentences(args, rows, "wordnet", facts)
 
 
 if __name__ == "__main__":
