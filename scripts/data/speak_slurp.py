@@ -113,6 +113,7 @@ def speak(args, part, rows, voices, list_path):
 def speak_sentences(args, rows, name, facts):
     """Speaks sentences for training with the engine of `args`, in an order that depends on their text alone, and writes asr_NAME_train.jsonl with every
     clip that any engine has spoken."""
+    args.out.mkdir(parents=True, exist_ok=True)
     rows.sort(key=lambda row: number("order/" + row["text"], 1 << 40))
     args.voices = Voices(args.hibari, args.kokoro)
     speak(args, "train", rows, ENGINES[args.engine], args.out / f"{name}.{args.engine}.list")
