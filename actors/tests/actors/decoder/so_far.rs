@@ -3,7 +3,7 @@
 use speechverse::inference::Generation;
 use speechverse::wire::answer::Segment;
 use speechverse_actors::messages::{ReadSoFar, SoFar};
-use speechverse_actors::reading::Reading;
+use speechverse_actors::reading::{ReadSegment, Reading};
 
 use super::*;
 
@@ -52,14 +52,18 @@ async fn readings_and_the_answer_begin_with_what_is_confirmed() {
     };
     for _ in 0..2 {
         let turn = stream.turn().unwrap();
-        turn.agree(0, &hypothesis, |_| true);
+        turn.agree(0, 0.3, &hypothesis, |_| true);
     }
     let confirmed = stream.confirmed(0);
 
     reading(&harness, &stream, 0.3, true).await;
     let read = next(&harness.partials).await.answer;
     let mut settled = harness.utterance(1, "one", 0.3);
-    settled.context.so_far = Some((stream.clone(), 0));
+    settled.context.so_far = Some(ReadSegment {
+        reading: stream.clone(),
+        number: 0,
+        cut_seconds: None,
+    });
     harness.tell(settled).await;
     let settled = harness.answer().await.2;
 
