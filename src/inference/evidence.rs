@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::grammar::CompiledGrammar;
 use super::speech_llm::SpeechLlm;
 use super::{InferenceError, JointLabels};
-use crate::models::adapter::{PrefixScorer, label_scores};
+use crate::models::adapter::{PrefixScorer, label_embeddings, label_scores, scores_of_embeddings};
 use crate::text::Spoken;
 use crate::text::tasks::SPEECH_DETECTION;
 
@@ -111,20 +111,25 @@ fn log_odds(model: &SpeechLlm, scorer: &PrefixScorer, words: &str) -> Result<Opt
     Ok(best)
 }
 
+/// Directions `[2, H]` of the labels of speech and of none.
+pub(super) fn speech_labels(model: &SpeechLlm) -> Result<Tensor, InferenceError> {
+    let tokens = (SPEECH_DETECTION.1.iter())
+        .map(|label| model.spoken_ids(label))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(label_embeddings(&tokens, &model.llm().embedding_table())?)
+}
+
 /// Natural-log probability that nothing is said: by the CTC head, which reads no words, and by the summary
-/// `[H]`, for which the clip is no speech.
+/// `[H]`, for which the clip is no speech; `labels` are [`speech_labels`].
 ///
 /// The product of both, since each is deceived by other sounds: the head finds a short word in a bark, the
 /// summary of a clip that is silent for the most part is that of silence.
 pub(super) fn nothing_said(
-    model: &SpeechLlm,
+    labels: &Tensor,
     scorer: &PrefixScorer,
     summary: &Tensor,
 ) -> Result<f64, InferenceError> {
-    let tokens = (SPEECH_DETECTION.1.iter())
-        .map(|label| model.spoken_ids(label))
-        .collect::<Result<Vec<_>, _>>()?;
-    let scores = label_scores(summary, &tokens, &model.llm().embedding_table())?; // [2]
+    let scores = scores_of_embeddings(summary, labels)?; // [2]
     let no_speech = scores
         .f_log_softmax(0, tch::Kind::Double)
         .and_then(|scores| scores.f_get(1)?.f_double_value(&[]))

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
-use super::evidence::{embedding_labels, nothing_said, spoken_labels};
+use super::evidence::{embedding_labels, nothing_said, speech_labels, spoken_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::{
@@ -38,6 +38,8 @@ struct Version {
     adapter: SpeechAdapter,
     /// Key of its low-rank parts.
     lora: Option<u64>,
+    /// Directions of the labels of speech and of none, where its summary is aligned with them.
+    speech_labels: Option<Tensor>,
 }
 
 /// What a request became.
@@ -301,8 +303,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 } else if let Some(scorer) = scorer {
                     if options.nothing_said_above < 0.0
                         && begun.is_empty()
-                        && aligned(SPEECH_DETECTION.0)
-                        && nothing_said(model, &scorer, &summary)? > options.nothing_said_above
+                        && let Some(labels) = &version.speech_labels
+                        && nothing_said(labels, &scorer, &summary)? > options.nothing_said_above
                     {
                         return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
                     }
@@ -396,9 +398,13 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 self.versions.remove(&name);
             }
         }
+        let mut aligned = learned.adapter.config().summary_tasks.iter();
+        let is_aligned = aligned.any(|task| task == SPEECH_DETECTION.0);
+        let speech_labels = is_aligned.then(|| speech_labels(self.model())).transpose()?;
         let key = self.clock;
         let version = Version {
             used: key,
+            speech_labels,
             adapter: learned.adapter,
             lora: learned.lora.is_some().then_some(key),
         };

@@ -278,10 +278,7 @@ fn attend_heads(
 
 #[inline(always)]
 fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().fold(
-        f32::NEG_INFINITY,
-        |largest, score| if *score > largest { *score } else { largest },
-    );
+    let largest = maximum(scores);
     for score in scores.iter_mut() {
         *score = exp(*score - largest);
     }
@@ -324,12 +321,7 @@ fn exp(x: f32) -> f32 {
 /// `ln Σ e^x`; minus infinity for none.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn log_sum_exp(values: &[f32]) -> f32 {
-    let largest = values.iter().fold(
-        f32::NEG_INFINITY,
-        |largest, value| {
-            if *value > largest { *value } else { largest }
-        },
-    );
+    let largest = maximum(values);
     if largest == f32::NEG_INFINITY {
         return largest;
     }
@@ -347,20 +339,43 @@ pub fn log_sum_exp(values: &[f32]) -> f32 {
 }
 
 /// The indices of the `count` largest values, the largest first; of equals the first comes first.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    const BLOCK: usize = 2 * LANES;
     let mut found: Vec<usize> = Vec::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;
-    for (at, value) in values.iter().enumerate() {
-        if *value > least || found.len() < count {
-            let index = found.partition_point(|known| values[*known] >= *value);
-            found.insert(index, at);
-            found.truncate(count);
-            if found.len() == count {
-                least = found.last().map_or(least, |last| values[*last]);
+    for (block, part) in values.chunks(BLOCK).enumerate() {
+        // Soon most blocks have nothing to add, which is seen of all of a block at once.
+        if found.len() == count && !part.iter().fold(false, |any, value| any | (*value > least)) {
+            continue;
+        }
+        for (at, value) in part.iter().enumerate() {
+            if *value > least || found.len() < count {
+                let index = found.partition_point(|known| values[*known] >= *value);
+                found.insert(index, block * BLOCK + at);
+                found.truncate(count);
+                if found.len() == count {
+                    least = found.last().map_or(least, |last| values[*last]);
+                }
             }
         }
     }
     found
+}
+
+/// The largest value; minus infinity for none.
+#[inline(always)]
+fn maximum(values: &[f32]) -> f32 {
+    let larger = |one: f32, other: f32| if other > one { other } else { one };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    let all = lanes.iter().chain(rest);
+    all.fold(f32::NEG_INFINITY, |one, other| larger(one, *other))
 }
 
 #[inline(always)]

@@ -20,7 +20,14 @@ const LENGTH_EPS: f64 = 1e-6;
 /// # Errors
 /// [`ModelError::Torch`] when a token is no row of the table, or libtorch fails.
 pub fn label_scores(clip: &Tensor, labels: &[Vec<i64>], table: &Tensor) -> Result<Tensor, ModelError> {
-    let labels = label_embeddings(labels, table)?; // [N, H]
+    scores_of_embeddings(clip, &label_embeddings(labels, table)?)
+}
+
+/// As [`label_scores`], of labels by their directions `[N, H]` ([`label_embeddings`]).
+///
+/// # Errors
+/// [`ModelError::Torch`] when libtorch fails.
+pub fn scores_of_embeddings(clip: &Tensor, labels: &Tensor) -> Result<Tensor, ModelError> {
     Ok(labels.f_mv(&(unit(clip)? * SCALE))?)
 }
 

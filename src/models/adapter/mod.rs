@@ -38,7 +38,7 @@ use tch::{Device, Kind, Tensor, nn};
 pub use config::AdapterConfig;
 pub use ctc_head::CtcHead;
 pub use ctc_prefix::{Prefix, PrefixScorer};
-pub use label_scores::{label_embeddings, label_scores};
+pub use label_scores::{label_embeddings, label_scores, scores_of_embeddings};
 pub use layers::embedding_rms;
 pub use lora_snapshot::LoraSnapshot;
 pub use snapshot::AdapterSnapshot;

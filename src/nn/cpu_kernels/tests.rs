@@ -51,6 +51,14 @@ fn the_largest_come_in_order_and_the_sum_of_exponentials_is_that_of_libtorch() {
     assert_eq!(found, Vec::<i64>::try_from(right).unwrap());
     assert_eq!(largest(&[1.0, 3.0, 3.0, f32::NEG_INFINITY], 9), [1, 2, 0, 3]);
     assert!(largest(&[1.0], 0).is_empty() && largest(&[], 3).is_empty());
+    for (count, length) in [(1, 31), (4, 5003), (40, 33), (40, 97)] {
+        let rounded: Vec<f32> = plain[..length].iter().map(|value| value.round()).collect();
+        let mut order: Vec<usize> = (0..length).collect();
+        // Equals stay in order.
+        order.sort_by(|one, other| rounded[*other].partial_cmp(&rounded[*one]).unwrap());
+        order.truncate(count);
+        assert_eq!(largest(&rounded, count), order, "{count} of {length}");
+    }
     let right = numbers
         .to_kind(Kind::Double)
         .logsumexp(0, false)
@@ -58,6 +66,11 @@ fn the_largest_come_in_order_and_the_sum_of_exponentials_is_that_of_libtorch() {
     assert!((f64::from(log_sum_exp(&plain)) - right).abs() < 1e-5);
     assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
     assert_eq!(log_sum_exp(&[f32::NEG_INFINITY, 2.0]), 2.0);
+    for at in [0, 15, 16, 39] {
+        let mut values = [-200.0; 40];
+        values[at] = 90.0; // its exponential is no f32
+        assert_eq!(log_sum_exp(&values), 90.0, "the largest at {at}");
+    }
 }
 
 proptest! {

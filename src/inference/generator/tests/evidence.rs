@@ -1,7 +1,7 @@
 //! Labels that are decided by what is said, and transcripts of sound in which nothing is.
 
 use super::*;
-use crate::inference::evidence::nothing_said;
+use crate::inference::evidence::{nothing_said, speech_labels};
 use crate::text::Spoken;
 
 const LABELS: [&str; 2] = ["yes", "no"];
@@ -175,8 +175,9 @@ fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
     let adapter = with_summary(&["speech_detection"]);
     let statistics = features(0).statistics.unsqueeze(0);
     let summary = adapter.summary(&statistics).unwrap().unwrap().view([-1]);
+    let labels = speech_labels(plain.generator.model()).unwrap();
     let silent: Vec<f64> = (0..8)
-        .map(|number| nothing_said(plain.generator.model(), &scorer(&adapter, number), &summary).unwrap())
+        .map(|number| nothing_said(&labels, &scorer(&adapter, number), &summary).unwrap())
         .collect();
     let mut sorted = silent.clone();
     sorted.sort_by(f64::total_cmp);
