@@ -265,7 +265,7 @@ impl Default for DecoderConfig {
             prefill_positions_max: 256,
             partial_tokens: 8,
             low_confidence_below: -1.0,
-            unsupported_below: 0.7,
+            unsupported_below: 0.68,
             no_speech_above: 0.97,
         }
     }
