@@ -180,8 +180,7 @@ fn joined_clips_are_transcribed_in_windows_as_one_by_one() {
         // A seam loses or doubles several words in a row; a word here and there is the recogniser's own.
         assert!(longest_lost(&said, &text) <= 2, "words are lost: {what}");
         assert!(longest_lost(&text, &said) <= 2, "words are doubled: {what}");
-        // Other cuts change how single words are understood: of these 70, demo-0006 has 6 wrong in the
-        // clips and 12 in windows.
-        assert!(found.errors() <= alone.errors() + 8, "{what}");
+        // Other cuts change how single words are understood.
+        assert!(found.errors() <= alone.errors() + 5, "{what}");
     }
 }

@@ -96,13 +96,16 @@ fn read_and_be_killed(config: &KafkaConfig, count: usize, finished: &Finished) {
         .map(Mortal)
         .unwrap();
     let output = BufReader::new(reader.0.stdout.take().unwrap());
-    let printed = output
+    let mut printed = output
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| line.strip_prefix(FINISHED)?.parse().ok());
-    for number in printed.take(count) {
+    for number in printed.by_ref().take(count) {
         finished.note(number);
     }
+    reader.0.kill().unwrap();
+    // What it finished until then may be committed too.
+    printed.for_each(|number| finished.note(number));
 }
 
 /// The process that [`crashes`] starts and kills.
