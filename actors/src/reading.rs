@@ -40,8 +40,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Confirmed {
     tokens: Generation,
-    /// How many of them were said before which moment of the stream, seconds, in order.
-    said: Vec<(f64, usize)>,
+    /// How many of them were spoken before which moment of the stream, seconds, in order.
+    spoken: Vec<(f64, usize)>,
 }
 
 /// A segment whose answer begins with the words that were confirmed while it was spoken.
@@ -51,22 +51,22 @@ pub struct ReadSegment {
     pub reading: Reading,
     /// Which segment.
     pub number: u64,
-    /// Where it ends, seconds, if speech went on there: what was confirmed may have been said behind that.
+    /// Where it ends, seconds, if speech went on there: what was confirmed may have been spoken after that.
     pub cut_seconds: Option<f64>,
 }
 
 impl ReadSegment {
-    /// The confirmed tokens that are said before its end.
+    /// The confirmed tokens that were spoken before its end.
     pub fn confirmed(&self) -> Generation {
+        let Some(cut) = self.cut_seconds else {
+            return self.reading.confirmed(self.number);
+        };
         let state = self.reading.state();
         let Some(confirmed) = state.confirmed.get(&self.number) else {
             return Generation::default();
         };
-        let Some(cut) = self.cut_seconds else {
-            return confirmed.tokens.clone();
-        };
-        let said = confirmed.said.iter().rev().find(|(end, _)| *end <= cut);
-        first_tokens(&confirmed.tokens, said.map_or(0, |(_, tokens)| *tokens))
+        let spoken = confirmed.spoken.iter().rev().find(|(end, _)| *end <= cut);
+        first_tokens(&confirmed.tokens, spoken.map_or(0, |(_, tokens)| *tokens))
     }
 }
 
@@ -132,7 +132,7 @@ impl ReadingTurn {
 
     /// Takes the language model's hypothesis of the segment so far, whose sound ends at `end_seconds` of the
     /// stream and which begins with what is confirmed. On what it and the one before agree is confirmed from
-    /// now on; it was said before the earlier one's sound ended.
+    /// now on; it was spoken before the earlier one's sound ended.
     pub fn agree(
         &self,
         segment: u64,
@@ -144,12 +144,12 @@ impl ReadingTurn {
         if !state.enter(segment) {
             return;
         }
-        let (before, said_before) = std::mem::take(&mut state.before);
+        let (before, before_seconds) = std::mem::take(&mut state.before);
         let agreed = agreed_tokens(&before, &hypothesis.ids, begins_word);
         let confirmed = state.confirmed.entry(segment).or_default();
         if agreed > confirmed.tokens.ids.len() && hypothesis.log_probs.len() >= agreed {
             confirmed.tokens = first_tokens(hypothesis, agreed);
-            confirmed.said.push((said_before, agreed));
+            confirmed.spoken.push((before_seconds, agreed));
         }
         if state.confirmed.len() > REMEMBERED_SEGMENTS {
             state.confirmed.pop_first();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_is_cut_begins_with_what_was_said_before_the_cut() {
+    fn a_segment_that_is_cut_begins_with_what_was_spoken_before_the_cut() {
         let reading = Reading::default();
         let turn = reading.turn().unwrap();
         for (end_seconds, words) in [(1.0, 5), (2.0, 8), (3.0, 10)] {

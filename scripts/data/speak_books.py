@@ -1,5 +1,5 @@
-"""Speaks sentences of books (public domain) that hold words the training texts seldom have, and then plain lists of such words: most errors of the
-CTC head on held-out readers are words that it met fewer than five times in training, whatever the voice.
+"""Speaks sentences of books (public domain) that hold words that the training texts seldom contain, and then plain lists of such words: most errors of the
+CTC head on held-out readers are words that occur in fewer than five training sentences.
 
     pip install wordfreq
     python scripts/data/speak_books.py --books FOLDER --known data/manifests/asr_*_train.jsonl --held data/manifests/held_texts.jsonl ... \
@@ -47,7 +47,7 @@ def sentences(folder):
 
 
 def choose(candidates, counts, wanted, need, gain_least):
-    """Takes sentences in order that hold at least `gain_least` words of `wanted` still needed, and counts their words."""
+    """Takes sentences in order that contain at least `gain_least` words of `wanted` still needed, and counts their words."""
     for text in candidates:
         words = set(text.split())
         if sum(counts[word] < need for word in words & wanted) >= gain_least:
@@ -56,7 +56,7 @@ def choose(candidates, counts, wanted, need, gain_least):
 
 
 def word_lists(words, counts, need, rng):
-    """Lists of words still wanted, in random order, until each was said `need` times."""
+    """Lists of words still wanted, in random order, until each was spoken `need` times."""
     wanted = [word for word in words for _ in range(max(0, need - counts[word]))]
     rng.shuffle(wanted)
     start = 0
@@ -68,7 +68,7 @@ def word_lists(words, counts, need, rng):
 
 def plan(args):
     held_texts = [json.loads(line).get("text") or "" for path in args.held for line in open(path, encoding="utf8")]
-    held = set().union(*(runs(text.lower()) for text in held_texts)) if held_texts else set()
+    held = set().union(*(runs(text.lower()) for text in held_texts))
     held_whole = {text.lower() for text in held_texts}
     counts = collections.Counter()
     for path in args.known:
@@ -90,10 +90,10 @@ def plan(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--books", type=pathlib.Path, required=True)
-    parser.add_argument("--known", type=pathlib.Path, nargs="*", default=[], help="manifests whose words are known already")
+    parser.add_argument("--known", type=pathlib.Path, nargs="*", default=[], help="manifests whose words are counted already")
     parser.add_argument("--held", type=pathlib.Path, nargs="*", default=[], help="manifests whose texts are kept out")
-    parser.add_argument("--need", type=int, default=12, help="how often a word of the books should be said in all")
-    parser.add_argument("--gain-least", type=int, default=3, help="how many words still needed a sentence must hold")
+    parser.add_argument("--need", type=int, default=12, help="how often a word of the books should be spoken in all")
+    parser.add_argument("--gain-least", type=int, default=3, help="how many words still needed a sentence must contain")
     parser.add_argument("--need-listed", type=int, default=5, help="the same of a frequent word that the books lack")
     parser.add_argument("--vocabulary", type=int, default=25000, help="how many of the most frequent words of English are wanted")
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -101,7 +101,7 @@ def main():
     parser.add_argument("--share", type=int, nargs=2, default=[0, 1], metavar=("I", "N"))
     parser.add_argument("--hibari", type=pathlib.Path)
     parser.add_argument("--kokoro", type=pathlib.Path)
-    parser.add_argument("--dry-run", action="store_true", help="only says how much it would speak")
+    parser.add_argument("--dry-run", action="store_true", help="only prints how much it would speak")
     args = parser.parse_args()
     index, count = args.share
     rows = [row for row in plan(args) if number(row["text"], count) == index]

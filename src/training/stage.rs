@@ -49,7 +49,7 @@ pub struct StageRunner<'a> {
     /// What learns of the summary, where that is not all.
     units: Option<SummaryUnits>,
     /// Whether earlier stages aligned the summary and this one names no task of it.
-    summary_rests: bool,
+    summary_frozen: bool,
 }
 
 impl<'a> StageRunner<'a> {
@@ -76,7 +76,7 @@ impl<'a> StageRunner<'a> {
             learned.adapter.set_ctc_trained(with_ctc(config));
         }
         let mut earlier = learned.adapter.config().summary_tasks.clone();
-        let summary_rests = config.summary_tasks.is_empty() && !earlier.is_empty();
+        let summary_frozen = config.summary_tasks.is_empty() && !earlier.is_empty();
         earlier.retain(|task| !config.summary_tasks.contains(task));
         let form = learned.adapter.config();
         for (part, tasks, there) in [
@@ -152,7 +152,7 @@ impl<'a> StageRunner<'a> {
             networks,
             config,
             units,
-            summary_rests,
+            summary_frozen,
             masks: config.augment.then(|| run.augment.clone()),
             features,
             positions: RefCell::default(),
@@ -184,16 +184,16 @@ impl<'a> StageRunner<'a> {
         for (name, tensor) in learned.adapter.variables() {
             let of_summary = name.starts_with("summary.");
             let of_sentence = name.starts_with("sentence.");
-            let rests = match self.config.kind {
+            let frozen = match self.config.kind {
                 StageKind::CtcAlign => of_summary || of_sentence,
                 StageKind::SummaryAlign => !of_summary,
                 StageKind::SentenceAlign => !of_sentence,
                 StageKind::Asr | StageKind::LoraWarmup | StageKind::Multitask => {
-                    of_sentence || (of_summary && self.summary_rests)
+                    of_sentence || (of_summary && self.summary_frozen)
                 }
             };
             let held = self.units.is_some() && !summary_units::LEARNED.contains(&name.as_str());
-            if rests
+            if frozen
                 || held
                 || (name.starts_with("ctc.") && !with_ctc(self.config))
                 || (name == "mix.weight" && self.features.is_some())

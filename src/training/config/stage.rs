@@ -126,8 +126,8 @@ pub struct StageConfig {
     pub ctc_weight: f64,
     /// Tasks whose right label the summary of a clip is aligned with, by a loss of its own
     /// ([`label_loss`](crate::training::label_loss)): all that a `summary_align` stage learns, beside the
-    /// next-token loss in the others, where a summary that was aligned before rests if they name none. Means
-    /// nothing in a `ctc_align` stage, which refuses it.
+    /// next-token loss in the others, where a summary that was aligned before is frozen if they name none.
+    /// Means nothing in a `ctc_align` stage, which refuses it.
     #[serde(default)]
     pub summary_tasks: Vec<String>,
     /// Tasks whose right label the embedding of what is said is aligned with, in a `sentence_align` stage.

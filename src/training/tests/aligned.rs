@@ -214,8 +214,8 @@ fn an_alignment_of_the_summary_moves_it_alone() {
     assert!(losses.last() < losses.first(), "{losses:?}");
 
     // A next-token stage that names no task of the summary leaves it as it was aligned; one that does, not.
-    for (name, tasks, rests) in [
-        ("rests", vec![], true),
+    for (name, tasks, frozen) in [
+        ("frozen", vec![], true),
         ("learns", vec!["mood".to_owned()], false),
     ] {
         let next = StageConfig {
@@ -232,7 +232,7 @@ fn an_alignment_of_the_summary_moves_it_alone() {
         for (tensor, value) in next.adapter.tensors() {
             let same = *value == aligned.adapter.tensors()[tensor];
             assert!(
-                !tensor.starts_with("summary.") || same == rests,
+                !tensor.starts_with("summary.") || same == frozen,
                 "{name} {tensor}"
             );
         }
