@@ -109,7 +109,40 @@ if kafka=$(scripts/kafka/start.sh "$kafka_port" 2>>"$log") && kafka=$(echo "$kaf
 else
     cannot "Apache Kafka" "it could not be started ($(tail -n 1 "$log")); the tests on it are skipped"
 fi
-step "tests" "$cargo" test --workspace --locked --no-fail-fast
+# One line for each test executable: what cargo is told to run. Those that take longest come first.
+executables() {
+    "$cargo" metadata --no-deps --format-version 1 --locked | python3 -c '
+import json, sys
+first = ["faults", "recipe", "kafka", "seams"]
+names = {t["name"] for p in json.load(sys.stdin)["packages"] for t in p["targets"] if "test" in t["kind"]}
+if not names.issuperset(first):
+    sys.exit(f"there are no tests {set(first) - names}: mend scripts/run-tests.sh")
+for name in sorted(names, key=lambda name: (first.index(name) if name in first else len(first), name)):
+    print("--test", name)
+    if name == first[-1]:
+        print("--lib --bins")
+print("--doc")
+'
+}
+
+# Many tests wait for time-outs, of brokers and of processes that they killed, while others compute: three executables at once.
+tests() {
+    rm -rf "$out/tests"
+    mkdir "$out/tests"
+    executables >"$out/executables.txt" || return
+    # shellcheck disable=SC2016
+    xargs <"$out/executables.txt" -P 3 -I '{}' sh -c '
+        begun=$(date +%s)
+        "$0" test --workspace --locked --no-fail-fast $2 >"$1/$2.txt" 2>&1 || : >"$1/failed"
+        echo "$2: $(($(date +%s) - begun)) s"
+    ' "$cargo" "$out/tests" '{}' || : >"$out/tests/failed"
+    cat "$out/tests/"*.txt
+    [ ! -e "$out/tests/failed" ]
+}
+
+if step "build of tests" "$cargo" test --workspace --locked --no-run; then
+    step "tests" tests
+fi
 
 echo
 say "summary"

@@ -25,8 +25,9 @@ import soxr
 from real_speech import write_manifest
 
 RATE = 16000
-# Clips with several speakers, padded, of silence, and further ones with several speakers (drawn last: the others stay what they were).
-COUNTS = {"train": (1800, 600, 300, 3600), "valid": (120, 60, 50, 0), "test": (150, 100, 60, 0)}
+# Clips with several speakers, padded, of silence, further ones with several speakers, and of these such whose voices are played faster or slower (drawn
+# last: the others stay what they were).
+COUNTS = {"train": (1800, 600, 300, 3600, 8000), "valid": (120, 60, 50, 0, 0), "test": (150, 100, 60, 0, 0)}
 NUMBERS = ["one", "two", "three"]
 # Recordings of one person, whose name is known.
 SOURCES = ["librispeech", "speechocean762", "an4"]
@@ -58,23 +59,26 @@ def faded(samples, seconds=0.01):
     return out
 
 
-def turn(rows, rng, low=1.2, high=3.5):
-    """A stretch of a random clip of a voice, at one loudness."""
+def turn(rows, rng, speed, low=1.2, high=3.5):
+    """A stretch of a random clip of a voice, at one loudness; `speed` moves pitch and formants, so it makes another voice."""
     samples = load(rng.choice(rows)["audio_filepath"])
+    if speed != 1:
+        samples = soxr.resample(samples, RATE * speed, RATE).astype(np.float32)
     length = min(len(samples), int(rng.uniform(low, high) * RATE))
     begin = rng.randrange(len(samples) - length + 1)
     piece = faded(samples[begin : begin + length])
     return piece * (0.08 / max(level(piece), 1e-4))
 
 
-def speakers_clip(voices, rng):
-    """(samples, count, voices) of a conversation. `voices`: clips by source and voice."""
+def speakers_clip(voices, rng, varied):
+    """(samples, count, voices) of a conversation. `voices`: clips by source and voice; `varied`: each played at a speed of its own."""
     count = rng.randint(1, 3)
     source = rng.choices(SOURCES, [5, 5, 1])[0]
     pool = [(source, v) for v in voices[source]]
     if rng.random() < 0.3 or len(pool) < count:
         pool = [(s, v) for s in SOURCES for v in voices[s]]
     chosen = rng.sample(pool, count)
+    speeds = [rng.uniform(0.84, 1.19) if varied else 1 for _ in chosen]
     gains = [10 ** (rng.uniform(-4, 4) / 20) for _ in chosen]
     order = list(range(count))
     while len(order) < rng.randint(max(2, count), 5):
@@ -83,7 +87,7 @@ def speakers_clip(voices, rng):
     out, last = np.zeros(int(rng.uniform(0, 0.3) * RATE), np.float32), None
     for who in order:
         source, voice = chosen[who]
-        piece = turn(voices[source][voice], rng) * gains[who]
+        piece = turn(voices[source][voice], rng, speeds[who]) * gains[who]
         overlap = 0 if who == last or last is None or rng.random() < 0.6 else int(min(rng.uniform(0.1, 1.0) * RATE, len(piece) / 2, len(out) / 2))
         gap = 0 if overlap else int(rng.uniform(0, 0.6) * RATE)
         joined = np.zeros(len(out) - overlap + gap + len(piece), np.float32)
@@ -109,9 +113,9 @@ def coloured(count, rng):
     return (noise / max(np.sqrt((noise**2).mean()), 1e-9)).astype(np.float32)
 
 
-def mixed(args, split, voices, rng, number):
+def mixed(args, split, voices, rng, number, varied=False):
     """The row of one clip with several speakers, which is written."""
-    samples, count, who = speakers_clip(voices, rng)
+    samples, count, who = speakers_clip(voices, rng, varied)
     path, seconds = save(args, f"speaker_count/{split}/{number:05d}.flac", samples)
     return dict(audio_filepath=path, duration=seconds, task="speaker_count", target=NUMBERS[count - 1], labels=NUMBERS, voices=who, domain="mixed", split=split, source="mixed from librispeech, speechocean762, an4")
 
@@ -182,7 +186,7 @@ def main():
     parser.add_argument("--split", choices=list(COUNTS), nargs="*", default=list(COUNTS))
     args = parser.parse_args()
     for split in args.split:
-        mixes, pads, silences, more = COUNTS[split]
+        mixes, pads, silences, more, varied = COUNTS[split]
         rng = random.Random(f"mix-{split}")
         rows = [r for r in read(args.manifests / f"asr_{split}.jsonl") if r["domain"] in SOURCES]
         voices = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -212,6 +216,7 @@ def main():
         write_manifest(args.out / f"asr_silence_{split}.jsonl", out)
 
         counted += [mixed(args, split, voices, rng, number) for number in range(mixes, mixes + more)]
+        counted += [mixed(args, split, voices, rng, number, varied=True) for number in range(mixes + more, mixes + more + varied)]
         write_manifest(args.out / f"speaker_count_{split}.jsonl", counted)
 
 

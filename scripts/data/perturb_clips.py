@@ -5,7 +5,7 @@ audio are).
     pip install soxr
     python scripts/data/perturb_clips.py --train data/manifests/asr_train.jsonl --domain librispeech speechocean762 --out data/manifests
 
-Writes asr_perturbed_train.jsonl and the clips beside it. The same seed gives the same clips.
+Writes asr_NAME_train.jsonl (asr_perturbed_train.jsonl) and the clips beside it. The same seed gives the same clips.
 """
 
 import argparse
@@ -48,14 +48,16 @@ def main():
     parser.add_argument("--domain", nargs="+", required=True, help="rows of these domains")
     parser.add_argument("--joined", type=float, default=0.25, help="share of clips that are followed by another of the same speaker")
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--name", default="perturbed", help="of the manifest and the folder: a third form needs another name and seed")
+    parser.add_argument("--seed", type=int, default=17)
     args = parser.parse_args()
-    rng = random.Random(17)
+    rng = random.Random(args.seed)
     rows = [json.loads(line) for line in open(args.train, encoding="utf8")]
     rows = [row for row in rows if row.get("domain") in args.domain and (row.get("text") or "").strip()]
     by_speaker = collections.defaultdict(list)
     for row in rows:
         by_speaker[row.get("voice")].append(row)
-    folder = args.out / "audio" / "perturbed"
+    folder = args.out / "audio" / args.name
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number, row in enumerate(rows):
@@ -72,11 +74,11 @@ def main():
         samples = np.concatenate(pieces)
         if len(samples) > SECONDS_MOST * RATE:
             continue
-        path = f"audio/perturbed/{number:06d}.flac"
+        path = f"audio/{args.name}/{number:06d}.flac"
         soundfile.write(args.out / path, np.clip(samples, -1, 1), RATE)
         row = dict(row, audio_filepath=path, duration=round(len(samples) / RATE, 3), text=" ".join(part["text"].strip() for part in parts))
         made.append(row | dict(domain=f"{row['domain']}: perturbed", split="train"))
-    write_manifest(args.out / "asr_perturbed_train.jsonl", made)
+    write_manifest(args.out / f"asr_{args.name}_train.jsonl", made)
     print(len(made), "clips,", round(sum(row["duration"] for row in made) / 3600, 2), "h")
 
 

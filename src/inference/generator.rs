@@ -323,6 +323,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         }
         let prompt = Prompt {
             embeds,
+            prefix: self.model().prefix_ids(),
             options: DecodeOptions {
                 tokens_max: request.tokens_max.unwrap_or(self.options.tokens_max),
                 ..self.options

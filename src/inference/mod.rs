@@ -9,6 +9,7 @@
 //! | `evidence` | what summary and CTC head say of labels, and of whether anything is said |
 //! | [`Scheduler`] | continuous batching over cache slots; failures end only the sequences at fault |
 //! | `prefill_plan` | which prompts, or parts of prompts, one step reads |
+//! | `prefix_cache` | keys and values of what all prompts begin with |
 //! | `sequence` | one answer on its way from prompt to end |
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
@@ -27,6 +28,7 @@ mod generator;
 pub mod grammar;
 mod options;
 mod prefill_plan;
+mod prefix_cache;
 mod recent_features;
 mod request;
 pub mod sampling;

@@ -28,12 +28,12 @@ impl PrefillPlan {
     /// The first of `unread` that together have at most `positions_max` positions, counted as a pass computes
     /// them: each prompt as long as the longest that is read whole beside it. A prompt that alone is longer
     /// is read in parts of `positions_max` where `chunked` says that the model can, and otherwise whole, in a
-    /// step of its own.
+    /// step of its own. One that has begun goes on behind what is read.
     pub(super) fn new(unread: impl IntoIterator<Item = Unread>, positions_max: i64, chunked: bool) -> Self {
         let mut plan = Self::default();
         let (mut rows, mut longest, mut in_chunks) = (0i64, 0i64, 0i64);
         for prompt in unread {
-            let whole = prompt.positions <= positions_max || !chunked;
+            let whole = prompt.read == 0 && prompt.positions <= positions_max || !chunked;
             if whole {
                 rows += 1;
                 longest = longest.max(prompt.positions);
@@ -103,6 +103,12 @@ mod tests {
         assert_eq!(at(16), expected(&[1], &[(0, 4)]));
         // What comes behind a long prompt waits until that has a whole part.
         assert_eq!(plan(&[(3, 0), (20, 0), (1, 0)], 8, true), expected(&[0], &[]));
+    }
+
+    #[test]
+    fn a_prompt_that_has_begun_goes_on_behind_what_is_read() {
+        assert_eq!(plan(&[(7, 3)], 8, true), expected(&[], &[(0, 4)]));
+        assert_eq!(plan(&[(7, 3)], i64::MAX, true), expected(&[], &[(0, 4)]));
     }
 
     #[test]

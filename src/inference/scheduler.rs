@@ -15,6 +15,7 @@ use std::time::Instant;
 use tch::Tensor;
 
 use super::prefill_plan::{PrefillPlan, Unread};
+use super::prefix_cache::PrefixCache;
 use super::sampling::likeliest;
 use super::sequence::{Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
 use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
@@ -63,6 +64,7 @@ pub struct Scheduler {
     /// Positions that each slot of `cache` was made for: prompt, answer.
     capacity: (i64, i64),
     taken: Vec<bool>,
+    prefixes: PrefixCache,
     /// In the order in which they were added.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
@@ -97,6 +99,7 @@ impl Scheduler {
             cache: model.new_cache(slots, capacity.0, capacity.1),
             capacity,
             taken: vec![false; sizes.slots],
+            prefixes: PrefixCache::default(),
             sizes,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -269,11 +272,12 @@ impl Scheduler {
     }
 
     /// What the next pass over prompts is to read.
-    fn plan_prefill(&self, chunked: bool) -> PrefillPlan {
-        let positions_max = match self.sizes.prefill_positions_max {
-            0 => i64::MAX,
-            limit => count(limit),
-        };
+    fn plan_prefill(&mut self, chunked: bool) -> PrefillPlan {
+        if chunked {
+            self.prefixes.fill(&self.running, &mut self.cache);
+        }
+        let limit = self.sizes.prefill_positions_max;
+        let positions_max = if limit == 0 { i64::MAX } else { count(limit) };
         let sequences = self.running.iter().enumerate();
         let unread = (sequences.filter(|(_, sequence)| !sequence.started)).map(|(at, sequence)| Unread {
             at,
@@ -428,37 +432,33 @@ impl Scheduler {
                 (slots, logits)
             }
         };
-        let likeliest = match plain_greedy {
-            true => likeliest(&logits, self.vocabulary)?,
-            false => Vec::new(),
-        };
+        let likeliest = plain_greedy.then(|| likeliest(&logits, self.vocabulary));
         Ok(Some(PassOutput {
+            likeliest: likeliest.transpose()?.unwrap_or_default(),
             slots,
             logits,
-            likeliest,
         }))
     }
 
     fn lora_of<'l>(&self, sequence: usize, loras: Loras<'l>) -> Result<Option<&'l LoraSet>, ModelError> {
-        match self.running[sequence].prompt.lora {
-            None => Ok(None),
-            Some(key) => match loras.iter().find(|(known, _)| *known == key) {
-                Some((_, set)) => Ok(Some(set)),
-                None => Err(ModelError::NoLora { key }),
-            },
-        }
+        let Some(key) = self.running[sequence].prompt.lora else {
+            return Ok(None);
+        };
+        let found = loras.iter().find(|(known, _)| *known == key);
+        found.map(|(_, set)| Some(*set)).ok_or(ModelError::NoLora { key })
     }
 
     /// Takes the next token of each sequence of a group; what fails here concerns one sequence alone.
     fn advance(&mut self, group: &[usize], output: &PassOutput) {
         for at in group {
             let sequence = &mut self.running[*at];
-            let (cache, vocabulary, end_ids) = (&mut self.cache, self.vocabulary, &self.end_ids);
+            let (cache, prefixes) = (&mut self.cache, &mut self.prefixes);
             let advanced = catch_unwind(AssertUnwindSafe(|| {
                 if !sequence.started {
+                    prefixes.keep(sequence, cache);
                     sequence.start();
                 }
-                sequence.advance(output, cache, vocabulary, end_ids)
+                sequence.advance(output, cache, self.vocabulary, &self.end_ids)
             }))
             .unwrap_or_else(|panic| Err(ModelError::panicked("sampler", &*panic)));
             sequence.failure = advanced.err();

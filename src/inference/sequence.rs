@@ -40,6 +40,8 @@ pub type Loras<'l> = &'l [(u64, &'l LoraSet)];
 pub struct Prompt {
     /// Embedded prompt, `[P, H]`.
     pub embeds: Tensor,
+    /// The tokens that its first positions are, where other prompts begin alike; may be empty.
+    pub prefix: Arc<[i64]>,
     /// How it is answered.
     pub options: DecodeOptions,
     /// What the answer may be; free text when absent.

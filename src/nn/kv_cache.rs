@@ -27,6 +27,21 @@ pub struct KvCache {
     begun: u64,
 }
 
+/// Keys and values of the first positions of a prompt, outside the cache.
+#[derive(Debug)]
+pub struct KvPrefix {
+    count: i64,
+    /// `[N_kv, count, head_dim]` each, by layer.
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl KvPrefix {
+    /// How many positions it is.
+    pub fn positions(&self) -> i64 {
+        self.count
+    }
+}
+
 impl KvCache {
     /// An empty cache in `dtype` on `device`.
     pub fn new(shape: KvCacheShape, dtype: Kind, device: Device) -> Self {
@@ -210,6 +225,27 @@ impl KvCache {
     /// Counts the positions of a chunk whose pass has finished.
     pub fn advance_chunk(&mut self, plan: &ChunkPlan) {
         self.own.lengths[plan.slot] = plan.end;
+    }
+
+    /// A copy of the first `count` positions of a slot; none where it does not hold as many, or where prompts
+    /// have a buffer of their own.
+    pub fn prefix(&self, slot: usize, count: i64) -> Option<KvPrefix> {
+        let holds = count > 0 && self.prompt.is_none() && self.length(slot) >= count;
+        holds.then(|| KvPrefix {
+            count,
+            layers: self.own.copied(slot, count),
+        })
+    }
+
+    /// Begins a new sequence in `slot` whose first positions are `prefix`, of a cache of the same model;
+    /// whatever was there is forgotten.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub fn begin_with(&mut self, slot: usize, prefix: &KvPrefix) -> Result<(), NnError> {
+        self.begin(&[slot], &[prefix.count])?;
+        self.own.write_first(slot, &prefix.layers);
+        Ok(())
     }
 
     /// Slot `slots[i]` takes over the sequence that `sources[i]` held before the call, prompt included (beam

@@ -1,5 +1,7 @@
 //! Prompts answered to their end, for tests of networks and of the scheduler.
 
+use std::sync::Arc;
+
 use tch::Tensor;
 
 use crate::inference::{DecodeOptions, Generation, Loras, Prompt, RequestId, Scheduler, SchedulerSizes};
@@ -63,6 +65,7 @@ pub fn generate_alike(
     let prompts = (prompts.iter())
         .map(|embeds| Prompt {
             embeds: embeds.shallow_clone(),
+            prefix: Arc::default(),
             options,
             grammar: None,
             lora: None,

@@ -112,6 +112,11 @@ impl PromptLayout {
         Ok(Self::plain(end_of_answer_ids(folder)?[0]))
     }
 
+    /// The ids before the audio, the same for every instruction.
+    pub fn prefix(&self) -> &[i64] {
+        &self.prefix
+    }
+
     /// The ids around the audio for one instruction.
     ///
     /// # Errors

@@ -256,6 +256,7 @@ fn a_constrained_answer_is_the_cpu_s_and_one_of_the_list() {
             let prompts = (prompts.into_iter())
                 .map(|embeds| Prompt {
                     embeds,
+                    prefix: std::sync::Arc::default(),
                     options: DecodeOptions::greedy(24),
                     grammar: grammar.clone(),
                     lora: None,

@@ -4,6 +4,7 @@
 mod chunks;
 mod constrained;
 mod failures;
+mod prefixes;
 mod random_model;
 mod reference;
 mod shapes;
@@ -27,6 +28,7 @@ fn tiny() -> Llama {
 fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Prompt {
     Prompt {
         embeds: model.embed(ids).unwrap(),
+        prefix: Arc::default(),
         options,
         grammar: None,
         lora: None,

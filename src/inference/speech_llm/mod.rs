@@ -71,6 +71,7 @@ pub struct SpeechLlm {
     llm: Box<dyn LanguageModel>,
     tokenizer: Tokenizer,
     layout: PromptLayout,
+    prefix: Arc<[i64]>,
     end_ids: Vec<i64>,
 }
 
@@ -109,6 +110,7 @@ impl SpeechLlm {
         Ok(Self {
             llm,
             tokenizer,
+            prefix: layout.prefix().into(),
             layout,
             end_ids,
         })
@@ -135,6 +137,11 @@ impl SpeechLlm {
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Ids before the audio, with which every prompt begins.
+    pub fn prefix_ids(&self) -> Arc<[i64]> {
+        Arc::clone(&self.prefix)
     }
 
     /// Ids that end an answer.

@@ -165,6 +165,23 @@ impl KvBuffer {
         }
     }
 
+    /// A copy of the first `count` positions of a slot: `[N_kv, count, head_dim]` each, by layer.
+    pub(super) fn copied(&self, slot: usize, count: i64) -> Vec<(Tensor, Tensor)> {
+        let copy = |own: &Tensor| own.get(slot as i64).narrow(1, 0, count).copy();
+        (self.layers.iter())
+            .map(|(keys, values)| (copy(keys), copy(values)))
+            .collect()
+    }
+
+    /// Writes the positions that `begin` has counted: `[N_kv, length, head_dim]` each, by layer.
+    pub(super) fn write_first(&self, slot: usize, layers: &[(Tensor, Tensor)]) {
+        for ((own_keys, own_values), (keys, values)) in self.layers.iter().zip(layers) {
+            for (own, new) in [(own_keys, keys), (own_values, values)] {
+                own.get(slot as i64).narrow(1, 0, self.lengths[slot]).copy_(new);
+            }
+        }
+    }
+
     /// The positions of `plan`'s slots that `view` shows, `[B, N_kv, longest, head_dim]` each.
     pub(super) fn seen(&self, layer: usize, plan: &StepPlan, view: &View) -> (Tensor, Tensor) {
         let (keys, values) = &self.layers[layer];

@@ -202,3 +202,44 @@ fn a_chunk_that_cannot_be_stored_is_an_error_and_changes_nothing() {
         Err(NnError::Shape { .. })
     ));
 }
+
+#[test]
+fn a_copied_prefix_begins_another_sequence() {
+    let mut cache = cache(2, None);
+    begin(&mut cache, 0, 10.0, 3);
+    let _ = step(&mut cache, &[0], &[13.0]);
+    begin(&mut cache, 1, 70.0, 6);
+    let prefix = cache.prefix(0, 2).unwrap();
+    cache.clear(0);
+
+    cache.begin_with(1, &prefix).unwrap();
+
+    assert_eq!((cache.length(1), prefix.positions()), (2, 2));
+    assert_eq!(step(&mut cache, &[1], &[5.0]), [vec![10.0, 11.0, 5.0]]);
+    assert!(cache.begin_with(2, &prefix).is_err(), "there is no such slot");
+    for (slot, count) in [(1, 0), (1, 4), (2, 1)] {
+        assert!(
+            cache.prefix(slot, count).is_none(),
+            "{count} positions of slot {slot}"
+        );
+    }
+    let short = KvCacheShape {
+        capacity: 1,
+        layers: 2,
+        slots: 1,
+        heads: 1,
+        prompt_capacity: None,
+        head_dim: 1,
+    };
+    let mut short = KvCache::new(short, Kind::Float, Device::Cpu);
+    assert!(short.begin_with(0, &prefix).is_err(), "it does not fit");
+    assert_eq!(short.length(0), 0);
+}
+
+#[test]
+fn a_prompt_in_a_buffer_of_its_own_has_no_prefix_to_copy() {
+    let mut cache = cache(1, Some(4));
+    begin(&mut cache, 0, 10.0, 4);
+    let _ = step(&mut cache, &[0], &[1.0]);
+    assert!(cache.prefix(0, 1).is_none());
+}
