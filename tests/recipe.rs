@@ -29,7 +29,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     config.model.encoder = encoder;
     config.model.llm = llm;
     config.tasks_dir = Some(root.join("configs/tasks"));
-    config.start_from = Some(root.join("configs/adapters/demo-0007"));
+    config.start_from = Some(root.join("configs/adapters/demo-0008"));
     config.output = folder.path().join("run");
     config.data.train = vec![clips.join("tasks/tasks.jsonl")];
     config.data.valid = vec![clips.join("tasks/tasks.jsonl")];

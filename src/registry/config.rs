@@ -25,7 +25,7 @@ impl Default for AdaptersConfig {
         Self {
             dir: "data/adapters".into(),
             version: String::new(),
-            seed: "configs/adapters/demo-0007".into(),
+            seed: "configs/adapters/demo-0008".into(),
             prefix: "demo".to_owned(),
         }
     }
