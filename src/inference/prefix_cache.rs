@@ -1,5 +1,5 @@
-//! `PrefixCache`: keys and values of the positions that prompts begin with alike, which is what a chat template
-//! writes before the audio. They depend on the tokens and on the low-rank parts only.
+//! `PrefixCache`: keys and values of the positions that prompts begin with alike, which is what a chat
+//! template writes before the audio. They depend on the tokens and on the low-rank parts only.
 //!
 //! Source of the idea: prefix sharing, vLLM (Kwon et al., SOSP 2023, §4.4).
 
