@@ -111,7 +111,7 @@ if kafka=$(scripts/kafka/start.sh "$kafka_port" 2>>"$log") && kafka=$(echo "$kaf
 else
     cannot "Apache Kafka" "it could not be started ($(tail -n 1 "$log")); the tests on it are skipped"
 fi
-# One line for each test executable: what cargo is told to run. Those that take longest come first.
+# One line for each test executable: the arguments of cargo. Those that take longest come first.
 executables() {
     "$cargo" metadata --no-deps --format-version 1 --locked | python3 -c '
 import json, sys
