@@ -7,6 +7,7 @@
 //! nothing that a user writes can be taken for the mark or for a control token.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::error::read_text;
 use super::{ChatMessage, ChatTemplate, TextError, Tokenizer};
@@ -43,7 +44,7 @@ impl PromptIds {
 /// A layout ready to take audio and an instruction.
 #[derive(Clone, Debug)]
 pub struct PromptLayout {
-    prefix: Vec<i64>,
+    prefix: Arc<[i64]>,
     /// Stands between the audio and the instruction, and is encoded with it.
     separator: &'static str,
     tail: Vec<i64>,
@@ -79,7 +80,7 @@ impl PromptLayout {
         };
         let padded = render(&format!("{MARK} \n "))?;
         Ok(Self {
-            prefix: tokenizer.encode(before)?,
+            prefix: tokenizer.encode(before)?.into(),
             separator: CHAT_SEPARATOR,
             tail: tokenizer.encode(after)?,
             trims: padded == rendered,
@@ -89,7 +90,7 @@ impl PromptLayout {
     /// The layout of an encoder–decoder: audio, instruction, then the token `end`, and nothing before them.
     pub fn plain(end: i64) -> Self {
         Self {
-            prefix: Vec::new(),
+            prefix: Arc::default(),
             separator: "",
             tail: vec![end],
             trims: false,
@@ -113,8 +114,8 @@ impl PromptLayout {
     }
 
     /// The ids before the audio, the same for every instruction.
-    pub fn prefix(&self) -> &[i64] {
-        &self.prefix
+    pub fn prefix(&self) -> Arc<[i64]> {
+        Arc::clone(&self.prefix)
     }
 
     /// The ids around the audio for one instruction.
@@ -130,7 +131,7 @@ impl PromptLayout {
         let mut suffix = tokenizer.encode_plain(&format!("{}{instruction}", self.separator))?;
         suffix.extend_from_slice(&self.tail);
         Ok(PromptIds {
-            prefix: self.prefix.clone(),
+            prefix: self.prefix.to_vec(),
             suffix,
         })
     }

@@ -11,7 +11,7 @@ mod shapes;
 mod structured;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tch::{Device, Kind, Tensor};
 
@@ -19,7 +19,7 @@ use super::*;
 use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::llms::llama::Llama;
 use crate::nn::lora::LoraConfig;
-use crate::testing::{fixture, generate_alike, generate_all};
+use crate::testing::{HookedModel, Pass as HookedPass, PassPoint, fixture, generate_alike, generate_all};
 
 fn tiny() -> Llama {
     Llama::open(&fixture("llama_tiny"), Device::Cpu, Kind::Float).unwrap()
@@ -35,6 +35,22 @@ fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Pro
         joint: None,
         labels: None,
     }
+}
+
+/// The tiny model, and how many positions each of its passes over prompts has read.
+fn counting() -> (impl LanguageModel, Arc<Mutex<Vec<i64>>>) {
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let hook = {
+        let read = Arc::clone(&read);
+        move |pass: &HookedPass<'_>| {
+            if matches!(pass.point, PassPoint::AfterPrefill | PassPoint::AfterChunk) {
+                let size = pass.embeds.unwrap().size();
+                read.lock().unwrap().push(size[0] * size[1]);
+            }
+            Ok(())
+        }
+    };
+    (HookedModel { llm: tiny(), hook }, read)
 }
 
 fn every_kind() -> Vec<DecodeOptions> {

@@ -71,7 +71,6 @@ pub struct SpeechLlm {
     llm: Box<dyn LanguageModel>,
     tokenizer: Tokenizer,
     layout: PromptLayout,
-    prefix: Arc<[i64]>,
     end_ids: Vec<i64>,
 }
 
@@ -110,7 +109,6 @@ impl SpeechLlm {
         Ok(Self {
             llm,
             tokenizer,
-            prefix: layout.prefix().into(),
             layout,
             end_ids,
         })
@@ -141,7 +139,7 @@ impl SpeechLlm {
 
     /// Ids before the audio, with which every prompt begins.
     pub fn prefix_ids(&self) -> Arc<[i64]> {
-        Arc::clone(&self.prefix)
+        self.layout.prefix()
     }
 
     /// Ids that end an answer.

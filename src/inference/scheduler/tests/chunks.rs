@@ -1,10 +1,7 @@
 //! Long prompts read in chunks, between the steps of other answers.
 
-use std::sync::Mutex;
-
 use super::shapes::{END, compiled, vocabulary};
 use super::*;
-use crate::testing::{HookedModel, Pass as HookedPass, PassPoint};
 use crate::text::{GrammarPiece, OutputGrammar};
 
 fn limited(slots: usize, prefill_positions_max: usize) -> SchedulerSizes {
@@ -86,18 +83,7 @@ fn answers_of_every_kind_are_the_same_however_prompts_are_read() {
 
 #[test]
 fn running_answers_advance_in_every_step_in_which_a_long_prompt_is_read() {
-    let read = Arc::new(Mutex::new(Vec::new()));
-    let model = {
-        let read = Arc::clone(&read);
-        let hook = move |pass: &HookedPass<'_>| {
-            if matches!(pass.point, PassPoint::AfterPrefill | PassPoint::AfterChunk) {
-                let size = pass.embeds.unwrap().size();
-                read.lock().unwrap().push(size[0] * size[1]);
-            }
-            Ok(())
-        };
-        HookedModel { llm: tiny(), hook }
-    };
+    let (model, read) = counting();
     let greedy = DecodeOptions {
         stop_loops: false,
         ..DecodeOptions::greedy(12)

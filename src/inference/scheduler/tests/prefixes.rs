@@ -1,14 +1,11 @@
 //! What all prompts begin with is read once.
 
-use std::sync::Mutex;
-
 use super::*;
-use crate::testing::{HookedModel, Pass as HookedPass, PassPoint};
 
 const PREFIX: [i64; 4] = [11, 3, 77, 20];
 
-/// A prompt that begins with the prefix; `first` makes the rest another one.
-fn begun(
+/// A prompt that begins with `prefix`; `first` makes the rest another one.
+fn prefixed(
     model: &dyn LanguageModel,
     prefix: &[i64],
     first: i64,
@@ -22,22 +19,6 @@ fn begun(
         lora,
         ..prompt(model, &ids, options)
     }
-}
-
-/// The tiny model, and how many positions each of its passes over prompts has read.
-fn counting() -> (impl LanguageModel, Arc<Mutex<Vec<i64>>>) {
-    let read = Arc::new(Mutex::new(Vec::new()));
-    let hook = {
-        let read = Arc::clone(&read);
-        move |pass: &HookedPass<'_>| {
-            if matches!(pass.point, PassPoint::AfterPrefill | PassPoint::AfterChunk) {
-                let size = pass.embeds.unwrap().size();
-                read.lock().unwrap().push(size[0] * size[1]);
-            }
-            Ok(())
-        }
-    };
-    (HookedModel { llm: tiny(), hook }, read)
 }
 
 /// Answers prompts one after the other, each when the one before has ended.
@@ -64,7 +45,7 @@ fn answers_of_every_kind_are_those_of_prompts_that_are_read_whole() {
         kinds
             .map(|(number, options)| {
                 let lora = [None, Some(4), Some(7)][number % 3];
-                let mut prompt = begun(&model, &PREFIX, number as i64, options, lora);
+                let mut prompt = prefixed(&model, &PREFIX, number as i64, options, lora);
                 if !prefix_is_named {
                     prompt.prefix = Arc::default();
                 }
@@ -98,7 +79,7 @@ fn a_prefix_is_read_once_for_each_version_and_again_where_its_tokens_differ() {
     let loras = [(4, &sets[0]), (7, &sets[1])];
     let greedy = DecodeOptions::greedy(2);
     let mut scheduler = Scheduler::new(&model, sizes(2, 20, 20), &[], 96);
-    let of = |prefix: &[i64], lora| begun(&model, prefix, 0, greedy, lora);
+    let of = |prefix: &[i64], lora| prefixed(&model, prefix, 0, greedy, lora);
     let other = [11, 3, 77, 21];
     let prompts = vec![
         of(&PREFIX, Some(4)),
@@ -125,10 +106,10 @@ fn prompts_that_wait_together_are_read_in_one_pass() {
         &mut scheduler,
         &model,
         &[],
-        vec![begun(&model, &PREFIX, 0, greedy, None)],
+        vec![prefixed(&model, &PREFIX, 0, greedy, None)],
     );
     for first in [0, 5, 10] {
-        let prompt = begun(&model, &PREFIX, first, greedy, None);
+        let prompt = prefixed(&model, &PREFIX, first, greedy, None);
         scheduler.add(RequestId::next(), prompt).unwrap();
     }
 
@@ -146,7 +127,7 @@ fn a_pass_that_fails_behind_a_kept_prefix_ends_its_request_alone() {
     };
     let model = HookedModel { llm: tiny(), hook };
     let greedy = DecodeOptions::greedy(6);
-    let prompt = || begun(&model, &PREFIX, 2, greedy, None);
+    let prompt = || prefixed(&model, &PREFIX, 2, greedy, None);
     let mut scheduler = Scheduler::new(&model, sizes(1, 20, 20), &[], 96);
     let right = one_by_one(&mut scheduler, &model, &[], vec![prompt()]);
 
