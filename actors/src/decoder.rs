@@ -73,6 +73,8 @@ struct Active {
     started: Instant,
     /// Whether its first token is there.
     began: bool,
+    /// Multiples of `decoder.partial_tokens` that the answer has passed.
+    passed: usize,
 }
 
 /// The decoder stage.
@@ -273,6 +275,7 @@ impl Decoder {
             version,
             started: Instant::now(),
             began: false,
+            passed: 0,
         };
         self.active.insert(id, active);
     }
@@ -364,21 +367,19 @@ impl Decoder {
     /// Publishes how far an answer is, if its request wants to know and so many tokens have been added. A
     /// text so far is always one of a multiple of these, so its sequence number names it, also when it is
     /// sent again after a crash.
-    fn tell_partial(&self, id: RequestId, tokens: usize) {
+    fn tell_partial(&mut self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;
-        let Some(active) = self
-            .active
-            .get(&id)
-            .filter(|active| active.context.request.partials && !active.context.is_part())
-        else {
+        let passed = tokens / every;
+        let Some(active) = (self.active.get_mut(&id)).filter(|active| {
+            active.context.request.partials && !active.context.is_part() && passed > active.passed
+        }) else {
             return;
         };
-        if tokens == 0 || !tokens.is_multiple_of(every) {
-            return;
-        }
-        let Some(generation) = self.generator.partial(id) else {
+        active.passed = passed;
+        let Some(mut generation) = self.generator.partial(id) else {
             return;
         };
+        generation.truncate(passed * every);
         let Ok(text) = self.generator.text(&generation) else {
             return;
         };
@@ -386,7 +387,7 @@ impl Decoder {
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
         let context = &active.context;
         let request = &context.request;
-        let number = (tokens / every - 1) as u64;
+        let number = (passed - 1) as u64;
         let whole = answer_of(
             context,
             active.version.clone(),

@@ -80,6 +80,7 @@ impl Settings {
                 audio: self.audio.clone(),
             }),
             prefill_positions_max: 0,
+            draft_tokens_max: self.decoder.draft_tokens_max,
             preallocate: false,
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::inference::{BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
+use crate::inference::{BeamSettings, DRAFT_TOKENS_MAX, DecodeOptions, EarlyStopping, Sampling, Strategy};
 use crate::models::ModelError;
 use crate::util::ConfigError;
 
@@ -243,6 +243,10 @@ pub struct DecoderConfig {
     /// Most prompt positions that are read between two tokens of the running answers, so that a long prompt
     /// does not hold them up; 0 for no limit. An encoder–decoder reads each prompt whole.
     pub prefill_positions_max: usize,
+    /// Most tokens of transcripts that one step checks ahead, of all running answers together: what the CTC
+    /// head reads behind them, so that several tokens may come out of one step. 0 for none. The answers do
+    /// not depend on it.
+    pub draft_tokens_max: usize,
     /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
@@ -263,6 +267,7 @@ impl Default for DecoderConfig {
             positions_max: 2048,
             tokens_max: 128,
             prefill_positions_max: 256,
+            draft_tokens_max: DRAFT_TOKENS_MAX,
             partial_tokens: 8,
             low_confidence_below: -1.0,
             unsupported_below: 0.68,
@@ -279,6 +284,7 @@ impl DecoderConfig {
             let key = "decoder.prefill_positions_max";
             ConfigError::range(key, self.prefill_positions_max, 16, 131_072)?;
         }
+        ConfigError::range("decoder.draft_tokens_max", self.draft_tokens_max, 0, 256)?;
         for (key, value) in [
             ("decoder.unsupported_below", self.unsupported_below),
             ("decoder.no_speech_above", self.no_speech_above),

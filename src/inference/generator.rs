@@ -46,7 +46,7 @@ struct Version {
 #[derive(Debug)]
 enum Prepared {
     /// A prompt for the language model.
-    Prompt(Prompt),
+    Prompt(Box<Prompt>),
     /// A transcript of sound in which nothing is said.
     NothingSaid(Generation),
 }
@@ -217,7 +217,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
                 Ok(Prepared::Prompt(prompt)) => {
-                    let added = self.scheduler.go_on(id, prompt, begun);
+                    let added = self.scheduler.go_on(id, *prompt, begun);
                     added.map_err(InferenceError::from)
                 }
                 Ok(Prepared::NothingSaid(generation)) => {
@@ -339,7 +339,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let promised = promised.saturating_sub(begun.len());
         let fits = self.scheduler.check(&prompt, promised);
         fits.map_err(|error| self.blame(error, &request.instruction))?;
-        Ok(Prepared::Prompt(prompt))
+        Ok(Prepared::Prompt(Box::new(prompt)))
     }
 
     /// Says that the instruction is too long, where the audio would have fitted beside a short one.
@@ -441,9 +441,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let ids = head.read(&adapted)?.swap_remove(0);
                 return Ok(tokenizer.decode(&ids)?.trim().to_owned());
             }
-            let behind = PrefixScorer::new(head, &adapted)?
-                .swap_remove(0)
-                .read_behind(begun);
+            let scorer = PrefixScorer::new(head, &adapted)?.swap_remove(0);
+            let behind = scorer.read_behind(&scorer.prefix(begun), usize::MAX);
             // `begun` ends with a word.
             let bytes = tokenizer.token_bytes()?;
             let rest = behind.into_iter().skip_while(|id| !bytes.begins_word(*id));

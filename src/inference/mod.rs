@@ -43,7 +43,7 @@ pub use error::InferenceError;
 pub use features::{Clip, FeatureExtractor, hidden_states, windows};
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
-pub use request::{ByWindow, EngineConfig, Event, GenerateRequest, Input};
+pub use request::{ByWindow, DRAFT_TOKENS_MAX, EngineConfig, Event, GenerateRequest, Input};
 pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Generation, Loras, Prompt, RequestId};

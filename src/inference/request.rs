@@ -77,6 +77,9 @@ pub enum Event {
     },
 }
 
+/// Tokens that a step checks ahead unless it is set otherwise.
+pub const DRAFT_TOKENS_MAX: usize = 16;
+
 /// By which settings long sound is cut into windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ByWindow {
@@ -106,6 +109,9 @@ pub struct EngineConfig {
     /// Most positions of prompts that one step reads; 0 for no limit. See
     /// [`SchedulerSizes::prefill_positions_max`].
     pub prefill_positions_max: usize,
+    /// Most tokens of transcripts that one step checks ahead; 0 for none. See
+    /// [`SchedulerSizes::draft_tokens_max`].
+    pub draft_tokens_max: usize,
     /// Sets the memory of all slots aside at the beginning, as a service must; otherwise it grows with what
     /// is asked.
     pub preallocate: bool,
@@ -122,6 +128,7 @@ impl EngineConfig {
             options,
             by_window: None,
             prefill_positions_max: 0,
+            draft_tokens_max: DRAFT_TOKENS_MAX,
             preallocate: false,
         }
     }
@@ -132,6 +139,7 @@ impl EngineConfig {
             prompt_positions: self.positions_max.saturating_sub(self.answer_positions),
             answer_positions: self.answer_positions,
             prefill_positions_max: self.prefill_positions_max,
+            draft_tokens_max: self.draft_tokens_max,
             preallocate: self.preallocate,
         }
     }

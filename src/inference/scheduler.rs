@@ -6,7 +6,14 @@
 //! not depend on its neighbours, and neither does a failure: where a batch fails, by an error or by a panic,
 //! its sequences are tried one by one, and only those at fault end.
 //!
-//! Source of the idea: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022).
+//! Where a CTC head has read the clip, what it reads behind an answer is fed along with the answer's last
+//! token, so that one pass predicts what follows each of them: as far as the tokens chosen are those that were
+//! read, they need no step of their own. Which tokens are chosen does not change.
+//!
+//! Sources of the ideas: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022); speculative
+//! decoding (Leviathan, Kalman and Matias, ICML 2023), with the CTC head in place of a smaller model.
+
+mod slots;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,14 +24,11 @@ use tch::Tensor;
 use super::prefill_plan::{PrefillPlan, Unread};
 use super::prefix_cache::PrefixCache;
 use super::sampling::likeliest;
-use super::sequence::{Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
+use super::sequence::{Choice, Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
 use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
-
-/// A cache that grows does so in steps of so many positions.
-const GROW_POSITIONS: i64 = 64;
 
 /// Sizes of a [`Scheduler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,9 @@ pub struct SchedulerSizes {
     /// read in several steps, between which the running answers go on, where the model can do that; otherwise
     /// it takes a step for itself.
     pub prefill_positions_max: usize,
+    /// Most tokens that a step checks ahead, of all sequences together: those that the CTC head reads behind
+    /// the answers so far. 0: every step adds one token to each.
+    pub draft_tokens_max: usize,
     /// Sets the cache's memory aside at the beginning. Otherwise it is made as large as what waits needs, and
     /// larger later where that is not enough.
     pub preallocate: bool,
@@ -192,7 +199,7 @@ impl Scheduler {
 
     /// Starts what waits as far as there are slots, reads prompts in the order in which they were added, as
     /// far as [`SchedulerSizes::prefill_positions_max`] allows, and advances every other sequence by one
-    /// token. A sequence gets its first token in the step in which its prompt is read to the end.
+    /// token, or by more where it could be foreseen what they are. A sequence gets its first token in the step in which its prompt is read to the end.
     ///
     /// A failure, a panic of the model included, ends only the sequences at fault; it is in the output.
     pub fn step(&mut self, model: &dyn LanguageModel, loras: Loras<'_>) -> StepOutput {
@@ -203,6 +210,7 @@ impl Scheduler {
         let started: Vec<usize> = (0..self.running.len()).filter(is_started).collect();
         let chunked = model.chunked_prefill();
         let plan = self.plan_prefill(chunked.is_some());
+        self.draft(&started, &plan);
         for group in self.group_by_lora(&plan.whole) {
             self.run(model, loras, &group, Pass::Prefill);
         }
@@ -245,32 +253,6 @@ impl Scheduler {
         all.filter_map(|sequence| sequence.prompt.lora)
     }
 
-    /// Gives waiting sequences their slots, in order, as long as there are enough free ones.
-    fn admit(&mut self, model: &dyn LanguageModel, output: &mut StepOutput) {
-        while let Some(next) = self.waiting.front() {
-            let slots = next.prompt.options.slots();
-            if slots > self.free_slots() {
-                break;
-            }
-            let (prompt, answer) = self.positions_of(next);
-            let fits =
-                self.cache.slots() == self.taken.len() && self.cache.check_capacity(prompt, answer).is_ok();
-            if !fits {
-                if !self.running.is_empty() {
-                    break; // the cache grows when it is empty
-                }
-                if let Err(error) = self.grow(model) {
-                    let failed = self.waiting.pop_front().expect("there is a first one");
-                    output.ended.push((failed.id, Err(error)));
-                    continue;
-                }
-            }
-            let mut sequence = self.waiting.pop_front().expect("there is a first one");
-            sequence.slots = self.take_slots(slots);
-            self.running.push(sequence);
-        }
-    }
-
     /// What the next pass over prompts is to read.
     fn plan_prefill(&mut self, chunked: bool) -> PrefillPlan {
         if chunked {
@@ -287,57 +269,19 @@ impl Scheduler {
         PrefillPlan::new(unread, positions_max, chunked)
     }
 
-    /// Positions that a sequence needs for its prompt, and for its answer.
-    fn positions_of(&self, sequence: &Sequence) -> (i64, i64) {
-        let answer = self.limits.answer_positions(count(sequence.tokens_max));
-        (sequence.prompt_positions, answer)
-    }
-
-    /// Makes the empty cache large enough for all that wait.
-    fn grow(&mut self, model: &dyn LanguageModel) -> Result<(), ModelError> {
-        let largest = |of: fn((i64, i64)) -> i64| {
-            let most = (self.waiting.iter())
-                .map(|sequence| of(self.positions_of(sequence)))
-                .max();
-            most.unwrap_or(0).max(of(self.capacity))
+    /// Drafts tokens that the step is to check, as many for each sequence that can have some: those that run,
+    /// and those whose prompts are read to the end by a part of their own.
+    fn draft(&mut self, started: &[usize], plan: &PrefillPlan) {
+        let unread = |(at, positions): &&(usize, i64)| {
+            let sequence = &self.running[*at];
+            self.cache.length(sequence.slots[0]) + positions >= sequence.prompt_positions
         };
-        let rounded = |positions: i64, most: usize| {
-            let steps = positions.saturating_add(GROW_POSITIONS - 1) / GROW_POSITIONS;
-            positions.max((steps * GROW_POSITIONS).min(count(most)))
-        };
-        let prompt = rounded(largest(|(prompt, _)| prompt), self.sizes.prompt_positions);
-        let answer = rounded(largest(|(_, answer)| answer), self.sizes.answer_positions);
-        let slots = count(self.sizes.slots);
-        // The old memory goes before the new is asked for.
-        self.cache = model.new_cache(0, 0, 0);
-        self.capacity = (0, 0);
-        let made = catch_unwind(AssertUnwindSafe(|| model.new_cache(slots, prompt, answer)));
-        self.cache = made.map_err(|panic| ModelError::panicked("key-value cache", &*panic))?;
-        self.capacity = (prompt, answer);
-        Ok(())
-    }
-
-    /// Takes free slots, neighbours where there are any.
-    fn take_slots(&mut self, count: usize) -> Vec<usize> {
-        let run =
-            (0..=self.taken.len() - count).find(|first| !self.taken[*first..first + count].contains(&true));
-        let slots: Vec<usize> = match run {
-            Some(first) => (first..first + count).collect(),
-            None => (0..self.taken.len())
-                .filter(|slot| !self.taken[*slot])
-                .take(count)
-                .collect(),
-        };
-        for slot in &slots {
-            self.taken[*slot] = true;
-        }
-        slots
-    }
-
-    fn release(&mut self, slots: &[usize]) {
-        for slot in slots {
-            self.cache.clear(*slot);
-            self.taken[*slot] = false;
+        let ending = plan.chunks.iter().filter(unread).map(|(at, _)| at);
+        let drafting = started.iter().chain(ending).copied();
+        let drafting: Vec<usize> = drafting.filter(|at| self.running[*at].has_drafts()).collect();
+        let share = self.sizes.draft_tokens_max / drafting.len().max(1);
+        for at in drafting {
+            self.running[at].draft(share);
         }
     }
 
@@ -412,19 +356,25 @@ impl Scheduler {
                 let sequence = &self.running[group[0]];
                 let slot = sequence.slots[0];
                 let read = self.cache.length(slot);
-                let embeds = sequence.prompt.embeds.f_narrow(0, read, positions)?; // [P, H]
+                let part = sequence.prompt.embeds.f_narrow(0, read, positions)?; // [P, H]
+                let drafted = sequence.drafted();
+                let embeds = match drafted {
+                    [] => part,
+                    ids => Tensor::f_cat(&[part, model.embed(ids)?], 0)?,
+                };
+                let predicted = 1 + drafted.len();
                 let began = Instant::now();
-                let logits = chunked.prefill_chunk(&embeds, &mut self.cache, slot, lora)?;
+                let logits = chunked.prefill_chunk(&embeds, count(predicted), &mut self.cache, slot, lora)?;
                 metrics::network_pass("prefill", began.elapsed());
                 if self.cache.length(slot) < sequence.prompt_positions {
                     return Ok(None);
                 }
-                (vec![slot], logits)
+                (vec![slot; predicted], logits)
             }
             Pass::Decode => {
                 // Neighbouring slots in order spare the cache copies.
                 let mut rows: Vec<(usize, i64)> = sequences().flat_map(Sequence::feeds).collect();
-                rows.sort_unstable();
+                rows.sort_by_key(|(slot, _)| *slot);
                 let (slots, ids): (Vec<usize>, Vec<i64>) = rows.into_iter().unzip();
                 let began = Instant::now();
                 let logits = model.step(&ids, &mut self.cache, &slots, lora)?;
@@ -448,8 +398,12 @@ impl Scheduler {
         found.map(|(_, set)| Some(*set)).ok_or(ModelError::NoLora { key })
     }
 
-    /// Takes the next token of each sequence of a group; what fails here concerns one sequence alone.
+    /// Takes the next tokens of each sequence of a group; what fails here concerns one sequence alone.
     fn advance(&mut self, group: &[usize], output: &PassOutput) {
+        let choice = Choice {
+            vocabulary: self.vocabulary,
+            end_ids: &self.end_ids,
+        };
         for at in group {
             let sequence = &mut self.running[*at];
             let (cache, prefixes) = (&mut self.cache, &mut self.prefixes);
@@ -458,10 +412,13 @@ impl Scheduler {
                     prefixes.keep(sequence, cache);
                     sequence.start();
                 }
-                sequence.advance(output, cache, self.vocabulary, &self.end_ids)
+                sequence.advance(output, cache, choice)
             }))
             .unwrap_or_else(|panic| Err(ModelError::panicked("sampler", &*panic)));
-            sequence.failure = advanced.err();
+            match advanced {
+                Ok((drafted, taken)) => metrics::tokens_chosen(drafted, taken),
+                Err(error) => sequence.failure = Some(error),
+            }
         }
     }
 

@@ -88,6 +88,12 @@ impl Generation {
         }
         self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
     }
+
+    /// Leaves the first so many tokens of an answer so far.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.ids.truncate(tokens);
+        self.log_probs.truncate(tokens);
+    }
 }
 
 impl Generation {
@@ -141,7 +147,17 @@ pub(super) struct PassOutput {
     pub(super) likeliest: Vec<(i64, f64)>,
 }
 
+/// What the tokens of an answer are chosen by.
+#[derive(Clone, Copy)]
+pub(super) struct Choice<'c> {
+    /// Ids from here on are never chosen.
+    pub(super) vocabulary: i64,
+    /// Tokens that end an answer.
+    pub(super) end_ids: &'c [i64],
+}
+
 impl PassOutput {
+    /// The first row of a slot; those behind it are of the tokens that were drafted.
     fn row_of(&self, slot: usize) -> usize {
         let row = self.slots.iter().position(|own| *own == slot);
         row.expect("every slot of the group was fed")
@@ -161,6 +177,9 @@ pub(super) struct Sequence {
     pub(super) slots: Vec<usize>,
     /// Whether its whole prompt is in the cache, and it has been readied for its tokens.
     pub(super) started: bool,
+    /// Tokens that may come next: the next step feeds them behind the last one, and those that are chosen
+    /// indeed need no step of their own.
+    draft: Vec<i64>,
     /// Why it cannot go on.
     pub(super) failure: Option<ModelError>,
     search: Search,
@@ -190,6 +209,7 @@ impl Sequence {
             tokens_max,
             slots: Vec::new(),
             started: false,
+            draft: Vec::new(),
             failure: None,
             search,
             prompt,
@@ -211,11 +231,34 @@ impl Sequence {
         self.started = true;
     }
 
-    /// What the next step feeds: a slot and a token for each row, hypotheses in order.
+    /// Whether tokens can be drafted for it: a CTC head has read the clip, and there is one hypothesis.
+    pub(super) fn has_drafts(&self) -> bool {
+        self.prompt.joint.is_some() && !matches!(self.prompt.options.strategy, Strategy::Beam(_))
+    }
+
+    /// The tokens that were drafted for the next pass.
+    pub(super) fn drafted(&self) -> &[i64] {
+        &self.draft
+    }
+
+    /// Drafts the tokens that the next pass feeds behind the last one, at most `most`: what the CTC head
+    /// reads behind the answer so far.
+    pub(super) fn draft(&mut self, most: usize) {
+        self.draft.clear();
+        if let (Search::Single { out, .. }, Some(joint)) = (&self.search, &self.prompt.joint) {
+            // One more token is chosen than there are drafted ones.
+            let left = self.tokens_max.saturating_sub(out.log_probs.len() + 1);
+            self.draft = joint.read_behind(&out.ids, most.min(left));
+        }
+    }
+
+    /// What the next step feeds: a slot and a token for each row, hypotheses and drafted tokens in order.
     pub(super) fn feeds(&self) -> Vec<(usize, i64)> {
         let last = |ids: &[i64]| *ids.last().expect("a running sequence has its first token");
         match &self.search {
-            Search::Single { out, .. } => vec![(self.slots[0], last(&out.ids))],
+            Search::Single { out, .. } => ([last(&out.ids)].iter().chain(&self.draft))
+                .map(|id| (self.slots[0], *id))
+                .collect(),
             Search::Beams { beams, live_slots } => {
                 let rows = live_slots.iter().zip(beams.live());
                 rows.map(|(slot, found)| (*slot, last(&found.ids))).collect()
@@ -248,7 +291,9 @@ impl Sequence {
         self.prompt.options.stop_loops && grammar.is_none_or(CompiledGrammar::has_free_text)
     }
 
-    /// Takes the next token, or the next of each hypothesis; a beam search's slots in `cache` follow.
+    /// Takes the next token, or the next of each hypothesis, and goes on as long as the token taken is the one
+    /// that was drafted; the slots of `cache` follow. How many tokens were drafted, and how many of them were
+    /// taken.
     ///
     /// # Errors
     /// [`ModelError`] when libtorch fails.
@@ -256,9 +301,34 @@ impl Sequence {
         &mut self,
         output: &PassOutput,
         cache: &mut KvCache,
-        vocabulary: i64,
-        end_ids: &[i64],
-    ) -> Result<(), ModelError> {
+        choice: Choice<'_>,
+    ) -> Result<(usize, usize), ModelError> {
+        let draft = std::mem::take(&mut self.draft);
+        let mut taken = 0;
+        loop {
+            let next = self.take_next(output, taken, cache, choice)?;
+            if self.is_complete() || next.is_none() || draft.get(taken).copied() != next {
+                break;
+            }
+            taken += 1;
+        }
+        if taken < draft.len() {
+            let wrong = i64::try_from(draft.len() - taken).unwrap_or(0);
+            cache.truncate(self.slots[0], cache.length(self.slots[0]) - wrong);
+        }
+        Ok((draft.len(), taken))
+    }
+
+    /// Takes the next token from the row that is so far behind the sequence's first; of a beam search the
+    /// next of each hypothesis, which are none that could have been drafted.
+    fn take_next(
+        &mut self,
+        output: &PassOutput,
+        behind: usize,
+        cache: &mut KvCache,
+        choice: Choice<'_>,
+    ) -> Result<Option<i64>, ModelError> {
+        let Choice { vocabulary, end_ids } = choice;
         let plain_greedy = self.is_plain_greedy();
         let rules = Rules {
             vocabulary,
@@ -271,7 +341,7 @@ impl Sequence {
         };
         match &mut self.search {
             Search::Single { out, state } => {
-                let row = output.row_of(self.slots[0]);
+                let row = output.row_of(self.slots[0]) + behind;
                 let (id, log_prob) = if plain_greedy {
                     output.likeliest[row]
                 } else {
@@ -286,6 +356,7 @@ impl Sequence {
                 if let (Some(grammar), Some(before)) = (rules.grammar, state.as_ref()) {
                     *state = grammar.advance(before, id);
                 }
+                return Ok(Some(id));
             }
             Search::Beams { beams, live_slots } => {
                 let rows: Vec<i64> = (live_slots.iter())
@@ -308,7 +379,7 @@ impl Sequence {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Whether nothing is to be added; cuts the repeats off an answer that is caught in a loop.
@@ -317,7 +388,11 @@ impl Sequence {
         match &mut self.search {
             Search::Beams { live_slots, .. } => live_slots.is_empty(),
             Search::Single { out, state } => {
-                if stops_loops && let Some(extra) = repeated_tail(&out.ids).filter(|_| !out.ended) {
+                let is_open = !out.ended && !out.looping;
+                if stops_loops
+                    && is_open
+                    && let Some(extra) = repeated_tail(&out.ids)
+                {
                     out.looping = true;
                     out.ids.truncate(out.ids.len() - extra);
                     out.log_probs.truncate(out.ids.len());

@@ -212,7 +212,8 @@ pub trait LanguageModel: Send {
         None
     }
 
-    /// Appends one token to each of `slots` and predicts what follows: `[B, V]`.
+    /// Appends one token to each of `slots` and predicts what follows: `[B, V]`. A slot that is named several
+    /// times gets as many tokens, in their order, and what follows each is predicted.
     ///
     /// # Errors
     /// [`ModelError`] when an id is outside the vocabulary or a slot is full.
@@ -227,18 +228,20 @@ pub trait LanguageModel: Send {
 
 /// A language model that can read a prompt in several passes: each position sees earlier ones only.
 pub trait ChunkedPrefill {
-    /// Appends the next positions of a prompt to the sequence of `slot` and predicts what follows the last of
-    /// them. In an empty slot a new sequence begins. The chunks of a prompt, one after the other, come to
-    /// what one [`LanguageModel::prefill`] of it does.
+    /// Appends the next positions of a prompt to the sequence of `slot` and predicts what follows each of
+    /// the `last` ones of them. In an empty slot a new sequence begins. The chunks of a prompt, one after the
+    /// other, come to what one [`LanguageModel::prefill`] of it does.
     ///
     /// # Shapes
-    /// `embeds` `[P, H]` → logits `[1, V]`.
+    /// `embeds` `[P, H]` → logits `[last, V]`.
     ///
     /// # Errors
-    /// [`ModelError`] when shapes disagree or the sequence does not fit its slot.
+    /// [`ModelError`] when shapes disagree, `last` is not from 1 to `P`, or the sequence does not fit its
+    /// slot.
     fn prefill_chunk(
         &self,
         embeds: &Tensor,
+        last: i64,
         cache: &mut KvCache,
         slot: usize,
         lora: Option<&LoraSet>,

@@ -285,13 +285,16 @@ impl KvCache {
     }
 
     /// Plans a step that appends one position to each of `slots`; nothing changes until [`KvCache::advance`].
+    /// To a slot that is named several times it appends as many, of which each sees those before it.
     ///
     /// # Errors
-    /// [`NnError::Shape`] for a slot that does not exist or is named twice; [`NnError::TooManyPositions`]
-    /// for one that is full.
+    /// [`NnError::Shape`] for a slot that does not exist; [`NnError::TooManyPositions`] for one that is full.
     pub fn plan_step(&self, slots: &[usize]) -> Result<StepPlan, NnError> {
-        self.check_slots(slots, true)?;
-        let positions: Vec<i64> = slots.iter().map(|slot| self.own.lengths[*slot]).collect();
+        self.check_slots(slots, false)?;
+        let before = |row: usize| slots[..row].iter().filter(|slot| **slot == slots[row]).count();
+        let positions: Vec<i64> = (slots.iter().enumerate())
+            .map(|(row, slot)| self.own.lengths[*slot] + before(row) as i64)
+            .collect();
         let lengths: Vec<i64> = positions.iter().map(|position| position + 1).collect();
         for length in &lengths {
             self.own.check(*length)?;

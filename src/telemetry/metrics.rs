@@ -150,6 +150,10 @@ fn describe() {
         "From admission to the first answer token, seconds."
     );
     describe_counter!("speechverse_decoder_tokens_total", "Answer tokens generated.");
+    describe_counter!(
+        "speechverse_decoder_draft_tokens_total",
+        "Tokens that were checked ahead, by outcome: taken into the answer, or wrong."
+    );
     describe_histogram!(
         "speechverse_answer_latency_seconds",
         "From admission to the acknowledged answer, seconds."
@@ -342,10 +346,17 @@ pub fn encoder_cache(hits: usize, misses: usize) {
     counter!("speechverse_encoder_cache_total", "outcome" => "miss").increment(misses as u64);
 }
 
-/// The decoder took one step that added a token to each of `answers` answers.
+/// The decoder took one step that added to each of `answers` answers.
 pub fn decoder_step(answers: usize) {
     histogram!("speechverse_decoder_batch_rows").record(answers as f64);
-    counter!("speechverse_decoder_tokens_total").increment(answers as u64);
+}
+
+/// Tokens were added to an answer: one, and those that were drafted and `taken`.
+pub fn tokens_chosen(drafted: usize, taken: usize) {
+    counter!("speechverse_decoder_tokens_total").increment(1 + taken as u64);
+    counter!("speechverse_decoder_draft_tokens_total", "outcome" => "taken").increment(taken as u64);
+    let wrong = drafted.saturating_sub(taken);
+    counter!("speechverse_decoder_draft_tokens_total", "outcome" => "wrong").increment(wrong as u64);
 }
 
 /// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do

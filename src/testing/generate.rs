@@ -29,6 +29,7 @@ pub fn generate_all(
         prompt_positions: 1 << 20,
         answer_positions: 1 << 20,
         prefill_positions_max: 0,
+        draft_tokens_max: 0,
         preallocate: false,
     };
     let mut scheduler = Scheduler::new(model, sizes, end_ids, vocabulary);

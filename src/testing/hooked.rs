@@ -134,6 +134,7 @@ impl<H: Fn(&Pass<'_>) -> Result<(), ModelError> + Send> ChunkedPrefill for Hooke
     fn prefill_chunk(
         &self,
         embeds: &Tensor,
+        last: i64,
         cache: &mut KvCache,
         slot: usize,
         lora: Option<&LoraSet>,
@@ -147,7 +148,7 @@ impl<H: Fn(&Pass<'_>) -> Result<(), ModelError> + Send> ChunkedPrefill for Hooke
             slots: &slots,
         };
         (self.hook)(&pass(PassPoint::BeforeChunk))?;
-        let logits = self.llm.prefill_chunk(embeds, cache, slot, lora)?;
+        let logits = self.llm.prefill_chunk(embeds, last, cache, slot, lora)?;
         (self.hook)(&pass(PassPoint::AfterChunk))?;
         Ok(logits)
     }

@@ -141,6 +141,7 @@ impl Harness {
             options: DecodeOptions::greedy(64),
             by_window: None,
             prefill_positions_max: 0,
+            draft_tokens_max: 0,
             preallocate: true,
         };
         let switch = failure.clone();

@@ -57,6 +57,7 @@ fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
         options,
         by_window: None,
         prefill_positions_max: 0,
+        draft_tokens_max: 0,
         preallocate: true,
     };
     Bench {

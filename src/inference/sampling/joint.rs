@@ -98,6 +98,11 @@ impl JointCtc {
         best.map(|(_, token)| token)
     }
 
+    /// What the CTC head reads behind the answer `ids`, at most `most` tokens.
+    pub fn read_behind(&self, ids: &[i64], most: usize) -> Vec<i64> {
+        self.scorer.read_behind(&self.prefix(ids), most)
+    }
+
     /// Tokens that are scored, with their indices in `meant`, in order.
     fn considered(&self, meant: &[f32], end_ids: &[i64]) -> Vec<(i64, usize)> {
         let index = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());

@@ -3,6 +3,7 @@
 
 mod chunks;
 mod constrained;
+mod drafts;
 mod failures;
 mod prefixes;
 mod random_model;
@@ -171,6 +172,7 @@ fn sizes(slots: usize, prompt_positions: usize, answer_positions: usize) -> Sche
         prompt_positions,
         answer_positions,
         prefill_positions_max: 0,
+        draft_tokens_max: 0,
         preallocate: true,
     }
 }

@@ -29,8 +29,9 @@ pub struct PrefixScorer {
     classes: Arc<[(i64, usize)]>,
     /// Tokens that are among the likeliest of any frame, in order.
     candidates: Arc<[i64]>,
-    /// The likeliest class of each frame.
-    path: Vec<i64>,
+    /// The likeliest class of each frame, and its token; none for the blank.
+    path: Arc<[i64]>,
+    path_tokens: Arc<[Option<i64>]>,
 }
 
 /// A prefix of an answer: where it may end in the clip, and how likely it is that what is said begins with
@@ -73,22 +74,21 @@ impl PrefixScorer {
     /// The view of log-probabilities `[P, 1 + C]`; the tokens that are classes 1, 2, 3 …, and the same in
     /// order of tokens.
     fn of_log_probabilities(by_frame: Vec<f32>, tokens: &[i64], classes: &Arc<[(i64, usize)]>) -> Self {
-        let (mut candidates, mut path) = (BTreeSet::new(), Vec::new());
+        let (mut candidates, mut path, mut path_tokens) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let token_of = |class: &usize| tokens.get(class.checked_sub(1)?).copied();
         for frame in by_frame.chunks_exact(1 + tokens.len()) {
             let likely = largest(frame, CANDIDATES_OF_FRAME);
             path.push(likely.first().map_or(0, |class| *class as i64));
-            candidates.extend(
-                likely
-                    .iter()
-                    .filter_map(|class| tokens.get(class.checked_sub(1)?)),
-            );
+            path_tokens.push(likely.first().and_then(token_of));
+            candidates.extend(likely.iter().filter_map(token_of));
         }
         Self {
             by_frame: by_frame.into(),
             frames: path.len(),
             classes: Arc::clone(classes),
             candidates: candidates.into_iter().collect(),
-            path,
+            path: path.into(),
+            path_tokens: path_tokens.into(),
         }
     }
 
@@ -149,6 +149,22 @@ impl PrefixScorer {
         let mut classes: Vec<(i64, usize)> = tokens.iter().copied().zip(1..).collect();
         classes.sort_unstable();
         Self::of_log_probabilities(by_frame, tokens, &classes.into())
+    }
+
+    /// A clip in which these tokens are read, one in each second frame, of tokens below `vocabulary`.
+    #[cfg(test)]
+    pub(crate) fn of_read(said: &[i64], vocabulary: i64) -> Self {
+        let width = usize::try_from(vocabulary).unwrap() + 1;
+        let frame = |class: usize| {
+            let mut frame = vec![(0.1 / (width - 1) as f32).ln(); width];
+            frame[class] = 0.9f32.ln();
+            frame
+        };
+        let classes = said.iter().flat_map(|token| [*token as usize + 1, 0]);
+        let by_frame = classes.flat_map(frame).collect();
+        let tokens: Vec<i64> = (0..vocabulary).collect();
+        let by_token: Vec<(i64, usize)> = tokens.iter().copied().zip(1..).collect();
+        Self::of_log_probabilities(by_frame, &tokens, &by_token.into())
     }
 
     /// The empty prefix.
@@ -250,16 +266,11 @@ impl PrefixScorer {
         }
     }
 
-    /// Greedy reading of what follows these tokens: from the frame on from which the likeliest path, behind
-    /// the likeliest alignments of the tokens before, is likeliest as a whole.
-    pub fn read_behind(&self, tokens: &[i64]) -> Vec<i64> {
-        let classes = self.path.iter().map(|class| usize::try_from(*class).unwrap_or(0));
-        let best: Vec<(usize, f64)> = (classes.enumerate())
-            .map(|(frame, class)| (class, self.at(class, frame)))
-            .collect();
-        let prefix = self.prefix(tokens);
+    /// Greedy reading of what follows a prefix, at most `most` tokens: from the frame on from which the
+    /// likeliest path, behind the likeliest alignments of the prefix, is likeliest as a whole.
+    pub fn read_behind(&self, prefix: &Prefix, most: usize) -> Vec<i64> {
         let (mut behind, mut found) = (0.0, (NEVER, self.frames, 0));
-        for frame in (0..self.frames).rev() {
+        for (frame, class) in self.path.iter().enumerate().rev() {
             let last = prefix
                 .last
                 .filter(|_| prefix.on_token[frame] > prefix.on_blank[frame]);
@@ -267,13 +278,17 @@ impl PrefixScorer {
             if score > found.0 {
                 found = (score, frame + 1, last.unwrap_or(0));
             }
-            behind += best[frame].1;
+            behind += self.at(usize::try_from(*class).unwrap_or(0), frame);
         }
-        let (_, from, mut before) = found;
+        let (_, from, before) = found;
+        let mut before = i64::try_from(before).unwrap_or(0);
         let mut read = Vec::new();
-        for (class, _) in &best[from..] {
-            if *class != 0 && *class != before {
-                read.extend((self.classes.iter()).find_map(|(id, own)| (own == class).then_some(*id)));
+        for (class, token) in self.path.iter().zip(self.path_tokens.iter()).skip(from) {
+            if read.len() >= most {
+                break;
+            }
+            if *class != before {
+                read.extend(*token);
             }
             before = *class;
         }
@@ -419,16 +434,19 @@ mod tests {
         };
         let path: Vec<[f64; 3]> = [1, 1, 0, 2, 0, 1, 2].into_iter().map(likely).collect();
         let scorer = PrefixScorer::of_frames(&path, &TOKENS);
+        let behind = |scorer: &PrefixScorer, tokens: &[i64]| scorer.read_behind(&scorer.prefix(tokens), 9);
 
-        assert_eq!(scorer.read_behind(&[]), [70, 40, 70, 40]);
-        assert_eq!(scorer.read_behind(&[70]), [40, 70, 40]);
-        assert_eq!(scorer.read_behind(&[70, 40]), [70, 40]);
-        assert!(scorer.read_behind(&[70, 40, 70, 40]).is_empty());
+        assert_eq!(behind(&scorer, &[]), [70, 40, 70, 40]);
+        assert_eq!(behind(&scorer, &[70]), [40, 70, 40]);
+        assert_eq!(behind(&scorer, &[70, 40]), [70, 40]);
+        assert!(behind(&scorer, &[70, 40, 70, 40]).is_empty());
+        assert_eq!(scorer.read_behind(&scorer.start(), 3), [70, 40, 70]);
+        assert!(scorer.read_behind(&scorer.start(), 0).is_empty());
         // Another token was chosen where 40 is likelier.
-        assert_eq!(scorer.read_behind(&[70, 70]), [40]);
-        assert_eq!(scorer.read_behind(&[5, 70]), [40, 70, 40], "no class of the head");
+        assert_eq!(behind(&scorer, &[70, 70]), [40]);
+        assert_eq!(behind(&scorer, &[5, 70]), [40, 70, 40], "no class of the head");
         let nothing = PrefixScorer::of_frames::<3>(&[], &TOKENS);
-        assert!(nothing.read_behind(&[70]).is_empty());
+        assert!(behind(&nothing, &[70]).is_empty());
     }
 
     #[test]

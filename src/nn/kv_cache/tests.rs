@@ -243,3 +243,38 @@ fn a_prompt_in_a_buffer_of_its_own_has_no_prefix_to_copy() {
     let _ = step(&mut cache, &[0], &[1.0]);
     assert!(cache.prefix(0, 1).is_none());
 }
+
+#[test]
+fn a_slot_that_is_named_several_times_gets_as_many_positions_and_each_sees_those_before_it() {
+    let mut cache = cache(3, None);
+    begin(&mut cache, 0, 10.0, 2);
+    begin(&mut cache, 2, 20.0, 1);
+
+    let plan = cache.plan_step(&[0, 2, 2, 2, 0]).unwrap();
+
+    assert_eq!(Vec::<i64>::try_from(plan.positions()).unwrap(), [2, 1, 2, 3, 3]);
+    let new = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0, 5.0]).view([-1, 1, 1, 1]);
+    cache.append(0, &plan, &new, &new);
+    cache.append(1, &plan, &(&new + 100.0), &new);
+    let (keys, _) = cache.seen(0, &plan);
+    let mask = plan.mask().unwrap().view([5, -1]);
+    let seen = |row: i64| {
+        let own = keys.get(row).reshape([-1]).masked_select(&mask.get(row));
+        Vec::<f32>::try_from(own).unwrap()
+    };
+    assert_eq!(seen(0), [10.0, 11.0, 1.0]);
+    assert_eq!(seen(4), [10.0, 11.0, 1.0, 5.0]);
+    assert_eq!(seen(1), [20.0, 2.0]);
+    assert_eq!(seen(3), [20.0, 2.0, 3.0, 4.0]);
+    cache.advance(&plan);
+    assert_eq!([0, 1, 2].map(|slot| cache.length(slot)), [4, 0, 4]);
+
+    cache.truncate(2, 2);
+    assert_eq!(step(&mut cache, &[2, 0], &[7.0, 8.0])[0], [20.0, 2.0, 7.0]);
+    assert!(cache.plan_step(&[0; 3]).is_ok());
+    assert!(matches!(
+        cache.plan_step(&[0; 4]),
+        Err(NnError::TooManyPositions { .. })
+    ));
+    assert!(cache.plan_step(&[1, 3]).is_err(), "there are three slots");
+}

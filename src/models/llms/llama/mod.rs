@@ -421,6 +421,7 @@ impl ChunkedPrefill for Llama {
     fn prefill_chunk(
         &self,
         embeds: &Tensor,
+        last: i64,
         cache: &mut KvCache,
         slot: usize,
         lora: Option<&LoraSet>,
@@ -429,6 +430,13 @@ impl ChunkedPrefill for Llama {
         let count = embeds.size().first().copied().unwrap_or(0);
         let embeds = embeds.f_unsqueeze(0)?; // [1, P, H]
         self.check_batch(&embeds, &[count])?;
+        if last < 1 || last > count {
+            return Err(ModelError::Shape {
+                what: "the positions of a part of a prompt behind which something is predicted",
+                expected: format!("1 to {count}"),
+                found: vec![last],
+            });
+        }
         let plan = cache.plan_chunk(slot, count)?;
         let places = plan.positions();
         let positions = Tensor::arange_start(places.start, places.end, (Kind::Int64, self.device));
@@ -445,7 +453,8 @@ impl ChunkedPrefill for Llama {
             hidden = layer.finish(&hidden, &attended, lora);
         }
         cache.advance_chunk(&plan);
-        Ok(self.logits(&self.norm.forward(&hidden.select(1, count - 1)))) // [1, V]
+        let hidden = hidden.get(0).narrow(0, count - last, last); // [last, H]
+        Ok(self.logits(&self.norm.forward(&hidden)))
     }
 }
 

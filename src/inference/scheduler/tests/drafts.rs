@@ -1,0 +1,232 @@
+//! Tokens that the CTC head reads are checked ahead: which tokens an answer has does not depend on it.
+
+use super::*;
+use crate::inference::JointCtc;
+use crate::models::adapter::PrefixScorer;
+use crate::models::open_language_model;
+use crate::nn::accel::Placement;
+
+const ENDS: [i64; 2] = [3, 50];
+
+fn drafting(slots: usize, draft_tokens_max: usize) -> SchedulerSizes {
+    SchedulerSizes {
+        draft_tokens_max,
+        ..sizes(slots, 20, 20)
+    }
+}
+
+/// Greedy answers that are not cut where they repeat themselves, as those of random models do.
+fn greedy(tokens_max: usize) -> DecodeOptions {
+    DecodeOptions {
+        stop_loops: false,
+        ..DecodeOptions::greedy(tokens_max)
+    }
+}
+
+/// A prompt of a clip in which `said` is read.
+fn spoken(
+    model: &dyn LanguageModel,
+    ids: &[i64],
+    options: DecodeOptions,
+    said: &[i64],
+    weight: f64,
+) -> Prompt {
+    let scorer = PrefixScorer::of_read(said, model.info().vocab);
+    Prompt {
+        joint: Some(JointCtc::new(scorer, weight)),
+        ..prompt(model, ids, options)
+    }
+}
+
+fn answers(
+    model: &dyn LanguageModel,
+    sizes: SchedulerSizes,
+    prompts: impl IntoIterator<Item = Prompt>,
+) -> Vec<Generation> {
+    let mut scheduler = Scheduler::new(model, sizes, &ENDS, model.info().vocab);
+    for prompt in prompts {
+        scheduler.add(RequestId::next(), prompt).unwrap();
+    }
+    let mut found = run(&mut scheduler, model, &[]);
+    assert_eq!(scheduler.free_slots(), sizes.slots);
+    found.sort_by_key(|(id, _)| *id);
+    found.into_iter().map(|(_, ended)| ended.unwrap()).collect()
+}
+
+/// Prompts of every kind; what is read of their clips is the model's own answer, with errors in most.
+fn prompts(model: &dyn LanguageModel, weight: f64) -> Vec<Prompt> {
+    let kinds = every_kind().into_iter().cycle().take(24).enumerate();
+    kinds
+        .map(|(number, options)| {
+            let number = number as i64;
+            let ids: Vec<i64> = (0..1 + number % 4)
+                .map(|at| (7 + 31 * at + number) % model.info().vocab)
+                .collect();
+            let own = generate_alike(model, &[model.embed(&ids).unwrap()], options, 4, &ENDS).unwrap();
+            let mut said = own[0].ids.clone();
+            let middle = said.len() / 2;
+            match number % 4 {
+                1 if !said.is_empty() => said[middle] = 17,
+                2 => drop(said.drain(..middle)),
+                3 => said.extend([5, 5, 8]),
+                _ => {}
+            }
+            spoken(model, &ids, options, &said, weight)
+        })
+        .collect()
+}
+
+#[test]
+fn answers_of_every_kind_are_those_of_one_token_a_step() {
+    let llama = tiny();
+    let t5 = open_language_model(&fixture("t5_gated"), &Placement::reference()).unwrap();
+    for model in [&llama as &dyn LanguageModel, t5.as_ref()] {
+        for (weight, slots) in [(0.0, 4), (0.3, 3), (0.6, 7)] {
+            let right = answers(model, drafting(slots, 0), prompts(model, weight));
+            for (most, prefill_positions_max) in [(1, 0), (5, 2), (16, 0), (16, 1), (200, 3)] {
+                let sizes = SchedulerSizes {
+                    prefill_positions_max,
+                    ..drafting(slots, most)
+                };
+                let found = answers(model, sizes, prompts(model, weight));
+                for (number, (found, right)) in found.iter().zip(&right).enumerate() {
+                    let at = format!("answer {number}, weight {weight}, {most} ahead");
+                    assert_eq!(found.ids, right.ids, "{at}");
+                    assert_eq!((found.ended, found.looping), (right.ended, right.looping), "{at}");
+                    assert_eq!(found.log_probs.len(), right.log_probs.len(), "{at}");
+                    assert!((found.score() - right.score()).abs() < 1e-4, "{at}");
+                    assert_eq!(found.agreement, right.agreement, "{at}");
+                }
+            }
+        }
+    }
+}
+
+/// The tiny model, and how many rows each of its steps had.
+fn counting_rows() -> (impl LanguageModel, Arc<Mutex<Vec<usize>>>) {
+    let rows = Arc::new(Mutex::new(Vec::new()));
+    let hook = {
+        let rows = Arc::clone(&rows);
+        move |pass: &HookedPass<'_>| {
+            if matches!(pass.point, PassPoint::AfterStep) {
+                rows.lock().unwrap().push(pass.slots.len());
+            }
+            Ok(())
+        }
+    };
+    (HookedModel { llm: tiny(), hook }, rows)
+}
+
+#[test]
+fn what_is_read_right_takes_few_steps_and_what_is_read_wrong_no_more_than_without() {
+    let (model, rows) = counting_rows();
+    let options = greedy(9);
+    let own = generate_alike(&tiny(), &[tiny().embed(&[5, 6]).unwrap()], options, 1, &ENDS)
+        .unwrap()
+        .remove(0);
+    assert_eq!(own.ids.len(), 9, "{own:?}");
+    let steps = |said: &[i64], most: usize| {
+        rows.lock().unwrap().clear();
+        let found = answers(
+            &model,
+            drafting(1, most),
+            [spoken(&model, &[5, 6], options, said, 0.0)],
+        );
+        assert_eq!(found[0].ids, own.ids);
+        std::mem::take(&mut *rows.lock().unwrap())
+    };
+
+    assert_eq!(steps(&own.ids, 0), [1; 8]);
+    // The first token is the prompt's; of nine, at most seven are drafted behind it.
+    assert_eq!(steps(&own.ids, 16), [8]);
+    assert_eq!(steps(&own.ids, 3), [4, 4]);
+    let wrong: Vec<i64> = own.ids.iter().map(|id| (id + 1) % 50 + 4).collect();
+    assert!(steps(&wrong, 16).len() <= 8);
+}
+
+#[test]
+fn a_prompts_last_part_is_read_with_drafts_and_earlier_ones_without() {
+    let (model, read) = counting();
+    let options = greedy(9);
+    let ids = [5, 6, 7, 8, 9];
+    let own = generate_alike(&tiny(), &[tiny().embed(&ids).unwrap()], options, 1, &ENDS)
+        .unwrap()
+        .remove(0);
+    assert!(own.ids.len() > 5, "{own:?}");
+    for most in [0, 4, 16] {
+        let sizes = SchedulerSizes {
+            prefill_positions_max: 2,
+            ..drafting(1, most)
+        };
+        read.lock().unwrap().clear();
+
+        let found = answers(&model, sizes, [spoken(&model, &ids, options, &own.ids, 0.0)]);
+
+        assert_eq!(found[0].ids, own.ids);
+        let drafted = most.min(own.ids.len()).min(8) as i64;
+        assert_eq!(read.lock().unwrap()[..], [2, 2, 1 + drafted], "{most}");
+    }
+}
+
+#[test]
+fn drafts_are_shared_by_the_answers_that_can_have_some() {
+    let (model, rows) = counting_rows();
+    let options = greedy(9);
+    let long: Vec<i64> = (0..30).map(|at| 4 + at % 40).collect();
+    let all = || {
+        let clip = |id: i64| spoken(&model, &[id], options, &long, 0.95);
+        [clip(5), clip(6), clip(7), prompt(&model, &[8], options)]
+    };
+
+    answers(&model, drafting(4, 6), all());
+
+    // Three answers of a clip with two drafted tokens each, and one without.
+    assert_eq!(rows.lock().unwrap()[0], 3 * 3 + 1);
+}
+
+#[test]
+fn an_answer_that_fills_its_slot_drafts_no_further() {
+    let model = tiny();
+    let sizes = SchedulerSizes {
+        preallocate: false,
+        ..drafting(1, 16)
+    };
+    let said: Vec<i64> = (0..40).map(|at| 4 + (at * 7) % 40).collect();
+    for tokens_max in [1, 2, 7, 20, 60] {
+        let clip = || [spoken(&model, &[5; 20], greedy(tokens_max), &said, 0.9)];
+        let found = answers(&model, sizes, clip());
+        let right = answers(&model, drafting(1, 0), clip());
+        assert_eq!(found[0].ids, right[0].ids, "{tokens_max}");
+    }
+}
+
+#[test]
+fn a_step_that_fails_with_drafts_leaves_the_answers_as_they_are() {
+    let failures = Arc::new(Mutex::new(0));
+    let hook = {
+        let failures = Arc::clone(&failures);
+        move |pass: &HookedPass<'_>| {
+            // Steps of several sequences fail after the cache has counted their positions.
+            let first = pass.slots.first();
+            if matches!(pass.point, PassPoint::AfterStep) && pass.slots.iter().any(|slot| Some(slot) != first)
+            {
+                *failures.lock().unwrap() += 1;
+                return Err(ModelError::EmptyBatch); // any error will do
+            }
+            Ok(())
+        }
+    };
+    let model = HookedModel { llm: tiny(), hook };
+    let clips = || {
+        let said = |number: i64| -> Vec<i64> { (0..9).map(|at| 4 + (at * 7 + number) % 40).collect() };
+        (0..6).map(move |number| spoken(&tiny(), &[5, number], greedy(9), &said(number), 0.5))
+    };
+
+    let found = answers(&model, drafting(4, 8), clips());
+
+    let right = answers(&tiny(), drafting(4, 0), clips());
+    for (found, right) in found.iter().zip(&right) {
+        assert_eq!(found.ids, right.ids);
+    }
+    assert!(*failures.lock().unwrap() > 2);
+}
