@@ -32,6 +32,8 @@ const POLL_UNFINISHED: Duration = Duration::from_millis(5);
 const STEPS_MAX: usize = 8;
 /// Longest that reading waits to begin at another offset.
 const SEEK_MAX: Duration = Duration::from_secs(1);
+/// Longest that an answer is waited for that nobody needs.
+const WAKE_MAX: Duration = Duration::from_millis(100);
 /// Longest that the group's offsets are waited for, once an assignment.
 const OFFSETS_MAX: Duration = Duration::from_secs(2);
 /// Least time that a last commit may take, while the group is sharing out its partitions.
@@ -351,7 +353,7 @@ impl Reading {
             if pause {
                 self.consumer.pause(&assignment)
             } else {
-                self.consumer.resume(&assignment)
+                self.resume(&assignment)
             }
         });
         match changed {
@@ -381,7 +383,7 @@ impl Reading {
             .slowed
             .difference(&wanted)
             .filter(|partition| assigned.contains(partition));
-        let resumed = self.consumer.resume(&list(over));
+        let resumed = self.resume(&list(over));
         match paused.and(resumed) {
             Ok(()) => {
                 self.slowed = wanted;
@@ -389,6 +391,21 @@ impl Reading {
             }
             Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
         }
+    }
+
+    /// Resumes partitions, at once: librdkafka (2.12) does not wake the thread of their broker, which, where
+    /// nothing else is fetched from it, looks for partitions to fetch once a second only. A request does.
+    fn resume(&self, partitions: &TopicPartitionList) -> Result<(), ClientError> {
+        if partitions.count() == 0 {
+            return Ok(());
+        }
+        self.consumer.resume(partitions)?;
+        let mut ends = partitions.clone();
+        ends.set_all_offsets(Offset::End)?;
+        if let Err(error) = self.consumer.offsets_for_times(ends, WAKE_MAX) {
+            debug!(%error, "partitions are resumed, and read a little later");
+        }
+        Ok(())
     }
 
     fn tell_paused(&self) {

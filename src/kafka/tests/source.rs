@@ -145,6 +145,32 @@ async fn too_many_records_in_flight_pause_the_source_until_half_are_finished() {
     assert!(running.is_silent().await);
 }
 
+/// librdkafka alone may look for what to fetch a second after it is resumed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_paused_reads_on_at_once() {
+    const PAUSES: usize = 12;
+    let mut cluster = Cluster::quick(1);
+    cluster.config.in_flight_records_max = 2;
+    cluster.publish(2 * PAUSES).await;
+    let running = cluster.start();
+    let mut waited = Duration::ZERO;
+    let mut in_flight = running.records(2).await;
+
+    for _ in 1..PAUSES {
+        // Long enough for its fetches to end.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let began = std::time::Instant::now();
+        for record in in_flight {
+            running.tracker.release(&record.record_offset);
+        }
+        in_flight = running.records(2).await;
+        waited += began.elapsed();
+    }
+
+    // Half a second for each on average without a request, on a busy machine more.
+    assert!(waited < Duration::from_millis(200) * PAUSES as u32, "{waited:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_is_read() {
     const RECORDS: usize = 20;
