@@ -7,8 +7,8 @@
 //! its sequences are tried one by one, and only those at fault end.
 //!
 //! Where a CTC head has read the clip, what it reads behind an answer is fed along with the answer's last
-//! token, so that one pass predicts what follows each of them: as far as the tokens chosen are those that were
-//! read, they need no step of their own. Which tokens are chosen does not change.
+//! token, so that one pass predicts what follows each of them: as far as the tokens chosen are those that
+//! were read, they need no step of their own. Which tokens are chosen does not change.
 //!
 //! Sources of the ideas: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022); speculative
 //! decoding (Leviathan, Kalman and Matias, ICML 2023), with the CTC head in place of a smaller model.
@@ -269,8 +269,8 @@ impl Scheduler {
         PrefillPlan::new(unread, positions_max, chunked)
     }
 
-    /// Drafts tokens that the step is to check, as many for each sequence that can have some: those that run,
-    /// and those whose prompts are read to the end by a part of their own.
+    /// Drafts tokens that the step is to check, as many for each sequence that can have some: those that
+    /// run, and those whose prompts are read to the end by a part of their own.
     fn draft(&mut self, started: &[usize], plan: &PrefillPlan) {
         let unread = |(at, positions): &&(usize, i64)| {
             let sequence = &self.running[*at];

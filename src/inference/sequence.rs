@@ -291,9 +291,9 @@ impl Sequence {
         self.prompt.options.stop_loops && grammar.is_none_or(CompiledGrammar::has_free_text)
     }
 
-    /// Takes the next token, or the next of each hypothesis, and goes on as long as the token taken is the one
-    /// that was drafted; the slots of `cache` follow. How many tokens were drafted, and how many of them were
-    /// taken.
+    /// Takes the next token, or the next of each hypothesis, and goes on as long as the token taken is the
+    /// one that was drafted; the slots of `cache` follow. How many tokens were drafted, and how many of them
+    /// were taken.
     ///
     /// # Errors
     /// [`ModelError`] when libtorch fails.
