@@ -267,15 +267,17 @@ impl Decoder {
         }
         let version = adapter.version().to_owned();
         let begun = context.so_far.as_ref().map(ReadSegment::confirmed);
+        let begun = begun.unwrap_or_default();
+        let passed = begun.ids.len() / self.args.config.partial_tokens;
         let request = self.generate_request(&context.request, Input::Features { features, adapter });
-        let id = self.generator.go_on(request, begun.unwrap_or_default());
+        let id = self.generator.go_on(request, begun);
         let active = Active {
             phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
             context,
             version,
             started: Instant::now(),
             began: false,
-            passed: 0,
+            passed,
         };
         self.active.insert(id, active);
     }

@@ -245,9 +245,10 @@ pub struct DecoderConfig {
     pub prefill_positions_max: usize,
     /// Most tokens of transcripts that one step checks ahead, of all running answers together: what the CTC
     /// head reads behind them, so that several tokens may come out of one step. 0 for none. The answers do
-    /// not depend on it.
+    /// not depend on it, but for rounding. Steps of 24 rows, drafts included, get no further ones.
     pub draft_tokens_max: usize,
-    /// A request with `ce_partials` gets the text so far whenever so many tokens have been added.
+    /// A request with `ce_partials` gets the text so far when a multiple of so many tokens is passed, up to
+    /// there; several may be passed at once.
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,

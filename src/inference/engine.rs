@@ -110,8 +110,8 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
         !self.waiting.is_empty() || self.generator.has_unfinished()
     }
 
-    /// Encodes the sound of waiting requests as far as their answers can start, and advances each answer by
-    /// one token.
+    /// Encodes the sound of waiting requests as far as their answers can start, and advances each answer by a
+    /// token or more.
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = self.extract_waiting();
         events.extend(self.generator.step());

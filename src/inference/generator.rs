@@ -180,8 +180,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         Ok(self.model().text(generation)?)
     }
 
-    /// Starts waiting requests as far as there are slots, and advances each answer by one token. What fails,
-    /// a panic included, ends the request at fault with an event and no other.
+    /// Starts waiting requests as far as there are slots, and advances each answer by a token or more. What
+    /// fails, a panic included, ends the request at fault with an event and no other.
     pub fn step(&mut self) -> Vec<Event> {
         let _no_grad = tch::no_grad_guard();
         let mut events = Vec::new();

@@ -1,5 +1,5 @@
-//! `Scheduler`: sequences are added, start when there are slots for them, advance together one token a step,
-//! and are removed when they are finished.
+//! `Scheduler`: sequences are added, start when there are slots for them, advance together step by step, and
+//! are removed when they are finished.
 //!
 //! One piece of code above every [`LanguageModel`]: it asks for *prefill* and *step over slots* and samples
 //! tokens. A greedy or sampled answer takes one slot, a beam search as many as it has beams. An answer does
@@ -8,7 +8,7 @@
 //!
 //! Where a CTC head has read the clip, what it reads behind an answer is fed along with the answer's last
 //! token, so that one pass predicts what follows each of them: as far as the tokens chosen are those that
-//! were read, they need no step of their own. Which tokens are chosen does not change.
+//! were read, they need no step of their own. Which tokens are chosen does not change, but for rounding.
 //!
 //! Sources of the ideas: continuous (iteration-level) batching, Orca (Yu et al., OSDI 2022); speculative
 //! decoding (Leviathan, Kalman and Matias, ICML 2023), with the CTC head in place of a smaller model.
@@ -29,6 +29,9 @@ use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
+
+/// Rows of a step up to which drafts are added: more leave the kernels for few rows.
+const STEP_ROWS_MAX: usize = 24;
 
 /// Sizes of a [`Scheduler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +202,8 @@ impl Scheduler {
 
     /// Starts what waits as far as there are slots, reads prompts in the order in which they were added, as
     /// far as [`SchedulerSizes::prefill_positions_max`] allows, and advances every other sequence by one
-    /// token, or by more where it could be foreseen what they are. A sequence gets its first token in the step in which its prompt is read to the end.
+    /// token, or by several where they were drafted. A sequence gets its first token in the step in which its
+    /// prompt is read to the end.
     ///
     /// A failure, a panic of the model included, ends only the sequences at fault; it is in the output.
     pub fn step(&mut self, model: &dyn LanguageModel, loras: Loras<'_>) -> StepOutput {
@@ -279,9 +283,21 @@ impl Scheduler {
         let ending = plan.chunks.iter().filter(unread).map(|(at, _)| at);
         let drafting = started.iter().chain(ending).copied();
         let drafting: Vec<usize> = drafting.filter(|at| self.running[*at].has_drafts()).collect();
-        let share = self.sizes.draft_tokens_max / drafting.len().max(1);
-        for at in drafting {
-            self.running[at].draft(share);
+        let rows: usize = started.iter().map(|at| self.running[*at].slots_in_use()).sum();
+        let most = self
+            .sizes
+            .draft_tokens_max
+            .min(STEP_ROWS_MAX.saturating_sub(rows));
+        let (share, rest) = match drafting.len() {
+            0 => return,
+            count => (most / count, most % count),
+        };
+        for (place, at) in drafting.into_iter().enumerate() {
+            let sequence = &mut self.running[at];
+            let most = share + usize::from(place < rest);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| sequence.draft(most))) {
+                sequence.failure = Some(ModelError::panicked("CTC head", &*panic));
+            }
         }
     }
 

@@ -231,6 +231,14 @@ impl Sequence {
         self.started = true;
     }
 
+    /// Tokens that its answer begins with at the end of its prompt, while it waits.
+    pub(super) fn begun(&self) -> usize {
+        match &self.search {
+            Search::Single { out, .. } => out.log_probs.len(),
+            Search::Beams { .. } => 0,
+        }
+    }
+
     /// Whether tokens can be drafted for it: a CTC head has read the clip, and there is one hypothesis.
     pub(super) fn has_drafts(&self) -> bool {
         self.prompt.joint.is_some() && !matches!(self.prompt.options.strategy, Strategy::Beam(_))
@@ -247,8 +255,10 @@ impl Sequence {
         self.draft.clear();
         if let (Search::Single { out, .. }, Some(joint)) = (&self.search, &self.prompt.joint) {
             // One more token is chosen than there are drafted ones.
-            let left = self.tokens_max.saturating_sub(out.log_probs.len() + 1);
-            self.draft = joint.read_behind(&out.ids, most.min(left));
+            let most = most.min(self.tokens_max.saturating_sub(out.log_probs.len() + 1));
+            if most > 0 {
+                self.draft = joint.read_behind(&out.ids, most);
+            }
         }
     }
 

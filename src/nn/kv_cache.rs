@@ -120,7 +120,7 @@ impl KvCache {
     }
 
     /// Forgets what a slot holds from `length` on, an encoder–decoder's prompt not counted: a step that
-    /// failed halfway.
+    /// failed halfway, or tokens that were drafted and not taken.
     pub fn truncate(&mut self, slot: usize, length: i64) {
         if let Some(own) = self.own.lengths.get_mut(slot) {
             *own = length.min(*own);
@@ -132,13 +132,17 @@ impl KvCache {
         self.own.bytes() + self.prompt.as_ref().map_or(0, KvBuffer::bytes)
     }
 
-    /// Slots must exist and, where they are written, be named once.
+    /// Slots must exist and, where whole sequences begin or move, be named once.
     fn check_slots(&self, slots: &[usize], once: bool) -> Result<(), NnError> {
         for (row, slot) in slots.iter().enumerate() {
             if *slot >= self.slots() || (once && slots[..row].contains(slot)) {
                 return Err(NnError::Shape {
                     what: "the list of cache slots",
-                    expected: format!("different slots below {}", self.slots()),
+                    expected: format!(
+                        "slots below {}{}",
+                        self.slots(),
+                        if once { ", each once" } else { "" }
+                    ),
                     found: slots.iter().map(|slot| *slot as i64).collect(),
                 });
             }
@@ -319,6 +323,10 @@ impl KvCache {
 
     /// Writes one layer's new keys and values, `[B, N_kv, 1, head_dim]`.
     pub fn append(&mut self, layer: usize, plan: &StepPlan, keys: &Tensor, values: &Tensor) {
+        // From here on, so that what a failed pass leaves behind is wiped before the slot's next sequence.
+        for (slot, position) in plan.slots.iter().zip(&plan.positions) {
+            self.own.written[*slot] = self.own.written[*slot].max(position + 1);
+        }
         let (own_keys, own_values) = &mut self.own.layers[layer];
         for (own, new) in [(own_keys, keys), (own_values, values)] {
             // SAFETY: the buffer belongs to this cache alone, which is borrowed exclusively; the views of it
@@ -370,7 +378,6 @@ impl KvCache {
     pub fn advance(&mut self, plan: &StepPlan) {
         for slot in &plan.slots {
             self.own.lengths[*slot] += 1;
-            self.own.written[*slot] = self.own.written[*slot].max(self.own.lengths[*slot]);
         }
     }
 }

@@ -149,10 +149,13 @@ fn describe() {
         "speechverse_decoder_first_token_seconds",
         "From admission to the first answer token, seconds."
     );
-    describe_counter!("speechverse_decoder_tokens_total", "Answer tokens generated.");
+    describe_counter!(
+        "speechverse_decoder_tokens_total",
+        "Answer tokens generated, those of readings, warm-up and validation included."
+    );
     describe_counter!(
         "speechverse_decoder_draft_tokens_total",
-        "Tokens that were checked ahead, by outcome: taken into the answer, or wrong."
+        "Tokens that the CTC head drafted, by outcome: taken into the answer, or not."
     );
     describe_histogram!(
         "speechverse_answer_latency_seconds",
@@ -258,6 +261,9 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
         counter!("speechverse_store_puts_total", "outcome" => outcome).increment(0);
     }
     encoder_cache(0, 0);
+    for outcome in ["taken", "not_taken"] {
+        counter!("speechverse_decoder_draft_tokens_total", "outcome" => outcome).increment(0);
+    }
     for kind in ["answer", "dead_letter", "event"] {
         counter!("speechverse_records_refused_total", "kind" => kind).increment(0);
     }
@@ -355,8 +361,8 @@ pub fn decoder_step(answers: usize) {
 pub fn tokens_chosen(drafted: usize, taken: usize) {
     counter!("speechverse_decoder_tokens_total").increment(1 + taken as u64);
     counter!("speechverse_decoder_draft_tokens_total", "outcome" => "taken").increment(taken as u64);
-    let wrong = drafted.saturating_sub(taken);
-    counter!("speechverse_decoder_draft_tokens_total", "outcome" => "wrong").increment(wrong as u64);
+    let rest = drafted.saturating_sub(taken);
+    counter!("speechverse_decoder_draft_tokens_total", "outcome" => "not_taken").increment(rest as u64);
 }
 
 /// How many decoder slots hold a live sequence; slots that a beam search has reserved and does not use yet do

@@ -127,23 +127,20 @@ impl JointCtc {
         score as f32 * self.weight as f32
     }
 
-    /// The prefix of these tokens, grown from that of all but the last where it is kept.
+    /// The prefix of these tokens, grown from the longest of its beginnings that is kept.
     fn prefix(&self, ids: &[i64]) -> Arc<Prefix> {
         let mut prefixes = self.prefixes.borrow_mut();
-        let find = |wanted: &[i64]| {
-            let found = prefixes.iter().find(|(known, _)| known == wanted)?;
-            Some(Arc::clone(&found.1))
+        let known = prefixes.iter().filter(|(known, _)| ids.starts_with(known));
+        let (known, mut prefix) = match known.max_by_key(|(known, _)| known.len()) {
+            Some((known, prefix)) => (known.len(), Arc::clone(prefix)),
+            None => (0, Arc::new(self.scorer.start())),
         };
-        if let Some(known) = find(ids) {
-            return known;
+        if known == ids.len() {
+            return prefix;
         }
-        let before = ids
-            .split_last()
-            .and_then(|(last, before)| Some((find(before)?, *last)));
-        let prefix = Arc::new(match before {
-            Some((before, last)) => self.scorer.advance(&before, last),
-            None => self.scorer.prefix(ids),
-        });
+        for token in &ids[known..] {
+            prefix = Arc::new(self.scorer.advance(&prefix, *token));
+        }
         if prefixes.len() >= PREFIXES_MAX {
             prefixes.remove(0);
         }

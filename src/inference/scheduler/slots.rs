@@ -38,7 +38,9 @@ impl Scheduler {
 
     /// Positions that a sequence needs for its prompt, and for its answer.
     fn positions_of(&self, sequence: &Sequence) -> (i64, i64) {
-        let answer = self.limits.answer_positions(count(sequence.tokens_max));
+        // The first tokens of an answer that goes on are positions of its prompt.
+        let tokens = sequence.tokens_max - sequence.begun().min(sequence.tokens_max);
+        let answer = self.limits.answer_positions(count(tokens));
         (sequence.prompt_positions, answer)
     }
 

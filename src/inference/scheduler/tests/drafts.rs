@@ -201,6 +201,114 @@ fn an_answer_that_fills_its_slot_drafts_no_further() {
 }
 
 #[test]
+fn an_encoder_decoders_answer_that_fills_its_slot_drafts_no_further() {
+    let model = open_language_model(&fixture("t5_gated"), &Placement::reference()).unwrap();
+    let model = model.as_ref();
+    let said: Vec<i64> = (0..40).map(|at| 4 + (at * 7) % 40).collect();
+    for tokens_max in [1, 2, 6, 30] {
+        let clip = || [spoken(model, &[5, 6, 7], greedy(tokens_max), &said, 0.9)];
+        let of = |draft_tokens_max| {
+            let sizes = SchedulerSizes {
+                draft_tokens_max,
+                ..sizes(1, 8, 6)
+            };
+            answers(model, sizes, clip()).remove(0).ids
+        };
+        assert_eq!(of(16), of(0), "{tokens_max}");
+        assert!(of(16).len() <= 6);
+    }
+}
+
+#[test]
+fn an_answer_that_goes_on_drafts_what_follows_its_beginning() {
+    let model = tiny();
+    let ids = [5, 6, 7];
+    let said: Vec<i64> = (0..9).map(|at| 4 + (at * 7) % 40).collect();
+    let clip = |ids: &[i64]| spoken(&model, ids, greedy(9), &said, 0.6);
+    let whole = answers(&model, drafting(1, 0), [clip(&ids)]).remove(0);
+    assert!(whole.ids.len() >= 6, "{whole:?}");
+    for count in [1, 3, 5] {
+        let begun = Generation {
+            ids: whole.ids[..count].to_vec(),
+            log_probs: whole.log_probs[..count].to_vec(),
+            ..Generation::default()
+        };
+        let prompt: Vec<i64> = ids.iter().chain(&begun.ids).copied().collect();
+        // No position more than prompt and answer take.
+        let sizes = SchedulerSizes {
+            prompt_positions: 3,
+            answer_positions: 8,
+            ..drafting(1, 16)
+        };
+        let mut scheduler = Scheduler::new(&model, sizes, &ENDS, 96);
+        scheduler.go_on(RequestId::next(), clip(&prompt), begun).unwrap();
+        scheduler
+            .go_on(RequestId::next(), clip(&ids), Generation::default())
+            .unwrap();
+
+        for (_, found) in run(&mut scheduler, &model, &[]) {
+            let found = found.unwrap();
+            assert_eq!(
+                (&found.ids, found.ended),
+                (&whole.ids, whole.ended),
+                "{count} known"
+            );
+            assert!((found.score() - whole.score()).abs() < 1e-4);
+        }
+        assert_eq!(scheduler.cache.capacity(), 11, "it has not grown");
+    }
+}
+
+#[test]
+fn a_part_of_a_prompt_that_fails_with_drafts_ends_its_request_alone() {
+    let hook = move |pass: &HookedPass<'_>| match pass.point {
+        PassPoint::AfterChunk if pass.embeds.is_some_and(|embeds| embeds.size()[1] > 2) => {
+            Err(ModelError::EmptyBatch) // any error will do
+        }
+        _ => Ok(()),
+    };
+    let model = HookedModel { llm: tiny(), hook };
+    let said = [9, 8, 7, 6];
+    let sizes = SchedulerSizes {
+        prefill_positions_max: 2,
+        ..drafting(2, 4)
+    };
+    let mut scheduler = Scheduler::new(&model, sizes, &ENDS, 96);
+    let (bad, good) = (RequestId::next(), RequestId::next());
+    scheduler
+        .add(bad, spoken(&model, &[5, 6, 7], greedy(9), &said, 0.5))
+        .unwrap();
+    scheduler
+        .add(good, prompt(&model, &[5, 6, 7], greedy(9)))
+        .unwrap();
+
+    let ended = run(&mut scheduler, &model, &[]);
+
+    let of = |id| &ended.iter().find(|(own, _)| *own == id).unwrap().1;
+    assert!(matches!(of(bad), Err(ModelError::EmptyBatch)));
+    let right = answers(&tiny(), drafting(1, 0), [prompt(&tiny(), &[5, 6, 7], greedy(9))]);
+    assert_eq!(of(good).as_ref().unwrap().ids, right[0].ids);
+    assert_eq!(scheduler.free_slots(), 2);
+}
+
+#[test]
+fn a_prompt_with_a_known_prefix_is_read_with_drafts_and_leaves_none_in_the_prefix() {
+    let model = tiny();
+    let said: Vec<i64> = (0..9).map(|at| 4 + (at * 11) % 40).collect();
+    let clip = |last: i64| Prompt {
+        prefix: Arc::from([11, 3, 77]),
+        ..spoken(&model, &[11, 3, 77, last, 20], greedy(9), &said, 0.6)
+    };
+    let mut scheduler = Scheduler::new(&model, drafting(1, 16), &ENDS, 96);
+    for last in [5, 6, 7, 5] {
+        scheduler.add(RequestId::next(), clip(last)).unwrap();
+        let found = run(&mut scheduler, &model, &[]).remove(0).1.unwrap();
+        let right = answers(&model, drafting(1, 0), [clip(last)]);
+        assert_eq!(found.ids, right[0].ids, "{last}");
+    }
+}
+
+#[test]
 fn a_step_that_fails_with_drafts_leaves_the_answers_as_they_are() {
     let failures = Arc::new(Mutex::new(0));
     let hook = {
