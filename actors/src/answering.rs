@@ -116,7 +116,7 @@ pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
 
 /// What a reader should know about an answer.
 pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
-    let unlikely = |agreement: f64| agreement < config.unsupported_below;
+    let unlikely = |support: f64| support < config.unsupported_below;
     let blank = |blanks: f64| blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
@@ -127,7 +127,7 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet:
             Flag::LowConfidence,
         ),
         (
-            !generation.ids.is_empty() && generation.agreement.is_some_and(unlikely),
+            !generation.ids.is_empty() && generation.support().is_some_and(unlikely),
             Flag::Unsupported,
         ),
         (

@@ -13,12 +13,13 @@ the program's is read from its log, in which validation and checkpoints have no 
 
   encoding       the program, which encodes every clip in every pass
   cached         the program with its feature cache, filled
-  reference      transformers + peft as one writes it: labels masked, logits of all positions
+  padded         transformers + peft as one writes it: labels masked, logits of all positions, clips padded to 30 s, which is the
+                 only length that transformers' Whisper encoder takes
+  reference      the same, with the encoder's modules run by hand over clips cut to the longest of the batch
   trimmed        the same with logits of the answers' positions alone, which is what the program computes
   trimmed kept   and with the clips' features kept in memory
 
-The reference does less where that is simpler: its encoder runs over clips cut to the longest of the batch (transformers' own would compute
-30 s for each) and has no mask for the rest, its clips are decoded beforehand. As OpenMP's threads wait, so does the reference;
+The reference does less where that is simpler: its encoder has no mask for what is behind a clip's end, its clips are decoded beforehand. As OpenMP's threads wait, so does the reference;
 set OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 on a busy machine and neither on a quiet one (the program sleeps of itself).
 Printed: samples per second of each side, and ratios with the range of the rounds. The losses of the uncounted passes are there to see
 that both sides learn the same; a ratio holds for one kind of CPU only.
@@ -134,8 +135,12 @@ class Reference(torch.nn.Module):
         return self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
 
     @torch.no_grad()
-    def states(self, clips):
+    def states(self, clips, padded):
         """The outputs of all layers, `[L, B, T, D]`."""
+        if padded:
+            mel = self.extract(clips, sampling_rate=16_000, return_tensors="pt").input_features.to(self.dtype)
+            frames = -(-max(map(len, clips)) // FRAME_SAMPLES)
+            return torch.stack(self.encoder(mel, output_hidden_states=True).hidden_states[1:])[:, :, :frames]
         mel = self.extract(clips, sampling_rate=16_000, padding="longest", pad_to_multiple_of=FRAME_SAMPLES, return_tensors="pt")
         x = F.gelu(self.encoder.conv1(mel.input_features.to(self.dtype)))
         x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
@@ -148,18 +153,18 @@ class Reference(torch.nn.Module):
         states[-1] = self.encoder.layer_norm(x)
         return torch.stack(states)
 
-    def mixed(self, clips):
-        return torch.einsum("l,lbtd->btd", self.mix / len(self.mix), self.states(clips).float())
+    def mixed(self, clips, padded=False):
+        return torch.einsum("l,lbtd->btd", self.mix / len(self.mix), self.states(clips, padded).float())
 
-    def features(self, at, clips, keep):
+    def features(self, at, clips, keep, padded):
         if not keep:
-            return self.mixed(clips)
+            return self.mixed(clips, padded)
         if at not in self.kept:
             self.kept[at] = self.mixed(clips).detach().bfloat16()
         return self.kept[at].float()
 
-    def loss(self, at, clips, texts, trim, keep):
-        x = self.features(at, clips, keep)
+    def loss(self, at, clips, texts, trim, keep, padded):
+        x = self.features(at, clips, keep, padded)
         lengths = [-(-len(clip) // FRAME_SAMPLES) for clip in clips]
         for convolution, norm in zip(self.convolutions, self.norms):
             with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
@@ -182,11 +187,11 @@ class Reference(torch.nn.Module):
         answers = labels[:, 1:] != -100  # each token is predicted at the position before it
         return F.cross_entropy(causal.lm_head(hidden[answers]).float(), labels[:, 1:][answers])
 
-    def one_pass(self, batches, trim, keep=False):
+    def one_pass(self, batches, trim, keep=False, padded=False):
         """Samples per second, and the mean loss."""
         losses, start = [], time.perf_counter()
         for at, batch in enumerate(batches):
-            loss = self.loss(at, [row["samples"] for row in batch], [row["text"] for row in batch], trim, keep)
+            loss = self.loss(at, [row["samples"] for row in batch], [row["text"] for row in batch], trim, keep, padded)
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
@@ -225,6 +230,7 @@ def compare(args, folder, rows, batches, precision):
     reference = Reference(args, precision)
     sides = {
         "encoding": lambda: program_pass(args, folder, precision, len(rows), False),
+        "padded": lambda: reference.one_pass(batches, trim=False, padded=True),
         "reference": lambda: reference.one_pass(batches, trim=False),
         "cached": lambda: program_pass(args, folder, precision, len(rows), True),
         "trimmed": lambda: reference.one_pass(batches, trim=True),
@@ -242,7 +248,7 @@ def compare(args, folder, rows, batches, precision):
     print(f"\n{precision}; mean loss of the first pass: program {losses['encoding']:.2f}, reference {losses['reference']:.2f}")
     for name, speeds in found.items():
         print(f"  {name:12} {statistics.median(speeds):6.2f} samples/s ({min(speeds):.2f} to {max(speeds):.2f})")
-    for ours, theirs in (("encoding", "reference"), ("encoding", "trimmed"), ("cached", "reference"), ("cached", "trimmed"),
+    for ours, theirs in (("encoding", "padded"), ("cached", "padded"), ("encoding", "reference"), ("encoding", "trimmed"), ("cached", "reference"), ("cached", "trimmed"),
                          ("cached", "trimmed kept")):
         ratios = [one / other for one, other in zip(found[ours], found[theirs])]
         print(f"  {ours} / {theirs}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)

@@ -52,6 +52,9 @@ pub struct Row {
     /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent without such a head.
     #[serde(default)]
     pub agreement: Option<f64>,
+    /// How much speaks for a transcript, by which it is flagged; absent as `agreement`.
+    #[serde(default)]
+    pub support: Option<f64>,
     /// Whether the answer ended by itself.
     #[serde(default = "yes")]
     pub finished: bool,
@@ -249,6 +252,7 @@ pub fn run(
             transcript: transcript.map(|answer| answer.text.clone()),
             score: answer.score,
             agreement: answer.agreement,
+            support: answer.support,
             finished: answer.finished,
         };
         if let Some(layout) = &wanted.layout {

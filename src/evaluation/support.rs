@@ -51,13 +51,13 @@ pub struct Support {
 
 impl Support {
     /// Counts for each variant and dataset, then for each variant over all datasets. Transcripts without a
-    /// word claim nothing and are left out, as are answers without `agreement`. `below`: the agreement under
+    /// word claim nothing and are left out, as are answers without `support`. `below`: the support under
     /// which an answer is flagged (`decoder.unsupported_below`).
     pub fn of(rows: &[Row], below: f64) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for is_total in [false, true] {
             for row in rows.iter().filter(|row| row.task == ASR) {
-                let Some(agreement) = row.agreement.filter(|_| !row.hypothesis.trim().is_empty()) else {
+                let Some(support) = row.support.filter(|_| !row.hypothesis.trim().is_empty()) else {
                     continue;
                 };
                 let dataset = (!is_total).then(|| row.dataset.clone());
@@ -74,9 +74,9 @@ impl Support {
                 let spelt = |text| Metric::Wer.spelling(text);
                 let rate = word_errors(&spelt(&row.reference), &spelt(&row.hypothesis)).rate();
                 if rate > WRONG_ABOVE {
-                    found[at].wrong.add(agreement < below);
+                    found[at].wrong.add(support < below);
                 } else if rate < RIGHT_BELOW {
-                    found[at].right.add(agreement < below);
+                    found[at].right.add(support < below);
                 }
             }
         }
@@ -88,14 +88,14 @@ impl Support {
 mod tests {
     use super::*;
 
-    fn row(dataset: &str, reference: &str, hypothesis: &str, agreement: Option<f64>) -> Row {
+    fn row(dataset: &str, reference: &str, hypothesis: &str, support: Option<f64>) -> Row {
         Row {
             task: ASR.to_owned(),
             variant: "v".to_owned(),
             dataset: dataset.to_owned(),
             reference: reference.to_owned(),
             hypothesis: hypothesis.to_owned(),
-            agreement,
+            support,
             ..Row::default()
         }
     }

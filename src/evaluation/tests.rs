@@ -232,6 +232,7 @@ fn answered() -> Answered {
                 transcript: None,
                 score: None,
                 agreement: None,
+                support: None,
                 finished: true,
             });
         }

@@ -252,9 +252,9 @@ pub struct DecoderConfig {
     pub partial_tokens: usize,
     /// Mean token log-probability under which an answer is flagged `low_confidence`.
     pub low_confidence_below: f64,
-    /// Agreement of a transcript with what the CTC head reads (1 less the expected number of errors a token)
-    /// under which it is flagged `unsupported`: the sound does not say it. For adapters that have such a
-    /// head.
+    /// Support of a transcript under which it is flagged `unsupported`: the sound does not say it. Its
+    /// agreement with what the CTC head reads (1 less the expected number of errors a token), plus 0.3 times
+    /// the mean log-probability of its tokens by the language model. For adapters that have such a head.
     pub unsupported_below: f64,
     /// Mean probability of the CTC head's blank above which nothing was said: a transcript is flagged
     /// `no_speech`.
@@ -271,7 +271,7 @@ impl Default for DecoderConfig {
             draft_tokens_max: DRAFT_TOKENS_MAX,
             partial_tokens: 8,
             low_confidence_below: -1.0,
-            unsupported_below: 0.68,
+            unsupported_below: 0.15,
             no_speech_above: 0.97,
         }
     }
@@ -286,12 +286,8 @@ impl DecoderConfig {
             ConfigError::range(key, self.prefill_positions_max, 16, 131_072)?;
         }
         ConfigError::range("decoder.draft_tokens_max", self.draft_tokens_max, 0, 256)?;
-        for (key, value) in [
-            ("decoder.unsupported_below", self.unsupported_below),
-            ("decoder.no_speech_above", self.no_speech_above),
-        ] {
-            ConfigError::range(key, value, 0.0, 1.0)?;
-        }
+        ConfigError::range("decoder.unsupported_below", self.unsupported_below, -10.0, 1.0)?;
+        ConfigError::range("decoder.no_speech_above", self.no_speech_above, 0.0, 1.0)?;
         ConfigError::range("decoder.partial_tokens", self.partial_tokens, 2, 1_024)?;
         ConfigError::range("decoder.tokens_max", self.tokens_max, 1, self.positions_max / 2)
     }

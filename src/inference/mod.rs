@@ -10,6 +10,7 @@
 //! | [`Scheduler`] | continuous batching over cache slots; failures end only the sequences at fault |
 //! | `prefill_plan` | which prompts, or parts of prompts, one step reads |
 //! | `prefix_cache` | keys and values of what all prompts begin with |
+//! | [`Generation`] | a generated answer, and what speaks for it |
 //! | `sequence` | one answer on its way from prompt to end |
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
@@ -24,6 +25,7 @@ mod engine;
 mod error;
 mod evidence;
 mod features;
+mod generation;
 mod generator;
 pub mod grammar;
 mod options;
@@ -41,10 +43,11 @@ pub use clip_features::Features;
 pub use engine::{BorrowedEngine, Engine, Output};
 pub use error::InferenceError;
 pub use features::{Clip, FeatureExtractor, hidden_states, windows};
+pub use generation::Generation;
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 pub use request::{ByWindow, DRAFT_TOKENS_MAX, EngineConfig, Event, GenerateRequest, Input};
 pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
-pub use sequence::{Generation, Loras, Prompt, RequestId};
+pub use sequence::{Loras, Prompt, RequestId};
 pub use voice::{AudioWindow, SpeechWindows, VoiceDetector, VoiceState};

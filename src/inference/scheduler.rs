@@ -21,10 +21,11 @@ use std::time::Instant;
 
 use tch::Tensor;
 
+use super::Generation;
 use super::prefill_plan::{PrefillPlan, Unread};
 use super::prefix_cache::PrefixCache;
 use super::sampling::likeliest;
-use super::sequence::{Choice, Generation, Loras, PassOutput, Prompt, RequestId, Sequence};
+use super::sequence::{Choice, Loras, PassOutput, Prompt, RequestId, Sequence};
 use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;

@@ -8,9 +8,8 @@ use tch::Tensor;
 use super::grammar::{CompiledGrammar, GrammarState};
 use super::sampling::beam::BeamSearch;
 use super::sampling::{JointCtc, JointLabels, Rules, continuations, penalises, repeated_tail, sample_next};
-use super::{DecodeOptions, Strategy};
+use super::{DecodeOptions, Generation, Strategy};
 use crate::models::ModelError;
-use crate::models::adapter::PrefixScorer;
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 
@@ -52,89 +51,6 @@ pub struct Prompt {
     pub joint: Option<JointCtc>,
     /// What an embedding of the clip says of the labels, where the answer is one that it is aligned with.
     pub labels: Option<JointLabels>,
-}
-
-/// A generated answer, complete or so far.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Generation {
-    /// Answer tokens, without the one that ended it.
-    pub ids: Vec<i64>,
-    /// Natural-log probability of each chosen token under the model's full distribution (whatever the
-    /// temperature or the grammar), the end token's last where the answer ended by itself.
-    pub log_probs: Vec<f64>,
-    /// Whether the answer ended by itself; `false`: it reached its most tokens or the model's last position.
-    pub ended: bool,
-    /// Whether it was ended because it repeated itself; one of the repeats is kept.
-    pub looping: bool,
-    /// Which allowed answer it is, where it is one of a list.
-    pub label: Option<usize>,
-    /// The score that a beam search chose it by.
-    pub beam_score: Option<f32>,
-    /// How well the answer agrees with what the CTC head reads, 0 to 1 ([`PrefixScorer::agreement`]); absent
-    /// where the answer is no transcript, or the adapter has no such head.
-    pub agreement: Option<f64>,
-    /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
-    pub blank_share: Option<f64>,
-    /// Whether there is no transcript because nothing is said: the language model was not asked.
-    pub nothing_said: bool,
-}
-
-impl Generation {
-    /// Mean log-probability of the chosen tokens; 0 for an answer without any.
-    #[expect(clippy::cast_precision_loss, reason = "a small count")]
-    pub fn score(&self) -> f64 {
-        if self.log_probs.is_empty() {
-            return 0.0;
-        }
-        self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
-    }
-
-    /// Leaves the first so many tokens of an answer so far.
-    pub fn truncate(&mut self, tokens: usize) {
-        self.ids.truncate(tokens);
-        self.log_probs.truncate(tokens);
-    }
-}
-
-impl Generation {
-    /// The transcript of sound in which nothing is said.
-    pub(super) fn of_nothing_said(scorer: &PrefixScorer) -> Self {
-        Self {
-            ended: true,
-            agreement: Some(scorer.agreement(&[])),
-            blank_share: Some(scorer.blank_share()),
-            nothing_said: true,
-            ..Self::default()
-        }
-    }
-
-    /// The answers to the windows of one recording as one: all tokens, and of everything else the worst.
-    pub fn join(windows: impl IntoIterator<Item = Self>) -> Self {
-        let mut whole = Self {
-            ended: true,
-            ..Self::default()
-        };
-        let (mut blank_shares, mut count) = (0.0, 0.0);
-        let mut windows = windows.into_iter().peekable();
-        whole.nothing_said = windows.peek().is_some();
-        for window in windows {
-            whole.nothing_said &= window.nothing_said;
-            whole.ids.extend(window.ids);
-            whole.log_probs.extend(window.log_probs);
-            whole.ended &= window.ended;
-            whole.looping |= window.looping;
-            whole.agreement = match (whole.agreement, window.agreement) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
-            if let Some(share) = window.blank_share {
-                blank_shares += share;
-                count += 1.0;
-            }
-        }
-        whole.blank_share = (count > 0.0).then(|| blank_shares / count);
-        whole
-    }
 }
 
 /// Logits of one forward pass and what was chosen from them for all rows at once.

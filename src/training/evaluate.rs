@@ -87,6 +87,9 @@ pub struct EvalAnswer {
     /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent for other answers, and
     /// without such a head.
     pub agreement: Option<f64>,
+    /// How much speaks for a transcript ([`Generation::support`](crate::inference::Generation::support));
+    /// absent as `agreement`.
+    pub support: Option<f64>,
     /// Whether it ended by itself.
     pub finished: bool,
 }
@@ -99,6 +102,7 @@ impl From<Output> for EvalAnswer {
             #[expect(clippy::cast_possible_truncation, reason = "a log-probability")]
             score: (!generation.ids.is_empty()).then(|| generation.score() as f32),
             agreement: generation.agreement,
+            support: generation.support(),
             finished: generation.ended,
         }
     }
@@ -238,6 +242,7 @@ impl CtcReader {
             })),
             score: None,
             agreement: None,
+            support: None,
             finished: true,
         })
     }
