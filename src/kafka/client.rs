@@ -30,6 +30,7 @@ fn common(config: &KafkaConfig, role: &str) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.interval.ms", "30000")
+        .set("socket.nagle.disable", "true") // requests are small, and each is waited for
         .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
         .set_log_level(RDKafkaLogLevel::Info);
     if config.bootstrap.starts_with("127.") {
