@@ -158,7 +158,8 @@ pub fn decode_attention(
                 .filter(|length| (1..=capacity).contains(length))
         })
         .collect::<Option<_>>()?;
-    // Rows of one slot read the same keys and values, the last one the most: other kernels copy them for each.
+    // Rows of one slot read the same keys and values, the last one the most: other kernels copy them for
+    // each.
     let all: usize = (seen.slots.iter().zip(&lengths).enumerate())
         .filter(|(row, (slot, _))| !seen.slots[row + 1..].contains(slot))
         .map(|(_, (_, length))| length)
