@@ -42,7 +42,7 @@ impl Generation {
         self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
     }
 
-    /// How much speaks for a transcript: its agreement, plus [`SUPPORT_SCORE_WEIGHT`] times the mean
+    /// How much speaks for a transcript: its agreement, plus `SUPPORT_SCORE_WEIGHT` (0.3) times the mean
     /// log-probability of its tokens, of the window where that is lowest (decision 28). Absent as the
     /// agreement.
     pub fn support(&self) -> Option<f64> {
