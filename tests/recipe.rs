@@ -7,11 +7,12 @@
 use std::path::Path;
 
 use speechverse::models::config::Positions;
-use speechverse::registry::Registry;
+use speechverse::registry::{Registry, identify};
 use speechverse::testing::real_model;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::{Control, TrainArgs, run};
 
+const SHIPPED: &str = "demo-0008";
 const TEST: &str = "the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data";
 
 #[test]
@@ -29,7 +30,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     config.model.encoder = encoder;
     config.model.llm = llm;
     config.tasks_dir = Some(root.join("configs/tasks"));
-    config.start_from = Some(root.join("configs/adapters/demo-0008"));
+    config.start_from = Some(root.join("configs/adapters").join(SHIPPED));
     config.output = folder.path().join("run");
     config.data.train = vec![clips.join("tasks/tasks.jsonl")];
     config.data.valid = vec![clips.join("tasks/tasks.jsonl")];
@@ -58,6 +59,25 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     let registry = Registry::open(folder.path().join("adapters")).unwrap();
     let loaded = registry.load(&report.version.unwrap()).unwrap();
     let form = loaded.adapter.config();
-    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcSegments);
+    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcPosteriors);
     assert!(loaded.adapter.lora().is_some());
+}
+
+#[test]
+fn the_shipped_versions_belong_to_the_models_that_are_fetched() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let test = "the_shipped_versions_belong_to_the_models_that_are_fetched";
+    let (Some(encoder), Some(llm)) = (
+        real_model(test, "whisper-base"),
+        real_model(test, "smollm2-135m-instruct"),
+    ) else {
+        return;
+    };
+    let identities = [encoder, llm].map(|folder| identify(&folder).unwrap());
+    let registry = Registry::open(root.join("configs/adapters")).unwrap();
+
+    for version in ["demo-0001", SHIPPED] {
+        let loaded = registry.load(version).unwrap();
+        loaded.check_models(&identities[0], &identities[1]).unwrap();
+    }
 }

@@ -32,10 +32,10 @@ class SpeechModel:
             self.config = json.loads(file.metadata()["speechverse.adapter"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         assert self.config["mix"] == "paper" and self.config["activation"] == "gelu", self.config
-        assert self.config["positions"] == "ctc_segments" and self.config["summary"], self.config
+        assert self.config["positions"] in ("ctc_segments", "ctc_posteriors") and self.config["summary"], self.config
         classes = tensors.pop("ctc.classes")
         self.weights = {name: tensor.float() for name, tensor in tensors.items()}
-        rows = self.table.weight[classes].float()
+        self.classes = rows = self.table.weight[classes].float()  # [C, H]
         self.unit_classes = unit(torch.cat([self.weights["ctc.blank"][None], rows]))  # [1+C, H]
         ids = lambda text: self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
         self.prefix = ids("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")
@@ -101,8 +101,10 @@ class SpeechModel:
         rows = []
         for row, (frames, length) in enumerate(zip(counts, lengths)):
             heard = x[row, :frames]
-            path = (w["ctc.scale"] * unit(heard) @ self.unit_classes.T).argmax(-1).tolist()
-            segments = [heard[start:end].mean(0) for start, end in runs(path)]
+            scores = w["ctc.scale"] * unit(heard) @ self.unit_classes.T  # [P, 1+C]
+            if self.config["positions"] == "ctc_posteriors":  # embeddings of the tokens, weighted
+                heard = scores[:, 1:].softmax(-1) @ self.classes
+            segments = [heard[start:end].mean(0) for start, end in runs(scores.argmax(-1).tolist())]
             clip = states[:, row, :length]  # [L+1, T, D]
             statistics = torch.stack([clip.mean(1), clip.std(1, correction=0)], 1)  # [L+1, 2, D]
             narrow = F.gelu(linear(F.layer_norm(statistics, statistics.shape[-1:], eps=EPS).flatten(), w, "summary.inner.linear"))

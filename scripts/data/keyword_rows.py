@@ -80,6 +80,8 @@ def main():
                 out["keywords", split].append(base | dict(task="keywords", target=listed))
                 out["joint_keywords", split].append(base | both("keywords", listed))
     for (task, split), rows in sorted(out.items()):
+        # Any part of a manifest, as the first hundred rows, has both answers.
+        rows.sort(key=lambda r: number(f"order/{r['audio_filepath'].rsplit('/', 1)[-1]}", 1 << 40))
         write_manifest(args.out / f"{task}_{args.name}_{split}.jsonl", rows)
 
 

@@ -271,20 +271,21 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
                 let spoken = (request.spoken.as_ref()).filter(|_| options.spoken_weight > 0.0);
                 let is_transcript = task == Some(TRANSCRIPT) && grammar.is_none();
-                let scorer = match version.adapter.trained_ctc_head() {
+                let (scores, scorer) = match version.adapter.trained_ctc_head() {
                     Some(head) if is_transcript || (spoken.is_some() && grammar.is_some()) => {
-                        Some(PrefixScorer::new(head, &adapted)?.swap_remove(0))
+                        let scores = head.log_probabilities(&adapted.positions)?; // [1, P, 1+C]
+                        let scorer = PrefixScorer::of_scores(head, &scores, &adapted.lengths)?;
+                        (Some(scores), scorer.into_iter().next())
                     }
-                    _ => None,
+                    _ => (None, None),
                 };
-                let paths = scorer.as_ref().map(|scorer| vec![scorer.path().to_vec()]);
                 let summary = (version.adapter).summary(&features.statistics.f_unsqueeze(0)?)?;
-                let adapted =
-                    (version.adapter).positions_behind(summary.as_ref(), &adapted, paths.as_deref())?;
+                let positions =
+                    (version.adapter).positions_behind(summary.as_ref(), &adapted, scores.as_ref())?;
                 metrics::network_pass("adapt", began.elapsed());
                 let model = self.model();
                 // Where there is a summary, it is the first position.
-                let summary = adapted.positions.f_get(0)?.f_get(0)?; // [H]
+                let summary = positions.positions.f_get(0)?.f_get(0)?; // [H]
                 if let Some(grammar) = &grammar {
                     if options.summary_weight > 0.0 && task.is_some_and(aligned) {
                         labels = embedding_labels(model, grammar, &summary, options.summary_weight)?;
@@ -294,8 +295,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                         labels = spoken_labels(model, grammar, scorer, spoken, weight, above)?;
                     }
                     if labels.is_none() && options.sentence_weight > 0.0 && task.is_some_and(said) {
-                        let sentence = version.adapter.sentence(&adapted)?; // [1, H]
-                        if let Some(sentence) = sentence {
+                        let segments = version.adapter.segments(&adapted)?;
+                        if let Some(sentence) = version.adapter.sentence(&segments)? {
                             let weight = options.sentence_weight;
                             labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight)?;
                         }
@@ -310,7 +311,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     }
                     joint = Some(JointCtc::new(scorer, options.ctc_weight));
                 }
-                let prompts = model.prompts(&adapted.positions, &adapted.lengths, &instruction)?;
+                let prompts = model.prompts(&positions.positions, &positions.lengths, &instruction)?;
                 (prompts, version.lora)
             }
             Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),

@@ -61,6 +61,10 @@ pub enum Positions {
     /// One position for each run of equal tokens on the CTC head's greedy path, the mean of its frames;
     /// blanks are dropped. Needs a CTC head. Source of the idea: Wu et al. 2023 (arXiv 2307.03917).
     CtcSegments,
+    /// As `CtcSegments`, of each frame's posteriors over the tokens (without the blank) as weights of the
+    /// language model's embeddings: it reads its own vectors, mixed by what the head is unsure of. Source:
+    /// LegoSLM (arXiv 2505.11352).
+    CtcPosteriors,
 }
 
 /// What stands between two blocks of the downsampler.
@@ -103,8 +107,8 @@ pub struct AdapterSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<bool>,
     /// Makes an embedding of what is said of the CTC segments (convolution, pooling over time, linear map),
-    /// near the texts of the right labels. It is no position of the language model. Needs `positions =
-    /// "ctc_segments"`. Absent: as in the adapter to start from, none in a fresh one.
+    /// near the texts of the right labels. It is no position of the language model. Needs `positions` of CTC
+    /// segments, in either form. Absent: as in the adapter to start from, none in a fresh one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sentence: Option<bool>,
 }
@@ -144,8 +148,11 @@ impl AdapterSettings {
         if let Some(blocks) = self.residual_blocks.filter(|blocks| !(0..=16).contains(blocks)) {
             return Err(format!("`adapter.residual_blocks` is {blocks}, expected 0 to 16"));
         }
-        if self.sentence == Some(true) && self.positions.is_some_and(|read| read != Positions::CtcSegments) {
-            return Err("`adapter.sentence` needs `adapter.positions` = \"ctc_segments\"".to_owned());
+        if self.sentence == Some(true) && self.positions.is_some_and(|read| read == Positions::Frames) {
+            return Err(
+                "`adapter.sentence` needs `adapter.positions` = \"ctc_segments\" or \"ctc_posteriors\""
+                    .to_owned(),
+            );
         }
         if !(1..=15).contains(&self.kernel) || self.kernel % 2 == 0 {
             return Err(format!(

@@ -12,8 +12,8 @@ use super::ctc::classes_of;
 use super::feature_cache::FeatureCache;
 use super::label_loss::{LabelTarget, label_loss};
 use super::networks::Networks;
-use super::position_memory::{self, PositionMemory};
 use super::prepare::Sample;
+use super::segment_memory::{self, SegmentMemory};
 use super::summary_units::{self, SummaryUnits};
 use crate::inference::speech_llm::Learned;
 use crate::inference::{Features, hidden_states};
@@ -45,7 +45,7 @@ pub struct StageRunner<'a> {
     /// Where features are kept, and the layer mix that they have, `[L + 1]`.
     features: Option<(StageFeatures, Tensor)>,
     /// Positions of clips, where nothing that they are made with learns.
-    positions: RefCell<PositionMemory>,
+    segments: RefCell<SegmentMemory>,
     /// What learns of the summary, where that is not all.
     units: Option<SummaryUnits>,
     /// Whether earlier stages aligned the summary and this one names no task of it.
@@ -155,7 +155,7 @@ impl<'a> StageRunner<'a> {
             summary_frozen,
             masks: config.augment.then(|| run.augment.clone()),
             features,
-            positions: RefCell::default(),
+            segments: RefCell::default(),
         })
     }
 
@@ -284,11 +284,10 @@ impl<'a> StageRunner<'a> {
         let kept: Vec<&LoadedClip> = keep.iter().map(|row| &clips[*row]).collect();
         let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
         if self.config.kind == StageKind::SentenceAlign {
-            let rows = self.positions_of(learned, &kept)?;
-            let first = i64::from(learned.adapter.config().summary); // a position that is no segment
+            let rows = self.segments_of(learned, &kept)?;
             let dropout = random.map(|random| (self.config.segment_dropout, random));
-            let positions = position_memory::batch(&rows, first, dropout)?;
-            let sentence = learned.adapter.sentence(&positions)?; // [B, H]
+            let segments = segment_memory::batch(&rows, dropout)?;
+            let sentence = learned.adapter.sentence(&segments)?; // [B, H]
             let aligned = self.label_loss(sentence.as_ref(), &labels)?;
             return Ok(aligned.map(|loss| BatchLoss {
                 loss,
@@ -382,9 +381,10 @@ impl<'a> StageRunner<'a> {
         }
     }
 
-    /// Positions of clips, `[P_i, H]` bf16 and without gradient; each is made once where it is known by name.
-    fn positions_of(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Vec<Tensor>, TrainingError> {
-        let mut memory = self.positions.borrow_mut();
+    /// CTC segments of clips, `[S_i, H]` bf16 and without gradient; each is made once where it is known by
+    /// name.
+    fn segments_of(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Vec<Tensor>, TrainingError> {
+        let mut memory = self.segments.borrow_mut();
         let mut rows: Vec<Option<Tensor>> = (clips.iter())
             .map(|clip| clip.key().and_then(|key| memory.get(key)))
             .collect();
@@ -394,7 +394,7 @@ impl<'a> StageRunner<'a> {
             let clips: Vec<&LoadedClip> = fresh.iter().map(|row| clips[*row]).collect();
             let encoded = self.encode(learned, &clips)?;
             let frames = learned.adapter.forward(&encoded.features, &encoded.lengths)?;
-            let made = learned.adapter.positions(&frames, &encoded.statistics)?;
+            let made = learned.adapter.segments(&frames)?;
             for (((at, row), clip), length) in (0i64..).zip(&fresh).zip(clips).zip(&made.lengths) {
                 let own = made.positions.f_get(at)?.f_narrow(0, 0, *length)?;
                 let own = own.f_to_kind(Kind::BFloat16)?; // as it will come back from memory

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::ImportError;
 use super::gguf::GgufFile;
+use super::llama::in_order;
 
 /// Type numbers of `tokenizer.ggml.token_type`.
 const CONTROL: i64 = 3;
@@ -223,10 +224,10 @@ pub(crate) fn from_gguf(file: &GgufFile) -> Result<ImportedTokenizer, ImportErro
         truncation: None,
         padding: None,
         added_tokens,
-        normalizer,
-        pre_tokenizer,
-        post_processor,
-        decoder: byte_level,
+        normalizer: in_order(normalizer),
+        pre_tokenizer: in_order(pre_tokenizer),
+        post_processor: in_order(post_processor),
+        decoder: in_order(byte_level),
         model: Bpe {
             r#type: "BPE",
             dropout: None,

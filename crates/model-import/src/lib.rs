@@ -40,7 +40,7 @@ use gguf::GgufFile;
 use tensors::TensorPlan;
 
 /// Version of what an import writes; raised when the same source would give other files.
-pub const IMPORTER_VERSION: u32 = 1;
+pub const IMPORTER_VERSION: u32 = 2;
 
 /// How to import.
 #[derive(Clone, Debug)]

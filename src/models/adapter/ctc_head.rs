@@ -21,6 +21,10 @@ use crate::util::random::SplitMix;
 /// Added to lengths before dividing by them.
 const LENGTH_EPS: f64 = 1e-6;
 
+const NOT_BOUND: ModelError = ModelError::NoCtcHead {
+    why: "its classes were not taken from a language model's table",
+};
+
 /// The learned part of the CTC head, and which tokens are its classes. Class 0 is the blank, class `i` is
 /// token `classes[i - 1]`.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub struct CtcHead {
     /// The classes' rows of the embedding table, each brought to length 1, in the dtype of the products;
     /// absent before [`bind`](Self::bind).
     unit: Option<Unit>,
+    /// Lengths of the classes' rows `[C]` f32, as long as `unit` is there.
+    row_lengths: Option<Tensor>,
 }
 
 /// What directions are multiplied with.
@@ -52,6 +58,7 @@ impl CtcHead {
             classes: Vec::new(),
             by_token: Arc::default(),
             unit: None,
+            row_lengths: None,
         };
         head.set_classes(classes);
         head
@@ -86,6 +93,7 @@ impl CtcHead {
         self.by_token = by_token.into();
         self.classes = classes;
         self.unit = None;
+        self.row_lengths = None;
     }
 
     /// Token ids of classes 1, 2, 3 …
@@ -120,6 +128,7 @@ impl CtcHead {
         let _guard = tch::no_grad_guard();
         let classes = Tensor::f_from_slice(&self.classes)?.f_to_device(table.device())?;
         let rows = table.f_index_select(0, &classes)?.f_to_kind(Kind::Float)?; // [C, H]
+        self.row_lengths = Some(rows.f_norm_scalaropt_dim(2, [-1i64].as_slice(), false)?);
         let rows = unit(&rows)?.f_to_kind(products)?;
         self.unit = Some(match self.blank.requires_grad() {
             true => Unit::Classes(rows),
@@ -137,9 +146,7 @@ impl CtcHead {
     /// Scores of blank and classes, before they are made probabilities: `[B, P, H]` f32 → `[B, P, 1 + C]`
     /// f32.
     fn scores(&self, frames: &Tensor) -> Result<Tensor, ModelError> {
-        let unit_rows = self.unit.as_ref().ok_or(ModelError::NoCtcHead {
-            why: "its classes were not taken from a language model's table",
-        })?;
+        let unit_rows = self.unit.as_ref().ok_or(NOT_BOUND)?;
         let rows = match unit_rows {
             Unit::Classes(rows) => self.behind_blank(rows)?,
             Unit::All(rows) => rows.shallow_clone(),
@@ -165,6 +172,31 @@ impl CtcHead {
     /// disagree.
     pub fn log_probabilities(&self, frames: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.scores(frames)?.f_log_softmax(-1, Kind::Float)?)
+    }
+
+    /// Posteriors over the tokens alone, the blank left out: log-probabilities `[B, P, 1 + C]` → `[B, P, C]`.
+    pub(super) fn token_posteriors(log_probabilities: &Tensor) -> Result<Tensor, ModelError> {
+        let classes = log_probabilities.size().last().copied().unwrap_or(1) - 1;
+        Ok(log_probabilities
+            .f_narrow(-1, 1, classes)?
+            .f_softmax(-1, Kind::Float)?)
+    }
+
+    /// The language model's own embeddings of the classes, weighted.
+    ///
+    /// # Shapes
+    /// `weights` `[B, S, C]` f32 → `[B, S, H]` f32, differentiable in the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::NoCtcHead`] before the head is bound to a table.
+    pub(super) fn embeddings(&self, weights: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, lengths) = match (&self.unit, &self.row_lengths) {
+            (Some(Unit::Classes(rows)), Some(lengths)) => (rows.shallow_clone(), lengths),
+            (Some(Unit::All(rows)), Some(lengths)) => (rows.f_narrow(0, 1, lengths.size()[0])?, lengths),
+            _ => return Err(NOT_BOUND),
+        }; // [C, H], [C]
+        let weights = weights.f_mul(lengths)?.f_to_kind(rows.kind())?;
+        Ok(weights.f_matmul(&rows)?.f_to_kind(Kind::Float)?)
     }
 
     /// Mean over rows of the loss per target token; of a row with nothing said, per frame.
@@ -211,10 +243,15 @@ impl CtcHead {
     /// [`ModelError`] as [`log_probabilities`](Self::log_probabilities).
     pub fn paths(&self, adapted: &Adapted) -> Result<Vec<Vec<i64>>, ModelError> {
         let _guard = tch::no_grad_guard();
-        let best = self.scores(&adapted.positions)?.f_argmax(-1, false)?; // [B, P]
+        Self::paths_of(&self.scores(&adapted.positions)?, &adapted.lengths)
+    }
+
+    /// The same by scores or log-probabilities `[B, P, 1 + C]` that are there already.
+    pub(super) fn paths_of(scores: &Tensor, lengths: &[i64]) -> Result<Vec<Vec<i64>>, ModelError> {
+        let best = scores.f_argmax(-1, false)?; // [B, P]
         let frames = usize::try_from(best.size()[1]).unwrap_or(0);
         let best = Vec::<i64>::try_from(best.f_contiguous()?.f_view([-1])?)?;
-        let rows = best.chunks(frames.max(1)).zip(&adapted.lengths);
+        let rows = best.chunks(frames.max(1)).zip(lengths);
         Ok(rows
             .map(|(row, length)| row[..usize::try_from(*length).unwrap_or(0).min(row.len())].to_vec())
             .collect())

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::{Adapted, CtcHead};
 use crate::models::ModelError;
@@ -54,11 +54,21 @@ impl PrefixScorer {
     /// [`ModelError`] as [`CtcHead::log_probabilities`].
     pub fn new(head: &CtcHead, adapted: &Adapted) -> Result<Vec<Self>, ModelError> {
         let _no_grad = tch::no_grad_guard();
-        let scores = head
-            .log_probabilities(&adapted.positions)?
-            .f_to_device(Device::Cpu)?; // [B, P, 1+C]
+        Self::of_scores(
+            head,
+            &head.log_probabilities(&adapted.positions)?,
+            &adapted.lengths,
+        )
+    }
+
+    /// The same by the head's log-probabilities `[B, P, 1 + C]` of clips with so many valid frames.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when libtorch fails.
+    pub fn of_scores(head: &CtcHead, scores: &Tensor, lengths: &[i64]) -> Result<Vec<Self>, ModelError> {
+        let scores = scores.f_to_device(Device::Cpu)?;
         (0i64..)
-            .zip(&adapted.lengths)
+            .zip(lengths)
             .map(|(row, frames)| {
                 let own = scores.f_get(row)?.f_narrow(0, 0, *frames)?; // [P, 1+C]
                 let own = Vec::<f32>::try_from(own.f_contiguous()?.f_view([-1])?)?;
@@ -119,7 +129,7 @@ impl PrefixScorer {
     }
 
     /// The likeliest class of each frame, 0 for the blank.
-    pub fn path(&self) -> &[i64] {
+    pub(super) fn path(&self) -> &[i64] {
         &self.path
     }
 

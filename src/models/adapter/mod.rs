@@ -47,6 +47,7 @@ use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
 use layers::{Block, Compute, ConvLayer, ResidualBlock, Sentence, Summary, convolve, dropout, layer_norm};
 use plain::{PlainData, PlainTensor};
+use segments::{MeanOf, NO_SEGMENTS};
 
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
 pub(crate) const CTC_SCALE: &str = "ctc.scale";
@@ -199,9 +200,7 @@ impl SpeechAdapter {
         match (&mut self.ctc, self.config.positions) {
             (Some(head), _) => head.bind(embeddings, products),
             (None, Positions::Frames) => Ok(()),
-            (None, Positions::CtcSegments) => Err(ModelError::NoCtcHead {
-                why: "its `positions` are `ctc_segments`, and nothing says where these are; train a stage with a CTC loss",
-            }),
+            (None, Positions::CtcSegments | Positions::CtcPosteriors) => Err(NO_SEGMENTS),
         }
     }
 
@@ -405,24 +404,30 @@ impl SpeechAdapter {
         Ok(Some(summary.forward(statistics)?))
     }
 
+    /// The mean of the frames of each CTC segment, whatever form the positions have.
+    ///
+    /// # Shapes
+    /// `[B, P, H]` → `[B, S, H]` f32; 0 segments where nothing is said.
+    ///
+    /// # Errors
+    /// [`ModelError::NoCtcHead`] when the head is missing or not bound.
+    pub fn segments(&self, adapted: &Adapted) -> Result<Adapted, ModelError> {
+        let head = self.ctc.as_ref().ok_or(NO_SEGMENTS)?;
+        segments::positions(head, adapted, None, MeanOf::Frames, false)
+    }
+
     /// An embedding of what is said in each clip, near the texts of the right labels ([`label_scores`]),
     /// where the adapter makes one. Where nothing is said it is the same for every clip.
     ///
     /// # Shapes
-    /// `[B, P', H]` as [`positions`](Self::positions) makes them → `[B, H]` f32.
+    /// `[B, S, H]` as [`segments`](Self::segments) makes them → `[B, H]` f32.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.
-    pub fn sentence(&self, positions: &Adapted) -> Result<Option<Tensor>, ModelError> {
-        let Some(sentence) = &self.sentence else {
-            return Ok(None);
-        };
-        let before = i64::from(self.summary.is_some()); // says nothing of words
-        let segments = positions
-            .positions
-            .f_narrow(1, before, positions.positions.size()[1] - before)?;
-        let lengths: Vec<i64> = positions.lengths.iter().map(|length| length - before).collect();
-        Ok(Some(sentence.forward(&segments, &lengths, self.compute)?))
+    pub fn sentence(&self, segments: &Adapted) -> Result<Option<Tensor>, ModelError> {
+        let embedded =
+            |sentence: &Sentence| sentence.forward(&segments.positions, &segments.lengths, self.compute);
+        self.sentence.as_ref().map(embedded).transpose()
     }
 
     /// What the language model reads of frames that [`forward`](Self::forward) made: all of them, or the mean
@@ -441,7 +446,7 @@ impl SpeechAdapter {
     }
 
     /// As [`positions`](Self::positions), behind a [`summary`](Self::summary) `[B, 1, H]` that is there
-    /// already, by the likeliest class of each valid frame where that is known ([`PrefixScorer::path`]).
+    /// already, by the CTC head's log-probabilities `[B, P, 1 + C]` where they are.
     ///
     /// # Errors
     /// As [`positions`](Self::positions).
@@ -449,21 +454,25 @@ impl SpeechAdapter {
         &self,
         summary: Option<&Tensor>,
         adapted: &Adapted,
-        paths: Option<&[Vec<i64>]>,
+        log_probabilities: Option<&Tensor>,
     ) -> Result<Adapted, ModelError> {
-        let (mut positions, mut lengths) = match (self.config.positions, &self.ctc, paths) {
-            (Positions::Frames, _, _) => (adapted.positions.shallow_clone(), adapted.lengths.clone()),
-            (Positions::CtcSegments, Some(_), Some(paths)) => {
-                segments::means(adapted, paths, self.summary.is_none())?
+        let mean_of = match self.config.positions {
+            Positions::Frames => None,
+            Positions::CtcSegments => Some(MeanOf::Frames),
+            Positions::CtcPosteriors => Some(MeanOf::Embeddings),
+        };
+        let Adapted {
+            mut positions,
+            mut lengths,
+        } = match (mean_of, &self.ctc) {
+            (None, _) => Adapted {
+                positions: adapted.positions.shallow_clone(),
+                lengths: adapted.lengths.clone(),
+            },
+            (Some(of), Some(head)) => {
+                segments::positions(head, adapted, log_probabilities, of, self.summary.is_none())?
             }
-            (Positions::CtcSegments, Some(head), None) => {
-                segments::means(adapted, &head.paths(adapted)?, self.summary.is_none())?
-            }
-            (Positions::CtcSegments, None, _) => {
-                return Err(ModelError::NoCtcHead {
-                    why: "its `positions` are `ctc_segments`",
-                });
-            }
+            (Some(_), None) => return Err(NO_SEGMENTS),
         };
         if let Some(summary) = summary {
             if summary.size()[0] != positions.size()[0] {
@@ -474,9 +483,7 @@ impl SpeechAdapter {
                 });
             }
             positions = Tensor::f_cat(&[summary, &positions], 1)?; // [B, 1+P', H]
-            for length in &mut lengths {
-                *length += 1;
-            }
+            lengths.iter_mut().for_each(|length| *length += 1);
         }
         Ok(Adapted { positions, lengths })
     }

@@ -8,11 +8,16 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::Adapted;
+use super::{Adapted, CtcHead};
 use crate::models::ModelError;
 
 /// Class of the blank.
 pub(super) const BLANK: i64 = 0;
+
+/// Where segments are wanted of an adapter without a CTC head.
+pub(super) const NO_SEGMENTS: ModelError = ModelError::NoCtcHead {
+    why: "its `positions` are of CTC segments, and nothing says where these are; train a stage with a CTC loss",
+};
 
 /// The runs of equal classes other than the blank, in order.
 pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
@@ -26,20 +31,54 @@ pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
     runs
 }
 
-/// The mean of each run's frames, differentiable in the frames. A row without a run gets the mean of all its
-/// frames where `never_empty`, else nothing.
+/// What a position of a CTC segment is the mean of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum MeanOf {
+    /// The segment's frames.
+    Frames,
+    /// The language model's embeddings, weighted by the posteriors of the segment's frames over the tokens.
+    Embeddings,
+}
+
+/// One position for each run, differentiable in the frames. The runs are those of the likeliest classes, by
+/// the head's log-probabilities `[B, P, 1 + C]` where they are there already. A row without a run gets the
+/// mean of all its frames where `never_empty`, else nothing.
 ///
 /// # Shapes
-/// `adapted` `[B, P, H]`, a path of each row → `[B, S, H]`, `S` the largest number of runs; zeros beyond a
-/// row's length.
+/// `adapted` `[B, P, H]` → `[B, S, H]`, `S` the largest number of runs; zeros beyond a row's length.
 ///
 /// # Errors
-/// [`ModelError::Torch`] when libtorch fails.
-pub(super) fn means(
+/// [`ModelError::NoCtcHead`] when the head is not bound.
+pub(super) fn positions(
+    head: &CtcHead,
     adapted: &Adapted,
-    paths: &[Vec<i64>],
+    log_probabilities: Option<&Tensor>,
+    mean_of: MeanOf,
     never_empty: bool,
-) -> Result<(Tensor, Vec<i64>), ModelError> {
+) -> Result<Adapted, ModelError> {
+    let frames = &adapted.positions;
+    let scores = match (log_probabilities, mean_of) {
+        (Some(scores), _) => Some(scores.shallow_clone()),
+        (None, MeanOf::Embeddings) => Some(head.log_probabilities(frames)?),
+        (None, MeanOf::Frames) => None,
+    };
+    let paths = match &scores {
+        Some(scores) => CtcHead::paths_of(scores, &adapted.lengths)?,
+        None => head.paths(adapted)?,
+    };
+    let (shares, lengths) = shares(&paths, frames.size()[1], never_empty)?;
+    let shares = shares.f_to_device(frames.device())?; // [B, S, P]
+    let positions = match scores.filter(|_| mean_of == MeanOf::Embeddings) {
+        // The mean of posteriors, then embeddings: segments are fewer than frames.
+        Some(scores) => head.embeddings(&shares.f_bmm(&CtcHead::token_posteriors(&scores)?)?)?,
+        None => shares.f_bmm(frames)?,
+    };
+    Ok(Adapted { positions, lengths })
+}
+
+/// The share that each of `frames` frames has in each run of its row's path, `[B, S, P]` on the CPU, and the
+/// number of runs in each row.
+fn shares(paths: &[Vec<i64>], frames: i64, never_empty: bool) -> Result<(Tensor, Vec<i64>), ModelError> {
     let rows: Vec<Vec<Range<usize>>> = paths
         .iter()
         .map(|path| {
@@ -54,22 +93,18 @@ pub(super) fn means(
         .collect();
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     let most = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let size = adapted.positions.size();
-    let frames = usize::try_from(size[1]).unwrap_or(0);
-    let mut shares = vec![0.0f32; rows.len() * most * frames];
+    let of_row = usize::try_from(frames).unwrap_or(0);
+    let mut shares = vec![0.0f32; rows.len() * most * of_row];
     for (row, found) in rows.iter().enumerate() {
         for (at, run) in found.iter().enumerate() {
-            let begin = (row * most + at) * frames;
+            let begin = (row * most + at) * of_row;
             #[expect(clippy::cast_precision_loss, reason = "a small count")]
             let share = 1.0 / run.len() as f32;
             shares[begin + run.start..begin + run.end].fill(share);
         }
     }
-    let shares = Tensor::f_from_slice(&shares)?
-        .f_view([count(rows.len()), count(most), size[1]])?
-        .f_to_device(adapted.positions.device())?; // [B, S, P]
-    let lengths = rows.iter().map(|found| count(found.len())).collect();
-    Ok((shares.f_bmm(&adapted.positions)?, lengths))
+    let shares = Tensor::f_from_slice(&shares)?.f_view([count(rows.len()), count(most), frames])?;
+    Ok((shares, rows.iter().map(|found| count(found.len())).collect()))
 }
 
 #[cfg(test)]
@@ -87,12 +122,9 @@ mod tests {
         let frames = Tensor::from_slice(&[1.0f32, 2.0, 4.0, 8.0, 1.0, 1.0, 3.0, 9.0])
             .view([2, 4, 1])
             .set_requires_grad(true);
-        let adapted = Adapted {
-            positions: frames.shallow_clone(),
-            lengths: vec![4, 3],
-        };
 
-        let (means, lengths) = means(&adapted, &[vec![5, 5, 0, 6], vec![0, 0, 0]], true).unwrap();
+        let (shares, lengths) = shares(&[vec![5, 5, 0, 6], vec![0, 0, 0]], 4, true).unwrap();
+        let means = shares.bmm(&frames);
         means.sum(tch::Kind::Float).backward();
 
         assert_eq!(lengths, [2, 1]);
@@ -106,13 +138,8 @@ mod tests {
 
     #[test]
     fn a_row_in_which_nothing_is_said_may_have_no_position_where_another_one_stands_for_it() {
-        let adapted = Adapted {
-            positions: Tensor::ones([1, 3, 2], (tch::Kind::Float, tch::Device::Cpu)),
-            lengths: vec![3],
-        };
+        let (shares, lengths) = shares(&[vec![0, 0, 0]], 3, false).unwrap();
 
-        let (means, lengths) = means(&adapted, &[vec![0, 0, 0]], false).unwrap();
-
-        assert_eq!((means.size(), lengths), (vec![1, 0, 2], vec![0]));
+        assert_eq!((shares.size(), lengths), (vec![1, 0, 3], vec![0]));
     }
 }

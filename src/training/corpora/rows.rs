@@ -25,6 +25,8 @@ const EMOTIONS: [(&str, &str); 4] = [
     ("sadness", "sad"),
     ("anger", "angry"),
 ];
+/// The label of recordings in which nobody says a word.
+const NON_SPEECH: &str = "non-speech";
 /// One in so many wordless voices is also an example of an empty transcript.
 const WORDLESS_SHARE: usize = 3;
 
@@ -97,6 +99,8 @@ pub fn rows_of(recordings: &[Recording]) -> Rows {
                     let row = Row::of(recording, "emotion").labelled(target, labels);
                     add("vocal_burst", row.without_words());
                 }
+                let row = Row::of(recording, "speech_detection").labelled(NON_SPEECH.into(), Vec::new());
+                add("speech_detection_wordless", row.without_words());
                 if recording.split != Split::Train || pick(&recording.key, WORDLESS_SHARE) == 0 {
                     add("asr_empty", Row::of(recording, "asr").without_words());
                 }
@@ -113,7 +117,7 @@ pub fn rows_of(recordings: &[Recording]) -> Rows {
                 }
             }
             "speech-detection" => {
-                let row = Row::of(recording, "speech_detection").labelled("non-speech".into(), Vec::new());
+                let row = Row::of(recording, "speech_detection").labelled(NON_SPEECH.into(), Vec::new());
                 add("speech_detection", row.without_words());
                 add("asr_empty", Row::of(recording, "asr").without_words());
                 if recording.split == Split::Train {

@@ -68,8 +68,13 @@ impl Arrivals {
     }
 
     /// Seconds to the next of `rate` a second.
-    fn gap(&mut self, rate: f64) -> f64 {
+    pub(super) fn gap(&mut self, rate: f64) -> f64 {
         -(1.0 - self.0.unit()).ln() / rate
+    }
+
+    /// A number below `count`.
+    pub(super) fn below(&mut self, count: usize) -> usize {
+        self.0.below(count)
     }
 }
 

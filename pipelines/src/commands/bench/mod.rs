@@ -5,6 +5,7 @@
 //! read. The service may be any that answers on the topics; what only ours knows comes from its metrics.
 
 mod asking;
+mod queue;
 mod report;
 mod served;
 
@@ -46,6 +47,10 @@ async fn measure(args: &BenchServe, mut settings: Settings, clips: &[Clip]) -> R
     let mut rows = Vec::new();
     let part = Part::begin(&served, args);
     let answers = asking.one_by_one(args.unloaded).await?;
+    let alone: Vec<f64> = answers
+        .iter()
+        .map(|answer| answer.latency.as_secs_f64())
+        .collect();
     rows.push(part.end("one at a time", None, &answers));
 
     let part = Part::begin(&served, args);
@@ -59,7 +64,9 @@ async fn measure(args: &BenchServe, mut settings: Settings, clips: &[Clip]) -> R
         let rate = saturation * share;
         let part = Part::begin(&served, args);
         let answers = asking.at_rate(rate, args.seconds, &mut times).await?;
-        rows.push(part.end(&format!("{:.0} %", share * 100.0), Some(rate), &answers));
+        let mut row = part.end(&format!("{:.0} %", share * 100.0), Some(rate), &answers);
+        row.compare_with_queue(&alone, args.seed);
+        rows.push(row);
     }
     served.stop().await?;
     report::print(args, &rows)

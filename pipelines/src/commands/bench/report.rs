@@ -7,7 +7,8 @@ use speechverse::nn::accel::cpu_capability;
 use speechverse::scoring::Metric;
 
 use super::Failure;
-use super::asking::Answered;
+use super::asking::{Answered, Arrivals};
+use super::queue;
 use super::served::Usage;
 use crate::cli::BenchServe;
 use crate::output;
@@ -27,6 +28,9 @@ pub(super) struct Row {
     p50: f64,
     p95: f64,
     p99: f64,
+    /// The 99th percentile of one server that answers requests of this rate in turn, each in the time that
+    /// requests took alone ([`queue`]); absent where it could not keep up.
+    queue_p99: Option<f64>,
     /// Seconds of audio answered in a second.
     audio_rate: f64,
     tokens_rate: Option<f64>,
@@ -94,6 +98,7 @@ impl Row {
             p50: percentile(&latencies, 0.5),
             p95: percentile(&latencies, 0.95),
             p99: percentile(&latencies, 0.99),
+            queue_p99: None,
             audio_rate: answers.iter().map(|answer| answer.audio_seconds).sum::<f64>() / seconds,
             tokens_rate: used("speechverse_decoder_tokens_total", "").map(|tokens| tokens / seconds),
             encoder_rows: mean("speechverse_encoder_batch_rows"),
@@ -111,6 +116,14 @@ impl Row {
         }
     }
 
+    /// Adds what waiting alone costs at the row's rate, by the latencies of requests without others.
+    pub(super) fn compare_with_queue(&mut self, alone: &[f64], seed: u64) {
+        let mut arrivals = Arrivals::new(seed);
+        self.queue_p99 = (self.offered)
+            .and_then(|rate| queue::latencies(alone, rate, &mut arrivals))
+            .map(|latencies| percentile(&latencies, 0.99));
+    }
+
     fn cells(&self) -> Vec<String> {
         let number = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
@@ -123,6 +136,7 @@ impl Row {
             number(Some(self.p50), 2),
             number(Some(self.p95), 2),
             number(Some(self.p99), 2),
+            number(self.queue_p99, 2),
             number(Some(self.audio_rate), 1),
             number(self.tokens_rate, 0),
             number(self.encoder_rows, 1),
@@ -136,7 +150,7 @@ impl Row {
     }
 }
 
-const HEADINGS: [&str; 16] = [
+const HEADINGS: [&str; 17] = [
     "load",
     "offered/s",
     "answered/s",
@@ -144,6 +158,7 @@ const HEADINGS: [&str; 16] = [
     "p50 s",
     "p95 s",
     "p99 s",
+    "queue p99 s",
     "audio s/s",
     "tokens/s",
     "encoder rows",

@@ -42,7 +42,11 @@ fn noise(rows: i64, frames: i64) -> Tensor {
 fn positions_of_every_form_are_the_same_alone_and_in_a_padded_batch() {
     let features = noise(3, 40);
     let lengths = [40, 23, 9];
-    for positions in [Positions::Frames, Positions::CtcSegments] {
+    for positions in [
+        Positions::Frames,
+        Positions::CtcSegments,
+        Positions::CtcPosteriors,
+    ] {
         for summary in [false, true] {
             let adapter = segmenting(positions, summary);
             let frames = adapter.forward(&features, &lengths).unwrap();
@@ -88,6 +92,38 @@ fn there_is_one_position_for_each_token_that_the_head_hears_behind_that_of_the_w
             assert_eq!(*length, expected as i64);
         }
         assert!(frames.positions.size()[1] > positions.positions.size()[1]);
+    }
+}
+
+#[test]
+fn posteriors_without_the_blank_weigh_the_language_models_own_embeddings() {
+    for trainable in [true, false] {
+        let snapshot = segmenting(Positions::CtcPosteriors, false).snapshot("x").unwrap();
+        let mut adapter = SpeechAdapter::from_snapshot(&snapshot, Device::Cpu, trainable).unwrap();
+        adapter.bind(&table()).unwrap();
+        let frames = adapter.forward(&noise(1, 60), &[60]).unwrap();
+        let head = adapter.ctc_head().unwrap();
+        let path = &head.paths(&frames).unwrap()[0];
+
+        let found = adapter.positions(&frames, &statistics(1)).unwrap();
+
+        let scores = head.log_probabilities(&frames.positions).unwrap();
+        let again = adapter.positions_behind(None, &frames, Some(&scores)).unwrap();
+        assert!(largest(&(&found.positions - again.positions)) < 1e-6 && found.lengths == again.lengths);
+        let probabilities = head.log_probabilities(&frames.positions).unwrap().exp().get(0); // [P, 1+3]
+        let weights = probabilities.narrow(1, 1, 3);
+        let weights = &weights / weights.sum_dim_intlist(1, true, Kind::Float);
+        let tokens = table().index_select(0, &Tensor::from_slice(&[2i64, 0, 5]));
+        let embeddings = weights.matmul(&tokens); // [P, H]
+        let runs = segments::runs(path);
+        assert!(runs.len() > 1, "{path:?}");
+        assert_eq!(found.lengths, [runs.len() as i64]);
+        for (at, run) in runs.into_iter().enumerate() {
+            let of_run = embeddings.narrow(0, run.start as i64, run.len() as i64);
+            let expected = of_run.mean_dim([0i64].as_slice(), false, Kind::Float);
+            let difference = found.positions.get(0).get(at as i64) - expected;
+            assert!(largest(&difference) < 1e-5, "{trainable} {at}");
+        }
     }
 }
 
@@ -234,7 +270,7 @@ fn segments_without_a_head_are_an_error_that_says_so() {
 
     let error = adapter.bind(&table()).unwrap_err().to_string();
 
-    assert!(error.contains("ctc_segments"), "{error}");
+    assert!(error.contains("CTC segments"), "{error}");
     let frames = adapter.forward(&noise(1, 30), &[30]).unwrap();
     assert!(adapter.positions(&frames, &statistics(1)).is_err());
 }
