@@ -59,7 +59,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     let registry = Registry::open(folder.path().join("adapters")).unwrap();
     let loaded = registry.load(&report.version.unwrap()).unwrap();
     let form = loaded.adapter.config();
-    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcPosteriors);
+    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcSegments);
     assert!(loaded.adapter.lora().is_some());
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::ImportError;
 use super::gguf::GgufFile;
-use super::llama::in_order;
+use super::json::in_order;
 
 /// Type numbers of `tokenizer.ggml.token_type`.
 const CONTROL: i64 = 3;

@@ -17,6 +17,7 @@ mod fetch;
 mod format;
 mod gguf;
 mod hub;
+mod json;
 mod llama;
 mod quants;
 mod reader;

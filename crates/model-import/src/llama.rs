@@ -17,6 +17,7 @@ use serde_json::{Value as Json, json};
 
 use super::bpe;
 use super::gguf::{GgufFile, GgufTensor};
+use super::json::pretty;
 use super::tensors::{RowOrder, TensorPlan};
 use super::{FloatFormat, ImportError};
 
@@ -121,20 +122,6 @@ pub(crate) fn plan(file: &GgufFile, format: FloatFormat) -> Result<LlamaImport, 
         ],
         architecture,
     })
-}
-
-/// The text of a configuration.
-pub(crate) fn pretty(json: &Json) -> Vec<u8> {
-    let mut text = format!("{:#}", in_order(json.clone()));
-    text.push('\n');
-    text.into_bytes()
-}
-
-/// The same with all keys in order: adapter versions know a model by the digest of its files, and `serde_json`
-/// keeps the order of insertion as soon as any crate of a build asks it to.
-pub(crate) fn in_order(mut json: Json) -> Json {
-    json.sort_all_objects();
-    json
 }
 
 fn unsupported(file: &GgufFile, what: String) -> ImportError {

@@ -341,20 +341,3 @@ proptest! {
         survives("model.any", &bytes);
     }
 }
-
-#[test]
-fn the_keys_of_a_configuration_are_in_order_whatever_the_order_of_insertion() {
-    let text = super::llama::pretty(&serde_json::json!({"b": [{"d": 1, "c": 2}], "a": 3}));
-
-    let expected = r#"{
-  "a": 3,
-  "b": [
-    {
-      "c": 2,
-      "d": 1
-    }
-  ]
-}
-"#;
-    assert_eq!(String::from_utf8(text).unwrap(), expected);
-}

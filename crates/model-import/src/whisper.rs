@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::ct2::{Ct2File, Ct2Tensor};
-use super::llama::pretty;
+use super::json::pretty;
 use super::quants::Encoding;
 use super::tensors::{RowOrder, Scales, TensorPlan};
 use super::{FloatFormat, ImportError};

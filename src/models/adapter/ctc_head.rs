@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tch::{Kind, Reduction, Tensor, nn};
 
 use super::Adapted;
-use super::segments::{BLANK, runs};
+use super::segments::{self, BLANK, runs};
 use crate::models::ModelError;
 use crate::nn::cpu_kernels;
 use crate::util::random::SplitMix;
@@ -21,9 +21,23 @@ use crate::util::random::SplitMix;
 /// Added to lengths before dividing by them.
 const LENGTH_EPS: f64 = 1e-6;
 
+/// Where segments are wanted of an adapter without a CTC head.
+pub(super) const NO_SEGMENTS: ModelError = ModelError::NoCtcHead {
+    why: "its `positions` are of CTC segments, and nothing says where these are; train a stage with a CTC loss",
+};
+
 const NOT_BOUND: ModelError = ModelError::NoCtcHead {
     why: "its classes were not taken from a language model's table",
 };
+
+/// What a position of a CTC segment is the mean of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum MeanOf {
+    /// The segment's frames.
+    Frames,
+    /// The language model's embeddings, weighted by the posteriors of the segment's frames over the tokens.
+    Embeddings,
+}
 
 /// The learned part of the CTC head, and which tokens are its classes. Class 0 is the blank, class `i` is
 /// token `classes[i - 1]`.
@@ -255,6 +269,42 @@ impl CtcHead {
         Ok(rows
             .map(|(row, length)| row[..usize::try_from(*length).unwrap_or(0).min(row.len())].to_vec())
             .collect())
+    }
+
+    /// One position for each run, differentiable in the frames. The runs are those of the likeliest classes,
+    /// by the head's log-probabilities `[B, P, 1 + C]` where they are there already. A row without a run gets
+    /// the mean of all its frames where `never_empty`, else nothing.
+    ///
+    /// # Shapes
+    /// `adapted` `[B, P, H]` → `[B, S, H]`, `S` the largest number of runs; zeros beyond a row's length.
+    ///
+    /// # Errors
+    /// [`ModelError::NoCtcHead`] when the head is not bound.
+    pub(super) fn positions(
+        &self,
+        adapted: &Adapted,
+        log_probabilities: Option<&Tensor>,
+        mean_of: MeanOf,
+        never_empty: bool,
+    ) -> Result<Adapted, ModelError> {
+        let frames = &adapted.positions;
+        let scores = match (log_probabilities, mean_of) {
+            (Some(scores), _) => Some(scores.shallow_clone()),
+            (None, MeanOf::Embeddings) => Some(self.log_probabilities(frames)?),
+            (None, MeanOf::Frames) => None,
+        };
+        let paths = match &scores {
+            Some(scores) => CtcHead::paths_of(scores, &adapted.lengths)?,
+            None => self.paths(adapted)?,
+        };
+        let (shares, lengths) = segments::shares(&paths, frames.size()[1], never_empty)?;
+        let shares = shares.f_to_device(frames.device())?; // [B, S, P]
+        let positions = match scores.filter(|_| mean_of == MeanOf::Embeddings) {
+            // The mean of posteriors, then embeddings: segments are fewer than frames.
+            Some(scores) => self.embeddings(&shares.f_bmm(&CtcHead::token_posteriors(&scores)?)?)?,
+            None => shares.f_bmm(frames)?,
+        };
+        Ok(Adapted { positions, lengths })
     }
 
     /// Greedy reading of each row: repeats of the path joined, blanks dropped; token ids.

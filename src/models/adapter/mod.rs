@@ -45,9 +45,9 @@ pub use snapshot::AdapterSnapshot;
 
 use crate::models::config::{Activation, LayerMix, Positions};
 use crate::models::{HiddenStates, ModelError};
+use ctc_head::{MeanOf, NO_SEGMENTS};
 use layers::{Block, Compute, ConvLayer, ResidualBlock, Sentence, Summary, convolve, dropout, layer_norm};
 use plain::{PlainData, PlainTensor};
-use segments::{MeanOf, NO_SEGMENTS};
 
 pub(crate) const CTC_BLANK: &str = "ctc.blank";
 pub(crate) const CTC_SCALE: &str = "ctc.scale";
@@ -413,7 +413,7 @@ impl SpeechAdapter {
     /// [`ModelError::NoCtcHead`] when the head is missing or not bound.
     pub fn segments(&self, adapted: &Adapted) -> Result<Adapted, ModelError> {
         let head = self.ctc.as_ref().ok_or(NO_SEGMENTS)?;
-        segments::positions(head, adapted, None, MeanOf::Frames, false)
+        head.positions(adapted, None, MeanOf::Frames, false)
     }
 
     /// An embedding of what is said in each clip, near the texts of the right labels ([`label_scores`]),
@@ -470,7 +470,7 @@ impl SpeechAdapter {
                 lengths: adapted.lengths.clone(),
             },
             (Some(of), Some(head)) => {
-                segments::positions(head, adapted, log_probabilities, of, self.summary.is_none())?
+                head.positions(adapted, log_probabilities, of, self.summary.is_none())?
             }
             (Some(_), None) => return Err(NO_SEGMENTS),
         };

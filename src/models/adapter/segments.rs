@@ -8,16 +8,10 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::{Adapted, CtcHead};
 use crate::models::ModelError;
 
 /// Class of the blank.
 pub(super) const BLANK: i64 = 0;
-
-/// Where segments are wanted of an adapter without a CTC head.
-pub(super) const NO_SEGMENTS: ModelError = ModelError::NoCtcHead {
-    why: "its `positions` are of CTC segments, and nothing says where these are; train a stage with a CTC loss",
-};
 
 /// The runs of equal classes other than the blank, in order.
 pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
@@ -31,54 +25,13 @@ pub(super) fn runs(path: &[i64]) -> Vec<Range<usize>> {
     runs
 }
 
-/// What a position of a CTC segment is the mean of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum MeanOf {
-    /// The segment's frames.
-    Frames,
-    /// The language model's embeddings, weighted by the posteriors of the segment's frames over the tokens.
-    Embeddings,
-}
-
-/// One position for each run, differentiable in the frames. The runs are those of the likeliest classes, by
-/// the head's log-probabilities `[B, P, 1 + C]` where they are there already. A row without a run gets the
-/// mean of all its frames where `never_empty`, else nothing.
-///
-/// # Shapes
-/// `adapted` `[B, P, H]` → `[B, S, H]`, `S` the largest number of runs; zeros beyond a row's length.
-///
-/// # Errors
-/// [`ModelError::NoCtcHead`] when the head is not bound.
-pub(super) fn positions(
-    head: &CtcHead,
-    adapted: &Adapted,
-    log_probabilities: Option<&Tensor>,
-    mean_of: MeanOf,
-    never_empty: bool,
-) -> Result<Adapted, ModelError> {
-    let frames = &adapted.positions;
-    let scores = match (log_probabilities, mean_of) {
-        (Some(scores), _) => Some(scores.shallow_clone()),
-        (None, MeanOf::Embeddings) => Some(head.log_probabilities(frames)?),
-        (None, MeanOf::Frames) => None,
-    };
-    let paths = match &scores {
-        Some(scores) => CtcHead::paths_of(scores, &adapted.lengths)?,
-        None => head.paths(adapted)?,
-    };
-    let (shares, lengths) = shares(&paths, frames.size()[1], never_empty)?;
-    let shares = shares.f_to_device(frames.device())?; // [B, S, P]
-    let positions = match scores.filter(|_| mean_of == MeanOf::Embeddings) {
-        // The mean of posteriors, then embeddings: segments are fewer than frames.
-        Some(scores) => head.embeddings(&shares.f_bmm(&CtcHead::token_posteriors(&scores)?)?)?,
-        None => shares.f_bmm(frames)?,
-    };
-    Ok(Adapted { positions, lengths })
-}
-
 /// The share that each of `frames` frames has in each run of its row's path, `[B, S, P]` on the CPU, and the
 /// number of runs in each row.
-fn shares(paths: &[Vec<i64>], frames: i64, never_empty: bool) -> Result<(Tensor, Vec<i64>), ModelError> {
+pub(super) fn shares(
+    paths: &[Vec<i64>],
+    frames: i64,
+    never_empty: bool,
+) -> Result<(Tensor, Vec<i64>), ModelError> {
     let rows: Vec<Vec<Range<usize>>> = paths
         .iter()
         .map(|path| {

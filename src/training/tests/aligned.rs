@@ -142,6 +142,18 @@ fn segments_are_read_after_an_alignment_beside_clips_in_which_nothing_is_said() 
     );
     let moved = |name: &str| outcome.adapter.tensors()[name] != aligned.adapter.tensors()[name];
     assert!(moved("ctc.blank") && moved("downsample.0.conv.weight"));
+    // The same weights in the other form of segments: what comes before the head learns through it too.
+    let mut posteriors = place.config("posteriors", vec![stage(StageKind::Asr, 2)]);
+    posteriors.adapter.positions = Some(Positions::CtcPosteriors);
+    let args = EngineArgs {
+        start_from: Some((outcome.adapter.clone(), None)),
+        ..place.args(posteriors)
+    };
+    let other = Engine::new(args).unwrap().run(&mut |_| {}).unwrap();
+    assert_eq!((other.steps, other.skipped), (2, 0));
+    assert_eq!(other.adapter.config().positions, Positions::CtcPosteriors);
+    let convolution = |adapter: &AdapterSnapshot| adapter.tensors()["downsample.0.conv.weight"].clone();
+    assert!(convolution(&other.adapter) != convolution(&outcome.adapter));
     // A next run whose settings say nothing about the form goes on in this one.
     let args = EngineArgs {
         start_from: Some((outcome.adapter.clone(), outcome.lora.clone())),

@@ -36,7 +36,10 @@ def main(bootstrap):
     admin = AdminClient(common)
     for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
         future.result(PATIENCE_S)
-    partitions = len(admin.list_topics(name, timeout=PATIENCE_S).topics[name].partitions)
+    # Apache Kafka answers before its metadata tell of the topic.
+    partitions, deadline = 0, time.monotonic() + PATIENCE_S
+    while partitions == 0 and time.monotonic() < deadline:
+        partitions = len(admin.list_topics(name, timeout=PATIENCE_S).topics[name].partitions)
     assert partitions == 2, f"{partitions} partitions instead of 2"
 
     producer = Producer(common | {"compression.type": "zstd", "enable.idempotence": True, "linger.ms": 5})

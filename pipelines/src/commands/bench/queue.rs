@@ -5,9 +5,9 @@ use super::asking::Arrivals;
 /// Requests of a simulation: its 99th percentile is then known to a few per cent.
 const REQUESTS: usize = 200_000;
 
-/// Latencies, seconds, in order, of requests that come at random, `rate` a second, and are answered in turn by
-/// one server, each in one of `alone`, the seconds that a request took while there was no other (Lindley's
-/// recursion). None where that server could not keep up.
+/// Latencies, seconds, in order, of requests that come at random, `rate` a second, and are answered in turn
+/// by one server, each in one of `alone`, the seconds that a request took while there was no other
+/// (Lindley's recursion). None where that server could not keep up.
 ///
 /// A service without batches that adds nothing of its own can do no better without answering out of turn.
 pub(super) fn latencies(alone: &[f64], rate: f64, arrivals: &mut Arrivals) -> Option<Vec<f64>> {

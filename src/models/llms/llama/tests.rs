@@ -211,6 +211,9 @@ fn teacher_forcing_of_a_ragged_batch_equals_each_row_alone_in_values_and_gradien
     }
 }
 
+/// What sums in another order may change, in f32: 1.2e-5 was seen on an Intel CPU.
+const OTHER_ORDER: f64 = 3e-5;
+
 #[test]
 fn stepping_equals_the_whole_forward_pass_from_any_split() {
     let _no_grad = tch::no_grad_guard();
@@ -230,10 +233,10 @@ fn stepping_equals_the_whole_forward_pass_from_any_split() {
                     let reference = logits.get(position as i64 - 1).unsqueeze(0);
                     let error = relative_error(&found, &reference);
 
-                    assert!(error < 1e-5, "{name} {position}: {error:e}");
+                    assert!(error < OTHER_ORDER, "{name} {position}: {error:e}");
                     found = model.step(&[*id], &mut cache, &[0], lora).unwrap();
                 }
-                assert!(relative_error(&found, &logits.get(16).unsqueeze(0)) < 1e-5);
+                assert!(relative_error(&found, &logits.get(16).unsqueeze(0)) < OTHER_ORDER);
             }
         }
     }
