@@ -280,8 +280,9 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     _ => (None, None),
                 };
                 let summary = (version.adapter).summary(&features.statistics.f_unsqueeze(0)?)?;
-                let positions =
-                    (version.adapter).positions_behind(summary.as_ref(), &adapted, scores.as_ref())?;
+                let paths = scorer.as_ref().map(|scorer| vec![scorer.path().to_vec()]);
+                let known = scores.as_ref().zip(paths.as_deref());
+                let positions = (version.adapter).positions_behind(summary.as_ref(), &adapted, known)?;
                 metrics::network_pass("adapt", began.elapsed());
                 let model = self.model();
                 // Where there is a summary, it is the first position.

@@ -44,7 +44,7 @@ pub struct StageRunner<'a> {
     masks: Option<AugmentConfig>,
     /// Where features are kept, and the layer mix that they have, `[L + 1]`.
     features: Option<(StageFeatures, Tensor)>,
-    /// Positions of clips, where nothing that they are made with learns.
+    /// CTC segments of clips, where nothing that they are made with learns.
     segments: RefCell<SegmentMemory>,
     /// What learns of the summary, where that is not all.
     units: Option<SummaryUnits>,

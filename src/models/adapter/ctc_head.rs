@@ -271,9 +271,10 @@ impl CtcHead {
             .collect())
     }
 
-    /// One position for each run, differentiable in the frames. The runs are those of the likeliest classes,
-    /// by the head's log-probabilities `[B, P, 1 + C]` where they are there already. A row without a run gets
-    /// the mean of all its frames where `never_empty`, else nothing.
+    /// One position for each run, differentiable in the frames. The runs are those of the likeliest classes;
+    /// `known` are the head's log-probabilities `[B, P, 1 + C]` and each row's likeliest classes where they
+    /// are there already. A row without a run gets the mean of all its frames where `never_empty`, else
+    /// nothing.
     ///
     /// # Shapes
     /// `adapted` `[B, P, H]` → `[B, S, H]`, `S` the largest number of runs; zeros beyond a row's length.
@@ -283,21 +284,22 @@ impl CtcHead {
     pub(super) fn positions(
         &self,
         adapted: &Adapted,
-        log_probabilities: Option<&Tensor>,
+        known: Option<(&Tensor, &[Vec<i64>])>,
         mean_of: MeanOf,
         never_empty: bool,
     ) -> Result<Adapted, ModelError> {
         let frames = &adapted.positions;
-        let scores = match (log_probabilities, mean_of) {
-            (Some(scores), _) => Some(scores.shallow_clone()),
+        let scores = match (known, mean_of) {
+            (Some((scores, _)), _) => Some(scores.shallow_clone()),
             (None, MeanOf::Embeddings) => Some(self.log_probabilities(frames)?),
             (None, MeanOf::Frames) => None,
         };
-        let paths = match &scores {
-            Some(scores) => CtcHead::paths_of(scores, &adapted.lengths)?,
-            None => self.paths(adapted)?,
+        let paths = match (known, &scores) {
+            (Some((_, paths)), _) => paths,
+            (None, Some(scores)) => &CtcHead::paths_of(scores, &adapted.lengths)?,
+            (None, None) => &self.paths(adapted)?,
         };
-        let (shares, lengths) = segments::shares(&paths, frames.size()[1], never_empty)?;
+        let (shares, lengths) = segments::shares(paths, frames.size()[1], never_empty)?;
         let shares = shares.f_to_device(frames.device())?; // [B, S, P]
         let positions = match scores.filter(|_| mean_of == MeanOf::Embeddings) {
             // The mean of posteriors, then embeddings: segments are fewer than frames.

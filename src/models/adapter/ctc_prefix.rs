@@ -129,7 +129,7 @@ impl PrefixScorer {
     }
 
     /// The likeliest class of each frame, 0 for the blank.
-    pub(super) fn path(&self) -> &[i64] {
+    pub fn path(&self) -> &[i64] {
         &self.path
     }
 

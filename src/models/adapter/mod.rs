@@ -446,7 +446,8 @@ impl SpeechAdapter {
     }
 
     /// As [`positions`](Self::positions), behind a [`summary`](Self::summary) `[B, 1, H]` that is there
-    /// already, by the CTC head's log-probabilities `[B, P, 1 + C]` where they are.
+    /// already, by the CTC head's log-probabilities `[B, P, 1 + C]` and the likeliest class of each valid
+    /// frame ([`PrefixScorer::path`]) where they are.
     ///
     /// # Errors
     /// As [`positions`](Self::positions).
@@ -454,7 +455,7 @@ impl SpeechAdapter {
         &self,
         summary: Option<&Tensor>,
         adapted: &Adapted,
-        log_probabilities: Option<&Tensor>,
+        known: Option<(&Tensor, &[Vec<i64>])>,
     ) -> Result<Adapted, ModelError> {
         let mean_of = match self.config.positions {
             Positions::Frames => None,
@@ -469,9 +470,7 @@ impl SpeechAdapter {
                 positions: adapted.positions.shallow_clone(),
                 lengths: adapted.lengths.clone(),
             },
-            (Some(of), Some(head)) => {
-                head.positions(adapted, log_probabilities, of, self.summary.is_none())?
-            }
+            (Some(of), Some(head)) => head.positions(adapted, known, of, self.summary.is_none())?,
             (Some(_), None) => return Err(NO_SEGMENTS),
         };
         if let Some(summary) = summary {

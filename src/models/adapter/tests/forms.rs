@@ -108,7 +108,9 @@ fn posteriors_without_the_blank_weigh_the_language_models_own_embeddings() {
         let found = adapter.positions(&frames, &statistics(1)).unwrap();
 
         let scores = head.log_probabilities(&frames.positions).unwrap();
-        let again = adapter.positions_behind(None, &frames, Some(&scores)).unwrap();
+        let again = adapter
+            .positions_behind(None, &frames, Some((&scores, std::slice::from_ref(path))))
+            .unwrap();
         assert!(largest(&(&found.positions - again.positions)) < 1e-6 && found.lengths == again.lengths);
         let probabilities = head.log_probabilities(&frames.positions).unwrap().exp().get(0); // [P, 1+3]
         let weights = probabilities.narrow(1, 1, 3);
