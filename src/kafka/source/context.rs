@@ -1,6 +1,6 @@
 //! What librdkafka calls back from the poll: rebalances, commits, statistics, logs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,6 +102,8 @@ pub(super) struct SourceContext {
     pub(super) closing: AtomicBool,
     /// Partitions are paused, also those that are assigned now.
     pub(super) paused: AtomicBool,
+    /// Partitions that are paused by themselves, because of the audio that they have in flight.
+    slowed: Mutex<HashSet<TopicPartition>>,
     /// Positions on their way to the broker, and since when.
     commits_sent: Mutex<HashMap<TopicPartition, (Position, Instant)>>,
     unread: Mutex<Unread>,
@@ -131,6 +133,7 @@ impl SourceContext {
             revoke_wait_max,
             closing: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            slowed: Mutex::default(),
             commits_sent: Mutex::default(),
             unread: Mutex::default(),
         }
@@ -139,6 +142,11 @@ impl SourceContext {
     /// What was read, to find what was not.
     pub(super) fn unread(&self) -> MutexGuard<'_, Unread> {
         locked(&self.unread)
+    }
+
+    /// Which partitions are paused by themselves.
+    pub(super) fn slowed(&self) -> MutexGuard<'_, HashSet<TopicPartition>> {
+        locked(&self.slowed)
     }
 
     /// Something failed for now and is tried again. A connection's failure is logged by the monitor.
@@ -404,12 +412,21 @@ impl ConsumerContext for SourceContext {
         }
     }
 
+    /// Partitions that were just assigned are paused if the source is, and read if it is not: librdkafka
+    /// (2.12) keeps a partition's pause when it is revoked, so that one that comes back would never be read.
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Assign(list) = rebalance
-            && self.paused.load(Ordering::Relaxed)
-            && let Err(error) = consumer.pause(list)
-        {
-            warn!(%error, "failed to pause partitions that were just assigned");
+        let Rebalance::Assign(list) = rebalance else {
+            return;
+        };
+        let assigned = partitions(list);
+        self.slowed().retain(|partition| !assigned.contains(partition));
+        let pause = self.paused.load(Ordering::Relaxed);
+        let changed = match pause {
+            true => consumer.pause(list),
+            false => consumer.resume(list),
+        };
+        if let Err(error) = changed {
+            warn!(%error, pause, "failed to pause or resume partitions that were just assigned");
         }
     }
 

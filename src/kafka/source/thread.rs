@@ -53,8 +53,6 @@ pub(super) struct Reading {
     /// Partitions whose committed offset is not known have to be read from there; nothing of them is taken
     /// before.
     goes_back: Cell<bool>,
-    /// Partitions that are paused by themselves, because of the audio that they have in flight.
-    slowed: HashSet<TopicPartition>,
 }
 
 /// Why the loop ends.
@@ -101,7 +99,6 @@ impl Reading {
             held: false,
             subscribed: false,
             goes_back: Cell::new(false),
-            slowed: HashSet::new(),
         })
     }
 
@@ -154,7 +151,7 @@ impl Reading {
             Some(_) => POLL, // they keep time themselves
             None => self.next_commit.saturating_duration_since(Instant::now()),
         };
-        let poll = if context.paused.load(Ordering::Relaxed) || !self.slowed.is_empty() {
+        let poll = if context.paused.load(Ordering::Relaxed) || !context.slowed().is_empty() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
             POLL_UNFINISHED
@@ -333,7 +330,7 @@ impl Reading {
     }
 
     /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
-    fn balance(&mut self) {
+    fn balance(&self) {
         let context = self.context();
         let (unfinished, budget) = (context.tracker.busy(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
@@ -359,7 +356,7 @@ impl Reading {
         match changed {
             Ok(()) => {
                 context.paused.store(pause, Ordering::Relaxed);
-                self.slowed.clear(); // all of them are paused, or none is
+                context.slowed().clear(); // all of them are paused, or none is
                 self.tell_paused();
             }
             Err(error) => warn!(%error, pause, "failed to pause or resume partitions; it is tried again"),
@@ -367,26 +364,26 @@ impl Reading {
     }
 
     /// Pauses the partitions that have too much audio in flight, and resumes those that have worked it off.
-    fn balance_audio(&mut self) {
+    fn balance_audio(&self) {
         let context = self.context();
         if context.paused.load(Ordering::Relaxed) {
             return; // all of them are
         }
         let audio = context.tracker.budget().audio();
-        let wanted = audio.to_pause(|| context.tracker.assigned(), &self.slowed);
-        if wanted == self.slowed {
+        let slowed = context.slowed().clone();
+        let wanted = audio.to_pause(|| context.tracker.assigned(), &slowed);
+        if wanted == slowed {
             return;
         }
-        let paused = self.consumer.pause(&list(wanted.difference(&self.slowed)));
+        let paused = self.consumer.pause(&list(wanted.difference(&slowed)));
         let assigned: HashSet<TopicPartition> = context.tracker.assigned().into_iter().collect();
-        let over = self
-            .slowed
+        let over = slowed
             .difference(&wanted)
             .filter(|partition| assigned.contains(partition));
         let resumed = self.resume(&list(over));
         match paused.and(resumed) {
             Ok(()) => {
-                self.slowed = wanted;
+                *context.slowed() = wanted;
                 self.tell_paused();
             }
             Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
@@ -411,7 +408,7 @@ impl Reading {
     fn tell_paused(&self) {
         let paused = match self.context().paused.load(Ordering::Relaxed) {
             true => self.context().tracker.assigned().len(),
-            false => self.slowed.len(),
+            false => self.context().slowed().len(),
         };
         for topic in &self.topics {
             metrics::partitions_paused(topic, paused);

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use super::*;
 
 fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
@@ -202,6 +204,37 @@ async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_i
 
     let rest = running.records(RECORDS - of_the_other.len()).await;
     assert!(!rest.is_empty() && rest.iter().all(|record| record.record_offset.partition == 0));
+}
+
+/// librdkafka alone would leave it paused: it keeps a pause beyond the assignment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_was_paused_when_it_was_taken_away_is_read_when_it_comes_back() {
+    const RECORDS: usize = 40;
+    let mut cluster = Cluster::quick(2);
+    cluster.config.in_flight_records_max = 2;
+    cluster.config.revoke_wait_ms_max = 100;
+    cluster.publish(RECORDS).await;
+    let first = cluster.start();
+    let mut read: HashSet<(i32, i64)> = HashSet::new();
+    let mut take = |record: &Record| {
+        first.tracker.release(&record.record_offset);
+        read.insert((record.record_offset.partition, record.record_offset.offset));
+        read.len()
+    };
+    let in_flight = first.records(2).await; // and now both partitions are paused
+
+    let second = cluster.start();
+    let moved = loop {
+        if let SourceEvent::Revoked(revocation) = first.event().await {
+            break revocation.partitions;
+        }
+    };
+    assert_eq!(moved.len(), 1);
+    in_flight.iter().map(&mut take).for_each(drop);
+    take(&first.record().await); // what it was left is read on
+    second.source.close(Duration::ZERO).await.unwrap();
+
+    while take(&first.record().await) < RECORDS {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
