@@ -2,6 +2,8 @@
 //!
 //! Equal to `WhisperFeatureExtractor` of the transformers library: periodic Hann window, power spectrum,
 //! Slaney mel filters, base-10 logarithm, floor at eight decades below the loudest bin, then `(x + 4) / 4`.
+//! All of it in f64, as that library does without torch: in f32 the logarithm of a quiet bin differs from
+//! CPU to CPU by as much as 3e-5.
 //!
 //! A clip stands at the start of a window of silence (30 s for the published models), mirrored at the
 //! window's own ends. A caller takes either all mel frames of the window or only those of the clip; the
@@ -185,9 +187,9 @@ impl LogMelConfig {
 /// Computes log-mel frames on one device.
 #[derive(Debug)]
 pub struct LogMel {
-    /// `[M, 201]`.
+    /// f64 `[M, 201]`.
     filters: Tensor,
-    /// `[400]`.
+    /// f64 `[400]`.
     hann: Tensor,
     window_samples: usize,
     device: Device,
@@ -200,7 +202,7 @@ impl LogMel {
         let filters = Tensor::from_slice(&mel_filters(mels))
             .view([mels as i64, BINS as i64])
             .to_device(device);
-        let hann = Tensor::hann_window(FFT_SAMPLES as i64, (Kind::Float, device));
+        let hann = Tensor::hann_window(FFT_SAMPLES as i64, (Kind::Double, device));
         Self {
             filters,
             hann,
@@ -248,6 +250,7 @@ impl LogMel {
         let spectrum = Tensor::f_from_slice(&signal)?
             .f_view([batch, row_samples as i64])?
             .f_to_device(self.device)?
+            .f_to_kind(Kind::Double)?
             .f_stft(
                 FFT_SAMPLES as i64,
                 HOP_SAMPLES as i64,
@@ -276,14 +279,11 @@ impl LogMel {
             ) // [B, 1, F]
         });
         let log = match &own {
-            Some(own) => log.f_where_self(
-                own,
-                &Tensor::from(POWER_MIN.log10() as f32).to_device(self.device),
-            )?,
+            Some(own) => log.f_where_self(own, &Tensor::from(POWER_MIN.log10()).to_device(self.device))?,
             None => log,
         };
         let floor = log.f_amax([1, 2], true)? - DECADES; // [B, 1, 1]
-        let mel = (log.f_maximum(&floor)? + 4.0) / 4.0;
+        let mel = ((log.f_maximum(&floor)? + 4.0) / 4.0).f_to_kind(Kind::Float)?;
         match &own {
             Some(own) => mel.f_mul(own),
             None => Ok(mel),
@@ -313,7 +313,7 @@ impl LogMel {
 }
 
 /// The Slaney mel filter bank: `M` triangles over 201 frequency bins, each of unit area, row by row.
-pub(super) fn mel_filters(mels: usize) -> Vec<f32> {
+pub(super) fn mel_filters(mels: usize) -> Vec<f64> {
     let nyquist = SAMPLE_RATE_HZ as f64 / 2.0;
     let mel_max = mel_of_hertz(nyquist);
     // Corner frequencies: triangle m rises from corner m to m + 1 and falls to m + 2.
@@ -328,7 +328,7 @@ pub(super) fn mel_filters(mels: usize) -> Vec<f32> {
             let hertz = nyquist * bin as f64 / (BINS - 1) as f64;
             let rising = (hertz - left) / (top - left);
             let falling = (right - hertz) / (right - top);
-            filters.push((rising.min(falling).max(0.0) * area) as f32);
+            filters.push(rising.min(falling).max(0.0) * area);
         }
     }
     filters

@@ -27,7 +27,6 @@ impl MelFrames {
             .view([mels as i64, BINS as i64])
             .transpose(0, 1)
             .contiguous()
-            .to_kind(Kind::Double)
             .to_device(device);
         let hann = Tensor::hann_window(FFT_SAMPLES as i64, (Kind::Double, device));
         Self {
