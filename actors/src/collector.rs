@@ -16,6 +16,7 @@ use speechverse::audio::{AudioLimits, Damage, decode};
 use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
+use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::text::{ResolvedPrompt, TemplateVariables};
 use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
@@ -29,8 +30,9 @@ use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmi
 use crate::subjects::{Remembered, Waiting};
 use crate::windows::reason_of;
 
-/// Task of a sample that names none.
-pub const DEFAULT_TASK: &str = "asr";
+/// Task of a sample that names none, and whose instruction is not the default one: whatever the instruction
+/// asks for, which need not be what is said.
+pub const OPEN_TASK: &str = "instruction";
 
 /// How often the corrections that wait are looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -240,9 +242,9 @@ impl SampleCollector {
         let (received_ms, written_ms) = times(record);
         Ok(Sample {
             audio: waveform.samples,
+            task: self.task_of(label.task, &label.instruction),
             instruction: label.instruction,
             target: label.target,
-            task: label.task.unwrap_or_else(|| DEFAULT_TASK.to_owned()),
             source: source(&record.record_offset),
             request_source: label.source.unwrap_or_default(),
             request_id: label.id,
@@ -298,7 +300,7 @@ impl SampleCollector {
         };
         if let Some(admitted) = self.remembered.get(&chosen, id) {
             check_damage(&admitted.damage, id)?;
-            return Ok(Some(untargeted(admitted)));
+            return Ok(Some(self.untargeted(admitted)));
         }
         let stored = self.args.store.of_request(&chosen, id).map_err(|error| {
             error!(%error, "the sample store failed");
@@ -307,12 +309,43 @@ impl SampleCollector {
         Ok(stored.map(|stored| stored.sample))
     }
 
+    /// A remembered request as a sample that has no target yet.
+    fn untargeted(&self, admitted: &UtteranceAdmitted) -> Sample {
+        let request = &admitted.request;
+        Sample {
+            audio: admitted.samples.to_vec(),
+            instruction: request.instruction.clone(),
+            target: String::new(),
+            task: self.task_of(request.task.clone(), &request.instruction),
+            source: source(&admitted.record_offset),
+            request_source: request.source.clone().unwrap_or_default(),
+            request_id: request.id.clone(),
+            labels: request.labels.clone().unwrap_or_default(),
+            written_ms: 0,
+            received_ms: 0,
+            may_train: true,
+        }
+    }
+
+    /// The task of a sample that may name one: as serving takes its request.
+    fn task_of(&self, named: Option<String>, instruction: &str) -> String {
+        named.unwrap_or_else(|| {
+            let default = self.args.instructions.default_instruction();
+            let task = if instruction == default {
+                TRANSCRIPT
+            } else {
+                OPEN_TASK
+            };
+            task.to_owned()
+        })
+    }
+
     /// The target as it is stored, if it is one of the answers that the request or its task allows.
     fn allowed(&self, sample: &Sample, target: String) -> Result<String, Rejection> {
         let labels = (!sample.labels.is_empty()).then_some(sample.labels.as_slice());
         let refused = |reason: String| Rejection::new(Reason::InvalidSample, Stage::Collect, reason);
         let asked = match sample.task.as_str() {
-            DEFAULT_TASK => ResolvedPrompt::plain(sample.instruction.clone(), labels),
+            TRANSCRIPT | OPEN_TASK => ResolvedPrompt::plain(sample.instruction.clone(), labels),
             task => {
                 let variables = labels.map_or_else(TemplateVariables::default, |labels| {
                     TemplateVariables::default().with_labels(labels)
@@ -382,24 +415,6 @@ fn check_damage(damage: &Damage, id: &str) -> Result<(), Rejection> {
         info!(request_id = %id, undecoded_seconds, ?notes, "the sound of a sample is damaged, it is kept");
     }
     Ok(())
-}
-
-/// A remembered request as a sample that has no target yet.
-fn untargeted(admitted: &UtteranceAdmitted) -> Sample {
-    let request = &admitted.request;
-    Sample {
-        audio: admitted.samples.to_vec(),
-        instruction: request.instruction.clone(),
-        target: String::new(),
-        task: request.task.clone().unwrap_or_else(|| DEFAULT_TASK.to_owned()),
-        source: source(&admitted.record_offset),
-        request_source: request.source.clone().unwrap_or_default(),
-        request_id: request.id.clone(),
-        labels: request.labels.clone().unwrap_or_default(),
-        written_ms: 0,
-        received_ms: 0,
-        may_train: true,
-    }
 }
 
 fn source(record_offset: &RecordOffset) -> SampleSource {

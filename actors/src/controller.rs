@@ -91,7 +91,8 @@ pub struct ControllerArgs {
 pub struct Controller {
     args: ControllerArgs,
     inbox: Inbox,
-    samples_at_last_cycle: usize,
+    /// What the store had stored when the last cycle was ordered.
+    stored_at_last_cycle: u64,
     last_cycle: Instant,
     /// Why the schedule could not start a cycle, logged once.
     logged: Option<String>,
@@ -103,7 +104,7 @@ impl Actor for Controller {
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
         Ok(Self {
-            samples_at_last_cycle: args.store.len(),
+            stored_at_last_cycle: args.store.stored(),
             last_cycle: args.clock.now(),
             logged: None,
             inbox: Inbox::new(
@@ -249,7 +250,7 @@ impl Controller {
                 _ => "the trainer is not running: its log says why".to_owned(),
             })?;
         self.logged = None;
-        self.samples_at_last_cycle = self.args.store.len();
+        self.stored_at_last_cycle = self.args.store.stored();
         self.last_cycle = self.args.clock.now();
         Ok(())
     }
@@ -261,8 +262,8 @@ impl Controller {
         if !config.enabled || self.args.store.len() < config.samples_min {
             return;
         }
-        let new = self.args.store.len().saturating_sub(self.samples_at_last_cycle);
-        let enough = config.new_samples_trigger > 0 && new >= config.new_samples_trigger;
+        let new = self.args.store.stored().saturating_sub(self.stored_at_last_cycle);
+        let enough = config.new_samples_trigger > 0 && new >= config.new_samples_trigger as u64;
         let interval = Duration::from_secs(config.interval_minutes * 60);
         let due =
             config.interval_minutes > 0 && new > 0 && self.args.clock.now() - self.last_cycle >= interval;

@@ -238,7 +238,12 @@ impl LoraSet {
             views.push((name.as_str(), view));
         }
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(metadata), &weights_path).map_err(invalid)
+        safetensors::serialize_to_file(views, Some(metadata), &weights_path).map_err(invalid)?;
+        for path in [&config_path, &weights_path, folder] {
+            let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(io(path))?;
+        }
+        Ok(())
     }
 
     /// Reads a folder that `peft` or [`LoraSet::save`] wrote, exactly: every tensor that the configuration

@@ -37,12 +37,8 @@ impl AdaptersConfig {
             text.chars()
                 .all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
         };
-        if self.prefix.is_empty() || !plain(&self.prefix) {
-            return Err(ConfigError::invalid(
-                "adapters.prefix",
-                format!("`{}`: use letters, digits, `-`, `_`, `.`", self.prefix),
-            ));
-        }
+        super::check_prefix(&self.prefix)
+            .map_err(|error| ConfigError::invalid("adapters.prefix", error.to_string()))?;
         if !plain(&self.version) {
             return Err(ConfigError::invalid(
                 "adapters.version",

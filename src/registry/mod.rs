@@ -469,6 +469,12 @@ impl Registry {
     }
 }
 
+/// Whether versions may be called `PREFIX-0001` and so on.
+pub(crate) fn check_prefix(prefix: &str) -> Result<(), RegistryError> {
+    check_name(prefix)?;
+    check_name(&format!("{prefix}-99999"))
+}
+
 /// Whether a name may be a version's: no path can be built from it.
 fn check_name(name: &str) -> Result<(), RegistryError> {
     let good = (1..=64).contains(&name.len())

@@ -19,6 +19,7 @@
 //!   mark withdraws the earlier one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub struct SampleStore {
     /// Under `fsync = "interval"`; syncs a last time when the store is dropped.
     _flusher: Option<Flusher>,
     report: OpenReport,
+    stored: AtomicU64,
 }
 
 impl SampleStore {
@@ -76,6 +78,7 @@ impl SampleStore {
             inner,
             _flusher: flusher,
             report,
+            stored: AtomicU64::new(0),
         })
     }
 
@@ -88,7 +91,16 @@ impl SampleStore {
         if let Err(refusal) = inner.check(sample) {
             return Ok(Put::Refused { refusal });
         }
-        inner.put(Named::new(sample))
+        let put = inner.put(Named::new(sample))?;
+        if let Put::Stored { .. } = put {
+            self.stored.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(put)
+    }
+
+    /// Samples that were stored since it was opened, also those that are evicted again.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
     }
 
     /// Makes sure that everything put so far survives a power cut.

@@ -130,7 +130,12 @@ impl Appender {
             File::open(dir)?.sync_all()?;
             Ok(file)
         };
-        let file = write().map_err(StoreError::io("create", &path))?;
+        let file = write().map_err(|error: std::io::Error| {
+            if error.kind() != std::io::ErrorKind::AlreadyExists {
+                let _ = std::fs::remove_file(&path); // the next try needs the name; the next start removes it too
+            }
+            StoreError::io("create", &path)(error)
+        })?;
         let segment = SegmentFile {
             id,
             path: path.clone(),

@@ -161,8 +161,8 @@ pub(super) fn replace(
     std::fs::File::open(&new)
         .and_then(|file| file.sync_all())
         .map_err(TrainingError::io("sync", &new))?;
-    remove(&old)?;
     if folder.exists() {
+        remove(&old)?; // not before: where a crash came between the two renames, it is all there is
         std::fs::rename(folder, &old).map_err(TrainingError::io("replace", folder))?;
     }
     std::fs::rename(&new, folder).map_err(TrainingError::io("replace", folder))?;

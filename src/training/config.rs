@@ -17,6 +17,7 @@ pub use stage::{Decay, StageConfig, StageKind};
 
 use crate::models::config::{AdapterSettings, ModelConfig};
 use crate::nn::lora::LoraConfig;
+use crate::registry::check_prefix;
 
 /// A setting is wrong, or its file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -296,6 +297,9 @@ impl TrainingConfig {
             1.0,
             1e9,
         )?;
+        if self.checkpoint.registry.is_some() {
+            check_prefix(&self.checkpoint.prefix).map_err(|error| format!("`checkpoint.prefix`: {error}"))?;
+        }
         for (task, prompts) in &self.prompts {
             if prompts.is_empty() || prompts.iter().any(|prompt| prompt.trim().is_empty()) {
                 return Err(format!("`prompts.{task}` is empty or holds an empty instruction"));

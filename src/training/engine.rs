@@ -152,17 +152,7 @@ impl<'a> Engine<'a> {
                 stopped = true;
                 break;
             }
-            let stage_number = self.state.stage;
-            self.state = RunState {
-                stage: stage_number + 1,
-                step: 0,
-                epoch: 0,
-                position: 0,
-                stage_seconds: 0.0,
-                best: None,
-                since_best: 0,
-                ..self.state.clone()
-            };
+            self.state = self.at_next_stage();
             if out_of_time {
                 break;
             }
@@ -327,6 +317,9 @@ impl<'a> Engine<'a> {
                 self.validate(stage, &work, &valid, on_event)?;
             }
             self.take_best()?;
+            // `best` is the next stage's from now on: a run that is resumed must not go on from before.
+            let folder = self.config.output.join("checkpoint");
+            checkpoint::save(&folder, &self.learned, &optimizer, &self.at_next_stage())?;
         }
         self.tell(
             TrainEvent::StageFinished {
@@ -367,6 +360,20 @@ impl<'a> Engine<'a> {
             }
             .limits_of(stage, &self.config.augment),
         )
+    }
+
+    /// The state at the beginning of the next stage.
+    fn at_next_stage(&self) -> RunState {
+        RunState {
+            stage: self.state.stage + 1,
+            step: 0,
+            epoch: 0,
+            position: 0,
+            stage_seconds: 0.0,
+            best: None,
+            since_best: 0,
+            ..self.state.clone()
+        }
     }
 
     fn save_checkpoint(

@@ -202,7 +202,7 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
         harness.samples(),
         [
             sample(1, "guten Tag", "translation", 700),
-            sample(2, "hello", "asr", 900)
+            sample(2, "hello", "instruction", 900)
         ]
     );
 }

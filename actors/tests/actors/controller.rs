@@ -210,6 +210,7 @@ async fn write_order(kafka: &Kafka, json: &'static str) {
 fn open_store(dir: &Path) -> SampleStore {
     SampleStore::open(&StoreConfig {
         dir: dir.join("samples"),
+        task_samples_max: 8,
         ..StoreConfig::default()
     })
     .unwrap()
@@ -384,6 +385,20 @@ async fn enough_new_samples_start_a_cycle_once() {
     assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
     harness.clock.advance(LOOK_INTERVAL);
     assert!(is_silent(&harness.cycles).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn samples_that_take_the_place_of_older_ones_are_new_too() {
+    let harness = Harness::new(|trainer| trainer.new_samples_trigger = 3).await;
+
+    for cycle in 0..4 {
+        for number in 0..9 {
+            harness.store.put(&sample(cycle * 9 + number)).unwrap();
+        }
+        assert!(harness.store.len() <= 8);
+        harness.clock.advance(LOOK_INTERVAL);
+        assert_eq!(next(&harness.cycles).await.trigger, "9 new samples");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use crate::models::adapter::{AdapterConfig, SpeechAdapter, embedding_rms};
 use crate::models::config::AdapterSettings;
 use crate::training::augment::Noises;
 use crate::training::checkpoint::{self, RunState};
-use crate::training::config::TrainingConfig;
+use crate::training::config::{StageKind, TrainingConfig};
 use crate::training::feature_cache::FeatureCache;
 use crate::training::log::EventLog;
 use crate::training::networks::Networks;
@@ -66,6 +66,21 @@ impl<'a> Engine<'a> {
                 start_lora = lora;
             }
         }
+        // A stage that aligns labels leaves the LoRA of the stages before as it is.
+        let present = config.stages.get(state.stage).map(|stage| stage.kind);
+        let aligns_behind_lora = resumed_from.is_some()
+            && present.is_some_and(StageKind::aligns_labels)
+            && config.stages[..state.stage]
+                .iter()
+                .any(|stage| stage.kind.has_lora());
+        let lora = match start_lora.take_if(|_| aligns_behind_lora) {
+            Some(folder) => {
+                let mut lora = checkpoint::read_lora(&folder, llm, networks.placement.device)?;
+                lora.set_dropout(config.lora.dropout);
+                Some(lora)
+            }
+            None => None,
+        };
         let device = networks.placement.device;
         let settings = match &snapshot {
             Some(start) => in_the_form_of(&config.adapter, start.config()),
@@ -99,7 +114,7 @@ impl<'a> Engine<'a> {
         };
         let log = EventLog::open(&output.join("log.jsonl"), resumed_from.is_some())?;
         Ok(Self {
-            learned: Learned { adapter, lora: None },
+            learned: Learned { adapter, lora },
             config,
             networks,
             train,

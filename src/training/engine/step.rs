@@ -13,6 +13,8 @@ use crate::training::schedule::{progress, rate_factor};
 use crate::training::stage::StageRunner;
 use crate::util::random::SplitMix;
 
+/// Batches in a row that may have nothing to learn from.
+const EMPTY_IN_A_ROW_MAX: u64 = 1000;
 /// Distinguishes the seed of dropout from those of other choices.
 const DROPOUT_STREAM: u64 = 0xd0;
 /// Distinguishes the seed of feature masks from those of other choices.
@@ -35,11 +37,21 @@ impl Engine<'_> {
         self.set_dropout_active(Some(stage));
         let (mut total, mut batches, mut tokens, mut audio_seconds) = (0.0, 0u64, 0, 0.0);
         let mut epoch = self.state.epoch;
+        let mut empty_in_a_row = 0;
         while batches < stage.accumulate {
             let batch = reader.next()?;
             epoch = batch.epoch;
             self.state.take_batch(&batch)?;
             let rows: Vec<&Sample> = batch.rows.iter().map(|row| &samples[*row]).collect();
+            empty_in_a_row += 1;
+            if empty_in_a_row > EMPTY_IN_A_ROW_MAX {
+                return Err(TrainingError::NoExamples {
+                    what: format!("stage {} ({})", self.state.stage, stage.kind.name()),
+                    reason: format!(
+                        "{EMPTY_IN_A_ROW_MAX} batches in a row had no clip with a target that it learns: labels of the task files for `summary_tasks` and `sentence_tasks`, words that are said (`text`) for `ctc_align`"
+                    ),
+                });
+            }
             if rows.is_empty() {
                 continue;
             }
@@ -58,6 +70,7 @@ impl Engine<'_> {
             #[expect(clippy::cast_precision_loss, reason = "a small count")]
             let share = found.loss / stage.accumulate as f64;
             share.f_backward()?;
+            empty_in_a_row = 0;
             total += share.double_value(&[]);
             batches += 1;
             tokens += found.tokens;

@@ -203,13 +203,11 @@ pub(super) fn save_best(
     learned: &Learned,
     version: &str,
 ) -> Result<(AdapterSnapshot, Option<PathBuf>), TrainingError> {
-    if learned.lora.is_none() {
-        let stale = folder.join("lora");
-        if stale.exists() {
-            std::fs::remove_dir_all(&stale).map_err(TrainingError::io("remove", &stale))?;
-        }
-    }
-    std::fs::create_dir_all(folder).map_err(TrainingError::io("make", folder))?;
-    let snapshot = checkpoint::save_learned(folder, learned, version)?;
+    let mut snapshot = None;
+    checkpoint::replace(folder, |new| {
+        snapshot = Some(checkpoint::save_learned(new, learned, version)?);
+        Ok(())
+    })?;
+    let snapshot = snapshot.expect("it was just written");
     Ok((snapshot, learned.lora.is_some().then(|| folder.join("lora"))))
 }

@@ -374,6 +374,65 @@ fn a_lora_to_start_from_waits_for_the_stages_that_have_one_also_where_a_run_is_r
 }
 
 #[test]
+fn a_lora_that_was_learned_outlives_a_stage_that_aligns_labels_however_often_it_is_resumed() {
+    let place = Place::new();
+    let (clips, config) = moods(&place);
+    let run = |name: &str, stop_after: Option<u64>, resume: bool| {
+        let stages = vec![stage(StageKind::Multitask, 2), align_moods(5)];
+        let mut config = config(name, stages);
+        config.checkpoint.every_steps = 1;
+        let args = EngineArgs {
+            train: clips.clone(),
+            valid: clips.clone(),
+            resume,
+            ..place.args(config)
+        };
+        let (control, mut steps) = (args.control.clone(), 0);
+        let outcome = Engine::new(args).unwrap().run(&mut |event| {
+            steps += u64::from(matches!(event, TrainEvent::Step { .. }));
+            if Some(steps) == stop_after {
+                control.stop();
+            }
+        });
+        outcome.unwrap()
+    };
+
+    let whole = run("whole", None, false);
+    assert!(run("stopped", Some(4), false).stopped);
+    assert!(run("stopped", Some(1), true).stopped);
+    let resumed = run("stopped", None, true);
+
+    assert_eq!(lora_bytes(&resumed), lora_bytes(&whole));
+    assert!(resumed.adapter.same_content(&whole.adapter));
+}
+
+#[test]
+fn a_stage_whose_clips_have_nothing_that_it_learns_is_refused() {
+    let place = Place::new();
+    let (clips, config) = moods(&place);
+    let align = StageConfig {
+        summary_tasks: vec!["unheard-of".into()],
+        ..align_moods(2)
+    };
+    let clips: Vec<Example> = (clips.into_iter())
+        .map(|clip| Example {
+            task: "unheard-of".into(),
+            instruction: Some("What is it?".into()),
+            ..clip
+        })
+        .collect();
+    let args = EngineArgs {
+        train: clips,
+        valid: Vec::new(),
+        ..place.args(config("nothing", vec![align]))
+    };
+
+    let refused = Engine::new(args).unwrap().run(&mut |_| {}).unwrap_err();
+
+    assert!(matches!(refused, TrainingError::NoExamples { .. }), "{refused}");
+}
+
+#[test]
 fn a_form_that_does_not_fit_the_start_is_refused_and_so_are_segments_that_nobody_aligned() {
     let place = Place::new();
     let start = train_on(
