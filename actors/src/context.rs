@@ -368,6 +368,11 @@ impl RequestContext {
         self.audio = Some(held);
     }
 
+    /// Its work is done: nothing of it counts as in flight any more, and training need not wait for it.
+    pub fn let_go(&mut self) {
+        (self.held, self.audio, self.ahead) = (None, None, None);
+    }
+
     /// Takes one of the [`DecoderPlaces`](crate::places::DecoderPlaces), until
     /// [`leave_place`](Self::leave_place).
     pub fn take_place(&mut self, place: OwnedSemaphorePermit) {

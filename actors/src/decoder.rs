@@ -70,6 +70,8 @@ struct Active {
     phase: tracing::Span,
     context: RequestContext,
     version: String,
+    /// Confirmed tokens that its answer begins with.
+    begun: Generation,
     started: Instant,
     /// Whether its first token is there.
     began: bool,
@@ -270,11 +272,12 @@ impl Decoder {
         let begun = begun.unwrap_or_default();
         let passed = begun.ids.len() / self.args.config.partial_tokens;
         let request = self.generate_request(&context.request, Input::Features { features, adapter });
-        let id = self.generator.go_on(request, begun);
+        let id = self.generator.go_on(request, begun.clone());
         let active = Active {
             phase: tracing::info_span!(parent: context.stage_span(), "prefill"),
             context,
             version,
+            begun,
             started: Instant::now(),
             began: false,
             passed,
@@ -303,12 +306,14 @@ impl Decoder {
         }
     }
 
-    /// Ends the answers of sessions in which somebody speaks again, with what there is of them.
+    /// Ends the answers of sessions in which somebody speaks again, with what there is of them: before the
+    /// prompt is read, the words that are confirmed.
     async fn end_interrupted(&mut self) {
         let is_interrupted = |_: &RequestId, active: &mut Active| active.context.interrupt.is_set();
         let ended: Vec<(RequestId, Active)> = self.active.extract_if(is_interrupted).collect();
-        for (id, active) in ended {
-            let generation = self.generator.partial(id).unwrap_or_default();
+        for (id, mut active) in ended {
+            let begun = std::mem::take(&mut active.begun);
+            let generation = self.generator.partial(id).unwrap_or(begun);
             self.generator.abort(id);
             let text = self.generator.text(&generation).unwrap_or_default();
             let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
@@ -368,12 +373,15 @@ impl Decoder {
 
     /// Publishes how far an answer is, if its request wants to know and so many tokens have been added. A
     /// text so far is always one of a multiple of these, so its sequence number names it, also when it is
-    /// sent again after a crash.
+    /// sent again after a crash. Of a stream that was read while it was spoken, the numbers name readings, and
+    /// its answer is not published in parts.
     fn tell_partial(&mut self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;
         let passed = tokens / every;
         let Some(active) = (self.active.get_mut(&id)).filter(|active| {
-            active.context.request.partials && !active.context.is_part() && passed > active.passed
+            let context = &active.context;
+            let is_told = context.request.partials && !context.is_part() && context.so_far.is_none();
+            is_told && passed > active.passed
         }) else {
             return;
         };

@@ -149,6 +149,8 @@ impl Actor for AudioIngest {
         let limits = StreamLimits {
             streams_max: args.speech.sessions_max,
             idle: Duration::from_secs(args.speech.session_idle_seconds_max),
+            // The rest is for what is being worked on.
+            kept_bytes_max: usize::try_from(args.tracker.budget().bytes_max() / 4).unwrap_or(usize::MAX),
         };
         let streams = Streams::new(limits, args.clock.clone());
         let detector = VoiceDetector::open(&args.speech, &args.audio)?;

@@ -82,7 +82,9 @@ impl LikelyOwner {
 }
 
 impl WindowOwner for LikelyOwner {
-    fn keep(&self, done: WindowDone) -> Option<WindowDone> {
+    fn keep(&self, mut done: WindowDone) -> Option<WindowDone> {
+        // Its work is over, and what it waits for may come from a partition that is paused for such work.
+        done.context.let_go();
         let mut state = self.state();
         match &mut *state {
             State::Likely(kept) => *kept = Some(Box::new(done)),

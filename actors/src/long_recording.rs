@@ -8,6 +8,7 @@ use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::audio::{AudioError, LongSound};
 use speechverse::inference::config::DecoderConfig;
 use speechverse::inference::{AudioWindow, SpeechWindows, VoiceDetector};
+use speechverse::telemetry::metrics;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -84,8 +85,23 @@ impl LongRecording {
             // Cannot be: it was decoded to its end before.
             failure = read.err().map(|error| rejection(&error));
         }
-        if let Some(why) = failure {
-            self.refuse(why, runtime);
+        match failure {
+            Some(why) => self.refuse(why, runtime),
+            None if !self.source.tracker.is_current(&self.source.record.record_offset) => self.withdraw(),
+            None => {} // a window failed, and whoever noticed took the recording with it
+        }
+    }
+
+    /// The partition was taken away: whoever has it now answers the recording, and nothing is said of it here.
+    fn withdraw(&self) {
+        let why = Rejection::new(
+            Reason::InternalError,
+            Stage::Ingest,
+            "its partition was taken away",
+        );
+        if let Some(context) = self.source.joining.give_up(why) {
+            metrics::utterance_left(context.audio_seconds);
+            context.complete();
         }
     }
 

@@ -153,11 +153,13 @@ impl Actor for Publisher {
     }
 
     /// Waits for the sends that are on their way, for as long as a drain may take; what cannot be sent is
-    /// read again after the restart.
-    async fn on_stop(&mut self, _: WeakActorRef<Self>, _: ActorStopReason) -> Result<(), Self::Error> {
-        self.stopping.store(true, Ordering::Release);
-        let everything = u32::try_from(self.args.sends_max).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(self.args.drain, self.permits.acquire_many(everything)).await;
+    /// read again after the restart. After a failure they go on: nobody reads their records again then.
+    async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
+        if matches!(reason, ActorStopReason::Normal) {
+            self.stopping.store(true, Ordering::Release);
+            let everything = u32::try_from(self.args.sends_max).unwrap_or(u32::MAX);
+            let _ = tokio::time::timeout(self.args.drain, self.permits.acquire_many(everything)).await;
+        }
         Ok(())
     }
 }
@@ -303,12 +305,10 @@ impl Publisher {
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
-        let permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        let args = self.args.clone();
-        let stopping = Arc::clone(&self.stopping);
+        // What waits for a transaction takes no place: those that it waits for may have to come here yet.
+        let permits = u32::from(self.args.transactions_of(&about).is_none());
+        let permit = Arc::clone(&self.permits).acquire_many_owned(permits).await;
+        let (args, stopping) = (self.args.clone(), Arc::clone(&self.stopping));
         let sending = async move {
             let delivery = args.deliver(outgoing, &about, &stopping).await;
             let is_void = matches!(delivery, Delivery::Void);

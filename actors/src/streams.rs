@@ -34,6 +34,8 @@ pub struct StreamLimits {
     pub streams_max: usize,
     /// A stream that is silent for so long is given up; one that is complete is remembered for as long.
     pub idle: Duration,
+    /// Values of all streams together that are kept for dead letters once they are taken up, bytes.
+    pub kept_bytes_max: usize,
 }
 
 /// What a chunk led to.
@@ -52,6 +54,8 @@ pub enum Taken {
 pub struct Next {
     /// The stream.
     pub name: StreamName,
+    /// Where its record stands.
+    pub record_offset: RecordOffset,
     /// Its sound.
     pub audio: Bytes,
     /// Whether it is the last one.
@@ -195,10 +199,12 @@ impl<S> Streams<S> {
         });
         stream.last_chunk = now;
         stream.kept_bytes += record.value.as_ref().map_or(0, Bytes::len);
+        let record_offset = record.record_offset.clone();
         stream.records.push(record);
         stream.digests.push(digest);
         Taken::Next(Next {
             name,
+            record_offset,
             audio,
             is_final: chunk.is_final,
             first,
@@ -218,10 +224,11 @@ impl<S> Streams<S> {
     /// Lets go of values that are taken up, but for the last ones; the places of their records.
     pub fn let_go(&mut self, name: &StreamName) -> Vec<RecordOffset> {
         let mut gone = Vec::new();
+        let share = self.limits.kept_bytes_max / self.streams.len().max(1);
         let Some(stream) = self.streams.get_mut(name) else {
             return gone;
         };
-        while stream.kept_bytes > KEPT_BYTES_MAX
+        while stream.kept_bytes > share.min(KEPT_BYTES_MAX)
             && let Some(record) = stream.records.get_mut(stream.kept_from)
         {
             let bytes = record.value.take().map_or(0, |value| value.len());

@@ -30,7 +30,7 @@ pub(super) struct Decoded {
     pub(super) waveform: Waveform,
     /// The mix with which it should be decoded again, if another one.
     pub(super) better: Option<Mix>,
-    /// What samples of the mean are multiplied by; done where they are kept.
+    /// What samples of the mean are multiplied by; done where all of them are kept.
     pub(super) gain: f32,
     /// Samples at 16 kHz, kept or not.
     pub(super) samples: u64,
@@ -335,7 +335,8 @@ impl Sink {
             return Err(AudioError::ZeroSamples { container });
         }
         let (better, gain) = self.verdict.unwrap_or((Mix::Mean, 1.0));
-        if self.mix == Mix::Mean && gain != 1.0 {
+        // What was handed on is as loud as it is, and the rest goes on at that level.
+        if self.gone == 0 && self.mix == Mix::Mean && gain != 1.0 {
             samples.iter_mut().for_each(|sample| *sample *= gain);
         }
         let (source_rate_hz, source_channels) = self.source.unwrap_or_default();

@@ -3,7 +3,7 @@
 //! Raw PCM, plain WAV files and Opus in Ogg are decoded while they come; the resampler goes on across the
 //! borders of chunks, so the samples are those of the whole. Every other container is kept, and decoded at
 //! its end. Channels are averaged; where the mean turns out to cancel them, the end says so, because what was
-//! handed on cannot be taken back.
+//! handed on cannot be taken back. For the same reason the mean is not raised where one of them is silent.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -376,6 +376,26 @@ mod tests {
             assert_eq!(end.samples, whole.samples, "{kind}");
             assert!(early + 4_096 > whole.samples.len(), "{kind}: {early}");
         }
+    }
+
+    #[test]
+    fn a_stream_with_a_silent_channel_keeps_its_level_to_the_end() {
+        let pcm: Vec<u8> = (0..44_100_i32)
+            .flat_map(|at| [((f64::from(at) * 0.05).sin() * 9_000.0) as i16, 0])
+            .flat_map(i16::to_be_bytes)
+            .collect();
+        let kind = Some("audio/L16;rate=44100;channels=2");
+        let whole = decode(&pcm, kind, &AudioLimits::default()).unwrap();
+
+        let (end, early) = streamed(&pcm, kind, 2_000);
+
+        assert!(
+            early > 0 && early < whole.samples.len(),
+            "some samples are left for the end"
+        );
+        // A whole recording is raised to the level of the channel that has sound.
+        let mean: Vec<f32> = whole.samples.iter().map(|sample| sample / 2.0).collect();
+        assert_eq!(end.samples, mean);
     }
 
     #[test]

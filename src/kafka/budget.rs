@@ -69,7 +69,7 @@ impl Budget {
     }
 
     /// The bound.
-    pub(super) fn bytes_max(&self) -> u64 {
+    pub fn bytes_max(&self) -> u64 {
         self.gauge.bytes_max
     }
 
@@ -177,10 +177,11 @@ impl OffsetTracker {
         release
     }
 
-    /// Takes note that a record only waits for others, as the earlier chunks of a stream do, and that its
-    /// value is not in memory any more: it counts neither in the bound of records nor in that of bytes.
-    pub fn lighten(&self, record_offset: &RecordOffset) {
-        let bytes = self.offsets().lighten(record_offset);
+    /// Takes note that a record only waits for others, as the earlier chunks of a stream do: it counts no more
+    /// in the bound of records, and, where `is_gone` says that its value is not in memory any more, neither in
+    /// that of bytes.
+    pub fn wait(&self, record_offset: &RecordOffset, is_gone: bool) {
+        let bytes = self.offsets().wait(record_offset, is_gone);
         self.shared.budget.lower(bytes);
     }
 

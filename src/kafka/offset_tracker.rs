@@ -82,7 +82,7 @@ pub struct OffsetTable {
     last_epoch: u64,
     unfinished: usize,
     /// How many of them only wait for others.
-    light: usize,
+    waiting: usize,
     bytes: u64,
     /// Longest metadata of a committed offset, bytes; lower where the broker takes less.
     memory_bytes_max: usize,
@@ -96,7 +96,7 @@ impl Default for OffsetTable {
             partitions: HashMap::new(),
             last_epoch: 0,
             unfinished: 0,
-            light: 0,
+            waiting: 0,
             bytes: 0,
             memory_bytes_max: MEMORY_BYTES_MAX,
             memory_bytes_taken: 0,
@@ -128,8 +128,8 @@ struct Unfinished {
     bytes: u64,
     /// Whether its outcome waits for a transaction: nothing is left to do but to commit it.
     is_settled: bool,
-    /// Whether it only waits for others: it is no work, and its value is not in memory.
-    is_light: bool,
+    /// Whether it only waits for others: it is no work.
+    is_waiting: bool,
 }
 
 impl OffsetTable {
@@ -227,27 +227,33 @@ impl OffsetTable {
         if slots.epoch != record_offset.epoch {
             return Release::Void;
         }
-        let Some(Unfinished { bytes, is_light, .. }) = slots.unfinished.remove(&record_offset.offset) else {
+        let Some(Unfinished {
+            bytes, is_waiting, ..
+        }) = slots.unfinished.remove(&record_offset.offset)
+        else {
             return Release::Unknown;
         };
         self.unfinished -= 1;
-        self.light -= usize::from(is_light);
+        self.waiting -= usize::from(is_waiting);
         self.bytes -= bytes;
         Release::Released { bytes }
     }
 
-    /// Takes note that a record only waits for others, and that its value is not in memory any more; the
-    /// bytes that it weighed.
-    pub fn lighten(&mut self, record_offset: &RecordOffset) -> u64 {
+    /// Takes note that a record only waits for others: it is no work. `is_gone`: its value is not in memory any
+    /// more. The bytes that it weighs less.
+    pub fn wait(&mut self, record_offset: &RecordOffset, is_gone: bool) -> u64 {
         let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
         let slots = slots.filter(|slots| slots.epoch == record_offset.epoch);
-        let record = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset));
-        let Some(record) = record.filter(|record| !record.is_light) else {
+        let Some(record) = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset)) else {
             return 0;
         };
-        record.is_light = true;
-        self.light += 1;
-        let bytes = std::mem::take(&mut record.bytes);
+        self.waiting += usize::from(!record.is_waiting);
+        record.is_waiting = true;
+        let bytes = if is_gone {
+            std::mem::take(&mut record.bytes)
+        } else {
+            0
+        };
         self.bytes -= bytes;
         bytes
     }
@@ -345,7 +351,7 @@ impl OffsetTable {
 
     /// Records that are being worked on, without those that only wait for others.
     pub fn busy(&self) -> usize {
-        self.unfinished - self.light
+        self.unfinished - self.waiting
     }
 
     /// Records of `partitions` that are being worked on, without those whose outcome waits for its
@@ -398,7 +404,11 @@ impl OffsetTable {
     fn forget(&mut self, partition: &TopicPartition) {
         if let Some(slots) = self.partitions.remove(partition) {
             self.unfinished -= slots.unfinished.len();
-            self.light -= slots.unfinished.values().filter(|record| record.is_light).count();
+            self.waiting -= slots
+                .unfinished
+                .values()
+                .filter(|record| record.is_waiting)
+                .count();
             self.bytes -= slots.unfinished.values().map(|record| record.bytes).sum::<u64>();
         }
     }
@@ -435,7 +445,7 @@ impl Slots {
         let record = Unfinished {
             bytes,
             is_settled: false,
-            is_light: false,
+            is_waiting: false,
         };
         self.unfinished.insert(offset, record);
         Admission::New

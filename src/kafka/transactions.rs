@@ -16,15 +16,17 @@ use tracing::{debug, info, warn};
 use super::budget::OffsetTracker;
 use super::error::SinkError;
 use super::offset_tracker::Position;
-use super::settlement::{Outcome, Settled};
+use super::settlement::Settled;
 use crate::telemetry::metrics;
-use crate::wire::{OutgoingRecord, RecordOffset};
+use crate::wire::OutgoingRecord;
 
+mod batch;
 mod fault;
 mod producer;
 #[cfg(test)]
 mod simulation;
 
+use batch::Batch;
 use fault::{Fault, TransactionalProducer, WriteFault};
 pub(super) use producer::{Group, Producer};
 
@@ -65,16 +67,6 @@ pub(super) enum Step {
     Ended(String),
 }
 
-/// A transaction's contents.
-#[derive(Debug)]
-struct Batch {
-    outcomes: Vec<Outcome>,
-    positions: Vec<Position>,
-    /// The epochs under which the partitions of `positions` were ours.
-    epochs: Vec<u64>,
-    began: Instant,
-}
-
 #[derive(Debug)]
 enum Phase {
     /// The transactional id has to be taken over.
@@ -103,6 +95,8 @@ pub(super) struct Transactions<P> {
     /// Nothing begins, and nothing is tried again, before.
     not_before: Instant,
     last_begin: Option<Instant>,
+    /// Outcomes that were looked at last and passed over, because positions could not name them.
+    left_out: usize,
     retry_pause: Duration,
     /// Since when calls of the producer have only failed.
     failing_since: Option<Instant>,
@@ -123,6 +117,7 @@ impl<P: TransactionalProducer> Transactions<P> {
             phase: Phase::Init,
             not_before: now,
             last_begin: None,
+            left_out: 0,
             retry_pause: RETRY_FIRST,
             failing_since: None,
             resync_due: false,
@@ -140,12 +135,17 @@ impl<P: TransactionalProducer> Transactions<P> {
     }
 
     /// Goes on by one call of the producer, or a few that belong together. `group` is asked for our
-    /// membership when positions are to be sent; `None` when there is none now.
-    pub(super) fn step(&mut self, group: impl FnOnce() -> Option<P::Group>, now: Instant) -> Step {
+    /// membership when positions are to be sent; `None` when there is none now. `now` is asked again after a
+    /// call: it may have blocked for seconds.
+    pub(super) fn step(
+        &mut self,
+        group: impl FnOnce() -> Option<P::Group>,
+        now: impl Fn() -> Instant,
+    ) -> Step {
         if self.resync_due {
             return Step::Resync;
         }
-        if now < self.not_before {
+        if now() < self.not_before {
             return Step::Waiting;
         }
         match std::mem::replace(&mut self.phase, Phase::Idle) {
@@ -173,7 +173,7 @@ impl<P: TransactionalProducer> Transactions<P> {
     ) -> bool {
         while !is_late() {
             self.last_begin = None; // the interval does not count now
-            match self.step(&group, now()) {
+            match self.step(&group, &now) {
                 Step::Moved => {}
                 Step::Idle => return true,
                 Step::Waiting => pause(),
@@ -183,29 +183,29 @@ impl<P: TransactionalProducer> Transactions<P> {
         false
     }
 
-    fn init(&mut self, now: Instant) -> Step {
+    fn init(&mut self, now: impl Fn() -> Instant) -> Step {
         match self.producer.init() {
             Ok(()) => {
                 self.retry_pause = RETRY_FIRST;
                 self.moved(Phase::Idle)
             }
-            Err(Fault::Retry(reason)) => self.fail(Phase::Init, "init", &reason, now),
-            Err(fault) => self.failed(Batch::empty(now), false, "init", fault, now),
+            Err(Fault::Retry(reason)) => self.fail(Phase::Init, "init", &reason, now()),
+            Err(fault) => self.failed(Batch::empty(now()), false, "init", fault, now()),
         }
     }
 
-    fn begin(&mut self, now: Instant) -> Step {
-        let Some(batch) = self.next_batch(now) else {
+    fn begin(&mut self, now: impl Fn() -> Instant) -> Step {
+        let Some(batch) = self.next_batch(now()) else {
             return Step::Idle;
         };
-        self.last_begin = Some(now);
+        self.last_begin = Some(batch.began);
         if let Err(fault) = self.producer.begin() {
             return match fault {
                 Fault::Retry(reason) => {
                     self.put_back(batch);
-                    self.fail(Phase::Idle, "begin", &reason, now)
+                    self.fail(Phase::Idle, "begin", &reason, now())
                 }
-                fault => self.failed(batch, false, "begin", fault, now),
+                fault => self.failed(batch, false, "begin", fault, now()),
             };
         }
         let records: Vec<&OutgoingRecord> = batch
@@ -217,83 +217,47 @@ impl<P: TransactionalProducer> Transactions<P> {
             Ok(()) => self.moved(Phase::Offsets(batch)),
             Err(WriteFault { refused, fault }) => {
                 let batch = self.without(batch, refused);
-                self.failed(batch, false, "write", fault, now)
+                self.failed(batch, false, "write", fault, now())
             }
         }
     }
 
-    /// What the next transaction holds; `None` when none is due.
-    fn next_batch(&self, now: Instant) -> Option<Batch> {
-        let outcomes = self.tracker.outcomes()?;
-        let is_due = self
-            .last_begin
-            .is_none_or(|begin| now.saturating_duration_since(begin) >= self.batching.interval);
-        if !is_due && outcomes.len() < self.batching.outcomes_max {
-            return None;
-        }
-        let taken = outcomes.take(self.batching.outcomes_max, self.batching.bytes_max);
-        let is_current = |record_offset: &RecordOffset| self.tracker.is_current(record_offset);
-        let (mut current, void): (Vec<Outcome>, Vec<Outcome>) = taken
-            .into_iter()
-            .partition(|outcome| outcome.record_offsets.iter().any(is_current));
-        void.into_iter().for_each(|outcome| outcome.end(Settled::Void));
-        for outcome in &mut current {
-            outcome.record_offsets.retain(is_current);
-        }
-        let record_offsets: Vec<&[RecordOffset]> = current
-            .iter()
-            .map(|outcome| outcome.record_offsets.as_slice())
-            .collect();
-        let (positions, left_out) = self.tracker.positions_after(&record_offsets);
-        let mut index = 0..;
-        let (left_out, kept): (Vec<Outcome>, Vec<Outcome>) = current
-            .into_iter()
-            .partition(|_| index.next().is_some_and(|index| left_out.contains(&index)));
-        outcomes.put_back(left_out);
-        if positions.is_empty() {
-            outcomes.put_back(kept);
-            return None;
-        }
-        let epoch = |position: &Position| self.tracker.epoch(&position.partition).unwrap_or_default();
-        Some(Batch {
-            epochs: positions.iter().map(epoch).collect(),
-            outcomes: kept,
-            positions,
-            began: now,
-        })
-    }
-
-    fn send_offsets(&mut self, batch: Batch, group: impl FnOnce() -> Option<P::Group>, now: Instant) -> Step {
+    fn send_offsets(
+        &mut self,
+        batch: Batch,
+        group: impl FnOnce() -> Option<P::Group>,
+        now: impl Fn() -> Instant,
+    ) -> Step {
         // Positions of a partition that was taken away would be ours no more, whatever the group says of us.
         let is_ours =
             |(position, epoch): (&Position, &u64)| self.tracker.epoch(&position.partition) == Some(*epoch);
         if !batch.positions.iter().zip(&batch.epochs).all(is_ours) {
             let fault = Fault::Stale("partitions of the transaction were taken away".to_owned());
-            return self.failed(batch, false, "send offsets", fault, now);
+            return self.failed(batch, false, "send offsets", fault, now());
         }
         let Some(group) = group() else {
             let fault = Fault::Stale("the consumer is no member of its group now".to_owned());
-            return self.failed(batch, false, "send offsets", fault, now);
+            return self.failed(batch, false, "send offsets", fault, now());
         };
         match self.producer.send_offsets(&batch.positions, &group) {
             Ok(()) => self.moved(Phase::Commit(batch)),
-            Err(Fault::Retry(reason)) => self.fail(Phase::Offsets(batch), "send offsets", &reason, now),
+            Err(Fault::Retry(reason)) => self.fail(Phase::Offsets(batch), "send offsets", &reason, now()),
             Err(Fault::MemoryTooLong) => {
                 warn!(
                     "the broker takes no metadata of committed offsets as long as ours: answers wait for those before them from now on"
                 );
                 self.tracker.limit_memory();
-                self.failed(batch, false, "send offsets", Fault::MemoryTooLong, now)
+                self.failed(batch, false, "send offsets", Fault::MemoryTooLong, now())
             }
-            Err(fault) => self.failed(batch, false, "send offsets", fault, now),
+            Err(fault) => self.failed(batch, false, "send offsets", fault, now()),
         }
     }
 
-    fn commit(&mut self, batch: Batch, now: Instant) -> Step {
+    fn commit(&mut self, batch: Batch, now: impl Fn() -> Instant) -> Step {
         match self.producer.commit() {
             Ok(()) => {
                 let (outcomes, partitions) = (batch.outcomes.len(), batch.positions.len());
-                let took = now.saturating_duration_since(batch.began);
+                let took = now().saturating_duration_since(batch.began);
                 debug!(outcomes, partitions, ?took, "transaction committed");
                 metrics::transaction_ended("committed");
                 let is_ours = |(position, epoch): (&Position, &u64)| {
@@ -315,30 +279,30 @@ impl<P: TransactionalProducer> Transactions<P> {
                 self.retry_pause = RETRY_FIRST;
                 self.moved(Phase::Idle)
             }
-            Err(Fault::Retry(reason)) => self.fail(Phase::Commit(batch), "commit", &reason, now),
-            Err(fault) => self.failed(batch, true, "commit", fault, now),
+            Err(Fault::Retry(reason)) => self.fail(Phase::Commit(batch), "commit", &reason, now()),
+            Err(fault) => self.failed(batch, true, "commit", fault, now()),
         }
     }
 
-    fn abort(&mut self, batch: Batch, in_doubt: bool, now: Instant) -> Step {
+    fn abort(&mut self, batch: Batch, in_doubt: bool, now: impl Fn() -> Instant) -> Step {
         match self.producer.abort() {
             Ok(()) => {
                 metrics::transaction_ended("aborted");
                 self.failing_since = None;
                 self.phase = Phase::Idle;
-                self.not_before = now + self.retry_pause;
+                self.not_before = now() + self.retry_pause;
                 self.over(batch, in_doubt)
             }
-            Err(Fault::Fatal(reason)) => self.fail(Phase::Renew { batch, in_doubt }, "abort", &reason, now),
-            Err(Fault::Fenced(reason)) => self.fenced(reason, batch, in_doubt, now),
+            Err(Fault::Fatal(reason)) => self.fail(Phase::Renew { batch, in_doubt }, "abort", &reason, now()),
+            Err(Fault::Fenced(reason)) => self.fenced(reason, batch, in_doubt, now()),
             Err(Fault::Refused(reason)) => self.end(reason),
-            Err(fault) => self.fail(Phase::Abort { batch, in_doubt }, "abort", &fault.reason(), now),
+            Err(fault) => self.fail(Phase::Abort { batch, in_doubt }, "abort", &fault.reason(), now()),
         }
     }
 
-    fn renew(&mut self, batch: Batch, in_doubt: bool, now: Instant) -> Step {
+    fn renew(&mut self, batch: Batch, in_doubt: bool, now: impl Fn() -> Instant) -> Step {
         if let Err(fault) = self.producer.renew() {
-            return self.fail(Phase::Renew { batch, in_doubt }, "renew", &fault.reason(), now);
+            return self.fail(Phase::Renew { batch, in_doubt }, "renew", &fault.reason(), now());
         }
         // What the former producer left open is aborted by `init`, or committed where its commit had arrived.
         metrics::transaction_ended("abandoned");
@@ -466,17 +430,6 @@ impl Phase {
                 Self::Renew { batch, in_doubt }
             }
             ended @ Self::Ended(_) => ended,
-        }
-    }
-}
-
-impl Batch {
-    fn empty(now: Instant) -> Self {
-        Self {
-            outcomes: Vec::new(),
-            positions: Vec::new(),
-            epochs: Vec::new(),
-            began: now,
         }
     }
 }

@@ -1,6 +1,17 @@
 //! Recordings whose sound is all there: answered as one, or window by window.
 
+use speechverse::models::adapter::AdapterSnapshot;
+
 use super::*;
+
+/// A recording whose samples are all here.
+pub(super) struct WholeSound {
+    /// Mono, 16 kHz.
+    pub(super) samples: Vec<f32>,
+    pub(super) damage: Damage,
+    /// The version that answers it.
+    pub(super) adapter: AdapterSnapshot,
+}
 
 impl AudioIngest {
     /// Decodes a whole recording and hands it on.
@@ -31,7 +42,12 @@ impl AudioIngest {
         match sound {
             Sound::Whole(waveform) => {
                 let Waveform { samples, damage, .. } = waveform;
-                self.answer_samples(record.complete(), request, samples, damage, facts, span)
+                let sound = WholeSound {
+                    samples,
+                    damage,
+                    adapter: self.args.adapter.get(),
+                };
+                self.answer_samples(record.complete(), request, sound, facts, span)
                     .await;
             }
             Sound::Long(sound) => {
@@ -61,11 +77,15 @@ impl AudioIngest {
         &self,
         record: Record,
         request: Request,
-        samples: Vec<f32>,
-        damage: Damage,
+        sound: WholeSound,
         facts: Facts,
         span: Span,
     ) {
+        let WholeSound {
+            samples,
+            damage,
+            adapter,
+        } = sound;
         let record_offset = record.record_offset.clone();
         let by_window = samples.len() > self.args.speech.window_samples_max() && self.is_by_window(&request);
         let windows = match by_window {
@@ -96,7 +116,10 @@ impl AudioIngest {
             self.tell_collector(&request, &record_offset, &samples, &damage);
         }
         if let Some(windows) = windows {
-            let source = self.source(&record, &request, facts.deadline, &facts.interrupt, &span);
+            let source = WindowSource {
+                adapter,
+                ..self.source(&record, &request, facts.deadline, &facts.interrupt, &span)
+            };
             source
                 .joining
                 .keep(self.context(record, request, seconds, damage, facts, span));
@@ -120,7 +143,7 @@ impl AudioIngest {
         context.queue_for(Stage::Encode);
         self.send(EncodeUtterance {
             samples,
-            adapter: self.args.adapter.get(),
+            adapter,
             context,
         })
         .await;

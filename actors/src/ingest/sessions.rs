@@ -1,5 +1,6 @@
 //! Chunked streams: decoded as they come, answered at their end.
 
+use super::recordings::WholeSound;
 use super::*;
 
 impl AudioIngest {
@@ -7,10 +8,15 @@ impl AudioIngest {
     pub(super) async fn take_chunk(&mut self, next: Next) {
         let Next {
             name,
+            record_offset,
             audio,
             is_final,
             first,
         } = next;
+        if !is_final {
+            // However many chunks a stream has, it is one piece of work, and begins with the last one.
+            self.args.tracker.wait(&record_offset, false);
+        }
         if let Some(request) = first {
             let stream = self.begin(&name, &request);
             if let Some(place) = self.streams.state(&name) {
@@ -51,7 +57,7 @@ impl AudioIngest {
         }
         if is_live {
             for record_offset in self.streams.let_go(&name) {
-                self.args.tracker.lighten(&record_offset);
+                self.args.tracker.wait(&record_offset, true);
             }
         }
         if is_final {
@@ -122,7 +128,12 @@ impl AudioIngest {
             seconds,
             damage,
         } = end;
+        // A container that is read at its end is heard only now.
+        if let Some(request) = stream.barges_in() {
+            self.barge_in(&request);
+        }
         let interrupt = (stream.source.as_ref()).map(|source| source.interrupt.clone());
+        let was_read = whole.is_some() && stream.was_read();
         let facts = Facts {
             deadline,
             decode_audio: started.elapsed(),
@@ -130,11 +141,18 @@ impl AudioIngest {
                 .map(|record| record.complete().record_offset)
                 .collect(),
             interrupt: self.interrupts.enter(&request, interrupt.unwrap_or_default()),
-            so_far: whole.is_some().then(|| stream.read_segment(0, None)),
+            so_far: was_read.then(|| stream.read_segment(0, None)),
         };
         if let Some(samples) = whole {
+            // What is confirmed are tokens of the version that the stream began with.
+            let pinned = stream.source.as_ref().map(|source| source.adapter.clone());
+            let sound = WholeSound {
+                samples,
+                damage,
+                adapter: pinned.unwrap_or_else(|| self.args.adapter.get()),
+            };
             return self
-                .answer_samples(record.complete(), request, samples, damage, facts, span)
+                .answer_samples(record.complete(), request, sound, facts, span)
                 .await;
         }
         let steps = stream.ended(windows.into_iter().chain(last).collect());

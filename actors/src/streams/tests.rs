@@ -41,6 +41,7 @@ fn streams() -> Streams<Vec<u8>> {
     let limits = StreamLimits {
         streams_max: 2_000,
         idle: Duration::from_secs(60),
+        kept_bytes_max: 4 << 20,
     };
     Streams::new(limits, Clock::system())
 }
@@ -280,6 +281,26 @@ fn more_streams_than_there_may_be_are_refused() {
         take(&mut streams, chunk("7", 1, true, b"34")),
         Taken::Next(_)
     ));
+}
+
+#[test]
+fn the_more_streams_there_are_the_less_is_kept_of_each() {
+    static AUDIO: [u8; 300_000] = [1; 300_000];
+    let mut streams = streams();
+    let mut kept = [0; 8];
+    for sequence in 0..4 {
+        for (at, kept) in kept.iter_mut().enumerate() {
+            let chunk = chunk(&at.to_string(), sequence, false, &AUDIO);
+            let Taken::Next(next) = take(&mut streams, chunk) else {
+                panic!("the next one")
+            };
+            *kept += 1;
+            *kept -= streams.let_go(&next.name).len();
+        }
+    }
+
+    // 4 MiB among eight streams.
+    assert_eq!(kept, [1; 8]);
 }
 
 #[test]

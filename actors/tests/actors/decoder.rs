@@ -118,9 +118,19 @@ impl Harness {
     }
 
     async fn before(
+        next_stage: (Recipient<PublishAnswer>, flume::Receiver<PublishAnswer>),
+        slots: usize,
+        mailbox: usize,
+    ) -> Self {
+        Self::in_parts(next_stage, slots, mailbox, 0).await
+    }
+
+    /// One that reads prompts in parts of so many positions.
+    async fn in_parts(
         (publisher, answers): (Recipient<PublishAnswer>, flume::Receiver<PublishAnswer>),
         slots: usize,
         mailbox: usize,
+        prefill_positions_max: usize,
     ) -> Self {
         let models = tempfile::tempdir().unwrap();
         let folder = TinyModels::write(models.path(), 7).llm;
@@ -140,7 +150,7 @@ impl Harness {
             batch_windows_max: 1,
             options: DecodeOptions::greedy(64),
             by_window: None,
-            prefill_positions_max: 0,
+            prefill_positions_max,
             draft_tokens_max: 0,
             preallocate: true,
         };

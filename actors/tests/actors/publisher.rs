@@ -476,3 +476,25 @@ async fn answers_go_to_the_topic_that_their_request_names() {
     );
     assert_eq!(text(&harness.results(1).await[0]).text, "there");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sends_that_are_repeated_outlive_a_publisher_that_fails() {
+    let address = nobody_listens();
+    let harness = Harness::new(1, 8, |sink| {
+        sink.bootstrap = address.to_string();
+        sink.send_timeout_ms = 300;
+        let quick = ("reconnect.backoff.max.ms".to_owned(), "200".to_owned());
+        sink.producer = [quick].into_iter().collect();
+    })
+    .await;
+    let answer = harness.answer(0, "yes".into());
+    harness.publisher.tell(answer).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await; // it is being repeated
+
+    harness.publisher.kill();
+    harness.publisher.wait_for_shutdown().await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // several tries fail after the end
+    let _other = Kafka::start_at(address).await;
+
+    harness.requests.idle().await;
+}

@@ -117,6 +117,7 @@ pub(crate) fn chunks(data: &[u8]) -> bool {
     let limits = StreamLimits {
         streams_max: 64,
         idle: Duration::from_secs(60),
+        kept_bytes_max: 1 << 20,
     };
     let mut streams = Streams::new(limits, Clock::system());
     let (mut taken, mut ended, mut whole) = (0, 0, false);

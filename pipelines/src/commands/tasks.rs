@@ -156,7 +156,8 @@ fn example_of(grammar: &OutputGrammar) -> String {
     let names = |labels: &[String]| labels.join("/");
     let piece = |piece: &GrammarPiece| match piece {
         GrammarPiece::Literal(text) => text.to_string(),
-        GrammarPiece::Free { .. } => "…".to_owned(),
+        GrammarPiece::Free { stop: Some(_) } => " … ".to_owned(),
+        GrammarPiece::Free { stop: None } => "…".to_owned(),
         GrammarPiece::Choice(labels) => format!("<{}>", names(labels)),
         GrammarPiece::Choices(labels) => format!("<{}>, …", names(labels)),
         GrammarPiece::Slots(labels) => format!("<{}> = …; …", names(labels)),

@@ -1,10 +1,12 @@
 //! What librdkafka calls back from the poll: rebalances, commits, statistics, logs.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::bindings;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
@@ -30,8 +32,8 @@ const REVOKE_TICK: Duration = Duration::from_millis(50);
 /// How long, and how often, a revocation tries to commit while the group takes no offsets.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(2);
 const LAST_COMMIT_TICK: Duration = Duration::from_millis(20);
-/// A commit that the statistics have not confirmed after so long is sent again.
-const COMMIT_CONFIRM_MAX: Duration = Duration::from_secs(4);
+/// A commit that is not answered after so long is sent again.
+const COMMIT_ANSWER_MAX: Duration = Duration::from_secs(4);
 
 /// Events on their way to the channel. What does not fit waits here; the partitions are paused while it does.
 pub(super) struct Outbox {
@@ -104,7 +106,7 @@ pub(super) struct SourceContext {
     pub(super) paused: AtomicBool,
     /// Partitions that are paused by themselves, because of the audio that they have in flight.
     slowed: Mutex<HashSet<TopicPartition>>,
-    /// Positions on their way to the broker, and since when.
+    /// Positions on their way to the broker, and since when; without those that it has answered.
     commits_sent: Mutex<HashMap<TopicPartition, (Position, Instant)>>,
     unread: Mutex<Unread>,
     /// What writes outcomes and offsets; `None` where offsets are committed by the consumer.
@@ -156,71 +158,83 @@ impl SourceContext {
         }
     }
 
-    /// Asks the broker to take the positions that have moved, without waiting.
+    /// Asks the broker to take the positions that have moved, without waiting; what it answers is heard by
+    /// [`commit_callback`](ConsumerContext::commit_callback).
     ///
-    /// rdkafka reports no result of such a commit (librdkafka answers only the callback that rdkafka never
-    /// sets), so the statistics confirm it, and what they do not confirm is sent again.
+    /// No other is sent while one is on its way. Only while there is none does librdkafka begin to read
+    /// partitions that are new, or is it done with those that are taken away, and a broker answers the
+    /// requests of a connection one by one: commits slower than the interval would pile up, and hold
+    /// rebalances up without end. To send none for a second after a rebalance would not do then. To learn
+    /// from the statistics that one has arrived would, but they come once a second, ten times too seldom.
     pub(super) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         let mut sent = locked(&self.commits_sent);
-        let mut positions = self.tracker.positions();
-        positions.retain(|position| match sent.get(&position.partition) {
-            Some((sent, when)) => sent != position || when.elapsed() > COMMIT_CONFIRM_MAX,
-            None => true,
-        });
+        if sent.values().any(|(_, when)| when.elapsed() < COMMIT_ANSWER_MAX) {
+            return;
+        }
+        let positions = self.tracker.positions();
         if positions.is_empty() {
             return;
         }
-        let is_unconfirmed = |position: &Position| {
-            sent.get(&position.partition)
-                .is_some_and(|(sent, _)| sent == position)
-        };
-        if positions
-            .iter()
-            .any(|position| is_unconfirmed(position) && !position.memory.is_empty())
-        {
-            self.tracker.limit_memory(); // perhaps the broker takes no metadata of its length
-        }
-        if let Err(error) = consumer.commit(&convert::position_list(&positions), CommitMode::Async) {
+        if let Err(error) = commit_async(consumer, &positions) {
             self.failed("commit, which is repeated", &error);
             return;
         }
         let now = Instant::now();
-        sent.extend(
-            positions
-                .into_iter()
-                .map(|position| (position.partition.clone(), (position, now))),
-        );
+        *sent = positions
+            .into_iter()
+            .map(|position| (position.partition.clone(), (position, now)))
+            .collect();
     }
 
-    /// Commits `positions` and waits for the broker. `false`: the group is about to share its partitions out
-    /// anew and takes no offsets until it has, or the broker takes no metadata of that length; ask again,
-    /// polling in between.
+    /// Takes what an answer is about from what is on its way. What is not there was taken away meanwhile, or
+    /// another commit has come later.
+    fn take_answered(&self, offsets: &TopicPartitionList) -> Vec<Position> {
+        let mut sent = locked(&self.commits_sent);
+        let mut answered = Vec::new();
+        for (partition, committed) in convert::committed(offsets) {
+            let position = sent.get(&partition).map(|(position, _)| position);
+            let was_sent = position.map(|position| (position.offset, position.memory.clone()));
+            if committed.is_some() && committed == was_sent {
+                answered.extend(sent.remove(&partition).map(|(position, _)| position));
+            }
+        }
+        answered
+    }
+
+    /// Commits `positions` and waits for the broker. An error: ask again, polling in between, because the
+    /// group is about to share its partitions out anew and takes no offsets until it has, or because the
+    /// broker takes no metadata of that length.
     ///
     /// A member that has joined the next generation, and does not know its number yet, commits under the old
     /// one: librdkafka lets it, and the broker refuses (librdkafka issue 4059).
-    pub(super) fn commit_now(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
+    pub(super) fn commit_now(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        positions: &[Position],
+    ) -> Result<(), RDKafkaErrorCode> {
         if positions.is_empty() {
-            return true;
+            return Ok(());
         }
         match consumer.commit(&convert::position_list(positions), CommitMode::Sync) {
             Ok(()) => {
+                locked(&self.commits_sent).clear(); // what went before this one counts no more
                 self.tracker.committed(positions);
                 debug!(partitions = positions.len(), "committed");
-                true
+                Ok(())
             }
             Err(ClientError::ConsumerCommit(
                 error @ (RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress),
             )) => {
                 debug!(%error, "the group takes no offsets while it shares its partitions out");
-                false
+                Err(error)
             }
-            Err(ClientError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+            Err(ClientError::ConsumerCommit(error @ RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
                 self.tracker.limit_memory();
-                false
+                Err(error)
             }
             Err(error) => {
                 warn!(%error, "failed to commit finished offsets; their records will be repeated");
-                true
+                Ok(())
             }
         }
     }
@@ -285,7 +299,7 @@ impl SourceContext {
             warn!(partitions = %names(&partitions), "a transaction is not over; answers that it does not hold are written by who reads on");
         }
         let positions = self.tracker.revoke(&partitions);
-        if !lost && self.transactions.is_none() && !self.commit_last(consumer, &positions) {
+        if !lost && self.transactions.is_none() && !self.commit_last(consumer, positions) {
             warn!(partitions = %names(&partitions), "the group took no offsets; finished records will be repeated");
         }
         locked(&self.members).retain(|partition, _| !partitions.contains(partition));
@@ -303,34 +317,22 @@ impl SourceContext {
 
     /// As [`commit_now`](Self::commit_now), again and again for a while: other members may still be notified
     /// their partitions, and a revocation cannot be polled through.
-    fn commit_last(&self, consumer: &BaseConsumer<Self>, positions: &[Position]) -> bool {
+    fn commit_last(&self, consumer: &BaseConsumer<Self>, mut positions: Vec<Position>) -> bool {
         let deadline = Instant::now() + LAST_COMMIT_MAX;
         loop {
-            if self.commit_now(consumer, positions) {
-                return true;
+            match self.commit_now(consumer, &positions) {
+                Ok(()) => return true,
+                // Then what is finished behind them is repeated, and not all since the last commit.
+                Err(RDKafkaErrorCode::OffsetMetadataTooLarge) => {
+                    positions.iter_mut().for_each(|position| position.memory.clear());
+                }
+                Err(_) => {}
             }
             if Instant::now() >= deadline {
                 return false;
             }
             std::thread::sleep(LAST_COMMIT_TICK);
         }
-    }
-
-    /// Reports to the tracker what the broker has of what was sent, as far as librdkafka knows.
-    fn confirm_commits(&self, statistics: &Statistics) {
-        let sent = locked(&self.commits_sent);
-        let is_confirmed = |position: &&Position| {
-            let topic = statistics.topics.get(position.partition.topic.as_ref());
-            let found = topic.and_then(|topic| topic.partitions.get(&position.partition.partition));
-            found.is_some_and(|found| found.committed_offset == position.offset)
-        };
-        let confirmed: Vec<Position> = sent
-            .values()
-            .map(|(position, _)| position)
-            .filter(is_confirmed)
-            .cloned()
-            .collect();
-        self.tracker.committed(&confirmed);
     }
 
     fn wait_for_records_in_flight(&self, partitions: &[TopicPartition], lost: bool) {
@@ -384,7 +386,6 @@ impl ClientContext for SourceContext {
 
     fn stats(&self, statistics: Statistics) {
         let connected = self.monitor.statistics(&statistics);
-        self.confirm_commits(&statistics);
         for partition in self.tracker.assigned() {
             let topic = statistics.topics.get(partition.topic.as_ref());
             let found = topic.and_then(|topic| topic.partitions.get(&partition.partition));
@@ -430,6 +431,23 @@ impl ConsumerContext for SourceContext {
         }
     }
 
+    /// What became of a commit that was not waited for. librdkafka calls all of it refused where a part is.
+    fn commit_callback(&self, result: Result<(), ClientError>, offsets: &TopicPartitionList) {
+        let answered = self.take_answered(offsets);
+        match result {
+            Ok(()) => self.tracker.committed(&answered),
+            Err(ClientError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+                self.tracker.limit_memory();
+            }
+            Err(ClientError::ConsumerCommit(
+                error @ (RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::StaleMemberEpoch
+                | RDKafkaErrorCode::RebalanceInProgress),
+            )) => debug!(%error, "the group takes no offsets while it shares its partitions out"),
+            Err(error) => self.failed("commit, which is repeated", &error),
+        }
+    }
+
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::After(Duration::from_millis(50))
     }
@@ -449,6 +467,27 @@ fn names(partitions: &[TopicPartition]) -> String {
         .map(|partition| format!("{}/{}", partition.topic, partition.partition))
         .collect();
     names.join(" ")
+}
+
+/// Asks for a commit whose answer comes to [`ConsumerContext::commit_callback`] with a later poll. Of
+/// `CommitMode::Async` nothing is heard: librdkafka answers only a callback that rdkafka never sets.
+fn commit_async(consumer: &BaseConsumer<SourceContext>, positions: &[Position]) -> Result<(), ClientError> {
+    let (client, offsets) = (consumer.client().native_ptr(), convert::position_list(positions));
+    // SAFETY: the consumer lives as long as it is borrowed; its queue is ours until it is destroyed, once.
+    let queue = unsafe { bindings::rd_kafka_queue_get_consumer(client) };
+    if queue.is_null() {
+        return Err(ClientError::ConsumerCommit(RDKafkaErrorCode::UnknownGroup));
+    }
+    // SAFETY: as above. librdkafka copies the list, and holds the queue itself until the answer is in it.
+    let code = unsafe {
+        let code = bindings::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, ptr::null_mut());
+        bindings::rd_kafka_queue_destroy(queue);
+        code
+    };
+    match RDKafkaErrorCode::from(code) {
+        RDKafkaErrorCode::NoError => Ok(()),
+        code => Err(ClientError::ConsumerCommit(code)),
+    }
 }
 
 /// A poisoned lock is sound here: every critical section leaves whole values.

@@ -184,7 +184,7 @@ impl Reading {
         let mut steps = 0..STEPS_MAX;
         let mut step = Step::Moved;
         while step == Step::Moved && steps.next().is_some() {
-            step = locked(transactions).step(|| context.group(&self.consumer), Instant::now());
+            step = locked(transactions).step(|| context.group(&self.consumer), Instant::now);
         }
         match step {
             Step::Resync => {
@@ -452,7 +452,10 @@ impl Reading {
         let context = self.context();
         match context.transactions {
             Some(_) => context.conclude_transactions(&self.consumer),
-            None => context.commit_now(&self.consumer, &context.tracker.positions()),
+            None => {
+                let positions = context.tracker.positions();
+                context.commit_now(&self.consumer, &positions).is_ok()
+            }
         }
     }
 

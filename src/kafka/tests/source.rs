@@ -2,6 +2,8 @@ use std::collections::HashSet;
 
 use super::*;
 
+mod commits;
+
 fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|number| number.to_string()).collect()
 }

@@ -15,7 +15,7 @@ use crate::util::random::SplitMix;
 mod broker;
 mod process;
 
-use broker::{Broker, PARTITIONS};
+use broker::{Broker, PARTITIONS, TIMEOUT};
 use process::{Fate, Process};
 
 /// Histories that are run unless the environment says otherwise.
@@ -34,6 +34,8 @@ struct World {
     fault_chance: f64,
     /// Calls of producers only fail, until one is made anew: as librdkafka's after some outages.
     is_stuck: bool,
+    /// How long the next call of a producer blocks.
+    call_takes: Duration,
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -50,6 +52,19 @@ impl History {
         let mut random = SplitMix::from_state(seed);
         let fault_chance = [0.0, 1.0 / 40.0, 1.0 / 12.0, 0.2][random.below(4)];
         let records = [2, 6, 14][random.below(3)];
+        Self::with(random, fault_chance, records)
+    }
+
+    /// One process, which has every partition and its transactional id, and no faults.
+    fn calm(records: usize) -> Self {
+        let mut history = Self::with(SplitMix::from_state(1), 0.0, records);
+        history.start_process();
+        history.rebalance();
+        assert!(history.processes[0].step() == Fate::Lives);
+        history
+    }
+
+    fn with(mut random: SplitMix, fault_chance: f64, records: usize) -> Self {
         let broker = Broker::new(&mut random, records);
         let world = World {
             broker,
@@ -57,6 +72,7 @@ impl History {
             now: Instant::now(),
             fault_chance,
             is_stuck: false,
+            call_takes: Duration::ZERO,
         };
         Self {
             world: Rc::new(RefCell::new(world)),
@@ -99,6 +115,7 @@ impl History {
             93 | 94 if self.processes.len() < 3 => self.start_process(),
             95 => self.world.borrow_mut().now += Duration::from_secs(11), // everything stands still for a while
             96 => self.world.borrow_mut().is_stuck = true,
+            97 => self.world.borrow_mut().call_takes = Duration::from_secs(11),
             _ => self.processes[index].hear_of_its_group(),
         }
     }
@@ -160,9 +177,15 @@ impl History {
     /// No more new faults; whatever is open has to come to rest with one process, every record answered.
     fn come_to_rest(&mut self) {
         self.world.borrow_mut().fault_chance = 0.0;
+        self.world.borrow_mut().call_takes = Duration::ZERO;
         self.processes.clear();
         self.start_process();
         self.rebalance();
+        self.finish_everything();
+    }
+
+    /// The only process goes on until every record is answered and committed.
+    fn finish_everything(&mut self) {
         for _ in 0..ROUNDS_MAX {
             self.world.borrow_mut().now += Duration::from_millis(200);
             self.world.borrow_mut().broker_sweeps();
@@ -218,4 +241,33 @@ fn whatever_happens_every_record_is_answered_exactly_once() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+#[test]
+fn outcomes_that_positions_cannot_name_yet_do_not_block_those_behind_them() {
+    let mut history = History::calm(14);
+    history.processes[0].limit_memory();
+
+    history.processes[0].finish_backwards();
+    history.finish_everything();
+
+    history.world.borrow().broker.check_answers();
+}
+
+#[test]
+fn a_transaction_that_the_broker_ends_during_a_call_is_not_taken_for_another_process() {
+    let mut history = History::calm(2);
+    history.processes[0].finish_backwards();
+    while !history.world.borrow().broker.has_open() {
+        assert!(history.processes[0].step() == Fate::Lives);
+    }
+
+    history.world.borrow_mut().call_takes = TIMEOUT + Duration::from_secs(1);
+    assert!(
+        history.processes[0].step() == Fate::Lives,
+        "it takes itself for shut out"
+    );
+
+    history.finish_everything();
+    history.world.borrow().broker.check_answers();
 }

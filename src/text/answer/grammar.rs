@@ -34,11 +34,13 @@ pub enum GrammarPiece {
 
 /// The parts of an answer, in order. After the last one the answer ends.
 ///
-/// Where a grammar has several parts, each is followed by a literal that begins with ` |`, and no free text,
-/// no listed text and no slot value holds that character: `ASR: turn on the radio | Intent: play_radio |` is
-/// literal `ASR: `, free up to `|`, literal ` | Intent: `, choice, literal ` |`.
+/// Where a grammar has several parts, each is followed by a literal that begins with `|`, or with ` |` behind
+/// what is not free, and no free text, no listed text and no slot value holds that character: `ASR: turn on
+/// the radio | Intent: play_radio |` is literal `ASR:`, free up to `|`, literal `| Intent: `, choice, literal
+/// ` |`.
 ///
-/// A free part may end in a space before its literal; readers trim.
+/// A free part has the blanks around it, so that it may be empty as it is trained, `ASR: | Intent: other |`;
+/// readers trim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputGrammar {
     /// The parts; never empty.

@@ -208,24 +208,26 @@ impl JointLayout {
         Some((at, value))
     }
 
-    /// What the answer may look like when each part is constrained to its labels.
+    /// What the answer may look like when each part is constrained to its labels. The blanks around free text
+    /// are its own, because an empty value is written with one of them and not with two.
     pub fn grammar(&self) -> OutputGrammar {
         let mut pieces = Vec::with_capacity(2 * self.fields.len() + 1);
         let mut before = String::new();
         for field in &self.fields {
-            pieces.push(GrammarPiece::Literal(
-                format!("{before}{}: ", field.heading).into(),
-            ));
             let mut value = field.format.grammar(&field.labels);
-            if value.is_free() {
+            let is_free = value.is_free();
+            if is_free {
                 value = OutputGrammar::of(GrammarPiece::Free {
                     stop: Some(SEPARATOR),
                 });
             }
+            let blank = if is_free { "" } else { " " };
+            let heading = format!("{before}{}:{blank}", field.heading);
+            pieces.push(GrammarPiece::Literal(heading.into()));
             pieces.append(&mut value.pieces);
-            before = format!(" {SEPARATOR} ");
+            before = format!("{blank}{SEPARATOR} ");
         }
-        pieces.push(GrammarPiece::Literal(format!(" {SEPARATOR}").into()));
+        pieces.push(GrammarPiece::Literal(before.trim_end().into()));
         OutputGrammar { pieces }
     }
 }

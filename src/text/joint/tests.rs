@@ -5,7 +5,11 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::inference::grammar::CompiledGrammar;
+use crate::testing::fixture;
+use crate::text::Tokenizer;
 use crate::text::tasks::TaskTable;
+use crate::text::tiny::byte_tokenizer_json;
 
 fn table() -> TaskTable {
     TaskTable::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks")).unwrap()
@@ -114,14 +118,46 @@ fn the_shape_of_a_compound_answer_constrains_the_parts_that_have_labels() {
     assert_eq!(
         asked.grammar.pieces,
         [
-            GrammarPiece::Literal("ASR: ".into()),
+            GrammarPiece::Literal("ASR:".into()),
             GrammarPiece::Free { stop: Some('|') },
-            GrammarPiece::Literal(" | Intent: ".into()),
+            GrammarPiece::Literal("| Intent: ".into()),
             GrammarPiece::Choice(labels.to_vec().into()),
             GrammarPiece::Literal(" |".into()),
         ]
     );
     assert_eq!(asked.joint.unwrap().write(&["x", "b"]), "ASR: x | Intent: b |");
+}
+
+#[test]
+fn a_constrained_answer_may_be_spelled_as_it_is_trained_also_where_nothing_is_said() {
+    let variables = TemplateVariables::default().with_labels(&["a".to_owned(), "b".to_owned()]);
+    let tokenizers = [
+        Tokenizer::from_bytes(byte_tokenizer_json().as_bytes()).unwrap(),
+        Tokenizer::open(&fixture("t5_tokenizer")).unwrap(),
+    ];
+    for tokenizer in tokenizers {
+        let token_bytes = tokenizer.token_bytes().unwrap();
+        for names in ["asr,intent", "intent,asr", "asr,keywords,intent"] {
+            let asked = table().ask(names, &variables, None).unwrap();
+            let layout = asked.joint.unwrap();
+            let grammar = CompiledGrammar::new(&asked.grammar, token_bytes.clone(), &[]).unwrap();
+            let fits = |text: &str| {
+                let ids = tokenizer.encode_plain(text).unwrap();
+                let mut ids = ids.iter();
+                let end = ids.try_fold(grammar.begin(), |progress, id| grammar.advance(&progress, *id));
+                end.is_some_and(|end| grammar.may_end(&end))
+            };
+            for (words, label, allowed) in [("on", "b", true), ("", "a", true), ("on", "c", false)] {
+                let fields = layout.fields().iter();
+                let values: Vec<&str> = fields
+                    .map(|field| if field.labels.is_empty() { words } else { label })
+                    .collect();
+                let text = layout.write(&values);
+
+                assert_eq!(fits(&text), allowed, "{text}");
+            }
+        }
+    }
 }
 
 #[test]

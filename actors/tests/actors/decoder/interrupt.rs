@@ -29,6 +29,22 @@ async fn an_answer_in_progress_ends_with_what_there_is_of_it_when_its_session_go
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_prompt_is_not_read_yet_is_answered_with_the_words_that_are_confirmed() {
+    let harness = Harness::in_parts(probe(), 2, 8, 4).await;
+    let mut utterance = harness.utterance(0, "one", 0.3);
+    utterance.context.so_far = Some(super::so_far::confirmed());
+    utterance.context.interrupt.set();
+
+    harness.tell(utterance).await;
+    let PublishAnswer { answer, context } = next(&harness.answers).await;
+
+    context.complete();
+    assert!(answer.flags.contains(&Flag::Cancelled), "{:?}", answer.flags);
+    assert_eq!((answer.text.as_str(), answer.tokens), ("gh", 2));
+    harness.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_has_not_begun_is_answered_with_nothing() {
     let harness = Harness::new(1).await;
     let first = harness.long(0);

@@ -7,6 +7,25 @@ use speechverse_actors::reading::{ReadSegment, Reading};
 
 use super::*;
 
+/// The answer to segment 0 of a stream of which two tokens are confirmed, 70 and 71.
+pub(super) fn confirmed() -> ReadSegment {
+    let stream = Reading::default();
+    let hypothesis = Generation {
+        ids: vec![70, 71, 72, 73, 74],
+        log_probs: vec![-1.0; 5],
+        ..Generation::default()
+    };
+    for _ in 0..2 {
+        let turn = stream.turn().unwrap();
+        turn.agree(0, 0.3, &hypothesis, |_| true);
+    }
+    ReadSegment {
+        reading: stream,
+        number: 0,
+        cut_seconds: None,
+    }
+}
+
 /// A reading of segment 0 of a stream in which `sound` is heard so far.
 async fn reading(harness: &Harness, reading: &Reading, sound: f64, is_to_confirm: bool) {
     let DecodeUtterance {
@@ -42,28 +61,16 @@ async fn reading(harness: &Harness, reading: &Reading, sound: f64, is_to_confirm
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readings_and_the_answer_begin_with_what_is_confirmed() {
     let harness = Harness::new(2).await;
-    let stream = Reading::default();
+    let segment = confirmed();
+    let stream = segment.reading.clone();
     harness.tell(harness.utterance(0, "one", 0.3)).await;
     let alone = harness.answer().await.2;
-    let hypothesis = Generation {
-        ids: vec![70, 71, 72, 73, 74],
-        log_probs: vec![-1.0; 5],
-        ..Generation::default()
-    };
-    for _ in 0..2 {
-        let turn = stream.turn().unwrap();
-        turn.agree(0, 0.3, &hypothesis, |_| true);
-    }
     let confirmed = stream.confirmed(0);
 
     reading(&harness, &stream, 0.3, true).await;
     let read = next(&harness.partials).await.answer;
     let mut settled = harness.utterance(1, "one", 0.3);
-    settled.context.so_far = Some(ReadSegment {
-        reading: stream.clone(),
-        number: 0,
-        cut_seconds: None,
-    });
+    settled.context.so_far = Some(segment);
     harness.tell(settled).await;
     let settled = harness.answer().await.2;
 
@@ -85,6 +92,19 @@ async fn readings_and_the_answer_begin_with_what_is_confirmed() {
         confirmed.ids,
         "one reading more confirms nothing"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_stream_that_was_read_is_not_published_in_parts_whose_ids_the_readings_have() {
+    let harness = Harness::new(2).await;
+    let mut utterance = harness.long(0);
+    utterance.context.request.partials = true;
+    utterance.context.so_far = Some(confirmed());
+
+    harness.tell(utterance).await;
+    harness.answer().await;
+
+    assert!(is_silent(&harness.partials).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,65 @@ async fn a_broken_stream_is_refused_chunk_by_chunk_and_a_whole_one_answers_for_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_pinned_to_the_version_of_the_moment_it_begins() {
+    let harness = Harness::new(probe(), probe()).await;
+    let chunk = |sequence: u64, last: bool| {
+        vec![
+            header("ce_session", "stream"),
+            header("ce_sequence", sequence.to_string()),
+            header("ce_final", last.to_string()),
+        ]
+    };
+    harness.request(0, pcm(800, 0.25), chunk(0, false)).await;
+    harness.request(1, pcm(800, 0.25), Vec::new()).await;
+    harness.request(2, pcm(800, 0.25), chunk(1, true)).await;
+
+    for _ in 0..2 {
+        harness.forward().await;
+    }
+    harness.utterance().await.context.complete(); // it has taken the chunk that came before
+    let two = adapter("two", LayerMix::Last, 2, 4);
+    harness
+        .current
+        .change(|| Ok::<_, std::convert::Infallible>(two))
+        .unwrap();
+    harness.forward().await;
+    let stream = harness.utterance().await;
+
+    assert_eq!(stream.samples.len(), 1_600);
+    assert_eq!(stream.adapter.version(), "one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_speaks_in_a_stream_that_is_decoded_at_its_end_ends_what_is_in_progress_and_not_itself() {
+    let harness = Harness::new(probe(), probe()).await;
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/audio/tone-44100-2.flac"
+    );
+    let flac = std::fs::read(file).unwrap();
+    let session = vec![header("ce_session", "talk")];
+    harness.request(0, pcm(1_600, 0.25), session).await;
+    harness.forward().await;
+    let before = harness.utterance().await;
+
+    for (number, chunk) in flac.chunks(flac.len().div_ceil(2)).enumerate() {
+        let headers = vec![
+            header("ce_session", "talk"),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", (number == 1).to_string()),
+            header("ce_bargein", "true"),
+        ];
+        harness.request(1, Bytes::copy_from_slice(chunk), headers).await;
+        harness.forward().await;
+    }
+    let stream = harness.utterance().await;
+
+    assert!(before.context.interrupt.is_set());
+    assert!(!stream.context.interrupt.is_set());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chunk_that_arrives_twice_is_finished_and_its_stream_is_answered() {
     let harness = Harness::new(probe(), probe()).await;
     let half = || pcm(800, 0.25);

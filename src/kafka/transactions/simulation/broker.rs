@@ -194,6 +194,11 @@ impl Broker {
         }
     }
 
+    /// Whether a transaction is open.
+    pub(super) fn has_open(&self) -> bool {
+        self.owners.values().any(|owner| owner.open.since.is_some())
+    }
+
     /// Whether `answer` can be seen.
     pub(super) fn has_answer(&self, answer: Place) -> bool {
         self.answers.contains(&answer)
@@ -206,8 +211,7 @@ impl Broker {
             log.last()
                 .is_none_or(|last| committed.is_some_and(|(offset, _)| offset > last))
         };
-        let is_open = |owner: &Owner| owner.open.since.is_some();
-        self.logs.iter().enumerate().all(is_read) && !self.owners.values().any(is_open)
+        self.logs.iter().enumerate().all(is_read) && !self.has_open()
     }
 
     /// Every record has its answer, and no answer is without its record.

@@ -12,10 +12,13 @@ use super::broker::{Place, Refusal, TIMEOUT};
 use super::*;
 use crate::kafka::budget::Budget;
 use crate::kafka::offset_tracker::{Admission, TopicPartition};
+use crate::wire::RecordOffset;
 
 const TOPIC: &str = "requests";
 /// Steps that a process makes at most before it gives partitions up.
 const CONCLUDE_STEPS_MAX: u32 = 30;
+/// Polls that read everything.
+const POLLS: usize = 200;
 
 /// Whether a process goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +125,21 @@ impl Process {
         self.look_at_answers();
     }
 
+    /// Reads what there is and finishes it, what was read last first.
+    pub(super) fn finish_backwards(&mut self) {
+        for _ in 0..POLLS {
+            self.poll();
+        }
+        while let Some(record_offset) = self.working.pop() {
+            self.answer(record_offset);
+        }
+    }
+
+    /// The broker takes no metadata longer than what it has.
+    pub(super) fn limit_memory(&self) {
+        self.tracker.limit_memory();
+    }
+
     fn answer(&mut self, record_offset: RecordOffset) {
         let (tracker, record) = (self.tracker.clone(), record_offset.clone());
         let outgoing = OutgoingRecord {
@@ -170,9 +188,9 @@ impl Process {
 
     /// Goes on with its transactions, as the source does between two polls.
     pub(super) fn step(&mut self) -> Fate {
-        let now = self.world.borrow().now;
         let group = (self.member.clone(), self.generation);
-        match self.transactions.step(|| Some(group), now) {
+        let world = Rc::clone(&self.world);
+        match self.transactions.step(|| Some(group), || world.borrow().now) {
             Step::Resync => self.resync(),
             Step::Ended(_) => return Fate::Ended,
             Step::Idle | Step::Moved | Step::Waiting => {}
@@ -278,6 +296,11 @@ impl Model {
         }
         let world = Rc::clone(&self.world);
         let mut world = world.borrow_mut();
+        let takes = std::mem::take(&mut world.call_takes);
+        if !takes.is_zero() {
+            world.now += takes;
+            world.broker_sweeps();
+        }
         if world.is_stuck {
             return Err(faults[0]("stuck".to_owned()));
         }
