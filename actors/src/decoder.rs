@@ -373,8 +373,8 @@ impl Decoder {
 
     /// Publishes how far an answer is, if its request wants to know and so many tokens have been added. A
     /// text so far is always one of a multiple of these, so its sequence number names it, also when it is
-    /// sent again after a crash. Of a stream that was read while it was spoken, the numbers name readings, and
-    /// its answer is not published in parts.
+    /// sent again after a crash. Of a stream that was read while it was spoken, the numbers name readings,
+    /// and its answer is not published in parts.
     fn tell_partial(&mut self, id: RequestId, tokens: usize) {
         let every = self.args.config.partial_tokens;
         let passed = tokens / every;
