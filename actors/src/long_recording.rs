@@ -92,7 +92,8 @@ impl LongRecording {
         }
     }
 
-    /// The partition was taken away: whoever has it now answers the recording, and nothing is said of it here.
+    /// The partition was taken away: whoever has it now answers the recording, and nothing is said of it
+    /// here.
     fn withdraw(&self) {
         let why = Rejection::new(
             Reason::InternalError,

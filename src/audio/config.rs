@@ -180,7 +180,7 @@ impl Default for SpeechConfig {
             window_overlap_seconds: 2.0,
             windows_in_flight_max: 4,
             long_recordings_max: 2,
-            utterance_pause_ms: 600,
+            utterance_pause_ms: 500,
             partial_interval_ms: 320,
             confirm_interval_ms: 960,
             sessions_max: 256,

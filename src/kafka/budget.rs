@@ -177,9 +177,9 @@ impl OffsetTracker {
         release
     }
 
-    /// Takes note that a record only waits for others, as the earlier chunks of a stream do: it counts no more
-    /// in the bound of records, and, where `is_gone` says that its value is not in memory any more, neither in
-    /// that of bytes.
+    /// Takes note that a record only waits for others, as the earlier chunks of a stream do: it counts no
+    /// more in the bound of records, and, where `is_gone` says that its value is not in memory any more,
+    /// neither in that of bytes.
     pub fn wait(&self, record_offset: &RecordOffset, is_gone: bool) {
         let bytes = self.offsets().wait(record_offset, is_gone);
         self.shared.budget.lower(bytes);

@@ -239,8 +239,8 @@ impl OffsetTable {
         Release::Released { bytes }
     }
 
-    /// Takes note that a record only waits for others: it is no work. `is_gone`: its value is not in memory any
-    /// more. The bytes that it weighs less.
+    /// Takes note that a record only waits for others: it is no work. `is_gone`: its value is not in memory
+    /// any more. The bytes that it weighs less.
     pub fn wait(&mut self, record_offset: &RecordOffset, is_gone: bool) -> u64 {
         let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
         let slots = slots.filter(|slots| slots.epoch == record_offset.epoch);
