@@ -305,7 +305,7 @@ impl Publisher {
         audio_seconds: f64,
         done: impl FnOnce() + Send + 'static,
     ) {
-        // What waits for a transaction takes no place: those that it waits for may have to come here yet.
+        // What waits for a transaction takes no permit: those that it waits for may have to come here yet.
         let permits = u32::from(self.args.transactions_of(&about).is_none());
         let permit = Arc::clone(&self.permits).acquire_many_owned(permits).await;
         let (args, stopping) = (self.args.clone(), Arc::clone(&self.stopping));

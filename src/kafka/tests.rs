@@ -57,6 +57,21 @@ impl Cluster {
         sink.close(LIMIT).await.unwrap();
     }
 
+    /// Publishes records of different keys, so that each of several partitions has some of them.
+    async fn publish_keyed(&self, count: usize) {
+        let sink = Sink::new(&self.config).unwrap();
+        for key in 0..count {
+            let key = Some(Bytes::from(key.to_string()));
+            sink.send(OutgoingRecord {
+                key,
+                ..outgoing("sound")
+            })
+            .await
+            .unwrap();
+        }
+        sink.close(LIMIT).await.unwrap();
+    }
+
     fn start(&self) -> Running {
         self.start_with(Budget::new(self.config.in_flight_bytes_max))
     }
@@ -111,6 +126,15 @@ impl Running {
             records.push(self.record().await);
         }
         records
+    }
+
+    /// The next partitions that are taken away.
+    async fn revoked(&self) -> Revocation {
+        loop {
+            if let SourceEvent::Revoked(revocation) = self.event().await {
+                return revocation;
+            }
+        }
     }
 
     /// Whether no record arrives for a while.

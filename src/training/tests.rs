@@ -134,6 +134,18 @@ impl Place {
     }
 }
 
+/// Runs what is left, or so many steps of it.
+fn run_until(args: EngineArgs<'_>, stop_after: Option<u64>) -> TrainOutcome {
+    let (control, mut steps) = (args.control.clone(), 0);
+    let outcome = Engine::new(args).unwrap().run(&mut |event| {
+        steps += u64::from(matches!(event, TrainEvent::Step { .. }));
+        if Some(steps) == stop_after {
+            control.stop();
+        }
+    });
+    outcome.unwrap()
+}
+
 fn all_kinds() -> Vec<StageConfig> {
     [
         StageKind::CtcAlign,
@@ -243,17 +255,7 @@ fn a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one() {
 
     for stop_after in [3, 8, 13, 18] {
         let config = place.config(&format!("stopped-{stop_after}"), all_kinds());
-        let args = place.args(config.clone());
-        let (control, mut steps) = (args.control.clone(), 0);
-        let stopped = Engine::new(args)
-            .unwrap()
-            .run(&mut |event| {
-                steps += u64::from(matches!(event, TrainEvent::Step { .. }));
-                if steps == stop_after {
-                    control.stop();
-                }
-            })
-            .unwrap();
+        let stopped = run_until(place.args(config.clone()), Some(stop_after));
         assert!(stopped.stopped);
         assert_eq!(stopped.steps, stop_after);
 

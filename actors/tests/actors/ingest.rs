@@ -10,6 +10,7 @@ use kameo::prelude::*;
 use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::inference::config::DecoderConfig;
 use speechverse::kafka::{SourceEvent, TopicPartition};
+use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::LayerMix;
 use speechverse::training::Control;
 use speechverse::util::Clock;
@@ -56,6 +57,12 @@ struct Harness {
 }
 
 impl Harness {
+    /// Swaps the version that answers.
+    fn serve(&self, version: AdapterSnapshot) {
+        let changed = self.current.change(|| Ok::<_, std::convert::Infallible>(version));
+        changed.unwrap();
+    }
+
     async fn new(encoder: Ends<EncodeUtterance>, collector: Ends<UtteranceAdmitted>) -> Self {
         Self::with(encoder, collector, AudioConfig::default(), by_level()).await
     }
@@ -143,11 +150,7 @@ async fn an_utterance_is_pinned_to_the_version_of_the_moment_it_is_admitted() {
 
     harness.forward().await;
     let before = harness.utterance().await;
-    let two = adapter("two", LayerMix::Last, 2, 4);
-    harness
-        .current
-        .change(|| Ok::<_, std::convert::Infallible>(two))
-        .unwrap();
+    harness.serve(adapter("two", LayerMix::Last, 2, 4));
     harness.forward().await;
     let after = harness.utterance().await;
 

@@ -179,16 +179,7 @@ async fn a_source_that_was_paused_reads_on_at_once() {
 async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_is_read() {
     const RECORDS: usize = 20;
     let cluster = Cluster::quick(2);
-    let sink = Sink::new(&cluster.config).unwrap();
-    for key in 0..RECORDS {
-        let key = Some(Bytes::from(key.to_string()));
-        sink.send(OutgoingRecord {
-            key,
-            ..outgoing("sound")
-        })
-        .await
-        .unwrap();
-    }
+    cluster.publish_keyed(RECORDS).await;
     let budget = Budget::with_audio(cluster.config.in_flight_bytes_max, 60.0);
     let busy = budget.audio().hold(TopicPartition::new(TOPIC, 0), 30.0);
 
@@ -226,11 +217,7 @@ async fn a_partition_that_was_paused_when_it_was_taken_away_is_read_when_it_come
     let in_flight = first.records(2).await; // and now both partitions are paused
 
     let second = cluster.start();
-    let moved = loop {
-        if let SourceEvent::Revoked(revocation) = first.event().await {
-            break revocation.partitions;
-        }
-    };
+    let moved = first.revoked().await.partitions;
     assert_eq!(moved.len(), 1);
     in_flight.iter().map(&mut take).for_each(drop);
     take(&first.record().await); // what it was left is read on
@@ -268,11 +255,7 @@ async fn a_partition_that_moves_waits_for_its_records_and_repeats_none() {
     let records = first.records(40).await;
 
     let second = cluster.start();
-    let revocation = loop {
-        if let SourceEvent::Revoked(revocation) = first.event().await {
-            break revocation;
-        }
-    };
+    let revocation = first.revoked().await;
     assert!(!revocation.lost);
     for record in &records {
         first.tracker.release(&record.record_offset); // while the group waits
@@ -301,11 +284,7 @@ async fn a_revocation_waits_no_longer_than_its_limit_and_voids_what_is_unfinishe
     let records = first.records(10).await;
 
     let second = cluster.start();
-    let revocation = loop {
-        if let SourceEvent::Revoked(revocation) = first.event().await {
-            break revocation;
-        }
-    };
+    let revocation = first.revoked().await;
 
     let of_moved = |record: &&Record| {
         revocation

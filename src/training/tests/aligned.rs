@@ -342,15 +342,7 @@ fn a_lora_to_start_from_waits_for_the_stages_that_have_one_also_where_a_run_is_r
             resume,
             ..place.args(config(name, vec![align_moods(4), tasks]))
         };
-        let (control, mut steps) = (args.control.clone(), 0);
-        let engine = Engine::new(args).unwrap();
-        let outcome = engine.run(&mut |event| {
-            steps += u64::from(matches!(event, TrainEvent::Step { .. }));
-            if Some(steps) == stop_after {
-                control.stop();
-            }
-        });
-        outcome.unwrap()
+        run_until(args, stop_after)
     };
 
     let whole = run("whole", None, false);
@@ -387,14 +379,7 @@ fn a_lora_that_was_learned_outlives_a_stage_that_aligns_labels_however_often_it_
             resume,
             ..place.args(config)
         };
-        let (control, mut steps) = (args.control.clone(), 0);
-        let outcome = Engine::new(args).unwrap().run(&mut |event| {
-            steps += u64::from(matches!(event, TrainEvent::Step { .. }));
-            if Some(steps) == stop_after {
-                control.stop();
-            }
-        });
-        outcome.unwrap()
+        run_until(args, stop_after)
     };
 
     let whole = run("whole", None, false);

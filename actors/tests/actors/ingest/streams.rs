@@ -60,11 +60,7 @@ async fn a_stream_is_pinned_to_the_version_of_the_moment_it_begins() {
         harness.forward().await;
     }
     harness.utterance().await.context.complete(); // it has taken the chunk that came before
-    let two = adapter("two", LayerMix::Last, 2, 4);
-    harness
-        .current
-        .change(|| Ok::<_, std::convert::Infallible>(two))
-        .unwrap();
+    harness.serve(adapter("two", LayerMix::Last, 2, 4));
     harness.forward().await;
     let stream = harness.utterance().await;
 

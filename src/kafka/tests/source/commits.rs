@@ -7,30 +7,6 @@ use super::*;
 /// A broker that does not take metadata as long as ours says so.
 const TOO_LONG: Code = Code::RD_KAFKA_RESP_ERR_OFFSET_METADATA_TOO_LARGE;
 
-/// Publishes records of different keys, so that each of two partitions has about half of them.
-async fn publish_to_both(cluster: &Cluster, count: usize) {
-    let sink = Sink::new(&cluster.config).unwrap();
-    for key in 0..count {
-        let key = Some(Bytes::from(key.to_string()));
-        sink.send(OutgoingRecord {
-            key,
-            ..outgoing("sound")
-        })
-        .await
-        .unwrap();
-    }
-    sink.close(LIMIT).await.unwrap();
-}
-
-/// The partitions that are taken away next.
-async fn revoked(running: &Running) -> Vec<TopicPartition> {
-    loop {
-        if let SourceEvent::Revoked(revocation) = running.event().await {
-            return revocation.partitions;
-        }
-    }
-}
-
 /// librdkafka begins to read a partition only while no commit is on its way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_comes_is_read_while_commits_take_longer_than_their_interval() {
@@ -39,11 +15,11 @@ async fn a_partition_that_comes_is_read_while_commits_take_longer_than_their_int
     cluster.config.queue_records_max = 2 * RECORDS;
     cluster.config.in_flight_records_max = 10 * RECORDS;
     cluster.config.revoke_wait_ms_max = 100;
-    publish_to_both(&cluster, RECORDS).await;
+    cluster.publish_keyed(RECORDS).await;
     let first = cluster.start();
     let mut kept = first.records(RECORDS).await;
     let second = cluster.start();
-    let moved = revoked(&first).await;
+    let moved = first.revoked().await.partitions;
     kept.retain(|record| !moved.contains(&TopicPartition::of(&record.record_offset)));
     second.record().await;
     second.source.close(Duration::ZERO).await.unwrap();
@@ -91,7 +67,7 @@ async fn where_the_broker_refuses_metadata_a_revocation_commits_without() {
     let mut cluster = Cluster::quick(2);
     cluster.config.commit_interval_ms = 60_000; // nothing is committed before
     cluster.config.revoke_wait_ms_max = 100;
-    publish_to_both(&cluster, 40).await;
+    cluster.publish_keyed(40).await;
     let first = cluster.start();
     for record in first.records(40).await {
         if record.record_offset.offset != 1 {
