@@ -12,13 +12,16 @@ use speechverse::wire::request::Request;
 use crate::messages::RequestContext;
 use crate::reading::Read;
 
+/// The task that is asked for: the named one, or transcription where the instruction is the default one;
+/// `None` for any other instruction alone, which may ask for anything.
+pub fn task_of<'t>(named: Option<&'t str>, instruction: &str, default_instruction: &str) -> Option<&'t str> {
+    named.or((instruction == default_instruction).then_some(TRANSCRIPT))
+}
+
 /// Whether the words that are said are asked for, and nothing else: then the CTC head has a say in the
 /// answer, and, where any words may be, long sound is answered window by window.
 pub fn is_transcript(request: &Request, default_instruction: &str) -> bool {
-    match &request.task {
-        Some(task) => task == TRANSCRIPT,
-        None => request.instruction == default_instruction,
-    }
+    task_of(request.task.as_deref(), &request.instruction, default_instruction) == Some(TRANSCRIPT)
 }
 
 /// The answer to a request, as it is now.

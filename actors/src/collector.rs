@@ -25,6 +25,7 @@ use speechverse::wire::request::{Instructions, RequestLimits};
 use speechverse::wire::{Record, RecordOffset};
 use tracing::{debug, error, info};
 
+use crate::answering::task_of;
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
 use crate::subjects::{Remembered, Waiting};
@@ -242,7 +243,7 @@ impl SampleCollector {
         let (received_ms, written_ms) = times(record);
         Ok(Sample {
             audio: waveform.samples,
-            task: self.task_of(label.task, &label.instruction),
+            task: self.sample_task(label.task.as_deref(), &label.instruction),
             instruction: label.instruction,
             target: label.target,
             source: source(&record.record_offset),
@@ -316,7 +317,7 @@ impl SampleCollector {
             audio: admitted.samples.to_vec(),
             instruction: request.instruction.clone(),
             target: String::new(),
-            task: self.task_of(request.task.clone(), &request.instruction),
+            task: self.sample_task(request.task.as_deref(), &request.instruction),
             source: source(&admitted.record_offset),
             request_source: request.source.clone().unwrap_or_default(),
             request_id: request.id.clone(),
@@ -327,17 +328,12 @@ impl SampleCollector {
         }
     }
 
-    /// The task of a sample that may name one: as serving takes its request.
-    fn task_of(&self, named: Option<String>, instruction: &str) -> String {
-        named.unwrap_or_else(|| {
-            let default = self.args.instructions.default_instruction();
-            let task = if instruction == default {
-                TRANSCRIPT
-            } else {
-                OPEN_TASK
-            };
-            task.to_owned()
-        })
+    /// The task of a sample that may name one, as serving takes its request.
+    fn sample_task(&self, named: Option<&str>, instruction: &str) -> String {
+        let default = self.args.instructions.default_instruction();
+        task_of(named, instruction, &default)
+            .unwrap_or(OPEN_TASK)
+            .to_owned()
     }
 
     /// The target as it is stored, if it is one of the answers that the request or its task allows.

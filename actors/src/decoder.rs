@@ -18,14 +18,13 @@ use speechverse::inference::{
 };
 use speechverse::models::ModelError;
 use speechverse::telemetry::metrics;
-use speechverse::text::tasks::TRANSCRIPT;
 use speechverse::util::Clock;
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Priority, Request};
 use tracing::{error, warn};
 
-use crate::answering::{answer_of, is_transcript, reading_of};
+use crate::answering::{answer_of, reading_of, task_of};
 use crate::fair_queue::FairQueue;
 use crate::messages::{
     DecodeUtterance, PublishAnswer, PublishDeadLetter, PublishPartial, ReadSoFar, RequestContext, SoFar,
@@ -234,11 +233,12 @@ impl Decoder {
             grammar: request.grammar.clone(),
             tokens_max: request.max_tokens,
             spoken: request.spoken.clone(),
-            task: match &request.task {
-                Some(task) => Some(task.clone()),
-                None if is_transcript(request, &self.args.default_instruction) => Some(TRANSCRIPT.to_owned()),
-                None => None,
-            },
+            task: task_of(
+                request.task.as_deref(),
+                &request.instruction,
+                &self.args.default_instruction,
+            )
+            .map(str::to_owned),
         }
     }
 
