@@ -20,6 +20,9 @@ use speechverse_actors::publisher::{Publisher, PublisherArgs};
 
 use crate::support::{Feed, Kafka, context, fill, header, stop, text_of, until};
 
+mod stops;
+mod transactions;
+
 /// How long a stop waits where the test says nothing else.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -46,7 +49,17 @@ impl Harness {
         drain: Duration,
         sink: impl FnOnce(&mut KafkaConfig),
     ) -> Self {
-        let kafka = Kafka::start().await;
+        Self::reading(Kafka::start().await, count, sends_max, drain, sink).await
+    }
+
+    /// As [`draining`](Self::draining), of requests on a broker that is there already.
+    async fn reading(
+        kafka: Kafka,
+        count: usize,
+        sends_max: usize,
+        drain: Duration,
+        sink: impl FnOnce(&mut KafkaConfig),
+    ) -> Self {
         let topics = kafka.config.topics.clone();
         for number in 0..count {
             let id = header("ce_id", format!("request-{number}"));
@@ -331,73 +344,6 @@ async fn an_answer_settles_the_earlier_records_of_its_stream_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_graceful_stop_waits_for_the_sends_that_are_on_their_way() {
-    // The sink collects for half a second before it sends, so nothing is there when the stop is asked for.
-    let harness = Harness::new(3, 8, |sink| {
-        let slow = ("linger.ms".to_owned(), "500".to_owned());
-        sink.producer = [slow].into_iter().collect();
-    })
-    .await;
-    for number in 0..3 {
-        harness
-            .publisher
-            .tell(harness.answer(number, "yes".into()))
-            .await
-            .unwrap();
-    }
-
-    stop(&harness.publisher).await;
-
-    assert_eq!(harness.requests.tracker.unfinished(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_waits_as_long_as_a_drain_may_take_and_no_longer() {
-    // Sends that take six seconds, and no broker at all.
-    let slow = Harness::new(1, 8, |sink| {
-        let linger = ("linger.ms".to_owned(), "6000".to_owned());
-        sink.producer = [linger].into_iter().collect();
-    })
-    .await;
-    let hasty = Harness::draining(1, 8, Duration::from_millis(200), |sink| {
-        sink.bootstrap = nobody_listens().to_string();
-    })
-    .await;
-    for harness in [&slow, &hasty] {
-        harness
-            .publisher
-            .tell(harness.answer(0, "yes".into()))
-            .await
-            .unwrap();
-    }
-
-    let began = std::time::Instant::now();
-    stop(&hasty.publisher).await;
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-    assert_eq!(hasty.requests.tracker.unfinished(), 1);
-    stop(&slow.publisher).await;
-    assert_eq!(slow.requests.tracker.unfinished(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_broker_does_not_take_before_a_stop_is_not_released() {
-    let harness = Harness::new(1, 8, |sink| {
-        sink.bootstrap = nobody_listens().to_string();
-        sink.send_timeout_ms = 300;
-    })
-    .await;
-
-    harness
-        .publisher
-        .tell(harness.answer(0, "yes".into()))
-        .await
-        .unwrap();
-    stop(&harness.publisher).await; // not before the last try has failed
-
-    assert_eq!(harness.requests.tracker.unfinished(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partial_answers_stand_before_their_final_one_and_release_nothing() {
     let harness = Harness::new(2, 8, |_| {}).await;
     for number in 0..5 {
@@ -475,26 +421,4 @@ async fn answers_go_to_the_topic_that_their_request_names() {
         [AnswerKind::Partial, AnswerKind::Final]
     );
     assert_eq!(text(&harness.results(1).await[0]).text, "there");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sends_that_are_repeated_outlive_a_publisher_that_fails() {
-    let address = nobody_listens();
-    let harness = Harness::new(1, 8, |sink| {
-        sink.bootstrap = address.to_string();
-        sink.send_timeout_ms = 300;
-        let quick = ("reconnect.backoff.max.ms".to_owned(), "200".to_owned());
-        sink.producer = [quick].into_iter().collect();
-    })
-    .await;
-    let answer = harness.answer(0, "yes".into());
-    harness.publisher.tell(answer).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await; // it is being repeated
-
-    harness.publisher.kill();
-    harness.publisher.wait_for_shutdown().await;
-    tokio::time::sleep(Duration::from_secs(1)).await; // several tries fail after the end
-    let _other = Kafka::start_at(address).await;
-
-    harness.requests.idle().await;
 }

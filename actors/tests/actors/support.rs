@@ -10,7 +10,7 @@ use kameo::error::{Infallible, SendError};
 use kameo::prelude::*;
 use kameo::supervision::RestartPolicy;
 use speechverse::kafka::admin::ensure_topics;
-use speechverse::kafka::config::KafkaConfig;
+use speechverse::kafka::config::{Delivery, KafkaConfig};
 use speechverse::kafka::{
     Budget, ConnectionMonitor, OffsetTracker, Read, ReadFrom, Reader, Sink, Source, SourceConfig, SourceEvent,
 };
@@ -329,7 +329,10 @@ impl Kafka {
     /// Joins a group of another name.
     pub(crate) fn feed_as(&self, group_id: &str, topic: &str) -> Feed {
         let budget = Budget::with_audio(self.config.in_flight_bytes_max, AUDIO_SECONDS_MAX);
-        let tracker = OffsetTracker::new(budget);
+        let tracker = match self.config.delivery {
+            Delivery::AtLeastOnce => OffsetTracker::new(budget),
+            Delivery::ExactlyOnce => OffsetTracker::transactional(budget),
+        };
         let config = SourceConfig {
             kafka: KafkaConfig {
                 group_id: group_id.to_owned(),
