@@ -345,7 +345,7 @@ impl Kafka {
         Feed {
             events,
             tracker,
-            _source: source,
+            source,
         }
     }
 
@@ -375,7 +375,7 @@ impl Kafka {
 pub(crate) struct Feed {
     pub(crate) events: flume::Receiver<SourceEvent>,
     pub(crate) tracker: OffsetTracker,
-    _source: Source,
+    source: Source,
 }
 
 impl Feed {
@@ -387,6 +387,11 @@ impl Feed {
                 SourceEvent::Assigned { .. } | SourceEvent::Revoked(_) => {}
             }
         }
+    }
+
+    /// Leaves the group, whatever is in flight.
+    pub(crate) async fn leave(self) {
+        self.source.close(Duration::ZERO).await.unwrap();
     }
 
     /// Waits until every record that was read is released.

@@ -130,3 +130,44 @@ proptest! {
         put(&store, &sample(1, "asr"));
     }
 }
+
+/// In a process of its own, in which at last no file may have any bytes.
+#[test]
+fn a_disk_that_is_full_while_a_segment_is_made_leaves_nothing_in_the_way_of_the_next_try() {
+    const IS_OWN: &str = "SPEECHVERSE_TEST_OWN_PROCESS";
+    const NAME: &str =
+        "a_disk_that_is_full_while_a_segment_is_made_leaves_nothing_in_the_way_of_the_next_try";
+    if std::env::var_os(IS_OWN).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([NAME, "--nocapture"])
+            .env(IS_OWN, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{child:?}");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let store = SampleStore::open(&config(dir.path())).unwrap();
+    let limit_files = |bytes| {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: nothing but numbers is passed on.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    };
+    // SAFETY: no handler of ours is replaced; a write beyond the limit is an error instead of the end.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+
+    limit_files(0);
+    let error = store.put(&sample(1, "asr")).unwrap_err();
+    let StoreError::Io { source, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(source.kind(), std::io::ErrorKind::FileTooLarge);
+    limit_files(libc::RLIM_INFINITY);
+
+    put(&store, &sample(1, "asr"));
+    assert_eq!(contents(&store).len(), 1);
+}

@@ -146,6 +146,32 @@ async fn a_window_that_is_lost_makes_one_dead_letter_of_its_recording_and_the_ot
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_recording_whose_partition_moves_is_left_to_whoever_has_it_now() {
+    let harness = harness().await;
+    harness.request(0, sound(&[(9.0, true)]), Vec::new()).await;
+    harness.forward().await;
+    let (first, second) = (harness.utterance().await, harness.utterance().await);
+    let Harness {
+        requests,
+        utterances,
+        letters,
+        found,
+        answered,
+        ..
+    } = harness;
+    let audio = requests.tracker.budget().audio().clone();
+
+    requests.leave().await;
+    first.context.complete();
+    until("the second window is void", || second.context.is_void()).await;
+    second.context.complete();
+
+    assert!(is_silent(&utterances).await, "nothing more of it is sent");
+    assert!(letters.is_empty() && found.is_empty() && answered.is_empty());
+    until("no audio is in flight", || audio.seconds() == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_transcript_is_refused_where_it_is_longer_than_a_prompt() {
     let harness = harness().await;
     let ask = |task: &'static str| vec![header("ce_task", task)];
