@@ -45,7 +45,7 @@ pub(crate) struct StreamAudio {
     samples: u64,
     windows: Option<SpeechWindows>,
     /// Windows that are full while the sound is no longer than one, and may be answered as one.
-    held: Vec<AudioWindow>,
+    pending: Vec<AudioWindow>,
     /// Of a transcript: how its windows are sent and joined.
     pub(crate) source: Option<WindowSource>,
     windows_sent: usize,
@@ -79,7 +79,7 @@ impl StreamAudio {
             whole_samples_max: samples_of(whole_seconds_max),
             samples: 0,
             windows: None,
-            held: Vec::new(),
+            pending: Vec::new(),
             source: None,
             windows_sent: 0,
             likely: None,
@@ -137,14 +137,14 @@ impl StreamAudio {
         let Some(windows) = &mut self.windows else {
             return Ok(Vec::new());
         };
-        let mut found = std::mem::take(&mut self.held);
+        let mut found = std::mem::take(&mut self.pending);
         let new = windows
             .push(detector, samples)
             .map_err(|error| Rejection::new(Reason::InternalError, Stage::Ingest, error.to_string()))?;
         found.extend(new);
         // A window holds whole frames, so it is full up to a frame before the sound is too long for one.
         if self.whole.is_some() && found.iter().all(|found| found.window.is_cut) {
-            self.held = found;
+            self.pending = found;
             return Ok(Vec::new());
         }
         self.windows_sent += found.len();
@@ -157,7 +157,7 @@ impl StreamAudio {
     /// The stream's request, once, when it asks for barge-in and somebody has begun to speak.
     pub(crate) fn barges_in(&mut self) -> Option<Request> {
         let source = self.source.as_ref().filter(|source| source.request.barge_in)?;
-        let has_windows = self.windows_sent > 0 || !self.held.is_empty();
+        let has_windows = self.windows_sent > 0 || !self.pending.is_empty();
         let speaks = has_windows || self.windows.as_ref()?.in_speech().is_some();
         if !speaks || std::mem::replace(&mut self.barged_in, true) {
             return None;
@@ -207,7 +207,7 @@ impl StreamAudio {
     /// the answer is kept back until that is certain.
     pub(crate) fn likely_ended(&mut self) -> Option<Step> {
         let source = self.source.as_ref().filter(|source| source.request.partials)?;
-        let windows = self.windows.as_ref().filter(|_| self.held.is_empty())?;
+        let windows = self.windows.as_ref().filter(|_| self.pending.is_empty())?;
         let window = windows.likely_end();
         if self.likely.as_ref().map(|likely| &likely.window) == window.as_ref() {
             return None;
@@ -226,7 +226,7 @@ impl StreamAudio {
     /// is time, and no reading is on its way.
     pub(crate) fn next_reading(&mut self, every: ReadingIntervals) -> Option<EncodeSoFar> {
         let source = self.source.as_ref().filter(|source| source.request.partials)?;
-        let windows = self.windows.as_ref().filter(|_| self.held.is_empty())?;
+        let windows = self.windows.as_ref().filter(|_| self.pending.is_empty())?;
         let due = self.read_at + every.read;
         if self.samples < due || windows.silence_samples() >= SILENCE_SAMPLES {
             return None;

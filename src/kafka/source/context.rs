@@ -105,7 +105,7 @@ pub(super) struct SourceContext {
     /// Partitions are paused, also those that are assigned now.
     pub(super) paused: AtomicBool,
     /// Partitions that are paused by themselves, because of the audio that they have in flight.
-    slowed: Mutex<HashSet<TopicPartition>>,
+    audio_paused: Mutex<HashSet<TopicPartition>>,
     /// Positions on their way to the broker, and since when; without those that it has answered.
     commits_sent: Mutex<HashMap<TopicPartition, (Position, Instant)>>,
     unread: Mutex<Unread>,
@@ -135,7 +135,7 @@ impl SourceContext {
             revoke_wait_max,
             closing: AtomicBool::new(false),
             paused: AtomicBool::new(false),
-            slowed: Mutex::default(),
+            audio_paused: Mutex::default(),
             commits_sent: Mutex::default(),
             unread: Mutex::default(),
         }
@@ -147,8 +147,8 @@ impl SourceContext {
     }
 
     /// Which partitions are paused by themselves.
-    pub(super) fn slowed(&self) -> MutexGuard<'_, HashSet<TopicPartition>> {
-        locked(&self.slowed)
+    pub(super) fn audio_paused(&self) -> MutexGuard<'_, HashSet<TopicPartition>> {
+        locked(&self.audio_paused)
     }
 
     /// Something failed for now and is tried again. A connection's failure is logged by the monitor.
@@ -420,7 +420,8 @@ impl ConsumerContext for SourceContext {
             return;
         };
         let assigned = partitions(list);
-        self.slowed().retain(|partition| !assigned.contains(partition));
+        self.audio_paused()
+            .retain(|partition| !assigned.contains(partition));
         let pause = self.paused.load(Ordering::Relaxed);
         let changed = match pause {
             true => consumer.pause(list),

@@ -48,7 +48,7 @@ pub(super) struct Reading {
     commit_interval: Duration,
     next_commit: Instant,
     /// Nothing more is read: the source ends.
-    held: bool,
+    is_closing: bool,
     subscribed: bool,
     /// Partitions whose committed offset is not known have to be read from there; nothing of them is taken
     /// before.
@@ -96,7 +96,7 @@ impl Reading {
             in_flight_records_max: kafka.in_flight_records_max,
             commit_interval,
             next_commit: Instant::now() + commit_interval,
-            held: false,
+            is_closing: false,
             subscribed: false,
             goes_back: Cell::new(false),
         })
@@ -151,7 +151,7 @@ impl Reading {
             Some(_) => POLL, // they keep time themselves
             None => self.next_commit.saturating_duration_since(Instant::now()),
         };
-        let poll = if context.paused.load(Ordering::Relaxed) || !context.slowed().is_empty() {
+        let poll = if context.paused.load(Ordering::Relaxed) || !context.audio_paused().is_empty() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
             POLL_UNFINISHED
@@ -334,11 +334,11 @@ impl Reading {
         let context = self.context();
         let (unfinished, budget) = (context.tracker.busy(), context.tracker.budget());
         let paused = context.paused.load(Ordering::Relaxed);
-        let enough = self.held
+        let enough = self.is_closing
             || context.outbox.is_full()
             || unfinished >= self.in_flight_records_max
             || budget.is_over();
-        let has_capacity = !self.held
+        let has_capacity = !self.is_closing
             && context.outbox.has_room()
             && unfinished <= self.in_flight_records_max / 2
             && budget.is_below_half();
@@ -356,7 +356,7 @@ impl Reading {
         match changed {
             Ok(()) => {
                 context.paused.store(pause, Ordering::Relaxed);
-                context.slowed().clear(); // all of them are paused, or none is
+                context.audio_paused().clear(); // all of them are paused, or none is
                 self.tell_paused();
             }
             Err(error) => warn!(%error, pause, "failed to pause or resume partitions; it is tried again"),
@@ -370,20 +370,20 @@ impl Reading {
             return; // all of them are
         }
         let audio = context.tracker.budget().audio();
-        let slowed = context.slowed().clone();
-        let wanted = audio.to_pause(|| context.tracker.assigned(), &slowed);
-        if wanted == slowed {
+        let audio_paused = context.audio_paused().clone();
+        let wanted = audio.to_pause(|| context.tracker.assigned(), &audio_paused);
+        if wanted == audio_paused {
             return;
         }
-        let paused = self.consumer.pause(&list(wanted.difference(&slowed)));
+        let paused = self.consumer.pause(&list(wanted.difference(&audio_paused)));
         let assigned: HashSet<TopicPartition> = context.tracker.assigned().into_iter().collect();
-        let over = slowed
+        let over = audio_paused
             .difference(&wanted)
             .filter(|partition| assigned.contains(partition));
         let resumed = self.resume(&list(over));
         match paused.and(resumed) {
             Ok(()) => {
-                *context.slowed() = wanted;
+                *context.audio_paused() = wanted;
                 self.tell_paused();
             }
             Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
@@ -408,7 +408,7 @@ impl Reading {
     fn tell_paused(&self) {
         let paused = match self.context().paused.load(Ordering::Relaxed) {
             true => self.context().tracker.assigned().len(),
-            false => self.context().slowed().len(),
+            false => self.context().audio_paused().len(),
         };
         for topic in &self.topics {
             metrics::partitions_paused(topic, paused);
@@ -424,7 +424,7 @@ impl Reading {
     }
 
     fn close(mut self, deadline: Instant, done: Option<oneshot::Sender<Closed>>) {
-        self.held = true;
+        self.is_closing = true;
         while self.context().tracker.unfinished() > 0 && Instant::now() < deadline {
             if let Err(reason) = self.turn() {
                 error!(reason, "the consumer failed while it drained");
