@@ -28,6 +28,30 @@ fn keys(table: &toml::Table, before: &str) -> Vec<String> {
     names
 }
 
+/// The value of a dotted name.
+fn value<'t>(table: &'t toml::Table, name: &str) -> Option<&'t toml::Value> {
+    let mut parts = name.split('.');
+    let first = table.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.get(part))
+}
+
+#[test]
+fn the_settings_to_start_from_differ_from_the_defaults_only_where_they_give_a_reason() {
+    const WITH_REASON: [&str; 3] = ["broker.address", "log.format", "model.system"];
+    let text = std::fs::read_to_string(configs().join("serve.toml")).unwrap();
+    let table = |settings: &Settings| -> toml::Table { toml::from_str(&settings.to_toml()).unwrap() };
+
+    let written = table(&Settings::parse(&text, []).unwrap());
+    let default = table(&Settings::default());
+
+    let mut different = keys(&written, "");
+    different.retain(|name| value(&written, name) != value(&default, name));
+    assert_eq!(
+        different, WITH_REASON,
+        "give the reason in the file and add the key here"
+    );
+}
+
 #[test]
 fn serving_settings_are_valid_and_name_every_key() {
     for name in ["demo.toml", "serve.toml"] {

@@ -6,7 +6,7 @@ use speechverse::audio::Damage;
 use speechverse::inference::Generation;
 use speechverse::inference::config::DecoderConfig;
 use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::wire::answer::{Answer, AnswerKind, Flag, Segment, Timing};
+use speechverse::wire::answer::{Answer, AnswerKind, Flag, Segment, Timing, Word};
 use speechverse::wire::request::Request;
 
 use crate::messages::RequestContext;
@@ -38,10 +38,11 @@ pub fn answer_of(
         .label
         .and_then(|index| request.grammar.as_ref()?.choice()?.get(index).cloned());
     let mut flags = flags(generation, &text, config, context.no_speech);
-    flag_audio(&mut flags, &context.damage, context.long_pause);
     if context.interrupt.is_set() {
+        flags.retain(|flag| *flag != Flag::Truncated); // more tokens would not have helped
         flags.push(Flag::Cancelled);
     }
+    flag_audio(&mut flags, &context.damage, context.long_pause);
     let fields = (request.joint.as_ref()).map_or_else(BTreeMap::new, |joint| joint.by_task(&text));
     Answer {
         id: Answer::id_of(request.source.as_deref(), &request.id, AnswerKind::Final, 0),
@@ -60,6 +61,7 @@ pub fn answer_of(
         audio_seconds: context.audio_seconds,
         audio_unheard_seconds: context.damage.undecoded_seconds,
         segment: None,
+        words: words_of(generation, request.word_times),
         tokens: generation.ids.len(),
         timing_ms: Timing {
             queue: times.queue_ms,
@@ -70,6 +72,23 @@ pub fn answer_of(
             total: context.admitted.elapsed().as_secs_f64() * 1e3,
         },
     }
+}
+
+/// When the words of an answer are said, where that is asked for.
+pub fn words_of(generation: &Generation, is_wanted: bool) -> Vec<Word> {
+    let words = generation.words.iter().filter(|_| is_wanted);
+    words
+        .map(|word| Word {
+            text: word.text.clone(),
+            begin_seconds: milliseconds(word.begin),
+            end_seconds: milliseconds(word.end),
+        })
+        .collect()
+}
+
+/// Seconds in whole milliseconds.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 /// What the CTC head reads of an utterance in progress, as a partial answer.
@@ -99,6 +118,7 @@ pub fn reading_of(request: &Request, adapter: &str, read: Read, segment: Segment
             confirmed: Some(read.confirmed),
             ..segment
         }),
+        words: Vec::new(),
         tokens: 0,
         timing_ms: Timing::default(),
     }
@@ -120,11 +140,12 @@ pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
 /// What a reader should know about an answer.
 pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
     let unlikely = |support: f64| support < config.unsupported_below;
-    let blank = |blanks: f64| blanks > config.no_speech_above;
+    // A word may be short, and the clip long.
+    let blank = |blanks: f64| generation.ids.is_empty() && blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
         (text.is_empty(), Flag::Empty),
-        (!generation.ended, Flag::Truncated),
+        (!generation.ended && !generation.looping, Flag::Truncated),
         (
             generation.score() < config.low_confidence_below,
             Flag::LowConfidence,

@@ -6,6 +6,8 @@
 //! of bytes; a request that has a sample in the store is found there. Requests are read from another topic,
 //! so a correction that comes first waits a while.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,7 @@ use speechverse::audio::{AudioLimits, Damage, decode};
 use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
-use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::text::{ResolvedPrompt, TemplateVariables};
+use speechverse::text::{ResolvedPrompt, TemplateVariables, TextError};
 use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Correction, Label, LabelledAudio};
@@ -28,12 +29,11 @@ use tracing::{debug, error, info};
 use crate::answering::task_of;
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
+use crate::question::{question, variables_of};
 use crate::subjects::{Remembered, Waiting};
 use crate::windows::reason_of;
 
-/// Task of a sample that names none, and whose instruction is not the default one: whatever the instruction
-/// asks for, which need not be what is said.
-pub const OPEN_TASK: &str = "instruction";
+pub use crate::question::OPEN_TASK;
 
 /// How often the corrections that wait are looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ pub struct CollectorArgs {
     pub instructions: Arc<dyn Instructions + Send + Sync>,
     /// Where records go that it was at when it failed.
     pub orphans: OrphanQueue,
-    /// Audio of answered requests that is remembered for corrections, bytes.
+    /// Requests that are remembered for corrections: audio and texts of all together, bytes.
     pub remembered_bytes_max: usize,
     /// By which corrections wait.
     pub clock: Clock,
@@ -130,22 +130,49 @@ enum Read {
     TooEarly(Correction),
 }
 
+/// Instructions that note the fields which a record asks for its task with: the label does not keep them.
+struct AskedWith<'i> {
+    instructions: &'i dyn Instructions,
+    fields: RefCell<BTreeMap<String, String>>,
+}
+
+impl Instructions for AskedWith<'_> {
+    fn of_task(
+        &self,
+        names: &str,
+        variables: &TemplateVariables,
+        own: Option<&str>,
+    ) -> Result<ResolvedPrompt, TextError> {
+        self.fields.replace(variables.fields.clone());
+        self.instructions.of_task(names, variables, own)
+    }
+
+    fn default_instruction(&self) -> String {
+        self.instructions.default_instruction()
+    }
+}
+
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
         let record = RecordGuard::new(record, Stage::Collect, self.args.orphans.clone());
-        let read =
-            Label::parse(&record, &self.args.limits, &*self.args.instructions).and_then(
-                |label| match label {
-                    Label::Sample(sample) => self
-                        .labelled(sample, &record)
-                        .map(|sample| Read::Sample(Box::new(sample))),
-                    Label::Correction(correction) => self.read_correction(correction, &record),
-                },
-            );
-        match read {
+        match self.read(&record) {
             Ok(Read::TooEarly(correction)) => self.wait(record, correction).await,
             Ok(Read::Sample(sample)) => self.finish(record, Ok(*sample)).await,
             Err(rejection) => self.finish(record, Err(rejection)).await,
+        }
+    }
+
+    fn read(&self, record: &Record) -> Result<Read, Rejection> {
+        let asked = AskedWith {
+            instructions: &*self.args.instructions,
+            fields: RefCell::default(),
+        };
+        match Label::parse(record, &self.args.limits, &asked)? {
+            Label::Sample(label) => {
+                let sample = self.labelled(label, asked.fields.into_inner(), record)?;
+                Ok(Read::Sample(Box::new(sample)))
+            }
+            Label::Correction(correction) => self.read_correction(correction, record),
         }
     }
 
@@ -236,7 +263,12 @@ impl SampleCollector {
         }
     }
 
-    fn labelled(&self, label: LabelledAudio, record: &Record) -> Result<Sample, Rejection> {
+    fn labelled(
+        &self,
+        label: LabelledAudio,
+        fields: BTreeMap<String, String>,
+        record: &Record,
+    ) -> Result<Sample, Rejection> {
         let waveform = decode(&label.audio, label.content_type.as_deref(), &self.args.audio)
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Collect, error.to_string()))?;
         check_damage(&waveform.damage, &label.id)?;
@@ -249,7 +281,9 @@ impl SampleCollector {
             source: source(&record.record_offset),
             request_source: label.source.unwrap_or_default(),
             request_id: label.id,
+            constrained: label.labels.is_some(), // as serving does for such a request
             labels: label.labels.unwrap_or_default(),
+            fields,
             written_ms,
             received_ms,
             may_train: label.may_train,
@@ -322,6 +356,8 @@ impl SampleCollector {
             request_source: request.source.clone().unwrap_or_default(),
             request_id: request.id.clone(),
             labels: request.labels.clone().unwrap_or_default(),
+            fields: request.fields.clone(),
+            constrained: request.constrained,
             written_ms: 0,
             received_ms: 0,
             may_train: true,
@@ -338,21 +374,13 @@ impl SampleCollector {
 
     /// The target as it is stored, if it is one of the answers that the request or its task allows.
     fn allowed(&self, sample: &Sample, target: String) -> Result<String, Rejection> {
-        let labels = (!sample.labels.is_empty()).then_some(sample.labels.as_slice());
         let refused = |reason: String| Rejection::new(Reason::InvalidSample, Stage::Collect, reason);
-        let asked = match sample.task.as_str() {
-            TRANSCRIPT | OPEN_TASK => ResolvedPrompt::plain(sample.instruction.clone(), labels),
-            task => {
-                let variables = labels.map_or_else(TemplateVariables::default, |labels| {
-                    TemplateVariables::default().with_labels(labels)
-                });
-                let asked = self
-                    .args
-                    .instructions
-                    .of_task(task, &variables, Some(&sample.instruction));
-                asked.map_err(|error| refused(format!("the request's task: {error}")))?
-            }
+        let instructions = &self.args.instructions;
+        let of_task = |names: &str, variables: &TemplateVariables, own: Option<&str>| {
+            instructions.of_task(names, variables, own)
         };
+        let asked = question(&sample.task, &sample.instruction, &variables_of(sample), of_task)
+            .map_err(|error| refused(format!("the request's task: {error}")))?;
         asked.check_target(&target).map_err(refused)?;
         Ok(target)
     }

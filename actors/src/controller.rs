@@ -5,11 +5,14 @@
 //! once: what lay in the topic before this process started, what was carried out already, and what is older
 //! than the age limit is not carried out, whatever offset the group begins with. Each order has one event
 //! that says what became of it. Its offset is released then; a cycle goes on after that, and an order that a
-//! crash interrupts has to be given again.
+//! crash interrupts has to be given again. What the schedule counts, and a pause, outlive the process
+//! ([`Schedule`]).
+
+mod schedule;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kameo::error::{Infallible, SendError};
 use kameo::mailbox::{MailboxReceiver, Signal};
@@ -29,6 +32,8 @@ use tracing::{error, info};
 use crate::current::{CurrentAdapter, Swap};
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, PublishEvent, RecordGuard, StartCycle};
+
+pub use schedule::Schedule;
 
 /// How often the schedule is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(2);
@@ -65,8 +70,10 @@ pub struct ControllerArgs {
     pub order_age_max: Duration,
     /// Where orders go that it was at when it failed.
     pub orphans: OrphanQueue,
-    /// When the schedule is looked at, and how long ago the last cycle was.
+    /// When the schedule is looked at.
     pub clock: Clock,
+    /// How long ago the last cycle was, what came since, and whether training is paused.
+    pub schedule: Schedule,
     /// When to train by oneself.
     pub config: TrainerConfig,
     /// Versions to promote and to roll back to.
@@ -87,13 +94,13 @@ pub struct ControllerArgs {
     pub dead_letters: Recipient<PublishDeadLetter>,
 }
 
+/// Whether the networks of this process go with a version.
+type Fits<'a> = &'a dyn Fn(&LoadedVersion) -> Result<(), RegistryError>;
+
 /// The ordering stage.
 pub struct Controller {
     args: ControllerArgs,
     inbox: Inbox,
-    /// What the store had stored when the last cycle was ordered.
-    stored_at_last_cycle: u64,
-    last_cycle: Instant,
     /// Why the schedule could not start a cycle, logged once.
     logged: Option<String>,
 }
@@ -103,9 +110,12 @@ impl Actor for Controller {
     type Error = Infallible;
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        if args.schedule.is_paused() {
+            info!("training is paused by an earlier order, until one to `resume`");
+            args.control.pause();
+        }
+        args.schedule.save(args.store.stored()).await;
         Ok(Self {
-            stored_at_last_cycle: args.store.stored(),
-            last_cycle: args.clock.now(),
             logged: None,
             inbox: Inbox::new(
                 "orders",
@@ -132,6 +142,11 @@ impl Actor for Controller {
                 Arrival::Revoked(_) => {}
             }
         }
+    }
+
+    async fn on_stop(&mut self, _: WeakActorRef<Self>, _: ActorStopReason) -> Result<(), Self::Error> {
+        self.args.schedule.save(self.args.store.stored()).await;
+        Ok(())
     }
 }
 
@@ -211,21 +226,42 @@ impl Controller {
 
     async fn carry_out(&mut self, command: Command, id: &str) -> Result<(), String> {
         match command {
-            Command::Retrain => self.start_cycle(id, "order"),
-            Command::Promote { version } => self.serve(Some(version), "promote").await,
-            Command::Rollback { version } => self.serve(version, "rollback").await,
+            Command::Retrain => self.start_cycle(id, "order").await,
+            Command::Promote { version } => {
+                let promote = move |registry: &Registry, fits: Fits<'_>| {
+                    let loaded = registry.load(&version)?;
+                    fits(&loaded)?;
+                    registry.promote_loaded(&loaded, Expected::Any)?;
+                    Ok(loaded)
+                };
+                self.serve("promote", promote).await
+            }
+            Command::Rollback { version } => {
+                let roll_back = move |registry: &Registry, fits: Fits<'_>| match version {
+                    None => registry.rollback(fits),
+                    Some(version) => registry.rollback_to(&version, fits),
+                };
+                self.serve("rollback", roll_back).await
+            }
             Command::Pause => {
                 self.args.control.pause();
+                self.keep_paused(true).await;
                 Ok(())
             }
             Command::Resume => {
                 self.args.control.resume();
+                self.keep_paused(false).await;
                 Ok(())
             }
         }
     }
 
-    fn start_cycle(&mut self, run: &str, trigger: &str) -> Result<(), String> {
+    async fn keep_paused(&self, paused: bool) {
+        self.args.schedule.set_paused(paused);
+        self.args.schedule.save(self.args.store.stored()).await;
+    }
+
+    async fn start_cycle(&mut self, run: &str, trigger: &str) -> Result<(), String> {
         if !self.args.config.enabled {
             return Err("this process does not train: `trainer.enabled` is false".into());
         }
@@ -250,23 +286,25 @@ impl Controller {
                 _ => "the trainer is not running: its log says why".to_owned(),
             })?;
         self.logged = None;
-        self.stored_at_last_cycle = self.args.store.stored();
-        self.last_cycle = self.args.clock.now();
+        let stored = self.args.store.stored();
+        self.args.schedule.cycle_ordered(stored);
+        self.args.schedule.save(stored).await;
         Ok(())
     }
 
     /// Starts a cycle when enough is new, or enough time has passed with anything new. Where that cannot be,
     /// it says why once, and looks again.
     async fn follow_schedule(&mut self) {
-        let config = &self.args.config;
+        let (config, schedule) = (&self.args.config, &self.args.schedule);
+        let stored = self.args.store.stored();
+        schedule.save(stored).await;
         if !config.enabled || self.args.store.len() < config.samples_min {
             return;
         }
-        let new = self.args.store.stored().saturating_sub(self.stored_at_last_cycle);
+        let new = schedule.new_samples(stored);
         let enough = config.new_samples_trigger > 0 && new >= config.new_samples_trigger as u64;
         let interval = Duration::from_secs(config.interval_minutes * 60);
-        let due =
-            config.interval_minutes > 0 && new > 0 && self.args.clock.now() - self.last_cycle >= interval;
+        let due = config.interval_minutes > 0 && new > 0 && schedule.since_last_cycle() >= interval;
         if !enough && !due {
             return;
         }
@@ -276,7 +314,7 @@ impl Controller {
         } else {
             "schedule".to_owned()
         };
-        if let Err(reason) = self.start_cycle(&run, &trigger)
+        if let Err(reason) = self.start_cycle(&run, &trigger).await
             && self.logged.as_ref() != Some(&reason)
         {
             self.logged = Some(reason.clone());
@@ -284,25 +322,17 @@ impl Controller {
         }
     }
 
-    /// Makes the named version the registry's current one, or (none) the one before it, and pins new
-    /// utterances to it; or says why not. The version is read and hashed once, on a thread that may block.
-    async fn serve(&self, version: Option<String>, command: &str) -> Result<(), String> {
+    /// Makes another version the registry's current one, by `choose`, and pins new utterances to it; or says
+    /// why not. The version is read and hashed once, on a thread that may block.
+    async fn serve<C>(&self, command: &str, choose: C) -> Result<(), String>
+    where
+        C: FnOnce(&Registry, Fits<'_>) -> Result<LoadedVersion, RegistryError> + Send + 'static,
+    {
         let (registry, current) = (self.args.registry.clone(), self.args.current.clone());
         let identities = Arc::clone(&self.args.identities);
         let change = move || {
             let fits = |loaded: &LoadedVersion| loaded.check_models(&identities.0, &identities.1);
-            current.change(|| {
-                let loaded = match version {
-                    None => registry.rollback(fits)?,
-                    Some(version) => {
-                        let loaded = registry.load(&version)?;
-                        fits(&loaded)?;
-                        registry.promote_loaded(&loaded, Expected::Any)?;
-                        loaded
-                    }
-                };
-                Ok::<_, RegistryError>(loaded.adapter)
-            })
+            current.change(|| choose(&registry, &fits).map(|loaded| loaded.adapter))
         };
         match tokio::task::spawn_blocking(change).await {
             Ok(Ok(Swap { from, to })) => {

@@ -207,7 +207,10 @@ impl Decoder {
         so_far
             .turn
             .agree(segment.number, segment.end_seconds, generation, begins_word);
-        self.publish_reading(so_far, version, text);
+        // One that is cut off need not be all that was read before.
+        if generation.ended || text.len() > so_far.turn.published_bytes(segment.number) {
+            self.publish_reading(so_far, version, text);
+        }
     }
 
     fn drop_hypotheses(&mut self) {
@@ -300,6 +303,10 @@ impl Decoder {
         for (id, active) in self.active.extract_if(is_late) {
             self.generator.abort(id);
             late.push(active.context);
+        }
+        if !late.is_empty() {
+            self.tell_queue();
+            metrics::decoder_slots(self.generator.slots_in_use());
         }
         for context in late {
             self.publish(PublishDeadLetter::late(context, now)).await;
@@ -426,13 +433,14 @@ impl Decoder {
     }
 
     /// Turns a complete answer into a result record; that to a window goes to whoever joins.
-    async fn finish(&mut self, active: Active, generation: Generation, text: String) {
+    async fn finish(&mut self, active: Active, mut generation: Generation, text: String) {
         let mut context = active.context;
         let worked = active.started.elapsed();
         context.times.generate_ms = (worked.as_secs_f64() * 1e3 - context.times.prefill_ms).max(0.0);
         drop(active.phase);
         context.queue_for(Stage::Publish);
         let Some(part) = context.take_window() else {
+            generation.place_words(0.0, context.audio_seconds);
             return self.send(active.version, context, &generation, text).await;
         };
         let owner = Arc::clone(&part.owner);

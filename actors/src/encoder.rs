@@ -222,7 +222,11 @@ impl Encoder {
 
     async fn refuse_late(&mut self) {
         let now = self.args.clock.now();
-        for mut message in self.queue.take_late(now) {
+        let late = self.queue.take_late(now);
+        if !late.is_empty() {
+            self.tell_queue();
+        }
+        for mut message in late {
             self.windows -= self.extractor.windows(message.samples.len());
             message.context.dequeued();
             self.publish(PublishDeadLetter::late(message.context, now)).await;

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use speechverse::inference::Generation;
-use speechverse::text::{WindowText, join_windows};
 use speechverse::wire::dead_letter::Rejection;
 
 use crate::context::{Joined, RequestContext, WindowAnswer, WindowOwner};
@@ -103,15 +102,14 @@ impl Shared {
             .into_iter()
             .filter_map(|(answer, overlaps)| Some((answer?, overlaps)))
             .collect();
-        let text = join_windows(answers.iter().map(|(answer, overlaps)| WindowText {
-            text: &answer.text,
-            overlaps: *overlaps,
-        }));
         for (answer, _) in &answers {
             context.times.add(&answer.times);
         }
         context.no_speech = answers.is_empty();
-        let generation = Generation::join(answers.into_iter().map(|(answer, _)| answer.generation));
+        let windows = answers
+            .into_iter()
+            .map(|(answer, overlaps)| (answer.generation, answer.text, overlaps));
+        let (generation, text) = Generation::join_windows(windows.collect());
         Some(Joined {
             context,
             generation,

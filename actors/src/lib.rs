@@ -31,6 +31,7 @@ mod long_recording;
 pub mod messages;
 mod places;
 pub mod publisher;
+mod question;
 pub mod reading;
 mod stream_audio;
 pub mod streams;

@@ -1,5 +1,6 @@
 //! Messages that cross from one actor to another.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -185,14 +186,48 @@ pub struct PublishEvent {
 /// Fact for the collector: an utterance was admitted; a later correction may name it.
 #[derive(Clone, Debug)]
 pub struct UtteranceAdmitted {
-    /// Its request.
-    pub request: Request,
+    /// What a correction needs of its request.
+    pub request: AdmittedRequest,
     /// Where its record came from.
     pub record_offset: RecordOffset,
     /// Mono, 16 kHz.
     pub samples: Arc<[f32]>,
     /// What of its audio could not be decoded.
     pub damage: Damage,
+}
+
+/// What is remembered of a request for its corrections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdmittedRequest {
+    /// Its `ce_source`.
+    pub source: Option<String>,
+    /// Its id.
+    pub id: String,
+    /// The task that it names.
+    pub task: Option<String>,
+    /// What to do with the audio.
+    pub instruction: String,
+    /// Allowed answers, as it lists them.
+    pub labels: Option<Vec<String>>,
+    /// Values that it gives to the places of its task's prompt.
+    pub fields: BTreeMap<String, String>,
+    /// Whether its answer is constrained to the labels in force; a form of its own (a JSON schema, a regular
+    /// expression) is none of labels.
+    pub constrained: bool,
+}
+
+impl From<&Request> for AdmittedRequest {
+    fn from(request: &Request) -> Self {
+        Self {
+            source: request.source.clone(),
+            id: request.id.clone(),
+            task: request.task.clone(),
+            instruction: request.instruction.clone(),
+            labels: request.labels.clone(),
+            fields: request.fields.clone(),
+            constrained: (request.grammar.as_ref()).is_some_and(|grammar| grammar.structure().is_none()),
+        }
+    }
 }
 
 /// Order to the trainer: run a cycle now.

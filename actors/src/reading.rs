@@ -157,6 +157,16 @@ impl ReadingTurn {
         state.before = (hypothesis.ids.clone(), end_seconds);
     }
 
+    /// Bytes of the text of the segment that was published last.
+    pub fn published_bytes(&self, segment: u64) -> usize {
+        let state = self.reading.state();
+        if state.segment == segment {
+            state.published.0.len()
+        } else {
+            0
+        }
+    }
+
     /// Takes a reading of the segment, and the text of what is confirmed; what is to be published of it, if
     /// it is new.
     pub fn read(&self, segment: u64, text: String, confirmed: String) -> Option<Read> {
@@ -219,6 +229,8 @@ mod tests {
         assert_eq!(read(0, "", ""), None);
         assert_eq!(read(0, "one two", ""), partial(0, "one two", ""));
         assert_eq!(read(0, "one two", "one"), partial(1, "one two", "one"));
+        let published = [0, 1].map(|segment| reading.turn().unwrap().published_bytes(segment));
+        assert_eq!(published, [7, 0]);
         assert_eq!(read(0, "one two", "one"), None);
         assert_eq!(read(2, "three", ""), partial(2, "three", ""));
         assert_eq!(read(1, "late words", ""), None);

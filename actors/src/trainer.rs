@@ -6,10 +6,10 @@
 //! there are enough of them to tell, and the version that it started from is current still
 //! ([`gate`](crate::gate)); anything else is a normal outcome too. What is held out is for the gate alone:
 //! the best step of a cycle is chosen by samples set aside from those to train on. Either way the cycle's
-//! folder keeps settings, log and verdict.
+//! folder keeps log and plot, and no weights.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,17 +20,15 @@ use speechverse::models::adapter::AdapterSnapshot;
 use speechverse::models::config::ModelConfig;
 use speechverse::registry::config::AdaptersConfig;
 use speechverse::registry::{Expected, Registry, RegistryError};
-use speechverse::scoring::Metric;
-use speechverse::store::{SampleRef, SampleStore, Snapshot, Split};
+use speechverse::store::SampleStore;
 use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
-use speechverse::text::TemplateVariables;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::evaluate::{EvaluateOptions, Evaluation, evaluate};
 use speechverse::training::prepare::{self, prepare};
 use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::training::{
-    AudioSource, Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
+    Control, Engine, EngineArgs, Example, Networks, TrainEvent, TrainingError, draft,
 };
 use speechverse::wire::event::{Event, EventKind, Verdict};
 use tracing::{error, info, warn};
@@ -39,11 +37,11 @@ use crate::current::{CurrentAdapter, Swap};
 use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
-/// Fewest samples that a candidate is looked at with; training samples make up what the store lacks. How many
-/// a verdict takes is `trainer.held_out_samples_min`.
-const HELD_OUT_MIN: usize = 2;
-/// One in so many of the samples to train on validates a cycle's steps instead, at least one.
-const VALIDATED_SHARE: usize = 10;
+use held_out::ask_as_serving;
+use samples::{Sides, Stored, read, sides};
+
+mod held_out;
+mod samples;
 
 /// Everything a [`Trainer`] needs to start, and to start again.
 #[derive(Clone)]
@@ -197,27 +195,32 @@ impl Trainer {
             Some(_) => Some(self.args.registry.folder(parent.version())?.join("lora")),
         };
         let networks = Networks::load(&config.model)?;
-        let examples = |refs: &[SampleRef]| -> anyhow::Result<Vec<Example>> {
-            refs.iter().map(|sample| example(&snapshot, sample)).collect()
+        let examples = |stored: Vec<Stored>| -> Vec<Example> {
+            stored.into_iter().map(|stored| stored.example).collect()
         };
-        let held_out = examples(&held_out)?;
-        let train = examples(&train)?;
-        let valid = examples(&valid)?;
-        let mut judged = prepare(held_out, &unlimited(&config), &networks.speech_llm)?;
+        let held_out = read(&snapshot, &held_out);
+        let train = examples(read(&snapshot, &train));
+        let valid = examples(read(&snapshot, &valid));
+        if train.is_empty() {
+            return Ok(Outcome::failed("no sample to train on could be read".to_owned()));
+        }
+        let constrained: HashSet<String> = (held_out.iter())
+            .filter(|stored| stored.constrained)
+            .map(|stored| stored.example.id.clone())
+            .collect();
+        let mut judged = prepare(examples(held_out), &unlimited(&config), &networks.speech_llm)?;
         for sample in &mut judged.samples {
-            if let Ok(task) = self.args.tasks.get(&sample.example.task) {
-                sample.metrics = vec![(task.name.clone(), Metric::of_task(task.metric)[0])];
-                // As serving answers a request that lists the answers to choose from.
-                if sample.example.variables.labels.is_some() {
-                    sample.grammar = task.grammar(&sample.example.variables)?;
-                    sample.spoken = task.spoken(&sample.example.variables)?;
-                }
-            }
+            let is_constrained = constrained.contains(&sample.example.id);
+            ask_as_serving(sample, is_constrained, &self.args.tasks);
         }
         let judge = |adapter: &AdapterSnapshot| -> anyhow::Result<Scores> {
             let control = &self.args.control;
             let found = judge(&networks, adapter, &judged.samples, &self.args.engine, control)?;
-            Ok(Scores::of(found.scores))
+            let answered = found.rows.len();
+            let scores = Scores::of(found.scores);
+            // The answer to a question of several tasks is in the score of each, and is one.
+            let samples = scores.samples.min(answered);
+            Ok(Scores { samples, ..scores })
         };
         // A judgement that was stopped halfway is none.
         let stopped = || Outcome::failed("the cycle was stopped".to_owned());
@@ -228,6 +231,7 @@ impl Trainer {
         if before.samples == 0 {
             return Ok(Outcome::failed("no held-out sample could be answered".to_owned()));
         }
+        let _weights = RunWeights::new(&config.output);
         let engine = Engine::new(EngineArgs {
             config: config.clone(),
             networks: &networks,
@@ -365,6 +369,33 @@ impl Trainer {
     }
 }
 
+/// The weights in the folder of a cycle's run. A cycle is never resumed, and what is published is in the
+/// registry, so they are removed when the cycle ends, however it does; log and plot stay.
+struct RunWeights {
+    folders: [PathBuf; 2],
+}
+
+impl RunWeights {
+    /// Those of the run with this folder.
+    fn new(run: &Path) -> Self {
+        Self {
+            folders: ["checkpoint", "best"].map(|name| run.join(name)),
+        }
+    }
+}
+
+impl Drop for RunWeights {
+    fn drop(&mut self) {
+        for folder in &self.folders {
+            if folder.exists()
+                && let Err(error) = std::fs::remove_dir_all(folder)
+            {
+                warn!(folder = %folder.display(), %error, "failed to remove the weights of an ended cycle");
+            }
+        }
+    }
+}
+
 /// What the promotion gate judges an adapter by: its answers to held-out samples, given by the serving
 /// engine, with a score for each task by the task's own metric.
 ///
@@ -395,61 +426,4 @@ fn unlimited(config: &TrainingConfig) -> TrainingConfig {
     config.data.seconds_min = 0.0;
     config.data.target_tokens_max = usize::MAX;
     config
-}
-
-/// What a cycle does with the samples of a snapshot; each is in one of these.
-struct Sides {
-    /// To learn from.
-    train: Vec<SampleRef>,
-    /// To choose the best step by.
-    valid: Vec<SampleRef>,
-    /// To judge the candidate by.
-    held_out: Vec<SampleRef>,
-}
-
-/// The sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples are held
-/// out of this cycle; one in [`VALIDATED_SHARE`] of the others validates. They are those with the lowest
-/// identity, so the choice is stable.
-fn sides(snapshot: &Snapshot) -> Sides {
-    let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
-    let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();
-    train.sort_by_key(|sample| sample.id);
-    while held_out.len() < HELD_OUT_MIN && train.len() > HELD_OUT_MIN {
-        held_out.push(train.remove(0));
-    }
-    let count = (train.len() / VALIDATED_SHARE).max(usize::from(train.len() > 1));
-    let valid = train.drain(..count).collect();
-    Sides {
-        train,
-        valid,
-        held_out,
-    }
-}
-
-fn example(snapshot: &Arc<Snapshot>, sample: &SampleRef) -> anyhow::Result<Example> {
-    let stored = snapshot.load(sample)?;
-    let (reader, place) = (Arc::clone(snapshot), sample.clone());
-    Ok(Example {
-        id: stored.id.to_string(),
-        audio: AudioSource::Lazy {
-            id: stored.id.to_string(),
-            load: Arc::new(move || {
-                reader
-                    .load(&place)
-                    .map(|stored| stored.sample.audio)
-                    .map_err(|error| error.to_string())
-            }),
-        },
-        seconds: f64::from(sample.audio_seconds),
-        task: stored.sample.task,
-        instruction: Some(stored.sample.instruction),
-        target: stored.sample.target,
-        targets: BTreeMap::new(),
-        variables: Arc::new(match stored.sample.labels.as_slice() {
-            [] => TemplateVariables::default(),
-            labels => TemplateVariables::default().with_labels(labels),
-        }),
-        domain: None,
-        text: None,
-    })
 }

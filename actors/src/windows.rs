@@ -131,10 +131,11 @@ pub(crate) async fn publish_window(
         context,
         part,
         version,
-        generation,
+        mut generation,
         text,
     } = done;
     let request = &context.request;
+    generation.place_words(part.segment.begin_seconds, context.audio_seconds);
     if request.partials {
         let whole = answer_of(&context, version.clone(), &generation, text.clone(), config);
         let answer = Answer {

@@ -127,6 +127,44 @@ pub enum Adapters {
         #[arg(long)]
         json: bool,
     },
+    /// Print the manifest of a version as JSON, once its files are verified.
+    Show {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Version instead of the current one.
+        #[arg(value_name = "VERSION")]
+        version: Option<String>,
+    },
+    /// Print in what the manifests of two versions differ.
+    Diff {
+        /// Where the registry is named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// One version.
+        #[arg(value_name = "VERSION")]
+        one: String,
+        /// The other version; without it the current one.
+        #[arg(value_name = "OTHER")]
+        other: Option<String>,
+    },
+    /// Make a version the current one: what `serve` begins with when it starts next.
+    ///
+    /// A pipeline that runs goes on with the version that it has; the control command `promote` swaps it.
+    Promote {
+        /// Where the registry and the two networks are named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+        /// Which version.
+        #[arg(value_name = "VERSION")]
+        version: String,
+    },
+    /// Make the version before the current one current again; for a pipeline that runs, use the control command.
+    Rollback {
+        /// Where the registry and the two networks are named.
+        #[command(flatten)]
+        settings: OptionalSettings,
+    },
     /// Write a version's low-rank updates of the language model as a folder that the `peft` library loads.
     Export {
         /// Where the registry is named.

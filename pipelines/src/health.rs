@@ -316,6 +316,7 @@ mod tests {
         let alerts = include_str!("../../deploy/prometheus/alerts.yml");
         let handle = metrics::install().unwrap();
         counters_at_zero(&TopicsConfig::default());
+        metrics::stage_started("decoder", false);
         let text = metrics::render(&handle);
 
         let words = alerts.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
@@ -329,7 +330,5 @@ mod tests {
             assert!(!series.is_empty(), "{name} is absent");
             assert!(series.iter().all(|line| line.ends_with(" 0")), "{series:?}");
         }
-        let of_stage = |stage: &str| text.contains(&format!("stage_restarts_total{{stage=\"{stage}\"}} 0"));
-        assert!(Stage::ALL.iter().all(|stage| of_stage(stage.as_str())));
     }
 }

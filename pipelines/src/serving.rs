@@ -27,7 +27,7 @@ use speechverse::training::Control;
 use speechverse::util::Clock;
 use speechverse::wire::request::{Priority, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue, Schedule};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
@@ -145,6 +145,7 @@ impl Pipeline {
         let (orphans, found) = OrphanQueue::new();
         let training = Control::new();
         let clock = Clock::system();
+        let schedule = Schedule::open(&settings.trainer, clock.clone());
         let mut stages = Stages::new();
         let trackers = Trackers::new(&settings, monitor);
         // A batch of the encoder, or the next round of slots.
@@ -250,6 +251,7 @@ impl Pipeline {
             order_age_max: Duration::from_secs(settings.service.order_age_seconds_max),
             orphans: orphans.clone(),
             clock: clock.clone(),
+            schedule,
             config: settings.trainer.clone(),
             registry,
             identities,

@@ -87,9 +87,7 @@ impl Stages {
         let name = spec.name;
         let started_before = AtomicBool::new(false);
         let args = move || {
-            if started_before.swap(true, Ordering::AcqRel) {
-                metrics::stage_restarted(name);
-            }
+            metrics::stage_started(name, started_before.swap(true, Ordering::AcqRel));
             args.clone()
         };
         let builder = A::supervise_with(&self.supervisor, args)

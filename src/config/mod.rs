@@ -155,6 +155,7 @@ impl Settings {
         self.store.validate()?;
         self.trainer.validate()?;
         self.http.validate()?;
+        self.log.validate()?;
         if self.service.drain_ms_max >= self.kafka.session_timeout_ms {
             return Err(ConfigError::invalid(
                 "service.drain_ms_max",

@@ -243,7 +243,7 @@ pub fn run(
             dataset: recording.dataset.name.clone(),
             id: example.id.clone(),
             task: example.task.clone(),
-            language: example.variables.fields.get("target_lang").cloned(),
+            language: language(example),
             domain: example.domain.clone(),
             instruction: prompt.instruction.clone(),
             reference: example.target.clone(),
@@ -274,6 +274,14 @@ pub fn run(
     Ok(answered)
 }
 
+/// The language of a row's answer, where its manifest names one: `target_lang`; a transcript is in the
+/// language that is spoken, `source_lang`, where only that is named.
+fn language(example: &Example) -> Option<String> {
+    let fields = &example.variables.fields;
+    let spoken = || fields.get("source_lang").filter(|_| example.task == ASR);
+    fields.get("target_lang").or_else(spoken).cloned()
+}
+
 /// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2)
 /// anywhere, so `art` is said in `party` too.
 fn says(transcript: &str, keyword: &str) -> bool {
@@ -283,7 +291,30 @@ fn says(transcript: &str, keyword: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::says;
+    use super::{language, says};
+    use crate::training::manifest::read_manifest;
+
+    #[test]
+    fn a_transcript_is_in_the_language_that_is_spoken_and_other_answers_in_the_one_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = folder.path().join("m.jsonl");
+        let row = |rest: &str| format!("{{\"audio_filepath\": \"a.wav\", \"duration\": 1, {rest}}}\n");
+        let rows = [
+            row(r#""text": "Guten Tag", "source_lang": "de""#),
+            row(r#""text": "Guten Tag", "fields": {"source_lang": "de"}, "task": "asr""#),
+            row(r#""text": "Guten Tag", "source_lang": "en", "target_lang": "de""#),
+            row(r#""target": "hallo", "task": "translation", "source_lang": "en", "target_lang": "de""#),
+            row(r#""target": "play_radio", "task": "intent", "source_lang": "de""#),
+            row(r#""text": "good day""#),
+        ];
+        std::fs::write(&manifest, rows.concat()).unwrap();
+
+        let examples = read_manifest(&manifest, None).unwrap().examples;
+
+        let languages: Vec<Option<String>> = examples.iter().map(language).collect();
+        let expected = [Some("de"), Some("de"), Some("de"), Some("de"), None, None];
+        assert_eq!(languages, expected.map(|name| name.map(str::to_owned)));
+    }
 
     #[test]
     fn a_keyword_is_found_as_text_whatever_its_case_and_punctuation() {

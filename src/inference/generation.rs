@@ -1,6 +1,10 @@
 //! A generated answer and what speaks for it.
 
+use std::ops::Range;
+
+use super::SpokenWord;
 use crate::models::adapter::PrefixScorer;
+use crate::text::{WindowText, join_words};
 
 /// How much the language model's mean log-probability counts beside the agreement in [`Generation::support`].
 const SUPPORT_SCORE_WEIGHT: f64 = 0.3;
@@ -28,6 +32,11 @@ pub struct Generation {
     pub lowest_score: Option<f64>,
     /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
     pub blank_share: Option<f64>,
+    /// Positions of the sound in which the CTC head finds each token, of so many; absent as `agreement`, and
+    /// where it does not find them.
+    pub positions: Option<(Vec<Range<usize>>, usize)>,
+    /// The words of a transcript and when they are said; empty where `positions` is absent.
+    pub words: Vec<SpokenWord>,
     /// Whether there is no transcript because nothing is said: the language model was not asked.
     pub nothing_said: bool,
 }
@@ -57,6 +66,15 @@ impl Generation {
         self.log_probs.truncate(tokens);
     }
 
+    /// Gives the times of its words in seconds, of sound that begins at `begin_seconds` of a recording and lasts
+    /// `seconds`; before, they are shares of the sound.
+    pub fn place_words(&mut self, begin_seconds: f64, seconds: f64) {
+        for word in &mut self.words {
+            word.begin = begin_seconds + word.begin * seconds;
+            word.end = begin_seconds + word.end * seconds;
+        }
+    }
+
     /// The transcript of sound in which nothing is said.
     pub(super) fn of_nothing_said(scorer: &PrefixScorer) -> Self {
         Self {
@@ -68,8 +86,26 @@ impl Generation {
         }
     }
 
-    /// The answers to the windows of one recording as one: all tokens, and of everything else the worst.
-    pub fn join(windows: impl IntoIterator<Item = Self>) -> Self {
+    /// The answers to the windows of one recording, their texts, and whether each begins inside the one
+    /// before, as one: the words of [`join_words`], all tokens, and of everything else the worst.
+    pub fn join_windows(windows: Vec<(Self, String, bool)>) -> (Self, String) {
+        let joined = join_words(windows.iter().map(|(_, text, overlaps)| WindowText {
+            text,
+            overlaps: *overlaps,
+        }));
+        let places = joined.words.iter();
+        let words: Option<Vec<SpokenWord>> = places
+            .map(|(window, word)| windows[*window].0.words.get(*word).cloned())
+            .collect();
+        let whole = Self {
+            words: words.unwrap_or_default(),
+            ..Self::join(windows.into_iter().map(|(generation, ..)| generation))
+        };
+        (whole, joined.text)
+    }
+
+    /// All tokens, and of everything else the worst.
+    fn join(windows: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self {
             ended: true,
             ..Self::default()

@@ -7,11 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::evidence::{embedding_labels, nothing_said, speech_labels, spoken_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
+use super::word_times::spoken_words;
 use super::{
     DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
     JointCtc, Prompt, RequestId, Scheduler, Strategy,
@@ -22,6 +23,8 @@ use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
 use crate::text::OutputGrammar;
 use crate::text::tasks::{SPEECH_DETECTION, TRANSCRIPT};
+
+mod warm_up;
 
 /// Adapter versions kept ready on the device; requests in flight rarely span more than two.
 const VERSIONS_MAX: usize = 4;
@@ -192,9 +195,13 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         let advanced = output.advanced.into_iter();
         events.extend(advanced.map(|(id, tokens)| Event::Token { id, tokens }));
         for (id, ended) in output.ended {
-            let text = |generation: Generation| -> Result<(Generation, String), InferenceError> {
+            let text = |mut generation: Generation| -> Result<(Generation, String), InferenceError> {
                 let text = catch_unwind(AssertUnwindSafe(|| model.text(&generation)))
                     .map_err(|panic| ModelError::panicked("tokenizer", &*panic))??;
+                if let Some((positions, count)) = generation.positions.take() {
+                    let bytes = model.tokenizer().token_bytes()?;
+                    generation.words = spoken_words(&generation.ids, &positions, count, &bytes, &text);
+                }
                 Ok((generation, text))
             };
             let found = ended.map_err(InferenceError::from).and_then(text);
@@ -454,44 +461,6 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         catch_unwind(AssertUnwindSafe(read))
             .unwrap_or_else(|panic| Err(ModelError::panicked("CTC head", &*panic).into()))
             .map(Some)
-    }
-
-    /// Answers one short request of silence with `adapter`, so that the first real one finds libtorch's
-    /// kernels chosen, memory touched and the version loaded.
-    ///
-    /// # Errors
-    /// What the request failed with: networks and version do not work together.
-    pub fn warm_up(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
-        let frames = 50; // one second of most encoders
-        let (states, width) = (
-            adapter.config().encoder_layers + 1,
-            adapter.config().encoder_width,
-        );
-        let device = self.model().llm().embedding_table().device();
-        let id = self.add_request(GenerateRequest {
-            input: Input::Features {
-                features: Features {
-                    frames: Tensor::f_zeros([frames, width], (Kind::Float, device))?,
-                    statistics: Tensor::f_zeros([states, 2 * width], (Kind::Float, device))?,
-                },
-                adapter: adapter.clone(),
-            },
-            instruction: "Transcribe the speech.".to_owned(),
-            grammar: None,
-            tokens_max: Some(2), // a prefill and a decode step
-            task: Some(TRANSCRIPT.to_owned()),
-            spoken: None,
-        });
-        while self.has_unfinished() {
-            for event in self.step() {
-                if let Event::Failed { id: failed, error } = event
-                    && failed == id
-                {
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
     }
 }
 

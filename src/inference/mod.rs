@@ -11,6 +11,7 @@
 //! | `prefill_plan` | which prompts, or parts of prompts, one step reads |
 //! | `prefix_cache` | keys and values of what all prompts begin with |
 //! | [`Generation`] | a generated answer, and what speaks for it |
+//! | [`SpokenWord`] | when the words of a transcript are said |
 //! | `sequence` | one answer on its way from prompt to end |
 //! | [`sampling`] | greedy, beam search, sampling, penalties |
 //! | [`grammar`] | output grammars: answers from a list, slots, fixed parts |
@@ -38,6 +39,7 @@ mod scheduler;
 mod sequence;
 pub mod speech_llm;
 mod voice;
+mod word_times;
 
 pub use clip_features::Features;
 pub use engine::{BorrowedEngine, Engine, Output};
@@ -51,3 +53,4 @@ pub use sampling::{JointCtc, JointLabels, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Loras, Prompt, RequestId};
 pub use voice::{AudioWindow, SpeechWindows, VoiceDetector, VoiceState};
+pub use word_times::SpokenWord;

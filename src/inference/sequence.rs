@@ -372,6 +372,8 @@ impl Sequence {
         if let Some(joint) = &self.prompt.joint {
             found.agreement = Some(joint.scorer.agreement(&found.ids));
             found.blank_share = Some(joint.scorer.blank_share());
+            let positions = joint.scorer.align(&found.ids);
+            found.positions = positions.map(|positions| (positions, joint.scorer.frames()));
         }
         found
     }

@@ -18,6 +18,7 @@
 //! who lost a race gets an error that says so, and nothing is overwritten.
 
 pub mod config;
+mod history;
 mod identity;
 mod lock;
 mod manifest;
@@ -25,15 +26,15 @@ mod publish;
 
 use std::path::{Path, PathBuf};
 
+pub use history::Expected;
 pub(crate) use identity::sha256_file;
 pub use identity::{ModelIdentity, identify};
 pub use manifest::{FileDigest, VersionManifest};
-pub use publish::Draft;
+pub use publish::{Draft, replace_file};
 
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, LoraSnapshot};
 use manifest::{MANIFEST, read_manifest};
-use publish::{sync_dir, temporary_name, write_synced};
 
 /// Name of the pointer file.
 const CURRENT: &str = "current";
@@ -41,8 +42,6 @@ const CURRENT: &str = "current";
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
 /// The LoRA folder in a version folder.
 pub(crate) const LORA: &str = "lora";
-/// Versions that `rollback` remembers.
-const REMEMBERED_MAX: usize = 100;
 
 /// What can go wrong in the registry.
 #[derive(Debug, thiserror::Error)]
@@ -149,34 +148,6 @@ impl RegistryError {
 
 fn shown(version: Option<&str>) -> String {
     version.map_or_else(|| "no version".to_owned(), |version| format!("`{version}`"))
-}
-
-/// What a promotion may replace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected<'v> {
-    /// Whatever is current: an order.
-    Any,
-    /// Nothing: no version is current yet.
-    Nothing,
-    /// This version and no other.
-    Version(&'v str),
-}
-
-impl Expected<'_> {
-    fn holds(self, current: Option<&str>) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Nothing => current.is_none(),
-            Self::Version(version) => current == Some(version),
-        }
-    }
-
-    fn name(self) -> Option<String> {
-        match self {
-            Self::Version(version) => Some(version.to_owned()),
-            Self::Any | Self::Nothing => None,
-        }
-    }
 }
 
 /// A version was trained for other networks than those at hand.
@@ -328,14 +299,6 @@ impl Registry {
         })
     }
 
-    /// The version in use, if any.
-    ///
-    /// # Errors
-    /// [`RegistryError::Io`]; [`RegistryError::Name`] when the pointer holds something else.
-    pub fn current(&self) -> Result<Option<String>, RegistryError> {
-        Ok(self.pointers()?.into_iter().next())
-    }
-
     /// Loads the version in use.
     ///
     /// # Errors
@@ -345,77 +308,6 @@ impl Registry {
             root: self.root.clone(),
         })?;
         self.load(&current)
-    }
-
-    /// Verifies a version, makes it the current one if `expected` still holds, and returns it. The one before
-    /// is remembered for [`rollback`](Self::rollback). Promoting the current version again changes nothing.
-    ///
-    /// # Errors
-    /// As for [`load`](Self::load) and [`promote_loaded`](Self::promote_loaded).
-    pub fn promote(&self, version: &str, expected: Expected<'_>) -> Result<LoadedVersion, RegistryError> {
-        let loaded = self.load(version)?;
-        self.promote_loaded(&loaded, expected)?;
-        Ok(loaded)
-    }
-
-    /// The same with a version that was loaded, and so verified, before.
-    ///
-    /// # Errors
-    /// [`RegistryError::Moved`] when `expected` does not hold: the pointer is where it was then.
-    /// [`RegistryError::Missing`] when the version is not of this registry; [`RegistryError::Busy`];
-    /// [`RegistryError::Io`].
-    pub fn promote_loaded(
-        &self,
-        loaded: &LoadedVersion,
-        expected: Expected<'_>,
-    ) -> Result<(), RegistryError> {
-        let version = loaded.manifest.version.as_str();
-        self.folder(version)?;
-        let _lock = lock::acquire(&self.root)?;
-        let mut pointers = self.pointers()?;
-        let current = pointers.first().map(String::as_str);
-        if !expected.holds(current) {
-            return Err(RegistryError::Moved {
-                version: version.to_owned(),
-                expected: expected.name(),
-                found: current.map(str::to_owned),
-            });
-        }
-        if current == Some(version) {
-            return Ok(());
-        }
-        pointers.insert(0, version.to_owned());
-        pointers.truncate(REMEMBERED_MAX);
-        self.point(&pointers)
-    }
-
-    /// Goes back to the version that was current before, unless `fits` objects to it; returns it. Going back
-    /// twice goes back two versions.
-    ///
-    /// # Errors
-    /// [`RegistryError::NoCurrent`], [`RegistryError::NoPredecessor`], [`RegistryError::Busy`], those of
-    /// `fits`, and as for [`load`](Self::load).
-    pub fn rollback(
-        &self,
-        fits: impl FnOnce(&LoadedVersion) -> Result<(), RegistryError>,
-    ) -> Result<LoadedVersion, RegistryError> {
-        let _lock = lock::acquire(&self.root)?;
-        let pointers = self.pointers()?;
-        match pointers.as_slice() {
-            [] => Err(RegistryError::NoCurrent {
-                root: self.root.clone(),
-            }),
-            [current] => Err(RegistryError::NoPredecessor {
-                current: current.clone(),
-                root: self.root.clone(),
-            }),
-            [_, before @ ..] => {
-                let loaded = self.load(&before[0])?;
-                fits(&loaded)?;
-                self.point(before)?;
-                Ok(loaded)
-            }
-        }
     }
 
     /// The next free name with this prefix: `demo-0001`, `demo-0002` …
@@ -439,33 +331,6 @@ impl Registry {
         let name = format!("{prefix}-{:04}", last.saturating_add(1));
         check_name(&name)?;
         Ok(name)
-    }
-
-    fn pointers(&self) -> Result<Vec<String>, RegistryError> {
-        let path = self.root.join(CURRENT);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(RegistryError::io("read", &path)(error)),
-        };
-        let names: Vec<String> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .take(REMEMBERED_MAX)
-            .map(str::to_owned)
-            .collect();
-        names.iter().try_for_each(|name| check_name(name))?;
-        Ok(names)
-    }
-
-    /// Writes the pointer; the caller holds the lock.
-    fn point(&self, pointers: &[String]) -> Result<(), RegistryError> {
-        let path = self.root.join(CURRENT);
-        let part = self.root.join(temporary_name(CURRENT));
-        write_synced(&part, (pointers.join("\n") + "\n").as_bytes())?;
-        std::fs::rename(&part, &path).map_err(RegistryError::io("replace", &path))?;
-        sync_dir(&self.root)
     }
 }
 

@@ -163,7 +163,7 @@ impl Registry {
 }
 
 /// A hidden name that no other thread or process uses at the same time.
-pub(super) fn temporary_name(name: &str) -> String {
+fn temporary_name(name: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!(
         ".tmp-{name}-{}-{}",
@@ -220,8 +220,27 @@ fn card(manifest: &VersionManifest, draft: &Draft) -> String {
     text
 }
 
+/// Puts a file of these bytes in the place of `path`: what is there afterwards, also after a power cut, is
+/// the former file or the new one, whole.
+///
+/// # Errors
+/// [`RegistryError::Io`].
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), RegistryError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = folder.join(temporary_name(&name));
+    let replaced = write_synced(&part, bytes)
+        .and_then(|()| std::fs::rename(&part, path).map_err(RegistryError::io("replace", path)));
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    replaced?;
+    sync_dir(folder)
+}
+
 /// Writes a file and waits until it is on the disk.
-pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), RegistryError> {
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), RegistryError> {
     let mut file = File::create(path).map_err(RegistryError::io("write", path))?;
     file.write_all(bytes).map_err(RegistryError::io("write", path))?;
     file.sync_all().map_err(RegistryError::io("sync", path))
@@ -235,7 +254,7 @@ fn copy_synced(from: &Path, to: &Path) -> Result<(), RegistryError> {
 }
 
 /// Waits until a folder's list of names is on the disk.
-pub(super) fn sync_dir(path: &Path) -> Result<(), RegistryError> {
+fn sync_dir(path: &Path) -> Result<(), RegistryError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(RegistryError::io("sync", path))

@@ -139,6 +139,54 @@ fn promoting_and_rolling_back_walk_the_same_path() {
 }
 
 #[test]
+fn a_rollback_by_name_forgets_what_was_current_since() {
+    let (_folder, registry) = registry();
+    for seed in 0..5 {
+        registry.publish("v", &draft(seed)).unwrap();
+    }
+    for version in ["v-0001", "v-0002", "v-0003"] {
+        registry.promote(version, Expected::Any).unwrap();
+    }
+
+    let refused = registry.rollback_to("v-0001", |_| {
+        Err(RegistryError::Name {
+            name: "no".to_owned(),
+        })
+    });
+    assert!(matches!(refused, Err(RegistryError::Name { .. })));
+    let missing = registry.rollback_to("v-0009", |_| Ok(()));
+    assert!(matches!(missing, Err(RegistryError::Missing { .. })));
+    registry.rollback_to("v-0003", |_| Ok(())).unwrap();
+    assert_eq!(registry.pointers().unwrap(), ["v-0003", "v-0002", "v-0001"]);
+
+    let back = registry.rollback_to("v-0002", |_| Ok(())).unwrap();
+    assert_eq!(back.adapter.version(), "v-0002");
+    assert_eq!(registry.pointers().unwrap(), ["v-0002", "v-0001"]);
+
+    // Never current: nothing is to be forgotten.
+    registry.rollback_to("v-0005", |_| Ok(())).unwrap();
+    assert_eq!(registry.pointers().unwrap(), ["v-0005", "v-0002", "v-0001"]);
+
+    registry.rollback_to("v-0002", |_| Ok(())).unwrap();
+    assert_eq!(registry.rollback(|_| Ok(())).unwrap().adapter.version(), "v-0001");
+}
+
+#[test]
+fn a_file_is_replaced_whole_or_not_at_all_and_nothing_else_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.json");
+
+    replace_file(&path, b"one").unwrap();
+    replace_file(&path, b"two").unwrap();
+    let taken = folder.path().join("taken");
+    std::fs::create_dir(&taken).unwrap();
+    assert!(replace_file(&taken, b"three").is_err());
+
+    assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
 fn a_promotion_that_names_what_it_replaces_does_not_undo_what_came_in_between() {
     let (_folder, registry) = registry();
     for seed in 0..3 {

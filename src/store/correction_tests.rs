@@ -32,6 +32,8 @@ fn answer(target: &str, offset: i64) -> Sample {
         request_source: "/phone".to_owned(),
         request_id: "r-1".to_owned(),
         labels: Vec::new(),
+        fields: BTreeMap::new(),
+        constrained: false,
         written_ms: SEND_TIME_MS + offset,
         received_ms: SEND_TIME_MS + 50 + offset,
         may_train: true,

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::error::StoreError;
 use super::outcome::{Put, Refusal};
 use super::sample::{
-    self, ClaimWritten, ContentHash, Entry, Named, Question, RecordingHash, RequestId, Sample, Split,
+    self, Asked, ClaimWritten, ContentHash, Entry, Question, RecordingHash, RequestId, Sample, Split,
 };
 use super::segment::{Appender, Place, SegmentFile};
 use super::snapshot::IndexEntry;
@@ -98,13 +98,17 @@ impl Inner {
             }
         }
         let labels: usize = sample.labels.iter().map(String::len).sum();
-        if labels > bytes_max {
-            let (text, bytes) = ("list of labels", labels);
-            return Err(Refusal::TextTooLong {
-                text,
-                bytes,
-                bytes_max,
-            });
+        let fields: usize = (sample.fields.iter())
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        for (text, bytes) in [("list of labels", labels), ("list of fields", fields)] {
+            if bytes > bytes_max {
+                return Err(Refusal::TextTooLong {
+                    text,
+                    bytes,
+                    bytes_max,
+                });
+            }
         }
         let tasks_max = self.config.tasks_max;
         let mut tasks: Vec<&str> = self
@@ -121,12 +125,12 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn put(&mut self, mut named: Named) -> Result<Put, StoreError> {
-        let id = ContentHash(named.sample.content);
-        let task: Arc<str> = named.sample.task.as_str().into();
-        let claim = named.claim();
+    pub(super) fn put(&mut self, mut asked: Asked) -> Result<Put, StoreError> {
+        let id = ContentHash(asked.sample.content);
+        let task: Arc<str> = asked.sample.task.as_str().into();
+        let claim = asked.claim();
         let known = self.places.contains_key(&id);
-        let withdrawn = known && !named.sample.may_train && self.withdraw(id)?;
+        let withdrawn = known && !asked.sample.may_train && self.withdraw(id)?;
         if let Some(by) = self.outdated_by(&claim, id) {
             return Ok(match known {
                 true => Put::Duplicate {
@@ -145,16 +149,16 @@ impl Inner {
                 supersedes,
             });
         }
-        let sides = self.sides.get(&named.sample.recording);
-        named.sample.held_out = match sides {
+        let sides = self.sides.get(&asked.sample.recording);
+        asked.sample.held_out = match sides {
             Some((split, _)) => *split == Split::HeldOut,
-            None => sample::is_held_out(&named.sample.recording, self.config.held_out_fraction),
+            None => sample::is_held_out(&asked.sample.recording, self.config.held_out_fraction),
         };
-        let split = named.sample.split();
-        let entry = Entry::Named(Box::new(named));
+        let split = asked.sample.split();
+        let entry = Entry::Asked(Box::new(asked));
         let (segment, place, durable) = self.append(&task, &entry)?;
-        if let Entry::Named(named) = &entry {
-            self.index(segment, place, named);
+        if let Entry::Asked(asked) = &entry {
+            self.index(segment, place, asked);
         }
         let supersedes = self.claim(id, claim);
         self.close_if_full(&task);
@@ -309,11 +313,11 @@ impl Inner {
         Ok((id, place, every_put))
     }
 
-    pub(super) fn index(&mut self, segment: u64, place: Place, named: &Named) {
+    pub(super) fn index(&mut self, segment: u64, place: Place, asked: &Asked) {
         let Some(found) = self.segments.get_mut(&segment) else {
             return;
         };
-        let entry = index_entry(&mut self.topics, place, named);
+        let entry = index_entry(&mut self.topics, place, asked);
         self.places.insert(entry.content, (segment, found.entries.len()));
         self.sides.entry(entry.recording).or_insert((entry.split, 0)).1 += 1;
         Arc::make_mut(&mut found.entries).push(entry);
@@ -417,8 +421,8 @@ impl Inner {
 }
 
 /// What the index keeps of a sample that answers nothing yet.
-pub(super) fn index_entry(topics: &mut HashMap<String, Arc<str>>, place: Place, named: &Named) -> IndexEntry {
-    let written = &named.sample;
+pub(super) fn index_entry(topics: &mut HashMap<String, Arc<str>>, place: Place, asked: &Asked) -> IndexEntry {
+    let written = &asked.sample;
     IndexEntry {
         content: ContentHash(written.content),
         recording: written.recording,

@@ -44,7 +44,7 @@ pub use snapshot::{SampleRef, Snapshot};
 
 use flush::Flusher;
 use inner::{Inner, Segment};
-use sample::{Named, request_id};
+use sample::{Asked, request_id};
 use snapshot::Part;
 
 /// Labelled samples on disk; calls block for as long as the disk takes.
@@ -91,7 +91,7 @@ impl SampleStore {
         if let Err(refusal) = inner.check(sample) {
             return Ok(Put::Refused { refusal });
         }
-        let put = inner.put(Named::new(sample))?;
+        let put = inner.put(Asked::new(sample))?;
         if let Put::Stored { .. } = put {
             self.stored.fetch_add(1, Ordering::Relaxed);
         }
@@ -143,10 +143,10 @@ impl SampleStore {
             };
             (Arc::clone(&segment.file), entry.place)
         };
-        let Some(named) = file.read(place)?.into_sample() else {
+        let Some(asked) = file.read(place)?.into_sample() else {
             return Ok(None);
         };
-        let mut stored = named.into_stored();
+        let mut stored = asked.into_stored();
         stored.sample.request_source = source.to_owned();
         stored.sample.request_id = id.to_owned();
         Ok(Some(stored))

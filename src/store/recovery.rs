@@ -87,10 +87,10 @@ impl Inner {
                 claims.push((ContentHash(content), *claim));
             }
             sample => {
-                let Some(named) = sample.into_sample() else { return };
-                task.get_or_insert_with(|| named.sample.task.as_str().into());
-                claims.push((ContentHash(named.sample.content), named.claim()));
-                entries.push(index_entry(&mut self.topics, place, &named));
+                let Some(asked) = sample.into_sample() else { return };
+                task.get_or_insert_with(|| asked.sample.task.as_str().into());
+                claims.push((ContentHash(asked.sample.content), asked.claim()));
+                entries.push(index_entry(&mut self.topics, place, &asked));
             }
         })?;
         let Some(scan) = scan else {

@@ -1,5 +1,6 @@
 //! A labelled sample, its identity, its side, and how it is written.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bincode::{Decode, Encode};
@@ -44,6 +45,10 @@ pub struct Sample {
     pub request_id: String,
     /// The allowed answers that the request listed; empty where it listed none.
     pub labels: Vec<String>,
+    /// Values that the request gave to the places of its task's prompt.
+    pub fields: BTreeMap<String, String>,
+    /// Whether its answer is constrained to the labels in force.
+    pub constrained: bool,
     /// When its record was written, milliseconds since the Unix epoch.
     pub written_ms: i64,
     /// When it was received, milliseconds since the Unix epoch.
@@ -121,7 +126,7 @@ pub(super) enum Entry {
     Sample(Box<Written>),
     /// The sample with this identity, of this task, may not be used any more.
     Withdrawn { content: [u8; 32], task: String },
-    /// A sample, which is the answer to its question from now on.
+    /// A sample of the time before fields were kept; read as one without fields.
     Named(Box<Named>),
     /// The sample with this identity, of this task, is the answer to a further question, or once more to its
     /// own.
@@ -130,9 +135,23 @@ pub(super) enum Entry {
         task: String,
         claim: Box<ClaimWritten>,
     },
+    /// A sample, which is the answer to its question from now on.
+    Asked(Box<Asked>),
 }
 
-/// A sample as it is written, with the rest of its request's name.
+/// A sample as it is written, with the rest of its request's name and of what it was asked with.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub(super) struct Asked {
+    /// In order of name.
+    pub(super) fields: Vec<(String, String)>,
+    pub(super) constrained: bool,
+    pub(super) request_source: String,
+    pub(super) labels: Vec<String>,
+    pub(super) written_ms: i64,
+    pub(super) sample: Written,
+}
+
+/// A sample as it was written before fields were kept.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub(super) struct Named {
     pub(super) request_source: String,
@@ -174,10 +193,12 @@ pub(super) struct Written {
     pub(super) pcm: Vec<u8>,
 }
 
-impl Named {
+impl Asked {
     /// The sample as it will be written; its side is still open.
     pub(super) fn new(sample: &Sample) -> Self {
         Self {
+            fields: sample.fields.clone().into_iter().collect(),
+            constrained: sample.constrained,
             request_source: sample.request_source.clone(),
             labels: sample.labels.clone(),
             written_ms: sample.written_ms,
@@ -210,13 +231,26 @@ impl From<Written> for Named {
     }
 }
 
-fn question(named: &Named) -> Question {
-    let sample = &named.sample;
+impl From<Named> for Asked {
+    fn from(named: Named) -> Self {
+        Self {
+            fields: Vec::new(),
+            constrained: !named.labels.is_empty(), // what serving does unless a request says otherwise
+            request_source: named.request_source,
+            labels: named.labels,
+            written_ms: named.written_ms,
+            sample: named.sample,
+        }
+    }
+}
+
+fn question(asked: &Asked) -> Question {
+    let sample = &asked.sample;
     let parts = [
         sample.recording.as_slice(),
         sample.task.as_bytes(),
         sample.instruction.as_bytes(),
-        named.request_source.as_bytes(),
+        asked.request_source.as_bytes(),
         sample.request_id.as_bytes(),
     ];
     let mut hash = Sha256::new();
@@ -288,7 +322,7 @@ impl Written {
     }
 }
 
-impl Named {
+impl Asked {
     pub(super) fn into_stored(self) -> StoredSample {
         let read = |pair: &[u8; 2]| f32::from(i16::from_le_bytes(*pair)) / FULL_SCALE;
         let sample = self.sample;
@@ -308,6 +342,8 @@ impl Named {
                 request_source: self.request_source,
                 request_id: sample.request_id,
                 labels: self.labels,
+                fields: self.fields.into_iter().collect(),
+                constrained: self.constrained,
                 written_ms: self.written_ms,
                 received_ms: sample.received_ms,
                 may_train: sample.may_train,
@@ -338,10 +374,11 @@ impl Entry {
     }
 
     /// The sample that it is; none for an entry about another one.
-    pub(super) fn into_sample(self) -> Option<Named> {
+    pub(super) fn into_sample(self) -> Option<Asked> {
         match self {
-            Self::Sample(written) => Some((*written).into()),
-            Self::Named(named) => Some(*named),
+            Self::Sample(written) => Some(Named::from(*written).into()),
+            Self::Named(named) => Some((*named).into()),
+            Self::Asked(asked) => Some(*asked),
             Self::Withdrawn { .. } | Self::Claimed { .. } => None,
         }
     }
@@ -357,134 +394,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn sample(audio: Vec<f32>) -> Sample {
-        Sample {
-            audio,
-            instruction: "Transcribe.".to_owned(),
-            target: "lights on".to_owned(),
-            task: "asr".to_owned(),
-            source: SampleSource {
-                topic: "labels".to_owned(),
-                partition: 3,
-                offset: 77,
-            },
-            request_source: "/phone".to_owned(),
-            request_id: "r-1".to_owned(),
-            labels: vec!["lights on".to_owned(), "lights off".to_owned()],
-            written_ms: 1_699_999_999_999,
-            received_ms: 1_700_000_000_000,
-            may_train: true,
-        }
-    }
-
-    #[test]
-    fn sixteen_bit_audio_comes_back_exactly() {
-        let audio: Vec<f32> = (-32_768..32_768)
-            .step_by(97)
-            .map(|value| value as f32 / 32_768.0)
-            .collect();
-
-        let stored = Named::new(&sample(audio.clone())).into_stored();
-
-        assert_eq!(stored.sample, sample(audio));
-        assert!(!stored.rounded && !stored.clipped);
-    }
-
-    #[test]
-    fn audio_that_sixteen_bits_cannot_hold_is_flagged() {
-        let rounded = Named::new(&sample(vec![0.1])).into_stored();
-        let clipped = Named::new(&sample(vec![-1.5, 1.5])).into_stored();
-
-        assert!(rounded.rounded && !rounded.clipped);
-        assert!((rounded.sample.audio[0] - 0.1).abs() <= 0.5 / FULL_SCALE);
-        assert!(clipped.clipped);
-        assert_eq!(clipped.sample.audio, [-1.0, 32_767.0 / 32_768.0]);
-    }
-
-    #[test]
-    fn identity_is_audio_instruction_and_target_and_nothing_else() {
-        let of = |change: fn(&mut Sample)| {
-            let mut sample = sample(vec![0.25; 4]);
-            change(&mut sample);
-            Written::new(&sample).content
-        };
-        let same = of(|_| {});
-
-        assert_eq!(of(|sample| sample.request_id = "other".to_owned()), same);
-        assert_eq!(of(|sample| sample.source.offset = 0), same);
-        assert_ne!(of(|sample| sample.audio[0] = 0.5), same);
-        assert_ne!(of(|sample| sample.target = "lights off".to_owned()), same);
-        assert_ne!(of(|sample| sample.instruction = "Translate.".to_owned()), same);
-        let moved = of(|sample| {
-            sample.instruction = "Transcribe.l".to_owned();
-            sample.target = "ights on".to_owned();
-        });
-        assert_ne!(moved, same);
-    }
-
-    #[test]
-    fn a_question_is_what_is_asked_and_the_request_that_asks_it() {
-        let of = |change: fn(&mut Sample)| {
-            let mut sample = sample(vec![0.25; 4]);
-            change(&mut sample);
-            Named::new(&sample).claim().question
-        };
-        let same = of(|_| {});
-
-        assert_eq!(of(|sample| sample.target = "lights off".to_owned()), same);
-        assert_eq!(of(|sample| sample.source.offset = 0), same);
-        assert_ne!(of(|sample| sample.request_source = "/other".to_owned()), same);
-        assert_ne!(of(|sample| sample.request_id = "r-2".to_owned()), same);
-        assert_ne!(of(|sample| sample.instruction = "Translate.".to_owned()), same);
-        assert_ne!(of(|sample| sample.task = "intent".to_owned()), same);
-        assert_ne!(of(|sample| sample.audio[0] = 0.5), same);
-    }
-
-    #[test]
-    fn a_sample_of_the_time_before_requests_had_a_source_is_read() {
-        let written = Written::new(&sample(vec![0.25; 4]));
-        let bytes = Entry::Sample(Box::new(written)).to_bytes();
-        assert_eq!(bytes[0], 0, "the number of the variant is on disk");
-
-        let stored = Entry::from_bytes(&bytes)
-            .unwrap()
-            .into_sample()
-            .unwrap()
-            .into_stored();
-
-        let wanted = Sample {
-            request_source: String::new(),
-            labels: Vec::new(),
-            written_ms: 1_700_000_000_000,
-            ..sample(vec![0.25; 4])
-        };
-        assert_eq!(stored.sample, wanted);
-    }
-
-    #[test]
-    fn the_asked_share_of_recordings_is_held_out() {
-        let held = (0..20_000_u32)
-            .filter(|number| {
-                let hash: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
-                is_held_out(hash[..16].try_into().unwrap(), 0.1)
-            })
-            .count();
-
-        assert!((1_800..2_200).contains(&held), "{held} of 20000");
-        assert!(!is_held_out(&[0; 16], 0.0));
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_that_are_no_record_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(entry) = Entry::from_bytes(&bytes) {
-                prop_assert_eq!(entry.to_bytes(), bytes);
-            }
-        }
-    }
-}
+mod tests;

@@ -45,6 +45,8 @@ pub(super) struct Part {
 pub struct SampleRef {
     /// Its identity.
     pub id: ContentHash,
+    /// Identity of its recording: samples of one recording have the same.
+    pub recording: [u8; 16],
     /// Its side.
     pub split: Split,
     /// Its task.
@@ -76,6 +78,7 @@ impl Snapshot {
         let wanted = entries.filter(move |(_, _, entry)| entry.split == split && entry.is_usable());
         wanted.map(|(part, segment, entry)| SampleRef {
             id: entry.content,
+            recording: entry.recording,
             split: entry.split,
             task: segment.task.clone(),
             audio_seconds: entry.audio_seconds,
@@ -99,7 +102,7 @@ impl Snapshot {
             reason: reason.to_owned(),
         };
         match file.read(sample.place)?.into_sample() {
-            Some(named) if named.sample.content == sample.id.0 => Ok(named.into_stored()),
+            Some(asked) if asked.sample.content == sample.id.0 => Ok(asked.into_stored()),
             Some(_) => Err(damaged("another sample is in its place")),
             None => Err(damaged("no sample is in its place")),
         }

@@ -37,6 +37,8 @@ fn sample(number: u32, task: &str) -> Sample {
         request_source: String::new(),
         request_id: format!("request-{number}"),
         labels: Vec::new(),
+        fields: BTreeMap::new(),
+        constrained: false,
         written_ms: 1_700_000_000_000 + i64::from(number),
         received_ms: 1_700_000_000_000 + i64::from(number),
         may_train: true,
@@ -245,6 +247,13 @@ fn samples_that_cannot_be_kept_are_refused_with_the_reason() {
     assert!(refused(|sample| sample.audio[3] = f32::NAN).contains("audio sample 3 is NaN"));
     assert!(refused(|sample| sample.audio = vec![0.0; 16_001]).contains("16001"));
     assert!(refused(|sample| sample.target = "x".repeat(101)).contains("target has 101 bytes"));
+    let long_field = refused(|sample| {
+        sample.fields = BTreeMap::from([("word".to_owned(), "x".repeat(97))]);
+    });
+    assert!(
+        long_field.contains("list of fields has 101 bytes"),
+        "{long_field}"
+    );
     assert!(refused(|sample| sample.task = "another".to_owned()).contains("`another`"));
     assert_eq!(store.len(), 1);
 }

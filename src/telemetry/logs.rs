@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -21,7 +22,9 @@ pub struct Telemetry {
 /// The level comes from `RUST_LOG` when that is set, else from the settings (`info`, `debug`, or a filter
 /// such as `speechverse=debug,rdkafka=warn`).
 pub fn init_lines(log: &LogConfig) {
-    let _ = tracing_subscriber::registry().with(lines(log)).try_init();
+    let (filter, complaint) = chosen(log);
+    let _ = tracing_subscriber::registry().with(lines(log, filter)).try_init();
+    complain(complaint);
 }
 
 /// As [`init_lines`], and exports spans where `trace` names a collector.
@@ -45,10 +48,12 @@ fn export_to(endpoint: &str, log: &LogConfig, trace: &TraceConfig) -> Result<Tel
         metadata.is_span() && metadata.target().starts_with("speechverse")
     });
     let spans = tracing_opentelemetry::layer().with_tracer(export.tracer());
+    let (filter, complaint) = chosen(log);
     let _ = tracing_subscriber::registry()
-        .with(lines(log))
+        .with(lines(log, filter))
         .with(spans.with_filter(own))
         .try_init();
+    complain(complaint);
     Ok(Telemetry {
         _export: Some(export),
     })
@@ -62,14 +67,47 @@ fn export_to(endpoint: &str, _: &LogConfig, _: &TraceConfig) -> Result<Telemetry
     ))
 }
 
+/// A filter of log lines.
+///
+/// # Errors
+/// What is wrong with it. A word alone that is no level is refused: it would be read as the name of a target,
+/// and everything else, errors included, would be silent.
+pub(super) fn filter(text: &str) -> Result<EnvFilter, String> {
+    let directives = text.split(',').map(str::trim);
+    let alone = directives.filter(|directive| !directive.is_empty() && !directive.contains(['=', '[', '}']));
+    for word in alone {
+        if word.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "`{word}` is no level: off, error, warn, info, debug or trace; that of one target is `target=level`"
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| error.to_string())
+}
+
+/// The filter of `RUST_LOG`, else of the settings; and why `RUST_LOG` is not used, where it is set.
+fn chosen(log: &LogConfig) -> (EnvFilter, Option<String>) {
+    let of_settings = || filter(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(text) if !text.trim().is_empty() => match filter(&text) {
+            Ok(filter) => (filter, None),
+            Err(why) => (of_settings(), Some(why)),
+        },
+        _ => (of_settings(), None),
+    }
+}
+
+fn complain(about_environment: Option<String>) {
+    if let Some(why) = about_environment {
+        tracing::warn!("{} is not used: {why}", EnvFilter::DEFAULT_ENV);
+    }
+}
+
 /// The layer that writes log lines to standard error.
-fn lines<S>(log: &LogConfig) -> impl Layer<S> + use<S>
+fn lines<S>(log: &LogConfig, filter: EnvFilter) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
 {
-    let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(&log.level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -80,4 +118,33 @@ where
         LogFormat::Json => lines.json().boxed(),
     };
     lines.with_filter(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_silences_nothing() {
+        for text in ["warning", "WARNING", "info,librdkafka", "speechverse=loud", ",=["] {
+            assert!(filter(text).is_err(), "{text}");
+        }
+        for text in [
+            "",
+            "info",
+            "WARN",
+            "off",
+            "speechverse=debug,rdkafka=warn",
+            "[request{id=1}]=trace,info",
+        ] {
+            filter(text).unwrap();
+        }
+        let error = LogConfig {
+            level: "warning".to_owned(),
+            ..LogConfig::default()
+        }
+        .validate()
+        .unwrap_err();
+        assert!(error.to_string().contains("log.level"), "{error}");
+    }
 }

@@ -246,7 +246,6 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
     for stage in stages {
         counter!("speechverse_stage_in_total", "stage" => *stage).increment(0);
         counter!("speechverse_stage_out_total", "stage" => *stage).increment(0);
-        counter!("speechverse_stage_restarts_total", "stage" => *stage).increment(0);
         for reason in reasons {
             counter!("speechverse_dead_letters_total", "reason" => *reason, "stage" => *stage).increment(0);
         }
@@ -324,9 +323,9 @@ pub fn queue_audio(stage: &'static str, priority: &'static str, audio_seconds: f
     gauge!("speechverse_queue_audio_seconds", "stage" => stage, "priority" => priority).set(audio_seconds);
 }
 
-/// A stage was restarted by its supervisor.
-pub fn stage_restarted(stage: &'static str) {
-    counter!("speechverse_stage_restarts_total", "stage" => stage).increment(1);
+/// A stage starts, or its supervisor restarts it.
+pub fn stage_started(stage: &'static str, is_restart: bool) {
+    counter!("speechverse_stage_restarts_total", "stage" => stage).increment(u64::from(is_restart));
 }
 
 /// A network made one pass, which took so long.

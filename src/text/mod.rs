@@ -34,7 +34,7 @@ pub use chat_template::{ChatMessage, ChatTemplate};
 pub use error::TextError;
 pub use joint::JointLayout;
 pub use prompt::{PromptIds, PromptLayout, end_of_answer_ids};
-pub use seams::{WindowText, join_windows};
+pub use seams::{JoinedText, WindowText, join_windows, join_words};
 pub use tasks::{ResolvedPrompt, Spoken, Task, TaskLabel, TaskMetric, TaskTable, TemplateVariables};
 pub use token_bytes::TokenBytes;
 pub use tokenizer::{TokenStream, Tokenizer};

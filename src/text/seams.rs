@@ -15,25 +15,46 @@ pub struct WindowText<'t> {
     pub overlaps: bool,
 }
 
+/// Several transcripts as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JoinedText {
+    /// What was said.
+    pub text: String,
+    /// Of each word: which window it is from, and which word of that window it is.
+    pub words: Vec<(usize, usize)>,
+}
+
 /// One text of all windows, in order.
 ///
-/// Where a window begins inside the one before, the longest run of words that the end of the one and the
-/// begin of the other have in common is written once, and what stands beyond it on either side (words that
-/// the cut went through) comes from the window in whose middle it was said. Where they have nothing in
+/// Where a window begins inside the one before, a run of words that the end of the one and the begin of the
+/// other have in common is written once, and what stands beyond it on either side (words that the cut went
+/// through) comes from the window in whose middle it was said. It is the run that is longest, less the words
+/// that are left out for it: a speaker may say a longer one again further away. Where they have nothing in
 /// common, both are written whole: rather a word twice than a word lost.
 pub fn join_windows<'t>(windows: impl IntoIterator<Item = WindowText<'t>>) -> String {
-    let mut words: Vec<&str> = Vec::new();
-    for window in windows {
-        let mut next: Vec<&str> = window.text.split_whitespace().collect();
+    join_words(windows).text
+}
+
+/// As [`join_windows`], and says where each word is from.
+pub fn join_words<'t>(windows: impl IntoIterator<Item = WindowText<'t>>) -> JoinedText {
+    let (mut words, mut places): (Vec<&str>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
+    for (number, window) in windows.into_iter().enumerate() {
+        let next: Vec<&str> = window.text.split_whitespace().collect();
+        let mut skip = 0;
         if window.overlaps
-            && let Some((keep, skip)) = seam(&words, &next)
+            && let Some((keep, left_out)) = seam(&words, &next)
         {
             words.truncate(keep);
-            next.drain(..skip);
+            places.truncate(keep);
+            skip = left_out;
         }
-        words.append(&mut next);
+        words.extend(&next[skip..]);
+        places.extend((skip..next.len()).map(|at| (number, at)));
     }
-    words.join(" ")
+    JoinedText {
+        text: words.join(" "),
+        words: places,
+    }
 }
 
 /// How many words of `before` are kept, and how many of `after` are left out.
@@ -41,27 +62,28 @@ fn seam(before: &[&str], after: &[&str]) -> Option<(usize, usize)> {
     let first = before.len().saturating_sub(SEAM_WORDS);
     let tail: Vec<String> = before[first..].iter().map(|word| plain(word)).collect();
     let head: Vec<String> = after.iter().take(SEAM_WORDS).map(|word| plain(word)).collect();
+    // Where it begins on either side, and how many words.
     let mut best: Option<(usize, usize, usize)> = None;
+    // Words that are written once, less those that are left out for it, and the former alone.
+    let gain = |(from, to, shared): (usize, usize, usize)| {
+        let left_out = tail.len() - from - shared + to;
+        (shared.cast_signed() - left_out.cast_signed(), shared)
+    };
     for from in 0..tail.len() {
         for to in 0..head.len() {
             let pairs = tail[from..].iter().zip(&head[to..]);
             let shared = pairs
                 .take_while(|(one, other)| one == other && !one.is_empty())
                 .count();
-            // Of equally long ones, that which leaves out the fewest words.
-            let left_out = |from: usize, to: usize, shared: usize| tail.len() - from - shared + to;
-            let is_better = best.is_none_or(|(other_from, other_to, most)| {
-                shared > most
-                    || shared == most && left_out(from, to, shared) < left_out(other_from, other_to, most)
-            });
-            if shared > 0 && is_better {
-                best = Some((from, to, shared));
+            let found = (from, to, shared);
+            let is_sure = shared > 1 || shared == 1 && tail[from].chars().count() >= LONE_WORD_LETTERS;
+            if is_sure && best.is_none_or(|best| gain(found) > gain(best)) {
+                best = Some(found);
             }
         }
     }
     let (from, to, shared) = best?;
-    let is_sure = shared > 1 || tail[from].chars().count() >= LONE_WORD_LETTERS;
-    is_sure.then_some((first + from + shared, to + shared))
+    Some((first + from + shared, to + shared))
 }
 
 /// A word as it is compared: without case and punctuation.
@@ -101,6 +123,17 @@ mod tests {
     }
 
     #[test]
+    fn each_word_says_where_it_is_from() {
+        let windows = [("until the ev", false), ("until the evening", true)];
+        let joined = join_words(windows.map(|(text, overlaps)| WindowText { text, overlaps }));
+
+        assert_eq!(
+            (joined.text.as_str(), joined.words),
+            ("until the evening", vec![(0, 0), (0, 1), (1, 2)])
+        );
+    }
+
+    #[test]
     fn nothing_in_common_loses_no_word() {
         assert_eq!(
             joined(&[("one two", false), ("three four", true)]),
@@ -122,6 +155,30 @@ mod tests {
                 ("never again never again he said", true)
             ]),
             "no no no never again never again he said"
+        );
+    }
+
+    #[test]
+    fn what_a_speaker_says_again_is_no_overlap() {
+        assert_eq!(
+            joined(&[
+                (
+                    "we went to the market and then we went to the beach with our dogs and",
+                    false
+                ),
+                ("beach with our dogs and then we went to the hotel", true)
+            ]),
+            "we went to the market and then we went to the beach with our dogs and then we went to the hotel"
+        );
+        assert_eq!(
+            joined(&[
+                (
+                    "my number is zero one two three four five six seven one two three",
+                    false
+                ),
+                ("two three four five nine", true)
+            ]),
+            "my number is zero one two three four five six seven one two three four five nine"
         );
     }
 

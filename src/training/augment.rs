@@ -1,13 +1,12 @@
 //! Cheap random changes to training audio: gain, speed, noise, telephone band; and to its features: spans set
 //! to zero. Seeded per clip and epoch.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod noises;
+
+pub use noises::{NOISE_SECONDS_MAX, Noises};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::TrainingError;
-use super::manifest::read_audio_manifest;
 use crate::training::config::AugmentConfig;
 use crate::util::random::SplitMix;
 
@@ -16,48 +15,6 @@ const TELEPHONE_LOW_HZ: f64 = 300.0;
 const TELEPHONE_HIGH_HZ: f64 = 3400.0;
 /// Share of the noises that are recordings, where there are recordings.
 const RECORDED_SHARE: f64 = 0.75;
-/// Most sound of recorded noises, seconds; 460 MB in memory.
-pub const NOISE_SECONDS_MAX: f64 = 7200.0;
-
-/// Recordings without speech, to be mixed into clips.
-#[derive(Clone, Debug, Default)]
-pub struct Noises(Arc<[Vec<f32>]>);
-
-impl Noises {
-    /// Reads the recordings of manifests; what cannot be read is logged and left out.
-    ///
-    /// # Errors
-    /// [`TrainingError`] when a manifest cannot be read, or there is more than [`NOISE_SECONDS_MAX`] of
-    /// sound.
-    pub fn read(manifests: &[PathBuf]) -> Result<Self, TrainingError> {
-        let mut sounds = Vec::new();
-        let mut seconds = 0.0;
-        for path in manifests {
-            for example in read_audio_manifest(path, None)?.warned() {
-                seconds += example.seconds;
-                if seconds > NOISE_SECONDS_MAX {
-                    return Err(TrainingError::Settings {
-                        problem: format!(
-                            "`data.noise`: `{}` and those before it hold more than {NOISE_SECONDS_MAX} s, which would stay in memory; take fewer recordings",
-                            path.display()
-                        ),
-                    });
-                }
-                match example.audio.load() {
-                    Ok(samples) if power(&samples) > 0.0 => sounds.push(samples),
-                    Ok(_) => {} // digital silence disturbs nobody
-                    Err(reason) => tracing::warn!(id = example.id, reason, "left a noise out"),
-                }
-            }
-        }
-        Ok(Self(sounds.into()))
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// Applies each change with its probability. `samples_max` is the longest clip that the encoder takes; a
 /// slow-down that would exceed it is not done.
@@ -86,7 +43,7 @@ pub fn augment(
     let recorded = match noises.is_empty() {
         true => None,
         false => {
-            let sound = &noises.0[random.below(noises.0.len())];
+            let sound = &noises.sounds()[random.below(noises.sounds().len())];
             let begin = random.below(sound.len());
             random.chance(RECORDED_SHARE).then_some((sound, begin))
         }

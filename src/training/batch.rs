@@ -131,8 +131,8 @@ impl StageFeatures {
                     ..changes.config.clone()
                 };
                 let noises = match changes.noises.is_empty() {
-                    true => "",
-                    false => " recorded noises",
+                    true => String::new(),
+                    false => format!(" recorded noises {}", changes.noises.digest()),
                 };
                 format!(
                     "{of_audio:?} variant {}{noises}",

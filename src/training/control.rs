@@ -26,6 +26,9 @@ struct Shared {
     pause: AtomicBool,
     /// Holders of [`Yield`] guards: work that goes first.
     ahead: AtomicU64,
+    /// How long runs have waited for the end of a pause, nanoseconds.
+    paused_ns: AtomicU64,
+    clock: Clock,
 }
 
 /// While one of these lives, training waits at its next step: serving has work.
@@ -87,23 +90,52 @@ impl Control {
         }
     }
 
-    /// Called by the run between steps: waits while paused. Returns how long it waited.
-    pub(crate) fn wait(&self) -> Duration {
-        self.wait_by(&Clock::system(), || std::thread::sleep(POLL_INTERVAL))
+    /// One whose waits are measured by this clock.
+    #[cfg(test)]
+    pub(super) fn by(clock: Clock) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                clock,
+                ..Shared::default()
+            }),
+            ignores_stop: false,
+        }
     }
 
-    /// As [`wait`](Self::wait), by another clock; `pause` lets some time pass between two looks.
-    fn wait_by(&self, clock: &Clock, mut pause: impl FnMut()) -> Duration {
-        let start = clock.now();
+    /// What waits are measured by.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    /// How long runs have waited for the end of a pause, all in all, the present wait included; without waits
+    /// for work that goes first.
+    pub(super) fn paused_time(&self) -> Duration {
+        Duration::from_nanos(self.shared.paused_ns.load(Ordering::Acquire))
+    }
+
+    /// Called by the run between steps: waits while paused.
+    pub(crate) fn wait(&self) {
+        self.wait_by(|| std::thread::sleep(POLL_INTERVAL));
+    }
+
+    /// As [`wait`](Self::wait); `pause` lets some time pass between two looks. Returns how long it waited.
+    fn wait_by(&self, mut pause: impl FnMut()) -> Duration {
+        let shared = &self.shared;
+        let start = shared.clock.now();
+        let mut now = start;
         loop {
-            let paused = self.shared.pause.load(Ordering::Acquire);
-            let gives_way = self.shared.ahead.load(Ordering::Acquire) > 0 && clock.now() - start < YIELD_MAX;
-            if self.shared.stop.load(Ordering::Acquire) || !(paused || gives_way) {
-                break;
+            let paused = shared.pause.load(Ordering::Acquire);
+            let gives_way = shared.ahead.load(Ordering::Acquire) > 0 && now - start < YIELD_MAX;
+            if shared.stop.load(Ordering::Acquire) || !(paused || gives_way) {
+                return now - start;
             }
             pause();
+            let before = std::mem::replace(&mut now, shared.clock.now());
+            if paused {
+                let passed = u64::try_from((now - before).as_nanos()).unwrap_or(u64::MAX);
+                shared.paused_ns.fetch_add(passed, Ordering::AcqRel);
+            }
         }
-        clock.now() - start
     }
 }
 
@@ -117,46 +149,52 @@ mod tests {
 
     #[test]
     fn a_run_waits_while_something_goes_first_and_no_longer() {
-        let (control, clock) = (Control::new(), Clock::manual());
+        let clock = Clock::manual();
+        let control = Control::by(clock.clone());
         let mut guards: Vec<Yield> = (0..6).map(|_| control.yield_to_serving()).collect();
 
-        let waited = control.wait_by(&clock, || {
+        let waited = control.wait_by(|| {
             clock.advance(POLL_INTERVAL);
             guards.pop();
         });
 
         assert_eq!(waited, 6 * POLL_INTERVAL);
-        assert_eq!(control.wait_by(&clock, nothing_to_wait_for), Duration::ZERO);
+        assert_eq!(control.wait_by(nothing_to_wait_for), Duration::ZERO);
     }
 
     #[test]
     fn a_run_gives_way_for_a_limited_time_and_waits_for_the_end_of_a_pause() {
-        let (control, clock) = (Control::new(), Clock::manual());
+        let clock = Clock::manual();
+        let control = Control::by(clock.clone());
         let _guard = control.yield_to_serving();
-        assert_eq!(
-            control.wait_by(&clock, || clock.advance(POLL_INTERVAL)),
-            YIELD_MAX
-        );
+        assert_eq!(control.wait_by(|| clock.advance(POLL_INTERVAL)), YIELD_MAX);
+        assert_eq!(control.paused_time(), Duration::ZERO, "serving went first");
 
         control.pause();
         let long = YIELD_MAX * 100;
-        let waited = control.wait_by(&clock, || {
+        let waited = control.wait_by(|| {
             clock.advance(long);
             control.resume();
         });
 
-        assert_eq!(waited, long);
+        assert_eq!((waited, control.paused_time()), (long, long));
+        control.pause();
+        control.ignore_stop().wait_by(|| {
+            clock.advance(long);
+            control.resume();
+        });
+        assert_eq!(control.paused_time(), 2 * long);
     }
 
     #[test]
     fn a_stopped_run_does_not_wait_for_the_end_of_a_pause() {
-        let (control, clock) = (Control::new(), Clock::manual());
+        let control = Control::new();
         control.pause();
         control.stop();
 
-        control.wait_by(&clock, nothing_to_wait_for);
+        control.wait_by(nothing_to_wait_for);
         assert!(control.is_paused() && control.is_stopped());
         assert!(!control.ignore_stop().is_stopped());
-        control.ignore_stop().wait_by(&clock, nothing_to_wait_for);
+        control.ignore_stop().wait_by(nothing_to_wait_for);
     }
 }

@@ -7,7 +7,7 @@ mod validation;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::TrainingError;
 use super::augment::Noises;
@@ -60,7 +60,7 @@ pub struct TrainOutcome {
     /// Recordings that were trained on although their sound is damaged: a little of it may be missing or
     /// wrong.
     pub damaged: usize,
-    /// Time of the run, seconds.
+    /// Time of the run without what it waited for the end of a pause, seconds.
     pub seconds: f64,
     /// Best validation of the last stage that was reached.
     pub best: Option<Best>,
@@ -91,6 +91,32 @@ pub struct Engine<'a> {
     log: EventLog,
 }
 
+/// The time that counts for a run's limit: without pauses that were ordered, since nobody gave it that time;
+/// with waits for serving, so that a cycle ends in bounded time under load.
+struct RunTime {
+    /// Of the run before it was resumed, seconds.
+    earlier: f64,
+    started: Instant,
+    /// What the control had counted when it started.
+    paused_before: Duration,
+}
+
+impl RunTime {
+    fn begin(control: &Control, earlier: f64) -> Self {
+        Self {
+            earlier,
+            started: control.clock().now(),
+            paused_before: control.paused_time(),
+        }
+    }
+
+    fn seconds(&self, control: &Control) -> f64 {
+        let passed = control.clock().now() - self.started;
+        let paused = control.paused_time() - self.paused_before;
+        self.earlier + passed.saturating_sub(paused).as_secs_f64()
+    }
+}
+
 /// Why a stage ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ending {
@@ -117,8 +143,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// [`TrainingError`]; the last checkpoint stays.
     pub fn run(mut self, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<TrainOutcome, TrainingError> {
-        let started = Instant::now();
-        let earlier = self.state.run_seconds;
+        let time = RunTime::begin(&self.control, self.state.run_seconds);
         let hours = self
             .train
             .samples
@@ -144,10 +169,10 @@ impl<'a> Engine<'a> {
         let mut best = None;
         while self.state.stage < stages.len() {
             let stage = &stages[self.state.stage];
-            let ending = self.run_stage(stage, earlier, started, on_event)?;
+            let ending = self.run_stage(stage, &time, on_event)?;
             best = self.state.best.clone();
-            self.state.run_seconds = earlier + started.elapsed().as_secs_f64();
-            let out_of_time = self.out_of_time(earlier, started);
+            self.state.run_seconds = time.seconds(&self.control);
+            let out_of_time = self.out_of_time(&time);
             if ending == Ending::Stopped && !out_of_time {
                 stopped = true;
                 break;
@@ -157,7 +182,7 @@ impl<'a> Engine<'a> {
                 break;
             }
         }
-        let seconds = earlier + started.elapsed().as_secs_f64();
+        let seconds = time.seconds(&self.control);
         let best_folder = self.config.output.join("best");
         let (adapter, lora) = if best.is_some() && best_folder.is_dir() {
             checkpoint::read_adapter(&best_folder, &self.config.run)?
@@ -203,8 +228,7 @@ impl<'a> Engine<'a> {
     fn run_stage(
         &mut self,
         stage: &StageConfig,
-        earlier: f64,
-        started: Instant,
+        time: &RunTime,
         on_event: &mut dyn FnMut(&TrainEvent),
     ) -> Result<Ending, TrainingError> {
         let number = self.state.stage;
@@ -268,9 +292,9 @@ impl<'a> Engine<'a> {
         let mut skipped_in_a_row = 0;
         let mut validated_at = None;
         let ending = loop {
-            let paused = self.control.wait();
-            self.state.run_seconds = earlier + started.elapsed().as_secs_f64() - paused.as_secs_f64();
-            if self.control.is_stopped() || self.out_of_time(earlier, started) {
+            self.control.wait();
+            self.state.run_seconds = time.seconds(&self.control);
+            if self.control.is_stopped() || self.out_of_time(time) {
                 break Ending::Stopped;
             }
             if stage.steps_max.is_some_and(|max| self.state.step >= max) {
@@ -309,7 +333,7 @@ impl<'a> Engine<'a> {
                 self.save_checkpoint(&optimizer, on_event)?;
             }
         };
-        let to_be_resumed = ending == Ending::Stopped && !self.out_of_time(earlier, started);
+        let to_be_resumed = ending == Ending::Stopped && !self.out_of_time(time);
         if to_be_resumed {
             self.save_checkpoint(&optimizer, on_event)?;
         } else {
@@ -394,8 +418,8 @@ impl<'a> Engine<'a> {
         self.tell(event, on_event)
     }
 
-    fn out_of_time(&self, earlier: f64, started: Instant) -> bool {
-        let spent = earlier + started.elapsed().as_secs_f64();
+    fn out_of_time(&self, time: &RunTime) -> bool {
+        let spent = time.seconds(&self.control);
         self.config
             .minutes_max
             .is_some_and(|minutes| spent >= minutes * 60.0)

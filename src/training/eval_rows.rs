@@ -7,7 +7,6 @@ use crate::inference::{
     BorrowedEngine, ByWindow, Clip, Features, Generation, InferenceError, Output, VoiceDetector,
 };
 use crate::models::adapter::AdapterSnapshot;
-use crate::text::{WindowText, join_windows};
 
 /// A recording with its features: as one, or window by window.
 pub(super) struct Row {
@@ -34,12 +33,9 @@ impl Row {
         if let [_] = self.parts.as_slice() {
             return Ok(found.into_iter().next().expect("one output for one part"));
         }
-        let texts = found.iter().zip(&self.parts);
-        let text = join_windows(texts.map(|(output, part)| WindowText {
-            text: &output.text,
-            overlaps: part.overlaps,
-        }));
-        let generation = Generation::join(found.into_iter().map(|output| output.generation));
+        let parts = found.into_iter().zip(&self.parts);
+        let windows = parts.map(|(output, part)| (output.generation, output.text, part.overlaps));
+        let (generation, text) = Generation::join_windows(windows.collect());
         Ok(Output { text, generation })
     }
 }

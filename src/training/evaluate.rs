@@ -398,7 +398,7 @@ pub fn evaluate(
 }
 
 /// The score of each task; answers to several tasks at once are taken apart and count for each.
-fn scores(samples: &[Sample], rows: &[Option<EvaluatedRow>]) -> Vec<TaskScore> {
+pub(super) fn scores(samples: &[Sample], rows: &[Option<EvaluatedRow>]) -> Vec<TaskScore> {
     let mut pairs: BTreeMap<(&str, Metric), Vec<(String, String)>> = BTreeMap::new();
     for (sample, row) in samples.iter().zip(rows) {
         let Some(row) = row else { continue };
@@ -427,10 +427,15 @@ fn scores(samples: &[Sample], rows: &[Option<EvaluatedRow>]) -> Vec<TaskScore> {
         let borrowed: Vec<(&str, &str)> = (pairs.iter())
             .map(|(reference, hypothesis)| (reference.as_str(), hypothesis.as_str()))
             .collect();
+        let nothing_wrong = match metric {
+            // No slot is wanted and none is answered. Without a score, the task would not be judged at all.
+            Metric::SluF1 | Metric::SdF1 => Some(100.0),
+            _ => None,
+        };
         Some(TaskScore {
             task: task.to_owned(),
             metric,
-            score: metric.tally(&borrowed).score()?,
+            score: metric.tally(&borrowed).score().or(nothing_wrong)?,
             answers: pairs.len(),
         })
     });

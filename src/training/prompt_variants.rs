@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::TrainingError;
 use super::example::Example;
 use crate::scoring::Metric;
@@ -25,6 +27,7 @@ const TRANSCRIBE: &str = "Transcribe the speech.";
 pub struct PromptVariants {
     /// One part per task.
     parts: Vec<Part>,
+    /// Of several tasks.
     joint: Option<Arc<JointLayout>>,
 }
 
@@ -64,6 +67,12 @@ impl PromptVariants {
         }
     }
 
+    /// The same instructions, whose answers are laid out like this.
+    pub fn answered_in(mut self, layout: Option<Arc<JointLayout>>) -> Self {
+        self.joint = layout;
+        self
+    }
+
     /// How the answers of several tasks are laid out; absent for one task.
     pub fn layout(&self) -> Option<&JointLayout> {
         self.joint.as_deref()
@@ -80,17 +89,17 @@ impl PromptVariants {
         let parts = (self.parts.iter())
             .map(|part| part.render(random.below(part.variants.len())))
             .collect();
-        let frame = self
-            .joint
-            .as_ref()
-            .map_or(0, |_| random.below(JointLayout::VARIANTS));
+        let frame = match self.parts.len() {
+            1 => 0,
+            _ => random.below(JointLayout::VARIANTS),
+        };
         self.join(parts, frame)
     }
 
     fn join(&self, mut parts: Vec<String>, frame: usize) -> String {
         match &self.joint {
-            Some(layout) => layout.instruction(&parts, frame),
-            None => parts.swap_remove(0),
+            Some(layout) if parts.len() > 1 => layout.instruction(&parts, frame),
+            _ => parts.swap_remove(0), // an instruction of its own names all tasks
         }
     }
 }
@@ -165,11 +174,13 @@ impl TaskCatalog {
         Metric::of_task(metric)[0]
     }
 
-    /// The layout of a compound example; absent for a single task, and where a sample with an instruction of
-    /// its own names tasks that no file describes: it is trained as it stands.
+    /// The layout of a compound example; absent for a single task, and where a sample with an instruction and
+    /// a target of its own names tasks that no file describes (any more), or lists labels that do not fit
+    /// them: it is trained as it stands.
     ///
     /// # Errors
-    /// [`TrainingError::Settings`] without task files; [`TrainingError::Text`] for unknown tasks.
+    /// For other samples: [`TrainingError::Settings`] without task files, or for labels that do not fit;
+    /// [`TrainingError::Text`] for unknown tasks.
     pub(super) fn layout_of(&self, example: &Example) -> Result<Option<JointLayout>, TrainingError> {
         if !example.task.contains(TASK_SEPARATOR) {
             return Ok(None);
@@ -180,8 +191,16 @@ impl TaskCatalog {
                 None => Err(no_files(example)),
             };
         };
-        let layout = JointLayout::new(&table.list(&example.task)?, &example.variables);
-        Ok(Some(layout.map_err(|error| in_sample(example, &error))?))
+        let layout = (table.list(&example.task).map_err(TrainingError::from)).and_then(|tasks| {
+            JointLayout::new(&tasks, &example.variables).map_err(|error| in_sample(example, &error))
+        });
+        match layout {
+            Err(error) if example.instruction.is_some() && example.targets.is_empty() => {
+                warn!(id = %example.id, %error, "a sample is trained as one text: its tasks have no layout");
+                Ok(None)
+            }
+            layout => layout.map(Some),
+        }
     }
 
     /// Every way in which an example can be asked; all its prompts' places can be filled.

@@ -1,5 +1,7 @@
 //! One stage at work: what learns, its loss, its optimiser.
 
+mod segments;
+
 use std::cell::RefCell;
 
 use tch::{Kind, Tensor};
@@ -251,15 +253,15 @@ impl<'a> StageRunner<'a> {
         self.units.as_mut().map_or(Ok(()), SummaryUnits::hold)
     }
 
-    /// Loss of one batch; `random` draws the masks of a training step. None when no row has a target that the
-    /// loss can express (validation texts may hold tokens that are no CTC class, and not every row says what
-    /// was said).
+    /// Loss of one batch; `random` draws the masks of a training step, in which the stage's dropout acts.
+    /// None when no row has a target that the loss can express (validation texts may hold tokens that are no
+    /// CTC class, and not every row says what was said).
     ///
     /// # Errors
     /// [`TrainingError`] when a network fails.
     pub fn loss(
         &self,
-        learned: &Learned,
+        learned: &mut Learned,
         samples: &[&Sample],
         clips: &[LoadedClip],
         instructions: &[String],
@@ -284,7 +286,8 @@ impl<'a> StageRunner<'a> {
         let kept: Vec<&LoadedClip> = keep.iter().map(|row| &clips[*row]).collect();
         let labels: Vec<Option<&LabelTarget>> = keep.iter().map(|row| label(*row)).collect();
         if self.config.kind == StageKind::SentenceAlign {
-            let rows = self.segments_of(learned, &kept)?;
+            let share = random.as_ref().map_or(0.0, |_| self.config.dropout);
+            let rows = self.segments_of(learned, &kept, share)?;
             let dropout = random.map(|random| (self.config.segment_dropout, random));
             let segments = segment_memory::batch(&rows, dropout)?;
             let sentence = learned.adapter.sentence(&segments)?; // [B, H]
@@ -379,32 +382,6 @@ impl<'a> StageRunner<'a> {
             }
             None => Ok(None),
         }
-    }
-
-    /// CTC segments of clips, `[S_i, H]` bf16 and without gradient; each is made once where it is known by
-    /// name.
-    fn segments_of(&self, learned: &Learned, clips: &[&LoadedClip]) -> Result<Vec<Tensor>, TrainingError> {
-        let mut memory = self.segments.borrow_mut();
-        let mut rows: Vec<Option<Tensor>> = (clips.iter())
-            .map(|clip| clip.key().and_then(|key| memory.get(key)))
-            .collect();
-        let fresh: Vec<usize> = (0..rows.len()).filter(|row| rows[*row].is_none()).collect();
-        if !fresh.is_empty() {
-            let _no_grad = tch::no_grad_guard();
-            let clips: Vec<&LoadedClip> = fresh.iter().map(|row| clips[*row]).collect();
-            let encoded = self.encode(learned, &clips)?;
-            let frames = learned.adapter.forward(&encoded.features, &encoded.lengths)?;
-            let made = learned.adapter.segments(&frames)?;
-            for (((at, row), clip), length) in (0i64..).zip(&fresh).zip(clips).zip(&made.lengths) {
-                let own = made.positions.f_get(at)?.f_narrow(0, 0, *length)?;
-                let own = own.f_to_kind(Kind::BFloat16)?; // as it will come back from memory
-                if let Some(key) = clip.key() {
-                    memory.put(key, &own);
-                }
-                rows[*row] = Some(own);
-            }
-        }
-        Ok(rows.into_iter().flatten().collect())
     }
 
     /// Features of clips, f32. Without a cache they are differentiable in the mix; with one, what is not in

@@ -24,6 +24,7 @@ use crate::util::random::SplitMix;
 mod aligned;
 mod data;
 mod evaluation;
+mod limits;
 
 const WORDS: [&str; 4] = ["ab", "cd", "ef", "gh"];
 
@@ -442,48 +443,4 @@ fn numbers_that_are_not_finite_leave_the_weights_alone_and_end_the_run_in_time()
 
     assert!(matches!(result, Err(TrainingError::Diverged { .. })));
     assert_eq!(skipped, 21);
-}
-
-#[test]
-fn a_run_ends_in_time_with_what_it_has() {
-    let place = Place::new();
-    let endless = StageConfig {
-        steps_max: None,
-        minutes_max: Some(1e5),
-        ..stage(StageKind::CtcAlign, 1)
-    };
-    let config = TrainingConfig {
-        minutes_max: Some(0.02),
-        ..place.config("short", vec![endless.clone(), endless])
-    };
-
-    let (outcome, events) = place.train(config);
-
-    assert!(!outcome.stopped && outcome.best.is_some());
-    assert!(
-        events
-            .iter()
-            .any(|event| matches!(event, TrainEvent::RunFinished { stopped: false, .. }))
-    );
-}
-
-#[test]
-fn patience_ends_a_stage_that_no_longer_improves() {
-    let place = Place::new();
-    let stubborn = StageConfig {
-        steps_max: None,
-        patience: Some(2),
-        learning_rate: 1e-9,
-        ..stage(StageKind::CtcAlign, 1)
-    };
-    let mut config = place.config("patient", vec![stubborn]);
-    config.validation.every_steps = 1;
-
-    let (_, events) = place.train(config);
-
-    assert!(
-        events
-            .iter()
-            .any(|event| matches!(event, TrainEvent::StageFinished { reason, .. } if reason == "patience"))
-    );
 }

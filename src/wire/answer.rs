@@ -104,6 +104,17 @@ pub struct Segment {
     pub confirmed: Option<String>,
 }
 
+/// A word of a transcript.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
+pub struct Word {
+    /// The word, with the punctuation at it.
+    pub text: String,
+    /// Where it begins, seconds since the recording's start, as the CTC head finds its first letters.
+    pub begin_seconds: f64,
+    /// Where it ends: behind the last letters that the CTC head finds, which may be a little early.
+    pub end_seconds: f64,
+}
+
 /// An answer, as it travels on the result topic.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, JsonSchema)]
 pub struct Answer {
@@ -144,6 +155,10 @@ pub struct Answer {
     /// Of a partial answer about a part of a recording: which part; not written otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<Segment>,
+    /// When the words of a transcript are said, where its request asks for that (`ce_wordtimes`) and the
+    /// adapter version has a CTC head; not written otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<Word>,
     /// Answer tokens.
     pub tokens: usize,
     /// Time spent.

@@ -94,7 +94,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
         "answer": {
             "title": "An answer, or the beginning of one",
             "contentType": "application/json",
-            "headers": headers(&[event_headers(RESULT_TYPE), vec![
+            "headers": headers(&[event_headers(RESULT_TYPE, ID_STAYS), vec![
                 ("ce_subject", text(), "Id of the request."),
                 ("ce_subjectsource", text(), "Source of the request, where it has one."),
                 ("traceparent", text(), "W3C trace context: the trace of the request, our span."),
@@ -105,7 +105,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
         "event": {
             "title": "Something that happened to training, adapters, orders or records",
             "contentType": "application/json",
-            "headers": headers(&event_headers(EVENT_TYPE), &["ce_id", "ce_type"]),
+            "headers": headers(&event_headers(EVENT_TYPE, ID_OF_EVENT), &["ce_id", "ce_type"]),
             "payload": schema::<Event>(&mut written),
             "bindings": key("Run, adapter version, order, or partition."),
         },
@@ -119,7 +119,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
         "redriveMark": {
             "title": "What became of a dead letter",
             "contentType": "application/json",
-            "headers": headers(&event_headers(REDRIVE_TYPE), &["ce_id", "ce_type"]),
+            "headers": headers(&event_headers(REDRIVE_TYPE, ID_STAYS), &["ce_id", "ce_type"]),
             "payload": schema::<RedriveMark>(&mut written),
             "bindings": key("The dead letter's."),
         },
@@ -313,6 +313,11 @@ fn request_headers() -> Vec<Header> {
             "Whether the text so far is wanted while the answer is made.",
         ),
         (
+            "ce_wordtimes",
+            flag(),
+            "Whether a transcript is to say when its words are said: `words` in the answer.",
+        ),
+        (
             "ce_replytopic",
             text(),
             "Topic for the answers, one of those that the operator lists; absent: the topic of results.",
@@ -365,12 +370,17 @@ fn correction_headers() -> Vec<Header> {
     ]
 }
 
-fn event_headers(kind: &str) -> Vec<Header> {
+/// The id of what is written again after a crash.
+const ID_STAYS: &str = "The same for a repeat after a crash.";
+/// The id of an event, which holds its time.
+const ID_OF_EVENT: &str = "The record's key and `ce_time`, with a colon between them: an event that is told again after a crash has another one.";
+
+fn event_headers(kind: &str, id: &'static str) -> Vec<Header> {
     vec![
         ("ce_specversion", constant("1.0"), "CloudEvents 1.0, binary mode."),
         of_type(kind),
         ("ce_source", text(), "The pipeline's name."),
-        ("ce_id", text(), "The same for a repeat after a crash."),
+        ("ce_id", text(), id),
         ("ce_time", time(), "When it was written."),
         ("content-type", constant("application/json"), "Type of the value."),
     ]

@@ -28,6 +28,7 @@ const OURS: &[(&str, &str)] = &[
     ("maxtokens", "ce_maxtokens"),
     ("deadline", "ce_deadline"),
     ("partials", "ce_partials"),
+    ("wordtimes", "ce_wordtimes"),
     ("session", "ce_session"),
     ("sequence", "ce_sequence"),
     ("final", "ce_final"),

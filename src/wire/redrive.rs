@@ -17,7 +17,9 @@ use super::dead_letter::{
     REASON_HEADER, RETRY_AFTER_HEADER, Reason, VALUE_OMITTED_HEADER, attempts,
 };
 use super::headers::{Headers, header};
-use super::{OutgoingRecord, Record};
+use super::limits::RequestLimits;
+use super::request::CHUNK_TYPE;
+use super::{OutgoingRecord, Record, envelope};
 
 /// `ce_type` of a mark.
 pub const REDRIVE_TYPE: &str = "speechverse.redrive.v1";
@@ -105,12 +107,17 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// From when on trying again makes sense; absent where the reason does not pass by itself.
     pub retry_after: Option<Timestamp>,
-    /// Id of the request, where it had one.
-    pub id: Option<String>,
+    /// Id of the request, as it was answered to: where it had none, its record's place.
+    pub id: String,
+    /// The stream that the record is a chunk of.
+    pub session: Option<String>,
     /// Earlier chunks of its stream that it stands for without holding them.
     pub earlier_chunks: u64,
-    /// What of the original was left out, because the broker refused the dead letter otherwise.
+    /// What of the original was left out: the broker refused the dead letter otherwise, or a stream had let
+    /// go of its chunk.
     pub omitted: Vec<&'static str>,
+    /// Whether the record itself says what its id is.
+    has_id: bool,
     /// How many headers of the letter are its record's own.
     original_headers: usize,
 }
@@ -134,25 +141,45 @@ impl DeadLetter {
             (HEADERS_OMITTED_HEADER, "headers"),
             (KEY_OMITTED_HEADER, "key"),
         ];
-        let id = Headers::new(&record.headers[..original_headers]).bytes("ce_id");
+        let place = Place {
+            topic: connect("topic")?,
+            partition: connect("partition")?.parse().ok()?,
+            offset: connect("offset")?.parse().ok()?,
+        };
+        let original = Record {
+            headers: record.headers[..original_headers].to_vec(),
+            ..record.clone()
+        };
+        // A stream lets go of chunks that it has taken up; what it says of them then is among their headers.
+        let own = Headers::new(&original.headers);
+        let is_let_go = record.value.is_none() && own.bytes(VALUE_OMITTED_HEADER).is_some();
+        let attributes = match envelope::open(&original, &RequestLimits::default()) {
+            Ok(envelope) => envelope.headers,
+            Err(_) => original.headers.clone(), // which may be what it is a dead letter for
+        };
+        let attribute = |name: &str| {
+            let bytes = Headers::new(&attributes).bytes(name)?;
+            Some(String::from_utf8_lossy(bytes).into_owned())
+        };
+        let id = attribute("ce_id");
+        let is_chunk = attribute("ce_type").as_deref() == Some(CHUNK_TYPE);
         Some(Self {
-            record: Place {
-                topic: connect("topic")?,
-                partition: connect("partition")?.parse().ok()?,
-                offset: connect("offset")?.parse().ok()?,
-            },
+            has_id: id.is_some(),
+            id: id.unwrap_or_else(|| place.to_string()),
+            session: attribute("ce_session").filter(|_| is_chunk),
+            record: place,
             reason: text(REASON_HEADER)?,
             stage: connect("stage").unwrap_or_default(),
             message: connect("exception.message").unwrap_or_default(),
             attempts: attempts(&record.headers[original_headers..]),
             retry_after: text(RETRY_AFTER_HEADER).and_then(|time| time.parse().ok()),
-            id: id.map(|id| String::from_utf8_lossy(id).into_owned()),
             earlier_chunks: text(EARLIER_CHUNKS_HEADER)
                 .and_then(|number| number.parse().ok())
                 .unwrap_or(0),
             omitted: omitted
                 .into_iter()
-                .filter_map(|(header, what)| ours.bytes(header).map(|_| what))
+                .filter(|(header, what)| ours.bytes(header).is_some() || (is_let_go && *what == "value"))
+                .map(|(_, what)| what)
                 .collect(),
             original_headers,
         })
@@ -164,14 +191,15 @@ impl DeadLetter {
     }
 
     /// The original record as its next attempt, for its original topic; `letter` is the record that this was
-    /// read from.
+    /// read from. A record without an id gets the one that it had by its place, so that whoever waits for its
+    /// answer knows it.
     ///
     /// # Errors
     /// What the letter lacks of its record, in words.
     pub fn original(&self, letter: &Record) -> Result<OutgoingRecord, String> {
         if !self.omitted.is_empty() {
             return Err(format!(
-                "the broker refused its {} when the dead letter was written: send the request again from its origin",
+                "its {} was left out when the dead letter was written: send the request again from its origin",
                 self.omitted.join(", ")
             ));
         }
@@ -185,12 +213,13 @@ impl DeadLetter {
         let own = own
             .filter(|(name, _)| !name.eq_ignore_ascii_case(ATTEMPTS_HEADER))
             .cloned();
+        let id = (!self.has_id).then(|| header("ce_id", &*self.id));
         let attempt = header(ATTEMPTS_HEADER, self.attempts.saturating_add(1).to_string());
         Ok(OutgoingRecord {
             topic: Arc::from(self.record.topic.as_str()),
             key: letter.key.clone(),
             value: letter.value.clone(),
-            headers: own.chain([attempt]).collect(),
+            headers: own.chain(id).chain([attempt]).collect(),
         })
     }
 }

@@ -101,6 +101,8 @@ pub struct Request {
     pub instruction: String,
     /// Allowed answers, as the request lists them.
     pub labels: Option<Vec<String>>,
+    /// Values that it gives to the places of its task's prompt.
+    pub fields: BTreeMap<String, String>,
     /// What the answer is constrained to; absent: free text.
     pub grammar: Option<OutputGrammar>,
     /// What has to be said for the labels of its task.
@@ -117,6 +119,8 @@ pub struct Request {
     pub reply_topic: Option<Arc<str>>,
     /// Whether partial answers are wanted.
     pub partials: bool,
+    /// Whether the times of the words of a transcript are wanted.
+    pub word_times: bool,
     /// Whether it ends the answers that are in progress for its session.
     pub barge_in: bool,
     /// Whether it may be kept for training, when the sender says.
@@ -211,6 +215,7 @@ impl Request {
             grammar,
             instruction: asked.instruction,
             labels,
+            fields: fields(headers, limits)?,
             spoken: asked.spoken,
             joint: asked.joint,
             max_tokens,
@@ -221,6 +226,7 @@ impl Request {
             reply_topic: reply_topic(headers, limits)?,
             partials: headers.flag("ce_partials")?.unwrap_or(false),
             barge_in: headers.flag("ce_bargein")?.unwrap_or(false),
+            word_times: headers.flag("ce_wordtimes")?.unwrap_or(false),
             train: headers.flag("ce_train")?,
             content_type: headers.text("content-type", 256)?.map(str::to_owned),
             audio: envelope.data,

@@ -134,6 +134,7 @@ fn answer() -> Answer {
         audio_seconds: 3.42,
         audio_unheard_seconds: 0.0,
         segment: None,
+        words: Vec::new(),
         tokens: 11,
         timing_ms: Timing {
             queue: 1.2,
@@ -166,6 +167,7 @@ fn an_answer_about_damaged_sound_says_how_much_was_not_decoded() {
         flags: vec![Flag::AudioRepaired, Flag::LongPause],
         audio_unheard_seconds: 0.036,
         segment: None,
+        words: Vec::new(),
         ..answer()
     };
 

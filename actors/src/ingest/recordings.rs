@@ -3,6 +3,7 @@
 use speechverse::models::adapter::AdapterSnapshot;
 
 use super::*;
+use crate::messages::AdmittedRequest;
 
 /// A recording whose samples are all here.
 pub(super) struct WholeSound {
@@ -216,7 +217,7 @@ impl AudioIngest {
         damage: &Damage,
     ) {
         let fact = UtteranceAdmitted {
-            request: without_sound(request),
+            request: AdmittedRequest::from(request),
             record_offset: record_offset.clone(),
             samples: Arc::from(samples),
             damage: damage.clone(),

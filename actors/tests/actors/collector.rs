@@ -9,12 +9,14 @@ use bytes::Bytes;
 use kameo::prelude::*;
 use speechverse::audio::{AudioLimits, Damage, encode_wav};
 use speechverse::store::config::StoreConfig;
-use speechverse::store::{SampleStore, Split};
+use speechverse::store::{Sample, SampleStore, Split};
 use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::{Request, RequestLimits};
 use speechverse_actors::collector::{CollectorArgs, SampleCollector};
-use speechverse_actors::messages::{OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted};
+use speechverse_actors::messages::{
+    AdmittedRequest, OrphanQueue, OrphanedRecord, PublishDeadLetter, UtteranceAdmitted,
+};
 
 use crate::support::{
     Feed, Kafka, PanickingInstructions, header, instructions, is_silent, next, pcm, probe, record,
@@ -34,7 +36,7 @@ struct Harness {
 }
 
 impl Harness {
-    /// A collector that remembers `remembered` samples of sound.
+    /// A collector that remembers requests of the size of `remembered` samples of sound.
     async fn new(remembered: usize, settings: impl FnOnce(&mut StoreConfig)) -> Self {
         let kafka = Kafka::start().await;
         let labels = kafka.feed(&kafka.config.topics.labels);
@@ -93,7 +95,7 @@ impl Harness {
             .await;
     }
 
-    async fn admitted_as(&self, number: usize, samples: usize, change: impl FnOnce(&mut Request)) {
+    async fn admitted_as(&self, number: usize, samples: usize, change: impl FnOnce(&mut AdmittedRequest)) {
         self.admitted_with(number, samples, Damage::default(), change)
             .await;
     }
@@ -103,10 +105,11 @@ impl Harness {
         number: usize,
         samples: usize,
         damage: Damage,
-        change: impl FnOnce(&mut Request),
+        change: impl FnOnce(&mut AdmittedRequest),
     ) {
         let record = record(number);
-        let mut request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
+        let request = Request::parse(&record, &RequestLimits::default(), &instructions()).unwrap();
+        let mut request = AdmittedRequest::from(&request);
         request.instruction = format!("instruction {number}");
         change(&mut request);
         let fact = UtteranceAdmitted {
@@ -139,18 +142,22 @@ impl Harness {
 
     /// Every sample in the store: instruction, target, task, samples of sound.
     fn samples(&self) -> Vec<(String, String, String, usize)> {
-        let snapshot = self.store.snapshot();
-        let mut samples: Vec<_> = [Split::Train, Split::HeldOut]
-            .into_iter()
-            .flat_map(|split| {
-                snapshot
-                    .samples(split)
-                    .map(|stored| stored.unwrap().sample)
-                    .collect::<Vec<_>>()
-            })
+        let mut samples: Vec<_> = (self.whole_samples().into_iter())
             .map(|sample| (sample.instruction, sample.target, sample.task, sample.audio.len()))
             .collect();
         samples.sort();
+        samples
+    }
+
+    /// Every sample in the store, in order of target.
+    fn whole_samples(&self) -> Vec<Sample> {
+        let snapshot = self.store.snapshot();
+        let sides = [Split::Train, Split::HeldOut].into_iter();
+        let mut samples: Vec<Sample> = sides
+            .flat_map(|split| snapshot.samples(split).collect::<Vec<_>>())
+            .map(|stored| stored.unwrap().sample)
+            .collect();
+        samples.sort_by(|a, b| a.target.cmp(&b.target));
         samples
     }
 }
@@ -209,12 +216,12 @@ async fn a_correction_is_stored_with_the_sound_the_instruction_and_the_task_of_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oldest_request_is_forgotten_when_the_sound_of_all_is_too_much() {
-    let harness = Harness::new(2_000, |_| {}).await;
+    let harness = Harness::new(20_000, |_| {}).await;
     for number in 0..3 {
-        harness.admitted(number, 900, None).await; // two of them fit
+        harness.admitted(number, 9_000, None).await; // two of them fit
     }
     // A request that is read again counts once.
-    harness.admitted(2, 900, None).await;
+    harness.admitted(2, 9_000, None).await;
     until("it has all", || took_all(&harness.collector)).await;
 
     for number in 0..3 {

@@ -1,6 +1,7 @@
 //! `Controller`: orders, and cycles by the schedule.
 
 mod orders;
+mod schedule;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use speechverse::util::Clock;
 use speechverse::wire::Record;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::{Event, EventKind};
-use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue};
+use speechverse_actors::controller::{Controller, ControllerArgs, OrdersDue, Schedule};
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::messages::{
     OrphanQueue, OrphanedRecord, PublishDeadLetter, PublishEvent, StartCycle,
@@ -45,6 +46,7 @@ const AGE_MAX: Duration = Duration::from_secs(3600);
 type Ends<M> = (Recipient<M>, flume::Receiver<M>);
 
 struct Harness {
+    args: ControllerArgs,
     clock: Clock,
     controller: ActorRef<Controller>,
     cycles: flume::Receiver<StartCycle>,
@@ -79,28 +81,25 @@ impl Harness {
     /// As [`between`](Self::between), with orders that lay in the topic before.
     async fn after(
         before: &[&'static str],
-        (trainer, cycles): Ends<StartCycle>,
+        trainer: Ends<StartCycle>,
         publisher: Ends<PublishEvent>,
         settings: impl FnOnce(&mut TrainerConfig),
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        publish_versions(dir.path());
+        Self::on(dir, Clock::manual(), before, trainer, publisher, settings).await
+    }
+
+    /// A process on the files of an earlier one.
+    async fn on(
+        dir: tempfile::TempDir,
+        clock: Clock,
+        before: &[&'static str],
+        (trainer, cycles): Ends<StartCycle>,
+        publisher: Ends<PublishEvent>,
+        settings: impl FnOnce(&mut TrainerConfig),
+    ) -> Self {
         let registry = Registry::open(dir.path().join("adapters")).unwrap();
-        let version = |parent: Option<&str>, llm: &str| {
-            let adapter = adapter("draft", LayerMix::Paper, 4, 6);
-            registry
-                .publish(
-                    "tiny",
-                    &draft(parent, identity("encoder"), identity(llm), adapter),
-                )
-                .unwrap()
-                .version
-        };
-        assert_eq!(version(None, "llm"), "tiny-0001");
-        assert_eq!(version(Some("tiny-0001"), "llm"), "tiny-0002");
-        assert_eq!(version(Some("tiny-0002"), "another"), "tiny-0003");
-        for version in ["tiny-0003", "tiny-0001", "tiny-0002"] {
-            registry.promote(version, Expected::Any).unwrap();
-        }
         let store = Arc::new(open_store(dir.path()));
         let kafka = Kafka::start().await;
         for order in before {
@@ -120,14 +119,15 @@ impl Harness {
         let (dead_letters, letters) = probe();
         let mut config = TrainerConfig {
             samples_min: 1,
+            runs_dir: dir.path().join("runs"),
             ..TrainerConfig::default()
         };
         settings(&mut config);
         let training = Control::new();
-        let current = CurrentAdapter::new(registry.load("tiny-0002").unwrap().adapter);
-        let clock = Clock::manual();
+        let current = CurrentAdapter::new(registry.load_current().unwrap().adapter);
         let args = ControllerArgs {
             clock: clock.clone(),
+            schedule: Schedule::open(&config, clock.clone()),
             events: events_in,
             tracker: orders.tracker.clone(),
             due,
@@ -145,7 +145,8 @@ impl Harness {
         };
         Self {
             clock,
-            controller: start(args, 4).await,
+            controller: start(args.clone(), 4).await,
+            args,
             cycles,
             events,
             letters,
@@ -159,6 +160,15 @@ impl Harness {
             inject,
             _dir: dir,
         }
+    }
+
+    /// Ends the controller, and lets go of everything but the files and the clock.
+    async fn end(self) -> (tempfile::TempDir, Clock) {
+        self.controller.stop_gracefully().await.unwrap();
+        self.controller.wait_for_shutdown().await;
+        drop(self.args);
+        until("the store is free", || Arc::strong_count(&self.store) == 1).await;
+        (self._dir, self.clock)
     }
 
     async fn order(&self, json: &'static str) {
@@ -199,6 +209,27 @@ impl Harness {
             panic!("not a refusal: {event:?}")
         };
         (event.id, command, reason)
+    }
+}
+
+/// The versions that [`Harness::new`] tells of.
+fn publish_versions(dir: &Path) {
+    let registry = Registry::open(dir.join("adapters")).unwrap();
+    let version = |parent: Option<&str>, llm: &str| {
+        let adapter = adapter("draft", LayerMix::Paper, 4, 6);
+        registry
+            .publish(
+                "tiny",
+                &draft(parent, identity("encoder"), identity(llm), adapter),
+            )
+            .unwrap()
+            .version
+    };
+    assert_eq!(version(None, "llm"), "tiny-0001");
+    assert_eq!(version(Some("tiny-0001"), "llm"), "tiny-0002");
+    assert_eq!(version(Some("tiny-0002"), "another"), "tiny-0003");
+    for version in ["tiny-0003", "tiny-0001", "tiny-0002"] {
+        registry.promote(version, Expected::Any).unwrap();
     }
 }
 
@@ -288,6 +319,32 @@ async fn a_rollback_serves_the_version_before_and_a_promotion_the_named_one() {
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0002"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_rollback_by_name_a_rollback_goes_further_back_and_not_to_the_version_that_was_left() {
+    let harness = Harness::new(|_| {}).await;
+
+    harness
+        .order(r#"{"command": "rollback", "version": "tiny-0001"}"#)
+        .await;
+    let swapped = harness.event().await.what;
+    assert!(
+        matches!(&swapped, EventKind::AdapterSwapped { from, to, reason }
+            if from == "tiny-0002" && to == "tiny-0001" && reason == "rollback"),
+        "{swapped:?}"
+    );
+    assert_eq!(harness.carried_out().await.1, "rollback");
+    harness.order(r#"{"command": "rollback"}"#).await;
+    let (_, _, reason) = harness.refusal().await;
+
+    assert!(reason.contains("tiny-0003"), "{reason}"); // of another language model
+    harness
+        .order(r#"{"command": "rollback", "version": "tiny-0003"}"#)
+        .await;
+    assert!(harness.refusal().await.2.contains("another"));
+    assert_eq!(harness.current.get().version(), "tiny-0001");
+    assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
+}
+
 /// Puts a pipe in place of an empty file of a version: who verifies the version waits there, once a time that
 /// it is read.
 fn pipe_in_place_of(path: &Path) -> std::thread::JoinHandle<std::fs::File> {
@@ -368,61 +425,6 @@ async fn a_rollback_to_a_version_for_other_networks_is_refused_and_the_registry_
     assert_eq!(harness.registry.current().unwrap().as_deref(), Some("tiny-0001"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn enough_new_samples_start_a_cycle_once() {
-    let harness = Harness::new(|trainer| trainer.new_samples_trigger = 3).await;
-
-    for number in 0..2 {
-        harness.store.put(&sample(number)).unwrap();
-    }
-    harness.clock.advance(LOOK_INTERVAL);
-    assert!(is_silent(&harness.cycles).await);
-    harness.store.put(&sample(2)).unwrap();
-    harness.clock.advance(LOOK_INTERVAL);
-    let cycle = next(&harness.cycles).await;
-
-    assert_eq!(cycle.trigger, "3 new samples");
-    assert!(cycle.run.starts_with("auto-"), "{}", cycle.run);
-    harness.clock.advance(LOOK_INTERVAL);
-    assert!(is_silent(&harness.cycles).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn samples_that_take_the_place_of_older_ones_are_new_too() {
-    let harness = Harness::new(|trainer| trainer.new_samples_trigger = 3).await;
-
-    for cycle in 0..4 {
-        for number in 0..9 {
-            harness.store.put(&sample(cycle * 9 + number)).unwrap();
-        }
-        assert!(harness.store.len() <= 8);
-        harness.clock.advance(LOOK_INTERVAL);
-        assert_eq!(next(&harness.cycles).await.trigger, "9 new samples");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cycle_starts_when_the_interval_has_passed_and_anything_is_new() {
-    const INTERVAL: Duration = Duration::from_secs(3600);
-    let harness = Harness::new(|trainer| {
-        trainer.new_samples_trigger = 0;
-        trainer.interval_minutes = 60;
-    })
-    .await;
-    harness.store.put(&sample(0)).unwrap();
-    harness.clock.advance(INTERVAL - LOOK_INTERVAL);
-    assert!(is_silent(&harness.cycles).await);
-
-    harness.clock.advance(LOOK_INTERVAL);
-    assert_eq!(next(&harness.cycles).await.trigger, "schedule");
-
-    harness.clock.advance(INTERVAL);
-    assert!(is_silent(&harness.cycles).await, "nothing is new");
-    harness.store.put(&sample(1)).unwrap();
-    harness.clock.advance(LOOK_INTERVAL);
-    assert_eq!(next(&harness.cycles).await.trigger, "schedule");
-}
-
 /// A trainer that has ended.
 async fn nobody() -> Ends<StartCycle> {
     let (sender, receiver) = flume::unbounded();
@@ -442,23 +444,4 @@ async fn without_a_trainer_the_refusal_says_so() {
     assert_eq!(command, "retrain");
     assert!(reason.contains("the trainer is not running"), "{reason}");
     harness.orders.idle().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_that_cannot_start_a_cycle_says_so_once() {
-    let harness = Harness::between(nobody().await, probe(), |trainer| {
-        trainer.new_samples_trigger = 1;
-    })
-    .await;
-    harness.store.put(&sample(0)).unwrap();
-
-    harness.clock.advance(LOOK_INTERVAL);
-    let (id, _, reason) = harness.refusal().await;
-
-    assert!(id.starts_with("auto-"), "{id}");
-    assert!(reason.contains("the trainer is not running"), "{reason}");
-    for _ in 0..2 {
-        harness.clock.advance(LOOK_INTERVAL);
-        assert!(is_silent(&harness.events).await);
-    }
 }

@@ -2,6 +2,7 @@
 //! that fails when asked to.
 
 mod failures;
+mod flags;
 mod interrupt;
 mod so_far;
 mod turns;
@@ -25,7 +26,6 @@ use speechverse::util::Clock;
 use speechverse::wire::answer::{AnswerKind, Flag};
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Priority;
-use speechverse_actors::answering::flag_audio;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::messages::{
     DecodeUtterance, OrphanQueue, OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishPartial,
@@ -431,19 +431,6 @@ async fn sound_without_speech_is_answered_and_flagged() {
     assert!(!plain.answer.flags.contains(&Flag::NoSpeech));
     assert_eq!(plain.answer.audio_unheard_seconds, 0.0);
     assert_eq!(flagged.answer.text, plain.answer.text);
-}
-
-#[test]
-fn an_answer_that_is_cut_about_sound_that_is_cut_is_flagged_once() {
-    let damage = Damage {
-        cut_short: true,
-        ..Damage::default()
-    };
-    let mut flags = vec![Flag::Truncated];
-
-    flag_audio(&mut flags, &damage, true);
-
-    assert_eq!(flags, [Flag::Truncated, Flag::LongPause]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,12 @@
-//! The context: what happens to a record that its stage lets go of.
+//! The context: what happens to a record that its stage lets go of; and what is kept of a request.
 
 use speechverse::kafka::{Budget, TopicPartition};
 use speechverse::training::Control;
 use speechverse::wire::dead_letter::{Reason, Stage};
-use speechverse_actors::messages::{OrphanQueue, PublishDeadLetter};
+use speechverse::wire::request::{Request, RequestLimits};
+use speechverse_actors::messages::{AdmittedRequest, OrphanQueue, PublishDeadLetter};
 
-use crate::support::{context, record};
+use crate::support::{context, header, record, shipped};
 
 #[test]
 fn a_context_that_is_dropped_comes_back_with_its_stage_and_the_record_offsets_that_it_settles() {
@@ -65,4 +66,39 @@ fn memory_and_right_of_way_last_as_long_as_the_context() {
     drop(under_way.complete());
     assert_eq!((budget.bytes(), budget.audio().seconds()), (0, 0.0));
     assert!(!training.is_paused());
+}
+
+#[test]
+fn what_is_kept_of_a_request_says_whether_its_answer_is_constrained_to_labels() {
+    let kept_of = |headers: &[(&str, &str)]| {
+        let mut record = record(1);
+        let headers = headers.iter();
+        (record.headers).extend(headers.map(|(name, value)| header(name, value.as_bytes().to_vec())));
+        let request = Request::parse(&record, &RequestLimits::default(), &shipped()).unwrap();
+        AdmittedRequest::from(&request)
+    };
+    let labels = ("ce_labels", r#"["on", "off"]"#);
+
+    for (headers, constrained) in [
+        (vec![], false),
+        (vec![("ce_task", "emotion")], false),
+        (vec![("ce_task", "emotion"), ("ce_constrain", "yes")], true),
+        (vec![labels], true),
+        (vec![labels, ("ce_constrain", "no")], false),
+        (vec![("ce_regex", "on|off")], false), // a form of its own, which is not stored
+    ] {
+        assert_eq!(kept_of(&headers).constrained, constrained, "{headers:?}");
+    }
+    let kept = kept_of(&[("ce_source", "/phone"), ("ce_task", "emotion"), labels]);
+    assert_eq!(
+        (kept.source.as_deref(), kept.id.as_str()),
+        (Some("/phone"), "request-1")
+    );
+    assert_eq!(kept.task.as_deref(), Some("emotion"));
+    assert_eq!(kept.labels, Some(vec!["on".to_owned(), "off".to_owned()]));
+    let searched = [
+        ("ce_task", "keyword_search"),
+        ("ce_fields", r#"{"keyword": "radio"}"#),
+    ];
+    assert_eq!(kept_of(&searched).fields["keyword"], "radio");
 }

@@ -117,6 +117,7 @@ impl Harness {
             audio_seconds: 1.0,
             audio_unheard_seconds: 0.0,
             segment: None,
+            words: Vec::new(),
             tokens: 3,
             timing_ms: Timing::default(),
         };

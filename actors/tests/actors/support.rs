@@ -433,6 +433,8 @@ pub(crate) fn sample(number: usize) -> Sample {
         request_source: String::new(),
         request_id: format!("sample-{number}"),
         labels: Vec::new(),
+        fields: BTreeMap::new(),
+        constrained: false,
         written_ms: 0,
         received_ms: 0,
         may_train: true,

@@ -1,6 +1,6 @@
 //! Inputs that the parsers accept, to be changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use bytes::{BufMut, BytesMut};
@@ -275,6 +275,8 @@ pub(crate) fn store_segments() -> Vec<Vec<u8>> {
             request_source: "/device".to_owned(),
             request_id: format!("request-{number}"),
             labels: Vec::new(),
+            fields: BTreeMap::new(),
+            constrained: false,
             written_ms: 1_700_000_000_000,
             received_ms: 1_700_000_000_000,
             may_train: number != 3,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use speechverse::audio::{decode, has_long_pause, loudest_frame_dbfs, samples_of};
+use speechverse::audio::{SAMPLE_RATE_HZ, decode, has_long_pause, loudest_frame_dbfs, samples_of};
 use speechverse::config::Settings;
 use speechverse::inference::speech_llm::{Learned, SpeechLlm};
 use speechverse::inference::{
@@ -16,11 +16,9 @@ use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::text::{
-    GrammarPiece, OutputGrammar, ResolvedPrompt, Spoken, Structure, TaskTable, WindowText, join_windows,
-};
+use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Spoken, Structure, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
-use speechverse_actors::answering::{flag_audio, flags};
+use speechverse_actors::answering::{flag_audio, flags, words_of};
 use tch::Tensor;
 
 use super::Failure;
@@ -205,25 +203,23 @@ impl Respondent {
     /// those of the first window.
     fn windows(&mut self, samples: &[f32], order: &Order) -> anyhow::Result<(Timed, bool)> {
         let windows = (self.detector).windows(samples, &self.settings.speech.windows(false))?;
-        let (mut found, mut overlaps) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        let (mut found, mut first) = (Vec::new(), None);
         for window in windows {
             let range = window.samples.start as usize..window.samples.end as usize;
             let instruction = &order.asked.instruction;
-            found.push(self.generate(&samples[range], instruction, None, Some(TRANSCRIPT), None)?);
-            overlaps.push(window.overlaps);
+            let mut timed =
+                self.generate(&samples[range.clone()], instruction, None, Some(TRANSCRIPT), None)?;
+            let seconds = |samples: usize| samples as f64 / f64::from(SAMPLE_RATE_HZ);
+            (timed.generation).place_words(seconds(range.start), seconds(range.len()));
+            first.get_or_insert((timed.encoded, timed.prefilled));
+            found.push((timed.generation, timed.text, window.overlaps));
         }
-        let now = Instant::now();
-        let (encoded, prefilled) = found
-            .first()
-            .map_or((now, now), |first| (first.encoded, first.prefilled));
-        let texts = found.iter().zip(overlaps);
-        let text = join_windows(texts.map(|(window, overlaps)| WindowText {
-            text: &window.text,
-            overlaps,
-        }));
         let silent = found.is_empty();
+        let (encoded, prefilled) = first.unwrap_or((now, now));
+        let (generation, text) = Generation::join_windows(found);
         let whole = Timed {
-            generation: Generation::join(found.into_iter().map(|window| window.generation)),
+            generation,
             text,
             encoded,
             prefilled,
@@ -258,10 +254,9 @@ impl Respondent {
                 );
                 let (asked, grammar) = (&order.asked, order.grammar.as_ref());
                 let (task, spoken) = (order.answered_as.as_deref(), asked.spoken.as_ref());
-                (
-                    self.generate(samples, &asked.instruction, grammar, task, spoken)?,
-                    None,
-                )
+                let mut found = self.generate(samples, &asked.instruction, grammar, task, spoken)?;
+                found.generation.place_words(0.0, waveform.seconds());
+                (found, None)
             }
         };
         let Timed {
@@ -294,6 +289,7 @@ impl Respondent {
             audio_seconds: waveform.seconds(),
             audio_unheard_seconds: waveform.damage.undecoded_seconds,
             segment: None,
+            words: words_of(&generation, true),
             tokens: generation.ids.len(),
             timing_ms: Timing {
                 queue: 0.0,

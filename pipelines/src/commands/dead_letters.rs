@@ -3,7 +3,7 @@
 //! The topic is read twice: for the marks of earlier redrives, and then, up to where that reading ended, for
 //! the letters. So only places are kept in memory, and what is written meanwhile does not count.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -198,7 +198,7 @@ fn passes(filter: &DeadLetterFilter, record: &Record, letter: &DeadLetter) -> bo
             .key
             .as_ref()
             .is_none_or(|key| record.key.as_deref() == Some(key.as_bytes()))
-        && (filter.ids.is_empty() || letter.id.as_ref().is_some_and(|id| filter.ids.contains(id)))
+        && (filter.ids.is_empty() || filter.ids.contains(&letter.id))
 }
 
 /// When a letter was written.
@@ -225,10 +225,12 @@ struct Row<'r> {
     attempts: u32,
     retry_after: Option<Timestamp>,
     record: &'r Place,
-    id: Option<&'r str>,
+    id: &'r str,
     /// Bytes that are not UTF-8 are replaced.
     key: Option<String>,
     value_bytes: usize,
+    /// What of the record the letter does not hold.
+    omitted: &'r [&'static str],
 }
 
 async fn list(config: &KafkaConfig, filter: &DeadLetterFilter, json: bool) -> Result<(), Failure> {
@@ -250,12 +252,13 @@ async fn list(config: &KafkaConfig, filter: &DeadLetterFilter, json: bool) -> Re
             attempts: letter.attempts,
             retry_after: letter.retry_after,
             record: &letter.record,
-            id: letter.id.as_deref(),
+            id: &letter.id,
             key: record
                 .key
                 .as_deref()
                 .map(|key| String::from_utf8_lossy(key).into_owned()),
             value_bytes: record.value.as_ref().map_or(0, Bytes::len),
+            omitted: &letter.omitted,
         };
         if json {
             output::line(serde_json::to_string(&row).context("a row is always JSON")?)?;
@@ -267,7 +270,7 @@ async fn list(config: &KafkaConfig, filter: &DeadLetterFilter, json: bool) -> Re
                 clipped(row.reason, 24),
                 row.attempts.to_string(),
                 clipped(&row.record.to_string(), 48),
-                clipped(&row.id.unwrap_or_default().escape_debug().to_string(), 32),
+                clipped(&row.id.escape_debug().to_string(), 32),
                 clipped(&row.message.escape_debug().to_string(), 80),
             ]);
         }
@@ -292,6 +295,10 @@ async fn show(
         format!("the record at {partition}/{offset} of `{name}` is no dead letter of this program")
     })?;
     if let Some(path) = value {
+        if letter.omitted.contains(&"value") {
+            let message = "the value was left out when the dead letter was written; nothing is written";
+            return Err(anyhow::anyhow!(message).into());
+        }
         let bytes = record.value.as_deref().unwrap_or_default();
         std::fs::write(path, bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
         return Ok(());
@@ -388,7 +395,7 @@ async fn redrive(args: &Redrive, config: &KafkaConfig) -> Result<(), Failure> {
     let sink = Sink::new(config).context("Kafka producer")?;
     let mut letters = Letters::open(config, &args.filter).await?;
     let (mut passed, mut taken, mut failed) = (Passed::default(), 0_usize, 0_usize);
-    let mut seen = std::collections::HashSet::new();
+    let (mut seen, mut broken_streams) = (HashSet::new(), HashSet::new());
     loop {
         let wanted = |letter: &DeadLetter| {
             // A crash may have repeated the letter itself.
@@ -403,10 +410,25 @@ async fn redrive(args: &Redrive, config: &KafkaConfig) -> Result<(), Failure> {
             letter.reason,
             letter.attempts.saturating_add(1)
         );
+        let stream = letter
+            .session
+            .as_ref()
+            .map(|session| (record.key.clone(), session.clone()));
         let original = match letter.original(&record) {
+            Ok(_)
+                if stream
+                    .as_ref()
+                    .is_some_and(|stream| broken_streams.contains(stream)) =>
+            {
+                Err("earlier chunks of its stream cannot be published: send the stream again".to_owned())
+            }
+            original => original,
+        };
+        let original = match original {
             Ok(original) => original,
             Err(obstacle) => {
                 failed += 1;
+                broken_streams.extend(stream);
                 tracing::error!(
                     place = place(&record),
                     obstacle,

@@ -76,7 +76,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Train(args) => train::train(&args),
         Command::Pretrain(args) => pretrain::pretrain(&args),
         Command::Eval(args) => eval::eval(&args),
-        Command::Adapters(command) => adapters::adapters(command),
+        Command::Adapters(command) => adapters::run(command),
         Command::Tasks(command) => tasks::tasks(command),
         Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),

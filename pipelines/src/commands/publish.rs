@@ -1,9 +1,9 @@
 //! `speechverse publish`: audio files become requests; their answers are waited for and shown, beside the
 //! right ones where there is a manifest of these.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,19 +12,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use speechverse::config::Settings;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
-use speechverse::scoring::Metric;
-use speechverse::text::{StructureKind, TaskMetric, TaskTable};
-use speechverse::training::example::{AudioSource, Example};
-use speechverse::training::manifest::read_manifest;
+use speechverse::text::{StructureKind, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind};
 use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::{CHUNK_TYPE, Priority, REQUEST_TYPE};
 
-use super::clients::{BROKER_WAIT, CLI_SOURCE, answer_of, flags_of, fresh_id, given, header, send, settings};
+use self::references::{Reference, References, report};
+use super::clients::{BROKER_WAIT, CLI_SOURCE, answer_of, fresh_id, given, header, send, settings};
 use super::{Failure, runtime};
 use crate::cli::Publish;
-use crate::output::{self, OutputError, clipped};
+use crate::output::{self, OutputError};
+
+mod references;
 
 /// Seconds of sound in one chunk of a stream.
 const CHUNK_SECONDS: f64 = 0.5;
@@ -64,8 +64,10 @@ fn audio_files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
 
 /// What a request was about, until its answer comes.
 struct Sent {
+    /// How many were sent before it.
+    number: usize,
     name: String,
-    reference: Option<Example>,
+    reference: Option<Reference>,
     at: Instant,
 }
 
@@ -78,9 +80,38 @@ enum Outcome {
 pub(super) fn publish(args: &Publish) -> Result<(), Failure> {
     let settings = settings(&args.broker)?;
     let files = audio_files(&args.paths)?;
-    let references = read_references(&args.references)?;
+    let references = match args.references.as_slice() {
+        [] => None,
+        manifests => {
+            let tasks = TaskTable::load(&settings.service.tasks_dir).context("task files")?;
+            Some(References::read(manifests, tasks)?)
+        }
+    };
     let form = args.form.source().map_err(Failure::Usage)?;
-    runtime()?.block_on(publish_files(args, &settings, &files, form.as_ref(), references))
+    runtime()?.block_on(publish_files(
+        args,
+        &settings,
+        &files,
+        form.as_ref(),
+        references.as_ref(),
+    ))
+}
+
+/// What is asked about each file: one request for each of its rows in the references, else one without a row.
+fn requests<'r>(
+    files: &'r [PathBuf],
+    references: Option<&'r References>,
+    task: Option<&str>,
+) -> Vec<(&'r PathBuf, Vec<Option<&'r Reference>>)> {
+    let of = |file: &'r PathBuf| {
+        let rows = references.map_or_else(Vec::new, |references| references.of(file, task));
+        let requests = match rows.is_empty() {
+            true => vec![None],
+            false => rows.into_iter().map(Some).collect(),
+        };
+        (file, requests)
+    };
+    files.iter().map(of).collect()
 }
 
 async fn publish_files(
@@ -88,41 +119,49 @@ async fn publish_files(
     settings: &Settings,
     files: &[PathBuf],
     form: Option<&(StructureKind, String)>,
-    mut references: HashMap<PathBuf, Example>,
+    references: Option<&References>,
 ) -> Result<(), Failure> {
     let config = &settings.kafka;
-    let with_references = !args.references.is_empty();
-    let wait = args.wait || with_references;
+    let wait = args.wait || references.is_some();
     // Before the first request is sent, or an answer could be missed.
     let mut replies = match wait {
         true => Some(Replies::open(config).await?),
         false => None,
     };
     let sink = Sink::new(config).context("Kafka producer")?;
-    let bar = progress(files.len());
+    let requests = requests(files, references, args.task.as_deref());
+    let bar = progress(requests.iter().map(|(_, of_file)| of_file.len()).sum());
     let mut sent = HashMap::new();
-    for (number, file) in files.iter().enumerate() {
+    for (file, of_file) in requests {
         let audio = Bytes::from(super::read_input(file)?);
-        let id = fresh_id(number);
         let name = file
             .file_name()
             .unwrap_or(file.as_os_str())
             .to_string_lossy()
             .into_owned();
-        let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", CLI_SOURCE)];
-        let reference = references.remove(&whole(file));
-        headers.extend(asked(args, reference.as_ref())?);
-        headers.extend(form.map(|(kind, source)| header(kind.header(), source.as_str())));
-        let at = Instant::now();
-        if args.stream {
-            stream(&sink, config, &id, &audio, &headers).await?;
-        } else {
-            headers.push(header("ce_id", id.as_str()));
-            headers.push(header("ce_type", REQUEST_TYPE));
-            send(&sink, &config.topics.requests, &id, Some(audio), headers).await?;
+        for reference in of_file {
+            let number = sent.len();
+            let id = fresh_id(number);
+            let mut headers = vec![header("ce_specversion", "1.0"), header("ce_source", CLI_SOURCE)];
+            headers.extend(asked(args, reference)?);
+            headers.extend(form.map(|(kind, source)| header(kind.header(), source.as_str())));
+            let at = Instant::now();
+            if args.stream {
+                stream(&sink, config, &id, &audio, &headers).await?;
+            } else {
+                headers.push(header("ce_id", id.as_str()));
+                headers.push(header("ce_type", REQUEST_TYPE));
+                send(&sink, &config.topics.requests, &id, Some(audio.clone()), headers).await?;
+            }
+            let request = Sent {
+                number,
+                name: name.clone(),
+                reference: reference.cloned(),
+                at,
+            };
+            sent.insert(id, request);
+            bar.inc(1);
         }
-        sent.insert(id, Sent { name, reference, at });
-        bar.inc(1);
     }
     bar.finish_and_clear();
     tracing::info!(requests = sent.len(), topic = %config.topics.requests, "published");
@@ -133,18 +172,14 @@ async fn publish_files(
     let outcomes = replies.collect(&sent, limit, |answer| {
         if args.json {
             output::line(serde_json::to_string(answer).unwrap_or_default())?;
-        } else if !with_references {
+        } else if references.is_none() {
             output::line(format!("{}: {}", sent[&answer.request_id].name, answer.text))?;
         }
         Ok(())
     });
     let outcomes = outcomes.await?;
-    if with_references && !args.json {
-        report(
-            &sent,
-            &outcomes,
-            &TaskTable::load(&settings.service.tasks_dir).context("task files")?,
-        )?;
+    if let Some(references) = references.filter(|_| !args.json) {
+        report(&sent, &outcomes, references)?;
     }
     for (id, outcome) in &outcomes {
         if let Outcome::DeadLetter(reason) = outcome {
@@ -164,18 +199,16 @@ async fn publish_files(
 
 /// What is asked about a file, as headers: what the command line says, then what its row in the references
 /// does.
-fn asked(args: &Publish, reference: Option<&Example>) -> anyhow::Result<Vec<(String, Option<Bytes>)>> {
+fn asked(args: &Publish, reference: Option<&Reference>) -> anyhow::Result<Vec<(String, Option<Bytes>)>> {
     let mut given_or_declared = args.given.clone();
     let mut task = args.task.clone();
     if let Some(reference) = reference.filter(|_| task.is_none() && args.instruction.is_none()) {
         task = Some(reference.task.clone());
-        let declared = &reference.variables;
         if given_or_declared.labels.is_empty() {
-            let labels = declared.labels.iter().flatten();
-            given_or_declared.labels = labels.map(|label| label.name.clone()).collect();
+            given_or_declared.labels.clone_from(&reference.labels);
         }
         if given_or_declared.fields.is_empty() {
-            given_or_declared.fields = declared.fields.clone().into_iter().collect();
+            given_or_declared.fields.clone_from(&reference.fields);
         }
     }
     let mut headers = given(&given_or_declared)?;
@@ -291,132 +324,5 @@ impl Replies {
             }
         }
         Ok(outcomes)
-    }
-}
-
-/// The right answers, by the audio file.
-fn read_references(paths: &[PathBuf]) -> anyhow::Result<HashMap<PathBuf, Example>> {
-    let mut references = HashMap::new();
-    for path in paths {
-        for example in read_manifest(path, None)?.warned() {
-            if let AudioSource::Clip(clip) = &example.audio {
-                references.insert(whole(&clip.path), example);
-            }
-        }
-    }
-    Ok(references)
-}
-
-/// A path by which two names of one file are equal.
-fn whole(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned())
-}
-
-/// A table of what was asked, answered and right, and the score of each task.
-fn report(
-    sent: &HashMap<String, Sent>,
-    outcomes: &HashMap<String, Outcome>,
-    tasks: &TaskTable,
-) -> Result<(), OutputError> {
-    let mut requests: Vec<(&String, &Sent)> = sent.iter().collect();
-    requests.sort_by(|one, other| one.1.name.cmp(&other.1.name));
-    let heading = [
-        "clip",
-        "task",
-        "answer",
-        "reference",
-        "flags",
-        "audio s",
-        "latency s",
-    ];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    let mut pairs: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let mut adapters = BTreeSet::new();
-    let mut answered = 0;
-    for (id, request) in requests {
-        let mut row = vec![request.name.clone()];
-        let (mut flags, mut audio, mut latency) = (String::new(), String::new(), String::new());
-        let text = match outcomes.get(id) {
-            Some(Outcome::Answer(answer, waited)) => {
-                answered += 1;
-                adapters.insert(answer.adapter.clone());
-                flags = flags_of(answer);
-                audio = format!("{:.1}", answer.audio_seconds);
-                latency = format!("{:.2}", waited.as_secs_f64());
-                answer.text.clone()
-            }
-            Some(Outcome::DeadLetter(reason)) => format!("(dead letter) {reason}"),
-            None => "(no answer)".to_owned(),
-        };
-        let (task, right) = match &request.reference {
-            Some(reference) => (reference.task.clone(), reference.target.clone()),
-            None => (String::new(), String::new()),
-        };
-        row.extend([
-            clipped(&task, 24),
-            clipped(&text, 60),
-            clipped(&right, 60),
-            flags,
-            audio,
-            latency,
-        ]);
-        rows.push(row);
-        if request.reference.is_some() {
-            pairs.entry(task).or_default().push((right, text));
-        }
-    }
-    output::table(&rows, &[5, 6])?;
-    output::line(format!(
-        "{} requests, {answered} answered by {}",
-        sent.len(),
-        adapters.into_iter().collect::<Vec<_>>().join(", ")
-    ))?;
-    for (task, pairs) in &pairs {
-        let own = tasks.get(task).map_or(TaskMetric::Wer, |task| task.metric);
-        // Transcripts in plain spelling: lower case, no punctuation.
-        let metric = match Metric::of_task(own)[0] {
-            Metric::Wer => Metric::WerPlain,
-            metric => metric,
-        };
-        let pairs: Vec<(&str, &str)> = pairs
-            .iter()
-            .map(|(one, other)| (one.as_str(), other.as_str()))
-            .collect();
-        let score = metric.tally(&pairs).score();
-        let score = score.map_or_else(|| "not defined".to_owned(), |score| format!("{score:.1}"));
-        output::line(format!(
-            "{task}: {} {score} over {} clips",
-            metric.title(),
-            pairs.len()
-        ))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_files_of_one_name_keep_their_own_references() {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in [("a", "one"), ("b", "two")] {
-            let inside = folder.path().join(name);
-            std::fs::create_dir(&inside).unwrap();
-            std::fs::write(inside.join("clip.wav"), b"RIFF").unwrap();
-            let row =
-                format!("{{\"audio_filepath\": \"clip.wav\", \"duration\": 1, \"text\": \"{text}\"}}\n");
-            std::fs::write(inside.join("manifest.jsonl"), row).unwrap();
-        }
-        let manifests = ["a", "b"].map(|name| folder.path().join(name).join("manifest.jsonl"));
-
-        let references = read_references(&manifests).unwrap();
-
-        let other_name = folder.path().join("a/../b/clip.wav");
-        assert_eq!(
-            references[&whole(&folder.path().join("a/clip.wav"))].target,
-            "one"
-        );
-        assert_eq!(references[&whole(&other_name)].target, "two");
     }
 }

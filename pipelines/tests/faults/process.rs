@@ -1,7 +1,8 @@
 //! `speechverse serve` as a process that can be killed, stopped, and started with a fault in it.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,12 +13,16 @@ use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::Delivery;
 use speechverse::testing::{TinyModels, publish_first_version};
 
+/// Longest that it may take to answer a question about itself.
+const METRICS_MAX: Duration = Duration::from_secs(2);
+/// What it logs, where `SPEECHVERSE_FAULTS_LOG` does not say otherwise.
+const DEFAULT_LOG: &str = "info,librdkafka=off,kameo=off";
 /// Longest that a process may take until it is ready, on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(120);
 /// Longest that it may take to end when it is asked to.
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// Lines of its log that are kept.
-const LOG_LINES: usize = 60;
+const LOG_LINES: usize = 400;
 /// A member that is silent for so long loses its partitions.
 pub(crate) const SESSION: Duration = Duration::from_secs(6);
 /// Largest file that a process with a full disk can write, KiB: less than a labelled sample.
@@ -122,6 +127,8 @@ impl Site {
 pub(crate) struct Serve {
     process: Mortal,
     log: Arc<Mutex<VecDeque<String>>>,
+    /// Where its pages are, once it is ready.
+    http: Arc<Mutex<Option<SocketAddr>>>,
 }
 
 impl Serve {
@@ -143,7 +150,10 @@ impl Serve {
             .args(["serve", "--config", file.to_str().unwrap()])
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .env("OMP_NUM_THREADS", "1")
-            .env("RUST_LOG", "info,librdkafka=off,kameo=off")
+            .env(
+                "RUST_LOG",
+                std::env::var("SPEECHVERSE_FAULTS_LOG").unwrap_or_else(|_| DEFAULT_LOG.to_owned()),
+            )
             .env("SPEECHVERSE_TEST_PANICS", &flaw.panics)
             .env("SPEECHVERSE_TEST_CLOCK_JUMPS", &flaw.jumps)
             .stdin(Stdio::null())
@@ -151,17 +161,23 @@ impl Serve {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = Arc::default();
+        let (log, http) = (Arc::default(), Arc::new(Mutex::new(None)));
         let (ready, is_ready) = flume::bounded(1);
         keep_lines(process.stderr.take().unwrap(), &log, |_| {});
+        let place = Arc::clone(&http);
         keep_lines(process.stdout.take().unwrap(), &log, move |line| {
             if line.starts_with("ready ") {
+                let page = line
+                    .split_whitespace()
+                    .find_map(|word| word.strip_prefix("http=http://"));
+                *place.lock().unwrap() = page.and_then(|page| page.parse().ok());
                 let _ = ready.try_send(());
             }
         });
         let serve = Self {
             process: Mortal(process),
             log,
+            http,
         };
         // Who does not get ready because it ended drops the sender with its output.
         let is_ready = is_ready.recv_timeout(READY_MAX);
@@ -177,6 +193,22 @@ impl Serve {
     pub(crate) fn log(&self) -> String {
         let lines: Vec<String> = self.log.lock().unwrap().iter().cloned().collect();
         lines.join("\n")
+    }
+
+    /// Its metrics now but for histograms, as far as it tells them.
+    pub(crate) fn metrics(&self) -> String {
+        let address = *self.http.lock().unwrap();
+        let asked = address.and_then(|address| {
+            let mut stream = TcpStream::connect_timeout(&address, METRICS_MAX).ok()?;
+            stream.set_read_timeout(Some(METRICS_MAX)).ok()?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            Some(text)
+        });
+        let text = asked.unwrap_or_default();
+        let is_plain = |line: &&str| line.starts_with("speechverse_") && !line.contains("_bucket");
+        text.lines().filter(is_plain).collect::<Vec<_>>().join("\n")
     }
 
     pub(crate) fn signal(&self, name: &str) {

@@ -283,7 +283,10 @@ impl<'r> Run<'r> {
                 let logs: Vec<String> = self
                     .members
                     .iter()
-                    .map(|member| format!("{}:\n{}", member.name, member.serve.log()))
+                    .map(|member| {
+                        let serve = &member.serve;
+                        format!("{}:\n{}\n{}", member.name, serve.log(), serve.metrics())
+                    })
                     .collect();
                 panic!(
                     "{what}: nothing came for {STILL_MAX:?}, {} of {} have an outcome, after {:?}\n{}",

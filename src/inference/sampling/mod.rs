@@ -74,9 +74,12 @@ fn restrict(
     ids: &[i64],
 ) -> Result<Tensor, ModelError> {
     if let (Some(joint), None) = (rules.joint, rules.grammar) {
-        let log_probs = logits
+        let mut log_probs = logits
             .f_log_softmax(0, Kind::Float)?
             .f_narrow(0, 0, rules.vocabulary)?;
+        if rules.options.repetition_penalty != 1.0 {
+            log_probs = penalise(&log_probs, ids, rules.options.repetition_penalty)?;
+        }
         let joint = joint.rescore(&log_probs, ids, rules.end_ids)?;
         return forbid(&joint, &repeating(ids, rules.options.no_repeat_ngram_size));
     }
@@ -118,7 +121,8 @@ pub(super) fn sample_next(
     state: Option<&GrammarState>,
     ids: &[i64],
 ) -> Result<(i64, f64), ModelError> {
-    if let (Some(joint), None, Strategy::Greedy) = (rules.joint, rules.grammar, rules.options.strategy) {
+    let is_greedy = rules.options.strategy == Strategy::Greedy && rules.options.repetition_penalty == 1.0;
+    if let (Some(joint), None, true) = (rules.joint, rules.grammar, is_greedy) {
         let plain = Vec::<f32>::try_from(logits.f_to_kind(Kind::Float)?)?;
         let (total, vocabulary) = (
             log_sum_exp(&plain),

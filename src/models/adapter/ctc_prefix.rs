@@ -290,6 +290,9 @@ impl PrefixScorer {
             }
             behind += self.at(usize::try_from(*class).unwrap_or(0), frame);
         }
+        if prefix.last.is_none() && behind > found.0 {
+            found = (behind, 0, 0); // nothing stands before the first frame
+        }
         let (_, from, before) = found;
         let mut before = i64::try_from(before).unwrap_or(0);
         let mut read = Vec::new();
@@ -455,6 +458,9 @@ mod tests {
         // Another token was chosen where 40 is likelier.
         assert_eq!(behind(&scorer, &[70, 70]), [40]);
         assert_eq!(behind(&scorer, &[5, 70]), [40, 70, 40], "no class of the head");
+        let path: Vec<[f64; 3]> = [1, 0, 2].into_iter().map(likely).collect();
+        let within = PrefixScorer::of_frames(&path, &TOKENS);
+        assert_eq!(behind(&within, &[]), [70, 40], "the clip begins inside a word");
         let nothing = PrefixScorer::of_frames::<3>(&[], &TOKENS);
         assert!(behind(&nothing, &[70]).is_empty());
     }

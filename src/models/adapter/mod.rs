@@ -19,6 +19,7 @@
 //! list `ctc.classes`. f32 everywhere, whatever the frozen networks compute in; products may be bf16.
 
 mod config;
+mod ctc_align;
 mod ctc_head;
 mod ctc_prefix;
 mod ctc_spoken;

@@ -272,6 +272,17 @@ impl Task {
         let [said, unsaid] = labels.as_slice() else {
             return Ok(None);
         };
+        let (mut said, mut unsaid) = (said, unsaid);
+        // A request may list the task's own labels the other way round.
+        let is = |one: &TaskLabel, other: &TaskLabel| {
+            one.name.trim().to_lowercase() == other.name.trim().to_lowercase()
+        };
+        if let [first, second] = self.labels.as_slice()
+            && is(said, second)
+            && is(unsaid, first)
+        {
+            (said, unsaid) = (unsaid, said);
+        }
         // A request with its own instruction need not give the field.
         Ok(self.value_of(source, variables).ok().map(|words| Spoken::Words {
             words,

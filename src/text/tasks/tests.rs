@@ -454,6 +454,11 @@ fn a_task_says_what_has_to_be_said_for_its_labels() {
         spoken("keyword_search", &other).unwrap(),
         words("radio", "present", "absent")
     );
+    let turned = radio.clone().with_labels(&["No".to_owned(), "yes".to_owned()]);
+    assert_eq!(
+        spoken("keyword_search", &turned).unwrap(),
+        words("radio", "yes", "No")
+    );
     assert_eq!(spoken("keyword_search", &fields(&[])).unwrap(), None);
     let one = radio.clone().with_labels(&["yes".to_owned()]);
     assert_eq!(spoken("keyword_search", &one).unwrap(), None);

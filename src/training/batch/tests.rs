@@ -167,3 +167,49 @@ fn masks_of_features_have_no_part_in_their_name_and_changes_of_the_audio_have() 
     assert_eq!(key(masked), key(plain.clone()));
     assert_ne!(key(louder), key(plain));
 }
+
+#[test]
+fn which_noises_were_recorded_is_part_of_a_name_and_without_any_names_are_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let features = StageFeatures {
+        cache: FeatureCache::open(folder.path(), 1_000).unwrap(),
+        common: "an encoder".to_owned(),
+        variants: 3,
+    };
+    let audio = AudioSource::Lazy {
+        id: "a clip".to_owned(),
+        load: Arc::new(|| unreachable!("a name needs no samples")),
+    };
+    let config = AugmentConfig::default();
+    let key = |noises: &[Vec<f32>]| {
+        let changes = Changes {
+            config: &config,
+            noises: &Noises::new(noises.to_vec()),
+            turn: 4,
+        };
+        features.key(&audio, Some(&changes)).unwrap()
+    };
+    let plain = AugmentConfig {
+        time_masks: 0,
+        time_mask_frames_max: 0,
+        feature_masks: 0,
+        feature_mask_width_max: 0,
+        ..config.clone()
+    };
+
+    let without = FeatureKey::new(&audio, "an encoder", &format!("{plain:?} variant 1")).unwrap();
+    assert_eq!(key(&[]), without);
+    let (street, rain, crowd) = (vec![0.1; 9], vec![0.2; 8], vec![0.3; 8]);
+    let first = key(&[street.clone(), rain.clone()]);
+    assert_eq!(key(&[street.clone(), rain.clone()]), first);
+    let others = [
+        vec![],
+        vec![street.clone()],
+        vec![street.clone(), crowd],
+        vec![street.clone(), rain[1..].to_vec()],
+        vec![rain, street],
+    ];
+    for other in others {
+        assert_ne!(key(&other), first, "{other:?}");
+    }
+}

@@ -10,7 +10,7 @@ use super::super::TrainingError;
 use super::super::manifest::json_lines;
 use super::pack::{Recording, Split, read_pack};
 use super::rows::{Row, rows_of};
-use super::spoken::spoken_form;
+use super::spoken::RowWords;
 
 /// A manifest that was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,16 +41,22 @@ struct SourceNote {
     seconds: f64,
 }
 
+/// What is read of a line of a held-out manifest; unknown keys pass.
 #[derive(Deserialize)]
 struct HeldOut {
     text: Option<String>,
+    task: Option<String>,
+    target: Option<String>,
+    #[serde(default)]
+    targets: BTreeMap<String, serde_json::Value>,
 }
 
 /// Reads the corpora of `folder` and writes `TASK_SPLIT.jsonl` for each task and split, and `sources.json`,
 /// to `out`.
 ///
-/// A training recording whose sentence is said in a test recording, or stands as `text` in a manifest of
-/// `held_out`, is left out, but for words that the corpus declares as shared (`words_seen_in_train`).
+/// A training recording whose sentence is said in a test recording, or is a transcript of a manifest of
+/// `held_out` (`text`, `targets.asr`, or the `target` of a row that is for transcription), is left out, but
+/// for words that the corpus declares as shared (`words_seen_in_train`).
 ///
 /// # Errors
 /// As [`read_pack`]; [`TrainingError::Io`] when a manifest cannot be written.
@@ -59,17 +65,20 @@ pub fn import(folder: &Path, out: &Path, held_out: &[PathBuf]) -> Result<ImportR
     let mut sentences = tested_sentences(&recordings);
     for manifest in held_out {
         json_lines(manifest, &mut |_, line: HeldOut| {
-            sentences.extend(line.text.as_deref().and_then(spoken_form));
+            let words = RowWords {
+                text: line.text.as_deref(),
+                task: line.task.as_deref(),
+                target: line.target.as_deref(),
+                targets: &line.targets,
+            };
+            sentences.extend(words.sentences()?);
             Ok(())
         })?;
     }
     let mut report = ImportReport::default();
     recordings.retain(|recording| {
         let held = recording.split != Split::Test
-            && recording
-                .text
-                .as_ref()
-                .is_some_and(|text| sentences.contains(text));
+            && (recording.sentences.iter()).any(|sentence| sentences.contains(sentence));
         if held {
             *report.held_out.entry(recording.source.clone()).or_insert(0) += 1;
         }
@@ -99,7 +108,7 @@ pub fn import(folder: &Path, out: &Path, held_out: &[PathBuf]) -> Result<ImportR
 fn tested_sentences(recordings: &[Recording]) -> BTreeSet<String> {
     (recordings.iter())
         .filter(|recording| recording.split == Split::Test && recording.words_seen_in_train != Some(true))
-        .filter_map(|recording| recording.text.clone())
+        .flat_map(|recording| recording.sentences.clone())
         .collect()
 }
 

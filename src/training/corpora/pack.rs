@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::super::TrainingError;
 use super::super::manifest::json_lines;
 use super::digest;
-use super::spoken::spoken_form;
+use super::spoken::{compared_form, spoken_form};
 
 /// Share of a corpus's training voices that is kept for validation.
 const VALID_PER_CENT: usize = 6;
@@ -98,6 +98,9 @@ pub struct Recording {
     pub text: Option<String>,
     /// Whether a recogniser wrote them.
     pub recognised: bool,
+    /// What is said, in the form in which sentences are compared: as a human wrote it, in any language and
+    /// with any symbols, and as [`Recording::text`] has it.
+    pub sentences: Vec<String>,
     /// Speaker, cluster of similar voices, or group of recordings that belong together.
     pub voice: String,
     /// The corpus's own name of what it is for.
@@ -241,12 +244,14 @@ fn recording(line: Line, corpus: &Path, source: &str, terms: &Terms) -> Result<R
             .filter(|_| english)
             .and_then(spoken_form)
     });
+    let written = line.text.as_deref().and_then(compared_form);
     Ok(Recording {
         source: source.to_owned(),
         path: corpus.join(inside),
         key: format!("{source}/{}", line.audio_filepath),
         duration: line.duration,
         recognised: recognised && text.is_some(),
+        sentences: written.into_iter().chain(text.clone()).collect(),
         text,
         voice,
         task: line.task,

@@ -1,6 +1,12 @@
 //! The normal form of a sentence: what its speaker says, in lower-case English words.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
 use crate::text::normalize::number_words::{ONES, TENS};
+use crate::text::normalize::plain;
+use crate::text::tasks::{TASK_SEPARATOR, TRANSCRIPT};
 
 /// What separates words and is dropped.
 const SEPARATORS: &str = "-\u{2013}\u{2014}/.,!?;:\"()\u{201c}\u{201d}\u{2026}*_";
@@ -53,9 +59,61 @@ pub fn spoken_form(text: &str) -> Option<String> {
     (!words.is_empty() && words.iter().all(english)).then(|| words.join(" "))
 }
 
+/// The form in which sentences are compared: [`spoken_form`], and for what has none (other letters than
+/// English ones, symbols, long numbers) lower case without punctuation. None when no word remains.
+pub fn compared_form(text: &str) -> Option<String> {
+    spoken_form(text).or_else(|| Some(plain(text)).filter(|text| !text.is_empty()))
+}
+
+/// What a manifest's row says of its words; the same keys as
+/// [`read_manifest`](crate::training::manifest::read_manifest) reads.
+pub(super) struct RowWords<'l> {
+    pub(super) text: Option<&'l str>,
+    pub(super) task: Option<&'l str>,
+    pub(super) target: Option<&'l str>,
+    pub(super) targets: &'l BTreeMap<String, Value>,
+}
+
+impl RowWords<'_> {
+    /// The sentences that the row teaches or tests, in the form in which they are compared: `text`, and the
+    /// transcript among its answers. A row without a task is for transcription.
+    ///
+    /// # Errors
+    /// Why the transcript cannot be found.
+    pub(super) fn sentences(&self) -> Result<BTreeSet<String>, String> {
+        let of_targets = self.targets.get(TRANSCRIPT).and_then(Value::as_str);
+        let task = self.task.unwrap_or(TRANSCRIPT);
+        let tasks: Vec<&str> = task.split(TASK_SEPARATOR).map(str::trim).collect();
+        let is_joint = tasks.len() > 1 && tasks.contains(&TRANSCRIPT);
+        if is_joint && self.target.is_some() && self.text.is_none() {
+            return Err(format!(
+                "has the answers of several tasks (`{task}`) in one `target`: write them as `targets`, or the \
+                 transcript as `text`, so that it can be compared"
+            ));
+        }
+        let of_target = self.target.filter(|_| tasks == [TRANSCRIPT]);
+        let all = [self.text, of_target, of_targets];
+        Ok(all.into_iter().flatten().filter_map(compared_form).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sentences_that_have_no_spoken_form_are_compared_without_case_and_punctuation() {
+        for (one, other) in [
+            ("The café is closed.", "the café is closed"),
+            ("The cafe\u{301} is closed", "THE CAFÉ, is closed!"),
+            ("Now 20 % off.", "now 20% off"),
+            ("Good morning!", "good morning"),
+        ] {
+            let form = compared_form(one);
+            assert!(form.is_some() && form == compared_form(other), "{one}: {form:?}");
+        }
+        assert_eq!(compared_form(" ?! "), None);
+    }
 
     #[test]
     fn sentences_get_the_form_of_the_scripts() {

@@ -176,6 +176,39 @@ fn a_held_out_manifest_keeps_its_sentences_out_of_training() {
 }
 
 #[test]
+fn a_sentence_is_held_out_wherever_it_stands_and_whatever_its_letters() {
+    let (pack, out) = (pack(), tempfile::tempdir().unwrap());
+    let row = |name: &str, text: &str| {
+        json!({"audio_filepath": format!("{name}.ogg"), "duration": 1.0, "speaker": name, "task": "asr",
+            "text": text, "split": "train"})
+    };
+    let rows = [
+        row("a", "Open the door."),
+        row("b", "Close the door."),
+        row("c", "Lock the door."),
+        row("d", "The café is open."),
+        row("e", "Now 20% off!"),
+        row("f", "Something else."),
+    ];
+    write(&pack.path().join("readers"), &rows);
+    let held = out.path().join("held.jsonl");
+    let lines = [
+        json!({"target": "open the door"}),
+        json!({"target": "close the door", "task": "asr"}),
+        json!({"targets": {"asr": "lock the door", "intent": "lock"}}),
+        json!({"text": "the café is open"}),
+        json!({"text": "now 20 % off"}),
+        json!({"target": "something else", "task": "translation"}),
+    ];
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(&held, text).unwrap();
+
+    let report = import(pack.path(), out.path(), &[held]).unwrap();
+
+    assert_eq!(report.held_out["readers"], 5);
+}
+
+#[test]
 fn a_test_row_offers_the_whole_list_and_a_training_row_one_that_can_be_answered() {
     let pack = pack();
 
@@ -259,6 +292,124 @@ fn the_check_lists_voices_sentences_and_recordings_that_are_on_both_sides() {
         (found.training_rows, found.test_rows, found.shared_by_design),
         (4, 4, 1)
     );
+}
+
+/// The conflicts of two manifests in one folder, whose lines get a recording and a split.
+fn conflicts(learned: &[Value], tested: &[Value]) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = [("train", learned), ("test", tested)].map(|(split, rows)| {
+        let path = folder.path().join(format!("{split}.jsonl"));
+        let mut text = String::new();
+        for (at, row) in rows.iter().enumerate() {
+            let mut row = row.clone();
+            row["audio_filepath"] = json!(format!("{split}-{at}.wav"));
+            row["split"] = json!(split);
+            text += &format!("{row}\n");
+        }
+        std::fs::write(&path, text).unwrap();
+        path
+    });
+    let found = check(&manifests).unwrap_or_else(|error| panic!("{error}"));
+    found.conflicts.keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_check_finds_a_sentence_wherever_training_would_read_it() {
+    let tested = [
+        json!({"text": "The café is closed."}),
+        json!({"text": "Good night"}),
+    ];
+
+    for learned in [
+        json!({"text": "the café is closed"}),
+        json!({"target": "the café is closed"}),
+        json!({"target": "the café, is closed!", "task": "asr"}),
+        json!({"text": "", "target": "the café is closed"}),
+        json!({"targets": {"asr": "the café is closed", "intent": "x"}}),
+        json!({"task": "asr,intent", "text": "The café is closed", "target": "ASR: … | Intent: … |"}),
+    ] {
+        assert_eq!(
+            conflicts(std::slice::from_ref(&learned), &tested),
+            ["sentence `the café is closed`"],
+            "{learned}"
+        );
+    }
+    let other_task = json!({"target": "Good night", "task": "translation"});
+    assert!(conflicts(&[other_task], &tested).is_empty());
+    let with_symbols = conflicts(
+        &[json!({"text": "now 20% off"})],
+        &[json!({"target": "Now, 20 % off!"})],
+    );
+    assert_eq!(with_symbols, ["sentence `now 20 off`"]);
+}
+
+#[test]
+fn a_transcript_inside_a_written_out_joint_answer_is_refused_and_not_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("train.jsonl");
+    let row = json!({"audio_filepath": "a.wav", "split": "train", "task": "asr,intent", "target": "ASR: hello | Intent: x |"});
+    std::fs::write(&manifest, format!("{row}\n")).unwrap();
+
+    let error = check(&[manifest]).unwrap_err().to_string();
+
+    assert!(error.contains("line 1") && error.contains("`targets`"), "{error}");
+}
+
+#[test]
+fn a_voice_that_only_group_names_is_a_voice() {
+    let learned = [
+        json!({"group": "g1"}),
+        json!({"group": "shared", "speaker": "s1"}),
+        json!({"group": "g2", "speaker": " "}),
+    ];
+    let tested = [
+        json!({"group": "g1"}),
+        json!({"group": "shared", "speaker": "s2"}),
+        json!({"group": "g2"}),
+    ];
+
+    assert_eq!(conflicts(&learned, &tested), ["voice `g1`", "voice `g2`"]);
+}
+
+#[test]
+fn a_copy_of_a_recording_under_another_name_is_found_by_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    file("learned.wav", b"RIFF one");
+    file("other.wav", b"RIFF two");
+    file("copy.wav", b"RIFF one");
+    file("own.wav", b"RIFF own");
+    file("empty-1.wav", b"");
+    file("empty-2.wav", b"");
+    let manifest = |split: &str, names: &[&str]| {
+        let rows = names
+            .iter()
+            .map(|name| format!("{}\n", json!({"audio_filepath": name, "split": split})));
+        let path = folder.path().join(format!("{split}.jsonl"));
+        std::fs::write(&path, rows.collect::<String>()).unwrap();
+        path
+    };
+    let train = manifest(
+        "train",
+        &["other.wav", "learned.wav", "empty-1.wav", "missing-1.wav"],
+    );
+    let test = manifest(
+        "test",
+        &["own.wav", "copy.wav", "other.wav", "empty-2.wav", "missing-2.wav"],
+    );
+
+    let found = check(&[train, test]).unwrap();
+
+    let path = |name: &str| folder.path().canonicalize().unwrap().join(name);
+    let copy = Conflict::Copy {
+        tested: path("copy.wav"),
+        learned: path("learned.wav"),
+    };
+    let expected = [Conflict::Recording(path("other.wav")), copy.clone()];
+    assert_eq!(found.conflicts.keys().cloned().collect::<Vec<_>>(), expected);
+    let (learned, tested) = &found.conflicts[&copy];
+    assert!(learned.ends_with("train.jsonl:2") && tested.ends_with("test.jsonl:2"));
+    assert!(copy.to_string().contains("copy.wav`, byte for byte"), "{copy}");
 }
 
 #[test]

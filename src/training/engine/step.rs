@@ -64,7 +64,7 @@ impl Engine<'_> {
             ];
             let mut random = SplitMix::new(&seeds);
             let (clips, asked) = (&batch.clips, &batch.instructions);
-            let Some(found) = work.loss(&self.learned, &rows, clips, asked, Some(&mut random))? else {
+            let Some(found) = work.loss(&mut self.learned, &rows, clips, asked, Some(&mut random))? else {
                 continue;
             };
             #[expect(clippy::cast_precision_loss, reason = "a small count")]

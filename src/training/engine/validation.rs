@@ -75,7 +75,7 @@ impl Engine<'_> {
                 continue;
             }
             let instructions: Vec<String> = rows.iter().map(|sample| sample.variants.first()).collect();
-            if let Some(found) = work.loss(&self.learned, &rows, &clips, &instructions, None)? {
+            if let Some(found) = work.loss(&mut self.learned, &rows, &clips, &instructions, None)? {
                 #[expect(clippy::cast_precision_loss, reason = "a small count")]
                 let weight = found.rows as f64;
                 total += found.loss.double_value(&[]) * weight;

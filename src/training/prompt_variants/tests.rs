@@ -143,6 +143,46 @@ fn without_task_files_a_compound_sample_with_its_own_instruction_is_taught_as_it
 }
 
 #[test]
+fn a_compound_sample_outlives_its_tasks_where_it_has_an_instruction_and_a_target_of_its_own() {
+    let label = TaskLabel {
+        name: "happy".into(),
+        description: String::new(),
+    };
+    for (task, labels) in [
+        ("asr,vanished", None),
+        ("emotion,intent", Some(vec![label])), // labels that no one task takes
+    ] {
+        let mut asked = example("e7", task, &[]);
+        Arc::make_mut(&mut asked.variables).labels = labels;
+        let without = variants(&config(0.0), &asked).unwrap_err().to_string();
+        asked.instruction = Some("Do both.".into());
+        asked.target = "ASR: a | Vanished: b |".into();
+
+        let found = variants(&config(0.0), &asked).unwrap();
+
+        assert_eq!(found.first(), "Do both.");
+        assert!(found.layout().is_none());
+        assert!(without.contains("task"), "{without}");
+        // Targets by task cannot be written without a layout.
+        asked.targets.insert("asr".into(), "a".into());
+        assert!(variants(&config(0.0), &asked).is_err());
+    }
+}
+
+#[test]
+fn an_instruction_of_its_own_stays_as_it_is_whatever_the_layout_of_the_answer() {
+    let table = TaskTable::load(config(0.0).tasks_dir.as_deref().unwrap()).unwrap();
+    let tasks = table.list("asr,emotion").unwrap();
+    let layout = Arc::new(JointLayout::new(&tasks, &TemplateVariables::default()).unwrap());
+
+    let all = PromptVariants::verbatim(vec!["Do both.".to_owned()].into()).answered_in(Some(layout.clone()));
+
+    assert_eq!(all.layout(), Some(&*layout));
+    assert_eq!(all.first(), "Do both.");
+    assert_eq!(all.draw(&mut SplitMix::new(&[1])), "Do both.");
+}
+
+#[test]
 fn a_row_that_lacks_what_its_prompts_need_is_named() {
     let error = variants(&config(0.0), &example("m.jsonl:7", "keyword_search", &[]))
         .unwrap_err()

@@ -325,6 +325,61 @@ fn an_alignment_of_what_is_said_moves_nothing_else_and_makes_each_clips_position
 }
 
 #[test]
+fn dropout_of_what_is_said_leaves_the_segments_that_are_kept_as_they_are() {
+    let place = Place::new();
+    let (clips, config) = moods(&place);
+    let clips = in_files(&place.folder.path().join("clips"), clips);
+    let form = |name: &str, stage: StageConfig| {
+        let mut config = config(name, vec![stage]);
+        config.adapter.activation = Some(Activation::Gelu); // layers with inner values
+        config.adapter.positions = Some(Positions::CtcSegments);
+        config.adapter.summary = None;
+        config.feature_cache.dir = Some(place.folder.path().join("features"));
+        config.validation.every_steps = 1;
+        config
+    };
+    let align = |steps: u64, learning_rate: f64, dropout: f64| StageConfig {
+        sentence_tasks: vec!["mood".into()],
+        segment_dropout: 0.0,
+        augment: false,
+        cached: true,
+        learning_rate,
+        dropout,
+        ..stage(StageKind::SentenceAlign, steps)
+    };
+    let run = |name: &str, start: &AdapterSnapshot, stage: StageConfig| {
+        let (mut steps, mut validations) = (Vec::new(), Vec::new());
+        let mut config = form(name, stage);
+        config.adapter.sentence = Some(true);
+        let args = EngineArgs {
+            train: clips.clone(),
+            valid: clips.clone(),
+            start_from: Some((start.clone(), None)),
+            ..place.args(config)
+        };
+        let outcome = Engine::new(args).unwrap().run(&mut |event| match event {
+            TrainEvent::Step { loss, .. } => steps.push(*loss),
+            TrainEvent::Validated { loss, .. } => validations.push(*loss),
+            _ => {}
+        });
+        (outcome.unwrap().adapter, steps, validations)
+    };
+    let first = form("first", stage(StageKind::CtcAlign, 6));
+    let first = train_on(&place, first, &examples(8), &[]);
+    let (aligned, ..) = run("aligned", &first.adapter, align(20, 5e-3, 0.0));
+
+    // Steps so small that no weight changes: what differs is dropout's doing.
+    let (_, whole, without) = run("without", &aligned, align(3, 1e-9, 0.0));
+    let (_, dropped, with) = run("with", &aligned, align(3, 1e-9, 0.5));
+
+    assert_eq!((without.len(), with.len()), (3, 3));
+    assert_ne!(whole, dropped, "the sentence embedding has dropout");
+    for (with, without) in with.iter().zip(&without) {
+        assert!((with - without).abs() < 1e-5, "{with}, {without} without");
+    }
+}
+
+#[test]
 fn a_lora_to_start_from_waits_for_the_stages_that_have_one_also_where_a_run_is_resumed() {
     let place = Place::new();
     let (clips, config) = moods(&place);

@@ -1,5 +1,6 @@
 //! Answers that are judged as serving would give them.
 
+use super::super::evaluate::{EvaluatedRow, scores};
 use super::*;
 
 #[test]
@@ -149,4 +150,42 @@ fn each_task_is_judged_by_its_own_metric_also_where_several_are_answered_at_once
     assert_eq!(scores, [("asr", Metric::Wer, 2), ("emotion", emotion, 2)]);
     let emotion = found.score_of("emotion").unwrap();
     assert!((emotion.error() - (1.0 - emotion.score / 100.0)).abs() < 1e-9);
+}
+
+#[test]
+fn a_task_of_slots_whose_answers_rightly_name_none_is_judged_and_has_the_best_score() {
+    let place = Place::new();
+    let config = place.config("slots", vec![stage(StageKind::Asr, 1)]);
+    let prepared = prepare(examples(4), &config, &place.networks.speech_llm).unwrap();
+    let score = |metric: Metric, answers: [&str; 4]| {
+        let (mut samples, mut rows) = (prepared.samples.clone(), Vec::new());
+        for (sample, answer) in samples.iter_mut().zip(answers) {
+            sample.metrics = vec![("slots".to_owned(), metric)];
+            rows.push(Some(EvaluatedRow {
+                id: sample.example.id.clone(),
+                task: "slots".to_owned(),
+                reference: "none".to_owned(),
+                hypothesis: answer.to_owned(),
+                score: None,
+            }));
+        }
+        let scores = scores(&samples, &rows);
+        assert!(scores.iter().all(|score| score.answers == 4), "{scores:?}");
+        scores.first().map(|score| score.score)
+    };
+
+    for metric in [Metric::SluF1, Metric::SdF1] {
+        assert_eq!(
+            score(metric, ["none", "", "none", "none"]),
+            Some(100.0),
+            "{metric}"
+        );
+        assert_eq!(
+            score(metric, ["none", "city=rome", "none", "none"]),
+            Some(0.0),
+            "{metric}"
+        );
+    }
+    let unanswered: Vec<Option<EvaluatedRow>> = vec![None; 4];
+    assert!(scores(&prepared.samples, &unanswered).is_empty());
 }

@@ -98,7 +98,7 @@ fn a_dead_letter_is_published_again_as_it_came_with_its_next_attempt() {
     for number in 1..=3_u32 {
         let written = letter(&attempt, Reason::InternalError);
         let read = DeadLetter::read(&as_read(&written)).unwrap();
-        assert_eq!((read.attempts, read.id.as_deref()), (number, Some("b")));
+        assert_eq!((read.attempts, read.id.as_str()), (number, "b"));
         let again = read.original(&as_read(&written)).unwrap();
 
         assert_eq!(&*again.topic, "speechverse.requests");
@@ -139,11 +139,46 @@ fn a_dead_letter_that_does_not_hold_its_whole_record_says_what_is_missing() {
         Some(&b"7"[..])
     );
 
-    for (letter, missing) in [(shortened, "value"), (chunk, "7 before")] {
+    let mut let_go = record(b"", &[(VALUE_OMITTED_HEADER, b"300000")]); // by its stream
+    let_go.value = None;
+    let let_go = letter(&let_go, Reason::InternalError);
+
+    for (letter, missing) in [(shortened, "value"), (chunk, "7 before"), (let_go, "value")] {
         let record = as_read(&letter);
         let obstacle = DeadLetter::read(&record).unwrap().original(&record).unwrap_err();
         assert!(obstacle.contains(missing), "{obstacle}");
     }
+}
+
+#[test]
+fn a_request_without_an_id_keeps_the_one_that_it_was_answered_to() {
+    let structured =
+        br#"{"specversion":"1.0","type":"speechverse.request.v1","id":"a","source":"/s","data_base64":""}"#;
+    let json: &[(&str, &[u8])] = &[("content-type", b"application/cloudevents+json")];
+    for (original, id, added) in [
+        (record(b"a", &[]), "speechverse.requests/2/17", true),
+        (record(b"a", &[("ce-id", b"b")]), "b", false),
+        (record(structured, json), "a", false),
+    ] {
+        let written = as_read(&letter(&original, Reason::InternalError));
+
+        let read = DeadLetter::read(&written).unwrap();
+
+        assert_eq!((read.id.as_str(), &read.session), (id, &None));
+        let again = read.original(&written).unwrap();
+        let is_id = |(name, _): &&(String, Option<Bytes>)| name == "ce_id";
+        let found = again.headers.iter().find(is_id);
+        assert_eq!(
+            found.and_then(|(_, value)| value.as_deref()),
+            added.then_some(id.as_bytes())
+        );
+    }
+    let chunk: &[(&str, &[u8])] = &[("ce_type", b"speechverse.chunk.v1"), ("ce_session", b"call")];
+    let written = as_read(&letter(&record(b"a", chunk), Reason::InternalError));
+    assert_eq!(
+        DeadLetter::read(&written).unwrap().session.as_deref(),
+        Some("call")
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Corrections: which request they are about, which one is in force, and what they may say.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,4 +157,54 @@ async fn a_correction_is_one_of_the_answers_that_the_request_or_its_task_allows(
         letter.rejection
     );
     assert_eq!(harness.targets(), ["lamp_off", "play_radio"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sample_keeps_the_fields_of_its_request_and_whether_its_answer_is_constrained() {
+    let harness = Harness::new(10_000, |_| {}).await;
+    let fields = |word: &str| BTreeMap::from([("keyword".to_owned(), word.to_owned())]);
+    harness
+        .admitted_as(1, 700, |request| {
+            request.task = Some("keyword_search".to_owned());
+            request.fields = fields("radio");
+            request.constrained = true;
+        })
+        .await;
+    until("it has the request", || took_all(&harness.collector)).await;
+
+    harness.correct("request-1", "no", &[]).await;
+    let searched = [
+        ("ce_task", "keyword_search"),
+        ("ce_fields", r#"{"keyword": "lamp"}"#),
+    ];
+    let labelled = [searched.as_slice(), &[("ce_target", "yes")]].concat();
+    harness.label(Some(pcm(800, 0.5)), &labelled).await;
+    let listed = [("ce_labels", r#"["on", "off"]"#), ("ce_target", "off")];
+    harness.label(Some(pcm(900, 0.5)), &listed).await;
+    harness.stored(3).await;
+    // A correction of what is stored keeps them, too.
+    harness.labels.idle().await;
+    harness.collector.kill();
+    harness.correct("request-1", "yes", &[]).await;
+    harness.stored(4).await;
+
+    let mut found: Vec<_> = (harness.whole_samples().into_iter())
+        .map(|sample| {
+            (
+                sample.audio.len(),
+                sample.target,
+                sample.fields,
+                sample.constrained,
+            )
+        })
+        .collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            (700, "yes".to_owned(), fields("radio"), true),
+            (800, "yes".to_owned(), fields("lamp"), false),
+            (900, "off".to_owned(), BTreeMap::new(), true),
+        ]
+    );
 }

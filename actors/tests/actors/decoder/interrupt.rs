@@ -17,6 +17,7 @@ async fn an_answer_in_progress_ends_with_what_there_is_of_it_when_its_session_go
     let PublishAnswer { answer, context } = next(&harness.answers).await;
 
     assert!(answer.flags.contains(&Flag::Cancelled), "{:?}", answer.flags);
+    assert!(!answer.flags.contains(&Flag::Truncated), "{:?}", answer.flags);
     assert!(
         answer.text.starts_with(&partial.text),
         "{} {}",
@@ -40,6 +41,7 @@ async fn one_whose_prompt_is_not_read_yet_is_answered_with_the_words_that_are_co
 
     context.complete();
     assert!(answer.flags.contains(&Flag::Cancelled), "{:?}", answer.flags);
+    assert!(!answer.flags.contains(&Flag::Truncated), "{:?}", answer.flags);
     assert_eq!((answer.text.as_str(), answer.tokens), ("gh", 2));
     harness.is_well().await;
 }

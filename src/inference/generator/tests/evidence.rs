@@ -227,3 +227,26 @@ fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
         );
     }
 }
+
+#[test]
+fn a_warm_up_reads_silence_with_the_language_model_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DecodeOptions {
+        nothing_said_above: -100.0, // whatever it is
+        ..DecodeOptions::greedy(5)
+    };
+    let mut bench = bench(folder.path(), 2, options);
+    let adapter = with_head(&bench, &["red", "a", "b"], |config| {
+        config.summary = true;
+        config.summary_tasks = vec!["speech_detection".to_owned()];
+    });
+    let version = adapter.snapshot("with summary").unwrap();
+
+    let answer = bench.generator.transcribe_silence(&version).unwrap().unwrap();
+
+    assert!(!answer.nothing_said);
+    let found = answers(&mut bench, &version, |request| {
+        request.task = Some(TRANSCRIPT.to_owned())
+    });
+    assert!(found.iter().all(|(generation, _)| generation.nothing_said));
+}

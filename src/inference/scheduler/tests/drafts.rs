@@ -102,6 +102,28 @@ fn answers_of_every_kind_are_those_of_one_token_a_step() {
     }
 }
 
+#[test]
+fn what_was_written_is_less_likely_in_transcripts_too() {
+    let model = tiny();
+    for kind in every_kind() {
+        let options = DecodeOptions {
+            repetition_penalty: 1e3,
+            no_repeat_ngram_size: 0,
+            tokens_max: 9,
+            stop_loops: false,
+            ..kind
+        };
+        let prompt = spoken(&model, &[5, 6], options, &[5, 5, 8, 8, 17], 0.2);
+
+        let mut ids = answers(&model, drafting(4, 4), [prompt]).swap_remove(0).ids;
+
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "{options:?}");
+    }
+}
+
 /// The tiny model, and how many rows each of its steps had.
 fn counting_rows() -> (impl LanguageModel, Arc<Mutex<Vec<usize>>>) {
     let rows = Arc::new(Mutex::new(Vec::new()));
