@@ -159,7 +159,9 @@ pub enum Adapters {
         #[arg(value_name = "VERSION")]
         version: String,
     },
-    /// Make the version before the current one current again; for a pipeline that runs, use the control command.
+    /// Make the version before the current one current again.
+    ///
+    /// A pipeline that runs goes on with the version that it has; the control command `rollback` swaps it.
     Rollback {
         /// Where the registry and the two networks are named.
         #[command(flatten)]

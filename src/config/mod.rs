@@ -21,6 +21,7 @@ use crate::models::config::ModelConfig;
 use crate::registry::config::AdaptersConfig;
 use crate::store::config::StoreConfig;
 use crate::telemetry::config::{LogConfig, TraceConfig};
+use crate::telemetry::logs;
 use crate::training::trainer_config::TrainerConfig;
 use crate::util::ConfigError;
 use environment::Variable;
@@ -155,7 +156,7 @@ impl Settings {
         self.store.validate()?;
         self.trainer.validate()?;
         self.http.validate()?;
-        self.log.validate()?;
+        logs::check_filter(&self.log.level).map_err(|why| ConfigError::invalid("log.level", why))?;
         if self.service.drain_ms_max >= self.kafka.session_timeout_ms {
             return Err(ConfigError::invalid(
                 "service.drain_ms_max",

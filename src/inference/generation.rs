@@ -66,8 +66,8 @@ impl Generation {
         self.log_probs.truncate(tokens);
     }
 
-    /// Gives the times of its words in seconds, of sound that begins at `begin_seconds` of a recording and lasts
-    /// `seconds`; before, they are shares of the sound.
+    /// Gives the times of its words in seconds, of sound that begins at `begin_seconds` of a recording and
+    /// lasts `seconds`; before, they are shares of the sound.
     pub fn place_words(&mut self, begin_seconds: f64, seconds: f64) {
         for word in &mut self.words {
             word.begin = begin_seconds + word.begin * seconds;

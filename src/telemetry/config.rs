@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::util::ConfigError;
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,17 +29,6 @@ impl Default for LogConfig {
             level: "info,librdkafka=warn,kameo=warn".to_owned(),
             format: LogFormat::Text,
         }
-    }
-}
-
-impl LogConfig {
-    /// Checks the filter.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`] for one that cannot be read, or names no level where one is expected.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        super::logs::filter(&self.level).map_err(|why| ConfigError::invalid("log.level", why))?;
-        Ok(())
     }
 }
 

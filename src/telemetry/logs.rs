@@ -67,12 +67,20 @@ fn export_to(endpoint: &str, _: &LogConfig, _: &TraceConfig) -> Result<Telemetry
     ))
 }
 
+/// Checks a filter of log lines.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(text: &str) -> Result<(), String> {
+    filter(text).map(|_| ())
+}
+
 /// A filter of log lines.
 ///
 /// # Errors
 /// What is wrong with it. A word alone that is no level is refused: it would be read as the name of a target,
 /// and everything else, errors included, would be silent.
-pub(super) fn filter(text: &str) -> Result<EnvFilter, String> {
+fn filter(text: &str) -> Result<EnvFilter, String> {
     let directives = text.split(',').map(str::trim);
     let alone = directives.filter(|directive| !directive.is_empty() && !directive.contains(['=', '[', '}']));
     for word in alone {
@@ -139,12 +147,5 @@ mod tests {
         ] {
             filter(text).unwrap();
         }
-        let error = LogConfig {
-            level: "warning".to_owned(),
-            ..LogConfig::default()
-        }
-        .validate()
-        .unwrap_err();
-        assert!(error.to_string().contains("log.level"), "{error}");
     }
 }

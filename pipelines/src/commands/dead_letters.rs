@@ -296,8 +296,7 @@ async fn show(
     })?;
     if let Some(path) = value {
         if letter.omitted.contains(&"value") {
-            let message = "the value was left out when the dead letter was written; nothing is written";
-            return Err(anyhow::anyhow!(message).into());
+            return Err(anyhow::anyhow!("the letter does not hold the value: it was left out").into());
         }
         let bytes = record.value.as_deref().unwrap_or_default();
         std::fs::write(path, bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -410,18 +409,13 @@ async fn redrive(args: &Redrive, config: &KafkaConfig) -> Result<(), Failure> {
             letter.reason,
             letter.attempts.saturating_add(1)
         );
-        let stream = letter
-            .session
+        let session = letter.session.clone();
+        let stream = session.map(|session| (record.key.clone(), session));
+        let is_broken = stream
             .as_ref()
-            .map(|session| (record.key.clone(), session.clone()));
+            .is_some_and(|stream| broken_streams.contains(stream));
         let original = match letter.original(&record) {
-            Ok(_)
-                if stream
-                    .as_ref()
-                    .is_some_and(|stream| broken_streams.contains(stream)) =>
-            {
-                Err("earlier chunks of its stream cannot be published: send the stream again".to_owned())
-            }
+            Ok(_) if is_broken => Err("earlier chunks of its stream cannot be published".to_owned()),
             original => original,
         };
         let original = match original {

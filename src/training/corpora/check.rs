@@ -117,9 +117,10 @@ impl fmt::Display for Conflict {
 /// Reads manifests whose lines name their `split`: `train`, `valid` or `test`. Validation counts as training,
 /// because it chooses.
 ///
-/// A recording is known by its path and by its bytes; a file that is not there, or is empty, only by its path.
-/// A sentence is `text`, `targets.asr`, and the `target` of a line whose task is `asr` or not named. A test
-/// line with `words_seen_in_train: true` may share its sentence with training, not its voice or recording.
+/// A recording is known by its path and by its bytes; a file that is not there, or is empty, only by its
+/// path. A sentence is `text`, `targets.asr`, and the `target` of a line whose task is `asr` or not named. A
+/// test line with `words_seen_in_train: true` may share its sentence with training, not its voice or
+/// recording.
 ///
 /// # Errors
 /// [`TrainingError::Manifest`] for a line without `split`, or one that cannot be read; [`TrainingError::Io`].
