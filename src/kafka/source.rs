@@ -17,6 +17,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::wire::Record;
 
 mod context;
+mod pauses;
 mod thread;
 mod unread;
 

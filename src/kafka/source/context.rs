@@ -1,6 +1,6 @@
 //! What librdkafka calls back from the poll: rebalances, commits, statistics, logs.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::util::Timeout;
 use tracing::{debug, info, warn};
 
+use super::pauses::Pauses;
 use super::unread::Unread;
 use super::{Revocation, SourceEvent};
 use crate::kafka::budget::OffsetTracker;
@@ -102,10 +103,7 @@ pub(super) struct SourceContext {
     revoke_wait_max: Duration,
     /// The source is going: rebalances wait for nobody.
     pub(super) closing: AtomicBool,
-    /// Partitions are paused, also those that are assigned now.
-    pub(super) paused: AtomicBool,
-    /// Partitions that are paused by themselves, because of the audio that they have in flight.
-    audio_paused: Mutex<HashSet<TopicPartition>>,
+    pauses: Mutex<Pauses>,
     /// Positions on their way to the broker, and since when; without those that it has answered.
     commits_sent: Mutex<HashMap<TopicPartition, (Position, Instant)>>,
     unread: Mutex<Unread>,
@@ -134,8 +132,7 @@ impl SourceContext {
             monitor,
             revoke_wait_max,
             closing: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            audio_paused: Mutex::default(),
+            pauses: Mutex::default(),
             commits_sent: Mutex::default(),
             unread: Mutex::default(),
         }
@@ -146,9 +143,9 @@ impl SourceContext {
         locked(&self.unread)
     }
 
-    /// Which partitions are paused by themselves.
-    pub(super) fn audio_paused(&self) -> MutexGuard<'_, HashSet<TopicPartition>> {
-        locked(&self.audio_paused)
+    /// Which partitions are paused.
+    pub(super) fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        locked(&self.pauses)
     }
 
     /// Something failed for now and is tried again. A connection's failure is logged by the monitor.
@@ -408,27 +405,11 @@ impl ConsumerContext for SourceContext {
                 self.monitor.assigned();
                 self.assigned(consumer, partitions(list));
             }
-            Rebalance::Revoke(list) => self.revoked(consumer, partitions(list)),
+            Rebalance::Revoke(list) => {
+                self.revoked(consumer, partitions(list));
+                self.pauses().forget(consumer, &partitions(list));
+            }
             Rebalance::Error(error) => self.failed("share of the partitions", error),
-        }
-    }
-
-    /// Partitions that were just assigned are paused if the source is, and read if it is not: librdkafka
-    /// (2.12) keeps a partition's pause when it is revoked, so that one that comes back would never be read.
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Rebalance::Assign(list) = rebalance else {
-            return;
-        };
-        let assigned = partitions(list);
-        self.audio_paused()
-            .retain(|partition| !assigned.contains(partition));
-        let pause = self.paused.load(Ordering::Relaxed);
-        let changed = match pause {
-            true => consumer.pause(list),
-            false => consumer.resume(list),
-        };
-        if let Err(error) = changed {
-            warn!(%error, pause, "failed to pause or resume partitions that were just assigned");
         }
     }
 

@@ -1,7 +1,6 @@
 //! The poll loop: never blocks, never stops while the source lives.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -142,7 +141,6 @@ impl Reading {
         self.subscribe()?;
         self.context().outbox.flush();
         self.balance();
-        self.balance_audio();
         if self.goes_back.get() {
             self.go_back();
         }
@@ -151,7 +149,7 @@ impl Reading {
             Some(_) => POLL, // they keep time themselves
             None => self.next_commit.saturating_duration_since(Instant::now()),
         };
-        let poll = if context.paused.load(Ordering::Relaxed) || !context.audio_paused().is_empty() {
+        let poll = if context.pauses().is_full || !context.pauses().paused.is_empty() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
             POLL_UNFINISHED
@@ -224,7 +222,11 @@ impl Reading {
         let Some(committed) = self.committed(&self.context().tracker.unknown()) else {
             return;
         };
+        // Others begin where the group's offsets say.
         for (partition, committed) in &committed {
+            if !self.context().pauses().has_started(partition) {
+                continue;
+            }
             let offset = committed
                 .as_ref()
                 .map_or(Offset::Beginning, |(offset, _)| Offset::Offset(*offset));
@@ -314,6 +316,7 @@ impl Reading {
             debug!(topic = %topic, partition = message.partition(), "a record of a partition that is not ours");
             return;
         };
+        context.pauses().start(&partition);
         if !self.is_recalled(&partition) {
             return; // it is read again
         }
@@ -329,65 +332,45 @@ impl Reading {
         }
     }
 
-    /// Pauses the partitions when enough is in flight, resumes them when less than half of it is.
+    /// Pauses all partitions when enough is in flight, until less than half of it is, or those that have too
+    /// much audio in flight.
     fn balance(&self) {
         let context = self.context();
-        let (unfinished, budget) = (context.tracker.busy(), context.tracker.budget());
-        let paused = context.paused.load(Ordering::Relaxed);
-        let enough = self.is_closing
-            || context.outbox.is_full()
-            || unfinished >= self.in_flight_records_max
-            || budget.is_over();
-        let has_capacity = !self.is_closing
-            && context.outbox.has_room()
-            && unfinished <= self.in_flight_records_max / 2
-            && budget.is_below_half();
-        let pause = if paused { !has_capacity } else { enough };
-        if pause == paused {
-            return;
-        }
-        let changed = self.consumer.assignment().and_then(|assignment| {
-            if pause {
-                self.consumer.pause(&assignment)
-            } else {
-                self.resume(&assignment)
+        let audio = context.tracker.budget().audio();
+        let (wanted, paused) = {
+            let mut pauses = context.pauses();
+            pauses.is_full = self.is_full(pauses.is_full);
+            let wanted = pauses.wanted(audio, || context.tracker.assigned());
+            if wanted == pauses.paused {
+                return;
             }
-        });
-        match changed {
+            (wanted, pauses.paused.clone())
+        };
+        let pause = self.consumer.pause(&list(wanted.difference(&paused)));
+        match pause.and_then(|()| self.resume(&list(paused.difference(&wanted)))) {
             Ok(()) => {
-                context.paused.store(pause, Ordering::Relaxed);
-                context.audio_paused().clear(); // all of them are paused, or none is
+                context.pauses().paused = wanted;
                 self.tell_paused();
             }
-            Err(error) => warn!(%error, pause, "failed to pause or resume partitions; it is tried again"),
+            Err(error) => warn!(%error, "failed to pause or resume partitions; it is tried again"),
         }
     }
 
-    /// Pauses the partitions that have too much audio in flight, and resumes those that have worked it off.
-    fn balance_audio(&self) {
+    /// Whether nothing more is to be read.
+    fn is_full(&self, was_full: bool) -> bool {
         let context = self.context();
-        if context.paused.load(Ordering::Relaxed) {
-            return; // all of them are
+        let (unfinished, budget) = (context.tracker.busy(), context.tracker.budget());
+        if was_full {
+            let has_capacity = !self.is_closing
+                && context.outbox.has_room()
+                && unfinished <= self.in_flight_records_max / 2
+                && budget.is_below_half();
+            return !has_capacity;
         }
-        let audio = context.tracker.budget().audio();
-        let audio_paused = context.audio_paused().clone();
-        let wanted = audio.to_pause(|| context.tracker.assigned(), &audio_paused);
-        if wanted == audio_paused {
-            return;
-        }
-        let paused = self.consumer.pause(&list(wanted.difference(&audio_paused)));
-        let assigned: HashSet<TopicPartition> = context.tracker.assigned().into_iter().collect();
-        let over = audio_paused
-            .difference(&wanted)
-            .filter(|partition| assigned.contains(partition));
-        let resumed = self.resume(&list(over));
-        match paused.and(resumed) {
-            Ok(()) => {
-                *context.audio_paused() = wanted;
-                self.tell_paused();
-            }
-            Err(error) => warn!(%error, "failed to pause or resume a partition; it is tried again"),
-        }
+        self.is_closing
+            || context.outbox.is_full()
+            || unfinished >= self.in_flight_records_max
+            || budget.is_over()
     }
 
     /// Resumes partitions, at once: librdkafka (2.12) does not wake the thread of their broker, which, where
@@ -406,10 +389,7 @@ impl Reading {
     }
 
     fn tell_paused(&self) {
-        let paused = match self.context().paused.load(Ordering::Relaxed) {
-            true => self.context().tracker.assigned().len(),
-            false => self.context().audio_paused().len(),
-        };
+        let paused = self.context().pauses().paused.len();
         for topic in &self.topics {
             metrics::partitions_paused(topic, paused);
         }

@@ -188,15 +188,13 @@ async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_i
     while let Ok(record) = tokio::time::timeout(Duration::from_millis(600), running.record()).await {
         of_the_other.push(record);
     }
-    assert!(
-        of_the_other
-            .iter()
-            .all(|record| record.record_offset.partition == 1)
-    );
+    let is_of_the_busy = |record: &&Record| record.record_offset.partition == 0;
+    let early = of_the_other.iter().filter(is_of_the_busy).count();
+    assert!(early <= 1, "{early}: a partition is paused once it has started");
     drop(busy);
 
     let rest = running.records(RECORDS - of_the_other.len()).await;
-    assert!(!rest.is_empty() && rest.iter().all(|record| record.record_offset.partition == 0));
+    assert!(!rest.is_empty() && rest.iter().all(|record| is_of_the_busy(&record)));
 }
 
 /// librdkafka alone would leave it paused: it keeps a pause beyond the assignment.
@@ -229,8 +227,9 @@ async fn a_partition_that_was_paused_when_it_was_taken_away_is_read_when_it_come
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_bytes_in_flight_pause_the_source() {
     let cluster = Cluster::quick(1);
+    cluster.publish(1).await;
     let running = cluster.start();
-    running.event().await;
+    running.record().await; // it has started
     let hold = running
         .tracker
         .budget()
