@@ -185,4 +185,31 @@ mod tests {
 
         assert_eq!((answer.ids.len(), &answer.log_probs[..]), (2, &[-0.1, -0.2][..]));
     }
+
+    #[test]
+    fn words_of_windows_that_overlap_are_those_of_the_joined_text() {
+        let window = |text: &str, begin: f64| {
+            let words = text.split(' ').zip(0..).map(|(word, at)| SpokenWord {
+                text: word.to_owned(),
+                begin: begin + f64::from(at),
+                end: begin + f64::from(at) + 0.5,
+            });
+            let generation = Generation {
+                words: words.collect(),
+                ..transcript(&[-0.1], 0.9)
+            };
+            (generation, text.to_owned(), begin > 0.0)
+        };
+
+        let (whole, text) = Generation::join_windows(vec![
+            window("along the river until the ev", 0.0),
+            window("until the evening came", 3.0),
+        ]);
+
+        assert_eq!(text, "along the river until the evening came");
+        let words = whole.words.iter();
+        let begins: Vec<(&str, f64)> = words.map(|word| (word.text.as_str(), word.begin)).collect();
+        assert_eq!(begins.last(), Some(&("came", 6.0)));
+        assert_eq!((begins.len(), begins[5]), (7, ("evening", 5.0)));
+    }
 }

@@ -1,7 +1,7 @@
 //! What a reader should know about an answer.
 
-use speechverse::inference::Generation;
-use speechverse_actors::answering::{flag_audio, flags};
+use speechverse::inference::{Generation, SpokenWord};
+use speechverse_actors::answering::{flag_audio, flags, words_of};
 
 use super::*;
 
@@ -43,4 +43,28 @@ fn a_flag_says_what_happened_and_nothing_else() {
     assert_eq!(of(&looping, "stop"), [Flag::Looping]);
     let cut = Generation { ended: false, ..word };
     assert_eq!(of(&cut, "stop"), [Flag::Truncated]);
+}
+
+#[test]
+fn words_are_told_where_they_are_asked_for_in_whole_milliseconds() {
+    let mut generation = Generation {
+        words: vec![SpokenWord {
+            text: "stop".to_owned(),
+            begin: 0.25,
+            end: 0.5,
+        }],
+        ..Generation::default()
+    };
+    generation.place_words(10.0, 3.0001);
+
+    assert!(words_of(&generation, false).is_empty());
+    let words = words_of(&generation, true);
+    assert_eq!(
+        (
+            words[0].text.as_str(),
+            words[0].begin_seconds,
+            words[0].end_seconds
+        ),
+        ("stop", 10.75, 11.5)
+    );
 }
