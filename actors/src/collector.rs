@@ -6,8 +6,6 @@
 //! of bytes; a request that has a sample in the store is found there. Requests are read from another topic,
 //! so a correction that comes first waits a while.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use speechverse::audio::{AudioLimits, Damage, decode};
 use speechverse::kafka::{OffsetTracker, SourceEvent, TopicPartition};
 use speechverse::store::{ContentHash, Put, Sample, SampleSource, SampleStore};
 use speechverse::telemetry::metrics;
-use speechverse::text::{ResolvedPrompt, TemplateVariables, TextError};
+use speechverse::text::TemplateVariables;
 use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::label::{Correction, Label, LabelledAudio};
@@ -130,28 +128,6 @@ enum Read {
     TooEarly(Correction),
 }
 
-/// Instructions that note the fields which a record asks for its task with: the label does not keep them.
-struct AskedWith<'i> {
-    instructions: &'i dyn Instructions,
-    fields: RefCell<BTreeMap<String, String>>,
-}
-
-impl Instructions for AskedWith<'_> {
-    fn of_task(
-        &self,
-        names: &str,
-        variables: &TemplateVariables,
-        own: Option<&str>,
-    ) -> Result<ResolvedPrompt, TextError> {
-        self.fields.replace(variables.fields.clone());
-        self.instructions.of_task(names, variables, own)
-    }
-
-    fn default_instruction(&self) -> String {
-        self.instructions.default_instruction()
-    }
-}
-
 impl SampleCollector {
     async fn keep(&mut self, record: Record) {
         let record = RecordGuard::new(record, Stage::Collect, self.args.orphans.clone());
@@ -163,15 +139,8 @@ impl SampleCollector {
     }
 
     fn read(&self, record: &Record) -> Result<Read, Rejection> {
-        let asked = AskedWith {
-            instructions: &*self.args.instructions,
-            fields: RefCell::default(),
-        };
-        match Label::parse(record, &self.args.limits, &asked)? {
-            Label::Sample(label) => {
-                let sample = self.labelled(label, asked.fields.into_inner(), record)?;
-                Ok(Read::Sample(Box::new(sample)))
-            }
+        match Label::parse(record, &self.args.limits, &*self.args.instructions)? {
+            Label::Sample(label) => Ok(Read::Sample(Box::new(self.labelled(label, record)?))),
             Label::Correction(correction) => self.read_correction(correction, record),
         }
     }
@@ -263,12 +232,7 @@ impl SampleCollector {
         }
     }
 
-    fn labelled(
-        &self,
-        label: LabelledAudio,
-        fields: BTreeMap<String, String>,
-        record: &Record,
-    ) -> Result<Sample, Rejection> {
+    fn labelled(&self, label: LabelledAudio, record: &Record) -> Result<Sample, Rejection> {
         let waveform = decode(&label.audio, label.content_type.as_deref(), &self.args.audio)
             .map_err(|error| Rejection::new(reason_of(&error), Stage::Collect, error.to_string()))?;
         check_damage(&waveform.damage, &label.id)?;
@@ -283,7 +247,7 @@ impl SampleCollector {
             request_id: label.id,
             constrained: label.labels.is_some(), // as serving does for such a request
             labels: label.labels.unwrap_or_default(),
-            fields,
+            fields: label.fields,
             written_ms,
             received_ms,
             may_train: label.may_train,

@@ -1,12 +1,14 @@
 //! Labelled samples: audio with its right answer, or the correction of an earlier answer.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::Record;
 use super::envelope::open;
 use super::headers::Headers;
 use super::rejection::{Reason, Rejection, Stage};
-use super::request::{Instructions, RequestLimits, asked, id, labels, name, source};
+use super::request::{Instructions, RequestLimits, asked, fields, id, labels, name, source};
 
 /// What a record of the label topic holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,8 @@ pub struct LabelledAudio {
     pub instruction: String,
     /// Allowed answers, as the record lists them.
     pub labels: Option<Vec<String>>,
+    /// Values for the places of the task's prompt.
+    pub fields: BTreeMap<String, String>,
     /// The right answer; one of those in force, where there are some.
     pub target: String,
     /// Whether it may be trained on.
@@ -108,6 +112,7 @@ impl Label {
                     instruction: asked.instruction,
                     task,
                     labels,
+                    fields: fields(headers, limits)?,
                     target,
                     may_train: headers.flag("ce_train")?.unwrap_or(true),
                     content_type: headers.text("content-type", 256)?.map(str::to_owned),

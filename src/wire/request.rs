@@ -351,7 +351,10 @@ pub(crate) fn asked(
 }
 
 /// Values for the places of a task's prompt: `ce_fields`, a JSON object of strings.
-fn fields(headers: Headers<'_>, limits: &RequestLimits) -> Result<BTreeMap<String, String>, Rejection> {
+pub(crate) fn fields(
+    headers: Headers<'_>,
+    limits: &RequestLimits,
+) -> Result<BTreeMap<String, String>, Rejection> {
     let Some(text) = headers.text("ce_fields", limits.fields_bytes_max)? else {
         return Ok(BTreeMap::new());
     };
