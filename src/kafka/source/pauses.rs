@@ -28,6 +28,11 @@ pub(super) struct Pauses {
 }
 
 impl Pauses {
+    /// Whether anything is paused, or about to be.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_full || !self.paused.is_empty()
+    }
+
     /// A record of the partition was read.
     pub(super) fn start(&mut self, partition: &TopicPartition) {
         if !self.started.contains(partition) {

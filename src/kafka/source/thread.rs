@@ -149,7 +149,7 @@ impl Reading {
             Some(_) => POLL, // they keep time themselves
             None => self.next_commit.saturating_duration_since(Instant::now()),
         };
-        let poll = if context.pauses().is_full || !context.pauses().paused.is_empty() {
+        let poll = if context.pauses().is_any() {
             POLL_PAUSED
         } else if context.transactions.is_some() && context.tracker.unfinished() > 0 {
             POLL_UNFINISHED
