@@ -209,7 +209,7 @@ pub struct AdmittedRequest {
     pub instruction: String,
     /// Allowed answers, as it lists them.
     pub labels: Option<Vec<String>>,
-    /// Values that it gives to the places of its task's prompt.
+    /// Values that it gives to the placeholders of its task's prompt.
     pub fields: BTreeMap<String, String>,
     /// Whether its answer is constrained to the labels in force; a form of its own (a JSON schema, a regular
     /// expression) is none of labels.

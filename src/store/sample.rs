@@ -45,7 +45,7 @@ pub struct Sample {
     pub request_id: String,
     /// The allowed answers that the request listed; empty where it listed none.
     pub labels: Vec<String>,
-    /// Values that the request gave to the places of its task's prompt.
+    /// Values that the request gave to the placeholders of its task's prompt.
     pub fields: BTreeMap<String, String>,
     /// Whether its answer is constrained to the labels in force.
     pub constrained: bool,

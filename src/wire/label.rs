@@ -45,7 +45,7 @@ pub struct LabelledAudio {
     pub instruction: String,
     /// Allowed answers, as the record lists them.
     pub labels: Option<Vec<String>>,
-    /// Values for the places of the task's prompt.
+    /// Values for the placeholders of the task's prompt.
     pub fields: BTreeMap<String, String>,
     /// The right answer; one of those in force, where there are some.
     pub target: String,

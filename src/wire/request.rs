@@ -101,7 +101,7 @@ pub struct Request {
     pub instruction: String,
     /// Allowed answers, as the request lists them.
     pub labels: Option<Vec<String>>,
-    /// Values that it gives to the places of its task's prompt.
+    /// Values that it gives to the placeholders of its task's prompt.
     pub fields: BTreeMap<String, String>,
     /// What the answer is constrained to; absent: free text.
     pub grammar: Option<OutputGrammar>,
@@ -350,7 +350,7 @@ pub(crate) fn asked(
     })
 }
 
-/// Values for the places of a task's prompt: `ce_fields`, a JSON object of strings.
+/// Values for the placeholders of a task's prompt: `ce_fields`, a JSON object of strings.
 pub(crate) fn fields(
     headers: Headers<'_>,
     limits: &RequestLimits,

@@ -164,13 +164,13 @@ impl Serve {
         let (log, http) = (Arc::default(), Arc::new(Mutex::new(None)));
         let (ready, is_ready) = flume::bounded(1);
         keep_lines(process.stderr.take().unwrap(), &log, |_| {});
-        let place = Arc::clone(&http);
+        let address = Arc::clone(&http);
         keep_lines(process.stdout.take().unwrap(), &log, move |line| {
             if line.starts_with("ready ") {
                 let page = line
                     .split_whitespace()
                     .find_map(|word| word.strip_prefix("http=http://"));
-                *place.lock().unwrap() = page.and_then(|page| page.parse().ok());
+                *address.lock().unwrap() = page.and_then(|page| page.parse().ok());
                 let _ = ready.try_send(());
             }
         });

@@ -87,17 +87,18 @@ fn a_question_is_what_is_asked_and_the_request_that_asks_it() {
     assert_ne!(of(|sample| sample.audio[0] = 0.5), same);
 }
 
+/// The sample of an entry that was written and read.
+fn read_back(entry: &Entry, number: u8) -> StoredSample {
+    let bytes = entry.to_bytes();
+    assert_eq!(bytes[0], number, "the number of the variant is on disk");
+    let read = Entry::from_bytes(&bytes).unwrap();
+    read.into_sample().unwrap().into_stored()
+}
+
 #[test]
 fn a_sample_of_the_time_before_requests_had_a_source_is_read() {
     let written = Written::new(&sample(vec![0.25; 4]));
-    let bytes = Entry::Sample(Box::new(written)).to_bytes();
-    assert_eq!(bytes[0], 0, "the number of the variant is on disk");
-
-    let stored = Entry::from_bytes(&bytes)
-        .unwrap()
-        .into_sample()
-        .unwrap()
-        .into_stored();
+    let stored = read_back(&Entry::Sample(Box::new(written)), 0);
 
     let wanted = Sample {
         request_source: String::new(),
@@ -124,14 +125,7 @@ fn a_sample_of_the_time_before_fields_were_kept_is_read() {
         written_ms,
         sample: written,
     };
-    let bytes = Entry::Named(Box::new(named)).to_bytes();
-    assert_eq!(bytes[0], 2, "the number of the variant is on disk");
-
-    let stored = Entry::from_bytes(&bytes)
-        .unwrap()
-        .into_sample()
-        .unwrap()
-        .into_stored();
+    let stored = read_back(&Entry::Named(Box::new(named)), 2);
 
     let wanted = Sample {
         fields: BTreeMap::new(),
@@ -143,14 +137,7 @@ fn a_sample_of_the_time_before_fields_were_kept_is_read() {
 
 #[test]
 fn fields_and_constraint_come_back_from_disk() {
-    let bytes = Entry::Asked(Box::new(Asked::new(&sample(vec![0.25; 4])))).to_bytes();
-    assert_eq!(bytes[0], 4, "the number of the variant is on disk");
-
-    let stored = Entry::from_bytes(&bytes)
-        .unwrap()
-        .into_sample()
-        .unwrap()
-        .into_stored();
+    let stored = read_back(&Entry::Asked(Box::new(Asked::new(&sample(vec![0.25; 4])))), 4);
 
     assert_eq!(stored.sample, sample(vec![0.25; 4]));
 }
