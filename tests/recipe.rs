@@ -12,7 +12,7 @@ use speechverse::testing::real_model;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::{Control, TrainArgs, run};
 
-const SHIPPED: &str = "demo-0008";
+const SHIPPED: &str = "demo-0009";
 const TEST: &str = "the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data";
 
 #[test]
@@ -59,7 +59,7 @@ fn the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data() {
     let registry = Registry::open(folder.path().join("adapters")).unwrap();
     let loaded = registry.load(&report.version.unwrap()).unwrap();
     let form = loaded.adapter.config();
-    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcSegments);
+    assert!(form.ctc_trained && form.summary && form.sentence && form.positions == Positions::CtcPosteriors);
     assert!(loaded.adapter.lora().is_some());
 }
 

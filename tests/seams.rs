@@ -133,7 +133,7 @@ fn joined_clips_are_transcribed_in_windows_as_one_by_one() {
     let config = EngineConfig::offline(4, DecodeOptions::greedy(96));
     let config = EngineConfig {
         options: DecodeOptions {
-            ctc_weight: 0.6,
+            ctc_weight: 0.38,
             ..config.options
         },
         ..config
@@ -149,7 +149,7 @@ fn joined_clips_are_transcribed_in_windows_as_one_by_one() {
             SpeechLlm::open(&llm, Some(""), &placement).unwrap(),
             &config,
         ),
-        adapter: versions.load("demo-0008").unwrap().adapter,
+        adapter: versions.load("demo-0009").unwrap().adapter,
         detector: VoiceDetector::open(&speech, &AudioConfig::default()).unwrap(),
     };
     let clips = clips();

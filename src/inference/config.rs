@@ -78,7 +78,7 @@ impl Default for DecodingConfig {
             stop_loops: true,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
-            ctc_weight: 0.6,
+            ctc_weight: 0.38,
             summary_weight: 0.9,
             spoken_weight: 0.9,
             spoken_above: -6.5,
@@ -271,7 +271,7 @@ impl Default for DecoderConfig {
             draft_tokens_max: DRAFT_TOKENS_MAX,
             partial_tokens: 8,
             low_confidence_below: -1.0,
-            unsupported_below: 0.15,
+            unsupported_below: 0.55,
             no_speech_above: 0.97,
         }
     }
