@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::variants::ASR;
+use super::variants::{ASR, TARGET_LANG};
 use crate::text::tasks::TASK_SEPARATOR;
 use crate::text::{JointLayout, Task, TaskTable};
 use crate::training::{Example, TrainingError, read_manifest};
@@ -93,8 +93,12 @@ fn apart(mut example: Example, tasks: &TaskTable) -> Vec<Example> {
         return vec![example];
     }
     let text = example.text.take().or_else(|| targets.get(ASR).cloned());
+    let several = targets.len() > 1;
     let one = |(name, target): (String, String)| {
         let mut variables = (*example.variables).clone();
+        if several && name == ASR {
+            variables.fields.remove(TARGET_LANG); // it is of the other answers
+        }
         if tasks
             .get(&name)
             .is_ok_and(|task| !task.answer.format.takes_labels())

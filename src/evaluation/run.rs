@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::untaken;
 use super::plan::Plan;
-use super::variants::{ASR, KEYWORD, Source, Table};
+use super::variants::{ASR, KEYWORD, Source, TARGET_LANG, Table};
 use crate::models::adapter::AdapterSnapshot;
 use crate::text::normalize::plain;
 use crate::training::evaluate::{EvalAnswer, EvalPrompt, EvaluateOptions, answer_recordings, answer_texts};
@@ -279,7 +279,7 @@ pub fn run(
 fn language(example: &Example) -> Option<String> {
     let fields = &example.variables.fields;
     let spoken = || fields.get("source_lang").filter(|_| example.task == ASR);
-    fields.get("target_lang").or_else(spoken).cloned()
+    fields.get(TARGET_LANG).or_else(spoken).cloned()
 }
 
 /// Whether a keyword stands in a transcript, both in plain spelling: as in the paper's baseline (§3.2)

@@ -311,10 +311,11 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
     let rows = r#"{"audio_filepath": "a", "duration": 1, "targets": {"asr": "turn on the radio", "intent": "x"}, "labels": ["x", "y"]}
 {"audio_filepath": "a", "duration": 1, "task": "asr,keywords", "target": "ASR: the radio | KWE: radio |"}
 {"audio_filepath": "a", "duration": 1, "text": "hello"}
+{"audio_filepath": "a", "duration": 1, "targets": {"asr": "good day", "translation": "guten Tag"}, "source_lang": "en", "target_lang": "de"}
 "#;
     std::fs::write(&path, rows).unwrap();
 
-    let datasets = Dataset::read(&[path.clone(), path], Some(3), &tasks()).unwrap();
+    let datasets = Dataset::read(&[path.clone(), path], Some(4), &tasks()).unwrap();
 
     assert_eq!(
         (datasets[0].name.as_str(), datasets[1].name.as_str()),
@@ -332,9 +333,13 @@ fn a_row_with_answers_to_several_tasks_is_scored_for_each_of_them() {
             ("intent", "x"),
             ("asr", "the radio"),
             ("keywords", "radio"),
-            ("asr", "hello")
+            ("asr", "hello"),
+            ("asr", "good day"),
+            ("translation", "guten Tag"),
         ]
     );
+    let target_lang = |at: usize| datasets[0].examples[at].variables.fields.get("target_lang");
+    assert_eq!((target_lang(5), target_lang(6)), (None, Some(&"de".to_owned())));
     assert_eq!(datasets[0].examples[1].text.as_deref(), Some("turn on the radio"));
     assert!(
         datasets[0].examples[0].variables.labels.is_none()

@@ -11,6 +11,9 @@ pub const KEYWORD_SEARCH: &str = "keyword_search";
 /// The field that is searched for.
 pub const KEYWORD: &str = "keyword";
 
+/// The field that names the language of an answer.
+pub const TARGET_LANG: &str = "target_lang";
+
 /// A table of the report.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]

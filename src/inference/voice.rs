@@ -5,12 +5,14 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::InferenceError;
 use crate::audio::config::{AudioConfig, SpeechConfig};
 use crate::audio::{VOICE_FRAME_SAMPLES, Window, WindowCutter, WindowLimits, power_without_dc};
 use crate::models::ModelError;
 use crate::models::silero_vad::{SileroVad, VadState};
+use crate::telemetry::metrics;
 
 /// Frames of speech, one after the other, that a recording has at least where somebody speaks: 0.13 s.
 const SPEECH_FRAMES_MIN: usize = 4;
@@ -100,7 +102,13 @@ impl VoiceDetector {
         let whole = frames.len() / VOICE_FRAME_SAMPLES * VOICE_FRAME_SAMPLES;
         state.rest = frames.split_off(whole);
         match (&self.silero, &mut state.silero) {
-            (Some(silero), Some(state)) => locked(silero).probabilities(&frames, state),
+            (Some(silero), Some(state)) => {
+                let silero = locked(silero);
+                let began = Instant::now();
+                let probabilities = silero.probabilities(&frames, state);
+                metrics::network_pass("detect", began.elapsed());
+                probabilities
+            }
             _ => Ok(frames
                 .chunks(VOICE_FRAME_SAMPLES)
                 .map(|frame| {

@@ -4,6 +4,11 @@ use std::ops::Range;
 
 use crate::text::TokenBytes;
 
+/// How far before its first token a word begins, positions (0.16 s at 12.5 a second). A CTC head spells a
+/// token when it has heard enough of it: beside the word times of Whisper base, first tokens were 0.17 s
+/// late in the median, last tokens 0.03 s early (881 words of LibriSpeech, validation).
+const LEAD: usize = 2;
+
 /// A word of a transcript.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpokenWord {
@@ -17,7 +22,8 @@ pub struct SpokenWord {
 }
 
 /// The words of an answer whose tokens are found in these of so many positions; empty where they are not
-/// those of `text`.
+/// those of `text`. A word begins up to [`LEAD`] positions before its first token, and not before the end of
+/// the word before it.
 pub(super) fn spoken_words(
     ids: &[i64],
     positions: &[Range<usize>],
@@ -39,6 +45,11 @@ pub(super) fn spoken_words(
                 covered.end = covered.end.max(at.end);
             }
         }
+    }
+    let mut ended = 0;
+    for (_, at) in found.iter_mut().filter(|(_, at)| !at.is_empty()) {
+        at.start = at.start.saturating_sub(LEAD).max(ended).min(at.start);
+        ended = at.end;
     }
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
     let share = |position: usize| position as f64 / count.max(1) as f64;
@@ -62,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tokens_of_a_word_are_one_word_from_the_first_to_the_last() {
+    fn a_word_begins_a_little_before_its_first_token_and_ends_with_its_last() {
         let spelt = [" ri", "ver", "!", " ", "bank", " so"];
         let tokens = (1..)
             .zip(spelt)
@@ -83,7 +94,7 @@ mod tests {
             "river! bank so",
         );
 
-        let expected = [("river!", 0.1, 0.4), ("bank", 0.6, 0.7), ("so", 0.9, 1.0)];
+        let expected = [("river!", 0.0, 0.4), ("bank", 0.4, 0.7), ("so", 0.7, 1.0)];
         assert_eq!(
             found,
             expected.map(|(text, begin, end)| (text.to_owned(), begin, end))
