@@ -105,8 +105,8 @@ pub struct IngestArgs {
     pub training: Option<Control>,
     /// Next stage.
     pub encoder: Recipient<EncodeUtterance>,
-    /// Remembers utterances for corrections; its loss is no reason to stop.
-    pub collector: Recipient<UtteranceAdmitted>,
+    /// Remembers utterances for corrections, where this process takes them; its loss is no reason to stop.
+    pub collector: Option<Recipient<UtteranceAdmitted>>,
     /// Reads what is spoken in streams so far.
     pub so_far: Recipient<EncodeSoFar>,
     /// Takes answers that are joined here.

@@ -7,6 +7,7 @@
 //! | [`decoder::Decoder`] | `DecodeUtterance` | `PublishAnswer`, `PublishPartial`, `PublishDeadLetter` | its [`messages::DecoderPlaces`] |
 //! | [`publisher::Publisher`] | answers, dead letters, events | records, acknowledged; releases offsets | 64 |
 //! | [`collector::SampleCollector`] | records of the label topic, `UtteranceAdmitted` | `PublishDeadLetter` | 64 |
+//! | [`listener::RequestListener`] | records of the request topic, where another process answers them | `UtteranceAdmitted` | 4 |
 //! | [`trainer::Trainer`] | `StartCycle` | `PublishEvent` | 1 waiting cycle |
 //! | [`controller::Controller`] | records of the control topic | `StartCycle`, `PublishEvent` | 4 |
 //! | [`supervisor::Supervisor`] | nothing | nothing; restarts the others | 4 |
@@ -27,6 +28,7 @@ pub mod ingest;
 pub mod interrupt;
 pub mod joining;
 mod likely;
+pub mod listener;
 mod long_recording;
 pub mod messages;
 mod places;

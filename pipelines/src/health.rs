@@ -22,6 +22,8 @@ use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::event::Verdict;
 use tokio_util::sync::CancellationToken;
 
+use crate::role::Role;
+
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -260,6 +262,7 @@ fn escape(text: &str) -> String {
 
 /// What the status page shows.
 pub(crate) fn facts(
+    role: Role,
     settings: &Settings,
     placement: &Placement,
     detector: &str,
@@ -271,6 +274,7 @@ pub(crate) fn facts(
             .into_owned()
     };
     vec![
+        ("role", role.words().to_owned()),
         ("encoder", name(&settings.model.encoder)),
         ("language model", name(&settings.model.llm)),
         ("voice activity detector", detector.to_owned()),

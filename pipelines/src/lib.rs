@@ -5,6 +5,7 @@ pub mod cli;
 pub mod commands;
 pub mod health;
 pub mod output;
+pub mod role;
 pub mod serving;
 pub mod shutdown;
 pub mod stages;

@@ -8,6 +8,7 @@ mod delivery;
 mod harness;
 mod learning;
 mod outage;
+mod roles;
 mod serving;
 mod soak;
 mod streams;

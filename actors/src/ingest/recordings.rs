@@ -216,13 +216,16 @@ impl AudioIngest {
         samples: &[f32],
         damage: &Damage,
     ) {
+        let Some(collector) = &self.args.collector else {
+            return;
+        };
         let fact = UtteranceAdmitted {
             request: AdmittedRequest::from(request),
             record_offset: record_offset.clone(),
             samples: Arc::from(samples),
             damage: damage.clone(),
         };
-        if let Err(error) = self.args.collector.tell(fact).try_send() {
+        if let Err(error) = collector.tell(fact).try_send() {
             debug!(error = %error.to_string(), "the collector is busy: a correction of this request will not find it");
         }
     }

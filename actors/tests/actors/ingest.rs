@@ -98,7 +98,7 @@ impl Harness {
             training: Some(training.clone()),
             encoder: encoder.0,
             so_far,
-            collector: collector.0,
+            collector: Some(collector.0),
             answers,
             partials: tell_partials,
             publisher,

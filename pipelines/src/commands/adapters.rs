@@ -118,7 +118,9 @@ fn promote(registry: &Registry, settings: &Settings, version: &str) -> anyhow::R
     let (encoder, llm) = adapters::identities(settings)?;
     loaded.check_models(&encoder, &llm)?;
     registry.promote_loaded(&loaded, Expected::Any)?;
-    output::line(format!("`{version}` is current from the next start on"))?;
+    output::line(format!(
+        "`{version}` is current: pipelines that run on this registry serve it within seconds"
+    ))?;
     Ok(())
 }
 
@@ -126,7 +128,9 @@ fn rollback(registry: &Registry, settings: &Settings) -> anyhow::Result<()> {
     let (encoder, llm) = adapters::identities(settings)?;
     let loaded = registry.rollback(|loaded| loaded.check_models(&encoder, &llm))?;
     let version = &loaded.manifest.version;
-    output::line(format!("`{version}` is current from the next start on"))?;
+    output::line(format!(
+        "`{version}` is current: pipelines that run on this registry serve it within seconds"
+    ))?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use speechverse::telemetry::logs;
 use super::{Failure, runtime};
 use crate::cli::Serve;
 use crate::output;
+use crate::role::Role;
 use crate::serving::Pipeline;
 use crate::shutdown;
 
@@ -15,12 +16,12 @@ pub(super) fn serve(args: &Serve) -> Result<(), Failure> {
     let _telemetry =
         logs::init(&settings.log, &settings.trace).map_err(|error| Failure::Usage(anyhow::anyhow!(error)))?;
     settings.kafka.embedded |= args.embedded_broker;
-    runtime()?.block_on(run(settings))
+    runtime()?.block_on(run(args.role, settings))
 }
 
-async fn run(settings: Settings) -> Result<(), Failure> {
+async fn run(role: Role, settings: Settings) -> Result<(), Failure> {
     let pipeline = tokio::select! {
-        started = Pipeline::start(settings) => started.context("the pipeline did not start")?,
+        started = Pipeline::start_as(role, settings) => started.context("the pipeline did not start")?,
         () = shutdown::signal() => return Err(anyhow::anyhow!("stopped before the start was complete").into()),
     };
     let addresses = pipeline.addresses();

@@ -1,0 +1,105 @@
+//! Answering and learning in processes of their own.
+
+use std::time::{Duration, Instant};
+
+use speechverse::config::Settings;
+use speechverse::registry::Registry;
+use speechverse::store::SampleStore;
+use speechverse::wire::event::{EventKind, Verdict};
+use speechverse_pipelines::role::Role;
+use speechverse_pipelines::serving::Pipeline;
+
+use crate::harness::{Client, Sandbox, WAIT_MAX, header, tone};
+
+async fn start(role: Role, settings: &Settings) -> Pipeline {
+    Pipeline::start_as(role, settings.clone()).await.unwrap()
+}
+
+/// Asks until an answer names `version`; those before it name `before`.
+async fn served(client: &mut Client, before: &str, version: &str) {
+    let deadline = Instant::now() + WAIT_MAX;
+    for number in 0.. {
+        let id = format!("until-{version}-{number}");
+        client.request(&id, "k", tone(0.5, 200.0), Vec::new()).await;
+        let (answer, _) = client.answer().await;
+        if answer.adapter == version {
+            return;
+        }
+        assert_eq!(answer.adapter, before);
+        assert!(Instant::now() < deadline, "{version} is not served");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_process_learns_another_answers_with_and_corrections_find_their_requests() {
+    let mut sandbox = Sandbox::new().await;
+    sandbox.settings.store.correction_wait_ms = 3_000;
+    let settings = &sandbox.settings;
+    let serving = start(Role::Serving, settings).await;
+    let trainer = start(Role::Trainer, settings).await;
+    let mut client = sandbox.client().await;
+    for number in 0..22 {
+        let audio = tone(0.6 + 0.05 * f64::from(number), 120.0 + 15.0 * f64::from(number));
+        let target = header("ce_target", format!("sentence number {number}"));
+        client
+            .label(Some(audio), vec![header("ce_task", "asr"), target])
+            .await;
+    }
+    client.request("before", "k", tone(0.5, 200.0), Vec::new()).await;
+    client
+        .request("private", "k", tone(0.5, 300.0), vec![header("ce_train", "no")])
+        .await;
+    let answers = client.answers(2).await;
+    for subject in ["before", "private"] {
+        let headers = vec![header("ce_subject", subject), header("ce_target", "hello")];
+        client.label(None, headers).await;
+    }
+    let (_, reason, _) = client.dead_letter().await;
+
+    client
+        .order("{\"command\": \"retrain\", \"id\": \"run-1\"}")
+        .await;
+    let finished = client
+        .event(|what| matches!(what, EventKind::CycleFinished { .. }))
+        .await;
+    served(&mut client, "tiny-0001", "tiny-0002").await;
+    // As `adapters promote` does, while both run.
+    let registry = Registry::open(&settings.adapters.dir).unwrap();
+    registry.rollback(|_| Ok(())).unwrap();
+    served(&mut client, "tiny-0002", "tiny-0001").await;
+
+    let EventKind::CycleFinished { verdict, version, .. } = &finished.what else {
+        unreachable!("asked for above")
+    };
+    assert_eq!(*verdict, Verdict::Promoted, "{:?}", finished.what);
+    assert_eq!(version.as_deref(), Some("tiny-0002"));
+    assert_eq!(reason, "unknown_subject"); // of what may not be trained on
+    assert!(answers.values().all(|answer| answer.adapter == "tiny-0001"));
+    trainer.stop().await.unwrap();
+    let store = SampleStore::open(&settings.store).unwrap();
+    let corrected = store.of_request("", "before").unwrap().unwrap();
+    assert_eq!(corrected.sample.target, "hello");
+    assert_eq!(corrected.sample.audio.len(), 8_000);
+    assert_eq!(store.of_request("", "private").unwrap(), None);
+    sandbox.end(serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_cannot_be_read_is_not_served_and_the_next_one_is() {
+    let sandbox = Sandbox::new().await;
+    let settings = &sandbox.settings;
+    let serving = start(Role::Serving, settings).await;
+    let mut client = sandbox.client().await;
+    let pointer = settings.adapters.dir.join("current");
+    let before = std::fs::read_to_string(&pointer).unwrap();
+
+    std::fs::write(&pointer, "tiny-0099\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    client.request("a", "k", tone(0.5, 200.0), Vec::new()).await;
+    let (answer, _) = client.answer().await;
+    std::fs::write(&pointer, before).unwrap();
+
+    assert_eq!(answer.adapter, "tiny-0001");
+    sandbox.end(serving).await;
+}
