@@ -27,11 +27,11 @@ use tracing::{debug, error, info};
 use crate::answering::task_of;
 use crate::inbox::{Arrival, Inbox};
 use crate::messages::{OrphanQueue, PublishDeadLetter, RecordGuard, UtteranceAdmitted};
-use crate::question::{question, variables_of};
+use crate::question::variables_of;
 use crate::subjects::{Remembered, Waiting};
 use crate::windows::reason_of;
 
-pub use crate::question::OPEN_TASK;
+pub use crate::question::{OPEN_TASK, question};
 
 /// How often the corrections that wait are looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_millis(100);

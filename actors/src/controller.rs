@@ -19,7 +19,7 @@ use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::kafka::{OffsetTracker, SourceEvent};
 use speechverse::registry::{Expected, LoadedVersion, ModelIdentity, Registry, RegistryError};
-use speechverse::store::SampleStore;
+use speechverse::store::{ContentHash, SampleStore};
 use speechverse::training::Control;
 use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::util::Clock;
@@ -252,6 +252,21 @@ impl Controller {
                 self.args.control.resume();
                 self.keep_paused(false).await;
                 Ok(())
+            }
+            Command::Forget { samples } => self.forget(samples).await,
+        }
+    }
+
+    /// Removes samples for good; those that are not in the store are passed over.
+    async fn forget(&self, samples: Vec<String>) -> Result<(), String> {
+        let ids: Vec<ContentHash> = samples.iter().filter_map(|id| ContentHash::parse(id)).collect();
+        let store = Arc::clone(&self.args.store);
+        match tokio::task::spawn_blocking(move || store.forget(&ids)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("not all samples are forgotten: {error}")),
+            Err(error) => {
+                error!(%error, "forgetting samples panicked");
+                Err(format!("a fault of this program: {error}"))
             }
         }
     }

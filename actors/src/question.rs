@@ -26,7 +26,7 @@ pub(crate) fn variables_of(sample: &Sample) -> TemplateVariables {
 ///
 /// # Errors
 /// Those of `of_task`.
-pub(crate) fn question(
+pub fn question(
     task: &str,
     instruction: &str,
     variables: &TemplateVariables,

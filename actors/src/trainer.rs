@@ -38,7 +38,9 @@ use crate::gate::{Decision, Scores, decide};
 use crate::messages::{PublishEvent, StartCycle};
 
 use held_out::ask_as_serving;
-use samples::{Sides, Stored, read, sides};
+use samples::{Stored, read};
+
+pub use samples::{Sides, sides};
 
 mod held_out;
 mod samples;
@@ -160,18 +162,15 @@ impl Trainer {
             return Ok(Outcome::failed(reason));
         }
         let snapshot = Arc::new(self.args.store.snapshot());
+        let sides = sides(&snapshot);
+        if let Some(reason) = sides.too_few(&self.args.config) {
+            return Ok(Outcome::failed(reason));
+        }
         let Sides {
             train,
             valid,
             held_out,
-        } = sides(&snapshot);
-        let all = train.len() + valid.len() + held_out.len();
-        if all < self.args.config.samples_min {
-            let needed = self.args.config.samples_min;
-            return Ok(Outcome::failed(format!(
-                "the store has {all} samples that may be trained on, `trainer.samples_min` is {needed}"
-            )));
-        }
+        } = sides;
         self.tell_if_possible(
             run,
             EventKind::CycleStarted {

@@ -6,6 +6,7 @@ mod bench;
 mod clients;
 mod dead_letters;
 mod models;
+mod samples;
 mod shared;
 
 use std::path::PathBuf;
@@ -19,6 +20,9 @@ pub use models::{FloatKind, Models, Probe, WindowChoice};
 pub use shared::{Broker, Form, Given, OptionalSettings, SettingsFile};
 
 pub use dead_letters::{DeadLetterFilter, DeadLetters, Redrive};
+pub use samples::{Forget, SampleFilter, Samples};
+
+use crate::role::Role;
 
 /// Runs SpeechVerse, a speech encoder and an instruction LLM joined by a few learnable parameters, as a
 /// living pipeline on Kafka topics: it answers, keeps labelled samples, fine-tunes on them, and swaps the
@@ -58,6 +62,9 @@ pub enum Command {
     /// Look into the adapter registry.
     #[command(subcommand)]
     Adapters(Adapters),
+    /// Look into the labelled samples that the pipeline keeps; export, import and forget some.
+    #[command(subcommand)]
+    Samples(Samples),
     /// Look into the configured tasks: their prompts, labels, answers.
     #[command(subcommand)]
     Tasks(Tasks),
@@ -91,6 +98,10 @@ pub struct Serve {
     /// only.
     #[arg(long)]
     pub embedded_broker: bool,
+    /// Which half of the pipeline this process runs. Processes of all roles share `adapters.dir`, whose
+    /// current version all serve; one of them learns.
+    #[arg(long, value_enum, value_name = "ROLE", default_value_t = Role::All)]
+    pub role: Role,
 }
 
 /// `speechverse train`.
@@ -148,9 +159,10 @@ pub enum Adapters {
         #[arg(value_name = "OTHER")]
         other: Option<String>,
     },
-    /// Make a version the current one: what `serve` begins with when it starts next.
+    /// Make a version the current one.
     ///
-    /// A pipeline that runs goes on with the version that it has; the control command `promote` swaps it.
+    /// Pipelines that run on the same registry answer new requests with it within seconds; the control
+    /// command `promote` does the same and has an event.
     Promote {
         /// Where the registry and the two networks are named.
         #[command(flatten)]
@@ -161,7 +173,8 @@ pub enum Adapters {
     },
     /// Make the version before the current one current again.
     ///
-    /// A pipeline that runs goes on with the version that it has; the control command `rollback` swaps it.
+    /// Pipelines that run on the same registry answer new requests with it within seconds; the control
+    /// command `rollback` does the same and has an event.
     Rollback {
         /// Where the registry and the two networks are named.
         #[command(flatten)]

@@ -30,6 +30,7 @@ fn every_command_has_help() {
         "train",
         "eval",
         "adapters",
+        "samples",
         "tasks",
         "data",
         "models",

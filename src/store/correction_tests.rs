@@ -1,5 +1,6 @@
 //! Several answers to one question: which of them is in force, whatever comes in between.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tempfile::TempDir;

@@ -23,6 +23,18 @@ pub enum StoreError {
         /// What the lock file says about who has it.
         holder: String,
     },
+    /// There is nothing to read.
+    #[error("there is no sample store at `{}`, which is `store.dir`", dir.display())]
+    Missing {
+        /// Folder that was looked for.
+        dir: PathBuf,
+    },
+    /// The sample was forgotten since it was looked up.
+    #[error("the sample was forgotten since it was looked up in `{}`", path.display())]
+    Forgotten {
+        /// Segment file where it was.
+        path: PathBuf,
+    },
     /// A file is there that cannot be one of ours.
     #[error("`{}` is {bytes} bytes long, which no segment can be (at most {bytes_max}): move it away", path.display())]
     NotASegment {

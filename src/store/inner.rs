@@ -1,18 +1,16 @@
-//! The store's state: appending, the index, quotas.
+//! The store's state: the index, what is appended to, quotas.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
 use super::error::StoreError;
+use super::index::{Index, Segment};
 use super::outcome::{Put, Refusal};
-use super::sample::{
-    self, Asked, ClaimWritten, ContentHash, Entry, Question, RecordingHash, RequestId, Sample, Split,
-};
-use super::segment::{Appender, Place, SegmentFile};
-use super::snapshot::IndexEntry;
+use super::sample::{self, Asked, ClaimWritten, ContentHash, Entry, Sample, Split};
+use super::segment::{Appender, Place};
 use crate::store::config::{FsyncPolicy, StoreConfig};
 
 /// Questions that one sample is known to answer; further ones are not noted down, so that a client that sends
@@ -26,38 +24,10 @@ pub(super) struct Inner {
     pub(super) config: StoreConfig,
     /// Held, not read: the lock goes with it.
     pub(super) _lock: File,
-    pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) index: Index,
     /// The segment that is written, per task.
     pub(super) active: HashMap<Arc<str>, (u64, Appender)>,
-    /// Which segment holds a sample, and where in its index.
-    pub(super) places: HashMap<ContentHash, (u64, usize)>,
-    /// Side of each recording, and how many samples it has.
-    pub(super) sides: HashMap<RecordingHash, (Split, usize)>,
-    pub(super) topics: HashMap<String, Arc<str>>,
-    /// The answer in force to each question.
-    pub(super) claims: HashMap<Question, Claim>,
     pub(super) next_id: u64,
-}
-
-/// The answer in force to a question, and the record that said so.
-#[derive(Clone, Debug)]
-pub(super) struct Claim {
-    pub(super) content: ContentHash,
-    pub(super) request: RequestId,
-    pub(super) request_source: Box<str>,
-    pub(super) written_ms: i64,
-    topic: Arc<str>,
-    partition: i32,
-    offset: i64,
-}
-
-/// A segment and what it holds.
-#[derive(Debug)]
-pub(super) struct Segment {
-    pub(super) task: Arc<str>,
-    pub(super) file: Arc<SegmentFile>,
-    pub(super) entries: Arc<Vec<IndexEntry>>,
-    pub(super) bytes: u64,
 }
 
 impl Inner {
@@ -112,6 +82,7 @@ impl Inner {
         }
         let tasks_max = self.config.tasks_max;
         let mut tasks: Vec<&str> = self
+            .index
             .segments
             .values()
             .map(|segment| segment.task.as_ref())
@@ -125,11 +96,12 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn put(&mut self, mut asked: Asked) -> Result<Put, StoreError> {
+    /// `side` is that of a recording that has no sample here; without one its hash decides.
+    pub(super) fn put(&mut self, mut asked: Asked, side: Option<Split>) -> Result<Put, StoreError> {
         let id = ContentHash(asked.sample.content);
         let task: Arc<str> = asked.sample.task.as_str().into();
         let claim = asked.claim();
-        let known = self.places.contains_key(&id);
+        let known = self.index.places.contains_key(&id);
         let withdrawn = known && !asked.sample.may_train && self.withdraw(id)?;
         if let Some(by) = self.outdated_by(&claim, id) {
             return Ok(match known {
@@ -149,18 +121,19 @@ impl Inner {
                 supersedes,
             });
         }
-        let sides = self.sides.get(&asked.sample.recording);
-        asked.sample.held_out = match sides {
-            Some((split, _)) => *split == Split::HeldOut,
-            None => sample::is_held_out(&asked.sample.recording, self.config.held_out_fraction),
+        let sides = self.index.sides.get(&asked.sample.recording);
+        asked.sample.held_out = match (sides, side) {
+            (Some((split, _)), _) => *split == Split::HeldOut,
+            (None, Some(side)) => side == Split::HeldOut,
+            (None, None) => sample::is_held_out(&asked.sample.recording, self.config.held_out_fraction),
         };
         let split = asked.sample.split();
         let entry = Entry::Asked(Box::new(asked));
         let (segment, place, durable) = self.append(&task, &entry)?;
         if let Entry::Asked(asked) = &entry {
-            self.index(segment, place, asked);
+            self.index.insert(segment, place, asked);
         }
-        let supersedes = self.claim(id, claim);
+        let supersedes = self.index.claim(id, claim);
         self.close_if_full(&task);
         self.enforce_quota(&task);
         self.enforce_bytes(Some(segment));
@@ -176,7 +149,7 @@ impl Inner {
     /// crash, and those of several partitions are read in any order. In one partition a higher offset is
     /// later whatever the clocks say; a lower one is later by time alone, in a topic that was made anew.
     fn outdated_by(&self, claim: &ClaimWritten, content: ContentHash) -> Option<ContentHash> {
-        let standing = self.claims.get(&claim.question)?;
+        let standing = self.index.claims.get(&claim.question)?;
         let same_partition =
             (&*standing.topic, standing.partition) == (claim.topic.as_str(), claim.partition);
         let outdated = match same_partition {
@@ -194,9 +167,15 @@ impl Inner {
         content: ContentHash,
         claim: ClaimWritten,
     ) -> Result<Option<ContentHash>, StoreError> {
-        match self.claims.get(&claim.question) {
-            Some(standing) if standing.content == content => return Ok(self.claim(content, claim)),
-            None if self.entry(content).is_none_or(|entry| entry.claims >= CLAIMS_MAX) => return Ok(None),
+        match self.index.claims.get(&claim.question) {
+            Some(standing) if standing.content == content => return Ok(self.index.claim(content, claim)),
+            None if self
+                .index
+                .entry(content)
+                .is_none_or(|entry| entry.claims >= CLAIMS_MAX) =>
+            {
+                return Ok(None);
+            }
             _ => {}
         }
         let entry = Entry::Claimed {
@@ -205,59 +184,26 @@ impl Inner {
             claim: Box::new(claim.clone()),
         };
         let (segment, ..) = self.append(task, &entry)?;
-        let supersedes = self.claim(content, claim);
+        let supersedes = self.index.claim(content, claim);
         self.close_if_full(task);
         self.enforce_bytes(Some(segment));
         Ok(supersedes)
     }
 
-    /// Makes a sample the answer in force to a question; returns the one that was, if it is another.
-    pub(super) fn claim(&mut self, content: ContentHash, claim: ClaimWritten) -> Option<ContentHash> {
-        let before = self
-            .claims
-            .remove(&claim.question)
-            .map(|standing| standing.content);
-        if let Some(entry) = before.and_then(|before| self.entry_mut(before)) {
-            entry.claims -= 1;
-        }
-        // A sample that was evicted answers nothing; what it had superseded stays so.
-        if let Some(entry) = self.entry_mut(content) {
-            entry.claims += 1;
-            let topic = interned(&mut self.topics, &claim.topic);
-            let standing = Claim {
-                content,
-                request: claim.request,
-                request_source: claim.request_source.into(),
-                written_ms: claim.written_ms,
-                topic,
-                partition: claim.partition,
-                offset: claim.offset,
-            };
-            self.claims.insert(claim.question, standing);
-        }
-        before.filter(|before| *before != content)
-    }
-
-    pub(super) fn entry(&self, content: ContentHash) -> Option<&IndexEntry> {
-        let (segment, index) = self.places.get(&content)?;
-        self.segments.get(segment)?.entries.get(*index)
-    }
-
-    fn entry_mut(&mut self, content: ContentHash) -> Option<&mut IndexEntry> {
-        let (segment, index) = self.places.get(&content)?;
-        let entries = &mut self.segments.get_mut(segment)?.entries;
-        Arc::make_mut(entries).get_mut(*index)
-    }
-
     /// Marks a stored sample as not to be used, on disk and in the index; false when it is marked already.
     fn withdraw(&mut self, content: ContentHash) -> Result<bool, StoreError> {
-        let Some((segment, _)) = self.places.get(&content) else {
+        let Some((segment, _)) = self.index.places.get(&content) else {
             return Ok(false);
         };
-        if self.entry(content).is_none_or(|entry| !entry.may_train) {
+        if self.index.entry(content).is_none_or(|entry| !entry.may_train) {
             return Ok(false);
         }
-        let Some(task) = self.segments.get(segment).map(|segment| segment.task.clone()) else {
+        let Some(task) = self
+            .index
+            .segments
+            .get(segment)
+            .map(|segment| segment.task.clone())
+        else {
             return Ok(false);
         };
         let withdrawal = Entry::Withdrawn {
@@ -265,14 +211,8 @@ impl Inner {
             task: task.to_string(),
         };
         self.append(&task, &withdrawal)?;
-        self.mark_withdrawn(content);
+        self.index.mark_withdrawn(content);
         Ok(true)
-    }
-
-    pub(super) fn mark_withdrawn(&mut self, content: ContentHash) {
-        if let Some(entry) = self.entry_mut(content) {
-            entry.may_train = false;
-        }
     }
 
     /// Appends to the task's segment, and syncs as the settings say. An error closes the segment.
@@ -285,7 +225,7 @@ impl Inner {
                 entries: Arc::default(),
                 bytes: appender.bytes(),
             };
-            self.segments.insert(self.next_id, segment);
+            self.index.segments.insert(self.next_id, segment);
             self.active.insert(task.clone(), (self.next_id, appender));
             self.next_id += 1;
         }
@@ -300,7 +240,7 @@ impl Inner {
             Ok(place)
         });
         let bytes = appender.bytes();
-        if let Some(segment) = self.segments.get_mut(&id) {
+        if let Some(segment) = self.index.segments.get_mut(&id) {
             segment.bytes = bytes;
         }
         let place = match appended {
@@ -311,16 +251,6 @@ impl Inner {
             }
         };
         Ok((id, place, every_put))
-    }
-
-    pub(super) fn index(&mut self, segment: u64, place: Place, asked: &Asked) {
-        let Some(found) = self.segments.get_mut(&segment) else {
-            return;
-        };
-        let entry = index_entry(&mut self.topics, place, asked);
-        self.places.insert(entry.content, (segment, found.entries.len()));
-        self.sides.entry(entry.recording).or_insert((entry.split, 0)).1 += 1;
-        Arc::make_mut(&mut found.entries).push(entry);
     }
 
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
@@ -341,7 +271,11 @@ impl Inner {
             return;
         };
         let samples_max = (self.config.task_samples_max / QUOTA_SEGMENTS).max(1);
-        let samples = self.segments.get(id).map_or(0, |segment| segment.entries.len());
+        let samples = self
+            .index
+            .segments
+            .get(id)
+            .map_or(0, |segment| segment.entries.len());
         if appender.bytes() < self.config.segment_bytes_max && samples < samples_max {
             return;
         }
@@ -353,7 +287,11 @@ impl Inner {
 
     pub(super) fn enforce_quota(&mut self, task: &Arc<str>) {
         loop {
-            let of_task = self.segments.iter().filter(|(_, segment)| segment.task == *task);
+            let of_task = self
+                .index
+                .segments
+                .iter()
+                .filter(|(_, segment)| segment.task == *task);
             let samples: usize = of_task.clone().map(|(_, segment)| segment.entries.len()).sum();
             if samples <= self.config.task_samples_max {
                 return;
@@ -367,9 +305,9 @@ impl Inner {
 
     /// Evicts until the store fits into `bytes_max`; `keep` is the segment that was just written.
     pub(super) fn enforce_bytes(&mut self, keep: Option<u64>) {
-        while self.bytes() > self.config.bytes_max {
+        while self.index.bytes() > self.config.bytes_max {
             let mut by_task: HashMap<&str, (u64, Option<u64>)> = HashMap::new();
-            for (id, segment) in &self.segments {
+            for (id, segment) in &self.index.segments {
                 let (bytes, oldest) = by_task.entry(&segment.task).or_default();
                 *bytes += segment.bytes;
                 if Some(*id) != keep {
@@ -387,7 +325,7 @@ impl Inner {
     }
 
     fn evict(&mut self, id: u64, reason: &'static str) {
-        let Some(segment) = self.segments.remove(&id) else {
+        let Some(segment) = self.index.remove(id) else {
             return;
         };
         if self
@@ -397,52 +335,10 @@ impl Inner {
         {
             self.active.remove(&segment.task);
         }
-        for entry in segment.entries.iter() {
-            self.places.remove(&entry.content);
-            if let Some((_, samples)) = self.sides.get_mut(&entry.recording) {
-                *samples -= 1;
-                if *samples == 0 {
-                    self.sides.remove(&entry.recording);
-                }
-            }
-        }
-        self.claims
-            .retain(|_, claim| self.places.contains_key(&claim.content));
         info!(
             path = %segment.file.path.display(), task = %segment.task, samples = segment.entries.len(), reason,
             "segment evicted"
         );
         segment.file.evict();
     }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.bytes).sum()
-    }
-}
-
-/// What the index keeps of a sample that answers nothing yet.
-pub(super) fn index_entry(topics: &mut HashMap<String, Arc<str>>, place: Place, asked: &Asked) -> IndexEntry {
-    let written = &asked.sample;
-    IndexEntry {
-        content: ContentHash(written.content),
-        recording: written.recording,
-        place,
-        split: written.split(),
-        may_train: written.may_train,
-        claims: 0,
-        audio_seconds: written.audio_seconds() as f32,
-        topic: interned(topics, &written.topic),
-        partition: written.partition,
-        offset: written.offset,
-    }
-}
-
-/// Names of topics are kept once.
-fn interned(topics: &mut HashMap<String, Arc<str>>, name: &str) -> Arc<str> {
-    if let Some(topic) = topics.get(name) {
-        return topic.clone();
-    }
-    let topic: Arc<str> = name.into();
-    topics.insert(name.to_owned(), topic.clone());
-    topic
 }

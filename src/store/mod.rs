@@ -17,8 +17,11 @@
 //!   keep what they hold.
 //! - **Consent**: a sample that may not be trained on is in no snapshot, and one that arrives again with that
 //!   mark withdraws the earlier one.
+//! - **Forgetting** ([`SampleStore::forget`]) takes samples out of the files, not only out of use.
+//!
+//! Beside the one process that writes, any number may read ([`SampleReader`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,22 +33,25 @@ use crate::store::config::{FsyncPolicy, StoreConfig};
 pub mod config;
 mod error;
 mod flush;
+mod forget;
+mod index;
 mod inner;
 mod outcome;
+mod reader;
 mod recovery;
 mod sample;
 mod segment;
 mod snapshot;
 
 pub use error::StoreError;
-pub use outcome::{OpenReport, Put, Refusal, TaskCount};
+pub use outcome::{Forgotten, OpenReport, Put, Refusal, TaskCount};
+pub use reader::SampleReader;
 pub use sample::{ContentHash, Sample, SampleSource, Split, StoredSample};
-pub use snapshot::{SampleRef, Snapshot};
+pub use snapshot::{SampleRef, SampleState, Snapshot};
 
 use flush::Flusher;
-use inner::{Inner, Segment};
+use inner::Inner;
 use sample::{Asked, request_id};
-use snapshot::Part;
 
 /// Labelled samples on disk; calls block for as long as the disk takes.
 #[derive(Debug)]
@@ -87,11 +93,20 @@ impl SampleStore {
     /// # Errors
     /// [`StoreError::Io`] when the disk refuses; the sample is then not stored and may be put again.
     pub fn put(&self, sample: &Sample) -> Result<Put, StoreError> {
+        self.put_on(sample, None)
+    }
+
+    /// As [`SampleStore::put`]. Where no sample of the recording is here, it goes to the side `split`;
+    /// without one its hash decides.
+    ///
+    /// # Errors
+    /// As [`SampleStore::put`].
+    pub fn put_on(&self, sample: &Sample, split: Option<Split>) -> Result<Put, StoreError> {
         let mut inner = self.inner();
         if let Err(refusal) = inner.check(sample) {
             return Ok(Put::Refused { refusal });
         }
-        let put = inner.put(Asked::new(sample))?;
+        let put = inner.put(Asked::new(sample), split)?;
         if let Put::Stored { .. } = put {
             self.stored.fetch_add(1, Ordering::Relaxed);
         }
@@ -115,7 +130,11 @@ impl SampleStore {
     pub fn sources_of(&self, id: &str) -> Vec<String> {
         let wanted = request_id(id);
         let inner = self.inner();
-        let of_id = inner.claims.values().filter(|claim| claim.request == wanted);
+        let of_id = inner
+            .index
+            .claims
+            .values()
+            .filter(|claim| claim.request == wanted);
         let sources: BTreeSet<&str> = of_id.map(|claim| &*claim.request_source).collect();
         sources.into_iter().map(str::to_owned).collect()
     }
@@ -127,23 +146,24 @@ impl SampleStore {
     /// [`StoreError::Io`]; [`StoreError::Damaged`].
     pub fn of_request(&self, source: &str, id: &str) -> Result<Option<StoredSample>, StoreError> {
         let wanted = request_id(id);
-        let (file, place) = {
+        let (file, place, content) = {
             let inner = self.inner();
-            let latest = (inner.claims.values())
+            let latest = (inner.index.claims.values())
                 .filter(|claim| claim.request == wanted && &*claim.request_source == source)
                 .max_by_key(|claim| claim.written_ms);
             let Some((content, entry)) =
-                latest.and_then(|claim| Some((claim.content, inner.entry(claim.content)?)))
+                latest.and_then(|claim| Some((claim.content, inner.index.entry(claim.content)?)))
             else {
                 return Ok(None);
             };
-            let segment = (inner.places.get(&content)).and_then(|(id, _)| inner.segments.get(id));
+            let segment = (inner.index.places.get(&content)).and_then(|(id, _)| inner.index.segments.get(id));
             let Some(segment) = segment.filter(|_| entry.may_train) else {
                 return Ok(None);
             };
-            (Arc::clone(&segment.file), entry.place)
+            (Arc::clone(&segment.file), entry.place, content)
         };
-        let Some(asked) = file.read(place)?.into_sample() else {
+        let asked = file.read(place)?.into_sample();
+        let Some(asked) = asked.filter(|asked| asked.sample.content == content.0) else {
             return Ok(None);
         };
         let mut stored = asked.into_stored();
@@ -154,45 +174,31 @@ impl SampleStore {
 
     /// What the store holds now, for a training cycle; takes no copy of any audio.
     pub fn snapshot(&self) -> Snapshot {
-        let part = |segment: &Segment| Part {
-            task: segment.task.clone(),
-            file: segment.file.clone(),
-            entries: segment.entries.clone(),
-        };
-        Snapshot::new(self.inner().segments.values().map(part).collect())
+        self.inner().index.snapshot()
     }
 
     /// Samples by task and side, in that order.
     pub fn counts(&self) -> Vec<TaskCount> {
-        let inner = self.inner();
-        let mut counts: BTreeMap<(Arc<str>, Split), TaskCount> = BTreeMap::new();
-        for segment in inner.segments.values() {
-            for entry in segment.entries.iter() {
-                let key = (segment.task.clone(), entry.split);
-                let count = counts.entry(key).or_insert_with(|| TaskCount {
-                    task: segment.task.clone(),
-                    split: entry.split,
-                    samples: 0,
-                    withheld: 0,
-                    superseded: 0,
-                    audio_seconds: 0.0,
-                });
-                match (entry.may_train, entry.claims) {
-                    (false, _) => count.withheld += 1,
-                    (true, 0) => count.superseded += 1,
-                    (true, _) => {
-                        count.samples += 1;
-                        count.audio_seconds += f64::from(entry.audio_seconds);
-                    }
-                }
-            }
-        }
-        counts.into_values().collect()
+        self.inner().index.counts()
+    }
+
+    /// Removes samples for good: their audio and texts are in no file of the store any more when this
+    /// returns. Segments that hold one are written anew without it, and earlier snapshots cannot read it any
+    /// more. An identity that is not in the store is passed over.
+    ///
+    /// What a forgotten sample had superseded stays superseded. Every record of every segment is read, as at
+    /// the start.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk refuses; some of the samples may be gone then, and the others can be
+    /// forgotten again.
+    pub fn forget(&self, ids: &[ContentHash]) -> Result<Forgotten, StoreError> {
+        self.inner().forget(ids)
     }
 
     /// Samples in the store, withheld and superseded ones included.
     pub fn len(&self) -> usize {
-        self.inner().places.len()
+        self.inner().index.places.len()
     }
 
     /// Whether there is no sample.
@@ -202,7 +208,7 @@ impl SampleStore {
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
-        self.inner().bytes()
+        self.inner().index.bytes()
     }
 
     /// What the start found on disk.

@@ -98,6 +98,17 @@ pub struct TaskCount {
     pub audio_seconds: f64,
 }
 
+/// What forgetting samples did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Samples that were there and are gone.
+    pub samples: usize,
+    /// Segment files that were written anew or removed.
+    pub segments: usize,
+    /// By how many bytes the store is smaller.
+    pub bytes: u64,
+}
+
 /// What a start found on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {

@@ -1,133 +1,70 @@
 //! The start: one process at a time, and the index from what is on disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::error::StoreError;
-use super::inner::{Inner, Segment, index_entry};
+use super::index::{Found, Index};
+use super::inner::Inner;
 use super::outcome::OpenReport;
-use super::sample::{ClaimWritten, ContentHash, Entry};
 use super::segment::{self, Appender, Scan};
-use super::snapshot::IndexEntry;
 use crate::store::config::StoreConfig;
 
 /// Opens the folder and reads every segment.
 pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreError> {
     std::fs::create_dir_all(&config.dir).map_err(StoreError::io("create", &config.dir))?;
-    let mut inner = Inner {
-        config: config.clone(),
-        _lock: lock(&config.dir)?,
-        segments: BTreeMap::new(),
-        active: HashMap::new(),
-        places: HashMap::new(),
-        sides: HashMap::new(),
-        topics: HashMap::new(),
-        claims: HashMap::new(),
-        next_id: 0,
-    };
+    let lock = lock(&config.dir)?;
+    remove_unfinished(&config.dir)?;
     let mut report = OpenReport::default();
     // The last segment of each task is the one that a crash may have torn, and the one to go on with.
     let mut last: HashMap<Arc<str>, Scan> = HashMap::new();
-    let mut claims = Vec::new();
-    for (id, path) in segment_paths(&config.dir)? {
-        inner.next_id = inner.next_id.max(id + 1);
-        let Some((task, scan)) = inner.read_segment(id, &path, &mut claims, &mut report)? else {
-            continue;
+    let mut next_id = 0;
+    let index = Index::read(&config.dir, &mut |id, path, found| {
+        next_id = next_id.max(id + 1);
+        let (task, scan) = match found {
+            Found::Segment(task, scan) => (task, scan),
+            Found::Empty(scan) => {
+                report.torn_bytes += scan.tail_bytes;
+                scan.file.evict(); // a crash came before its first record was whole
+                return Ok(());
+            }
+            Found::Unreadable => return set_aside(path, &mut report),
         };
+        if scan.damaged > 0 {
+            warn!(path = %path.display(), stretches = scan.damaged, "damaged records are skipped");
+            report.damaged += scan.damaged;
+        }
         if let Some(closed) = last.insert(task, scan)
             && closed.tail_bytes > 0
         {
             warn!(path = %closed.file.path.display(), bytes = closed.tail_bytes, "the end of a closed segment is damaged");
             report.damaged += 1;
         }
-    }
-    // All claims of a question are in segments of one task, so they are in order. The sample that one is
-    // about may be in a segment of another task, which is why they come after all samples.
-    for (content, claim) in claims {
-        inner.claim(content, claim);
-    }
+        Ok(())
+    })?;
+    let mut inner = Inner {
+        config: config.clone(),
+        _lock: lock,
+        index,
+        active: HashMap::new(),
+        next_id,
+    };
     for (task, scan) in last {
         inner.go_on_with(&task, &scan, &mut report)?;
     }
     inner.enforce_bytes(None);
-    report.segments = inner.segments.len();
-    report.samples = inner.places.len();
+    report.segments = inner.index.segments.len();
+    report.samples = inner.index.places.len();
     Ok((inner, report))
 }
 
 impl Inner {
-    /// Takes what a segment holds into the index; `None` when there is nothing in it.
-    fn read_segment(
-        &mut self,
-        id: u64,
-        path: &Path,
-        claims: &mut Vec<(ContentHash, ClaimWritten)>,
-        report: &mut OpenReport,
-    ) -> Result<Option<(Arc<str>, Scan)>, StoreError> {
-        let mut task: Option<Arc<str>> = None;
-        let mut entries: Vec<IndexEntry> = Vec::new();
-        let mut withdrawn = Vec::new();
-        let scan = segment::scan(path, id, |place, entry| match entry {
-            Entry::Withdrawn { content, task: of } => {
-                task.get_or_insert_with(|| of.as_str().into());
-                withdrawn.push(ContentHash(content));
-            }
-            Entry::Claimed {
-                content,
-                task: of,
-                claim,
-            } => {
-                task.get_or_insert_with(|| of.as_str().into());
-                claims.push((ContentHash(content), *claim));
-            }
-            sample => {
-                let Some(asked) = sample.into_sample() else { return };
-                task.get_or_insert_with(|| asked.sample.task.as_str().into());
-                claims.push((ContentHash(asked.sample.content), asked.claim()));
-                entries.push(index_entry(&mut self.topics, place, &asked));
-            }
-        })?;
-        let Some(scan) = scan else {
-            set_aside(path, report)?;
-            return Ok(None);
-        };
-        if scan.damaged > 0 {
-            warn!(path = %path.display(), stretches = scan.damaged, "damaged records are skipped");
-            report.damaged += scan.damaged;
-        }
-        let Some(task) = task else {
-            report.torn_bytes += scan.tail_bytes;
-            scan.file.evict(); // a crash came before its first record was whole
-            return Ok(None);
-        };
-        let mut kept = Vec::with_capacity(entries.len());
-        for entry in entries {
-            if self.places.contains_key(&entry.content) {
-                continue; // written again after an error that had not undone it
-            }
-            self.places.insert(entry.content, (id, kept.len()));
-            self.sides.entry(entry.recording).or_insert((entry.split, 0)).1 += 1;
-            kept.push(entry);
-        }
-        let segment = Segment {
-            task: task.clone(),
-            file: scan.file.clone(),
-            entries: Arc::new(kept),
-            bytes: scan.end + scan.tail_bytes,
-        };
-        self.segments.insert(id, segment);
-        for content in withdrawn {
-            self.mark_withdrawn(content);
-        }
-        Ok(Some((task, scan)))
-    }
-
     /// Cuts off what a crash tore, and goes on writing where the task's last segment ends.
     fn go_on_with(
         &mut self,
@@ -146,7 +83,7 @@ impl Inner {
             report.torn_bytes += scan.tail_bytes;
         }
         let appender = Appender::reopen(scan)?;
-        if let Some(segment) = self.segments.get_mut(&scan.file.id) {
+        if let Some(segment) = self.index.segments.get_mut(&scan.file.id) {
             segment.bytes = appender.bytes();
         }
         self.active.insert(task.clone(), (scan.file.id, appender));
@@ -156,17 +93,15 @@ impl Inner {
     }
 }
 
-/// Segment files of the folder, oldest first.
-fn segment_paths(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
-    let mut paths = Vec::new();
+/// Removes what was being written to take the place of a segment when a crash came.
+fn remove_unfinished(dir: &Path) -> Result<(), StoreError> {
     for file in std::fs::read_dir(dir).map_err(StoreError::io("read", dir))? {
         let path = file.map_err(StoreError::io("read", dir))?.path();
-        if let Some(id) = segment::id_of(&path) {
-            paths.push((id, path));
+        if segment::is_unfinished(&path) {
+            std::fs::remove_file(&path).map_err(StoreError::io("delete", &path))?;
         }
     }
-    paths.sort();
-    Ok(paths)
+    Ok(())
 }
 
 /// Longest wait for whoever still holds the lock.

@@ -61,6 +61,15 @@ pub struct Sample {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContentHash(pub(super) [u8; 32]);
 
+impl ContentHash {
+    /// The identity that is written so: 64 hexadecimal digits; none for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        ::hex::decode_to_slice(text, &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
+}
+
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))
@@ -116,7 +125,7 @@ pub(super) type RecordingHash = [u8; 16];
 pub(super) struct Question(pub(super) [u8; 16]);
 
 /// First half of the SHA-256 of a request's id, to find its samples by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(super) struct RequestId(pub(super) [u8; 16]);
 
 /// What a record of a segment holds. New variants go to the end: their numbers are on disk.
@@ -371,6 +380,16 @@ impl Entry {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         bincode::encode_to_vec(self, bincode::config::standard())
             .expect("vectors grow, and nothing else can fail")
+    }
+
+    /// Identity of the sample that it is, or is about.
+    pub(super) fn content(&self) -> [u8; 32] {
+        match self {
+            Self::Sample(written) => written.content,
+            Self::Named(named) => named.sample.content,
+            Self::Asked(asked) => asked.sample.content,
+            Self::Withdrawn { content, .. } | Self::Claimed { content, .. } => *content,
+        }
     }
 
     /// The sample that it is; none for an entry about another one.

@@ -8,13 +8,14 @@
 //! Numbers are little-endian. The marker is random per file: after a damaged record the next one is found by
 //! it, and audio that looks like a record (it comes from outside) cannot be taken for one.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tracing::warn;
 
@@ -31,6 +32,10 @@ const SEGMENT_BYTES_CAP: u64 = (1 << 30) + (PAYLOAD_BYTES_MAX + HEADER_BYTES + R
 
 type Marker = [u8; 8];
 
+mod rewrite;
+
+pub(super) use rewrite::{Kept, Rewritten, is_unfinished, rewrite};
+
 /// A segment file, readable for as long as anybody holds it, also after its samples were evicted.
 #[derive(Debug)]
 pub(super) struct SegmentFile {
@@ -38,6 +43,17 @@ pub(super) struct SegmentFile {
     pub(super) path: PathBuf,
     marker: Marker,
     evicted: AtomicBool,
+    /// What is in its place since some of its records were forgotten.
+    replaced: OnceLock<Replaced>,
+}
+
+/// What took the place of a segment file.
+#[derive(Debug)]
+struct Replaced {
+    /// None: every record is gone.
+    by: Option<Arc<SegmentFile>>,
+    /// New places of the records that stay, by their old offsets.
+    places: HashMap<u64, Place>,
 }
 
 /// The end of a segment, where records are appended.
@@ -75,20 +91,64 @@ pub(super) struct Scan {
 }
 
 impl SegmentFile {
-    /// Reads one record again, and checks it again.
+    fn new(id: u64, path: PathBuf, marker: Marker) -> Self {
+        Self {
+            id,
+            path,
+            marker,
+            evicted: AtomicBool::new(false),
+            replaced: OnceLock::new(),
+        }
+    }
+
+    /// Reads one record again, and checks it again; where another file has taken the place of this one, from
+    /// there.
     pub(super) fn read(&self, place: Place) -> Result<Entry, StoreError> {
+        if let Some(replaced) = self.replaced.get() {
+            return self.read_from(replaced, place);
+        }
+        let payload = self.read_payload(place);
+        match self.replaced.get() {
+            Some(replaced) => self.read_from(replaced, place), // it happened in between
+            None => Entry::from_bytes(&payload?).map_err(|reason| self.damaged(place, reason)),
+        }
+    }
+
+    fn read_from(&self, replaced: &Replaced, place: Place) -> Result<Entry, StoreError> {
+        match (&replaced.by, replaced.places.get(&place.offset)) {
+            (Some(file), Some(place)) => file.read(*place),
+            _ => Err(StoreError::Forgotten {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    fn read_payload(&self, place: Place) -> Result<Vec<u8>, StoreError> {
         let file = File::open(&self.path).map_err(StoreError::io("open", &self.path))?;
         let mut bytes = vec![0; RECORD_HEADER_BYTES + place.length as usize];
         file.read_exact_at(&mut bytes, place.offset)
             .map_err(StoreError::io("read", &self.path))?;
-        let damaged = |reason: String| StoreError::Damaged {
+        if payload_at(&bytes, 0, &self.marker).is_none() {
+            return Err(self.damaged(place, "its checksum is wrong".to_owned()));
+        }
+        bytes.drain(..RECORD_HEADER_BYTES);
+        Ok(bytes)
+    }
+
+    fn damaged(&self, place: Place, reason: String) -> StoreError {
+        StoreError::Damaged {
             path: self.path.clone(),
             offset: place.offset,
             reason,
-        };
-        let payload =
-            payload_at(&bytes, 0, &self.marker).ok_or_else(|| damaged("its checksum is wrong".to_owned()))?;
-        Entry::from_bytes(payload).map_err(damaged)
+        }
+    }
+
+    /// Notes that every record is gone, and the file with them.
+    pub(super) fn set_removed(&self) {
+        let _ = self.replaced.set(Replaced {
+            by: None,
+            places: HashMap::new(),
+        }); // a file is replaced or removed once
     }
 
     /// Deletes the file as soon as nobody holds it any more.
@@ -114,11 +174,7 @@ impl Appender {
         let marker = RandomState::new()
             .hash_one((id, std::process::id()))
             .to_le_bytes();
-        let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(&MAGIC);
-        header[8..16].copy_from_slice(&marker);
-        let checksum = crc32c::crc32c(&header[..16]);
-        header[16..20].copy_from_slice(&checksum.to_le_bytes());
+        let header = header(&marker);
         let write = || {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -127,7 +183,7 @@ impl Appender {
                 .open(&path)?;
             file.write_all(&header)?;
             file.sync_all()?;
-            File::open(dir)?.sync_all()?;
+            sync_folder(dir)?;
             Ok(file)
         };
         let file = write().map_err(|error: std::io::Error| {
@@ -136,12 +192,7 @@ impl Appender {
             }
             StoreError::io("create", &path)(error)
         })?;
-        let segment = SegmentFile {
-            id,
-            path: path.clone(),
-            marker,
-            evicted: AtomicBool::new(false),
-        };
+        let segment = SegmentFile::new(id, path.clone(), marker);
         let appender = Self {
             file,
             path,
@@ -181,13 +232,16 @@ impl Appender {
 
     /// Appends a record. On an error the file is as it was, as far as the system allows; do not append again.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<Place, StoreError> {
-        let payload = entry.to_bytes();
+        self.append_payload(&entry.to_bytes())
+    }
+
+    fn append_payload(&mut self, payload: &[u8]) -> Result<Place, StoreError> {
         let length = u32::try_from(payload.len()).expect("limits of the settings are far below 4 GiB");
         let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
         record.extend_from_slice(&self.marker);
         record.extend_from_slice(&length.to_le_bytes());
-        record.extend_from_slice(&checksum(&self.marker, &payload).to_le_bytes());
-        record.extend_from_slice(&payload);
+        record.extend_from_slice(&checksum(&self.marker, payload).to_le_bytes());
+        record.extend_from_slice(payload);
         if let Err(error) = self.file.write_all_at(&record, self.end) {
             let _ = self.file.set_len(self.end); // if this fails too, the next scan cuts it
             return Err(StoreError::io("write to", &self.path)(error));
@@ -259,17 +313,27 @@ pub(super) fn scan(
         }
     }
     Ok(Some(Scan {
-        file: Arc::new(SegmentFile {
-            id,
-            path: path.to_owned(),
-            marker,
-            evicted: AtomicBool::new(false),
-        }),
+        file: Arc::new(SegmentFile::new(id, path.to_owned(), marker)),
         end: end as u64,
         tail_bytes: (bytes.len() - end.min(bytes.len())) as u64,
         damaged: damaged + usize::from(!header_is_whole),
         header_is_whole,
     }))
+}
+
+/// Makes sure that names that were made, changed or removed in a folder survive a power cut.
+pub(super) fn sync_folder(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// The first bytes of a segment.
+fn header(marker: &Marker) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..16].copy_from_slice(marker);
+    let checksum = crc32c::crc32c(&header[..16]);
+    header[16..20].copy_from_slice(&checksum.to_le_bytes());
+    header
 }
 
 /// The id in the name of a segment file.

@@ -1,12 +1,12 @@
 //! A snapshot: what the store held at one moment, for a training cycle to walk through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
-use super::sample::{ContentHash, RecordingHash, SampleSource, Split, StoredSample};
+use super::sample::{ContentHash, RecordingHash, RequestId, SampleSource, Split, StoredSample, request_id};
 use super::segment::{Place, SegmentFile};
 
 /// What is known of a sample without reading it.
@@ -14,21 +14,57 @@ use super::segment::{Place, SegmentFile};
 pub(super) struct IndexEntry {
     pub(super) content: ContentHash,
     pub(super) recording: RecordingHash,
+    /// The request that brought it.
+    pub(super) request: RequestId,
     pub(super) place: Place,
     pub(super) split: Split,
     pub(super) may_train: bool,
     /// How many questions it is the answer to; 0: superseded.
     pub(super) claims: usize,
     pub(super) audio_seconds: f32,
+    pub(super) received_ms: i64,
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) offset: i64,
 }
 
 impl IndexEntry {
+    pub(super) fn state(&self) -> SampleState {
+        match (self.may_train, self.claims) {
+            (false, _) => SampleState::Withheld,
+            (true, 0) => SampleState::Superseded,
+            (true, _) => SampleState::InUse,
+        }
+    }
+
     /// Whether it may be trained on: allowed, and not superseded.
     pub(super) fn is_usable(&self) -> bool {
-        self.may_train && self.claims > 0
+        self.state() == SampleState::InUse
+    }
+}
+
+/// What may be done with a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SampleState {
+    /// It may be trained on.
+    InUse,
+    /// A later answer to the same question of the same request is in force.
+    Superseded,
+    /// It may not be trained on.
+    Withheld,
+}
+
+impl SampleState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::InUse, Self::Superseded, Self::Withheld];
+
+    /// `in_use`, `superseded` or `withheld`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Superseded => "superseded",
+            Self::Withheld => "withheld",
+        }
     }
 }
 
@@ -51,46 +87,67 @@ pub struct SampleRef {
     pub split: Split,
     /// Its task.
     pub task: Arc<str>,
+    /// What may be done with it.
+    pub state: SampleState,
     /// Length of its audio, seconds.
     pub audio_seconds: f32,
+    /// When it was received, milliseconds since the Unix epoch.
+    pub received_ms: i64,
+    request: RequestId,
     part: usize,
     place: Place,
 }
 
-/// What the store held when it was taken, of what may be trained on: unchanged by later puts, withdrawals and
-/// evictions. Holds index entries (about 150 bytes a sample), not audio; its files stay until it is dropped.
+/// What the store held when it was taken: unchanged by later puts, withdrawals and evictions; only what is
+/// forgotten later cannot be read any more. Holds index entries (about 170 bytes a sample), not audio; its
+/// files stay until it is dropped.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     parts: Vec<Part>,
+    shared: BTreeSet<(RequestId, ContentHash)>,
 }
 
 impl Snapshot {
-    pub(super) fn new(parts: Vec<Part>) -> Self {
-        Self { parts }
+    pub(super) fn new(parts: Vec<Part>, shared: BTreeSet<(RequestId, ContentHash)>) -> Self {
+        Self { parts, shared }
     }
 
-    /// The samples of one side, oldest segment first.
+    /// The samples of one side that may be trained on, oldest segment first.
     pub fn refs(&self, split: Split) -> impl Iterator<Item = SampleRef> + '_ {
+        self.all()
+            .filter(move |sample| sample.split == split && sample.state == SampleState::InUse)
+    }
+
+    /// All samples, also those that may not be trained on, oldest segment first.
+    pub fn all(&self) -> impl Iterator<Item = SampleRef> + '_ {
         let entries = self.parts.iter().enumerate().flat_map(|(index, part)| {
             let of_part = part.entries.iter();
             of_part.map(move |entry| (index, part, entry))
         });
-        let wanted = entries.filter(move |(_, _, entry)| entry.split == split && entry.is_usable());
-        wanted.map(|(part, segment, entry)| SampleRef {
+        entries.map(|(part, segment, entry)| SampleRef {
             id: entry.content,
             recording: entry.recording,
             split: entry.split,
             task: segment.task.clone(),
+            state: entry.state(),
             audio_seconds: entry.audio_seconds,
+            received_ms: entry.received_ms,
+            request: entry.request,
             part,
             place: entry.place,
         })
     }
 
+    /// Whether a request of this id brought a sample, be it that another one had brought the same before.
+    pub fn is_of_request(&self, sample: &SampleRef, id: &str) -> bool {
+        let wanted = request_id(id);
+        sample.request == wanted || self.shared.contains(&(wanted, sample.id))
+    }
+
     /// Reads one sample.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::Damaged`] when the disk has changed it.
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when the disk has changed it; [`StoreError::Forgotten`].
     ///
     /// # Panics
     /// When `sample` is of another snapshot that had more segments.
@@ -108,7 +165,8 @@ impl Snapshot {
         }
     }
 
-    /// Reads the samples of one side one after the other, oldest segment first; one is in memory at a time.
+    /// Reads the samples of one side that may be trained on, one after the other, oldest segment first; one
+    /// is in memory at a time.
     pub fn samples(&self, split: Split) -> impl Iterator<Item = Result<StoredSample, StoreError>> + '_ {
         self.refs(split).map(|sample| self.load(&sample))
     }

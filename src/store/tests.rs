@@ -1,6 +1,8 @@
 //! The store as its callers see it, and what crashes and broken disks may do to it.
 
 mod crashes;
+mod forgetting;
+mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -7,6 +7,10 @@ use super::headers::Headers;
 use super::rejection::{Reason, Rejection, Stage};
 use super::{Record, RecordOffset};
 
+/// Most samples that one order names.
+pub const FORGOTTEN_SAMPLES_MAX: usize = 1_000;
+/// Hexadecimal digits in the id of a sample.
+const SAMPLE_ID_DIGITS: usize = 64;
 /// Longest id of an order and longest name of a version, bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -29,6 +33,11 @@ pub enum Command {
     Pause,
     /// Let training go on.
     Resume,
+    /// Remove samples from the store for good.
+    Forget {
+        /// Their ids, whole, in hexadecimal digits; at least one and at most [`FORGOTTEN_SAMPLES_MAX`].
+        samples: Vec<String>,
+    },
 }
 
 impl Command {
@@ -40,6 +49,7 @@ impl Command {
             Self::Rollback { .. } => "rollback",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Forget { .. } => "forget",
         }
     }
 
@@ -47,7 +57,14 @@ impl Command {
         match self {
             Self::Promote { version } => Some(version),
             Self::Rollback { version } => version.as_deref(),
-            Self::Retrain | Self::Pause | Self::Resume => None,
+            Self::Retrain | Self::Pause | Self::Resume | Self::Forget { .. } => None,
+        }
+    }
+
+    fn samples(&self) -> Option<&[String]> {
+        match self {
+            Self::Forget { samples } => Some(samples),
+            _ => None,
         }
     }
 }
@@ -67,7 +84,7 @@ pub struct Order {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Order")]
 pub(super) struct OrderJson {
-    /// `retrain`, `promote`, `rollback`, `pause` or `resume`.
+    /// `retrain`, `promote`, `rollback`, `pause`, `resume` or `forget`.
     command: String,
     /// Under which events tell what became of it; else `ce_id`, else its place.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +92,10 @@ pub(super) struct OrderJson {
     /// Adapter version: which one to promote, or to roll back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
+    /// Ids of stored samples, 64 hexadecimal digits each, at most 1000: which ones to forget. Those that are
+    /// not in the store are passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples: Option<Vec<String>>,
     /// For people.
     #[serde(rename = "reason", skip_serializing)]
     _reason: Option<String>,
@@ -82,18 +103,49 @@ pub(super) struct OrderJson {
 
 impl OrderJson {
     fn command(&self) -> Result<Command, String> {
-        match (self.command.as_str(), self.version.clone()) {
-            ("retrain", None) => Ok(Command::Retrain),
-            ("promote", Some(version)) => Ok(Command::Promote { version }),
-            ("promote", None) => Err("`promote` needs a `version`".to_owned()),
-            ("rollback", version) => Ok(Command::Rollback { version }),
-            ("pause", None) => Ok(Command::Pause),
-            ("resume", None) => Ok(Command::Resume),
-            (name @ ("retrain" | "pause" | "resume"), Some(_)) => Err(format!("`{name}` takes no `version`")),
-            (other, _) => {
+        match (self.command.as_str(), self.version.clone(), &self.samples) {
+            ("retrain", None, None) => Ok(Command::Retrain),
+            ("promote", Some(version), None) => Ok(Command::Promote { version }),
+            ("promote", None, None) => Err("`promote` needs a `version`".to_owned()),
+            ("rollback", version, None) => Ok(Command::Rollback { version }),
+            ("pause", None, None) => Ok(Command::Pause),
+            ("resume", None, None) => Ok(Command::Resume),
+            ("forget", None, Some(samples)) => forget(samples),
+            ("forget", None, None) => Err("`forget` needs `samples`".to_owned()),
+            (name @ ("retrain" | "pause" | "resume" | "forget"), Some(_), _) => {
+                Err(format!("`{name}` takes no `version`"))
+            }
+            (name @ ("retrain" | "promote" | "rollback" | "pause" | "resume"), _, Some(_)) => {
+                Err(format!("`{name}` takes no `samples`"))
+            }
+            (other, ..) => {
                 let found: String = other.chars().take(64).collect();
                 Err(format!("there is no command `{}`", found.escape_debug()))
             }
+        }
+    }
+}
+
+fn forget(samples: &[String]) -> Result<Command, String> {
+    let count = samples.len();
+    if !(1..=FORGOTTEN_SAMPLES_MAX).contains(&count) {
+        return Err(format!(
+            "`samples` names {count}, expected 1 to {FORGOTTEN_SAMPLES_MAX}"
+        ));
+    }
+    let is_id = |id: &&String| {
+        id.len() == SAMPLE_ID_DIGITS && id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    match samples.iter().find(|id| !is_id(id)) {
+        None => Ok(Command::Forget {
+            samples: samples.to_vec(),
+        }),
+        Some(other) => {
+            let found: String = other.chars().take(SAMPLE_ID_DIGITS).collect();
+            Err(format!(
+                "`samples` holds `{}`, expected ids of {SAMPLE_ID_DIGITS} hexadecimal digits in lower case",
+                found.escape_debug()
+            ))
         }
     }
 }
@@ -112,7 +164,7 @@ impl Order {
         let (json, command) = json.and_then(|json| json.command().map(|command| (json, command))).map_err(|error| {
             wrong(format!(
                 "not a command: {error}; expected for example {{\"command\": \"retrain\"}} (retrain, promote, rollback, \
-                 pause, resume)"
+                 pause, resume, forget)"
             ))
         })?;
         let header = Headers::new(&record.headers)
@@ -152,8 +204,9 @@ impl Order {
             command: self.command.name().to_owned(),
             id: self.id.clone(),
             version: self.command.version().map(str::to_owned),
+            samples: self.command.samples().map(<[String]>::to_vec),
             _reason: None,
         };
-        serde_json::to_string(&json).expect("three texts are always JSON")
+        serde_json::to_string(&json).expect("texts are always JSON")
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use speechverse::store::{SampleRef, Snapshot, Split, StoreError};
+use speechverse::training::trainer_config::TrainerConfig;
 use speechverse::training::{AudioSource, Example};
 use tracing::warn;
 
@@ -17,18 +18,39 @@ const VALIDATED_SHARE: usize = 10;
 
 /// What a cycle does with the samples of a snapshot; each is in one of these, together with all others of its
 /// recording.
-pub(super) struct Sides {
+#[derive(Clone, Debug)]
+pub struct Sides {
     /// To learn from.
-    pub(super) train: Vec<SampleRef>,
+    pub train: Vec<SampleRef>,
     /// To choose the best step by.
-    pub(super) valid: Vec<SampleRef>,
+    pub valid: Vec<SampleRef>,
     /// To judge the candidate by.
-    pub(super) held_out: Vec<SampleRef>,
+    pub held_out: Vec<SampleRef>,
 }
 
-/// The sides of a snapshot. Where fewer than [`HELD_OUT_MIN`] are held out, some training samples are held
-/// out of this cycle; one in [`VALIDATED_SHARE`] of the others validates.
-pub(super) fn sides(snapshot: &Snapshot) -> Sides {
+impl Sides {
+    /// Samples of all sides.
+    pub fn len(&self) -> usize {
+        self.train.len() + self.valid.len() + self.held_out.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Why a cycle does not even begin with so few samples; none where there are enough.
+    pub fn too_few(&self, config: &TrainerConfig) -> Option<String> {
+        let (all, needed) = (self.len(), config.samples_min);
+        (all < needed).then(|| {
+            format!("the store has {all} samples that may be trained on, `trainer.samples_min` is {needed}")
+        })
+    }
+}
+
+/// The sides of a snapshot. Where fewer than two samples are held out, some training samples are held out of
+/// this cycle; one in ten of the others validates.
+pub fn sides(snapshot: &Snapshot) -> Sides {
     let mut train: Vec<SampleRef> = snapshot.refs(Split::Train).collect();
     let mut held_out: Vec<SampleRef> = snapshot.refs(Split::HeldOut).collect();
     if held_out.len() < HELD_OUT_MIN && train.len() > HELD_OUT_MIN {

@@ -276,6 +276,34 @@ async fn while_one_cycle_runs_one_waits_and_a_third_order_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgotten_samples_leave_the_store_and_unknown_ones_are_passed_over() {
+    let harness = Harness::new(|_| {}).await;
+    let ids: Vec<String> = (0..3)
+        .map(|number| match harness.store.put(&sample(number)).unwrap() {
+            speechverse::store::Put::Stored { id, .. } => id.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let unknown = "ab".repeat(32);
+    let order = format!(
+        r#"{{"command": "forget", "id": "f-1", "samples": ["{}", "{unknown}", "{}"]}}"#,
+        ids[0], ids[2]
+    );
+
+    harness.order(order.leak()).await;
+
+    assert_eq!(harness.carried_out().await, ("f-1".into(), "forget".into()));
+    let left: Vec<String> = harness
+        .store
+        .snapshot()
+        .all()
+        .map(|sample| sample.id.to_string())
+        .collect();
+    assert_eq!(left, ids[1..2]);
+    harness.orders.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_and_resume_reach_the_training_and_are_reported() {
     let harness = Harness::new(|_| {}).await;
     harness.order(r#"{"command": "pause", "id": "p-1"}"#).await;

@@ -12,6 +12,7 @@ mod models;
 mod pretrain;
 mod probe;
 mod publish;
+mod samples;
 mod serve;
 mod tasks;
 mod train;
@@ -77,6 +78,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Pretrain(args) => pretrain::pretrain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Adapters(command) => adapters::run(command),
+        Command::Samples(command) => samples::samples(&command),
         Command::Tasks(command) => tasks::tasks(command),
         Command::Data(command) => data::data(command),
         Command::Models(command) => models::models(command),

@@ -55,10 +55,27 @@ fn orders_are_read_with_what_they_may_bring() {
     ] {
         assert_eq!(order(value), expected, "{value}");
     }
+    let samples = vec!["ab".repeat(32), "01".repeat(32)];
+    let value = format!(
+        r#"{{"command":"forget","samples":["{}","{}"]}}"#,
+        samples[0], samples[1]
+    );
+    assert_eq!(order(&value), of(None, Command::Forget { samples }));
 }
 
 #[test]
 fn what_is_no_order_is_refused() {
+    let id = "ab".repeat(32);
+    let with_id = |order: &str| order.replace("ID", &id);
+    let too_many = format!(
+        r#"{{"command":"forget","samples":[{}"ID"]}}"#,
+        r#""ID","#.repeat(1_000)
+    );
+    let too_many = with_id(&too_many);
+    let (other, twice) = (
+        with_id(r#"{"command":"pause","samples":["ID"]}"#),
+        with_id(r#"{"command":"forget","samples":["ID"],"version":"v1"}"#),
+    );
     let long = format!(r#"{{"command":"pause","id":"{}"}}"#, "x".repeat(129));
     for value in [
         "",
@@ -74,6 +91,13 @@ fn what_is_no_order_is_refused() {
         r#"{"command":"pause","version":"v1"}"#,
         r#"{"command":"pause","id":""}"#,
         &long,
+        r#"{"command":"forget"}"#,
+        r#"{"command":"forget","samples":[]}"#,
+        r#"{"command":"forget","samples":["abc"]}"#,
+        r#"{"command":"forget","samples":"abc"}"#,
+        &other,
+        &twice,
+        &too_many,
     ] {
         let rejection = order(value).expect_err(value);
         assert_eq!(
@@ -106,7 +130,7 @@ fn an_order_has_the_id_that_it_brings_or_one_of_its_place() {
 
 proptest! {
     #[test]
-    fn an_order_that_is_written_is_read_back(version in "\\PC{1,20}", id in prop::option::of("[a-z0-9-]{1,20}"), which in 0..6_usize) {
+    fn an_order_that_is_written_is_read_back(version in "\\PC{1,20}", id in prop::option::of("[a-z0-9-]{1,20}"), which in 0..7_usize) {
         let command = [
             Command::Retrain,
             Command::Promote { version: version.clone() },
@@ -114,6 +138,7 @@ proptest! {
             Command::Rollback { version: None },
             Command::Pause,
             Command::Resume,
+            Command::Forget { samples: vec!["0f".repeat(32)] },
         ][which].clone();
         let written = Order { id, command };
 
