@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kameo::error::Infallible;
 use kameo::prelude::*;
@@ -44,6 +44,9 @@ pub use samples::{Sides, sides};
 
 mod held_out;
 mod samples;
+
+/// Longest wait for this process to serve a version that was promoted a moment ago.
+const CATCH_UP_WAIT: Duration = Duration::from_secs(5);
 
 /// Everything a [`Trainer`] needs to start, and to start again.
 #[derive(Clone)]
@@ -101,6 +104,7 @@ impl Message<StartCycle> for Trainer {
         let StartCycle { run, trigger } = message;
         info!(run, trigger, "training cycle begins");
         metrics::training_started();
+        self.catch_up();
         let parent = self.args.current.get();
         let cycle = std::panic::AssertUnwindSafe(|| self.cycle(&run, &trigger, &parent));
         let outcome = match std::panic::catch_unwind(cycle) {
@@ -302,6 +306,16 @@ impl Trainer {
             metrics,
             swap,
         })
+    }
+
+    /// Waits until this process serves the registry's current version, where one was promoted a moment ago.
+    fn catch_up(&self) {
+        let deadline = Instant::now() + CATCH_UP_WAIT;
+        let serves_it =
+            |current: Option<String>| current.as_deref() == Some(self.args.current.get().version());
+        while Instant::now() < deadline && !self.args.registry.current().is_ok_and(serves_it) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Why a candidate of `parent` could not be promoted whatever it is worth: the registry's current version

@@ -26,6 +26,7 @@ use speechverse::telemetry::metrics;
 use speechverse::text::TaskTable;
 use speechverse::training::Control;
 use speechverse::util::Clock;
+use speechverse::wire::request::RequestLimits;
 use speechverse_actors::current::CurrentAdapter;
 use speechverse_actors::ingest::TaskInstructions;
 use speechverse_actors::messages::OrphanQueue;
@@ -83,6 +84,8 @@ struct Common {
     registry: Registry,
     current: CurrentAdapter,
     instructions: Arc<TaskInstructions>,
+    /// What a request may be.
+    limits: RequestLimits,
     trackers: Trackers,
     orphans: OrphanQueue,
     training: Control,
@@ -195,6 +198,12 @@ impl Pipeline {
                 tasks,
                 default: settings.service.default_instruction.clone(),
             }),
+            limits: RequestLimits {
+                reply_topics: (settings.kafka.topics.replies.iter())
+                    .map(|topic| topic.as_str().into())
+                    .collect(),
+                ..RequestLimits::default()
+            },
             trackers,
             orphans,
             training: Control::new(),

@@ -22,6 +22,9 @@ pub struct StoreConfig {
     /// `kafka.in_flight_records_max`, so that corrections of unknown requests do not hold up the labels
     /// behind them.
     pub corrections_waiting_max: usize,
+    /// Requests that are remembered for corrections: audio (f32) and texts of all together, bytes. The oldest
+    /// go first. 64 MiB hold 17 minutes of speech.
+    pub remembered_bytes_max: usize,
     /// Longest that written samples stay without fsync under `fsync = "interval"`, milliseconds.
     pub fsync_interval_ms: u64,
     /// Share of new recordings that go to the held-out side, 0 to 0.9. All samples of one recording are on
@@ -59,6 +62,7 @@ impl Default for StoreConfig {
             fsync: FsyncPolicy::EveryPut,
             correction_wait_ms: 5_000,
             corrections_waiting_max: 256,
+            remembered_bytes_max: 64 * 1024 * 1024, // 64 MiB
             fsync_interval_ms: 1_000,
             held_out_fraction: 0.1,
             task_samples_max: 50_000,
@@ -87,6 +91,12 @@ impl StoreConfig {
             self.corrections_waiting_max,
             1,
             1_000_000,
+        )?;
+        ConfigError::range(
+            "store.remembered_bytes_max",
+            self.remembered_bytes_max,
+            0,
+            1 << 40,
         )?;
         ConfigError::range("store.held_out_fraction", self.held_out_fraction, 0.0, 0.9)?;
         ConfigError::range("store.task_samples_max", self.task_samples_max, 8, 10_000_000)?;

@@ -127,7 +127,7 @@ fn describe() {
     );
     describe_histogram!(
         "speechverse_network_pass_seconds",
-        "Time of one pass of a network, by pass: detect (speech), encode, adapt, prefill, step. Their sum over a time is how busy the device was."
+        "Time of one pass of a network, by pass: detect (speech; always on the CPU), encode, adapt, prefill, step. The sum of the others over a time is how busy the device was."
     );
     describe_histogram!(
         "speechverse_token_choice_seconds",

@@ -32,8 +32,9 @@ async fn served(client: &mut Client, before: &str, version: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_process_learns_another_answers_with_and_corrections_find_their_requests() {
+async fn what_one_process_learns_or_promotes_another_answers_with_and_corrections_find_their_requests() {
     let mut sandbox = Sandbox::new().await;
+    sandbox.settings.kafka.topics.replies = vec!["elsewhere".into()];
     sandbox.settings.store.correction_wait_ms = 3_000;
     let settings = &sandbox.settings;
     let serving = start(Role::Serving, settings).await;
@@ -47,11 +48,15 @@ async fn what_one_process_learns_another_answers_with_and_corrections_find_their
             .await;
     }
     client.request("before", "k", tone(0.5, 200.0), Vec::new()).await;
+    let elsewhere = vec![header("ce_replytopic", "elsewhere")];
+    client
+        .request("elsewhere", "k", tone(0.5, 250.0), elsewhere)
+        .await;
     client
         .request("private", "k", tone(0.5, 300.0), vec![header("ce_train", "no")])
         .await;
     let answers = client.answers(2).await;
-    for subject in ["before", "private"] {
+    for subject in ["before", "elsewhere", "private"] {
         let headers = vec![header("ce_subject", subject), header("ce_target", "hello")];
         client.label(None, headers).await;
     }
@@ -68,6 +73,13 @@ async fn what_one_process_learns_another_answers_with_and_corrections_find_their
     let registry = Registry::open(&settings.adapters.dir).unwrap();
     registry.rollback(|_| Ok(())).unwrap();
     served(&mut client, "tiny-0002", "tiny-0001").await;
+    // One that cannot be served, and one that can.
+    let pointer = settings.adapters.dir.join("current");
+    std::fs::write(&pointer, "tiny-0099\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    served(&mut client, "", "tiny-0001").await;
+    std::fs::write(&pointer, "tiny-0002\n").unwrap();
+    served(&mut client, "tiny-0001", "tiny-0002").await;
 
     let EventKind::CycleFinished { verdict, version, .. } = &finished.what else {
         unreachable!("asked for above")
@@ -78,28 +90,11 @@ async fn what_one_process_learns_another_answers_with_and_corrections_find_their
     assert!(answers.values().all(|answer| answer.adapter == "tiny-0001"));
     trainer.stop().await.unwrap();
     let store = SampleStore::open(&settings.store).unwrap();
-    let corrected = store.of_request("", "before").unwrap().unwrap();
-    assert_eq!(corrected.sample.target, "hello");
-    assert_eq!(corrected.sample.audio.len(), 8_000);
+    for request in ["before", "elsewhere"] {
+        let corrected = store.of_request("", request).unwrap().unwrap();
+        assert_eq!(corrected.sample.target, "hello");
+        assert_eq!(corrected.sample.audio.len(), 8_000);
+    }
     assert_eq!(store.of_request("", "private").unwrap(), None);
-    sandbox.end(serving).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_version_that_cannot_be_read_is_not_served_and_the_next_one_is() {
-    let sandbox = Sandbox::new().await;
-    let settings = &sandbox.settings;
-    let serving = start(Role::Serving, settings).await;
-    let mut client = sandbox.client().await;
-    let pointer = settings.adapters.dir.join("current");
-    let before = std::fs::read_to_string(&pointer).unwrap();
-
-    std::fs::write(&pointer, "tiny-0099\n").unwrap();
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
-    client.request("a", "k", tone(0.5, 200.0), Vec::new()).await;
-    let (answer, _) = client.answer().await;
-    std::fs::write(&pointer, before).unwrap();
-
-    assert_eq!(answer.adapter, "tiny-0001");
     sandbox.end(serving).await;
 }

@@ -119,7 +119,7 @@ fn promote(registry: &Registry, settings: &Settings, version: &str) -> anyhow::R
     loaded.check_models(&encoder, &llm)?;
     registry.promote_loaded(&loaded, Expected::Any)?;
     output::line(format!(
-        "`{version}` is current: pipelines that run on this registry serve it within seconds"
+        "`{version}` is current; pipelines that run on this registry serve it within seconds, unless their `adapters.version` names one"
     ))?;
     Ok(())
 }
@@ -129,7 +129,7 @@ fn rollback(registry: &Registry, settings: &Settings) -> anyhow::Result<()> {
     let loaded = registry.rollback(|loaded| loaded.check_models(&encoder, &llm))?;
     let version = &loaded.manifest.version;
     output::line(format!(
-        "`{version}` is current: pipelines that run on this registry serve it within seconds"
+        "`{version}` is current; pipelines that run on this registry serve it within seconds, unless their `adapters.version` names one"
     ))?;
     Ok(())
 }

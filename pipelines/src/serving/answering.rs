@@ -9,7 +9,7 @@ use speechverse::kafka::Source;
 use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::configure_threads;
-use speechverse::wire::request::{Priority, RequestLimits};
+use speechverse::wire::request::Priority;
 use speechverse_actors::decoder::{Decoder, DecoderArgs};
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::ingest::{AudioIngest, IngestArgs};
@@ -64,16 +64,7 @@ pub(super) async fn start_ingest(
         audio: settings.audio.clone(),
         speech: settings.speech.clone(),
         decoder: settings.decoder.clone(),
-        limits: RequestLimits {
-            reply_topics: settings
-                .kafka
-                .topics
-                .replies
-                .iter()
-                .map(|topic| topic.as_str().into())
-                .collect(),
-            ..RequestLimits::default()
-        },
+        limits: common.limits.clone(),
         instructions: common.instructions.clone(),
         adapter: common.current.clone(),
         orphans: common.orphans.clone(),

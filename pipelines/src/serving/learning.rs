@@ -20,9 +20,6 @@ use super::{BROKER_WAIT, Common};
 use crate::stages::{Runs, StageSpec, Stages};
 use crate::trackers::Side;
 
-/// Audio of requests that is remembered for corrections, bytes: about four minutes.
-const REMEMBERED_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Starts trainer, collector and controller; returns who remembers requests for corrections.
 pub(super) async fn start(
     common: &Common,
@@ -69,7 +66,7 @@ pub(super) async fn start(
         limits: RequestLimits::default(),
         instructions: common.instructions.clone(),
         orphans: common.orphans.clone(),
-        remembered_bytes_max: REMEMBERED_BYTES_MAX,
+        remembered_bytes_max: settings.store.remembered_bytes_max,
         clock: common.clock.clone(),
         correction_wait: Duration::from_millis(settings.store.correction_wait_ms),
         corrections_waiting_max: settings.store.corrections_waiting_max,
@@ -87,7 +84,7 @@ pub(super) async fn start(
             kafka: settings.kafka.clone(),
             open_wait: BROKER_WAIT,
             audio,
-            limits: RequestLimits::default(),
+            limits: common.limits.clone(),
             instructions: common.instructions.clone(),
             collector: collector.clone().recipient(),
         };

@@ -79,6 +79,7 @@ impl Row {
         latencies.sort_by(f64::total_cmp);
         let count = answers.len().max(1) as f64;
         let network = used("speechverse_network_pass_seconds_sum", "");
+        let detector = used("speechverse_network_pass_seconds_sum", "detect").unwrap_or(0.0); // on the CPU
         let mean_latency = latencies.iter().sum::<f64>() / count;
         let is_alone = load == "one at a time";
         let processor_seconds = (after.processor_seconds())
@@ -103,7 +104,7 @@ impl Row {
             tokens_rate: used("speechverse_decoder_tokens_total", "").map(|tokens| tokens / seconds),
             encoder_rows: mean("speechverse_encoder_batch_rows"),
             decoder_rows: mean("speechverse_decoder_batch_rows"),
-            busy: network.map(|network| network / seconds),
+            busy: network.map(|network| (network - detector) / seconds),
             network_seconds: network.map(|network| network / count),
             choice_seconds: used("speechverse_token_choice_seconds_sum", "").map(|choice| choice / count),
             processors: processor_seconds.map(|used| used / seconds),
