@@ -191,7 +191,10 @@ impl Controller {
                 .due
                 .next
                 .store(record_offset.offset + 1, Ordering::Release);
-            info!(id, command = ?order.command, "order received");
+            match &order.command {
+                Command::Forget { samples } => info!(id, command, samples = samples.len(), "order received"),
+                other => info!(id, command = ?other, "order received"),
+            }
             match self.carry_out(order.command, &id).await {
                 Ok(()) => {
                     let command = command.to_owned();

@@ -35,6 +35,15 @@ pub enum StoreError {
         /// Segment file where it was.
         path: PathBuf,
     },
+    /// Segments were written anew, and samples that were to be forgotten are still known: a fault of this
+    /// program.
+    #[error("{samples} samples that were to be forgotten are still in `{}`: open the store again and forget them again", dir.display())]
+    NotForgotten {
+        /// How many.
+        samples: usize,
+        /// Folder of the store.
+        dir: PathBuf,
+    },
     /// A file is there that cannot be one of ours.
     #[error("`{}` is {bytes} bytes long, which no segment can be (at most {bytes_max}): move it away", path.display())]
     NotASegment {

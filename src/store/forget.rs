@@ -4,16 +4,22 @@
 //! and takes the old one's place by a rename. So a crash leaves each segment as it was or as it is to be; the
 //! next start removes what was unfinished. Segments that hold the samples come first: a crash behind them
 //! leaves notes about samples that are gone (identities, the source of a request), which change nothing.
+//!
+//! Which segments those are, the index says, and not what can be read: a record that the disk has changed may
+//! still hold audio.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::StoreError;
+use super::evicted::Evicted;
+use super::index::Segment;
 use super::inner::Inner;
 use super::outcome::Forgotten;
 use super::sample::{ClaimWritten, ContentHash, Entry, Question, RecordingHash, RequestId};
 use super::segment::{self, Kept, Place, Rewritten};
+use super::snapshot::IndexEntry;
 
 /// What is to be forgotten.
 struct Forgetting {
@@ -27,7 +33,8 @@ impl Forgetting {
     /// What stays of a record; none: nothing.
     fn kept(&self, place: Place, entry: Entry) -> Option<Kept> {
         if !self.samples.contains(&ContentHash(entry.content())) {
-            return Some(Kept::Record(place));
+            let sample = (!entry.is_note()).then(|| ContentHash(entry.content()));
+            return Some(Kept::Record { place, sample });
         }
         let (task, question) = match entry {
             Entry::Withdrawn { .. } => return None,
@@ -61,34 +68,67 @@ fn answered_by_nothing(task: String, question: Question) -> Entry {
 }
 
 impl Inner {
-    /// See [`SampleStore::forget`](super::SampleStore::forget).
-    pub(super) fn forget(&mut self, ids: &[ContentHash]) -> Result<Forgotten, StoreError> {
+    /// See [`SampleStore::forget`](super::SampleStore::forget); calls `changed` after each file.
+    pub(super) fn forget(
+        &mut self,
+        ids: &[ContentHash],
+        changed: &mut dyn FnMut(),
+    ) -> Result<Forgotten, StoreError> {
+        let wanted: HashSet<ContentHash> = ids.iter().copied().collect();
         let known = |id: &&ContentHash| self.index.places.contains_key(*id);
-        let samples: HashSet<ContentHash> = ids.iter().filter(known).copied().collect();
-        if samples.is_empty() {
-            return Ok(Forgotten::default());
+        let samples: HashSet<ContentHash> = wanted.iter().filter(known).copied().collect();
+        let bytes_before = self.index.bytes();
+        let (mut gone, mut segments) = (samples.clone(), 0);
+        self.evicted.retain(Evicted::is_on_disk);
+        for evicted in &self.evicted {
+            let held: Vec<ContentHash> = evicted.samples().filter(|id| wanted.contains(id)).collect();
+            if !held.is_empty() || !wanted.is_disjoint(&evicted.mentions) {
+                evicted.delete()?;
+                self.sync_folder()?;
+                gone.extend(held);
+                segments += 1;
+                changed();
+            }
         }
         let forgetting = Forgetting {
             answered: self.answered_by(&samples),
             samples,
         };
-        let holding: BTreeSet<u64> = (forgetting.samples.iter())
-            .filter_map(|id| self.index.places.get(id).map(|(segment, _)| *segment))
-            .collect();
-        let others = self.index.segments.keys().copied();
-        let others: Vec<u64> = others.filter(|id| !holding.contains(id)).collect();
-        let (samples_before, bytes_before) = (self.index.places.len(), self.index.bytes());
-        let mut segments = 0;
-        for id in holding.into_iter().chain(others) {
-            segments += usize::from(self.forget_in(id, &forgetting)?);
+        for id in self.concerned_by(&forgetting.samples) {
+            self.forget_in(id, &forgetting)?;
+            segments += 1;
+            changed();
+        }
+        let known = |id: &&ContentHash| self.index.places.contains_key(*id);
+        let left = forgetting.samples.iter().filter(known).count();
+        if left > 0 {
+            return Err(StoreError::NotForgotten {
+                samples: left,
+                dir: self.config.dir.clone(),
+            });
         }
         let forgotten = Forgotten {
-            samples: samples_before - self.index.places.len(),
+            samples: gone.len(),
             segments,
             bytes: bytes_before.saturating_sub(self.index.bytes()),
         };
         info!(?forgotten, "samples forgotten");
         Ok(forgotten)
+    }
+
+    /// Segments with a record about one of these samples: those that hold one first, the oldest first of
+    /// each.
+    fn concerned_by(&self, samples: &HashSet<ContentHash>) -> Vec<u64> {
+        let holds = |segment: &Segment| {
+            segment
+                .entries
+                .iter()
+                .any(|entry| samples.contains(&entry.content))
+        };
+        let mentions = |segment: &Segment| !samples.is_disjoint(&segment.mentions);
+        let (holding, others): (Vec<_>, Vec<_>) = self.index.segments.iter().partition(|(_, it)| holds(it));
+        let mentioning = others.into_iter().filter(|(_, it)| mentions(it));
+        holding.into_iter().chain(mentioning).map(|(id, _)| *id).collect()
     }
 
     /// Questions that are answered by one of these samples where another sample of its recording stays, which
@@ -109,47 +149,52 @@ impl Inner {
             .collect()
     }
 
-    /// Writes a segment anew, or removes it, if it holds anything about what is to be forgotten.
-    fn forget_in(&mut self, id: u64, forgetting: &Forgetting) -> Result<bool, StoreError> {
-        let Some(segment) = self.index.segments.get(&id) else {
-            return Ok(false);
+    fn sync_folder(&self) -> Result<(), StoreError> {
+        segment::sync_folder(&self.config.dir).map_err(StoreError::io("sync", &self.config.dir))
+    }
+
+    /// Writes a segment anew without what is to be forgotten, or removes it if nothing else is in it. On an
+    /// error it is written to no more.
+    fn forget_in(&mut self, id: u64, forgetting: &Forgetting) -> Result<(), StoreError> {
+        let Some(segment) = self.index.segments.get_mut(&id) else {
+            return Ok(());
         };
-        let (task, old) = (segment.task.clone(), segment.file.clone());
-        if let Some((active, appender)) = self.active.get_mut(&task)
-            && *active == id
-        {
+        let (task, old, entries) = (
+            segment.task.clone(),
+            segment.file.clone(),
+            segment.entries.clone(),
+        );
+        let is_active = |(active, _): &(u64, _)| *active == id;
+        let was_active = self.active.get(&task).is_some_and(is_active);
+        if was_active && let Some((_, mut appender)) = self.active.remove(&task) {
             appender.sync()?;
         }
-        let (mut kept, mut is_concerned) = (Vec::new(), false);
-        segment::scan(&old.path, id, |place, entry| {
-            let stays = forgetting.kept(place, entry);
-            is_concerned |= !matches!(stays, Some(Kept::Record(_)));
-            kept.extend(stays);
-        })?;
-        if !is_concerned {
-            return Ok(false);
-        }
-        let was_active = self.active.get(&task).is_some_and(|(active, _)| *active == id);
-        if was_active {
-            self.active.remove(&task);
-        }
-        if kept.is_empty() {
-            std::fs::remove_file(&old.path).map_err(StoreError::io("delete", &old.path))?;
-            old.set_removed();
+        let mut kept = Vec::new();
+        old.for_each(|place, entry| kept.extend(forgetting.kept(place, entry)))?;
+        let places = if kept.is_empty() {
+            old.delete()?;
             self.index.remove(id);
+            HashMap::new()
         } else {
             let Rewritten {
                 appender,
                 file,
                 places,
             } = segment::rewrite(&old, &kept)?;
-            let place_of = |place: Place| places.get(&place.offset).copied();
-            self.index.replace(id, file, appender.bytes(), &place_of);
+            segment.mentions.retain(|id| !forgetting.samples.contains(id));
+            self.index.replace(id, file, appender.bytes(), &places);
             if was_active {
                 self.active.insert(task, (id, appender));
             }
+            places
+        };
+        let is_lost = |entry: &&IndexEntry| {
+            !forgetting.samples.contains(&entry.content) && !places.contains_key(&entry.content)
+        };
+        let lost = entries.iter().filter(is_lost).count();
+        if lost > 0 {
+            warn!(path = %old.path.display(), samples = lost, "damaged samples went with those that were forgotten");
         }
-        segment::sync_folder(&self.config.dir).map_err(StoreError::io("sync", &self.config.dir))?;
-        Ok(true)
+        self.sync_folder()
     }
 }

@@ -3,7 +3,7 @@
 //! The store that writes and a reader beside it make it by the same code, so that they agree on sides,
 //! withheld and superseded samples.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,9 @@ pub(super) struct Segment {
     pub(super) task: Arc<str>,
     pub(super) file: Arc<SegmentFile>,
     pub(super) entries: Arc<Vec<IndexEntry>>,
+    /// Samples that other records of it are about, or may be: notes, and what was written again after an
+    /// error that had not undone it.
+    pub(super) mentions: HashSet<ContentHash>,
     pub(super) bytes: u64,
 }
 
@@ -103,11 +106,12 @@ impl Index {
     fn read_segment(&mut self, id: u64, path: &Path, claims: &mut Claims) -> Result<Found, StoreError> {
         let mut task: Option<Arc<str>> = None;
         let mut entries: Vec<IndexEntry> = Vec::new();
-        let mut withdrawn = Vec::new();
+        let (mut withdrawn, mut mentions) = (Vec::new(), HashSet::new());
         let scan = segment::scan(path, id, |place, entry| match entry {
             Entry::Withdrawn { content, task: of } => {
                 task.get_or_insert_with(|| of.as_str().into());
                 withdrawn.push(ContentHash(content));
+                mentions.insert(ContentHash(content));
             }
             Entry::Claimed {
                 content,
@@ -116,6 +120,7 @@ impl Index {
             } => {
                 task.get_or_insert_with(|| of.as_str().into());
                 claims.push((ContentHash(content), *claim));
+                mentions.insert(ContentHash(content));
             }
             sample => {
                 let Some(asked) = sample.into_sample() else { return };
@@ -133,7 +138,8 @@ impl Index {
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries {
             if self.places.contains_key(&entry.content) {
-                continue; // written again after an error that had not undone it
+                mentions.insert(entry.content); // written again after an error that had not undone it
+                continue;
             }
             self.places.insert(entry.content, (id, kept.len()));
             self.sides.entry(entry.recording).or_insert((entry.split, 0)).1 += 1;
@@ -143,6 +149,7 @@ impl Index {
             task: task.clone(),
             file: scan.file.clone(),
             entries: Arc::new(kept),
+            mentions,
             bytes: scan.end + scan.tail_bytes,
         };
         self.segments.insert(id, segment);
@@ -221,22 +228,21 @@ impl Index {
         Some(segment)
     }
 
-    /// Puts another file with other places in the place of a segment; samples for which `place_of` has none
-    /// are taken out.
+    /// Puts another file with other places in the place of a segment; samples that have none are taken out.
     pub(super) fn replace(
         &mut self,
         id: u64,
         file: Arc<SegmentFile>,
         bytes: u64,
-        place_of: &dyn Fn(Place) -> Option<Place>,
+        places: &HashMap<ContentHash, Place>,
     ) {
         let Some(mut segment) = self.segments.remove(&id) else {
             return;
         };
         let mut kept = Vec::with_capacity(segment.entries.len());
         for entry in segment.entries.iter() {
-            match place_of(entry.place) {
-                Some(place) => {
+            match places.get(&entry.content) {
+                Some(&place) => {
                     self.places.insert(entry.content, (id, kept.len()));
                     kept.push(IndexEntry {
                         place,

@@ -1,12 +1,13 @@
 //! The store's state: the index, what is appended to, quotas.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
 use super::error::StoreError;
+use super::evicted::Evicted;
 use super::index::{Index, Segment};
 use super::outcome::{Put, Refusal};
 use super::sample::{self, Asked, ClaimWritten, ContentHash, Entry, Sample, Split};
@@ -28,6 +29,8 @@ pub(super) struct Inner {
     /// The segment that is written, per task.
     pub(super) active: HashMap<Arc<str>, (u64, Appender)>,
     pub(super) next_id: u64,
+    /// Segments that were evicted and that a snapshot held then.
+    pub(super) evicted: Vec<Evicted>,
 }
 
 impl Inner {
@@ -223,6 +226,7 @@ impl Inner {
                 task: task.clone(),
                 file: Arc::new(file),
                 entries: Arc::default(),
+                mentions: HashSet::new(),
                 bytes: appender.bytes(),
             };
             self.index.segments.insert(self.next_id, segment);
@@ -242,6 +246,9 @@ impl Inner {
         let bytes = appender.bytes();
         if let Some(segment) = self.index.segments.get_mut(&id) {
             segment.bytes = bytes;
+            if entry.is_note() || appended.is_err() {
+                segment.mentions.insert(ContentHash(entry.content()));
+            }
         }
         let place = match appended {
             Ok(place) => place,
@@ -340,5 +347,7 @@ impl Inner {
             "segment evicted"
         );
         segment.file.evict();
+        self.evicted.push(Evicted::new(segment));
+        self.evicted.retain(Evicted::is_on_disk);
     }
 }

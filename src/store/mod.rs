@@ -32,6 +32,7 @@ use crate::store::config::{FsyncPolicy, StoreConfig};
 
 pub mod config;
 mod error;
+mod evicted;
 mod flush;
 mod forget;
 mod index;
@@ -143,7 +144,7 @@ impl SampleStore {
     /// request starts from.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::Damaged`].
+    /// [`StoreError::Io`]; [`StoreError::Damaged`]; [`StoreError::Forgotten`] when that happens meanwhile.
     pub fn of_request(&self, source: &str, id: &str) -> Result<Option<StoredSample>, StoreError> {
         let wanted = request_id(id);
         let (file, place, content) = {
@@ -162,11 +163,7 @@ impl SampleStore {
             };
             (Arc::clone(&segment.file), entry.place, content)
         };
-        let asked = file.read(place)?.into_sample();
-        let Some(asked) = asked.filter(|asked| asked.sample.content == content.0) else {
-            return Ok(None);
-        };
-        let mut stored = asked.into_stored();
+        let mut stored = file.read(content, place)?.into_stored();
         stored.sample.request_source = source.to_owned();
         stored.sample.request_id = id.to_owned();
         Ok(Some(stored))
@@ -182,18 +179,20 @@ impl SampleStore {
         self.inner().index.counts()
     }
 
-    /// Removes samples for good: their audio and texts are in no file of the store any more when this
-    /// returns. Segments that hold one are written anew without it, and earlier snapshots cannot read it any
-    /// more. An identity that is not in the store is passed over.
+    /// Removes samples for good: their audio and texts are in no segment any more when this returns. Segments
+    /// that hold one are written anew without it, and without what else in them is damaged; one that was
+    /// evicted and that a snapshot still holds is deleted. Earlier snapshots cannot read it any more. An
+    /// identity that is not in the store is passed over.
     ///
-    /// What a forgotten sample had superseded stays superseded. Every record of every segment is read, as at
-    /// the start.
+    /// What a forgotten sample had superseded stays superseded. Segments that hold nothing about the samples
+    /// are not read. What was damaged when the store was opened has no identity: it stays, in its segment or
+    /// in a file `….damaged`.
     ///
     /// # Errors
-    /// [`StoreError`] when the disk refuses; some of the samples may be gone then, and the others can be
-    /// forgotten again.
+    /// [`StoreError`] when the disk refuses, [`StoreError::NotForgotten`]; some of the samples may be gone
+    /// then, and the others can be forgotten again.
     pub fn forget(&self, ids: &[ContentHash]) -> Result<Forgotten, StoreError> {
-        self.inner().forget(ids)
+        self.inner().forget(ids, &mut || {})
     }
 
     /// Samples in the store, withheld and superseded ones included.

@@ -8,8 +8,8 @@ use super::snapshot::Snapshot;
 use crate::store::config::StoreConfig;
 
 /// A store as it was when this was opened. Takes no lock and changes nothing on disk, so that it can be used
-/// while a pipeline writes: what is being appended at that moment is not seen, and a sample whose segment the
-/// writer evicts or forgets later is an error when it is read.
+/// while a pipeline writes: what is being appended at that moment is not seen, and a sample that the writer
+/// evicts or forgets later is an error when it is read.
 #[derive(Debug)]
 pub struct SampleReader {
     index: Index,

@@ -54,6 +54,7 @@ pub(super) fn open(config: &StoreConfig) -> Result<(Inner, OpenReport), StoreErr
         index,
         active: HashMap::new(),
         next_id,
+        evicted: Vec::new(),
     };
     for (task, scan) in last {
         inner.go_on_with(&task, &scan, &mut report)?;

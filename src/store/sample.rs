@@ -392,6 +392,11 @@ impl Entry {
         }
     }
 
+    /// Whether it is about a sample and not one itself.
+    pub(super) fn is_note(&self) -> bool {
+        matches!(self, Self::Withdrawn { .. } | Self::Claimed { .. })
+    }
+
     /// The sample that it is; none for an entry about another one.
     pub(super) fn into_sample(self) -> Option<Asked> {
         match self {

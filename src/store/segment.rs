@@ -8,16 +8,12 @@
 //! Numbers are little-endian. The marker is random per file: after a damaged record the next one is found by
 //! it, and audio that looks like a record (it comes from outside) cannot be taken for one.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-
-use tracing::warn;
+use std::sync::Arc;
 
 use super::error::StoreError;
 use super::sample::{Entry, PAYLOAD_BYTES_MAX};
@@ -32,29 +28,11 @@ const SEGMENT_BYTES_CAP: u64 = (1 << 30) + (PAYLOAD_BYTES_MAX + HEADER_BYTES + R
 
 type Marker = [u8; 8];
 
+mod file;
 mod rewrite;
 
+pub(super) use file::SegmentFile;
 pub(super) use rewrite::{Kept, Rewritten, is_unfinished, rewrite};
-
-/// A segment file, readable for as long as anybody holds it, also after its samples were evicted.
-#[derive(Debug)]
-pub(super) struct SegmentFile {
-    pub(super) id: u64,
-    pub(super) path: PathBuf,
-    marker: Marker,
-    evicted: AtomicBool,
-    /// What is in its place since some of its records were forgotten.
-    replaced: OnceLock<Replaced>,
-}
-
-/// What took the place of a segment file.
-#[derive(Debug)]
-struct Replaced {
-    /// None: every record is gone.
-    by: Option<Arc<SegmentFile>>,
-    /// New places of the records that stay, by their old offsets.
-    places: HashMap<u64, Place>,
-}
 
 /// The end of a segment, where records are appended.
 #[derive(Debug)]
@@ -90,90 +68,11 @@ pub(super) struct Scan {
     pub(super) header_is_whole: bool,
 }
 
-impl SegmentFile {
-    fn new(id: u64, path: PathBuf, marker: Marker) -> Self {
-        Self {
-            id,
-            path,
-            marker,
-            evicted: AtomicBool::new(false),
-            replaced: OnceLock::new(),
-        }
-    }
-
-    /// Reads one record again, and checks it again; where another file has taken the place of this one, from
-    /// there.
-    pub(super) fn read(&self, place: Place) -> Result<Entry, StoreError> {
-        if let Some(replaced) = self.replaced.get() {
-            return self.read_from(replaced, place);
-        }
-        let payload = self.read_payload(place);
-        match self.replaced.get() {
-            Some(replaced) => self.read_from(replaced, place), // it happened in between
-            None => Entry::from_bytes(&payload?).map_err(|reason| self.damaged(place, reason)),
-        }
-    }
-
-    fn read_from(&self, replaced: &Replaced, place: Place) -> Result<Entry, StoreError> {
-        match (&replaced.by, replaced.places.get(&place.offset)) {
-            (Some(file), Some(place)) => file.read(*place),
-            _ => Err(StoreError::Forgotten {
-                path: self.path.clone(),
-            }),
-        }
-    }
-
-    fn read_payload(&self, place: Place) -> Result<Vec<u8>, StoreError> {
-        let file = File::open(&self.path).map_err(StoreError::io("open", &self.path))?;
-        let mut bytes = vec![0; RECORD_HEADER_BYTES + place.length as usize];
-        file.read_exact_at(&mut bytes, place.offset)
-            .map_err(StoreError::io("read", &self.path))?;
-        if payload_at(&bytes, 0, &self.marker).is_none() {
-            return Err(self.damaged(place, "its checksum is wrong".to_owned()));
-        }
-        bytes.drain(..RECORD_HEADER_BYTES);
-        Ok(bytes)
-    }
-
-    fn damaged(&self, place: Place, reason: String) -> StoreError {
-        StoreError::Damaged {
-            path: self.path.clone(),
-            offset: place.offset,
-            reason,
-        }
-    }
-
-    /// Notes that every record is gone, and the file with them.
-    pub(super) fn set_removed(&self) {
-        let _ = self.replaced.set(Replaced {
-            by: None,
-            places: HashMap::new(),
-        }); // a file is replaced or removed once
-    }
-
-    /// Deletes the file as soon as nobody holds it any more.
-    pub(super) fn evict(&self) {
-        self.evicted.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for SegmentFile {
-    fn drop(&mut self) {
-        if self.evicted.load(Ordering::Relaxed)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            warn!(%error, path = %self.path.display(), "failed to delete an evicted segment; the next start does");
-        }
-    }
-}
-
 impl Appender {
     /// Makes a new segment; it is on disk when this returns.
     pub(super) fn create(dir: &Path, id: u64, task: &str) -> Result<(Self, SegmentFile), StoreError> {
         let path = dir.join(format!("{id:012}-{}.segment", slug(task)));
-        let marker = RandomState::new()
-            .hash_one((id, std::process::id()))
-            .to_le_bytes();
+        let marker = fresh_marker(id);
         let header = header(&marker);
         let write = || {
             let mut file = OpenOptions::new()
@@ -290,10 +189,23 @@ pub(super) fn scan(
     let Some((marker, header_is_whole)) = marker_of(&bytes) else {
         return Ok(None);
     };
+    let (end, damaged) = records(&bytes, &marker, &mut found);
+    Ok(Some(Scan {
+        file: Arc::new(SegmentFile::new(id, path.to_owned(), marker)),
+        end: end as u64,
+        tail_bytes: (bytes.len() - end.min(bytes.len())) as u64,
+        damaged: damaged + usize::from(!header_is_whole),
+        header_is_whole,
+    }))
+}
+
+/// Calls `found` with every whole record of a segment's bytes, in order; returns where the last one ends, and
+/// how many stretches before it are no record.
+fn records(bytes: &[u8], marker: &Marker, found: &mut dyn FnMut(Place, Entry)) -> (usize, usize) {
     let mut damaged = 0;
     let (mut end, mut at) = (HEADER_BYTES, HEADER_BYTES);
     while at < bytes.len() {
-        let entry = payload_at(&bytes, at, &marker)
+        let entry = payload_at(bytes, at, marker)
             .and_then(|payload| Some((payload.len(), Entry::from_bytes(payload).ok()?)));
         match entry {
             Some((length, entry)) => {
@@ -306,19 +218,20 @@ pub(super) fn scan(
                 at += RECORD_HEADER_BYTES + length;
                 end = at;
             }
-            None => match find(&bytes[at + 1..], &marker) {
+            None => match find(&bytes[at + 1..], marker) {
                 Some(distance) => at += 1 + distance,
                 None => break,
             },
         }
     }
-    Ok(Some(Scan {
-        file: Arc::new(SegmentFile::new(id, path.to_owned(), marker)),
-        end: end as u64,
-        tail_bytes: (bytes.len() - end.min(bytes.len())) as u64,
-        damaged: damaged + usize::from(!header_is_whole),
-        header_is_whole,
-    }))
+    (end, damaged)
+}
+
+/// A marker that no other file has.
+fn fresh_marker(id: u64) -> Marker {
+    RandomState::new()
+        .hash_one((id, std::process::id()))
+        .to_le_bytes()
 }
 
 /// Makes sure that names that were made, changed or removed in a folder survive a power cut.

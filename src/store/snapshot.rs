@@ -99,8 +99,8 @@ pub struct SampleRef {
 }
 
 /// What the store held when it was taken: unchanged by later puts, withdrawals and evictions; only what is
-/// forgotten later cannot be read any more. Holds index entries (about 170 bytes a sample), not audio; its
-/// files stay until it is dropped.
+/// forgotten later cannot be read any more, and with it what else was in a segment that had been evicted.
+/// Holds index entries (about 170 bytes a sample), not audio; its files stay until it is dropped.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     parts: Vec<Part>,
@@ -153,16 +153,7 @@ impl Snapshot {
     /// When `sample` is of another snapshot that had more segments.
     pub fn load(&self, sample: &SampleRef) -> Result<StoredSample, StoreError> {
         let file = &self.parts[sample.part].file;
-        let damaged = |reason: &str| StoreError::Damaged {
-            path: file.path.clone(),
-            offset: sample.place.offset,
-            reason: reason.to_owned(),
-        };
-        match file.read(sample.place)?.into_sample() {
-            Some(asked) if asked.sample.content == sample.id.0 => Ok(asked.into_stored()),
-            Some(_) => Err(damaged("another sample is in its place")),
-            None => Err(damaged("no sample is in its place")),
-        }
+        Ok(file.read(sample.id, sample.place)?.into_stored())
     }
 
     /// Reads the samples of one side that may be trained on, one after the other, oldest segment first; one

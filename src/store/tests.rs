@@ -2,6 +2,7 @@
 
 mod crashes;
 mod forgetting;
+mod forgetting_faults;
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};

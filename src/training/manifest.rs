@@ -212,9 +212,13 @@ fn bad_line(path: &Path, line: usize, reason: String) -> TrainingError {
     }
 }
 
-/// Reads a file line by line: `take` sees each that is not empty, trimmed and without a byte order mark, or
-/// why it is no text.
-fn lines<F>(path: &Path, take: &mut F) -> Result<(), TrainingError>
+/// Reads a file line by line: `take` sees each that is not empty, with its number from 1, trimmed and without
+/// a byte order mark, or why it is no text (longer than 1 MiB, for example).
+///
+/// # Errors
+/// [`TrainingError::Manifest`] where the file is of another kind, as for [`read_manifest`];
+/// [`TrainingError::Io`]; those of `take`.
+pub fn lines<F>(path: &Path, take: &mut F) -> Result<(), TrainingError>
 where
     F: FnMut(usize, Result<&str, String>) -> Result<(), TrainingError>,
 {

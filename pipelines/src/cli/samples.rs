@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use speechverse::store::{SampleState, Split};
@@ -37,7 +38,7 @@ pub enum Samples {
         #[arg(long)]
         json: bool,
         /// Its id, or so many of its first digits that no other begins with them.
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = id_digits)]
         id: String,
     },
     /// List what the next training cycle would use: which samples to learn from, which to choose the best
@@ -58,8 +59,22 @@ pub enum Samples {
     /// Remove samples for good: audio and texts leave the files of the store.
     ///
     /// Samples are named by ids or by filters; all states are taken, superseded and withheld ones too.
-    /// While a pipeline has the store, --live orders it to forget. What the topics still hold, their
-    /// retention deletes.
+    /// While a pipeline has the store, --live orders it to forget. Only the folder of the store is changed;
+    /// something of the samples may also be in:
+    ///
+    /// - records in the topics, until their retention deletes them;
+    ///
+    /// - features of the audio in a feature cache (`feature_cache.dir` of an online curriculum);
+    ///
+    /// - logs and checkpoints of training runs (`trainer.runs_dir`), and adapters that have learned from the
+    ///   samples;
+    ///
+    /// - what a training cycle that runs now has read already;
+    ///
+    /// - requests that the pipeline remembers in memory for corrections, until others take their place or
+    ///   it stops;
+    ///
+    /// - folders that `samples export` has written.
     Forget(Forget),
     /// Write samples as WAV files (mono, 16 kHz, 16 bits) and a manifest, `manifest.jsonl`, which `train`,
     /// `eval` and `import` read.
@@ -75,15 +90,18 @@ pub enum Samples {
         /// Which ones.
         #[command(flatten)]
         filter: SampleFilter,
-        /// Folder to make; one that is there must be empty.
+        /// Folder to make, or an empty one: there the manifest comes last.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
     /// Put the labelled rows of manifests into the store.
     ///
     /// A row without an instruction gets the default one of its task. A recording that the store does not
-    /// have goes to the side that the row's `split` names: `train`, or held out for any other; without a
-    /// `split` the store chooses. The pipeline that has the store must be stopped.
+    /// have goes to the side that the row's `split` names: `train`, or held out for `test`, `valid`, `dev`
+    /// and `held_out`; without a `split` the store chooses.
+    /// A row with a `written` time, as `export` writes it, never takes the place of an answer that was
+    /// written later; a row without one counts as written now.
+    /// The pipeline that has the store must be stopped.
     Import {
         /// Where the folders of the store and of the task files are named.
         #[command(flatten)]
@@ -91,6 +109,10 @@ pub enum Samples {
         /// Manifest (JSON lines); several may be named.
         #[arg(long = "manifest", value_name = "FILE", required = true, num_args = 1..)]
         manifests: Vec<PathBuf>,
+        /// Import also what does not fit into `store.task_samples_max` or `store.bytes_max`: the oldest
+        /// samples leave the store.
+        #[arg(long)]
+        evict: bool,
     },
 }
 
@@ -112,8 +134,8 @@ pub struct Forget {
     /// Forget every sample.
     #[arg(long, conflicts_with = "ids")]
     pub all: bool,
-    /// Ids, or so many of their first digits that no other begins with them.
-    #[arg(value_name = "ID")]
+    /// Ids, or so many of their first digits, four at least, that no other begins with them.
+    #[arg(value_name = "ID", value_parser = id_digits, conflicts_with = "limit")]
     pub ids: Vec<String>,
     /// Which ones.
     #[command(flatten)]
@@ -125,7 +147,7 @@ pub struct Forget {
 #[command(next_help_heading = "Filters")]
 pub struct SampleFilter {
     /// Of this task; repeat for several.
-    #[arg(long = "task", value_name = "NAME")]
+    #[arg(long = "task", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub tasks: Vec<String>,
     /// On this side: `train` or `held_out`.
     #[arg(long, value_name = "SIDE", value_parser = split)]
@@ -141,10 +163,10 @@ pub struct SampleFilter {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub until: Option<Timestamp>,
     /// Of the request of this id (`ce_id`); repeat for several.
-    #[arg(long = "request", value_name = "ID")]
+    #[arg(long = "request", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     pub requests: Vec<String>,
-    /// Whose id begins so; repeat for several.
-    #[arg(long = "id", value_name = "PREFIX")]
+    /// Whose id begins so (to forget: four digits at least); repeat for several.
+    #[arg(long = "id", value_name = "PREFIX", value_parser = id_digits)]
     pub id_prefixes: Vec<String>,
     /// At most so many, the oldest.
     #[arg(long, value_name = "NUMBER", default_value_t = usize::MAX, hide_default_value = true)]
@@ -161,6 +183,14 @@ impl SampleFilter {
             && self.until.is_none()
             && self.requests.is_empty()
             && self.id_prefixes.is_empty()
+    }
+}
+
+/// An id, or its first digits.
+fn id_digits(text: &str) -> Result<String, String> {
+    match !text.is_empty() && text.chars().all(|digit| digit.is_ascii_hexdigit()) {
+        true => Ok(text.to_owned()),
+        false => Err("expected hexadecimal digits, as `samples list` prints them".to_owned()),
     }
 }
 

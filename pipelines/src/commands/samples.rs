@@ -56,7 +56,11 @@ pub(super) fn samples(command: &Samples) -> Result<(), Failure> {
             filter,
             out,
         } => Ok(export(&read(&load(settings)?.store)?, filter, out)?),
-        Samples::Import { settings, manifests } => import(&load(settings)?, manifests),
+        Samples::Import {
+            settings,
+            manifests,
+            evict,
+        } => import(&load(settings)?, manifests, *evict),
     }
 }
 
@@ -107,12 +111,6 @@ fn begins(id: &str, prefix: &str) -> bool {
 
 /// The one sample whose id begins so.
 fn named(snapshot: &Snapshot, prefix: &str) -> anyhow::Result<SampleRef> {
-    if prefix.is_empty() || !prefix.chars().all(|digit| digit.is_ascii_hexdigit()) {
-        bail!(
-            "`{}` is no id: expected hexadecimal digits, as `samples list` prints them",
-            prefix.escape_debug()
-        );
-    }
     let mut found: Vec<SampleRef> = (snapshot.all())
         .filter(|sample| begins(&sample.id.to_string(), prefix))
         .collect();

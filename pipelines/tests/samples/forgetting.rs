@@ -76,6 +76,47 @@ fn forgetting_needs_to_be_told_what_and_a_store_that_nobody_writes() {
     assert_eq!(writer.len(), 7);
 }
 
+#[test]
+fn an_empty_or_short_filter_is_no_order_to_forget_everything() {
+    let place = Place::filled();
+    let id = place.rows(&["list"])[0]["id"].as_str().unwrap().to_owned();
+
+    for wrong in [
+        &["--id", ""][..],
+        &["--id", &id[..3]],
+        &["--request", ""],
+        &["--task", ""],
+        &[""],
+        &[&id[..3]],
+        &[&id, "--limit", "1"],
+    ] {
+        let (code, _, words) = place.run(&[&["forget"], wrong].concat());
+
+        assert_eq!(code, 2, "{wrong:?}: {words}");
+    }
+    assert_eq!(place.rows(&["list"]).len(), 7);
+    assert_eq!(place.run(&["forget", "--id", &id[..16], "--limit", "1"]).0, 0);
+    assert_eq!(place.rows(&["list"]).len(), 6);
+}
+
+#[test]
+fn the_help_says_what_is_not_forgotten() {
+    let output = support::speechverse(&["samples", "forget", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8_lossy(&output.stdout);
+
+    for part in [
+        "topics",
+        "`feature_cache.dir`",
+        "`trainer.runs_dir`",
+        "runs now",
+        "corrections",
+    ] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}
+
 /// A pipeline that has the store and carries out the orders to forget, as the controller does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipeline_that_runs_is_ordered_to_forget_and_waited_for() {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forgetting;
+mod importing;
 mod moving;
 #[path = "../support/mod.rs"]
 mod support;
@@ -223,7 +224,15 @@ fn samples_are_listed_oldest_first_and_chosen_by_task_side_state_time_request_an
     assert_eq!(code, 0);
     assert_eq!(table.lines().count(), 2 + 7);
     assert!(table.contains(&id[..12]) && !table.contains(&id[..13]), "{table}");
-    assert_eq!(place.run(&["list", "--state", "gone"]).0, 2);
+    for wrong in [
+        ["--state", "gone"],
+        ["--task", ""],
+        ["--request", ""],
+        ["--id", ""],
+        ["--id", "x"],
+    ] {
+        assert_eq!(place.run(&[&["list"][..], &wrong].concat()).0, 2, "{wrong:?}");
+    }
     drop(writer);
 }
 
@@ -259,13 +268,13 @@ fn one_sample_is_shown_and_its_audio_is_written_exactly() {
     let (_, json, _) = place.run(&["show", &id, "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["target"], "yes");
 
-    for (id, part) in [
-        ("0123456789abcdef", "there is no sample"),
-        ("xyz", "is no id"),
-        ("", "is no id"),
+    for (id, exit_code, part) in [
+        ("0123456789abcdef", 1, "there is no sample"),
+        ("xyz", 2, "hexadecimal digits"),
+        ("", 2, "hexadecimal digits"),
     ] {
         let (code, _, words) = place.run(&["show", id]);
-        assert_eq!(code, 1);
+        assert_eq!(code, exit_code);
         assert!(words.contains(part), "{words}");
     }
     let ids: BTreeSet<String> = place

@@ -1,5 +1,8 @@
 //! Samples that leave a store as a manifest, and come from one.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
 use speechverse::store::Split;
 use speechverse::training::read_manifest;
 
@@ -75,6 +78,27 @@ fn exported_samples_are_read_by_the_loader_of_manifests_and_ask_the_same() {
 }
 
 #[test]
+fn an_empty_folder_is_filled_and_not_replaced() {
+    let place = Place::filled();
+    let (folder, link) = (place.path("folder"), place.path("link"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o750)).unwrap();
+    std::os::unix::fs::symlink(&folder, &link).unwrap();
+    let made = std::fs::metadata(&folder).unwrap().ino();
+
+    let (code, said, words) = place.run(&["export", "--out", link.to_str().unwrap()]);
+
+    assert_eq!(code, 0, "{words}");
+    assert!(said.contains("link/manifest.jsonl"), "{said}");
+    assert!(link.is_symlink());
+    let now = std::fs::metadata(&folder).unwrap();
+    assert_eq!((now.ino(), now.mode() & 0o777), (made, 0o750));
+    let manifest = read_manifest(&folder.join("manifest.jsonl"), None).unwrap();
+    assert_eq!((manifest.examples.len(), manifest.refused), (5, 0));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 5 + 1);
+}
+
+#[test]
 fn an_export_fills_another_store_with_the_same_samples_and_a_second_time_with_none() {
     let (place, other) = (Place::filled(), Place::new());
     let out = place.path("export");
@@ -92,6 +116,7 @@ fn an_export_fills_another_store_with_the_same_samples_and_a_second_time_with_no
             "task",
             "split",
             "received",
+            "written",
             "request_id",
             "request_source",
             "labels",

@@ -1,7 +1,8 @@
 //! `speechverse samples export`: WAV files and a manifest.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
+use std::ffi::{OsStr, OsString};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -36,6 +37,7 @@ struct ManifestRow<'s> {
     request_id: &'s str,
     request_source: &'s str,
     received: Option<Timestamp>,
+    written: Option<Timestamp>,
     /// Where it is not `in_use`.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<&'static str>,
@@ -62,49 +64,90 @@ impl<'s> ManifestRow<'s> {
             request_id: &sample.request_id,
             request_source: &sample.request_source,
             received: time(sample.received_ms),
+            written: time(sample.written_ms),
             state: (place.state != SampleState::InUse).then(|| place.state.name()),
         }
     }
 }
 
-/// A folder under a name that is not its last; removed unless it is finished.
+/// Name of the manifest.
+const MANIFEST: &str = "manifest.jsonl";
+
+/// A folder whose manifest has another name until it is finished. One that was not there has another name too
+/// and is removed unless it is finished; from one that was there, what was written is removed.
 struct Unfinished {
-    path: PathBuf,
     out: PathBuf,
+    /// Where files are written.
+    path: PathBuf,
+    manifest: PathBuf,
+    /// Files in it, to be removed; none once it is finished.
+    files: Vec<PathBuf>,
 }
 
 impl Unfinished {
     fn create(out: &Path) -> anyhow::Result<Self> {
         let written = || format!("cannot write to `{}`", out.display());
-        if out.exists() && std::fs::read_dir(out).with_context(written)?.next().is_some() {
-            bail!("folder `{}` is not empty", out.display());
-        }
-        let Some(name) = out.file_name() else {
-            bail!("`{}` names no folder that could be made", out.display());
+        let unfinished = |name: &OsStr| {
+            let mut unfinished = OsString::from(".");
+            unfinished.push(name);
+            unfinished.push(format!(".unfinished-{}", std::process::id()));
+            unfinished
         };
-        let mut unfinished = std::ffi::OsString::from(".");
-        unfinished.push(name);
-        unfinished.push(format!(".unfinished-{}", std::process::id()));
-        let folder = out.parent().unwrap_or_else(|| Path::new("."));
-        std::fs::create_dir_all(folder).with_context(written)?;
-        let path = out.with_file_name(unfinished);
-        std::fs::create_dir(&path).with_context(written)?;
+        let path = match std::fs::read_dir(out) {
+            Ok(mut files) => match files.next() {
+                Some(_) => bail!("folder `{}` is not empty", out.display()),
+                None => out.to_owned(), // perhaps a mount or a link, which must not be replaced
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let Some(name) = out.file_name() else {
+                    bail!("`{}` names no folder that could be made", out.display());
+                };
+                let folder = out.parent().unwrap_or_else(|| Path::new("."));
+                std::fs::create_dir_all(folder).with_context(written)?;
+                let path = out.with_file_name(unfinished(name));
+                std::fs::create_dir(&path).with_context(written)?;
+                path
+            }
+            Err(error) => return Err(error).with_context(written),
+        };
+        let manifest = path.join(unfinished(MANIFEST.as_ref()));
         Ok(Self {
-            path,
             out: out.to_owned(),
+            files: vec![manifest.clone()],
+            path,
+            manifest,
         })
     }
 
-    /// Gives the folder its last name.
-    fn finish(self) -> anyhow::Result<()> {
-        std::fs::rename(&self.path, &self.out)
-            .with_context(|| format!("cannot write to `{}`", self.out.display()))
+    /// Path of a further file.
+    fn file(&mut self, name: &str) -> &Path {
+        self.files.push(self.path.join(name));
+        self.files.last().expect("it was just put there")
+    }
+
+    /// Gives the manifest, and then a new folder, its last name.
+    fn finish(mut self) -> anyhow::Result<()> {
+        let manifest = self.file(MANIFEST).to_owned();
+        std::fs::rename(&self.manifest, manifest)
+            .and_then(|()| match self.path == self.out {
+                true => Ok(()),
+                false => std::fs::rename(&self.path, &self.out),
+            })
+            .with_context(|| format!("cannot write to `{}`", self.out.display()))?;
+        self.files.clear();
+        Ok(())
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path); // not there any more when it is finished
+        if self.path != self.out {
+            let _ = std::fs::remove_dir_all(&self.path); // not there any more when it is finished
+            return;
+        }
+        for file in &self.files {
+            let _ = std::fs::remove_file(file); // not all were written
+        }
     }
 }
 
@@ -119,10 +162,9 @@ pub(super) fn export(snapshot: &Snapshot, filter: &SampleFilter, out: &Path) -> 
     if samples.is_empty() {
         bail!("no sample is to be exported{left_out}: nothing was written");
     }
-    let folder = Unfinished::create(out)?;
-    let manifest = folder.path.join("manifest.jsonl");
-    let written = || format!("cannot write `{}`", manifest.display());
-    let mut rows = BufWriter::new(std::fs::File::create(&manifest).with_context(written)?);
+    let mut folder = Unfinished::create(out)?;
+    let written = || format!("cannot write the manifest in `{}`", out.display());
+    let mut rows = BufWriter::new(std::fs::File::create(&folder.manifest).with_context(written)?);
     let (mut exported, mut unreadable, mut length) = (0_usize, 0_usize, 0.0);
     for place in &samples {
         let stored = match snapshot.load(place) {
@@ -134,7 +176,7 @@ pub(super) fn export(snapshot: &Snapshot, filter: &SampleFilter, out: &Path) -> 
             }
         };
         let file = format!("{}.wav", place.id);
-        write_wav(&folder.path.join(&file), &stored.sample.audio)?;
+        write_wav(folder.file(&file), &stored.sample.audio)?;
         let row = ManifestRow::new(place, &stored, file);
         let row = serde_json::to_string(&row).context("a row is always JSON")?;
         writeln!(rows, "{row}").with_context(written)?;
@@ -148,7 +190,7 @@ pub(super) fn export(snapshot: &Snapshot, filter: &SampleFilter, out: &Path) -> 
     folder.finish()?;
     output::line(format!(
         "{exported} samples, {length:.1} s of audio, in {}{left_out}",
-        out.join("manifest.jsonl").display()
+        out.join(MANIFEST).display()
     ))?;
     match unreadable {
         0 => Ok(()),
@@ -167,4 +209,24 @@ fn left_out(snapshot: &Snapshot, filter: &SampleFilter, wanted: &SampleFilter) -
         }
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_that_fails_leaves_what_was_there_as_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let (there, other) = (place.path().join("there"), place.path().join("other"));
+        std::fs::create_dir(&there).unwrap();
+        for out in [&there, &other] {
+            let mut folder = Unfinished::create(out).unwrap();
+            std::fs::write(&folder.manifest, "row").unwrap();
+            std::fs::write(folder.file("a.wav"), "sound").unwrap();
+        }
+
+        assert_eq!(std::fs::read_dir(&there).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+    }
 }

@@ -19,6 +19,9 @@ use crate::commands::clients::{BROKER_WAIT, fresh_id, send, settings};
 use crate::commands::{Failure, runtime};
 use crate::output;
 
+/// Fewer digits of an id than this may be a slip, and name many samples.
+const ID_DIGITS_MIN: usize = 4;
+
 pub(super) fn forget(args: &Forget) -> Result<(), Failure> {
     let usage = |words: &str| Err(Failure::Usage(anyhow::anyhow!("{words}")));
     if args.ids.is_empty() && args.filter.is_empty() && !args.all {
@@ -26,6 +29,12 @@ pub(super) fn forget(args: &Forget) -> Result<(), Failure> {
     }
     if !args.ids.is_empty() && !args.filter.is_empty() {
         return usage("name ids or filters, not both");
+    }
+    let mut digits = args.ids.iter().chain(&args.filter.id_prefixes);
+    if let Some(id) = digits.find(|id| id.len() < ID_DIGITS_MIN) {
+        return usage(&format!(
+            "`{id}` may be the beginning of many ids: give {ID_DIGITS_MIN} digits at least"
+        ));
     }
     let settings = settings(&args.broker)?;
     let config = settings.store;

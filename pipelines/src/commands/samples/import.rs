@@ -1,21 +1,27 @@
 //! `speechverse samples import`: labelled rows of manifests become samples.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::Value;
 use speechverse::config::Settings;
-use speechverse::store::{Put, Sample, SampleSource, SampleState, SampleStore, Split, StoreError};
+use speechverse::store::{
+    ContentHash, Put, Sample, SampleSource, SampleState, SampleStore, Split, StoreError,
+};
 use speechverse::text::TaskTable;
+use speechverse::training::manifest::lines;
 use speechverse::training::prompt_variants::expand;
-use speechverse::training::{Example, Manifest, read_manifest};
+use speechverse::training::{Example, Manifest, TrainingError, read_manifest};
 use speechverse_actors::collector::question;
 
+use self::quotas::Quotas;
 use crate::commands::Failure;
 use crate::output;
+
+mod quotas;
 
 /// `ce_source` of rows that name no source: with the path of their audio it names a request, so that rows
 /// that are imported again are known, and a changed target takes the place of the former one.
@@ -32,25 +38,36 @@ struct Notes {
     request_id: Option<String>,
     request_source: Option<String>,
     received: Option<Timestamp>,
+    written: Option<Timestamp>,
 }
 
 /// A manifest: its examples, and the notes of its rows by line.
 struct Rows {
-    path: PathBuf,
+    path: Arc<Path>,
     manifest: Manifest,
     notes: HashMap<usize, Notes>,
 }
 
+/// A row to be stored: an example for each of its samples.
+struct Row {
+    path: Arc<Path>,
+    line: usize,
+    notes: Notes,
+    side: Option<Split>,
+    examples: Vec<Example>,
+}
+
 #[derive(Default)]
 struct Counts {
-    train: usize,
-    held_out: usize,
+    /// What was stored, and its task.
+    stored: HashMap<ContentHash, Arc<str>>,
     duplicates: usize,
     superseding: usize,
+    outdated: usize,
     refused: usize,
 }
 
-pub(super) fn import(settings: &Settings, manifests: &[PathBuf]) -> Result<(), Failure> {
+pub(super) fn import(settings: &Settings, manifests: &[PathBuf], evict: bool) -> Result<(), Failure> {
     let tasks = TaskTable::load(&settings.service.tasks_dir).map_err(Failure::usage)?;
     // All are read before anything is stored.
     let manifests: anyhow::Result<Vec<Rows>> = manifests.iter().map(|path| Rows::read(path)).collect();
@@ -63,19 +80,34 @@ pub(super) fn import(settings: &Settings, manifests: &[PathBuf]) -> Result<(), F
         error => error.into(),
     })?;
     let mut counts = Counts::default();
-    for rows in manifests {
-        rows.import(&store, &tasks, &mut counts)?;
+    let rows: Vec<Row> = (manifests.into_iter())
+        .flat_map(|manifest| manifest.rows(&tasks, &mut counts))
+        .collect();
+    let quotas = Quotas::new(&store, &settings.store);
+    if !evict {
+        quotas.check_room(rows.iter().flat_map(|row| &row.examples))?;
     }
+    let ended = (rows.into_iter()).try_for_each(|row| row.import(&store, &tasks, &mut counts));
     store.sync().context("the samples may not survive a power cut")?;
+    let now = store.snapshot();
+    let on = |side: Split| {
+        let imported = now.all().filter(|sample| counts.stored.contains_key(&sample.id));
+        imported.filter(|sample| sample.split == side).count()
+    };
+    let (train, held_out) = (on(Split::Train), on(Split::HeldOut));
     output::line(format!(
-        "{} samples stored ({} train, {} held out), {} duplicates, {} took the place of an earlier target, {} rows refused",
-        counts.train + counts.held_out,
-        counts.train,
-        counts.held_out,
+        "{} samples stored ({train} train, {held_out} held out), {} duplicates, {} took the place of an earlier \
+         target, {} outdated, {} rows refused",
+        train + held_out,
         counts.duplicates,
         counts.superseding,
+        counts.outdated,
         counts.refused
     ))?;
+    for words in quotas.evicted(&now, &counts.stored) {
+        output::line(words)?;
+    }
+    ended?;
     match counts.refused {
         0 => Ok(()),
         refused => {
@@ -84,16 +116,24 @@ pub(super) fn import(settings: &Settings, manifests: &[PathBuf]) -> Result<(), F
     }
 }
 
+impl Counts {
+    fn refuse(&mut self, path: &Path, line: usize, reason: &str) {
+        tracing::error!("{}, line {line}: {reason}", path.display());
+        self.refused += 1;
+    }
+}
+
 impl Rows {
     fn read(path: &Path) -> anyhow::Result<Self> {
         Ok(Self {
-            path: path.to_owned(),
+            path: path.into(),
             manifest: read_manifest(path, None)?,
-            notes: notes(path).with_context(|| format!("cannot read `{}`", path.display()))?,
+            notes: notes(path)?,
         })
     }
 
-    fn import(self, store: &SampleStore, tasks: &TaskTable, counts: &mut Counts) -> anyhow::Result<()> {
+    /// Those that can be stored, as far as that is known without their audio.
+    fn rows(self, tasks: &TaskTable, counts: &mut Counts) -> Vec<Row> {
         let Self {
             path,
             manifest,
@@ -103,66 +143,80 @@ impl Rows {
         for reason in &manifest.reasons {
             tracing::error!("{reason}");
         }
-        let now_ms = Timestamp::now().as_millisecond();
+        let mut rows = Vec::with_capacity(manifest.examples.len());
         for example in manifest.examples {
             let line: usize = (example.id.rsplit_once(':'))
                 .and_then(|(_, line)| line.parse().ok())
                 .unwrap_or_default();
             let notes = notes.remove(&line).unwrap_or_default();
-            let refused = |reason: &str| tracing::error!("{}, line {line}: {reason}", path.display());
-            if notes.is(SampleState::Superseded) {
-                refused("it is superseded: a later answer was in force where it comes from");
-                counts.refused += 1;
-                continue;
+            let expanded = expand(vec![example], Some(tasks), 0.0, 0).map_err(|error| error.to_string());
+            let checked = notes.side().and_then(|side| Ok((side, expanded?)));
+            match checked {
+                Ok((side, examples)) => rows.push(Row {
+                    path: Arc::clone(&path),
+                    line,
+                    notes,
+                    side,
+                    examples,
+                }),
+                Err(reason) => counts.refuse(&path, line, &reason),
             }
-            let examples = match expand(vec![example], Some(tasks), 0.0, 0) {
-                Ok(examples) => examples,
-                Err(error) => {
-                    refused(&error.to_string());
-                    counts.refused += 1;
+        }
+        rows
+    }
+}
+
+impl Row {
+    fn import(self, store: &SampleStore, tasks: &TaskTable, counts: &mut Counts) -> anyhow::Result<()> {
+        let (path, line) = (&*self.path, self.line);
+        for example in &self.examples {
+            let sample = match sample(example, &self.notes, self.source(), tasks) {
+                Ok(sample) => sample,
+                Err(reason) => {
+                    counts.refuse(path, line, &reason);
                     continue;
                 }
             };
-            let source = SampleSource {
-                topic: path.display().to_string(),
-                partition: 0,
-                offset: i64::try_from(line).unwrap_or(i64::MAX),
-            };
-            for example in examples {
-                let sample = match sample(&example, &notes, source.clone(), now_ms, tasks) {
-                    Ok(sample) => sample,
-                    Err(reason) => {
-                        refused(&reason);
-                        counts.refused += 1;
-                        continue;
-                    }
-                };
-                let put = store.put_on(&sample, notes.side());
-                match put.context("the import ended early")? {
-                    Put::Stored {
-                        split, supersedes, ..
-                    } => {
-                        counts.superseding += usize::from(supersedes.is_some());
-                        match split {
-                            Split::Train => counts.train += 1,
-                            Split::HeldOut => counts.held_out += 1,
-                        }
-                    }
-                    Put::Duplicate { .. } | Put::Outdated { .. } => counts.duplicates += 1,
-                    Put::Refused { refusal } => {
-                        refused(&refusal.to_string());
-                        counts.refused += 1;
-                    }
+            let put = store.put_on(&sample, self.side);
+            match put.context("the import ended early")? {
+                Put::Stored { id, supersedes, .. } => {
+                    counts.superseding += usize::from(supersedes.is_some());
+                    counts.stored.insert(id, sample.task.into());
                 }
+                Put::Duplicate { supersedes, .. } => {
+                    counts.superseding += usize::from(supersedes.is_some());
+                    counts.duplicates += 1;
+                }
+                Put::Outdated { .. } => {
+                    tracing::warn!(
+                        "{}, line {line}: the store has a later answer, which stays; a row without `written` \
+                         would take its place",
+                        path.display()
+                    );
+                    counts.outdated += 1;
+                }
+                Put::Refused { refusal } => counts.refuse(path, line, &refusal.to_string()),
             }
         }
         Ok(())
+    }
+
+    /// The line as a record. The store takes a higher offset in one topic for the later answer, whatever the
+    /// times say; between rows that name a time, which may come from several exports, that must decide.
+    fn source(&self) -> SampleSource {
+        let offset = self.notes.written.map_or(self.line, |_| 0);
+        SampleSource {
+            topic: self.path.display().to_string(),
+            partition: 0,
+            offset: i64::try_from(offset).unwrap_or(i64::MAX),
+        }
     }
 }
 
 impl Notes {
     fn of(row: &Value) -> Self {
         let text = |name: &str| row[name].as_str().map(str::to_owned);
+        let time = |name: &str| text(name).and_then(|time| time.parse().ok());
         Self {
             audio_filepath: text("audio_filepath").unwrap_or_default(),
             offset: row["offset"].as_f64(),
@@ -171,7 +225,8 @@ impl Notes {
             constrained: row["constrained"].as_bool(),
             request_id: text("request_id"),
             request_source: text("request_source"),
-            received: text("received").and_then(|time| time.parse().ok()),
+            received: time("received"),
+            written: time("written"),
         }
     }
 
@@ -180,13 +235,20 @@ impl Notes {
         self.state.as_deref() == Some(state.name())
     }
 
-    /// The side of the row's recording, where it names one.
-    fn side(&self) -> Option<Split> {
-        let split = self.split.as_deref()?;
-        Some(match split {
-            "train" => Split::Train,
-            _ => Split::HeldOut,
-        })
+    /// The side of the row's recording, where it names one; or why the row is not to be stored.
+    fn side(&self) -> Result<Option<Split>, String> {
+        if self.is(SampleState::Superseded) {
+            return Err("it is superseded: a later answer was in force where it comes from".to_owned());
+        }
+        match self.split.as_deref() {
+            None => Ok(None),
+            Some("train") => Ok(Some(Split::Train)),
+            Some("test" | "valid" | "dev" | "held_out") => Ok(Some(Split::HeldOut)),
+            Some(other) => Err(format!(
+                "`split` is `{}`, expected `train`, or `test`, `valid`, `dev` or `held_out`",
+                other.escape_debug()
+            )),
+        }
     }
 
     /// Id of the row's request: the one it names, else the place of its audio.
@@ -200,16 +262,14 @@ impl Notes {
 }
 
 /// The notes of a manifest's rows, by line; lines that are no rows have none.
-fn notes(path: &Path) -> std::io::Result<HashMap<usize, Notes>> {
-    let lines = BufReader::new(std::fs::File::open(path)?).split(b'\n');
+fn notes(path: &Path) -> Result<HashMap<usize, Notes>, TrainingError> {
     let mut notes = HashMap::new();
-    for (at, line) in lines.enumerate() {
-        let line = line?;
-        let row = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line); // a byte order mark
-        if let Ok(row) = serde_json::from_slice(row) {
-            notes.insert(at + 1, Notes::of(&row));
+    lines(path, &mut |at, text| {
+        if let Some(row) = text.ok().and_then(|text| serde_json::from_str(text).ok()) {
+            notes.insert(at, Notes::of(&row));
         }
-    }
+        Ok(())
+    })?;
     Ok(notes)
 }
 
@@ -218,7 +278,6 @@ fn sample(
     example: &Example,
     notes: &Notes,
     source: SampleSource,
-    now_ms: i64,
     tasks: &TaskTable,
 ) -> Result<Sample, String> {
     let variables = &example.variables;
@@ -248,6 +307,7 @@ fn sample(
     asked.check_target(&target).map_err(said)?;
     let labels: Option<Vec<String>> =
         (variables.labels.as_ref()).map(|labels| labels.iter().map(|label| label.name.clone()).collect());
+    let now_ms = Timestamp::now().as_millisecond();
     Ok(Sample {
         audio: example.audio.load()?,
         instruction: asked.instruction,
@@ -262,7 +322,8 @@ fn sample(
         constrained: notes.constrained.unwrap_or(labels.is_some()),
         labels: labels.unwrap_or_default(),
         fields: variables.fields.clone(),
-        written_ms: now_ms,
+        // No later than now: what is written next must be able to correct it.
+        written_ms: (notes.written).map_or(now_ms, |time| time.as_millisecond().min(now_ms)),
         received_ms: notes.received.map_or(now_ms, Timestamp::as_millisecond),
         may_train: !notes.is(SampleState::Withheld),
     })
