@@ -108,14 +108,13 @@ async fn order(config: &KafkaConfig, samples: &[SampleRef], limit: Duration) -> 
     Ok(())
 }
 
-/// The pipeline does not know segments any more that it has evicted and that a training cycle still reads.
+/// Looks whether the samples have left the folder: the pipeline that carried the order out may have another.
 fn check_gone(now: &Snapshot, samples: &[SampleRef]) -> anyhow::Result<()> {
     let ids: HashSet<ContentHash> = samples.iter().map(|sample| sample.id).collect();
     match now.all().filter(|sample| ids.contains(&sample.id)).count() {
         0 => Ok(()),
         left => bail!(
-            "{left} of {} samples are still there, in segments that were evicted and that a training cycle reads: they go \
-             when it ends; or the pipeline has another `store.dir`",
+            "{left} of {} samples are still there: has the pipeline another `store.dir`?",
             samples.len()
         ),
     }
