@@ -145,9 +145,12 @@ impl ReadingTurn {
             return;
         }
         let (before, before_seconds) = std::mem::take(&mut state.before);
-        let agreed = agreed_tokens(&before, &hypothesis.ids, begins_word);
+        let agreed = agreed_tokens(&before, &hypothesis.ids, &begins_word);
         let confirmed = state.confirmed.entry(segment).or_default();
-        if agreed > confirmed.tokens.ids.len() && hypothesis.log_probs.len() >= agreed {
+        let next = hypothesis.ids.get(confirmed.tokens.ids.len());
+        // One that spells the last confirmed word on would change it.
+        let keeps_words = confirmed.tokens.ids.is_empty() || next.is_some_and(|id| begins_word(*id));
+        if keeps_words && agreed > confirmed.tokens.ids.len() && hypothesis.log_probs.len() >= agreed {
             confirmed.tokens = first_tokens(hypothesis, agreed);
             confirmed.spoken.push((before_seconds, agreed));
         }
@@ -255,6 +258,14 @@ mod tests {
         let confirmed = agree(0, &[10, 11, 1, 20, 21]);
         assert_eq!((confirmed.ids, confirmed.log_probs.len()), (vec![10, 11, 1], 3));
         assert_eq!(agree(0, &[10]).ids, [10, 11, 1], "nothing is taken back");
+        // Twice the same, and `2` spells the last confirmed word on.
+        let longer = [10, 11, 1, 2, 20, 21, 22, 23];
+        agree(0, &longer);
+        assert_eq!(
+            agree(0, &longer).ids,
+            [10, 11, 1],
+            "a confirmed word stays as it is"
+        );
         assert!(
             agree(1, &[10, 11, 1, 12, 13, 14]).ids.is_empty(),
             "another segment"
