@@ -1,4 +1,4 @@
-//! `RequestListener`: hears the requests that other processes answer, so that corrections find their audio.
+//! `RequestListener`: reads the requests that other processes answer, so that corrections find their audio.
 //!
 //! Reads the request topic outside any group, from its end on; sends [`UtteranceAdmitted`]. It answers
 //! nothing, rejects nothing and commits nothing. Chunks of streams are passed over: a correction of a stream
@@ -67,7 +67,7 @@ impl Actor for RequestListener {
                 signal = mailbox.recv() => return Ok(signal),
                 read = self.reader.next(READ_WAIT) => {
                     if let Read::Record(record) = read? {
-                        self.hear(&record).await;
+                        self.remember(&record).await;
                     }
                 }
             }
@@ -76,7 +76,7 @@ impl Actor for RequestListener {
 }
 
 impl RequestListener {
-    async fn hear(&self, record: &Record) {
+    async fn remember(&self, record: &Record) {
         match self.read(record) {
             Ok(Some(admitted)) => {
                 if let Err(error) = self.args.collector.tell(admitted).await {

@@ -9,7 +9,7 @@ pub enum Role {
     All,
     /// Answers requests, with the version that the registry names; takes no labels and no orders.
     Serving,
-    /// Keeps labelled samples, takes orders and trains; answers no requests. Hears whole-file requests, so
+    /// Keeps labelled samples, takes orders and trains; answers no requests. Reads whole-file requests, so
     /// that corrections find their audio.
     Trainer,
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use serde::Serialize;
-use speechverse::audio::write_wav;
+use speechverse::audio::{SAMPLE_RATE_HZ, write_wav};
 use speechverse::config::Settings;
 use speechverse::store::config::StoreConfig;
 use speechverse::store::{
@@ -222,7 +222,7 @@ impl<'s> Row<'s> {
 /// Length of 16 kHz audio, seconds.
 #[expect(clippy::cast_precision_loss, reason = "a sample count")]
 fn seconds(audio: &[f32]) -> f64 {
-    audio.len() as f64 / 16_000.0
+    audio.len() as f64 / f64::from(SAMPLE_RATE_HZ)
 }
 
 /// Prints samples, each read by itself; `used` says what a cycle uses it for, where that is asked.

@@ -54,7 +54,7 @@ impl Follower {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             let (follower, left_alone) = (self.clone(), refused.clone());
-            match tokio::task::spawn_blocking(move || follower.look(left_alone.as_ref())).await {
+            match tokio::task::spawn_blocking(move || follower.look(left_alone)).await {
                 Ok(Ok(Swap { from, to })) => {
                     info!(
                         from,
@@ -80,7 +80,7 @@ impl Follower {
     }
 
     /// Reads the pointer, and serves the version that it names; reads and hashes that version.
-    fn look(&self, refused: Option<&(Option<String>, Instant)>) -> Result<Swap, Stays> {
+    fn look(&self, refused: Refused) -> Result<Swap, Stays> {
         let pointer = self.registry.current();
         let named = pointer
             .map_err(|error| Stays::Refused(None, error))?
