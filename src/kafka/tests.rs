@@ -129,10 +129,13 @@ impl Running {
     }
 
     /// The next partitions that are taken away.
+    /// The next revocation, before which no record may come.
     async fn revoked(&self) -> Revocation {
         loop {
-            if let SourceEvent::Revoked(revocation) = self.event().await {
-                return revocation;
+            match self.event().await {
+                SourceEvent::Revoked(revocation) => return revocation,
+                SourceEvent::Assigned { .. } => {}
+                other => panic!("an event that a test would lose: {other:?}"),
             }
         }
     }
