@@ -145,8 +145,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         is_greedy && self.model().llm().chunked_prefill().is_some()
     }
 
-    /// As [`add_request`](Self::add_request), for the transcript of which the first tokens are known: its
-    /// answer begins with `begun`, tokens and their log-probabilities. Where
+    /// As [`add_request`](Self::add_request), for the transcript of which the first words are known: its
+    /// answer begins with `begun`, their tokens and log-probabilities, and then another word begins. Where
     /// [`can_go_on`](Self::can_go_on) says no, or there is a grammar, or the request wants fewer tokens, it
     /// begins with nothing.
     pub fn go_on(&mut self, request: GenerateRequest, begun: Generation) -> RequestId {
@@ -224,7 +224,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
                 Ok(Prepared::Prompt(prompt)) => {
-                    let added = self.scheduler.go_on(id, *prompt, begun);
+                    let spelt = self.model().tokenizer().token_bytes().ok();
+                    let added = self.scheduler.go_on(id, *prompt, begun, spelt);
                     added.map_err(InferenceError::from)
                 }
                 Ok(Prepared::NothingSaid(generation)) => {

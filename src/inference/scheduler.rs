@@ -17,6 +17,7 @@ mod slots;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tch::Tensor;
@@ -30,6 +31,7 @@ use crate::models::{ChunkedPrefill, LanguageModel, ModelError};
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
+use crate::text::TokenBytes;
 
 /// Rows of a step up to which drafts are added: more leave the kernels for few rows.
 const STEP_ROWS_MAX: usize = 24;
@@ -184,19 +186,27 @@ impl Scheduler {
     /// # Errors
     /// [`ModelError`] when it does not fit an empty slot; it is not added then.
     pub fn add(&mut self, id: RequestId, prompt: Prompt) -> Result<(), ModelError> {
-        self.go_on(id, prompt, Generation::default())
+        self.go_on(id, prompt, Generation::default(), None)
     }
 
     /// As [`add`](Self::add), where the prompt ends with the answer's first tokens; greedy, without grammar.
+    /// `spelt`: what spells tokens, where they end with a word; then the next token begins one, or ends the
+    /// answer.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn go_on(&mut self, id: RequestId, prompt: Prompt, begun: Generation) -> Result<(), ModelError> {
+    pub fn go_on(
+        &mut self,
+        id: RequestId,
+        prompt: Prompt,
+        begun: Generation,
+        spelt: Option<Arc<TokenBytes>>,
+    ) -> Result<(), ModelError> {
         self.check(&prompt, 0)?;
         let most = self.limits.answer_tokens_max(prompt.embeds.size()[0]);
         let most = usize::try_from(most).unwrap_or(0).saturating_add(begun.ids.len());
         let most = prompt.options.tokens_max.min(most);
-        let sequence = Sequence::new(id, prompt, most, begun);
+        let sequence = Sequence::new(id, prompt, most, begun, spelt);
         self.waiting.push_back(sequence);
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::{DecodeOptions, Generation, Strategy};
 use crate::models::ModelError;
 use crate::nn::kv_cache::KvCache;
 use crate::nn::lora::LoraSet;
+use crate::text::TokenBytes;
 
 /// Names a request; no two in a process are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +97,8 @@ pub(super) struct Sequence {
     /// Tokens that may come next: the next step feeds them behind the last one, and those that are chosen
     /// indeed need no step of their own.
     draft: Vec<i64>,
+    /// How many tokens it began with, and what spells tokens: the one behind them begins a word.
+    known: Option<(usize, Arc<TokenBytes>)>,
     /// Why it cannot go on.
     pub(super) failure: Option<ModelError>,
     search: Search,
@@ -115,8 +118,16 @@ enum Search {
 }
 
 impl Sequence {
-    /// An answer that begins with `begun`, at the end of the prompt.
-    pub(super) fn new(id: RequestId, prompt: Prompt, tokens_max: usize, begun: Generation) -> Self {
+    /// An answer that begins with `begun`, at the end of the prompt. `spelt`: what spells tokens, where they
+    /// end with a word.
+    pub(super) fn new(
+        id: RequestId,
+        prompt: Prompt,
+        tokens_max: usize,
+        begun: Generation,
+        spelt: Option<Arc<TokenBytes>>,
+    ) -> Self {
+        let known = (!begun.ids.is_empty()).then_some(begun.ids.len()).zip(spelt);
         let state = prompt.grammar.as_ref().map(|grammar| grammar.begin());
         let search = Search::Single { out: begun, state };
         Self {
@@ -126,6 +137,7 @@ impl Sequence {
             slots: Vec::new(),
             started: false,
             draft: Vec::new(),
+            known,
             failure: None,
             search,
             prompt,
@@ -204,11 +216,19 @@ impl Sequence {
     /// Whether the likeliest token of the unchanged logits is all that it needs.
     pub(super) fn is_plain_greedy(&self) -> bool {
         let options = &self.prompt.options;
+        let is_behind_words = self.begins_word().is_some();
         let by_sound = self.prompt.joint.as_ref().is_some_and(|joint| joint.weight > 0.0);
         options.strategy == Strategy::Greedy
             && self.prompt.grammar.is_none()
             && !by_sound
+            && !is_behind_words
             && !penalises(options)
+    }
+
+    /// What spells tokens, where the next one has to begin a word.
+    fn begins_word(&self) -> Option<Arc<TokenBytes>> {
+        let (count, spelt) = self.known.as_ref()?;
+        (self.tokens() == *count).then(|| Arc::clone(spelt))
     }
 
     /// Whether it is watched for loops: a listed text may repeat itself by nature.
@@ -256,6 +276,7 @@ impl Sequence {
     ) -> Result<Option<i64>, ModelError> {
         let Choice { vocabulary, end_ids } = choice;
         let plain_greedy = self.is_plain_greedy();
+        let begins_word = self.begins_word();
         let rules = Rules {
             vocabulary,
             options: &self.prompt.options,
@@ -263,6 +284,7 @@ impl Sequence {
             joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
             labels: self.prompt.labels.as_ref(),
             end_ids,
+            begins_word: begins_word.as_deref(),
             tokens_max: self.tokens_max,
         };
         match &mut self.search {

@@ -26,6 +26,7 @@ use super::grammar::{Allowed, CompiledGrammar, GrammarState};
 use super::{DecodeOptions, Strategy};
 use crate::models::ModelError;
 use crate::nn::cpu_kernels::log_sum_exp;
+use crate::text::TokenBytes;
 use beam::{BeamSearch, Candidate};
 use repetition::{forbid, keep, penalise, repeating};
 
@@ -40,8 +41,31 @@ pub(super) struct Rules<'r> {
     /// Scores tokens by an embedding of the clip, where the answer is a label that it is aligned with.
     pub(super) labels: Option<&'r JointLabels>,
     pub(super) end_ids: &'r [i64],
+    /// Spells tokens, where the next one has to begin a word.
+    pub(super) begins_word: Option<&'r TokenBytes>,
     /// Most tokens of the answer, as its slot has positions for.
     pub(super) tokens_max: usize,
+}
+
+impl Rules<'_> {
+    /// What an unconstrained answer may not go on with.
+    fn forbids(&self, ids: &[i64]) -> impl Fn(i64) -> bool {
+        let repeating = repeating(ids, self.options.no_repeat_ngram_size);
+        let splits_word = |id: i64| {
+            let begins = |spelt: &TokenBytes| spelt.begins_word(id) || self.end_ids.contains(&id);
+            self.begins_word.is_some_and(|spelt| !begins(spelt))
+        };
+        move |id| splits_word(id) || repeating.contains(&id)
+    }
+
+    /// Ids of [`forbids`](Self::forbids).
+    fn forbidden(&self, ids: &[i64]) -> Vec<i64> {
+        if self.begins_word.is_none() {
+            return repeating(ids, self.options.no_repeat_ngram_size);
+        }
+        let forbids = self.forbids(ids);
+        (0..self.vocabulary).filter(|id| forbids(*id)).collect()
+    }
 }
 
 /// Whether the options change the logits of an unconstrained answer.
@@ -81,7 +105,7 @@ fn restrict(
             log_probs = penalise(&log_probs, ids, rules.options.repetition_penalty)?;
         }
         let joint = joint.rescore(&log_probs, ids, rules.end_ids)?;
-        return forbid(&joint, &repeating(ids, rules.options.no_repeat_ngram_size));
+        return forbid(&joint, &rules.forbidden(ids));
     }
     let logits = logits.f_narrow(0, 0, rules.vocabulary)?;
     let (Some(state), Some(grammar)) = (state, rules.grammar) else {
@@ -89,7 +113,7 @@ fn restrict(
         if rules.options.repetition_penalty != 1.0 {
             logits = penalise(&logits, ids, rules.options.repetition_penalty)?;
         }
-        return forbid(&logits, &repeating(ids, rules.options.no_repeat_ngram_size));
+        return forbid(&logits, &rules.forbidden(ids));
     };
     let inside = |ids: &[i64]| -> Vec<i64> {
         ids.iter()
@@ -129,8 +153,7 @@ pub(super) fn sample_next(
             usize::try_from(rules.vocabulary).unwrap_or(0),
         );
         let possible = &plain[..vocabulary.min(plain.len())];
-        let forbidden = repeating(ids, rules.options.no_repeat_ngram_size);
-        let likeliest = joint.likeliest(possible, total, ids, rules.end_ids, &forbidden);
+        let likeliest = joint.likeliest(possible, total, ids, rules.end_ids, rules.forbids(ids));
         if let Some((id, at)) = likeliest.and_then(|id| Some((id, usize::try_from(id).ok()?))) {
             return Ok((id, f64::from(plain[at] - total)));
         }

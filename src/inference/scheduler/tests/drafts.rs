@@ -5,6 +5,7 @@ use crate::inference::JointCtc;
 use crate::models::adapter::PrefixScorer;
 use crate::models::open_language_model;
 use crate::nn::accel::Placement;
+use crate::text::TokenBytes;
 
 const ENDS: [i64; 2] = [3, 50];
 
@@ -263,9 +264,11 @@ fn an_answer_that_goes_on_drafts_what_follows_its_beginning() {
             ..drafting(1, 16)
         };
         let mut scheduler = Scheduler::new(&model, sizes, &ENDS, 96);
-        scheduler.go_on(RequestId::next(), clip(&prompt), begun).unwrap();
         scheduler
-            .go_on(RequestId::next(), clip(&ids), Generation::default())
+            .go_on(RequestId::next(), clip(&prompt), begun, None)
+            .unwrap();
+        scheduler
+            .go_on(RequestId::next(), clip(&ids), Generation::default(), None)
             .unwrap();
 
         for (_, found) in run(&mut scheduler, &model, &[]) {
@@ -279,6 +282,55 @@ fn an_answer_that_goes_on_drafts_what_follows_its_beginning() {
         }
         assert_eq!(scheduler.cache.capacity(), 11, "it has not grown");
     }
+}
+
+#[test]
+fn behind_known_words_another_word_begins_or_nothing() {
+    let model = tiny();
+    let said: Vec<i64> = (0..9).map(|at| 4 + (at * 7) % 40).collect();
+    // Of all tokens, two begin a word.
+    let begins = [20, 30];
+    let tokens = (0..model.info().vocab).filter(|id| !ENDS.contains(id));
+    let spell = |id: i64| match begins.contains(&id) {
+        true => format!(" {id}"),
+        false => id.to_string(),
+    };
+    let tokens = tokens
+        .map(|id| (spell(id).into_bytes().into_boxed_slice(), id))
+        .collect();
+    let spelt = Arc::new(TokenBytes::new(tokens, model.info().vocab));
+    let [mut words, mut others] = [0, 0];
+    for (weight, penalty) in [(0.0, 1.0), (0.0, 1.3), (0.6, 1.0), (0.6, 1.3)] {
+        for known in 5..11 {
+            let begun = Generation {
+                ids: vec![known],
+                log_probs: vec![-1.0],
+                ..Generation::default()
+            };
+            let options = DecodeOptions {
+                repetition_penalty: penalty,
+                ..greedy(9)
+            };
+            let mut scheduler = Scheduler::new(&model, drafting(1, 16), &ENDS, model.info().vocab);
+            for spelt in [None, Some(Arc::clone(&spelt))] {
+                let prompt = spoken(&model, &[5, 6, 7, known], options, &said, weight);
+                scheduler
+                    .go_on(RequestId::next(), prompt, begun.clone(), spelt)
+                    .unwrap();
+            }
+
+            let mut found = run(&mut scheduler, &model, &[]);
+            found.sort_by_key(|(id, _)| *id);
+            let [free, held] = [0, 1].map(|at| found[at].1.as_ref().unwrap().ids.get(1).copied());
+            assert!(
+                held.is_none_or(|id| begins.contains(&id)),
+                "{weight} {penalty}: {held:?}"
+            );
+            words += usize::from(held.is_some());
+            others += usize::from(free.is_some_and(|id| !begins.contains(&id)));
+        }
+    }
+    assert!(words > 4 && others > 12, "{words} {others}");
 }
 
 #[test]
