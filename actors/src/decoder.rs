@@ -132,7 +132,7 @@ impl Actor for Decoder {
 
     /// A graceful stop finishes what it has.
     async fn on_stop(&mut self, _: WeakActorRef<Self>, reason: ActorStopReason) -> Result<(), Self::Error> {
-        self.drop_hypotheses();
+        self.drop_hypotheses(true);
         while matches!(reason, ActorStopReason::Normal)
             && (self.generator.has_unfinished() || !self.queue.is_empty())
         {
@@ -164,6 +164,9 @@ impl Message<ReadSoFar> for Decoder {
             adapter,
             so_far,
         } = message;
+        if so_far.turn.is_answered() {
+            return;
+        }
         let confirmed = so_far.turn.confirmed(so_far.segment.number);
         match self.generator.read(&features, &adapter, &confirmed.ids) {
             Ok(text) => self.publish_reading(&so_far, adapter.version(), text.unwrap_or_default()),
@@ -213,8 +216,12 @@ impl Decoder {
         }
     }
 
-    fn drop_hypotheses(&mut self) {
-        for (id, _) in self.hypotheses.drain() {
+    /// Drops readings that stand in the way: all where `any`, else those of utterances that are being
+    /// answered.
+    fn drop_hypotheses(&mut self, any: bool) {
+        let is_in_the_way =
+            |_: &RequestId, (so_far, _): &mut (SoFar, String)| any || so_far.turn.is_answered();
+        for (id, _) in self.hypotheses.extract_if(is_in_the_way) {
             self.generator.abort(id);
         }
     }
@@ -247,9 +254,7 @@ impl Decoder {
 
     /// Gives free slots to those whose turn it is.
     fn start_waiting(&mut self) {
-        if !self.queue.is_empty() {
-            self.drop_hypotheses();
-        }
+        self.drop_hypotheses(!self.queue.is_empty());
         while self.generator.free() > 0
             && let Some(message) = self.queue.pop(|_| true)
         {

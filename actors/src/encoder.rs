@@ -143,7 +143,7 @@ impl Message<EncodeSoFar> for Encoder {
 
     /// At once, or not at all: when something waits that is to be answered, this would stand in its way.
     async fn handle(&mut self, message: EncodeSoFar, _: &mut Context<Self, Self::Reply>) {
-        if !self.queue.is_empty() {
+        if !self.queue.is_empty() || message.so_far.turn.is_answered() {
             return;
         }
         let EncodeSoFar {

@@ -20,6 +20,8 @@ pub struct Reading {
 struct Shared {
     /// One reading is on its way.
     is_busy: AtomicBool,
+    /// The utterance in progress has probably ended, and is being answered.
+    is_answered: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -96,6 +98,12 @@ impl Reading {
         })
     }
 
+    /// Whether the utterance in progress is being answered: readings that are on their way would only hold
+    /// the answer up.
+    pub fn set_answered(&self, is_answered: bool) {
+        self.shared.is_answered.store(is_answered, Ordering::Release);
+    }
+
     /// Tokens with which the answer to a segment begins for good.
     pub fn confirmed(&self, segment: u64) -> Generation {
         let state = self.state();
@@ -125,6 +133,11 @@ impl State {
 }
 
 impl ReadingTurn {
+    /// Whether the utterance is being answered already, so that it need not be read.
+    pub fn is_answered(&self) -> bool {
+        self.reading.shared.is_answered.load(Ordering::Acquire)
+    }
+
     /// As [`Reading::confirmed`].
     pub fn confirmed(&self, segment: u64) -> Generation {
         self.reading.confirmed(segment)
@@ -213,6 +226,8 @@ mod tests {
         let turn = reading.turn().unwrap();
 
         assert!(reading.clone().turn().is_none());
+        reading.set_answered(true);
+        assert!(turn.is_answered());
         drop(turn);
 
         assert!(reading.turn().is_some());

@@ -170,6 +170,7 @@ impl StreamAudio {
         let mut steps = Vec::with_capacity(windows.len());
         for cut in windows {
             let likely = self.likely.take();
+            self.reading.set_answered(false);
             let Some(source) = &self.source else { continue };
             match likely {
                 Some(likely) if likely.window == cut.window => {
@@ -213,6 +214,7 @@ impl StreamAudio {
             return None;
         }
         self.likely = None;
+        self.reading.set_answered(window.is_some());
         let window = window?;
         let number = source.joining.next_number();
         let (likely, owner) = LikelyWindow::new(window.clone(), &source.joining);

@@ -66,6 +66,8 @@ pub struct Placement {
     pub device: Device,
     /// The number format.
     pub precision: Precision,
+    /// That of speech encoders.
+    pub encoder: Precision,
     /// Why, for logs and for `doctor`.
     pub reason: String,
 }
@@ -113,7 +115,8 @@ impl Placement {
                 }
             },
         };
-        let (precision, why_precision) = match (precision, device) {
+        let is_chosen = matches!(precision, PrecisionChoice::F32 | PrecisionChoice::Bf16);
+        let (precision, mut why_precision) = match (precision, device) {
             (PrecisionChoice::F32, _) => (Precision::F32, "f32 as configured".to_owned()),
             (PrecisionChoice::Bf16, Device::Cpu) if !cpu_multiplies_bf16() => (
                 Precision::Bf16,
@@ -135,9 +138,15 @@ impl Placement {
                 "bf16, though int8 is configured: that is for the CPU".to_owned(),
             ),
         };
+        let mut encoder = precision;
+        if !is_chosen && device == Device::Cpu && cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16() {
+            encoder = Precision::F32;
+            why_precision += ", and f32 for the speech encoder, which has many rows and is faster so";
+        }
         Ok(Self {
             device,
             precision,
+            encoder,
             reason: format!("{why_device}; {why_precision}"),
         })
     }
@@ -147,7 +156,16 @@ impl Placement {
         Self {
             device: Device::Cpu,
             precision: Precision::F32,
+            encoder: Precision::F32,
             reason: "cpu, f32: the reference".to_owned(),
+        }
+    }
+
+    /// The placement of a speech encoder.
+    pub fn of_encoder(&self) -> Self {
+        Self {
+            precision: self.encoder,
+            ..self.clone()
         }
     }
 
@@ -191,6 +209,27 @@ pub fn cpu_multiplies_bf16() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     {
         false
+    }
+}
+
+/// Whether this CPU multiplies many rows faster in bf16 than in f32, where it multiplies bf16 at all.
+///
+/// Intel's processors make one product of bf16 pairs where they make two fused products of f32, so the sums
+/// take as long, and what libtorch does around them takes longer: 170 and 300 GFLOP/s for 700 rows (2 cores of
+/// a Xeon of model 207 whose AMX is hidden from its guests; oneDNN, MKL). With AMX bf16 is the faster one.
+fn multiplies_many_rows_in_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const AMX_BF16: u32 = 1 << 22; // edx of leaf 7
+        let (vendor, features) = (__cpuid(0), __cpuid_count(7, 0));
+        let is_intel =
+            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"];
+        !is_intel || features.edx & AMX_BF16 != 0
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
     }
 }
 
@@ -391,6 +430,9 @@ mod tests {
             Precision::F32
         };
         assert_eq!(placement.precision, expected);
+        let is_slow = cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16();
+        let encoder = if is_slow { Precision::F32 } else { expected };
+        assert_eq!(placement.of_encoder().precision, encoder);
         assert_eq!(placement.device, Device::Cpu);
         assert!(placement.reason.contains("avx512_bf16"), "{placement}");
     }
@@ -414,6 +456,7 @@ mod tests {
             (placement.device, placement.kind()),
             (Device::Cpu, Kind::BFloat16)
         );
+        assert_eq!(placement.of_encoder(), placement);
 
         let placement = Placement::resolve(DeviceChoice::Cpu, PrecisionChoice::F32).unwrap();
         assert_eq!((placement.device, placement.kind()), (Device::Cpu, Kind::Float));
