@@ -51,7 +51,7 @@ pub const MODELS: &[(&str, Open)] = &[
 /// Loads the speech encoder of a folder in the Hugging Face layout.
 ///
 /// `window` matters where the network has one (Whisper); the others see a clip as long as it is. Its features
-/// are in the dtype of [`Placement::of_encoder`].
+/// are in the dtype of [`Placement::of_many_rows`].
 ///
 /// # Errors
 /// [`ModelError::Unsupported`] when [`MODELS`] has no speech encoder of its type; [`ModelError`] when a file
@@ -63,7 +63,7 @@ pub fn open_encoder(
 ) -> Result<Box<dyn SpeechEncoder>, ModelError> {
     let (found, what) = (entry(folder)?, "a speech encoder");
     match found {
-        (_, Some(Open::Encoder(open))) => open(folder, window, &placement.of_encoder()),
+        (_, Some(Open::Encoder(open))) => open(folder, window, &placement.of_many_rows()),
         (model_type, _) => Err(unsupported(folder, &model_type, what, |open| {
             matches!(open, Open::Encoder(_))
         })),

@@ -66,8 +66,8 @@ pub struct Placement {
     pub device: Device,
     /// The number format.
     pub precision: Precision,
-    /// That of speech encoders.
-    pub encoder: Precision,
+    /// That of networks which multiply many rows at a time, and hardly ever few.
+    pub many_rows: Precision,
     /// Why, for logs and for `doctor`.
     pub reason: String,
 }
@@ -138,15 +138,16 @@ impl Placement {
                 "bf16, though int8 is configured: that is for the CPU".to_owned(),
             ),
         };
-        let mut encoder = precision;
+        let mut many_rows = precision;
         if !is_chosen && device == Device::Cpu && cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16() {
-            encoder = Precision::F32;
-            why_precision += ", and f32 for the speech encoder, which has many rows and is faster so";
+            many_rows = Precision::F32;
+            why_precision +=
+                ", and f32 for speech encoder and training, where it multiplies many rows faster so";
         }
         Ok(Self {
             device,
             precision,
-            encoder,
+            many_rows,
             reason: format!("{why_device}; {why_precision}"),
         })
     }
@@ -156,15 +157,15 @@ impl Placement {
         Self {
             device: Device::Cpu,
             precision: Precision::F32,
-            encoder: Precision::F32,
+            many_rows: Precision::F32,
             reason: "cpu, f32: the reference".to_owned(),
         }
     }
 
-    /// The placement of a speech encoder.
-    pub fn of_encoder(&self) -> Self {
+    /// The placement of networks that hardly ever multiply few rows: speech encoders, and all in training.
+    pub fn of_many_rows(&self) -> Self {
         Self {
-            precision: self.encoder,
+            precision: self.many_rows,
             ..self.clone()
         }
     }
@@ -431,8 +432,8 @@ mod tests {
         };
         assert_eq!(placement.precision, expected);
         let is_slow = cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16();
-        let encoder = if is_slow { Precision::F32 } else { expected };
-        assert_eq!(placement.of_encoder().precision, encoder);
+        let of_many_rows = if is_slow { Precision::F32 } else { expected };
+        assert_eq!(placement.of_many_rows().precision, of_many_rows);
         assert_eq!(placement.device, Device::Cpu);
         assert!(placement.reason.contains("avx512_bf16"), "{placement}");
     }
@@ -456,7 +457,7 @@ mod tests {
             (placement.device, placement.kind()),
             (Device::Cpu, Kind::BFloat16)
         );
-        assert_eq!(placement.of_encoder(), placement);
+        assert_eq!(placement.of_many_rows(), placement);
 
         let placement = Placement::resolve(DeviceChoice::Cpu, PrecisionChoice::F32).unwrap();
         assert_eq!((placement.device, placement.kind()), (Device::Cpu, Kind::Float));

@@ -8,7 +8,7 @@ use crate::inference::{BorrowedEngine, Engine, EngineConfig, InferenceError};
 use crate::models::config::ModelConfig;
 use crate::models::encoders::whisper::Window;
 use crate::models::{SpeechEncoder, open_encoder};
-use crate::nn::accel::{Placement, configure_threads};
+use crate::nn::accel::{Placement, Precision, configure_threads};
 use crate::registry::{ModelIdentity, identify};
 
 /// Encoder and language model, frozen, with what they are. Belongs to one thread at a time.
@@ -41,7 +41,10 @@ impl Networks {
     /// # Errors
     /// [`TrainingError`] when a folder is missing or does not fit, or the device cannot be had.
     pub fn load(config: &ModelConfig) -> Result<Self, TrainingError> {
-        let placement = Placement::resolve(config.device, config.precision)?;
+        let mut placement = Placement::resolve(config.device, config.precision)?;
+        if placement.precision != Precision::Int8 {
+            placement = placement.of_many_rows();
+        }
         configure_threads(config.threads);
         let encoder = open_encoder(&config.encoder, Window::Clip, &placement)?;
         let speech_llm = SpeechLlm::open(&config.llm, config.system.as_deref(), &placement)?;
