@@ -165,7 +165,9 @@ def measure(client, samples, text, starts, ends, found):
         before[number] = confirmed
     for number, confirmed in before.items():
         if number in settled and confirmed:
-            words = plain(settled[number][1]["text"]).split()
+            # Where speech without a pause was cut, the words that were confirmed last are of the next segment.
+            texts = [answer["text"] for later, (_, answer) in sorted(settled.items()) if later >= number]
+            words = plain(" ".join(texts)).split()
             edits = jiwer.process_words(plain(" ".join(confirmed)), " ".join(words[:len(confirmed)]) or "-")
             found["changed"] += edits.substitutions + edits.deletions
 
