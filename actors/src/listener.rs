@@ -5,7 +5,7 @@
 //! needs a process that answers and learns.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
@@ -20,6 +20,11 @@ use crate::messages::{AdmittedRequest, UtteranceAdmitted};
 
 /// How long one look into the topic takes at most.
 const READ_WAIT: Duration = Duration::from_secs(1);
+
+/// How often partitions are looked for that were added to the topic.
+const PARTITIONS_INTERVAL: Duration = Duration::from_secs(30);
+/// How long one such look takes at most.
+const PARTITIONS_WAIT: Duration = Duration::from_secs(5);
 
 /// Everything a [`RequestListener`] needs to start, and to start again.
 #[derive(Clone)]
@@ -42,6 +47,8 @@ pub struct ListenerArgs {
 pub struct RequestListener {
     args: ListenerArgs,
     reader: Reader,
+    /// When partitions are looked for next.
+    next_look: Instant,
 }
 
 impl Actor for RequestListener {
@@ -52,7 +59,12 @@ impl Actor for RequestListener {
         let topic = &args.kafka.topics.requests;
         let reader = Reader::open(&args.kafka, topic, ReadFrom::End, args.open_wait).await?;
         info!(topic, "listening to requests, for corrections");
-        Ok(Self { args, reader })
+        let next_look = Instant::now() + PARTITIONS_INTERVAL;
+        Ok(Self {
+            args,
+            reader,
+            next_look,
+        })
     }
 
     /// Takes records as they come, beside the mailbox.
@@ -62,6 +74,14 @@ impl Actor for RequestListener {
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
+            if Instant::now() >= self.next_look {
+                self.next_look = Instant::now() + PARTITIONS_INTERVAL;
+                match self.reader.take_new_partitions(PARTITIONS_WAIT).await {
+                    Ok(0) => {}
+                    Ok(taken) => info!(taken, "partitions were added to the request topic"),
+                    Err(error) => debug!(%error, "it is not known whether the topic has new partitions"),
+                }
+            }
             tokio::select! {
                 biased;
                 signal = mailbox.recv() => return Ok(signal),

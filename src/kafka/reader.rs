@@ -42,7 +42,8 @@ pub enum Read {
 
 /// Reads all partitions of one topic.
 pub struct Reader {
-    consumer: StreamConsumer<Reporting>,
+    consumer: Arc<StreamConsumer<Reporting>>,
+    bootstrap: String,
     topic: Arc<str>,
     partitions: usize,
     at_end: HashSet<i32>,
@@ -73,24 +74,8 @@ impl Reader {
         let (topic, bootstrap) = (Arc::<str>::from(topic), config.bootstrap.clone());
         let open = move || {
             let began = Instant::now();
-            let unreachable = |error: ClientError| KafkaError::Unreachable {
-                bootstrap: bootstrap.clone(),
-                waited_ms: began.elapsed().as_millis(),
-                reason: reason(&error),
-            };
-            let metadata = consumer
-                .fetch_metadata(Some(&topic), limit)
-                .map_err(unreachable)?;
-            let found = metadata.topics().first().filter(|found| found.error().is_none());
-            let partitions: Vec<i32> = found
-                .map(|found| {
-                    found
-                        .partitions()
-                        .iter()
-                        .map(|partition| partition.id())
-                        .collect()
-                })
-                .unwrap_or_default();
+            let unreachable = |error: ClientError| unreachable(&bootstrap, began, &error);
+            let partitions = partitions(&consumer, &topic, limit).map_err(unreachable)?;
             if partitions.is_empty() {
                 return Err(KafkaError::NoSuchTopic {
                     topic: topic.to_string(),
@@ -111,13 +96,12 @@ impl Reader {
                 list.add_partition_offset(&topic, *partition, Offset::Offset(offset.max(0)))
                     .expect("offsets of a log are not negative");
             }
-            consumer.assign(&list).map_err(|error| KafkaError::Topic {
-                topic: topic.to_string(),
-                action: "read it",
-                reason: reason(&error),
-            })?;
+            consumer
+                .assign(&list)
+                .map_err(|error| unreadable(&topic, &error))?;
             Ok(Self {
-                consumer,
+                consumer: Arc::new(consumer),
+                bootstrap,
                 topic,
                 partitions: partitions.len(),
                 at_end: HashSet::new(),
@@ -126,6 +110,39 @@ impl Reader {
         tokio::task::spawn_blocking(open)
             .await
             .map_err(|_| KafkaError::Ended)?
+    }
+
+    /// Reads partitions too that were added to the topic since it was opened, from their beginning; how many
+    /// there are.
+    ///
+    /// # Errors
+    /// [`KafkaError::Unreachable`] when nobody answers within `limit`; [`KafkaError::Topic`].
+    pub async fn take_new_partitions(&mut self, limit: Duration) -> Result<usize, KafkaError> {
+        let (consumer, topic, bootstrap) = (
+            Arc::clone(&self.consumer),
+            Arc::clone(&self.topic),
+            self.bootstrap.clone(),
+        );
+        let known = self.partitions;
+        let take = move || {
+            let began = Instant::now();
+            let found = partitions(&consumer, &topic, limit)
+                .map_err(|error| unreachable(&bootstrap, began, &error))?;
+            let mut list = TopicPartitionList::new();
+            for partition in found.into_iter().skip(known) {
+                list.add_partition_offset(&topic, partition, Offset::Beginning)
+                    .expect("the beginning is an offset");
+            }
+            if list.count() > 0 {
+                (consumer.incremental_assign(&list)).map_err(|error| unreadable(&topic, &error))?;
+            }
+            Ok::<usize, KafkaError>(list.count())
+        };
+        let taken = tokio::task::spawn_blocking(take)
+            .await
+            .map_err(|_| KafkaError::Ended)??;
+        self.partitions += taken;
+        Ok(taken)
     }
 
     /// Reads the record at one place, such as the request that a correction names; `None` when it is not
@@ -148,11 +165,7 @@ impl Reader {
         let mut list = TopicPartitionList::with_capacity(1);
         list.add_partition_offset(topic, partition, Offset::Offset(offset))
             .expect("the offset is not negative");
-        reader.consumer.assign(&list).map_err(|error| KafkaError::Topic {
-            topic: topic.to_owned(),
-            action: "read it",
-            reason: reason(&error),
-        })?;
+        (reader.consumer.assign(&list)).map_err(|error| unreadable(topic, &error))?;
         reader.partitions = 1;
         match reader.next(limit.saturating_sub(began.elapsed())).await? {
             Read::Record(record) => Ok(Some(record).filter(|record| record.record_offset.offset == offset)),
@@ -196,6 +209,41 @@ impl Reader {
             topics: self.topic.to_string(),
             reason: code.to_string(),
         }
+    }
+}
+
+/// The partitions of a topic, in order; none where there is no such topic.
+fn partitions(
+    consumer: &StreamConsumer<Reporting>,
+    topic: &str,
+    limit: Duration,
+) -> Result<Vec<i32>, ClientError> {
+    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
+    let found = metadata.topics().first().filter(|found| found.error().is_none());
+    let mut partitions: Vec<i32> = found.map_or_else(Vec::new, |found| {
+        found
+            .partitions()
+            .iter()
+            .map(|partition| partition.id())
+            .collect()
+    });
+    partitions.sort_unstable();
+    Ok(partitions)
+}
+
+fn unreachable(bootstrap: &str, began: Instant, error: &ClientError) -> KafkaError {
+    KafkaError::Unreachable {
+        bootstrap: bootstrap.to_owned(),
+        waited_ms: began.elapsed().as_millis(),
+        reason: reason(error),
+    }
+}
+
+fn unreadable(topic: &str, error: &ClientError) -> KafkaError {
+    KafkaError::Topic {
+        topic: topic.to_owned(),
+        action: "read it",
+        reason: reason(error),
     }
 }
 
