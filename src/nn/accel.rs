@@ -139,7 +139,7 @@ impl Placement {
             ),
         };
         let mut many_rows = precision;
-        if !is_chosen && device == Device::Cpu && cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16() {
+        if !is_chosen && many_rows_kind(Kind::BFloat16, device) == Kind::Float {
             many_rows = Precision::F32;
             why_precision +=
                 ", and f32 for speech encoder and training, where it multiplies many rows faster so";
@@ -210,6 +210,16 @@ pub fn cpu_multiplies_bf16() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     {
         false
+    }
+}
+
+/// The dtype in which products of many rows are fastest on a device, for values that are kept in `kind`: that
+/// one, or f32 in the place of bf16.
+pub fn many_rows_kind(kind: Kind, device: Device) -> Kind {
+    let is_slow = device == Device::Cpu && cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16();
+    match kind {
+        Kind::BFloat16 if is_slow => Kind::Float,
+        kind => kind,
     }
 }
 
@@ -431,9 +441,8 @@ mod tests {
             Precision::F32
         };
         assert_eq!(placement.precision, expected);
-        let is_slow = cpu_multiplies_bf16() && !multiplies_many_rows_in_bf16();
-        let of_many_rows = if is_slow { Precision::F32 } else { expected };
-        assert_eq!(placement.of_many_rows().precision, of_many_rows);
+        let of_many_rows = many_rows_kind(placement.kind(), placement.device);
+        assert_eq!(placement.of_many_rows().kind(), of_many_rows);
         assert_eq!(placement.device, Device::Cpu);
         assert!(placement.reason.contains("avx512_bf16"), "{placement}");
     }

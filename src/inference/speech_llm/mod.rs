@@ -17,7 +17,7 @@ use super::grammar::CompiledGrammar;
 use super::{Generation, InferenceError};
 use crate::models::adapter::{AdapterSnapshot, LoraSnapshot, SpeechAdapter};
 use crate::models::{LanguageModel, ModelError, open_language_model};
-use crate::nn::accel::Placement;
+use crate::nn::accel::{Placement, many_rows_kind};
 use crate::nn::lora::LoraSet;
 use crate::text::{GrammarPiece, OutputGrammar, PromptLayout, TextError, Tokenizer, end_of_answer_ids};
 use crate::weights::check_folder;
@@ -44,7 +44,7 @@ impl Learned {
         let dtype = llm.embedding_table().kind();
         let lora = snapshot.lora();
         let mut adapter = SpeechAdapter::from_snapshot(snapshot, device, false)?;
-        adapter.bind_in(&llm.embedding_table(), dtype)?;
+        adapter.bind_in(&llm.embedding_table(), many_rows_kind(dtype, device))?;
         Ok(Self {
             adapter,
             lora: lora
