@@ -226,8 +226,8 @@ pub fn many_rows_kind(kind: Kind, device: Device) -> Kind {
 /// Whether this CPU multiplies many rows faster in bf16 than in f32, where it multiplies bf16 at all.
 ///
 /// Intel's processors make one product of bf16 pairs where they make two fused products of f32, so the sums
-/// take as long, and what libtorch does around them takes longer: 170 and 300 GFLOP/s for 700 rows (2 cores of
-/// a Xeon of model 207 whose AMX is hidden from its guests; oneDNN, MKL). With AMX bf16 is the faster one.
+/// take as long, and what libtorch does around them takes longer: 170 and 300 GFLOP/s for 700 rows (2 cores
+/// of a Xeon of model 207 whose AMX is hidden from its guests; oneDNN, MKL). With AMX bf16 is the faster one.
 fn multiplies_many_rows_in_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
