@@ -197,7 +197,7 @@ impl Trainer {
             }
             Some(_) => Some(self.args.registry.folder(parent.version())?.join("lora")),
         };
-        let networks = Networks::load(&config.model)?;
+        let networks = Networks::load_to_train(&config.model)?;
         let examples = |stored: Vec<Stored>| -> Vec<Example> {
             stored.into_iter().map(|stored| stored.example).collect()
         };

@@ -36,15 +36,30 @@ impl fmt::Debug for Networks {
 }
 
 impl Networks {
-    /// Loads both model folders to the device and in the precision that the settings and the machine allow.
+    /// Loads both model folders to the device and in the precision that the settings and the machine allow,
+    /// as serving does.
     ///
     /// # Errors
     /// [`TrainingError`] when a folder is missing or does not fit, or the device cannot be had.
     pub fn load(config: &ModelConfig) -> Result<Self, TrainingError> {
-        let mut placement = Placement::resolve(config.device, config.precision)?;
-        if placement.precision != Precision::Int8 {
-            placement = placement.of_many_rows();
-        }
+        Self::load_to(Placement::resolve(config.device, config.precision)?, config)
+    }
+
+    /// As [`load`](Self::load), in the precision in which batches are fastest
+    /// ([`Placement::of_many_rows`]), unless weights are to be in 8-bit integers.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_to_train(config: &ModelConfig) -> Result<Self, TrainingError> {
+        let placement = Placement::resolve(config.device, config.precision)?;
+        let placement = match placement.precision {
+            Precision::Int8 => placement,
+            Precision::F32 | Precision::Bf16 => placement.of_many_rows(),
+        };
+        Self::load_to(placement, config)
+    }
+
+    fn load_to(placement: Placement, config: &ModelConfig) -> Result<Self, TrainingError> {
         configure_threads(config.threads);
         let encoder = open_encoder(&config.encoder, Window::Clip, &placement)?;
         let speech_llm = SpeechLlm::open(&config.llm, config.system.as_deref(), &placement)?;

@@ -62,7 +62,7 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
         .transpose()?;
     // What the run's version may replace at its end, hours from now.
     let current = registry.as_ref().map(Registry::current).transpose()?.flatten();
-    let networks = Networks::load(&config.model)?;
+    let networks = Networks::load_to_train(&config.model)?;
     let args = EngineArgs {
         config: config.clone(),
         networks: &networks,
