@@ -216,12 +216,11 @@ impl Decoder {
         }
     }
 
-    /// Drops readings that stand in the way: all where `any`, else those of utterances that are being
+    /// Aborts readings that compete with an answer: all where `any`, else those of utterances that are being
     /// answered.
     fn drop_hypotheses(&mut self, any: bool) {
-        let is_in_the_way =
-            |_: &RequestId, (so_far, _): &mut (SoFar, String)| any || so_far.turn.is_answered();
-        for (id, _) in self.hypotheses.extract_if(is_in_the_way) {
+        let competes = |_: &RequestId, (so_far, _): &mut (SoFar, String)| any || so_far.turn.is_answered();
+        for (id, _) in self.hypotheses.extract_if(competes) {
             self.generator.abort(id);
         }
     }

@@ -21,9 +21,9 @@ use crate::messages::{AdmittedRequest, UtteranceAdmitted};
 /// How long one look into the topic takes at most.
 const READ_WAIT: Duration = Duration::from_secs(1);
 
-/// How often partitions are looked for that were added to the topic.
+/// How often the topic is checked for partitions that were added.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(30);
-/// How long one such look takes at most.
+/// How long one such check takes at most.
 const PARTITIONS_WAIT: Duration = Duration::from_secs(5);
 
 /// Everything a [`RequestListener`] needs to start, and to start again.
@@ -47,8 +47,8 @@ pub struct ListenerArgs {
 pub struct RequestListener {
     args: ListenerArgs,
     reader: Reader,
-    /// When partitions are looked for next.
-    next_look: Instant,
+    /// When the topic is checked for partitions next.
+    next_check: Instant,
 }
 
 impl Actor for RequestListener {
@@ -59,11 +59,11 @@ impl Actor for RequestListener {
         let topic = &args.kafka.topics.requests;
         let reader = Reader::open(&args.kafka, topic, ReadFrom::End, args.open_wait).await?;
         info!(topic, "listening to requests, for corrections");
-        let next_look = Instant::now() + PARTITIONS_INTERVAL;
+        let next_check = Instant::now() + PARTITIONS_INTERVAL;
         Ok(Self {
             args,
             reader,
-            next_look,
+            next_check,
         })
     }
 
@@ -74,8 +74,8 @@ impl Actor for RequestListener {
         mailbox: &mut MailboxReceiver<Self>,
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
-            if Instant::now() >= self.next_look {
-                self.next_look = Instant::now() + PARTITIONS_INTERVAL;
+            if Instant::now() >= self.next_check {
+                self.next_check = Instant::now() + PARTITIONS_INTERVAL;
                 match self.reader.take_new_partitions(PARTITIONS_WAIT).await {
                     Ok(0) => {}
                     Ok(taken) => info!(taken, "partitions were added to the request topic"),

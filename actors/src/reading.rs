@@ -98,8 +98,8 @@ impl Reading {
         })
     }
 
-    /// Whether the utterance in progress is being answered: readings that are on their way would only hold
-    /// the answer up.
+    /// Whether the utterance in progress is being answered: readings that are not finished would only delay
+    /// the answer.
     pub fn set_answered(&self, is_answered: bool) {
         self.shared.is_answered.store(is_answered, Ordering::Release);
     }

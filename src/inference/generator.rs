@@ -224,8 +224,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
                 Ok(Prepared::Prompt(prompt)) => {
-                    let spelt = self.model().tokenizer().token_bytes().ok();
-                    let added = self.scheduler.go_on(id, *prompt, begun, spelt);
+                    let token_bytes = self.model().tokenizer().token_bytes().ok();
+                    let added = self.scheduler.go_on(id, *prompt, begun, token_bytes);
                     added.map_err(InferenceError::from)
                 }
                 Ok(Prepared::NothingSaid(generation)) => {

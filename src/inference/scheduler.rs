@@ -190,8 +190,7 @@ impl Scheduler {
     }
 
     /// As [`add`](Self::add), where the prompt ends with the answer's first tokens; greedy, without grammar.
-    /// `spelt`: what spells tokens, where they end with a word; then the next token begins one, or ends the
-    /// answer.
+    /// `token_bytes`: given where they end with a word; then the next token begins one, or ends the answer.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -200,13 +199,13 @@ impl Scheduler {
         id: RequestId,
         prompt: Prompt,
         begun: Generation,
-        spelt: Option<Arc<TokenBytes>>,
+        token_bytes: Option<Arc<TokenBytes>>,
     ) -> Result<(), ModelError> {
         self.check(&prompt, 0)?;
         let most = self.limits.answer_tokens_max(prompt.embeds.size()[0]);
         let most = usize::try_from(most).unwrap_or(0).saturating_add(begun.ids.len());
         let most = prompt.options.tokens_max.min(most);
-        let sequence = Sequence::new(id, prompt, most, begun, spelt);
+        let sequence = Sequence::new(id, prompt, most, begun, token_bytes);
         self.waiting.push_back(sequence);
         Ok(())
     }

@@ -97,7 +97,7 @@ pub(super) struct Sequence {
     /// Tokens that may come next: the next step feeds them behind the last one, and those that are chosen
     /// indeed need no step of their own.
     draft: Vec<i64>,
-    /// How many tokens it began with, and what spells tokens: the one behind them begins a word.
+    /// How many tokens it began with, and the bytes of tokens: the one behind them begins a word.
     known: Option<(usize, Arc<TokenBytes>)>,
     /// Why it cannot go on.
     pub(super) failure: Option<ModelError>,
@@ -118,16 +118,18 @@ enum Search {
 }
 
 impl Sequence {
-    /// An answer that begins with `begun`, at the end of the prompt. `spelt`: what spells tokens, where they
+    /// An answer that begins with `begun`, at the end of the prompt. `token_bytes`: given where they
     /// end with a word.
     pub(super) fn new(
         id: RequestId,
         prompt: Prompt,
         tokens_max: usize,
         begun: Generation,
-        spelt: Option<Arc<TokenBytes>>,
+        token_bytes: Option<Arc<TokenBytes>>,
     ) -> Self {
-        let known = (!begun.ids.is_empty()).then_some(begun.ids.len()).zip(spelt);
+        let known = (!begun.ids.is_empty())
+            .then_some(begun.ids.len())
+            .zip(token_bytes);
         let state = prompt.grammar.as_ref().map(|grammar| grammar.begin());
         let search = Search::Single { out: begun, state };
         Self {
@@ -216,7 +218,7 @@ impl Sequence {
     /// Whether the likeliest token of the unchanged logits is all that it needs.
     pub(super) fn is_plain_greedy(&self) -> bool {
         let options = &self.prompt.options;
-        let is_behind_words = self.begins_word().is_some();
+        let is_behind_words = self.word_start().is_some();
         let by_sound = self.prompt.joint.as_ref().is_some_and(|joint| joint.weight > 0.0);
         options.strategy == Strategy::Greedy
             && self.prompt.grammar.is_none()
@@ -225,10 +227,10 @@ impl Sequence {
             && !penalises(options)
     }
 
-    /// What spells tokens, where the next one has to begin a word.
-    fn begins_word(&self) -> Option<Arc<TokenBytes>> {
-        let (count, spelt) = self.known.as_ref()?;
-        (self.tokens() == *count).then(|| Arc::clone(spelt))
+    /// Bytes of the tokens, where the next one has to begin a word.
+    fn word_start(&self) -> Option<Arc<TokenBytes>> {
+        let (count, token_bytes) = self.known.as_ref()?;
+        (self.tokens() == *count).then(|| Arc::clone(token_bytes))
     }
 
     /// Whether it is watched for loops: a listed text may repeat itself by nature.
@@ -276,7 +278,7 @@ impl Sequence {
     ) -> Result<Option<i64>, ModelError> {
         let Choice { vocabulary, end_ids } = choice;
         let plain_greedy = self.is_plain_greedy();
-        let begins_word = self.begins_word();
+        let word_start = self.word_start();
         let rules = Rules {
             vocabulary,
             options: &self.prompt.options,
@@ -284,7 +286,7 @@ impl Sequence {
             joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
             labels: self.prompt.labels.as_ref(),
             end_ids,
-            begins_word: begins_word.as_deref(),
+            word_start: word_start.as_deref(),
             tokens_max: self.tokens_max,
         };
         match &mut self.search {

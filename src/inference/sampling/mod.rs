@@ -41,8 +41,8 @@ pub(super) struct Rules<'r> {
     /// Scores tokens by an embedding of the clip, where the answer is a label that it is aligned with.
     pub(super) labels: Option<&'r JointLabels>,
     pub(super) end_ids: &'r [i64],
-    /// Spells tokens, where the next one has to begin a word.
-    pub(super) begins_word: Option<&'r TokenBytes>,
+    /// Bytes of the tokens, where the next one has to begin a word.
+    pub(super) word_start: Option<&'r TokenBytes>,
     /// Most tokens of the answer, as its slot has positions for.
     pub(super) tokens_max: usize,
 }
@@ -52,15 +52,15 @@ impl Rules<'_> {
     fn forbids(&self, ids: &[i64]) -> impl Fn(i64) -> bool {
         let repeating = repeating(ids, self.options.no_repeat_ngram_size);
         let splits_word = |id: i64| {
-            let begins = |spelt: &TokenBytes| spelt.begins_word(id) || self.end_ids.contains(&id);
-            self.begins_word.is_some_and(|spelt| !begins(spelt))
+            let begins = |bytes: &TokenBytes| bytes.begins_word(id) || self.end_ids.contains(&id);
+            self.word_start.is_some_and(|bytes| !begins(bytes))
         };
         move |id| splits_word(id) || repeating.contains(&id)
     }
 
     /// Ids of [`forbids`](Self::forbids).
     fn forbidden(&self, ids: &[i64]) -> Vec<i64> {
-        if self.begins_word.is_none() {
+        if self.word_start.is_none() {
             return repeating(ids, self.options.no_repeat_ngram_size);
         }
         let forbids = self.forbids(ids);

@@ -26,8 +26,8 @@ fn an_answer_whose_first_words_are_known_begins_another_and_goes_on_as_if_it_had
     let version = bench.versions[1].clone();
     let whole = ask(&mut bench, &[(3, version.clone())]).remove(&3).unwrap();
     assert!(bench.generator.can_go_on() && whole.ids.len() >= 8, "{whole:?}");
-    let spelt = bench.generator.model().tokenizer().token_bytes().unwrap();
-    let begins_word = |id| spelt.begins_word(id);
+    let token_bytes = bench.generator.model().tokenizer().token_bytes().unwrap();
+    let begins_word = |id| token_bytes.begins_word(id);
     let mut go_on = |ids: &[i64]| {
         let begun = Generation {
             ids: ids.to_vec(),

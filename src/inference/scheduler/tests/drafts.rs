@@ -298,7 +298,7 @@ fn behind_known_words_another_word_begins_or_nothing() {
     let tokens = tokens
         .map(|id| (spell(id).into_bytes().into_boxed_slice(), id))
         .collect();
-    let spelt = Arc::new(TokenBytes::new(tokens, model.info().vocab));
+    let token_bytes = Arc::new(TokenBytes::new(tokens, model.info().vocab));
     let [mut words, mut others] = [0, 0];
     for (weight, penalty) in [(0.0, 1.0), (0.0, 1.3), (0.6, 1.0), (0.6, 1.3)] {
         for known in 5..11 {
@@ -312,10 +312,10 @@ fn behind_known_words_another_word_begins_or_nothing() {
                 ..greedy(9)
             };
             let mut scheduler = Scheduler::new(&model, drafting(1, 16), &ENDS, model.info().vocab);
-            for spelt in [None, Some(Arc::clone(&spelt))] {
+            for token_bytes in [None, Some(Arc::clone(&token_bytes))] {
                 let prompt = spoken(&model, &[5, 6, 7, known], options, &said, weight);
                 scheduler
-                    .go_on(RequestId::next(), prompt, begun.clone(), spelt)
+                    .go_on(RequestId::next(), prompt, begun.clone(), token_bytes)
                     .unwrap();
             }
 
