@@ -180,14 +180,19 @@ impl Sequence {
     }
 
     /// Drafts the tokens that the next pass feeds behind the last one, at most `most`: what the CTC head
-    /// reads behind the answer so far.
+    /// reads behind the answer so far, from the next begin of a word on where one is due.
     pub(super) fn draft(&mut self, most: usize) {
         self.draft.clear();
+        let word_start = self.word_start();
         if let (Search::Single { out, .. }, Some(joint)) = (&self.search, &self.prompt.joint) {
             // One more token is chosen than there are drafted ones.
             let most = most.min(self.tokens_max.saturating_sub(out.log_probs.len() + 1));
             if most > 0 {
                 self.draft = joint.read_behind(&out.ids, most);
+                if let Some(bytes) = word_start {
+                    let at = self.draft.iter().position(|id| bytes.begins_word(*id));
+                    self.draft.drain(..at.unwrap_or(self.draft.len()));
+                }
             }
         }
     }

@@ -284,21 +284,53 @@ fn an_answer_that_goes_on_drafts_what_follows_its_beginning() {
     }
 }
 
-#[test]
-fn behind_known_words_another_word_begins_or_nothing() {
-    let model = tiny();
-    let said: Vec<i64> = (0..9).map(|at| 4 + (at * 7) % 40).collect();
-    // Of all tokens, two begin a word.
-    let begins = [20, 30];
-    let tokens = (0..model.info().vocab).filter(|id| !ENDS.contains(id));
+/// Bytes of tokens of which those of `begins` alone begin a word.
+fn spelled(vocab: i64, begins: &[i64]) -> Arc<TokenBytes> {
+    let tokens = (0..vocab).filter(|id| !ENDS.contains(id));
     let spell = |id: i64| match begins.contains(&id) {
         true => format!(" {id}"),
         false => id.to_string(),
     };
-    let tokens = tokens
-        .map(|id| (spell(id).into_bytes().into_boxed_slice(), id))
-        .collect();
-    let token_bytes = Arc::new(TokenBytes::new(tokens, model.info().vocab));
+    let tokens = tokens.map(|id| (spell(id).into_bytes().into_boxed_slice(), id));
+    Arc::new(TokenBytes::new(tokens.collect(), vocab))
+}
+
+#[test]
+fn behind_known_words_drafts_begin_with_a_word() {
+    let (model, read) = counting();
+    let vocab = model.info().vocab;
+    let said = [20, 11, 12, 30, 31, 32];
+    let begun = Generation {
+        ids: vec![20],
+        log_probs: vec![-1.0],
+        ..Generation::default()
+    };
+    let sizes = SchedulerSizes {
+        prefill_positions_max: 2,
+        ..drafting(1, 16)
+    };
+    // The prompt's third token, and what the CTC head reads behind it.
+    for (begins, positions) in [(None, 1 + 5), (Some([20, 30]), 1 + 3), (Some([20, 40]), 1)] {
+        read.lock().unwrap().clear();
+        let mut scheduler = Scheduler::new(&model, sizes, &ENDS, vocab);
+        let prompt = spoken(&model, &[5, 6, 20], greedy(9), &said, 0.6);
+        let token_bytes = begins.map(|begins| spelled(vocab, &begins));
+        scheduler
+            .go_on(RequestId::next(), prompt, begun.clone(), token_bytes)
+            .unwrap();
+
+        run(&mut scheduler, &model, &[]);
+
+        assert_eq!(read.lock().unwrap()[..], [2, positions], "{begins:?}");
+    }
+}
+
+#[test]
+fn behind_known_words_another_word_begins_or_nothing() {
+    let model = tiny();
+    let said: Vec<i64> = (0..9).map(|at| 4 + (at * 7) % 40).collect();
+    let begins = [20, 30];
+    let token_bytes = spelled(model.info().vocab, &begins);
     let [mut words, mut others] = [0, 0];
     for (weight, penalty) in [(0.0, 1.0), (0.0, 1.3), (0.6, 1.0), (0.6, 1.3)] {
         for known in 5..11 {
