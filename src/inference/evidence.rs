@@ -16,16 +16,20 @@ use crate::text::tasks::SPEECH_DETECTION;
 const NONE_SAID: f64 = -5.0;
 /// The label for none of the others.
 const NONE: &str = "none";
+/// Share of the CTC head's log-probability of no words in the log-odds of no speech: its frames are not
+/// independent of each other. Decision 32 has the alternatives.
+const NO_WORDS_SHARE: f64 = 0.5;
 /// Longer words are left to the language model: their cost grows with the square of the length.
 const SPOKEN_TOKENS_MAX: usize = 64;
 
 /// What an embedding `[H]` of a clip says of the labels of a grammar; none where it is no choice of one
-/// label.
+/// label. `no_speech` is added to the score of the label of [`SPEECH_DETECTION`] for no speech.
 pub(super) fn embedding_labels(
     model: &SpeechLlm,
     grammar: &CompiledGrammar,
     embedding: &Tensor,
     weight: f64,
+    no_speech: f64,
 ) -> Result<Option<JointLabels>, InferenceError> {
     let labels = grammar.choice();
     let tokens = (labels.iter())
@@ -34,7 +38,12 @@ pub(super) fn embedding_labels(
     if tokens.is_empty() || tokens.iter().any(Vec::is_empty) {
         return Ok(None);
     }
-    let scores = label_scores(embedding, &tokens, &model.llm().embedding_table())?;
+    let scores = label_scores(embedding, &tokens, &model.llm().embedding_table())?; // [N]
+    let added: Vec<f64> = (labels.iter())
+        .map(|label| f64::from(label.trim() == SPEECH_DETECTION.1[1]) * no_speech)
+        .collect();
+    let added = Tensor::f_from_slice(&added).and_then(|added| added.f_to_device(scores.device()));
+    let scores = scores + added.map_err(crate::models::ModelError::from)?;
     Ok(Some(JointLabels::new(labels, &scores, weight)?))
 }
 
@@ -119,20 +128,27 @@ pub(super) fn speech_labels(model: &SpeechLlm) -> Result<Tensor, InferenceError>
     Ok(label_embeddings(&tokens, &model.llm().embedding_table())?)
 }
 
-/// Natural-log probability that nothing is said: by the CTC head, which reads no words, and by the summary
-/// `[H]`, for which the clip is no speech; `labels` are [`speech_labels`].
+/// Natural-log odds that a clip is no speech, as a transcript of it is empty and `speech_detection` answers:
+/// by the summary `[H]`, against [`speech_labels`], and by the CTC head, as [`no_words`] says.
 ///
-/// The product of both, since each is deceived by other sounds: the head finds a short word in a bark, the
-/// summary of a clip that is silent for the most part is that of silence.
-pub(super) fn nothing_said(
+/// Both together, since each is deceived by other sounds: the head finds a short word in a bark, the summary
+/// of a clip that is silent for the most part is that of silence.
+pub(super) fn no_speech(
     labels: &Tensor,
     scorer: &PrefixScorer,
     summary: &Tensor,
+    above: f64,
 ) -> Result<f64, InferenceError> {
     let scores = scores_of_embeddings(summary, labels)?; // [2]
-    let no_speech = scores
-        .f_log_softmax(0, tch::Kind::Double)
-        .and_then(|scores| scores.f_get(1)?.f_double_value(&[]))
+    let by_summary = scores
+        .f_to_kind(tch::Kind::Double)
+        .and_then(|scores| Ok(scores.f_double_value(&[1])? - scores.f_double_value(&[0])?))
         .map_err(crate::models::ModelError::from)?;
-    Ok(scorer.nothing() + no_speech)
+    Ok(by_summary + no_words(scorer, above))
+}
+
+/// What the CTC head adds to the log-odds that a clip is no speech: its log-probability of no words, as far
+/// as it is above `above`, with its share.
+pub(super) fn no_words(scorer: &PrefixScorer, above: f64) -> f64 {
+    NO_WORDS_SHARE * (scorer.nothing() - above)
 }

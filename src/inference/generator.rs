@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tch::Tensor;
 
-use super::evidence::{embedding_labels, nothing_said, speech_labels, spoken_labels};
+use super::evidence::{embedding_labels, no_speech, no_words, speech_labels, spoken_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::word_times::spoken_words;
@@ -279,8 +279,10 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
                 let spoken = (request.spoken.as_ref()).filter(|_| options.spoken_weight > 0.0);
                 let is_transcript = task == Some(TRANSCRIPT) && grammar.is_none();
+                let detects_speech = task == Some(SPEECH_DETECTION.0) && options.nothing_said_above < 0.0;
+                let is_scored = (spoken.is_some() || detects_speech) && grammar.is_some();
                 let (scores, scorer) = match version.adapter.trained_ctc_head() {
-                    Some(head) if is_transcript || (spoken.is_some() && grammar.is_some()) => {
+                    Some(head) if is_transcript || is_scored => {
                         let scores = head.log_probabilities(&adapted.positions)?; // [1, P, 1+C]
                         let scorer = PrefixScorer::of_scores(head, &scores, &adapted.lengths)?;
                         (Some(scores), scorer.into_iter().next())
@@ -297,7 +299,10 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let summary = positions.positions.f_get(0)?.f_get(0)?; // [H]
                 if let Some(grammar) = &grammar {
                     if options.summary_weight > 0.0 && task.is_some_and(aligned) {
-                        labels = embedding_labels(model, grammar, &summary, options.summary_weight)?;
+                        let scorer = scorer.as_ref().filter(|_| detects_speech);
+                        let no_words = scorer.map_or(0.0, |head| no_words(head, options.nothing_said_above));
+                        let weight = options.summary_weight;
+                        labels = embedding_labels(model, grammar, &summary, weight, no_words)?;
                     }
                     if let (None, Some(spoken), Some(scorer)) = (&labels, spoken, &scorer) {
                         let (weight, above) = (options.spoken_weight, options.spoken_above);
@@ -307,14 +312,14 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                         let segments = version.adapter.segments(&adapted)?;
                         if let Some(sentence) = version.adapter.sentence(&segments)? {
                             let weight = options.sentence_weight;
-                            labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight)?;
+                            labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight, 0.0)?;
                         }
                     }
                 } else if let Some(scorer) = scorer {
                     if options.nothing_said_above < 0.0
                         && begun.is_empty()
                         && let Some(labels) = &version.speech_labels
-                        && nothing_said(labels, &scorer, &summary)? > options.nothing_said_above
+                        && no_speech(labels, &scorer, &summary, options.nothing_said_above)? > 0.0
                     {
                         return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
                     }

@@ -1,7 +1,7 @@
 //! Labels that are decided by what is said, and transcripts of sound in which nothing is.
 
 use super::*;
-use crate::inference::evidence::{nothing_said, speech_labels};
+use crate::inference::evidence::{no_speech, speech_labels};
 use crate::text::Spoken;
 
 const LABELS: [&str; 2] = ["yes", "no"];
@@ -163,7 +163,7 @@ fn labels_that_are_said_themselves_are_scored_by_their_words() {
 }
 
 #[test]
-fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
+fn a_transcript_is_empty_where_speech_detection_says_no_speech() {
     let folder = tempfile::tempdir().unwrap();
     let plain = bench(folder.path(), 2, DecodeOptions::greedy(5));
     let with_summary = |tasks: &[&str]| {
@@ -176,8 +176,9 @@ fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
     let statistics = features(0).statistics.unsqueeze(0);
     let summary = adapter.summary(&statistics).unwrap().unwrap().view([-1]);
     let labels = speech_labels(plain.generator.model()).unwrap();
+    // The setting under which each would just be no speech.
     let silent: Vec<f64> = (0..8)
-        .map(|number| nothing_said(&labels, &scorer(&adapter, number), &summary).unwrap())
+        .map(|number| 2.0 * no_speech(&labels, &scorer(&adapter, number), &summary, 0.0).unwrap())
         .collect();
     let mut sorted = silent.clone();
     sorted.sort_by(f64::total_cmp);
@@ -187,12 +188,15 @@ fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
     let given = |limit: f64, tasks: &[&str], task: Option<&str>| {
         let options = DecodeOptions {
             nothing_said_above: limit,
-            ..DecodeOptions::greedy(5)
+            summary_weight: 0.9999,
+            ..DecodeOptions::greedy(15)
         };
         let mut bench = bench(folder.path(), 2, options);
         let version = with_summary(tasks).snapshot("with summary").unwrap();
         answers(&mut bench, &version, |request| {
-            request.task = task.map(str::to_owned)
+            request.task = task.map(str::to_owned);
+            let (name, labels) = SPEECH_DETECTION;
+            request.grammar = (task == Some(name)).then(|| OutputGrammar::one_of(labels));
         })
     };
     let written = given(0.0, &["speech_detection"], Some(TRANSCRIPT));
@@ -214,6 +218,17 @@ fn a_transcript_is_empty_where_neither_words_nor_speech_are_found() {
             }
             false => assert_eq!(*text, written[number].1),
         }
+    }
+    let detected = given(limit, &["speech_detection"], Some("speech_detection"));
+    let by_summary = given(0.0, &["speech_detection"], Some("speech_detection"));
+    for (number, (generation, text)) in detected.iter().enumerate() {
+        assert_eq!(
+            *text,
+            SPEECH_DETECTION.1[usize::from(silent[number] > limit)],
+            "{number}"
+        );
+        assert!(!generation.nothing_said);
+        assert_eq!(by_summary[number].1, by_summary[0].1, "all have one summary");
     }
     for (tasks, task) in [
         (&["mood"][..], Some(TRANSCRIPT)),
