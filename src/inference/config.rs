@@ -56,10 +56,11 @@ pub struct DecodingConfig {
     pub spoken_weight: f64,
     /// Log-odds a token under the CTC head, from which on words count as said.
     pub spoken_above: f64,
-    /// Log-probability of no words, by the CTC head, from which on it speaks for no speech: half of what it is
-    /// above this is added to the summary's log-odds of no speech. Where the sum is positive, a transcript is
-    /// empty and flagged `no_speech`, and `speech_detection` answers no speech; 0: the summary alone decides
-    /// that, and no transcript is emptied. For adapters whose summary is aligned with `speech_detection`.
+    /// Log-probability of no words, by the CTC head, from which on it speaks for no speech: half of what it
+    /// is above this is added to the summary's log-odds of no speech. Where the sum is positive, a
+    /// transcript is empty and flagged `no_speech`, and `speech_detection` answers no speech; 0: the summary
+    /// alone decides that, and no transcript is emptied. For adapters whose summary is aligned with
+    /// `speech_detection`.
     pub nothing_said_above: f64,
     /// As `summary_weight`, of the embedding of what is said in the choice of a label about the words.
     pub sentence_weight: f64,

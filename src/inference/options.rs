@@ -83,10 +83,10 @@ pub struct DecodeOptions {
     pub spoken_weight: f64,
     /// Words count as said from these log-odds a token on: the CTC head's probability that they are.
     pub spoken_above: f64,
-    /// Log-probability of no words, by the CTC head, from which on it speaks for no speech: half of what it is
-    /// above or below this is added to the summary's log-odds of no speech. Where the sum is positive,
-    /// `speech_detection` says so, and a transcript is empty, whatever the language model would write. 0: the
-    /// head has no part in it, and no transcript is emptied.
+    /// Log-probability of no words, by the CTC head, from which on it speaks for no speech: half of what it
+    /// is above or below this is added to the summary's log-odds of no speech. Where the sum is positive,
+    /// `speech_detection` says so, and a transcript is empty, whatever the language model would write. 0:
+    /// the head has no part in it, and no transcript is emptied.
     pub nothing_said_above: f64,
     /// As `summary_weight`, for the embedding of what is said and the tasks that it is aligned with.
     pub sentence_weight: f64,
