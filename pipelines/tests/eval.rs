@@ -131,7 +131,11 @@ fn every_task_is_scored_by_its_metric_and_every_table_is_reported() {
             .collect()
     };
     let llm = "speech LLM";
-    let baselines = ["cascade: transcript → LLM", "oracle: reference text → LLM"];
+    let baselines = [
+        "cascade: transcript → LLM",
+        "oracle: reference text → LLM",
+        "oracle: reference text → LLM with LoRA",
+    ];
     assert_eq!(main("systems", "asr"), [(llm, "wer")]);
     for (task, metric) in [
         ("intent", "accuracy"),
@@ -140,10 +144,13 @@ fn every_task_is_scored_by_its_metric_and_every_table_is_reported() {
         ("slots", "slu_f1"),
         ("keywords", "keyword_f1"),
     ] {
-        assert_eq!(
-            main("systems", task),
-            [(llm, metric), (baselines[0], metric), (baselines[1], metric)]
-        );
+        let is_class = ["accuracy", "uar"].contains(&metric);
+        let variants = [llm].into_iter().chain(baselines);
+        let expected: Vec<(&str, &str)> = variants
+            .chain(is_class.then_some("majority class"))
+            .map(|variant| (variant, metric))
+            .collect();
+        assert_eq!(main("systems", task), expected);
         assert_eq!(main("prompts", task).len(), 3, "{task}");
         assert_eq!(main("joint", task).len(), 2, "{task}");
     }
@@ -219,8 +226,8 @@ fn an_evaluation_can_be_repeated_and_read_by_machines() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    // Three answers; three metrics of transcripts, two of intents.
-    assert_eq!(lines.len(), 3 + 3 + 2);
+    // Three answers; three metrics of transcripts; two of intents, ours and of the majority class.
+    assert_eq!(lines.len(), 3 + 3 + 2 * 2);
     assert_eq!(lines[0]["id"], "test.jsonl:1");
 }
 

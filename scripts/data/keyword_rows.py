@@ -5,8 +5,9 @@
 Writes, per split of the rows, keyword_search_NAME_SPLIT.jsonl, keywords_NAME_SPLIT.jsonl and joint_keyword_search_NAME_SPLIT.jsonl,
 joint_keywords_NAME_SPLIT.jsonl (transcript and answer in one).
 
-Search, as in the paper: 70 % of the rows ask for a word (one in four: two words) of the transcript, 30 % for a word that is not in it. Absent words
-come from the transcripts of `--words`; in training half of them begin as one of the spoken words does. Extraction: the three rarest words of the
+Search, as in the paper: 70 % of the rows ask for a word (one in four: two words) of the transcript, 30 % for a word (one in four: two) that is not in
+it. Absent ones come from the transcripts of `--words`, drawn as often as they are said there, so that a keyword alone does not tell the answer; in
+training half of them begin as one of the spoken words does. Extraction: the three rarest words of the
 transcript (counted in `--words`) that are no function words, in the order in which they are said. Every choice depends on the row alone.
 """
 
@@ -31,18 +32,31 @@ def number(key, count):
     return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) % count
 
 
-def search(row, key, present, vocabulary, hard):
-    """(keyword, yes or no), or None if nothing can be asked. `present`: whether to ask for a spoken word."""
+def drawn(counts, key):
+    """One of the keys of `counts`, each as likely as it is frequent; the same one for the same `key`. None if there is none."""
+    left = number(key, max(sum(counts.values()), 1))
+    for word in sorted(counts):
+        left -= counts[word]
+        if left < 0:
+            return word
+    return None
+
+
+def search(row, key, present, said, hard):
+    """(keyword, yes or no), or None if nothing can be asked. `present`: whether to ask for what is spoken; `said`: how often
+    single words, and pairs of words, are said elsewhere."""
     words = row["text"].split()
+    count = 2 if number("two" + key, 4) == 0 else 1
     if present:
-        count = 2 if number("two" + key, 4) == 0 else 1
         at = number("at" + key, len(words) - count + 1)
         return " ".join(words[at : at + count]), "yes"
-    absent = [w for w in vocabulary if w not in words]
+    own = {" ".join(words[at : at + count]) for at in range(len(words) - count + 1)}
+    absent = {w: c for w, c in said[count].items() if w not in own}
     if hard and number("hard" + key, 2):
         begins = {w[:2] for w in words if len(w) > 3}
-        absent = [w for w in absent if w[:2] in begins] or absent
-    return (absent[number("absent" + key, len(absent))], "no") if absent else None
+        absent = {w: c for w, c in absent.items() if w[:2] in begins} or absent
+    word = drawn(absent, "absent" + key)
+    return word and (word, "no")
 
 
 def keywords(row, counts):
@@ -60,8 +74,10 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
     read = lambda path: [json.loads(line) for line in open(path, encoding="utf8")]
-    counts = collections.Counter(w for path in args.words for r in read(path) if "text_from" not in r for w in r["text"].split())
-    vocabulary = sorted(w for w in counts if len(w) > 1)
+    texts = [r["text"].split() for path in args.words for r in read(path) if "text_from" not in r]
+    counts = collections.Counter(w for words in texts for w in words)
+    pairs = collections.Counter(" ".join(pair) for words in texts for pair in zip(words, words[1:]))
+    said = {1: {w: c for w, c in counts.items() if len(w) > 1}, 2: pairs}
     out = collections.defaultdict(list)
     for path in args.manifest:
         # A text that a recogniser wrote says nothing sure about what is absent.
@@ -72,7 +88,7 @@ def main():
             key = f"/{row['text']}/{row.get('voice')}"
             base = {k: v for k, v in row.items() if k not in ("task", "target")} | dict(audio_filepath=str((path.parent / row["audio_filepath"]).resolve()), split=split)
             both = lambda task, target: dict(task=f"asr,{task}", targets={"asr": row["text"], task: target})
-            if found := search(row, key, at < POSITIVE * len(rows), vocabulary, split != "test"):
+            if found := search(row, key, at < POSITIVE * len(rows), said, split != "test"):
                 word, answer = found
                 out["keyword_search", split].append(base | dict(task="keyword_search", keyword=word, target=answer))
                 out["joint_keyword_search", split].append(base | both("keyword_search", answer) | dict(keyword=word))

@@ -1,6 +1,6 @@
 """What Whisper's own decoder makes of the clips of manifests: the first half of the cascade that a speech LLM is compared with.
 
-    pip install faster-whisper && ct2-transformers-converter --model models/whisper-base --output_dir data/whisper-base-ct2 --quantization int8 --copy_files tokenizer.json preprocessor_config.json
+    pip install faster-whisper jiwer librosa && ct2-transformers-converter --model models/whisper-base --output_dir data/whisper-base-ct2 --quantization int8 --copy_files tokenizer.json preprocessor_config.json
     python scripts/data/whisper_transcripts.py --model data/whisper-base-ct2 --out data/cascade data/manifests/slots_test.jsonl ...
 
 Writes OUT/NAME.jsonl for each manifest NAME.jsonl: the same rows, `text` replaced by the transcript, so that the row "oracle transcript" of

@@ -45,6 +45,10 @@ pub fn markdown(report: &Report) -> String {
         out.push_str("## Transcripts flagged `unsupported`\n\n");
         write_table(&mut out, &support(report));
     }
+    if !report.invention.is_empty() {
+        out.push_str("## Words where nothing is said\n\n");
+        write_table(&mut out, &invention(report));
+    }
     out.push_str("## Metrics\n\n");
     let mut metrics = vec![row(["metric", "signature"])];
     for note in report.metrics.values() {
@@ -174,6 +178,25 @@ pub fn support(report: &Report) -> Vec<Vec<String>> {
             support.dataset.as_deref().unwrap_or("all"),
             &share(&support.wrong),
             &share(&support.right),
+        ])
+    }));
+    rows
+}
+
+/// How many clips in which nothing is said got words.
+pub fn invention(report: &Report) -> Vec<Vec<String>> {
+    let mut rows = vec![row([
+        "system",
+        "set",
+        "clips without words",
+        "answered with words",
+    ])];
+    rows.extend(report.invention.iter().map(|found| {
+        row([
+            &found.variant,
+            &found.dataset,
+            &found.clips.to_string(),
+            &format!("{} ({:.1} %)", found.with_words, found.percent()),
         ])
     }));
     rows

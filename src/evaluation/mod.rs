@@ -7,6 +7,7 @@
 //! | [`plan`] | what each variant asks of each recording; equal questions are asked once |
 //! | [`run()`] | the questions answered: first about audio, then about texts in place of audio |
 //! | [`report`] | rows become scores, intervals, comparisons, breakdowns |
+//! | [`invention`] | how often words are answered where none were said |
 //! | [`support`] | how well the flag `unsupported` tells wrong transcripts from right ones |
 //! | [`markdown`], [`plot`] | the report for people |
 //! | [`write_report`] | all of it as files |
@@ -16,6 +17,7 @@
 
 pub mod dataset;
 mod files;
+pub mod invention;
 pub mod markdown;
 pub mod plan;
 pub mod plot;

@@ -205,7 +205,8 @@ fn question(
             false => Err(NotAsked::DoesNotApply("the task is not to find a keyword")),
         };
     }
-    if variant.source == Source::Reference && example.text.is_none() {
+    let reads_reference = matches!(variant.source, Source::Reference | Source::TaughtReference);
+    if reads_reference && example.text.is_none() {
         return Err(NotAsked::DoesNotApply("the manifest has no `text`"));
     }
     let instruction = match (variant.prompt, &example.instruction) {

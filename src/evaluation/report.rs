@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::Dataset;
+use super::invention::Invention;
 use super::run::{Answered, Row};
 use super::support::Support;
 use super::variants::Table;
@@ -20,6 +21,8 @@ use crate::training::TrainingError;
 
 /// Format of `report.json`; the number goes up when a key changes its meaning or goes away.
 pub const SCHEMA: &str = "speechverse.eval/1";
+/// The row of always answering the most frequent class.
+pub const MAJORITY: &str = "majority class";
 /// Seed of the bootstrap draws.
 const SEED: u64 = 20_241_122;
 
@@ -150,6 +153,9 @@ pub struct Report {
     /// How the flag `unsupported` stands to the errors of transcripts; empty without a CTC head.
     #[serde(default)]
     pub support: Vec<Support>,
+    /// How many clips in which nothing is said got words; empty where there is no such clip.
+    #[serde(default)]
+    pub invention: Vec<Invention>,
     /// Rows that a variant leaves out, and why: not a fault.
     pub left_out: Vec<String>,
     /// What could not be read or asked: in no score.
@@ -174,6 +180,7 @@ impl Report {
             },
             scores: Vec::new(),
             support: Vec::new(),
+            invention: Invention::of(&answered.rows),
             left_out,
             problems: answered.problems.clone(),
             audio_seconds: answered.audio_seconds,
@@ -249,7 +256,43 @@ impl Report {
                 });
                 leader.get_or_insert((tally, ids));
             }
+            if let Some(score) = self.majority(cells, metric, at == 0) {
+                self.scores.push(score);
+            }
         }
+    }
+
+    /// The score of always answering the most frequent reference, where the answers are classes; of several
+    /// that are as frequent, the first by name.
+    fn majority(&self, cells: &Column<'_>, metric: Metric, main: bool) -> Option<Score> {
+        let (_, rows) = cells.first()?;
+        let first = rows.first()?;
+        let is_class = matches!(metric, Metric::Accuracy | Metric::Uar | Metric::MacroF1);
+        if !is_class || first.table != Table::Variants {
+            return None;
+        }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for row in rows {
+            *counts.entry(&row.reference).or_default() += 1;
+        }
+        let most = counts.values().max()?;
+        let (answer, _) = counts.iter().find(|(_, count)| *count == most)?;
+        let pairs: Vec<Pair<'_>> = rows.iter().map(|row| (row.reference.as_str(), *answer)).collect();
+        let tally = metric.tally(&pairs);
+        Some(Score {
+            table: first.table,
+            variant: MAJORITY.to_owned(),
+            task: task_title(first),
+            dataset: first.dataset.clone(),
+            metric,
+            main,
+            utterances: rows.len(),
+            score: tally.score(),
+            interval: tally.interval(RESAMPLES, SEED),
+            against_first: None,
+            domains: BTreeMap::new(),
+            classes: BTreeMap::new(),
+        })
     }
 
     /// The tables that there are.

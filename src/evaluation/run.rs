@@ -203,17 +203,18 @@ pub fn run(
                     .transcript
                     .and_then(|question| answers_of[at][question].as_ref())
                     .map(|answer| answer.text.clone()),
-                Source::Reference => recording.example.text.clone(),
+                Source::Reference | Source::TaughtReference => recording.example.text.clone(),
             };
             if let Some(text) = text {
+                let reader = (*source == Source::TaughtReference).then_some(adapter);
                 keys.push((at, number));
-                texts.push((text, prompt.clone()));
+                texts.push((text, reader, prompt.clone()));
             }
         }
     }
-    let borrowed: Vec<(&str, EvalPrompt)> = texts
+    let borrowed: Vec<(&str, Option<&AdapterSnapshot>, EvalPrompt)> = texts
         .iter()
-        .map(|(text, prompt)| (text.as_str(), prompt.clone()))
+        .map(|(text, reader, prompt)| (text.as_str(), *reader, prompt.clone()))
         .collect();
     let answers = answer_texts(networks, &borrowed, options, control);
     for ((at, number), answer) in keys.into_iter().zip(answers) {

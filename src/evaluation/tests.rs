@@ -61,8 +61,8 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
 
     let plan = Plan::new(&datasets, &tasks(), &ALL);
 
-    // Three sources, three prompts, the grid, joint decoding without and with.
-    assert_eq!(names(&plan, 0).len(), 3 + 3 + 4 + 2);
+    // Four sources, three prompts, the grid, joint decoding without and with.
+    assert_eq!(names(&plan, 0).len(), 4 + 3 + 4 + 2);
     assert_eq!(
         names(&plan, 1),
         ["speech LLM", "P1, trained on", "P2, new", "P3, new"]
@@ -78,7 +78,9 @@ fn every_study_asks_what_concerns_it_and_equal_questions_are_asked_once() {
             .count()
     };
     assert_eq!(about(Source::Audio), 1 + 4 + 2 + 1);
-    assert_eq!((about(Source::Transcript), about(Source::Reference)), (1, 1));
+    for source in [Source::Transcript, Source::Reference, Source::TaughtReference] {
+        assert_eq!(about(source), 1, "{source:?}");
+    }
     assert_eq!(plan.recordings[1].questions.len(), 3);
     assert!(plan.problems.is_empty());
 }
@@ -272,6 +274,44 @@ fn rows_become_scores_with_intervals_comparisons_and_parts() {
     assert_eq!((wer.score, wer.main), (Some(25.0), true));
     assert!(!find("speech LLM", Metric::Cer).main);
     assert!(report.metrics["accuracy"].signature.contains("exact match"));
+}
+
+#[test]
+fn class_answers_stand_beside_the_majority_class() {
+    let row = |at: usize, task: &str, reference: &str, hypothesis: &str| Row {
+        variant: "speech LLM".to_owned(),
+        dataset: "m".into(),
+        id: at.to_string(),
+        task: task.into(),
+        reference: reference.into(),
+        hypothesis: hypothesis.into(),
+        ..Row::default()
+    };
+    let mut rows: Vec<Row> = (["happy", "sad", "sad", "sad"].iter().enumerate())
+        .map(|(at, emotion)| row(at, "emotion", emotion, "happy"))
+        .collect();
+    rows.push(row(4, "asr", "", "words"));
+    rows.push(row(5, "asr", "words", "words"));
+    let answered = Answered {
+        rows,
+        ..Answered::default()
+    };
+
+    let report = Report::new(&answered, Vec::new(), &tasks(), Facts::default());
+
+    let majority: Vec<_> = (report.scores.iter())
+        .filter(|score| score.variant == "majority class")
+        .map(|score| (score.task.as_str(), score.metric, score.score, score.main))
+        .collect();
+    assert!(
+        majority.contains(&("emotion", Metric::Uar, Some(50.0), true)),
+        "{majority:?}"
+    );
+    assert!(majority.contains(&("emotion", Metric::Accuracy, Some(75.0), false)));
+    assert!(majority.iter().all(|(task, ..)| *task == "emotion"));
+    let text = super::markdown::markdown(&report);
+    assert!(text.contains("| majority class | 50.0 ["), "{text}");
+    assert!(text.contains("| speech LLM | m | 1 | 1 (100.0 %) |"), "{text}");
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub enum Source {
     Transcript,
     /// What was said, as text, for the language model without adapter.
     Reference,
+    /// What was said, as text, for the language model with the adapter's low-rank parts.
+    TaughtReference,
     /// What the same model transcribed, searched for the keyword: no question but that for the transcript.
     Search,
 }
@@ -143,6 +145,7 @@ impl Choices {
             for (name, source) in [
                 ("cascade: transcript → LLM", Source::Transcript),
                 ("oracle: reference text → LLM", Source::Reference),
+                ("oracle: reference text → LLM with LoRA", Source::TaughtReference),
                 ("search: keyword in transcript", Source::Search),
             ] {
                 variants.push(Variant {

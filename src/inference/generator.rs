@@ -328,7 +328,16 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let prompts = model.prompts(&positions.positions, &positions.lengths, &instruction)?;
                 (prompts, version.lora)
             }
-            Input::Text(text) => (self.model().text_prompts(&[text], &instruction)?, None),
+            Input::Text { text, adapter } => {
+                let lora = match adapter {
+                    None => None,
+                    Some(adapter) => {
+                        self.load(adapter)?;
+                        self.versions[adapter.version()].lora
+                    }
+                };
+                (self.model().text_prompts(&[text], &instruction)?, lora)
+            }
             Input::Audio { .. } => return Err(InferenceError::NoFeatures),
         };
         let mut embeds = prompts.swap_remove(0); // [P, H]

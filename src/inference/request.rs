@@ -23,8 +23,13 @@ pub enum Input {
         /// The adapter version that the answer is pinned to.
         adapter: AdapterSnapshot,
     },
-    /// Text that stands where sound would: for the language model as published, without adapter.
-    Text(String),
+    /// Text that stands where sound would.
+    Text {
+        /// The text.
+        text: String,
+        /// The version whose low-rank parts read it; absent for the language model as published.
+        adapter: Option<AdapterSnapshot>,
+    },
 }
 
 /// One question.

@@ -248,11 +248,11 @@ impl CtcReader {
     }
 }
 
-/// Answers prompts about texts that stand where audio would: the language model as published, without
-/// adapter.
+/// Answers prompts about texts that stand where audio would: the language model with the low-rank parts of
+/// the adapter where one is given, else as published.
 pub fn answer_texts(
     networks: &Networks,
-    texts: &[(&str, EvalPrompt)],
+    texts: &[(&str, Option<&AdapterSnapshot>, EvalPrompt)],
     options: &EvaluateOptions,
     control: &Control,
 ) -> Vec<Result<EvalAnswer, String>> {
@@ -264,7 +264,12 @@ pub fn answer_texts(
             break;
         }
         let requests = (chunk.iter())
-            .map(|(text, prompt)| prompt.request(Input::Text((*text).to_owned())))
+            .map(|(text, adapter, prompt)| {
+                prompt.request(Input::Text {
+                    text: (*text).to_owned(),
+                    adapter: adapter.cloned(),
+                })
+            })
             .collect();
         answers.extend(engine.generate(requests).into_iter().map(answer_of));
     }

@@ -170,7 +170,7 @@ pub struct Eval {
     #[arg(long)]
     pub constrained: bool,
     /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's
-    /// `text`, in place of the audio.
+    /// `text`, in place of the audio; the latter also with the adapter's LoRA.
     #[arg(long)]
     pub cascade: bool,
     /// Compare variants: `seen` is P1, the one trained on; `held-out` are P2, P3 …, which were not.

@@ -68,6 +68,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
             output::table(&markdown::support(&report), &[])?;
             output::line("")?;
         }
+        if !report.invention.is_empty() {
+            output::line("words where nothing is said:")?;
+            output::table(&markdown::invention(&report), &[2])?;
+            output::line("")?;
+        }
         let about = |name: &str| report.facts.models.get(name).or(report.facts.machine.get(name));
         for name in ["adapter", "networks compute"] {
             if let Some(value) = about(name) {

@@ -179,6 +179,36 @@ fn versions_with_and_without_low_rank_updates_side_by_side_answer_as_each_does_a
 }
 
 #[test]
+fn a_text_is_read_with_the_low_rank_updates_of_its_version_or_with_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 1, DecodeOptions::greedy(12));
+    let versions = bench.versions.clone();
+    let mut read = |adapter: Option<&AdapterSnapshot>| {
+        let input = Input::Text {
+            text: "turn on the radio".to_owned(),
+            adapter: adapter.cloned(),
+        };
+        bench.generator.add_request(GenerateRequest {
+            input,
+            ..request(0, &versions[0])
+        });
+        loop {
+            match bench.generator.step().pop() {
+                Some(Event::Finished { generation, .. }) => return generation.ids,
+                Some(Event::Failed { error, .. }) => panic!("{error}"),
+                _ => {}
+            }
+        }
+    };
+
+    let published = read(None);
+
+    assert_eq!(read(Some(&versions[0])), published, "it has none");
+    let taught = [read(Some(&versions[1])), read(Some(&versions[2]))];
+    assert!(taught[0] != published && taught[0] != taught[1], "{taught:?}");
+}
+
+#[test]
 fn many_versions_come_and_go_and_their_low_rank_parts_with_them() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(3));

@@ -33,6 +33,12 @@ impl Engine<'_> {
             .collect();
         SplitMix::new(&[0x7a11d]).shuffle(&mut samples);
         samples.truncate(self.config.validation.clips_max);
+        if samples.is_empty() {
+            tracing::warn!(
+                kind = stage.kind.name(),
+                "no clip of `data.valid` has a task of this stage: what it ends with is kept, and not its best step"
+            );
+        }
         samples
     }
 
