@@ -1,18 +1,22 @@
-//! Cheap random changes to training audio: gain, speed, noise, telephone band; and to its features: spans set
+//! Cheap random changes to training audio: gain, speed, room, telephone, noise; and to its features: spans set
 //! to zero. Seeded per clip and epoch.
 
+mod channel;
 mod noises;
 
 pub use noises::{NOISE_SECONDS_MAX, Noises};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use self::channel::{Law, compand, reverberate, telephone_band};
 use crate::training::config::AugmentConfig;
 use crate::util::random::SplitMix;
 
-const SAMPLE_RATE_HZ: f64 = 16_000.0;
-const TELEPHONE_LOW_HZ: f64 = 300.0;
-const TELEPHONE_HIGH_HZ: f64 = 3400.0;
+/// Shortest reverberation time, seconds.
+const ROOM_SECONDS_MIN: f64 = 0.1;
+/// Lowest and highest ratio of the direct sound to the reverberation, decibels.
+const DIRECT_DB_MIN: f64 = 0.0;
+const DIRECT_DB_MAX: f64 = 15.0;
 /// Share of the noises that are recordings, where there are recordings.
 const RECORDED_SHARE: f64 = 0.75;
 
@@ -48,6 +52,19 @@ pub fn augment(
             random.chance(RECORDED_SHARE).then_some((sound, begin))
         }
     };
+    let (room, room_seconds, direct_db) = (
+        random.chance(config.reverberation),
+        random.between(
+            ROOM_SECONDS_MIN,
+            config.reverberation_seconds_max.max(ROOM_SECONDS_MIN),
+        ),
+        random.between(DIRECT_DB_MIN, DIRECT_DB_MAX),
+    );
+    let law = match random.chance(0.5) {
+        true => Law::Mu,
+        false => Law::A,
+    };
+    let companded = random.chance(config.companding);
 
     let mut samples = samples;
     if speed {
@@ -56,14 +73,13 @@ pub fn augment(
             samples = changed;
         }
     }
+    if room {
+        reverberate(&mut samples, room_seconds, direct_db, random);
+    }
     if telephone {
-        for filter in [
-            Biquad::high_pass(TELEPHONE_LOW_HZ),
-            Biquad::high_pass(TELEPHONE_LOW_HZ),
-            Biquad::low_pass(TELEPHONE_HIGH_HZ),
-            Biquad::low_pass(TELEPHONE_HIGH_HZ),
-        ] {
-            filter.run(&mut samples);
+        telephone_band(&mut samples);
+        if companded {
+            compand(&mut samples, law);
         }
     }
     if noise {
@@ -214,54 +230,13 @@ fn add_noise(samples: &mut [f32], snr_db: f64, pink: bool, random: &mut SplitMix
     }
 }
 
-/// A second-order filter, in the form of Bristow-Johnson's cookbook, with Butterworth's quality.
-struct Biquad {
-    b: [f64; 3],
-    a: [f64; 2],
-}
-
-impl Biquad {
-    fn new(hz: f64, high: bool) -> Self {
-        let w = std::f64::consts::TAU * hz / SAMPLE_RATE_HZ;
-        let alpha = w.sin() / (2.0 * std::f64::consts::FRAC_1_SQRT_2);
-        let a0 = 1.0 + alpha;
-        let edge = if high { 1.0 + w.cos() } else { 1.0 - w.cos() };
-        let middle = if high { -edge } else { edge };
-        Self {
-            b: [edge / 2.0 / a0, middle / a0, edge / 2.0 / a0],
-            a: [-2.0 * w.cos() / a0, (1.0 - alpha) / a0],
-        }
-    }
-
-    fn high_pass(hz: f64) -> Self {
-        Self::new(hz, true)
-    }
-
-    fn low_pass(hz: f64) -> Self {
-        Self::new(hz, false)
-    }
-
-    fn run(&self, samples: &mut [f32]) {
-        let (mut s1, mut s2) = (0.0, 0.0);
-        for sample in samples {
-            let x = f64::from(*sample);
-            let y = self.b[0] * x + s1;
-            s1 = self.b[1] * x - self.a[0] * y + s2;
-            s2 = self.b[2] * x - self.a[1] * y;
-            #[expect(clippy::cast_possible_truncation, reason = "audio is f32")]
-            let out = y as f32;
-            *sample = out;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn tone(hz: f64) -> Vec<f32> {
         (0..16_000)
-            .map(|n| (std::f64::consts::TAU * hz * f64::from(n) / SAMPLE_RATE_HZ).sin() as f32 * 0.5)
+            .map(|n| (std::f64::consts::TAU * hz * f64::from(n) / 16_000.0).sin() as f32 * 0.5)
             .collect()
     }
 

@@ -70,6 +70,12 @@ pub struct AugmentConfig {
     pub noise_db_max: f64,
     /// Probability of a telephone band, 300 to 3400 Hz.
     pub telephone: f64,
+    /// Probability that such a clip is also rounded to 8 bits, as G.711 does.
+    pub companding: f64,
+    /// Probability of a room's reverberation.
+    pub reverberation: f64,
+    /// Longest time in which it falls by 60 dB, seconds.
+    pub reverberation_seconds_max: f64,
     /// Spans of time that are set to zero in each clip's features (SpecAugment, arXiv 1904.08779, on the
     /// encoder's output); drawn anew each time, also for features from the cache.
     pub time_masks: usize,
@@ -92,6 +98,9 @@ impl Default for AugmentConfig {
             noise_db_min: 10.0,
             noise_db_max: 30.0,
             telephone: 0.0,
+            companding: 0.0,
+            reverberation: 0.0,
+            reverberation_seconds_max: 0.6,
             time_masks: 0,
             time_mask_frames_max: 20,
             feature_masks: 0,
@@ -107,6 +116,14 @@ impl AugmentConfig {
             ("speed", self.speed, 0.0, 1.0),
             ("noise", self.noise, 0.0, 1.0),
             ("telephone", self.telephone, 0.0, 1.0),
+            ("companding", self.companding, 0.0, 1.0),
+            ("reverberation", self.reverberation, 0.0, 1.0),
+            (
+                "reverberation_seconds_max",
+                self.reverberation_seconds_max,
+                0.1,
+                2.0,
+            ),
             ("gain_db_max", self.gain_db_max, 0.0, 40.0),
             ("speed_change_max", self.speed_change_max, 0.0, 0.5),
             ("noise_db_min", self.noise_db_min, -20.0, 100.0),
