@@ -152,6 +152,8 @@ impl OffsetTracker {
             return Settled::Void;
         };
         let (mut outcome, settled) = Outcome::new(record_offsets, records);
+        // It counts in no bound of records, so that those behind it are read; what it holds does count.
+        let _held = self.shared.budget.hold(outcome.bytes() as u64);
         {
             let mut offsets = self.offsets();
             outcome
@@ -185,7 +187,8 @@ impl OffsetTracker {
         self.shared.budget.lower(bytes);
     }
 
-    /// Records that were read and are not released, without those that only wait for others.
+    /// Records that were read and are not released, without those that only wait for others or for their
+    /// transaction.
     pub fn busy(&self) -> usize {
         self.offsets().busy()
     }
@@ -334,6 +337,31 @@ mod tests {
         assert_eq!(tracker.budget().bytes(), 40);
         drop(hold);
         assert_eq!(tracker.budget().bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_outcome_counts_by_its_bytes_until_its_transaction() {
+        let tracker = OffsetTracker::transactional(Budget::new(100));
+        let epoch = tracker.assign(vec![TopicPartition::new("requests", 0)]);
+        tracker.admit(&record_offset(0, epoch), 60);
+        let answer = OutgoingRecord {
+            topic: "results".into(),
+            key: None,
+            value: Some("four".into()),
+            headers: Vec::new(),
+        };
+
+        let mut settling = Box::pin(tracker.settle(vec![record_offset(0, epoch)], vec![answer]));
+        let is_over = tokio::select! {
+            biased;
+            _ = &mut settling => true,
+            () = std::future::ready(()) => false,
+        };
+
+        assert!(!is_over, "no transaction takes it");
+        assert_eq!((tracker.busy(), tracker.budget().bytes()), (0, 64));
+        drop(settling);
+        assert_eq!(tracker.budget().bytes(), 60);
     }
 
     #[test]

@@ -81,8 +81,8 @@ pub struct OffsetTable {
     partitions: HashMap<TopicPartition, Slots>,
     last_epoch: u64,
     unfinished: usize,
-    /// How many of them only wait for others.
-    waiting: usize,
+    /// How many of them are no work any more.
+    idle: usize,
     bytes: u64,
     /// Longest metadata of a committed offset, bytes; lower where the broker takes less.
     memory_bytes_max: usize,
@@ -96,7 +96,7 @@ impl Default for OffsetTable {
             partitions: HashMap::new(),
             last_epoch: 0,
             unfinished: 0,
-            waiting: 0,
+            idle: 0,
             bytes: 0,
             memory_bytes_max: MEMORY_BYTES_MAX,
             memory_bytes_taken: 0,
@@ -130,6 +130,13 @@ struct Unfinished {
     is_settled: bool,
     /// Whether it only waits for others: it is no work.
     is_waiting: bool,
+}
+
+impl Unfinished {
+    /// Whether it is no work any more: it waits for others, or for its transaction.
+    fn is_idle(&self) -> bool {
+        self.is_waiting || self.is_settled
+    }
 }
 
 impl OffsetTable {
@@ -227,16 +234,13 @@ impl OffsetTable {
         if slots.epoch != record_offset.epoch {
             return Release::Void;
         }
-        let Some(Unfinished {
-            bytes, is_waiting, ..
-        }) = slots.unfinished.remove(&record_offset.offset)
-        else {
+        let Some(record) = slots.unfinished.remove(&record_offset.offset) else {
             return Release::Unknown;
         };
         self.unfinished -= 1;
-        self.waiting -= usize::from(is_waiting);
-        self.bytes -= bytes;
-        Release::Released { bytes }
+        self.idle -= usize::from(record.is_idle());
+        self.bytes -= record.bytes;
+        Release::Released { bytes: record.bytes }
     }
 
     /// Takes note that a record only waits for others: it is no work. `is_gone`: its value is not in memory
@@ -247,7 +251,7 @@ impl OffsetTable {
         let Some(record) = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset)) else {
             return 0;
         };
-        self.waiting += usize::from(!record.is_waiting);
+        self.idle += usize::from(!record.is_idle());
         record.is_waiting = true;
         let bytes = if is_gone {
             std::mem::take(&mut record.bytes)
@@ -265,10 +269,12 @@ impl OffsetTable {
         let Some(slots) = slots.filter(|slots| slots.epoch == record_offset.epoch) else {
             return false;
         };
-        let Some(unfinished) = slots.unfinished.get_mut(&record_offset.offset) else {
+        let Some(record) = slots.unfinished.get_mut(&record_offset.offset) else {
             return false;
         };
-        unfinished.is_settled = is_settled;
+        self.idle -= usize::from(record.is_idle());
+        record.is_settled = is_settled;
+        self.idle += usize::from(record.is_idle());
         true
     }
 
@@ -349,9 +355,9 @@ impl OffsetTable {
         self.unfinished
     }
 
-    /// Records that are being worked on, without those that only wait for others.
+    /// Records that are being worked on, without those that only wait for others or for their transaction.
     pub fn busy(&self) -> usize {
-        self.unfinished - self.waiting
+        self.unfinished - self.idle
     }
 
     /// Records of `partitions` that are being worked on, without those whose outcome waits for its
@@ -404,10 +410,10 @@ impl OffsetTable {
     fn forget(&mut self, partition: &TopicPartition) {
         if let Some(slots) = self.partitions.remove(partition) {
             self.unfinished -= slots.unfinished.len();
-            self.waiting -= slots
+            self.idle -= slots
                 .unfinished
                 .values()
-                .filter(|record| record.is_waiting)
+                .filter(|record| record.is_idle())
                 .count();
             self.bytes -= slots.unfinished.values().map(|record| record.bytes).sum::<u64>();
         }
@@ -455,18 +461,11 @@ impl Slots {
     fn answered_after(&self, gone: &BTreeSet<i64>) -> Option<Answered> {
         let next = self.next?;
         let upto = next.max(self.answered.upto());
-        let unread = self.answered.except_from(next).iter().copied();
-        let unfinished = self
-            .unfinished
-            .keys()
-            .copied()
-            .filter(|offset| !gone.contains(offset));
         // Where reading went back, unfinished records may lie behind what was read last.
-        let known = |offset: &i64| *offset < upto;
-        Some(Answered::new(
-            upto,
-            unfinished.chain(unread).filter(known).collect(),
-        ))
+        let unfinished = self.unfinished.range(..upto).map(|(offset, _)| *offset);
+        let unfinished = unfinished.filter(|offset| !gone.contains(offset));
+        let runs = unfinished.map(|offset| offset..offset + 1);
+        Some(Answered::new(upto, runs.chain(self.answered.except_from(next))))
     }
 }
 

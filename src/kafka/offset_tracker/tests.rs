@@ -230,6 +230,27 @@ fn outcomes_that_the_memory_cannot_name_wait_for_those_before_them() {
 }
 
 #[test]
+fn an_answer_behind_the_chunks_of_a_long_stream_waits_for_none_of_them() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    for offset in 0..=2_500 {
+        tracker.admit(&record_offset(0, offset, epoch), 1);
+    }
+
+    let answer = [record_offset(0, 2_400, epoch)];
+    let (positions, left_out) = tracker.positions_after(&[&answer]);
+
+    assert_eq!(left_out, BTreeSet::new());
+    let memory = positions
+        .first()
+        .and_then(|position| Answered::parse(position.offset, &position.memory));
+    assert!(
+        memory.is_some_and(|memory| memory.contains(2_400)),
+        "{positions:?}"
+    );
+}
+
+#[test]
 fn a_settled_record_waits_for_nothing_but_its_transaction() {
     let mut tracker = OffsetTable::new();
     let epoch = tracker.assign([tp(0)]);
@@ -237,8 +258,9 @@ fn a_settled_record_waits_for_nothing_but_its_transaction() {
 
     assert!(tracker.settle(&record_offset(0, 0, epoch), true));
     assert_eq!((tracker.unfinished(), tracker.unsettled_of([&tp(0)])), (1, 0));
+    assert_eq!(tracker.busy(), 0, "it keeps nothing else from being read");
     tracker.settle(&record_offset(0, 0, epoch), false);
-    assert_eq!(tracker.unsettled_of([&tp(0)]), 1);
+    assert_eq!((tracker.busy(), tracker.unsettled_of([&tp(0)])), (1, 1));
 
     assert!(!tracker.settle(&record_offset(0, 1, epoch), true), "never read");
     tracker.assign([tp(0)]);
