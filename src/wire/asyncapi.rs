@@ -9,12 +9,13 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, RESULT_TYPE};
-use super::control::OrderJson;
+use super::control::{ORDER_TYPE, OrderJson};
 use super::dead_letter::{
     ATTEMPTS_HEADER, EARLIER_CHUNKS_HEADER, HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, REASON_HEADER,
     RETRY_AFTER_HEADER, Reason, Stage, VALUE_OMITTED_HEADER,
 };
 use super::event::{EVENT_TYPE, Event};
+use super::label::LABEL_TYPE;
 use super::redrive::{REDRIVE_TYPE, RedriveMark};
 use super::request::{CHUNK_TYPE, Priority, REQUEST_TYPE};
 
@@ -77,18 +78,19 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
         },
         "sample": {
             "title": "A labelled sample",
-            "headers": headers(&[request_headers(), target_header()].concat(), &["ce_target"]),
+            "headers": headers(&[request_headers(), target_header(), vec![of_type(LABEL_TYPE)]].concat(), &["ce_target"]),
             "payload": bytes(),
         },
         "correction": {
             "title": "The right answer to an earlier request",
             "summary": "The value is empty.",
-            "headers": headers(&[correction_headers(), target_header()].concat(), &["ce_target", "ce_subject"]),
+            "headers": headers(&[correction_headers(), target_header(), vec![of_type(LABEL_TYPE)]].concat(), &["ce_target", "ce_subject"]),
             "payload": { "type": "null" },
         },
         "order": {
             "title": "An order to the pipeline",
             "contentType": "application/json",
+            "headers": headers(&[of_type(ORDER_TYPE)], &[]),
             "payload": schema::<OrderJson>(&mut read),
         },
         "answer": {
@@ -98,6 +100,7 @@ pub fn document(addresses: &Addresses<'_>) -> Value {
                 ("ce_subject", text(), "Id of the request."),
                 ("ce_subjectsource", text(), "Source of the request, where it has one."),
                 ("traceparent", text(), "W3C trace context: the trace of the request, our span."),
+                ("tracestate", text(), "W3C trace context, as the request brought it."),
             ]].concat(), &["ce_id", "ce_type", "ce_subject"]),
             "payload": schema::<Answer>(&mut written),
             "bindings": key("The request's."),

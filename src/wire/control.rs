@@ -3,10 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::headers::Headers;
+use super::headers::{Headers, refuse_unknown_type};
 use super::rejection::{Reason, Rejection, Stage};
 use super::{Record, RecordOffset};
 
+/// `ce_type` of an order; it may be left out.
+pub const ORDER_TYPE: &str = "speechverse.order.v1";
 /// Most samples that one order names.
 pub const FORGOTTEN_SAMPLES_MAX: usize = 1_000;
 /// Hexadecimal digits in the id of a sample.
@@ -154,8 +156,10 @@ impl Order {
     /// Reads a record of the control topic.
     ///
     /// # Errors
-    /// A [`Rejection`] when it is no such JSON.
+    /// A [`Rejection`] when it is no such JSON, or of another type of ours.
     pub fn parse(record: &Record) -> Result<Self, Rejection> {
+        let headers = Headers::new(&record.headers);
+        refuse_unknown_type(headers, &[ORDER_TYPE], Stage::Control)?;
         let wrong = |message| Rejection::new(Reason::InvalidCommand, Stage::Control, message);
         let value = record.value.as_deref().unwrap_or_default();
         let value = value.strip_prefix(b"\xef\xbb\xbf").unwrap_or(value); // a byte order mark
@@ -167,7 +171,7 @@ impl Order {
                  pause, resume, forget)"
             ))
         })?;
-        let header = Headers::new(&record.headers)
+        let header = headers
             .text("ce_id", NAME_BYTES_MAX)
             .map_err(|rejection| wrong(rejection.message))?;
         let id = json.id.or_else(|| header.map(str::to_owned));

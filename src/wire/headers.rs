@@ -4,6 +4,9 @@ use bytes::Bytes;
 
 use super::rejection::{Reason, Rejection, Stage};
 
+/// What the types of this program begin with.
+const OWN_TYPES: &str = "speechverse.";
+
 /// Headers by name. Of a repeated header the last one counts, as for Kafka's own `lastHeader`.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<'r>(&'r [(String, Option<Bytes>)]);
@@ -92,6 +95,26 @@ pub(crate) fn invalid(name: &str, found: &str, expected: &str) -> Rejection {
         found.escape_debug()
     );
     Rejection::new(Reason::InvalidHeader, Stage::Ingest, message)
+}
+
+/// Refuses a `ce_type` of ours that is none of `known`: what a later version of a type means is not guessed.
+/// A record without a type passes, and one of somebody else's.
+pub(crate) fn refuse_unknown_type(
+    headers: Headers<'_>,
+    known: &[&str],
+    stage: Stage,
+) -> Result<(), Rejection> {
+    let found = headers.bytes("ce_type").unwrap_or_default();
+    if !found.starts_with(OWN_TYPES.as_bytes()) || known.iter().any(|known| known.as_bytes() == found) {
+        return Ok(());
+    }
+    let found: String = String::from_utf8_lossy(found).chars().take(64).collect();
+    let known = known.join("` or `");
+    let message = format!(
+        "`ce_type` is `{}`, expected `{known}` or none",
+        found.escape_debug()
+    );
+    Err(Rejection::new(Reason::UnsupportedType, stage, message))
 }
 
 /// A header of an outgoing record.

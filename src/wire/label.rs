@@ -6,9 +6,13 @@ use bytes::Bytes;
 
 use super::Record;
 use super::envelope::open;
-use super::headers::Headers;
+use super::headers::{Headers, refuse_unknown_type};
 use super::rejection::{Reason, Rejection, Stage};
-use super::request::{Instructions, RequestLimits, asked, fields, id, labels, name, source};
+use super::request::{Instructions, REQUEST_TYPE, RequestLimits, asked, fields, id, labels, name, source};
+
+/// `ce_type` of a labelled sample or a correction. It may be left out, and a sample may be of the
+/// [type of a request](REQUEST_TYPE).
+pub const LABEL_TYPE: &str = "speechverse.label.v1";
 
 /// What a record of the label topic holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +86,7 @@ impl Label {
         let wrong = |message: &str| Rejection::new(Reason::InvalidSample, Stage::Collect, message);
         let envelope = open(record, limits)?;
         let headers = Headers::new(&envelope.headers);
+        refuse_unknown_type(headers, &[LABEL_TYPE, REQUEST_TYPE], Stage::Collect)?;
         let target = headers
             .text("ce_target", limits.instruction_bytes_max)?
             .filter(|target| !target.trim().is_empty())

@@ -34,6 +34,27 @@ fn audio_with_a_target_is_a_sample_and_an_empty_value_with_a_subject_a_correctio
 }
 
 #[test]
+fn a_type_of_ours_that_is_not_known_here_is_refused_and_others_pass() {
+    let of = |kind: &str| label(b"audio", &[("ce_target", b"hello"), ("ce_type", kind.as_bytes())]);
+    for kind in [
+        "speechverse.label.v1",
+        "speechverse.request.v1",
+        "com.example.labelled",
+    ] {
+        assert!(matches!(of(kind), Ok(Label::Sample(_))), "{kind}");
+    }
+    for kind in ["speechverse.label.v2", "speechverse.chunk.v1", "speechverse."] {
+        let refusal = of(kind).unwrap_err();
+        assert_eq!(
+            (refusal.reason, refusal.stage),
+            (Reason::UnsupportedType, Stage::Collect),
+            "{kind}"
+        );
+        assert!(refusal.message.contains(kind), "{refusal}");
+    }
+}
+
+#[test]
 fn a_request_is_named_by_its_source_and_its_id() {
     let asked = request(b"audio", &[("ce_source", b"/phone"), ("ce_id", b"r-1")]).unwrap();
     assert_eq!(

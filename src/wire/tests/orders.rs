@@ -10,6 +10,27 @@ fn order(value: &str) -> Result<Order, Rejection> {
 }
 
 #[test]
+fn an_order_of_a_type_of_ours_that_is_not_known_is_refused() {
+    let of = |kind: &str| {
+        Order::parse(&record(
+            br#"{"command":"retrain"}"#,
+            &[("ce_type", kind.as_bytes())],
+        ))
+    };
+    for kind in ["speechverse.order.v1", "com.example.order"] {
+        assert!(of(kind).is_ok(), "{kind}");
+    }
+    for kind in ["speechverse.order.v2", "speechverse.label.v1"] {
+        let refusal = of(kind).unwrap_err();
+        assert_eq!(
+            (refusal.reason, refusal.stage),
+            (Reason::UnsupportedType, Stage::Control),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn orders_are_read_with_what_they_may_bring() {
     let of = |id: Option<&str>, command| {
         let id = id.map(str::to_owned);
