@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use speechverse::audio::Damage;
 use speechverse::inference::Generation;
-use speechverse::kafka::{AudioHold, BudgetHold};
+use speechverse::kafka::{AudioHold, BudgetHold, OffsetTracker};
 use speechverse::telemetry::spans::{self, RemoteParent, RequestIdentity};
-use speechverse::telemetry::{StageItem, fault_point};
+use speechverse::telemetry::{StageItem, fault_point, metrics};
 use speechverse::training::{Control, Yield};
 use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
@@ -109,6 +109,8 @@ pub struct OrphanedRecord {
     pub stage: Stage,
     /// Record offsets of further records that its outcome settles.
     pub earlier: Vec<RecordOffset>,
+    /// Id of its request, where one was read.
+    pub request_id: Option<String>,
 }
 
 impl OrphanQueue {
@@ -132,6 +134,7 @@ impl OrphanQueue {
             audio_seconds: 0.0,
             stage,
             earlier: Vec::new(),
+            request_id: None,
         });
     }
 
@@ -277,6 +280,8 @@ pub struct RequestState {
     ahead: Option<Yield>,
     /// Of a window: which one of which recording. Its record is then the recording's, and not its own.
     part: Option<WindowPart>,
+    /// Of an admitted utterance: knows whether its record's partition is still ours.
+    tracker: Option<OffsetTracker>,
 }
 
 impl RequestState {
@@ -319,6 +324,7 @@ impl RequestContext {
             place: None,
             ahead: None,
             part: None,
+            tracker: None,
         };
         Self {
             inner: Some(Box::new(inner)),
@@ -342,9 +348,28 @@ impl RequestContext {
         self.part.is_some()
     }
 
-    /// Whether it need not be worked on: it is a window of a recording that has failed, or none after all.
+    /// It is an utterance that counts as admitted, and its records are in `tracker`.
+    pub fn is_tracked(&mut self, tracker: OffsetTracker) {
+        self.tracker = Some(tracker);
+    }
+
+    /// Whether it need not be worked on: it is a window of a recording that has failed, or none after all, or
+    /// whoever has the partitions of its records now works on it.
     pub fn is_void(&self) -> bool {
+        let is_taken = |tracker: &OffsetTracker| {
+            let mut record_offsets = self.earlier.iter().chain([&self.record.record_offset]);
+            !record_offsets.any(|record_offset| tracker.is_current(record_offset))
+        };
         self.part.as_ref().is_some_and(|part| part.owner.is_over())
+            || self.tracker.as_ref().is_some_and(is_taken)
+    }
+
+    /// Ends it without an outcome, because it is void.
+    pub fn withdraw(self) {
+        let inner = self.complete();
+        if inner.tracker.is_some() {
+            metrics::utterance_left(inner.audio_seconds);
+        }
     }
 
     /// What cannot be answered because of `why`: itself, or, of a window, its recording, if that has no
@@ -468,6 +493,7 @@ impl Drop for RequestContext {
             audio_seconds: inner.audio_seconds,
             stage: inner.stage,
             earlier: inner.earlier,
+            request_id: Some(inner.request.id),
         });
     }
 }

@@ -230,7 +230,7 @@ impl Decoder {
         let is_void = |_: &RequestId, active: &mut Active| active.context.is_void();
         for (id, active) in self.active.extract_if(is_void) {
             self.generator.abort(id);
-            active.context.complete();
+            active.context.withdraw();
         }
     }
 
@@ -271,7 +271,7 @@ impl Decoder {
         context.dequeued();
         context.leave_place();
         if context.is_void() {
-            context.complete();
+            context.withdraw();
             return;
         }
         let version = adapter.version().to_owned();

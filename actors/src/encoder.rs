@@ -199,7 +199,7 @@ impl Encoder {
             let count = self.extractor.windows(message.samples.len());
             if message.context.is_void() {
                 self.windows -= count;
-                message.context.complete();
+                message.context.withdraw();
                 continue;
             }
             windows += count;

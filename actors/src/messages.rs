@@ -136,6 +136,8 @@ pub struct PublishDeadLetter {
     pub audio_seconds: f64,
     /// Record offsets of further records that this settles.
     pub earlier: Vec<RecordOffset>,
+    /// Id of the request, where one was read.
+    pub request_id: Option<String>,
 }
 
 impl PublishDeadLetter {
@@ -149,6 +151,7 @@ impl PublishDeadLetter {
             rejection,
             audio_seconds: 0.0,
             earlier: Vec::new(),
+            request_id: None,
         }
     }
 
@@ -163,6 +166,7 @@ impl PublishDeadLetter {
             rejection,
             audio_seconds: inner.audio_seconds,
             earlier: inner.earlier,
+            request_id: Some(inner.request.id),
         })
     }
 

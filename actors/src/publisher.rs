@@ -10,6 +10,9 @@
 //! Exactly once, what is published of a request goes to the request's tracker instead, and the source writes
 //! it and commits the offsets in one transaction. Partial answers and other events are sent as ever.
 
+mod delivery;
+mod shorten;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +25,14 @@ use speechverse::kafka::config::TopicsConfig;
 use speechverse::kafka::{OffsetTracker, RecordsDeleted, Settled, Sink, SinkError};
 use speechverse::telemetry::{StageItem, metrics};
 use speechverse::util::{Clock, Ticks};
-use speechverse::wire::dead_letter::{
-    HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, Reason, Rejection, Stage, VALUE_OMITTED_HEADER, dead_letter,
-};
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
 use speechverse::wire::event::{Event, EventKind};
 use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use tokio::sync::Semaphore;
 use tracing::{Instrument as _, debug, error, warn};
 
+use self::delivery::{About, Delivery};
+use self::shorten::shorten;
 use crate::messages::{OrphanedRecord, PublishAnswer, PublishDeadLetter, PublishEvent, PublishPartial};
 
 /// First pause before a send is repeated; it doubles up to [`RETRY_MAX`].
@@ -38,11 +41,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often the producer is looked at while nothing is sent.
 const PRODUCER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Headers that we add ourselves, at most; a dead letter's stand behind those of its record.
-const OWN_HEADERS_MAX: usize = 16;
-/// Longest header that we add ourselves, name and value together.
-const OWN_HEADER_BYTES_MAX: usize = 2_048;
 
 /// Everything a [`Publisher`] needs to start, and to start again.
 #[derive(Clone)]
@@ -73,48 +71,6 @@ pub struct Publisher {
     permits: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
     producer_checks: Ticks,
-}
-
-/// The records that a send is about.
-enum About {
-    /// The answer to a record, and the chunks before it.
-    Answer {
-        record: Record,
-        earlier: Vec<RecordOffset>,
-    },
-    /// The dead letter of a record, and of the chunks before it.
-    DeadLetter {
-        record_offset: RecordOffset,
-        earlier: Vec<RecordOffset>,
-    },
-    /// No record: an event.
-    Event,
-}
-
-impl About {
-    /// Record offsets that the send settles, the record's own last.
-    fn record_offsets(&self) -> Vec<&RecordOffset> {
-        let (record_offset, earlier) = match self {
-            About::Answer { record, earlier } => (&record.record_offset, earlier),
-            About::DeadLetter {
-                record_offset,
-                earlier,
-            } => (record_offset, earlier),
-            About::Event => return Vec::new(),
-        };
-        earlier.iter().chain([record_offset]).collect()
-    }
-}
-
-/// How a send ended.
-enum Delivery {
-    Acknowledged,
-    /// It was not sent: the record's partition was taken away, and who has it now reads the record again.
-    Void,
-    /// The broker refuses it, whatever is left out.
-    Refused(SinkError),
-    /// The process stops; the record is read again after the restart.
-    Stopped,
 }
 
 impl Actor for Publisher {
@@ -184,6 +140,7 @@ impl Message<PublishAnswer> for Publisher {
         let about = About::Answer {
             record: inner.record,
             earlier: inner.earlier,
+            request_id: inner.request.id,
         };
         self.send(outgoing, about, item, audio_seconds, done)
             .instrument(inner.span)
@@ -208,21 +165,14 @@ impl Message<PublishPartial> for Publisher {
         let topic = self.args.topic_of_answers(reply_topic.as_ref());
         let outgoing = answer.to_record(topic, key, &self.args.source, &trace);
         let sink = self.args.sink.clone();
-        let mut sending = Box::pin(async move {
+        let sending = async move {
             match sink.send(outgoing).await {
                 Ok(_) => metrics::partial_published(),
                 Err(error) => debug!(%error, "a partial answer is not delivered"),
             }
             drop(permit);
-        });
-        // Begun here and not in its task, so that it stands before what follows it in the producer's queue.
-        tokio::select! {
-            biased;
-            () = &mut sending => {}
-            () = std::future::ready(()) => {
-                tokio::spawn(sending);
-            }
-        }
+        };
+        begin(sending).await;
     }
 }
 
@@ -248,6 +198,7 @@ impl Publisher {
         let order = PublishDeadLetter {
             audio_seconds: orphan.audio_seconds,
             earlier: orphan.earlier,
+            request_id: orphan.request_id,
             ..PublishDeadLetter::at_admission(
                 orphan.record,
                 Rejection::new(Reason::InternalError, orphan.stage, message),
@@ -281,9 +232,11 @@ impl Publisher {
             span,
             audio_seconds,
             earlier,
+            request_id,
         } = message;
         let item = StageItem::enter(Stage::Publish.as_str(), Duration::ZERO, &span);
-        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection, earlier.len()));
+        let id = request_id.as_deref();
+        let outgoing = span.in_scope(|| self.args.dead_letter(&record, &rejection, earlier.len(), id));
         let about = About::DeadLetter {
             record_offset: record.record_offset,
             earlier,
@@ -330,7 +283,7 @@ impl Publisher {
             }
             drop(permit);
         };
-        tokio::spawn(sending.in_current_span());
+        begin(sending.in_current_span()).await;
     }
 }
 
@@ -341,21 +294,38 @@ impl PublisherArgs {
         reply_topic.cloned().unwrap_or_else(results)
     }
 
-    fn dead_letter(&self, record: &Record, rejection: &Rejection, earlier_chunks: usize) -> OutgoingRecord {
+    fn dead_letter(
+        &self,
+        record: &Record,
+        rejection: &Rejection,
+        earlier_chunks: usize,
+        request_id: Option<&str>,
+    ) -> OutgoingRecord {
         let (reason, stage) = (rejection.reason.as_str(), rejection.stage.as_str());
         warn!(reason, stage, message = %rejection.message, record_offset = ?record.record_offset, "dead letter");
         let topic = Arc::from(self.topics.dead_letters.as_str());
-        dead_letter(record, rejection, earlier_chunks, topic, self.clock.time())
+        dead_letter(
+            record,
+            rejection,
+            earlier_chunks,
+            request_id,
+            topic,
+            self.clock.time(),
+        )
     }
 
     /// What becomes of a record that the broker does not take; `true` when it is over with it.
     async fn refused(&self, about: About, error: &SinkError, stopping: &AtomicBool) -> bool {
         let (about, error) = match about {
-            About::Answer { record, earlier } => {
+            About::Answer {
+                record,
+                earlier,
+                request_id,
+            } => {
                 metrics::record_refused("answer");
                 let message = format!("the answer could not be published: {error}");
                 let rejection = Rejection::new(Reason::AnswerRefused, Stage::Publish, message);
-                let letter = self.dead_letter(&record, &rejection, earlier.len());
+                let letter = self.dead_letter(&record, &rejection, earlier.len(), Some(&request_id));
                 let record_offset = record.record_offset;
                 let about = About::DeadLetter {
                     record_offset,
@@ -413,6 +383,10 @@ impl PublisherArgs {
         let started = self.clock.now();
         let mut pause = RETRY_FIRST;
         loop {
+            if self.is_void(about) {
+                debug!(topic = %outgoing.topic, "not sent, the partitions of its records were taken away");
+                return Delivery::Void;
+            }
             match self.sink.send(outgoing.clone()).await {
                 Ok(_) => return Delivery::Acknowledged,
                 Err(error) if error.is_about_the_record() => {
@@ -442,12 +416,35 @@ impl PublisherArgs {
         tracker.is_transactional().then_some(tracker)
     }
 
+    /// Whether whoever has the partitions of its records now reads all of them again.
+    fn is_void(&self, about: &About) -> bool {
+        let is_current = |record_offset: &&RecordOffset| {
+            let tracker = self.trackers.get(&*record_offset.topic);
+            tracker.is_none_or(|tracker| tracker.is_current(record_offset))
+        };
+        let record_offsets = about.record_offsets();
+        !record_offsets.is_empty() && !record_offsets.iter().any(is_current)
+    }
+
     /// Releases a record's own record_offset and those of the chunks before it.
     fn release(&self, about: &About) {
         for record_offset in about.record_offsets() {
             if let Some(tracker) = self.trackers.get(&*record_offset.topic) {
                 tracker.release(record_offset);
             }
+        }
+    }
+}
+
+/// Begins a send here, so that it stands before what follows it in the producer's queue, and goes on with it
+/// in a task: tasks begin in any order.
+async fn begin(sending: impl Future<Output = ()> + Send + 'static) {
+    let mut sending = Box::pin(sending);
+    tokio::select! {
+        biased;
+        () = &mut sending => {}
+        () = std::future::ready(()) => {
+            tokio::spawn(sending);
         }
     }
 }
@@ -469,32 +466,4 @@ async fn settle(tracker: &OffsetTracker, mut outgoing: OutgoingRecord, about: &A
             }
         }
     }
-}
-
-/// Takes away what the record can best do without, and says so in a header; `false` when nothing is left to
-/// take.
-fn shorten(outgoing: &mut OutgoingRecord) -> bool {
-    let count = |name: &str, number: usize| (name.to_owned(), Some(bytes::Bytes::from(number.to_string())));
-    let headers = &mut outgoing.headers;
-    if let Some(value) = outgoing.value.take() {
-        headers.push(count(VALUE_OMITTED_HEADER, value.len()));
-        return true;
-    }
-    let before = headers.len();
-    if before > OWN_HEADERS_MAX {
-        headers.drain(..=before - OWN_HEADERS_MAX); // ours come last; one place is for the note below
-    }
-    headers.retain(|(name, value)| {
-        name.len() + value.as_ref().map_or(0, |value| value.len()) <= OWN_HEADER_BYTES_MAX
-    });
-    let gone = before - headers.len();
-    if gone > 0 {
-        headers.push(count(HEADERS_OMITTED_HEADER, gone));
-        return true;
-    }
-    let Some(key) = outgoing.key.take() else {
-        return false;
-    };
-    headers.push(count(KEY_OMITTED_HEADER, key.len()));
-    true
 }

@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage, dead_letter};
-use speechverse::wire::{Record, RecordOffset};
+use speechverse::wire::request::CHUNK_TYPE;
+use speechverse::wire::{OutgoingRecord, Record, RecordOffset};
 use support::{LIMIT, speechverse};
 
 struct Bench {
@@ -49,7 +50,7 @@ impl Bench {
         };
         let rejection = Rejection::new(reason, Stage::Decode, "out of luck");
         let topic = Arc::from(self.config.topics.dead_letters.as_str());
-        let letter = dead_letter(&record, &rejection, 0, topic, Timestamp::now() - failed_ago);
+        let letter = dead_letter(&record, &rejection, 0, None, topic, Timestamp::now() - failed_ago);
         self.sink.send(letter).await.unwrap();
     }
 
@@ -77,6 +78,30 @@ impl Bench {
         records.sort_by(|one, other| one.value.cmp(&other.value));
         records
     }
+}
+
+/// The dead letter of chunk `number` of a stream.
+fn chunk(config: &KafkaConfig, number: i64) -> OutgoingRecord {
+    let header = |name: &str, value: String| (name.to_owned(), Some(Bytes::from(value)));
+    let record = Record {
+        record_offset: RecordOffset {
+            topic: Arc::from(config.topics.requests.as_str()),
+            partition: 0,
+            offset: 100 + number,
+            epoch: 0,
+        },
+        key: Some(Bytes::from("stream")),
+        value: Some(Bytes::from(format!("chunk {number}"))),
+        headers: vec![
+            header("ce_type", CHUNK_TYPE.to_owned()),
+            header("ce_session", "s".to_owned()),
+            header("ce_sequence", number.to_string()),
+        ],
+        timestamp_ms: None,
+    };
+    let rejection = Rejection::new(Reason::InternalError, Stage::Ingest, "out of luck");
+    let topic = Arc::from(config.topics.dead_letters.as_str());
+    dead_letter(&record, &rejection, 0, None, topic, Timestamp::now() - HOUR)
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -130,6 +155,25 @@ async fn each_dead_letter_that_is_due_is_published_again_once_as_it_came() {
     let (code, words) = bench.run(&["redrive", "--again", "--id", "r-0"]).await;
     assert_eq!(code, 0, "{words}");
     assert_eq!(bench.requests().await.len(), 3);
+    bench.broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_of_a_stream_are_published_again_in_the_order_of_their_records() {
+    let bench = Bench::new().await;
+    for number in [3, 0, 2, 1] {
+        bench.sink.send(chunk(&bench.config, number)).await.unwrap();
+    }
+
+    let (code, words) = bench.run(&["redrive"]).await;
+    assert_eq!(code, 0, "{words}");
+
+    let mut requests = bench.requests().await;
+    requests.sort_by_key(|record| record.record_offset.offset); // of one key, so of one partition
+    let values: Vec<&[u8]> = (requests.iter())
+        .map(|record| record.value.as_deref().unwrap())
+        .collect();
+    assert_eq!(values, [b"chunk 0", b"chunk 1", b"chunk 2", b"chunk 3"]);
     bench.broker.shutdown().await;
 }
 
@@ -203,6 +247,24 @@ async fn one_dead_letter_is_shown_and_its_bytes_come_back_as_they_were() {
         .await;
     assert_eq!(code, 0, "{words}");
     assert_eq!(std::fs::read(&file).unwrap(), b"\0sound 5");
+
+    // The headers are those that the record had, whether its letter is whole or not.
+    let mut let_go = chunk(&bench.config, 7);
+    let_go.value = None;
+    let_go
+        .headers
+        .push(("speechverse_value_omitted".to_owned(), Some(Bytes::from("7"))));
+    bench.sink.send(let_go).await.unwrap();
+    let (_, line) = bench.run(&["list", "--json", "--key", "stream"]).await;
+    let row: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let (code, words) = bench.run(&["show", row["place"].as_str().unwrap()]).await;
+    assert_eq!(code, 0, "{words}");
+    for wanted in ["ce_sequence: 7", "not whole"] {
+        assert!(words.contains(wanted), "{wanted}: {words}");
+    }
+    for added in ["header       ce_id", "header       speechverse_"] {
+        assert!(!words.contains(added), "{added}: {words}");
+    }
     let (code, words) = bench.run(&["show", "0/99"]).await;
     assert_eq!(code, 1);
     assert!(words.contains("0/99"), "{words}");

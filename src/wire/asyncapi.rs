@@ -12,7 +12,7 @@ use super::answer::{Answer, RESULT_TYPE};
 use super::control::{ORDER_TYPE, OrderJson};
 use super::dead_letter::{
     ATTEMPTS_HEADER, EARLIER_CHUNKS_HEADER, HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER, REASON_HEADER,
-    RETRY_AFTER_HEADER, Reason, Stage, VALUE_OMITTED_HEADER,
+    REQUEST_ID_HEADER, RETRY_AFTER_HEADER, Reason, Stage, VALUE_OMITTED_HEADER,
 };
 use super::event::{EVENT_TYPE, Event};
 use super::label::LABEL_TYPE;
@@ -422,6 +422,11 @@ fn dead_letter_headers() -> Vec<Header> {
             EARLIER_CHUNKS_HEADER,
             number(),
             "For how many chunks before it this one stands.",
+        ),
+        (
+            REQUEST_ID_HEADER,
+            text(),
+            "Id of the stream's request, where it stands for other chunks too: that of the first one.",
         ),
         (
             VALUE_OMITTED_HEADER,

@@ -18,6 +18,9 @@ pub const ATTEMPTS_HEADER: &str = "speechverse_attempts";
 pub const RETRY_AFTER_HEADER: &str = "speechverse_retry_after";
 /// Header that says for how many earlier chunks of its stream a dead letter stands without holding them.
 pub const EARLIER_CHUNKS_HEADER: &str = "speechverse_earlier_chunks";
+/// Header that says which request such a dead letter is about: answers to the stream have the id of its first
+/// chunk.
+pub const REQUEST_ID_HEADER: &str = "speechverse_request_id";
 /// Header of a record whose value the broker refuses: how many bytes it had.
 pub const VALUE_OMITTED_HEADER: &str = "speechverse_value_omitted";
 /// Header of a record that the broker refuses even so: how many headers were left out.
@@ -38,7 +41,7 @@ pub fn attempts(headers: &[(String, Option<bytes::Bytes>)]) -> u32 {
 
 /// The dead letter of a record at `time`: key, value and headers byte for byte, then the reason in Kafka
 /// Connect's headers and ours. `earlier_chunks` further records share its fate, the earlier chunks of its
-/// stream.
+/// stream, whose request is `request_id`.
 ///
 /// A record that already was a dead letter keeps its old headers; ours come last, and the last of a name
 /// counts.
@@ -46,6 +49,7 @@ pub fn dead_letter(
     record: &Record,
     rejection: &Rejection,
     earlier_chunks: usize,
+    request_id: Option<&str>,
     topic: Arc<str>,
     time: Timestamp,
 ) -> OutgoingRecord {
@@ -72,6 +76,7 @@ pub fn dead_letter(
     headers.extend(retry_after.map(|time| header(RETRY_AFTER_HEADER, time.to_string())));
     if earlier_chunks > 0 {
         headers.push(header(EARLIER_CHUNKS_HEADER, earlier_chunks.to_string()));
+        headers.extend(request_id.map(|id| header(REQUEST_ID_HEADER, id)));
     }
     OutgoingRecord {
         topic,

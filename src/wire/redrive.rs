@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dead_letter::{
     ATTEMPTS_HEADER, CONNECT_PREFIX, EARLIER_CHUNKS_HEADER, HEADERS_OMITTED_HEADER, KEY_OMITTED_HEADER,
-    REASON_HEADER, RETRY_AFTER_HEADER, Reason, VALUE_OMITTED_HEADER, attempts,
+    REASON_HEADER, REQUEST_ID_HEADER, RETRY_AFTER_HEADER, Reason, VALUE_OMITTED_HEADER, attempts,
 };
 use super::headers::{Headers, header};
 use super::limits::RequestLimits;
@@ -25,7 +25,7 @@ use super::{OutgoingRecord, Record, envelope};
 pub const REDRIVE_TYPE: &str = "speechverse.redrive.v1";
 
 /// Where a record stands, or stood.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
 pub struct Place {
     /// Topic.
     pub topic: String,
@@ -107,7 +107,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// From when on trying again makes sense; absent where the reason does not pass by itself.
     pub retry_after: Option<Timestamp>,
-    /// Id of the request, as it was answered to: where it had none, its record's place.
+    /// Id of the request, as it was answered to: of a stream's last chunk that stands for all, that of the first
+    /// one; where the record had none, its place.
     pub id: String,
     /// The stream that the record is a chunk of.
     pub session: Option<String>,
@@ -161,11 +162,12 @@ impl DeadLetter {
             let bytes = Headers::new(&attributes).bytes(name)?;
             Some(String::from_utf8_lossy(bytes).into_owned())
         };
-        let id = attribute("ce_id");
+        let own_id = attribute("ce_id");
+        let place_id = || place.to_string();
         let is_chunk = attribute("ce_type").as_deref() == Some(CHUNK_TYPE);
         Some(Self {
-            has_id: id.is_some(),
-            id: id.unwrap_or_else(|| place.to_string()),
+            has_id: own_id.is_some(),
+            id: (text(REQUEST_ID_HEADER).or(own_id)).unwrap_or_else(place_id),
             session: attribute("ce_session").filter(|_| is_chunk),
             record: place,
             reason: text(REASON_HEADER)?,
@@ -190,6 +192,12 @@ impl DeadLetter {
         Reason::named(&self.reason).is_some_and(Reason::can_heal)
     }
 
+    /// The headers of the original record, as far as `letter`, the record that this was read from, holds
+    /// them.
+    pub fn own_headers<'l>(&self, letter: &'l Record) -> &'l [(String, Option<Bytes>)] {
+        &letter.headers[..self.original_headers.min(letter.headers.len())]
+    }
+
     /// The original record as its next attempt, for its original topic; `letter` is the record that this was
     /// read from. A record without an id gets the one that it had by its place, so that whoever waits for its
     /// answer knows it.
@@ -209,7 +217,7 @@ impl DeadLetter {
                 self.earlier_chunks
             ));
         }
-        let own = letter.headers.iter().take(self.original_headers);
+        let own = self.own_headers(letter).iter();
         let own = own
             .filter(|(name, _)| !name.eq_ignore_ascii_case(ATTEMPTS_HEADER))
             .cloned();

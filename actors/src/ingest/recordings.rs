@@ -107,6 +107,7 @@ impl AudioIngest {
                 let why = Rejection::new(Reason::InternalError, Stage::Ingest, error.to_string());
                 let letter = PublishDeadLetter {
                     earlier: facts.earlier,
+                    request_id: Some(request.id),
                     ..PublishDeadLetter::at_admission(record, why)
                 };
                 return self.tell_publisher(letter).await;
@@ -190,6 +191,7 @@ impl AudioIngest {
         context.interrupt = facts.interrupt;
         context.so_far = facts.so_far;
         context.damage = damage;
+        context.is_tracked(self.args.tracker.clone());
         context.yield_to_serving(self.args.training.as_ref());
         context.times.decode_audio_ms = facts.decode_audio.as_secs_f64() * 1e3;
         context

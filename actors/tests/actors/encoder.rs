@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kameo::prelude::*;
 use speechverse::inference::FeatureExtractor;
 use speechverse::inference::config::EncoderConfig;
+use speechverse::kafka::{Budget, OffsetTracker};
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::util::Clock;
@@ -190,6 +191,20 @@ async fn a_full_batch_goes_at_once_in_one_pass() {
     }
     assert_eq!(next(&harness.calls).await, [40, 40, 40]);
     assert!(harness.calls.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_utterance_whose_partition_was_taken_away_is_not_encoded() {
+    let harness = Harness::new(1, FOREVER_MS).await;
+    let mut taken = harness.utterance(0, vec![0.5; 40]);
+    let without_partitions = OffsetTracker::new(Budget::new(1));
+    taken.context.is_tracked(without_partitions);
+
+    harness.encoder.tell(taken).await.unwrap();
+    harness.tell(1, 0.25, 40).await;
+
+    assert_eq!(harness.result().await, (1, vec![0.25; 4]));
+    assert!(harness.letters.is_empty() && harness.found.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ use speechverse_actors::publisher::{Publisher, PublisherArgs};
 
 use crate::support::{Feed, Kafka, context, fill, header, stop, text_of, until};
 
+mod order;
 mod stops;
 mod transactions;
 
@@ -313,6 +314,7 @@ async fn a_context_that_a_stage_dropped_becomes_a_dead_letter_that_settles_its_e
     let letter = harness.dead_letters(1).await.swap_remove(0);
     assert_eq!(letter.value, harness.records[2].value);
     assert_eq!(text_of(&letter, "ce_id"), "request-2");
+    assert_eq!(text_of(&letter, "speechverse_request_id"), "request-2");
     assert_eq!(text_of(&letter, "speechverse_reason"), "internal_error");
     assert_eq!(text_of(&letter, "__connect.errors.stage"), "decode");
 }

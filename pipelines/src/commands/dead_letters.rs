@@ -3,23 +3,24 @@
 //! The topic is read twice: for the marks of earlier redrives, and then, up to where that reading ended, for
 //! the letters. So only places are kept in memory, and what is written meanwhile does not count.
 
-use std::collections::{HashMap, HashSet};
+mod redrive;
+
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 use speechverse::kafka::config::KafkaConfig;
-use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
+use speechverse::kafka::{Read, ReadFrom, Reader};
+use speechverse::wire::Record;
 use speechverse::wire::dead_letter::Reason;
 use speechverse::wire::redrive::{DeadLetter, Place, RedriveMark, RedriveState};
-use speechverse::wire::{OutgoingRecord, Record};
 
-use super::clients::{BROKER_WAIT, CLI_SOURCE, END_WAIT, kafka};
+use super::clients::{BROKER_WAIT, END_WAIT, kafka};
 use super::{Failure, runtime};
-use crate::cli::{DeadLetterFilter, DeadLetters, Redrive};
+use crate::cli::{DeadLetterFilter, DeadLetters};
 use crate::output::{self, clipped};
 
 pub(super) fn dead_letters(command: &DeadLetters) -> Result<(), Failure> {
@@ -34,7 +35,7 @@ pub(super) fn dead_letters(command: &DeadLetters) -> Result<(), Failure> {
         }
         DeadLetters::Redrive(args) => {
             let config = kafka(&args.broker)?;
-            runtime()?.block_on(redrive(args, &config))
+            runtime()?.block_on(redrive::redrive(args, &config))
         }
     }
 }
@@ -323,176 +324,20 @@ async fn show(
         "key          {}",
         record.key.as_deref().map_or_else(|| "none".to_owned(), text)
     ))?;
-    match letter.original(&record) {
-        Ok(original) => {
-            for (name, value) in &original.headers {
-                let value = value.as_deref().map_or_else(String::new, text);
-                output::line(format!(
-                    "header       {}: {}",
-                    name.escape_debug(),
-                    clipped(&value, 200)
-                ))?;
-            }
-        }
-        Err(obstacle) => output::line(format!("not whole    {obstacle}"))?,
+    for (name, value) in letter.own_headers(&record) {
+        let value = value.as_deref().map_or_else(String::new, text);
+        output::line(format!(
+            "header       {}: {}",
+            name.escape_debug(),
+            clipped(&value, 200)
+        ))?;
+    }
+    if let Err(obstacle) = letter.original(&record) {
+        output::line(format!("not whole    {obstacle}"))?;
     }
     output::line(format!(
         "value        {} bytes",
         record.value.as_ref().map_or(0, Bytes::len)
     ))?;
-    Ok(())
-}
-
-/// What was passed over, and why.
-#[derive(Default)]
-struct Passed {
-    redriven: usize,
-    in_doubt: usize,
-    waiting: usize,
-    cannot_heal: usize,
-    tried_often: usize,
-}
-
-impl Passed {
-    /// Whether a letter is passed over; counts it then.
-    fn over(&mut self, args: &Redrive, letter: &DeadLetter, fate: Fate) -> bool {
-        let named = !args.filter.reasons.is_empty() || !args.filter.ids.is_empty();
-        let count = match fate {
-            Fate::Redriven if !args.again => &mut self.redriven,
-            Fate::InDoubt if !args.again => &mut self.in_doubt,
-            _ if letter.attempts >= args.attempts_max => &mut self.tried_often,
-            Fate::Waiting if !args.now => &mut self.waiting,
-            _ if !named && !letter.can_heal() => &mut self.cannot_heal,
-            _ => return false,
-        };
-        *count += 1;
-        true
-    }
-
-    fn words(&self) -> String {
-        let words = [
-            (self.redriven, "redriven before"),
-            (
-                self.in_doubt,
-                "in doubt (a redrive ended half-way; look for an answer, then --again)",
-            ),
-            (self.waiting, "wait for the end of their back-off (--now)"),
-            (
-                self.cannot_heal,
-                "of reasons that do not pass by themselves (--reason)",
-            ),
-            (self.tried_often, "tried too often (--attempts-max)"),
-        ];
-        let words = words.into_iter().filter(|(count, _)| *count > 0);
-        words.map(|(count, what)| format!(", {count} {what}")).collect()
-    }
-}
-
-async fn redrive(args: &Redrive, config: &KafkaConfig) -> Result<(), Failure> {
-    let mut topic = Topic::read(config).await?;
-    let now = Timestamp::now();
-    let sink = Sink::new(config).context("Kafka producer")?;
-    let mut letters = Letters::open(config, &args.filter).await?;
-    let (mut passed, mut taken, mut failed) = (Passed::default(), 0_usize, 0_usize);
-    let (mut seen, mut broken_streams) = (HashSet::new(), HashSet::new());
-    loop {
-        let wanted = |letter: &DeadLetter| {
-            // A crash may have repeated the letter itself.
-            seen.insert(letter.record.clone()) && !passed.over(args, letter, topic.fate(letter, now))
-        };
-        let Some((record, letter)) = letters.next(&topic, wanted).await? else {
-            break;
-        };
-        let shown = format!(
-            "{} ({}, attempt {})",
-            place(&record),
-            letter.reason,
-            letter.attempts.saturating_add(1)
-        );
-        let session = letter.session.clone();
-        let stream = session.map(|session| (record.key.clone(), session));
-        let is_broken = stream
-            .as_ref()
-            .is_some_and(|stream| broken_streams.contains(stream));
-        let original = match letter.original(&record) {
-            Ok(_) if is_broken => Err("earlier chunks of its stream cannot be published".to_owned()),
-            original => original,
-        };
-        let original = match original {
-            Ok(original) => original,
-            Err(obstacle) => {
-                failed += 1;
-                broken_streams.extend(stream);
-                tracing::error!(
-                    place = place(&record),
-                    obstacle,
-                    "a dead letter cannot be published again"
-                );
-                continue;
-            }
-        };
-        if args.dry_run {
-            taken += 1;
-            output::line(format!("would redrive {shown} to {}", original.topic))?;
-            continue;
-        }
-        let mark = |state| RedriveMark {
-            record: letter.record.clone(),
-            state,
-        };
-        let dead_letters: Arc<str> = Arc::from(config.topics.dead_letters.as_str());
-        let marked = |state| mark(state).to_record(dead_letters.clone(), record.key.clone(), CLI_SOURCE);
-        let to = original.topic.clone();
-        match publish(
-            &sink,
-            marked(RedriveState::Begun),
-            original,
-            marked(RedriveState::Done),
-        )
-        .await
-        {
-            Ok(()) => {
-                taken += 1;
-                output::line(format!("redriven {shown} to {to}"))?;
-                topic.mark(mark(RedriveState::Done));
-            }
-            Err(error) => {
-                failed += 1;
-                tracing::error!(
-                    place = place(&record),
-                    error = format!("{error:#}"),
-                    "a dead letter is not published again"
-                );
-            }
-        }
-    }
-    let done = if args.dry_run {
-        "would be redriven"
-    } else {
-        "redriven"
-    };
-    output::line(format!("{taken} {done}{}", passed.words()))?;
-    match failed {
-        0 => Ok(()),
-        failed => Err(anyhow::anyhow!("{failed} dead letters could not be published again").into()),
-    }
-}
-
-/// Writes the mark before, the record, and the mark behind, each when the one before is acknowledged.
-async fn publish(
-    sink: &Sink,
-    begun: OutgoingRecord,
-    original: OutgoingRecord,
-    done: OutgoingRecord,
-) -> anyhow::Result<()> {
-    sink.send(begun)
-        .await
-        .context("the mark before it was not acknowledged, it was not published")?;
-    sink.send(original)
-        .await
-        .context("it was marked, and the broker did not acknowledge it")?;
-    sink.send(done)
-        .await
-        .context("it was published, and the mark behind it was not acknowledged")?;
     Ok(())
 }

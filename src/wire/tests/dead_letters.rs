@@ -13,7 +13,7 @@ const NOW: &str = "2030-01-01T00:00:00Z";
 
 fn letter(record: &Record, reason: Reason) -> OutgoingRecord {
     let rejection = Rejection::new(reason, Stage::Ingest, "the value is text");
-    dead_letter(record, &rejection, 0, "dead".into(), NOW.parse().unwrap())
+    dead_letter(record, &rejection, 0, None, "dead".into(), NOW.parse().unwrap())
 }
 
 /// A record of ours as somebody else reads it.
@@ -131,6 +131,7 @@ fn a_dead_letter_that_does_not_hold_its_whole_record_says_what_is_missing() {
         &record(b"a", &[]),
         &rejection,
         7,
+        Some("the first one's"),
         "dead".into(),
         NOW.parse().unwrap(),
     );
@@ -138,6 +139,8 @@ fn a_dead_letter_that_does_not_hold_its_whole_record_says_what_is_missing() {
         Headers::new(&chunk.headers).bytes(EARLIER_CHUNKS_HEADER),
         Some(&b"7"[..])
     );
+    let read = DeadLetter::read(&as_read(&chunk)).unwrap();
+    assert_eq!(read.id, "the first one's", "that of the answers to the stream");
 
     let mut let_go = record(b"", &[(VALUE_OMITTED_HEADER, b"300000")]); // by its stream
     let_go.value = None;

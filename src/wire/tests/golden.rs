@@ -172,7 +172,7 @@ fn golden_messages_are_written_as_they_always_were() {
     let rejection = Rejection::new(Reason::InternalError, Stage::Encode, "out of memory");
     let original = Golden::open("request_not_audio").record();
     let time = "2030-01-01T00:00:00Z".parse().unwrap();
-    Golden::open("dead_letter").is(&dead_letter(&original, &rejection, 0, "dead".into(), time));
+    Golden::open("dead_letter").is(&dead_letter(&original, &rejection, 0, None, "dead".into(), time));
 
     let mark = RedriveMark {
         record: Place {

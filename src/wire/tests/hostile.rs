@@ -127,7 +127,7 @@ proptest! {
         let _ = Label::parse(&record, &limits, &Configured);
         let _ = Order::parse(&record);
         let rejection = Rejection::new(Reason::NotAudio, Stage::Ingest, message);
-        let letter = dead_letter(&record, &rejection, 0, "d".into(), Timestamp::now());
+        let letter = dead_letter(&record, &rejection, 0, None, "d".into(), Timestamp::now());
 
         prop_assert_eq!(&letter.headers[..record.headers.len()], &record.headers[..]);
         prop_assert_eq!(letter.headers.len(), record.headers.len() + 9);
