@@ -45,12 +45,14 @@ use crate::messages::{
 };
 use crate::reading::ReadSegment;
 use crate::stream_audio::{ReadingIntervals, Step, StreamAudio, StreamEnd, too_long};
-use crate::streams::{Next, StreamLimits, StreamName, Streams, Taken};
+use crate::streams::{Next, StreamLimits, StreamName, StreamRecords, Streams, Taken};
 use crate::windows::{WindowSource, publish_joined, publish_window, reason_of, without_sound, without_value};
 
 mod recordings;
 mod sessions;
 
+/// Bytes of `kafka.in_flight_bytes_max` for each chunk that unfinished streams may have.
+const BYTES_PER_CHUNK: u64 = 64;
 /// How often unfinished streams are looked at.
 const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -146,11 +148,14 @@ impl Actor for AudioIngest {
     type Error = ModelError;
 
     async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+        let bytes_max = args.tracker.budget().bytes_max();
+        let part = |divisor: u64| usize::try_from(bytes_max / divisor).unwrap_or(usize::MAX);
         let limits = StreamLimits {
             streams_max: args.speech.sessions_max,
             idle: Duration::from_secs(args.speech.session_idle_seconds_max),
             // The rest is for what is being worked on.
-            kept_bytes_max: usize::try_from(args.tracker.budget().bytes_max() / 4).unwrap_or(usize::MAX),
+            kept_bytes_max: part(4),
+            chunks_max: part(BYTES_PER_CHUNK),
         };
         let streams = Streams::new(limits, args.clock.clone());
         let detector = VoiceDetector::open(&args.speech, &args.audio)?;
@@ -216,9 +221,6 @@ impl AudioIngest {
             Err(rejection) => return self.refuse(record.reject(), rejection).await,
         };
         if request.chunk.is_none() {
-            if request.barge_in {
-                self.barge_in(&request);
-            }
             return self.answer(record, request).await;
         }
         let taken = self.streams.take(record.complete(), request);
@@ -232,11 +234,7 @@ impl AudioIngest {
                 debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
                 self.args.tracker.release(&record.record_offset);
             }
-            Taken::Broken(records, rejection) => {
-                for record in records {
-                    self.refuse(record, rejection.clone()).await;
-                }
-            }
+            Taken::Broken(records, rejection) => self.refuse_all(records, rejection).await,
         }
     }
 
@@ -255,9 +253,7 @@ impl AudioIngest {
                 .excuse(passed, |partition| audio.holds_back(partition));
         }
         for (records, rejection) in self.streams.expired() {
-            for record in records {
-                self.refuse(record, rejection.clone()).await;
-            }
+            self.refuse_all(records, rejection).await;
         }
     }
 

@@ -1,5 +1,7 @@
 //! The audio of a chunked stream: decoded as it comes, and, of a transcript, cut into windows.
 
+use std::time::Instant;
+
 use speechverse::audio::config::SpeechConfig;
 use speechverse::audio::{
     AudioLimits, Damage, SAMPLE_RATE_HZ, StreamDecoder, VOICE_FRAME_SAMPLES, samples_of,
@@ -9,6 +11,7 @@ use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
 
+use crate::joining::Joining;
 use crate::likely::LikelyWindow;
 use crate::messages::{EncodeSoFar, EncodeUtterance, SoFar, WindowDone};
 use crate::reading::{ReadSegment, Reading};
@@ -35,6 +38,24 @@ pub(crate) enum Step {
     Publish(Box<WindowDone>),
 }
 
+/// Gives the windows and readings of a stream up where it is dropped before its end: it is broken, or its
+/// partition was taken away, and nothing more of it is to be worked on or published.
+#[derive(Debug, Default)]
+struct GiveUp {
+    joining: Option<Joining>,
+    reading: Reading,
+}
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        if let Some(joining) = self.joining.take() {
+            self.reading.set_answered(true);
+            let why = Rejection::new(Reason::BrokenStream, Stage::Ingest, "its stream is given up");
+            drop(joining.give_up(why));
+        }
+    }
+}
+
 /// One stream.
 #[derive(Debug)]
 pub(crate) struct StreamAudio {
@@ -48,6 +69,9 @@ pub(crate) struct StreamAudio {
     pending: Vec<AudioWindow>,
     /// Of a transcript: how its windows are sent and joined.
     pub(crate) source: Option<WindowSource>,
+    /// When it is not worth answering any more, by the pipeline's clock.
+    pub(crate) deadline: Option<Instant>,
+    give_up: GiveUp,
     windows_sent: usize,
     /// A window that ends an utterance if nobody speaks on.
     likely: Option<LikelyWindow>,
@@ -81,6 +105,8 @@ impl StreamAudio {
             windows: None,
             pending: Vec::new(),
             source: None,
+            deadline: None,
+            give_up: GiveUp::default(),
             windows_sent: 0,
             likely: None,
             reading: Reading::default(),
@@ -100,9 +126,15 @@ impl StreamAudio {
         detector: &VoiceDetector,
         source: WindowSource,
     ) -> Self {
+        let reading = Reading::default();
         Self {
             whole_samples_max: speech.window_samples_max(),
             windows: Some(SpeechWindows::new(detector, &speech.windows(by_utterance))),
+            give_up: GiveUp {
+                joining: Some(source.joining.clone()),
+                reading: reading.clone(),
+            },
+            reading,
             source: Some(source),
             ..Self::whole(content_type, limits, 0.0)
         }
@@ -111,6 +143,11 @@ impl StreamAudio {
     /// Whether it is decoded while it comes, so that its bytes need not be kept.
     pub(crate) fn is_live(&self) -> bool {
         self.decoder.is_live()
+    }
+
+    /// Its windows are joined or not needed from now on: they are not given up when it is dropped.
+    pub(crate) fn keep_windows(&mut self) {
+        self.give_up.joining = None;
     }
 
     /// Takes the next chunk; the windows that end in it.

@@ -14,17 +14,19 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use speechverse::kafka::TopicPartition;
 use speechverse::util::Clock;
-use speechverse::wire::dead_letter::{Reason, Rejection, Stage, VALUE_OMITTED_HEADER};
+use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
 use speechverse::wire::{Record, RecordOffset};
 
+mod records;
+
+pub use records::{StreamName, StreamRecords};
+
 /// Complete streams that are remembered.
 const COMPLETE_MAX: usize = 1_024;
-/// Chunks of complete streams that are remembered.
-const REMEMBERED_CHUNKS_MAX: usize = 65_536; // 32 bytes each
-/// Most chunks of one stream: two hours in pieces of 100 ms.
-const CHUNKS_MAX: usize = 72_000;
-/// Values of a stream that are kept for its dead letters once they are taken up, bytes.
+/// Chunks of complete streams that are remembered: five hours in pieces of 20 ms.
+const REMEMBERED_CHUNKS_MAX: usize = 1 << 20; // 16 bytes each
+/// Records of a stream that are kept for its dead letters once they are taken up, bytes.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// How many streams there may be, and how long they may be silent.
@@ -34,8 +36,12 @@ pub struct StreamLimits {
     pub streams_max: usize,
     /// A stream that is silent for so long is given up; one that is complete is remembered for as long.
     pub idle: Duration,
-    /// Values of all streams together that are kept for dead letters once they are taken up, bytes.
+    /// Records of all streams together that are kept for dead letters once they are taken up, bytes.
     pub kept_bytes_max: usize,
+    /// Chunks of all unfinished streams together. Where there are more, a stream that has its share of them
+    /// is broken by its next one. Of a chunk that was let go, about 100 bytes stay in memory, here and in the
+    /// offset tracker.
+    pub chunks_max: usize,
 }
 
 /// What a chunk led to.
@@ -46,7 +52,7 @@ pub enum Taken {
     /// It was had before, as it is: its record is finished.
     Repeated(Record),
     /// The stream is broken: these records cannot be answered.
-    Broken(Vec<Record>, Rejection),
+    Broken(StreamRecords, Rejection),
 }
 
 /// The next chunk of a stream.
@@ -72,22 +78,19 @@ pub struct Complete<S> {
     /// The first chunk's request, without sound.
     pub request: Request,
     /// Records of the chunks before.
-    pub earlier: Vec<Record>,
+    pub earlier: StreamRecords,
     /// What was kept of it.
     pub state: S,
 }
 
-/// Who sends a stream, and its name there.
-pub type StreamName = (Option<String>, String);
+/// By which the sound of a chunk is known again: half of its SHA-256.
+type ChunkDigest = [u8; 16];
 
 #[derive(Debug)]
 struct Stream<S> {
     request: Request,
-    records: Vec<Record>,
-    digests: Vec<[u8; 32]>,
-    /// The first of `records` whose value is kept, and bytes of the values from there on.
-    kept_from: usize,
-    kept_bytes: usize,
+    records: StreamRecords,
+    digests: Vec<ChunkDigest>,
     last_chunk: Instant,
     state: Option<S>,
 }
@@ -100,7 +103,9 @@ struct Remembered {
     /// Offset of its last chunk. What comes from there or before is the stream itself, read again after a
     /// failure.
     end: i64,
-    digests: Vec<[u8; 32]>,
+    /// What its first chunk is called.
+    id: String,
+    digests: Vec<ChunkDigest>,
     since: Instant,
 }
 
@@ -138,7 +143,10 @@ impl<S> Streams<S> {
     /// Takes a chunk. The request must be one of a chunk, with its session.
     pub fn take(&mut self, record: Record, request: Request) -> Taken {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
-            return Taken::Broken(vec![record], broken("a chunk without session or number"));
+            return Taken::Broken(
+                StreamRecords::of(record),
+                broken("a chunk without session or number"),
+            );
         };
         let shown = session.escape_debug().to_string();
         let name = (request.source.clone(), session);
@@ -148,11 +156,10 @@ impl<S> Streams<S> {
             Some(stream) => (stream.records.len() as u64, digest_of(stream, chunk.sequence)),
             None => (0, None),
         };
-        let had = match before {
-            Some(before) => *before == digest && !chunk.is_final,
-            None => chunk.sequence != expected && self.was_complete(&name, &record, &request, &digest),
-        };
-        if had {
+        let is_had = before.is_some_and(|before| *before == digest && !chunk.is_final);
+        // A first chunk is known again by its id too: the next stream of the session may sound as it does.
+        let may_be_late = chunk.sequence != expected || chunk.sequence == 0;
+        if is_had || (may_be_late && self.was_complete(&name, &record, &request, &digest)) {
             return Taken::Repeated(record);
         }
         if chunk.sequence != expected {
@@ -168,14 +175,15 @@ impl<S> Streams<S> {
         let streams_max = self.limits.streams_max;
         if expected == 0 && self.streams.len() >= streams_max {
             let message = format!("{streams_max} streams are unfinished already (`speech.sessions_max`)");
-            return Taken::Broken(vec![record], broken(message));
+            return Taken::Broken(StreamRecords::of(record), broken(message));
         }
-        if self
-            .streams
-            .get(&name)
-            .is_some_and(|stream| stream.records.len() >= CHUNKS_MAX)
-        {
-            let message = format!("stream `{shown}` has more than {CHUNKS_MAX} chunks");
+        let chunks: usize = self.streams.values().map(|stream| stream.digests.len()).sum();
+        let share = self.limits.chunks_max / self.streams.len().max(1);
+        if chunks >= self.limits.chunks_max && expected as usize >= share {
+            let message = format!(
+                "stream `{shown}` has {expected} chunks and all unfinished streams {chunks}, more than are kept \
+                 (`kafka.in_flight_bytes_max`): send longer chunks"
+            );
             return self.break_off(&name, Some(record), broken(message));
         }
         let audio = request.audio.clone();
@@ -189,16 +197,13 @@ impl<S> Streams<S> {
             first = Some(Box::new(request.clone()));
             Stream {
                 request,
-                records: Vec::new(),
+                records: StreamRecords::new(name.clone()),
                 digests: Vec::new(),
-                kept_from: 0,
-                kept_bytes: 0,
                 last_chunk: now,
                 state: None,
             }
         });
         stream.last_chunk = now;
-        stream.kept_bytes += record.value.as_ref().map_or(0, Bytes::len);
         let record_offset = record.record_offset.clone();
         stream.records.push(record);
         stream.digests.push(digest);
@@ -221,32 +226,21 @@ impl<S> Streams<S> {
         self.streams.get_mut(name).map(|stream| &mut stream.state)
     }
 
-    /// Lets go of values that are taken up, but for the last ones; the places of their records.
-    pub fn let_go(&mut self, name: &StreamName) -> Vec<RecordOffset> {
-        let mut gone = Vec::new();
+    /// Lets go of records that are taken up, but for the last ones; their places, and how many bytes of each
+    /// stay in memory at most.
+    pub fn let_go(&mut self, name: &StreamName) -> Vec<(RecordOffset, u64)> {
         let share = self.limits.kept_bytes_max / self.streams.len().max(1);
-        let Some(stream) = self.streams.get_mut(name) else {
-            return gone;
-        };
-        while stream.kept_bytes > share.min(KEPT_BYTES_MAX)
-            && let Some(record) = stream.records.get_mut(stream.kept_from)
-        {
-            let bytes = record.value.take().map_or(0, |value| value.len());
-            // Behind the record's own headers, as in a dead letter.
-            let omitted = Some(Bytes::from(bytes.to_string()));
-            record.headers.push((VALUE_OMITTED_HEADER.to_owned(), omitted));
-            gone.push(record.record_offset.clone());
-            stream.kept_bytes -= bytes;
-            stream.kept_from += 1;
-        }
-        gone
+        let stream = self.streams.get_mut(name);
+        stream.map_or_else(Vec::new, |stream| {
+            stream.records.let_go(share.min(KEPT_BYTES_MAX))
+        })
     }
 
     /// Takes a stream out whose last chunk has come, and remembers it.
     pub fn complete(&mut self, name: &StreamName) -> Option<Complete<S>> {
         let mut stream = self.streams.remove(name)?;
         let record = stream.records.pop()?;
-        self.remember(name.clone(), &record, stream.digests);
+        self.remember(name.clone(), &record, stream.request.id.clone(), stream.digests);
         Some(Complete {
             record,
             request: stream.request,
@@ -258,8 +252,10 @@ impl<S> Streams<S> {
     /// Takes a stream out that cannot be answered.
     pub fn break_off(&mut self, name: &StreamName, last: Option<Record>, why: Rejection) -> Taken {
         let stream = self.streams.remove(name);
-        let mut records = stream.map_or_else(Vec::new, |stream| stream.records);
-        records.extend(last);
+        let mut records = stream.map_or_else(StreamRecords::default, |stream| stream.records);
+        if let Some(last) = last {
+            records.push(last);
+        }
         Taken::Broken(records, why)
     }
 
@@ -277,27 +273,38 @@ impl<S> Streams<S> {
         }
     }
 
-    /// Whether a stream that is complete had the chunk as it is. Never asked for a chunk 0, which begins
-    /// another stream.
-    fn was_complete(&self, name: &StreamName, record: &Record, request: &Request, digest: &[u8; 32]) -> bool {
+    /// Whether a stream that is complete had the chunk as it is: a first chunk one that it began under the
+    /// same id, any other one the session's last.
+    fn was_complete(
+        &self,
+        name: &StreamName,
+        record: &Record,
+        request: &Request,
+        digest: &ChunkDigest,
+    ) -> bool {
         let Some(chunk) = request.chunk else { return false };
         let partition = TopicPartition::of(&record.record_offset);
-        let found = self.complete.iter().rev().find(|stream| stream.name == *name);
+        let mut of_session = self.complete.iter().rev().filter(|stream| stream.name == *name);
+        let found = of_session.find(|stream| chunk.sequence > 0 || stream.id == request.id);
+        let now = self.clock.now();
         found.is_some_and(|stream| {
             let place = usize::try_from(chunk.sequence).unwrap_or(usize::MAX);
-            stream.partition == partition
+            now - stream.since <= self.limits.idle
+                && stream.partition == partition
                 && record.record_offset.offset > stream.end
                 && stream.digests.get(place) == Some(digest)
                 && chunk.is_final == (place + 1 == stream.digests.len())
         })
     }
 
-    fn remember(&mut self, name: StreamName, last: &Record, digests: Vec<[u8; 32]>) {
+    fn remember(&mut self, name: StreamName, last: &Record, id: String, mut digests: Vec<ChunkDigest>) {
+        digests.shrink_to_fit();
         let now = self.clock.now();
         self.complete.push_back(Remembered {
             name,
             partition: TopicPartition::of(&last.record_offset),
             end: last.record_offset.offset,
+            id,
             digests,
             since: now,
         });
@@ -324,7 +331,7 @@ impl<S> Streams<S> {
     }
 
     /// Streams that were silent for too long, taken out.
-    pub fn expired(&mut self) -> Vec<(Vec<Record>, Rejection)> {
+    pub fn expired(&mut self) -> Vec<(StreamRecords, Rejection)> {
         let (now, idle) = (self.clock.now(), self.limits.idle);
         let old: Vec<StreamName> = self
             .streams
@@ -347,11 +354,8 @@ impl<S> Streams<S> {
     }
 
     /// Every record of every unfinished stream, taken out.
-    pub fn take_all(&mut self) -> Vec<Record> {
-        self.streams
-            .drain()
-            .flat_map(|(_, stream)| stream.records)
-            .collect()
+    pub fn take_all(&mut self) -> impl Iterator<Item = Record> {
+        self.streams.drain().flat_map(|(_, stream)| stream.records)
     }
 
     /// Drops streams of partitions that were taken away; whoever gets them reads the chunks again.
@@ -366,12 +370,12 @@ impl<S> Streams<S> {
 }
 
 /// The digest of a chunk that a stream has.
-fn digest_of<S>(stream: &Stream<S>, sequence: u64) -> Option<&[u8; 32]> {
+fn digest_of<S>(stream: &Stream<S>, sequence: u64) -> Option<&ChunkDigest> {
     stream.digests.get(usize::try_from(sequence).ok()?)
 }
 
-fn digest(audio: &Bytes) -> [u8; 32] {
-    Sha256::digest(audio).into()
+fn digest(audio: &Bytes) -> ChunkDigest {
+    Sha256::digest(audio).first_chunk().copied().unwrap_or_default()
 }
 
 /// The rejection of a stream whose chunks do not fit together.

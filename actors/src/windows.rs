@@ -136,7 +136,7 @@ pub(crate) async fn publish_window(
     } = done;
     let request = &context.request;
     generation.place_words(part.segment.begin_seconds, context.audio_seconds);
-    if request.partials {
+    if request.partials && !part.owner.is_over() {
         let whole = answer_of(&context, version.clone(), &generation, text.clone(), config);
         let answer = Answer {
             id: Answer::segment_id(request.source.as_deref(), &request.id, part.segment.number),

@@ -180,10 +180,10 @@ impl OffsetTracker {
     }
 
     /// Takes note that a record only waits for others, as the earlier chunks of a stream do: it counts no
-    /// more in the bound of records, and, where `is_gone` says that its value is not in memory any more,
-    /// neither in that of bytes.
-    pub fn wait(&self, record_offset: &RecordOffset, is_gone: bool) {
-        let bytes = self.offsets().wait(record_offset, is_gone);
+    /// more in the bound of records, and with `bytes_max` at most in that of bytes, which is how much of it
+    /// is still in memory.
+    pub fn wait(&self, record_offset: &RecordOffset, bytes_max: u64) {
+        let bytes = self.offsets().wait(record_offset, bytes_max);
         self.shared.budget.lower(bytes);
     }
 

@@ -243,9 +243,9 @@ impl OffsetTable {
         Release::Released { bytes: record.bytes }
     }
 
-    /// Takes note that a record only waits for others: it is no work. `is_gone`: its value is not in memory
-    /// any more. The bytes that it weighs less.
-    pub fn wait(&mut self, record_offset: &RecordOffset, is_gone: bool) -> u64 {
+    /// Takes note that a record only waits for others: it is no work, and weighs `bytes_max` at most from now
+    /// on. The bytes that it weighs less.
+    pub fn wait(&mut self, record_offset: &RecordOffset, bytes_max: u64) -> u64 {
         let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
         let slots = slots.filter(|slots| slots.epoch == record_offset.epoch);
         let Some(record) = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset)) else {
@@ -253,11 +253,8 @@ impl OffsetTable {
         };
         self.idle += usize::from(!record.is_idle());
         record.is_waiting = true;
-        let bytes = if is_gone {
-            std::mem::take(&mut record.bytes)
-        } else {
-            0
-        };
+        let bytes = record.bytes.saturating_sub(bytes_max);
+        record.bytes -= bytes;
         self.bytes -= bytes;
         bytes
     }

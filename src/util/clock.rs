@@ -1,10 +1,10 @@
 //! `Clock`: where time comes from, so that a test can let an hour pass at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
 /// The system's clock, or one that a test moves. Clones show the same time.
@@ -18,6 +18,7 @@ struct Manual {
     start: Instant,
     start_time: Timestamp,
     advanced_ms: AtomicU64,
+    jumped_ms: AtomicI64,
     moved: Notify,
 }
 
@@ -34,6 +35,7 @@ impl Clock {
                 start: Instant::now(),
                 start_time: Timestamp::now(),
                 advanced_ms: AtomicU64::new(0),
+                jumped_ms: AtomicI64::new(0),
                 moved: Notify::new(),
             })),
         }
@@ -47,11 +49,23 @@ impl Clock {
         }
     }
 
-    /// The time of day now. The system's may jump; a manual clock's moves with [`Clock::advance`].
+    /// The time of day now. The system's may jump; a manual clock's moves with [`Clock::advance`] and
+    /// [`Clock::jump`].
     pub fn time(&self) -> Timestamp {
         match &self.manual {
             None => now(),
-            Some(manual) => manual.start_time + (self.now() - manual.start),
+            Some(manual) => {
+                let jumped = SignedDuration::from_millis(manual.jumped_ms.load(Ordering::Acquire));
+                manual.start_time + (self.now() - manual.start) + jumped
+            }
+        }
+    }
+
+    /// Sets the time of day of a manual clock ahead or back, and nothing else.
+    pub fn jump(&self, by: SignedDuration) {
+        if let Some(manual) = &self.manual {
+            let by = i64::try_from(by.as_millis()).unwrap_or_default();
+            manual.jumped_ms.fetch_add(by, Ordering::AcqRel);
         }
     }
 

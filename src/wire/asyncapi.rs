@@ -431,17 +431,17 @@ fn dead_letter_headers() -> Vec<Header> {
         (
             VALUE_OMITTED_HEADER,
             number(),
-            "Bytes of the value that the broker refused.",
+            "Bytes of the value, which the broker refused or a stream did not keep.",
         ),
         (
             HEADERS_OMITTED_HEADER,
             number(),
-            "How many headers the broker refused.",
+            "How many headers the broker refused or a stream did not keep.",
         ),
         (
             KEY_OMITTED_HEADER,
             number(),
-            "Bytes of the key that the broker refused.",
+            "Bytes of the key, which the broker refused or a stream did not keep.",
         ),
     ]
 }

@@ -154,6 +154,8 @@ impl DeadLetter {
         // A stream lets go of chunks that it has taken up; what it says of them then is among their headers.
         let own = Headers::new(&original.headers);
         let is_let_go = record.value.is_none() && own.bytes(VALUE_OMITTED_HEADER).is_some();
+        let is_omitted =
+            |header: &str| ours.bytes(header).is_some() || (is_let_go && own.bytes(header).is_some());
         let attributes = match envelope::open(&original, &RequestLimits::default()) {
             Ok(envelope) => envelope.headers,
             Err(_) => original.headers.clone(), // which may be what it is a dead letter for
@@ -180,7 +182,7 @@ impl DeadLetter {
                 .unwrap_or(0),
             omitted: omitted
                 .into_iter()
-                .filter(|(header, what)| ours.bytes(header).is_some() || (is_let_go && *what == "value"))
+                .filter(|(header, _)| is_omitted(header))
                 .map(|(_, what)| what)
                 .collect(),
             original_headers,

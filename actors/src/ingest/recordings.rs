@@ -33,6 +33,9 @@ impl AudioIngest {
             Ok(ready) => ready,
             Err(rejection) => return self.refuse(record.reject(), rejection).await,
         };
+        if request.barge_in {
+            self.barge_in(&request);
+        }
         let facts = Facts {
             deadline,
             decode_audio: started.elapsed(),

@@ -3,6 +3,28 @@
 use super::recordings::WholeSound;
 use super::*;
 
+/// Records of a stream that are taken out of it; those that are left when it is dropped become dead letters,
+/// as that of a context does.
+struct StreamGuard {
+    records: StreamRecords,
+    orphans: OrphanQueue,
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        for record in self.records.by_ref() {
+            self.orphans.take(record, Stage::Ingest);
+        }
+    }
+}
+
+impl StreamGuard {
+    /// Takes the records out: their outcome is in the caller's hands now.
+    fn complete(mut self) -> StreamRecords {
+        std::mem::take(&mut self.records)
+    }
+}
+
 impl AudioIngest {
     /// Takes the next chunk of a stream.
     pub(super) async fn take_chunk(&mut self, next: Next) {
@@ -15,21 +37,19 @@ impl AudioIngest {
         } = next;
         if !is_final {
             // However many chunks a stream has, it is one piece of work, and begins with the last one.
-            self.args.tracker.wait(&record_offset, false);
+            self.args.tracker.wait(&record_offset, u64::MAX);
         }
         if let Some(request) = first {
-            let stream = self.begin(&name, &request);
+            let stream = match self.begin(&name, &request) {
+                Ok(stream) => stream,
+                Err(why) => return self.break_off(&name, why).await,
+            };
             if let Some(place) = self.streams.state(&name) {
-                *place = stream;
+                *place = Some(stream);
             }
         }
         let Some(Some(stream)) = self.streams.state(&name) else {
-            let why = Rejection::new(
-                Reason::InternalError,
-                Stage::Ingest,
-                "the stream is not known any more",
-            );
-            return self.break_off(&name, why).await;
+            return self.break_off(&name, unknown()).await;
         };
         let failure = stream.source.as_ref().and_then(|source| source.joining.failure());
         let windows = match failure {
@@ -55,18 +75,19 @@ impl AudioIngest {
         for step in steps {
             self.carry_out(step).await;
         }
-        if is_live {
-            for record_offset in self.streams.let_go(&name) {
-                self.args.tracker.wait(&record_offset, true);
-            }
-        }
         if is_final {
-            self.end(&name).await;
+            return self.end(&name).await;
+        }
+        if is_live {
+            for (record_offset, bytes_left) in self.streams.let_go(&name) {
+                self.args.tracker.wait(&record_offset, bytes_left);
+            }
         }
     }
 
-    /// The audio of a stream that begins; `None` cannot be answered.
-    fn begin(&mut self, name: &StreamName, request: &Request) -> Option<StreamAudio> {
+    /// The audio of a stream that begins.
+    fn begin(&mut self, name: &StreamName, request: &Request) -> Result<StreamAudio, Rejection> {
+        let deadline = self.deadline(request)?;
         let limits = self.args.audio.limits();
         let content_type = request.content_type.as_deref();
         if !self.is_by_window(request) {
@@ -74,21 +95,24 @@ impl AudioIngest {
                 self.barge_in(request);
             }
             let most = self.args.audio.whole_seconds_max;
-            return Some(StreamAudio::whole(content_type, &limits, most));
+            let mut stream = StreamAudio::whole(content_type, &limits, most);
+            stream.deadline = deadline;
+            return Ok(stream);
         }
-        let record = self.streams.first(name)?;
+        let record = self.streams.first(name).ok_or_else(unknown)?;
         let span = request_span(&record.record_offset, request);
-        let deadline = self.deadline(request).ok().flatten(); // one that is past is said at the end
         let interrupt = Interrupt::default(); // it is in progress from its last chunk on
         let source = self.source(record, request, deadline, &interrupt, &span);
-        Some(StreamAudio::transcript(
+        let mut stream = StreamAudio::transcript(
             content_type,
             &limits,
             &self.args.speech,
             request.partials,
             &self.detector,
             source,
-        ))
+        );
+        stream.deadline = deadline;
+        Ok(stream)
     }
 
     /// The last chunk is there: the stream is answered as a whole, or its windows are joined.
@@ -98,28 +122,25 @@ impl AudioIngest {
             return;
         };
         let (record, request) = (self.guard(complete.record), complete.request);
-        let earlier: Vec<RecordGuard> = (complete.earlier.into_iter())
-            .map(|record| self.guard(record))
-            .collect();
+        let earlier = self.guard_all(complete.earlier);
         if self.is_revoked(&record.record_offset) {
-            for record in earlier.into_iter().chain([record]) {
-                record.complete();
-            }
+            earlier.complete();
+            record.complete();
             return;
         }
         let span = request_span(&record.record_offset, &request);
         let mut stream = complete.state;
+        let deadline = stream.deadline;
         let ended = self
-            .deadline(&request)
-            .and_then(|deadline| Ok((deadline, stream.finish(&self.detector)?)));
+            .in_time(deadline)
+            .and_then(|()| stream.finish(&self.detector));
         let failure = (stream.source.as_ref()).and_then(|source| source.joining.failure());
-        let (deadline, (windows, end)) = match (ended, failure) {
+        let (windows, end) = match (ended, failure) {
             (Ok(ended), None) => ended,
             (Err(why), _) | (Ok(_), Some(why)) => {
-                if let Some(source) = stream.source {
-                    source.joining.give_up(why.clone());
-                }
-                return self.refuse_all(earlier.into_iter().chain([record]), why).await;
+                drop(stream); // before its letters
+                self.refuse_all(earlier.complete(), why.clone()).await;
+                return self.refuse(record.reject(), why).await;
             }
         };
         let StreamEnd {
@@ -137,12 +158,11 @@ impl AudioIngest {
         let facts = Facts {
             deadline,
             decode_audio: started.elapsed(),
-            earlier: (earlier.into_iter())
-                .map(|record| record.complete().record_offset)
-                .collect(),
+            earlier: earlier.complete().offsets().collect(),
             interrupt: self.interrupts.enter(&request, interrupt.unwrap_or_default()),
             so_far: was_read.then(|| stream.read_segment(0, None)),
         };
+        stream.keep_windows();
         if let Some(samples) = whole {
             // What is confirmed are tokens of the version that the stream began with.
             let pinned = stream.source.as_ref().map(|source| source.adapter.clone());
@@ -180,16 +200,33 @@ impl AudioIngest {
     async fn break_off(&mut self, name: &StreamName, why: Rejection) {
         let taken = self.streams.break_off(name, None, why);
         if let Taken::Broken(records, rejection) = taken {
-            for record in records {
-                self.refuse(record, rejection.clone()).await;
-            }
+            self.refuse_all(records, rejection).await;
         }
     }
 
-    async fn refuse_all(&self, records: impl Iterator<Item = RecordGuard>, why: Rejection) {
-        for record in records {
-            self.refuse(record.reject(), why.clone()).await;
+    /// Refuses the records of a stream one by one.
+    pub(super) async fn refuse_all(&self, records: StreamRecords, why: Rejection) {
+        let mut guard = self.guard_all(records);
+        for record in guard.records.by_ref() {
+            self.refuse(record, why.clone()).await;
         }
+    }
+
+    fn guard_all(&self, records: StreamRecords) -> StreamGuard {
+        StreamGuard {
+            records,
+            orphans: self.args.orphans.clone(),
+        }
+    }
+
+    /// Whether a deadline that was ahead when its request was read still is.
+    fn in_time(&self, deadline: Option<Instant>) -> Result<(), Rejection> {
+        let now = self.args.clock.now();
+        let Some(deadline) = deadline.filter(|deadline| *deadline <= now) else {
+            return Ok(());
+        };
+        let message = format!("`ce_deadline` is past by {} ms", (now - deadline).as_millis());
+        Err(Rejection::new(Reason::DeadlineExceeded, Stage::Ingest, message))
     }
 
     /// Has the utterance in progress read, where that is asked for and it is time.
@@ -206,4 +243,13 @@ impl AudioIngest {
             let _ = self.args.so_far.tell(order).try_send(); // the next one is not far
         }
     }
+}
+
+/// The rejection of a chunk whose stream is gone, which cannot be.
+fn unknown() -> Rejection {
+    Rejection::new(
+        Reason::InternalError,
+        Stage::Ingest,
+        "the stream is not known any more",
+    )
 }

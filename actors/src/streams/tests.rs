@@ -6,6 +6,8 @@ use speechverse::wire::request::RequestLimits;
 use super::*;
 use crate::ingest::TaskInstructions;
 
+mod memory;
+
 fn instructions() -> TaskInstructions {
     TaskInstructions {
         tasks: Arc::default(),
@@ -36,14 +38,16 @@ fn chunk(session: &str, sequence: u64, is_final: bool, audio: &'static [u8]) -> 
     (record, request)
 }
 
+const LIMITS: StreamLimits = StreamLimits {
+    streams_max: 2_000,
+    idle: Duration::from_secs(60),
+    kept_bytes_max: 4 << 20,
+    chunks_max: 1 << 20,
+};
+
 /// Streams that remember the audio of them as bytes.
 fn streams() -> Streams<Vec<u8>> {
-    let limits = StreamLimits {
-        streams_max: 2_000,
-        idle: Duration::from_secs(60),
-        kept_bytes_max: 4 << 20,
-    };
-    Streams::new(limits, Clock::system())
+    Streams::new(LIMITS, Clock::system())
 }
 
 /// Takes a chunk and keeps its audio.
@@ -127,12 +131,13 @@ fn later((record, request): (Record, Request), offset: i64) -> (Record, Request)
         offset,
         ..record.record_offset
     };
+    let id = format!("requests/0/{offset}");
     (
         Record {
             record_offset,
             ..record
         },
-        request,
+        Request { id, ..request },
     )
 }
 
@@ -210,7 +215,7 @@ fn a_chunk_that_is_read_again_after_a_failure_begins_its_stream_anew() {
     let whole = whole(&mut streams, again(later(chunk("a", 2, true, b"56"), 2)));
 
     assert_eq!(whole.earlier.len(), 2);
-    assert!(whole.earlier.iter().all(|record| record.record_offset.epoch == 2));
+    assert!(whole.earlier.offsets().all(|place| place.epoch == 2));
     // And once more, after it was complete and its answer was lost.
     take(&mut streams, chunk("a", 0, false, b"12"));
     assert!(matches!(
@@ -283,52 +288,57 @@ fn more_streams_than_there_may_be_are_refused() {
     ));
 }
 
-#[test]
-fn the_more_streams_there_are_the_less_is_kept_of_each() {
-    static AUDIO: [u8; 300_000] = [1; 300_000];
-    let mut streams = streams();
-    let mut kept = [0; 8];
-    for sequence in 0..4 {
-        for (at, kept) in kept.iter_mut().enumerate() {
-            let chunk = chunk(&at.to_string(), sequence, false, &AUDIO);
-            let Taken::Next(next) = take(&mut streams, chunk) else {
-                panic!("the next one")
-            };
-            *kept += 1;
-            *kept -= streams.let_go(&next.name).len();
-        }
-    }
+/// The chunk as one of a request with this id.
+fn called(id: &str, (record, request): (Record, Request)) -> (Record, Request) {
+    let id = id.to_owned();
+    (record, Request { id, ..request })
+}
 
-    // 4 MiB among eight streams.
-    assert_eq!(kept, [1; 8]);
+/// Streams of which one is complete: two chunks of the request `one`, at offsets 0 and 1.
+fn one_complete(clock: Clock) -> Streams<Vec<u8>> {
+    let mut streams = Streams::new(LIMITS, clock);
+    take(&mut streams, called("one", chunk("a", 0, false, b"12")));
+    take(&mut streams, called("one", later(chunk("a", 1, true, b"34"), 1)));
+    streams
 }
 
 #[test]
-fn values_of_a_long_stream_are_let_go_but_for_the_last_ones() {
-    static AUDIO: [u8; 300_000] = [1; 300_000];
-    let mut streams = streams();
-    let (mut name, mut gone) = (None, Vec::new());
-    for sequence in 0..10 {
-        let Taken::Next(next) = take(&mut streams, chunk("a", sequence, false, &AUDIO)) else {
-            panic!("the next one")
-        };
-        gone.extend(streams.let_go(&next.name).into_iter().map(|record| record.offset));
-        name = Some(next.name);
-    }
-    let why = broken("it ends here");
+fn a_first_chunk_that_comes_again_after_the_last_one_begins_no_stream() {
+    let mut streams = one_complete(Clock::system());
 
-    let Taken::Broken(records, _) = streams.break_off(&name.unwrap(), None, why) else {
-        panic!("broken off")
-    };
+    let repeat = called("one", later(chunk("a", 0, false, b"12"), 2));
+    assert!(matches!(take(&mut streams, repeat), Taken::Repeated(_)));
+    assert_eq!(streams.len(), 0);
 
-    assert_eq!(gone, [0, 1, 2, 3, 4, 5, 6]);
-    for (at, record) in records.iter().enumerate() {
-        assert_eq!(record.value.is_some(), at > 6, "chunk {at}");
-        let omitted = record
-            .headers
-            .iter()
-            .find(|(name, _)| name == VALUE_OMITTED_HEADER);
-        let bytes = omitted.and_then(|(_, value)| value.as_deref());
-        assert_eq!(bytes, (at <= 6).then_some(&b"300000"[..]), "chunk {at}");
+    for (id, audio) in [("two", &b"12"[..]), ("one", b"other")] {
+        let mut streams = one_complete(Clock::system());
+        let next = called(id, later(chunk("a", 0, false, audio), 2));
+        assert!(matches!(take(&mut streams, next), Taken::Next(_)), "{id}");
     }
+}
+
+#[test]
+fn chunks_of_the_stream_before_do_not_break_the_session_s_next_one() {
+    let mut streams = one_complete(Clock::system());
+    take(&mut streams, called("two", later(chunk("a", 0, false, b"56"), 2)));
+    take(&mut streams, later(chunk("a", 1, false, b"78"), 3));
+
+    for repeat in [chunk("a", 0, false, b"12"), chunk("a", 1, true, b"34")] {
+        let taken = take(&mut streams, called("one", later(repeat, 4)));
+        assert!(matches!(taken, Taken::Repeated(_)), "{taken:?}");
+    }
+    let whole = whole(&mut streams, later(chunk("a", 2, true, b"90"), 5));
+
+    assert_eq!(whole.state, b"567890");
+}
+
+#[test]
+fn a_request_that_is_sent_again_later_is_a_request() {
+    let clock = Clock::manual();
+    let mut streams = one_complete(clock.clone());
+
+    clock.advance(Duration::from_secs(61));
+
+    let again = called("one", later(chunk("a", 0, false, b"12"), 2));
+    assert!(matches!(take(&mut streams, again), Taken::Next(_)));
 }

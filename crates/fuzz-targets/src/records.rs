@@ -117,7 +117,8 @@ pub(crate) fn chunks(data: &[u8]) -> bool {
     let limits = StreamLimits {
         streams_max: 64,
         idle: Duration::from_secs(60),
-        kept_bytes_max: 1 << 20,
+        kept_bytes_max: 1 << 10,
+        chunks_max: 256,
     };
     let mut streams = Streams::new(limits, Clock::system());
     let (mut taken, mut ended, mut whole) = (0, 0, false);
@@ -147,7 +148,7 @@ pub(crate) fn chunks(data: &[u8]) -> bool {
             Taken::Broken(records, _) => ended += records.len(),
         }
     }
-    ended += streams.take_all().len();
+    ended += streams.take_all().count();
     assert_eq!(i64::try_from(ended), Ok(taken), "every chunk has an end");
     whole
 }

@@ -470,3 +470,18 @@ proptest! {
         prop_assert_eq!(world.tracker.unfinished(), 0);
     }
 }
+
+#[test]
+fn a_record_that_waits_weighs_what_is_left_of_it() {
+    let mut tracker = OffsetTable::new();
+    let epoch = tracker.assign([tp(0)]);
+    let first = record_offset(0, 0, epoch);
+    tracker.admit(&first, 100);
+
+    assert_eq!(tracker.wait(&first, u64::MAX), 0);
+    assert_eq!((tracker.bytes(), tracker.busy()), (100, 0));
+    assert_eq!(tracker.wait(&first, 30), 70);
+    assert_eq!(tracker.bytes(), 30);
+    assert_eq!(tracker.release(&first), Release::Released { bytes: 30 });
+    assert_eq!(tracker.bytes(), 0);
+}

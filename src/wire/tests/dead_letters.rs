@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::wire::dead_letter::{
-    ATTEMPTS_HEADER, EARLIER_CHUNKS_HEADER, REASON_HEADER, RETRY_AFTER_HEADER, VALUE_OMITTED_HEADER,
+    ATTEMPTS_HEADER, EARLIER_CHUNKS_HEADER, HEADERS_OMITTED_HEADER, REASON_HEADER, RETRY_AFTER_HEADER,
+    VALUE_OMITTED_HEADER,
 };
 use crate::wire::redrive::{DeadLetter, Place, RedriveMark, RedriveState};
 
@@ -142,11 +143,16 @@ fn a_dead_letter_that_does_not_hold_its_whole_record_says_what_is_missing() {
     let read = DeadLetter::read(&as_read(&chunk)).unwrap();
     assert_eq!(read.id, "the first one's", "that of the answers to the stream");
 
-    let mut let_go = record(b"", &[(VALUE_OMITTED_HEADER, b"300000")]); // by its stream
+    let omitted: &[(&str, &[u8])] = &[(VALUE_OMITTED_HEADER, b"300000"), (HEADERS_OMITTED_HEADER, b"5")];
+    let mut let_go = record(b"", omitted); // by its stream
     let_go.value = None;
     let let_go = letter(&let_go, Reason::InternalError);
 
-    for (letter, missing) in [(shortened, "value"), (chunk, "7 before"), (let_go, "value")] {
+    for (letter, missing) in [
+        (shortened, "value"),
+        (chunk, "7 before"),
+        (let_go, "value, headers"),
+    ] {
         let record = as_read(&letter);
         let obstacle = DeadLetter::read(&record).unwrap().original(&record).unwrap_err();
         assert!(obstacle.contains(missing), "{obstacle}");

@@ -1,5 +1,13 @@
 //! Errors, panics and deaths: each costs the request at fault and no other.
 
+use std::sync::atomic::AtomicBool;
+
+use speechverse::wire::answer::Segment;
+use speechverse::wire::dead_letter::Rejection;
+use speechverse_actors::messages::{
+    Joined, RequestContext, WindowAnswer, WindowDone, WindowOwner, WindowPart,
+};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,4 +119,53 @@ async fn what_a_decoder_held_when_it_died_is_handed_back_and_its_successor_answe
     outcomes.sort_unstable();
     assert_eq!(outcomes, [0, 1, 2, 3], "each has exactly one outcome");
     assert!(is_silent(&harness.found).await);
+}
+
+/// Who joins a recording that is given up while a window's last token is made.
+#[derive(Debug, Default)]
+struct GivenUp(AtomicBool);
+
+impl WindowOwner for GivenUp {
+    fn keep(&self, done: WindowDone) -> Option<WindowDone> {
+        self.0.store(true, Ordering::SeqCst);
+        Some(done)
+    }
+
+    fn answered(&self, _: usize, _: WindowAnswer) -> Option<Joined> {
+        None
+    }
+
+    fn failed(&self, _: Rejection) -> Option<RequestContext> {
+        None
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_window_of_a_recording_that_is_given_up_is_not_published() {
+    let harness = Harness::new(2).await;
+    let owner = Arc::new(GivenUp::default());
+    let mut window = harness.utterance(0, "one", 0.3);
+    window.context.request.partials = true;
+    window.context.is_window(WindowPart {
+        owner: owner.clone(),
+        number: 0,
+        segment: Segment {
+            number: 0,
+            begin_seconds: 0.0,
+            end_seconds: 1.0,
+            is_settled: true,
+            confirmed: None,
+        },
+        place: None,
+    });
+
+    harness.tell(window).await;
+    until("it is answered", || owner.is_over()).await;
+
+    harness.is_well().await;
+    assert!(harness.partials.is_empty());
 }

@@ -7,7 +7,7 @@ use speechverse_actors::messages::{Joined, StageTimes, WindowAnswer, WindowDone,
 use super::*;
 
 /// Windows of at most 2 s of what is loud, two of them in flight; nothing longer than 4 s is kept.
-async fn harness() -> Harness {
+pub(super) async fn harness() -> Harness {
     let speech = SpeechConfig {
         window_seconds_max: 2.0,
         window_overlap_seconds: 0.5,
@@ -23,7 +23,7 @@ async fn harness() -> Harness {
 }
 
 /// Alternating sound and silence of so many seconds each, as `audio/L16`.
-fn sound(seconds: &[(f64, bool)]) -> Bytes {
+pub(super) fn sound(seconds: &[(f64, bool)]) -> Bytes {
     let samples = seconds.iter().flat_map(|(seconds, loud)| {
         let level = if *loud { 9_000.0 } else { 1.0 };
         (0..(seconds * 16_000.0) as usize).map(move |at| ((at as f64 * 0.3).sin() * level) as i16)
