@@ -6,8 +6,9 @@
 //!
 //! Where they fit, the unfinished offsets are listed one by one: `answered=20;except=0,3,14`. Otherwise, as
 //! beside a long stream, the text has run lengths, of unfinished offsets and of finished ones in turn, in
-//! Base64 VLQ as source maps have it, without a sign: `answered-runs=`, then a byte for a run of up to 31, two
-//! for one of up to 1,023. A version that does not know a form takes it for the metadata of somebody else.
+//! Base64 VLQ as source maps have it, without a sign: `answered-runs=`, then a byte for a run of up to 31,
+//! two for one of up to 1,023. A version that does not know a form takes it for the metadata of somebody
+//! else.
 
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -107,8 +107,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// From when on trying again makes sense; absent where the reason does not pass by itself.
     pub retry_after: Option<Timestamp>,
-    /// Id of the request, as it was answered to: of a stream's last chunk that stands for all, that of the first
-    /// one; where the record had none, its place.
+    /// Id of the request, as it was answered to: of a stream's last chunk that stands for all, that of the
+    /// first one; where the record had none, its place.
     pub id: String,
     /// The stream that the record is a chunk of.
     pub session: Option<String>,
