@@ -1,5 +1,5 @@
-//! Cheap random changes to training audio: gain, speed, room, telephone, noise; and to its features: spans set
-//! to zero. Seeded per clip and epoch.
+//! Cheap random changes to training audio: gain, speed, room, telephone, noise; and to its features: spans
+//! set to zero. Seeded per clip and epoch.
 
 mod channel;
 mod noises;
