@@ -2,8 +2,9 @@
 //!
 //! Takes records from a source's channel, sends [`EncodeUtterance`], [`UtteranceAdmitted`] or
 //! [`PublishDeadLetter`]. Decodes and resamples sound, so it lives in its own thread. It pins each utterance
-//! to the adapter version of the moment. When as much audio is in flight as is allowed, or the stages behind
-//! it are full, it waits, the channel fills, and the source pauses its partitions.
+//! to the adapter version of the moment. Records of a partition with its share of the audio in flight wait
+//! beside the others. When the stages behind it are full, it waits, the channel fills, and the source pauses
+//! its partitions.
 //!
 //! A transcript of sound that is longer than a window is made window by window: a recording's windows are
 //! cut here, or, where it is longer than what is kept of it, on a thread of its own; those of a stream as its
@@ -248,9 +249,9 @@ impl AudioIngest {
         let passed = now - self.looked_at;
         if passed >= STREAM_CHECK_INTERVAL {
             self.looked_at = now;
-            let audio = self.args.tracker.budget().audio();
+            let tracker = &self.args.tracker;
             self.streams
-                .excuse(passed, |partition| audio.holds_back(partition));
+                .excuse(passed, |partition| tracker.holds_back(partition));
         }
         for (records, rejection) in self.streams.expired() {
             self.refuse_all(records, rejection).await;

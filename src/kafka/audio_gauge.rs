@@ -1,17 +1,23 @@
-//! `AudioGauge`: seconds of audio in flight, by partition, with a bound that all partitions share.
+//! `AudioGauge`: seconds of audio in flight, by partition, with a bound that all partitions share, and the
+//! records that wait until their partition may have more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::offset_tracker::TopicPartition;
+use crate::wire::Record;
 
 /// Seconds of audio in flight: admitted, and without an outcome yet. Clones share one gauge.
 ///
 /// A partition is to be paused when it has as much in flight as is still free, and resumed when it has no
 /// more than half of what is free then. So one busy partition gets half of the bound, two in the long run a
 /// third each, and there is always space for a partition that has been silent.
+///
+/// How long a record's sound is, is known only when it is decoded. What the source has read ahead of a
+/// partition by then is deferred here, out of the way of other partitions' records, and the partition is
+/// paused for as long. Deferred records are kept here so that they outlive the stage that deferred them.
 ///
 /// Source of the rule: dynamic queue length thresholds, Choudhury and Hahne (IEEE/ACM Transactions on
 /// Networking 6(2), 1998), with a factor of 1.
@@ -32,6 +38,8 @@ struct Shared {
 struct Held {
     total_ms: u64,
     by_partition: HashMap<TopicPartition, u64>,
+    /// Records that were read and may not be worked on yet; none of these queues is empty.
+    deferred: BTreeMap<TopicPartition, VecDeque<Record>>,
 }
 
 /// Audio that counts as in flight until this is dropped.
@@ -75,24 +83,38 @@ impl AudioGauge {
         self.shared.held().total_ms as f64 / 1e3
     }
 
-    /// Returns when less than the bound is in flight. Safe to cancel.
-    pub async fn below_bound(&self) {
+    /// The record, if its partition may have more in flight and none of its records is deferred; otherwise
+    /// it is deferred behind those. Not bounded by itself: the source pauses a partition of which a record is
+    /// deferred, and deferred records count in its bounds of records and bytes.
+    pub fn admit(&self, record: Record) -> Option<Record> {
+        let partition = TopicPartition::of(&record.record_offset);
+        let mut held = self.shared.held();
+        if !held.deferred.contains_key(&partition) && held.of(&partition) < self.free_ms(&held) {
+            return Some(record);
+        }
+        held.deferred.entry(partition).or_default().push_back(record);
+        None
+    }
+
+    /// The next deferred record that may be worked on: of the partition that has the least in flight. Safe to
+    /// cancel.
+    pub async fn deferred(&self) -> Record {
         loop {
             let released = self.shared.released.notified();
             tokio::pin!(released);
             released.as_mut().enable();
-            if self.shared.held().total_ms < self.shared.max_ms {
-                return;
+            if let Some(record) = self.take_deferred() {
+                return record;
             }
             released.await;
         }
     }
 
-    /// Whether a partition has so much in flight that it may be paused: what stands in it may have to wait.
-    pub fn holds_back(&self, partition: &TopicPartition) -> bool {
+    /// Whether a partition may not be read for now: what stands in it may have to wait.
+    pub(super) fn holds_back(&self, partition: &TopicPartition) -> bool {
         let held = self.shared.held();
-        let ms = held.by_partition.get(partition).copied().unwrap_or(0);
-        ms > self.shared.max_ms.saturating_sub(held.total_ms) / 2
+        let free = self.free_ms(&held);
+        free == 0 || held.of(partition) > free / 2 || held.deferred.contains_key(partition)
     }
 
     /// Which of the `assigned` partitions are not to be read now, where `paused` are not read so far.
@@ -102,23 +124,59 @@ impl AudioGauge {
         paused: &HashSet<TopicPartition>,
     ) -> HashSet<TopicPartition> {
         let held = self.shared.held();
-        let free = self.shared.max_ms.saturating_sub(held.total_ms);
-        if paused.is_empty() && held.total_ms < free {
+        let free = self.free_ms(&held);
+        if paused.is_empty() && held.total_ms < free && held.deferred.is_empty() {
             return HashSet::new(); // no partition has more than there is
         }
         let is_to_pause = |partition: &TopicPartition| {
-            let ms = held.by_partition.get(partition).copied().unwrap_or(0);
-            match paused.contains(partition) {
-                true => ms > free / 2,
-                false => ms >= free,
-            }
+            let ms = held.of(partition);
+            held.deferred.contains_key(partition)
+                || match paused.contains(partition) {
+                    true => ms > free / 2,
+                    false => ms >= free,
+                }
         };
         assigned().into_iter().filter(is_to_pause).collect()
+    }
+
+    /// Drops the deferred records of partitions that are taken away, or begun anew.
+    pub(super) fn forget(&self, partitions: &[TopicPartition]) {
+        let mut held = self.shared.held();
+        held.deferred
+            .retain(|partition, _| !partitions.contains(partition));
+    }
+
+    fn take_deferred(&self) -> Option<Record> {
+        let mut held = self.shared.held();
+        let free = self.free_ms(&held);
+        let waiting = held
+            .deferred
+            .keys()
+            .map(|partition| (held.of(partition), partition));
+        let (_, partition) = waiting.filter(|(ms, _)| *ms < free).min()?;
+        let partition = partition.clone();
+        let records = held.deferred.get_mut(&partition)?;
+        let record = records.pop_front();
+        if records.is_empty() {
+            held.deferred.remove(&partition);
+        }
+        record
+    }
+
+    fn free_ms(&self, held: &Held) -> u64 {
+        self.shared.max_ms.saturating_sub(held.total_ms)
+    }
+}
+
+impl Held {
+    /// Milliseconds that a partition has in flight.
+    fn of(&self, partition: &TopicPartition) -> u64 {
+        self.by_partition.get(partition).copied().unwrap_or(0)
     }
 }
 
 impl Shared {
-    /// A poisoned lock is sound: both figures are changed by additions that do not panic.
+    /// A poisoned lock is sound: the figures and the queues are changed by steps that do not panic.
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,6 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::RecordOffset;
 
     fn partition(number: i32) -> TopicPartition {
         TopicPartition::new("requests", number)
@@ -188,23 +247,82 @@ mod tests {
         assert_eq!(gauge.seconds(), 12.5);
     }
 
+    fn record(number: i32, offset: i64) -> Record {
+        Record {
+            record_offset: RecordOffset {
+                topic: "requests".into(),
+                partition: number,
+                offset,
+                epoch: 1,
+            },
+            key: None,
+            value: None,
+            headers: Vec::new(),
+            timestamp_ms: None,
+        }
+    }
+
+    fn place(record: &Record) -> (i32, i64) {
+        (record.record_offset.partition, record.record_offset.offset)
+    }
+
     #[tokio::test]
-    async fn who_waits_for_room_goes_on_when_enough_is_released() {
-        let gauge = AudioGauge::new(10.0);
-        let first = gauge.hold(partition(0), 6.0);
-        let second = gauge.hold(partition(1), 6.0);
+    async fn a_record_of_a_partition_with_its_share_is_deferred_and_others_are_worked_on() {
+        let gauge = AudioGauge::new(60.0);
+        let busy = gauge.hold(partition(0), 30.0);
+
+        assert!(gauge.admit(record(0, 0)).is_none());
+        let silent = gauge.admit(record(1, 0)).map(|record| place(&record));
+        assert_eq!(silent, Some((1, 0)));
+        assert!(gauge.holds_back(&partition(0)) && !gauge.holds_back(&partition(1)));
         let waiting = tokio::spawn({
             let gauge = gauge.clone();
-            async move { gauge.below_bound().await }
+            async move { place(&gauge.deferred().await) }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
+        drop(busy);
 
-        drop(first);
-
-        waiting.await.unwrap();
-        drop(second);
+        assert_eq!(waiting.await.unwrap(), (0, 0));
         assert_eq!(gauge.seconds(), 0.0);
+    }
+
+    #[tokio::test]
+    async fn deferred_records_keep_the_order_of_their_partition_which_is_paused_meanwhile() {
+        let gauge = AudioGauge::new(60.0);
+        let (zero, one) = (gauge.hold(partition(0), 30.0), gauge.hold(partition(1), 20.0));
+        for (number, offset) in [(0, 0), (0, 1), (1, 0)] {
+            assert!(gauge.admit(record(number, offset)).is_none());
+        }
+        drop((zero, one));
+        assert!(gauge.admit(record(0, 2)).is_none(), "others are before it");
+        let paused = to_pause(&gauge, &HashSet::new());
+        assert_eq!(paused, HashSet::from([partition(0), partition(1)]));
+        assert_eq!(to_pause(&gauge, &paused), paused);
+
+        let _held = gauge.hold(partition(0), 1.0);
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            order.push(place(&gauge.deferred().await));
+        }
+
+        assert_eq!(
+            order,
+            [(1, 0), (0, 0), (0, 1), (0, 2)],
+            "who has least goes first"
+        );
+        assert!(to_pause(&gauge, &paused).is_empty());
+    }
+
+    #[test]
+    fn at_the_bound_every_partition_is_held_back() {
+        let gauge = AudioGauge::new(10.0);
+        let _hold = gauge.hold(partition(0), 10.0);
+
+        assert!(gauge.holds_back(&partition(3)));
+        assert!(gauge.admit(record(3, 0)).is_none());
+        gauge.forget(&[partition(3)]);
+        assert!(gauge.take_deferred().is_none());
     }
 
     proptest! {

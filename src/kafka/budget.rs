@@ -1,7 +1,7 @@
 //! How much is in flight: the gauge that pauses the source, and the tracker handle that threads share.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,11 @@ impl Budget {
         self.bytes() >= self.bytes_max()
     }
 
+    /// Bytes up to the bound.
+    fn free(&self) -> u64 {
+        self.bytes_max().saturating_sub(self.bytes())
+    }
+
     /// Whether enough is free to read on after a pause.
     pub fn is_below_half(&self) -> bool {
         self.bytes() <= self.bytes_max() / 2
@@ -113,6 +118,8 @@ struct Shared {
     released: Condvar,
     /// What waits for a transaction; `None` where answers are written outside transactions.
     outcomes: Option<Outcomes>,
+    /// Whether the source reads nothing, because so much is in flight.
+    is_full: AtomicBool,
 }
 
 impl OffsetTracker {
@@ -134,6 +141,7 @@ impl OffsetTracker {
                 budget,
                 released: Condvar::new(),
                 outcomes,
+                is_full: AtomicBool::new(false),
             }),
         }
     }
@@ -198,6 +206,22 @@ impl OffsetTracker {
         self.offsets().epoch(&TopicPartition::of(record_offset)) == Some(record_offset.epoch)
     }
 
+    /// Whether a partition may not be read for now, so that what stands in it has to wait: it has too much in
+    /// flight, or all partitions together have.
+    ///
+    /// A source that is full of records that wait for others, the chunks of unfinished streams, holds nobody
+    /// back: no work would ever make room.
+    pub fn holds_back(&self, partition: &TopicPartition) -> bool {
+        let budget = self.budget();
+        let (has_work, bytes) = {
+            let offsets = self.offsets();
+            (offsets.busy() > 0, offsets.busy_bytes(partition))
+        };
+        self.shared.is_full.load(Ordering::Relaxed) && has_work
+            || bytes > budget.free() / 2
+            || budget.audio().holds_back(partition)
+    }
+
     /// Records that were read and are not released.
     pub fn unfinished(&self) -> usize {
         self.offsets().unfinished()
@@ -232,11 +256,34 @@ impl OffsetTracker {
         admission
     }
 
+    /// Takes note whether the source reads nothing, because so much is in flight.
+    pub(super) fn tell_full(&self, is_full: bool) {
+        self.shared.is_full.store(is_full, Ordering::Relaxed);
+    }
+
+    /// Which partitions have so much in flight that they are not to be read now, where `paused` are not read
+    /// so far. The rule of [`AudioGauge`] holds for the bytes of their records too.
+    pub(super) fn to_pause(&self, paused: &HashSet<TopicPartition>) -> HashSet<TopicPartition> {
+        let budget = self.budget();
+        let mut wanted = budget.audio().to_pause(|| self.assigned(), paused);
+        let free = budget.free();
+        let heavy = self
+            .offsets()
+            .heavy(|partition, bytes| match paused.contains(partition) {
+                true => bytes > free / 2,
+                false => bytes >= free,
+            });
+        wanted.extend(heavy);
+        wanted
+    }
+
     pub(super) fn assign(&self, partitions: Vec<TopicPartition>) -> u64 {
+        self.budget().audio().forget(&partitions);
         self.freeing(|offsets| offsets.assign(partitions))
     }
 
     pub(super) fn revoke(&self, partitions: &[TopicPartition]) -> Vec<Position> {
+        self.budget().audio().forget(partitions);
         self.freeing(|offsets| offsets.revoke(partitions))
     }
 
@@ -362,6 +409,46 @@ mod tests {
         assert_eq!((tracker.busy(), tracker.budget().bytes()), (0, 64));
         drop(settling);
         assert_eq!(tracker.budget().bytes(), 60);
+    }
+
+    #[test]
+    fn a_partition_whose_records_weigh_what_is_free_is_paused_and_streams_weigh_nothing() {
+        let tracker = OffsetTracker::new(Budget::new(100));
+        let [busy, other] = [0, 1].map(|number| TopicPartition::new("requests", number));
+        let epoch = tracker.assign(vec![busy.clone(), other.clone()]);
+        for offset in 0..2 {
+            tracker.admit(&record_offset(offset, epoch), 25);
+        }
+
+        let paused = tracker.to_pause(&HashSet::new());
+
+        assert_eq!(paused, HashSet::from([busy.clone()]));
+        assert!(tracker.holds_back(&busy) && !tracker.holds_back(&other));
+        tracker.wait(&record_offset(0, epoch), u64::MAX);
+        assert_eq!(
+            tracker.to_pause(&paused),
+            HashSet::new(),
+            "25 are half of the 50 free"
+        );
+        tracker.release(&record_offset(1, epoch));
+        tracker.release(&record_offset(0, epoch));
+        tracker.admit(&record_offset(2, epoch), 50);
+        assert_eq!(tracker.to_pause(&paused), paused);
+    }
+
+    #[test]
+    fn a_full_source_holds_everybody_back_unless_nothing_is_worked_on() {
+        let tracker = OffsetTracker::new(Budget::new(100));
+        let partition = TopicPartition::new("requests", 0);
+        let epoch = tracker.assign(vec![partition.clone()]);
+        tracker.admit(&record_offset(0, epoch), 1);
+        assert!(!tracker.holds_back(&partition));
+
+        tracker.tell_full(true);
+        assert!(tracker.holds_back(&partition));
+        tracker.wait(&record_offset(0, epoch), u64::MAX);
+
+        assert!(!tracker.holds_back(&partition), "chunks alone make no room");
     }
 
     #[test]

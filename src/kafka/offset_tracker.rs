@@ -110,6 +110,8 @@ struct Slots {
     epoch: u64,
     /// The records that are being worked on, by offset.
     unfinished: BTreeMap<i64, Unfinished>,
+    /// Bytes of those that are work still.
+    busy_bytes: u64,
     /// The offset after the record that was read last; `None` before the first.
     next: Option<i64>,
     /// What was finished before this assignment.
@@ -136,6 +138,11 @@ impl Unfinished {
     /// Whether it is no work any more: it waits for others, or for its transaction.
     fn is_idle(&self) -> bool {
         self.is_waiting || self.is_settled
+    }
+
+    /// What it weighs while it is work, bytes.
+    fn busy_bytes(&self) -> u64 {
+        if self.is_idle() { 0 } else { self.bytes }
     }
 }
 
@@ -237,6 +244,7 @@ impl OffsetTable {
         let Some(record) = slots.unfinished.remove(&record_offset.offset) else {
             return Release::Unknown;
         };
+        slots.busy_bytes -= record.busy_bytes();
         self.unfinished -= 1;
         self.idle -= usize::from(record.is_idle());
         self.bytes -= record.bytes;
@@ -247,10 +255,13 @@ impl OffsetTable {
     /// on. The bytes that it weighs less.
     pub fn wait(&mut self, record_offset: &RecordOffset, bytes_max: u64) -> u64 {
         let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
-        let slots = slots.filter(|slots| slots.epoch == record_offset.epoch);
-        let Some(record) = slots.and_then(|slots| slots.unfinished.get_mut(&record_offset.offset)) else {
+        let Some(slots) = slots.filter(|slots| slots.epoch == record_offset.epoch) else {
             return 0;
         };
+        let Some(record) = slots.unfinished.get_mut(&record_offset.offset) else {
+            return 0;
+        };
+        slots.busy_bytes -= record.busy_bytes();
         self.idle += usize::from(!record.is_idle());
         record.is_waiting = true;
         let bytes = record.bytes.saturating_sub(bytes_max);
@@ -270,8 +281,10 @@ impl OffsetTable {
             return false;
         };
         self.idle -= usize::from(record.is_idle());
+        slots.busy_bytes -= record.busy_bytes();
         record.is_settled = is_settled;
         self.idle += usize::from(record.is_idle());
+        slots.busy_bytes += record.busy_bytes();
         true
     }
 
@@ -357,6 +370,19 @@ impl OffsetTable {
         self.unfinished - self.idle
     }
 
+    /// Bytes of a partition's records that are being worked on, without those that only wait for others or for
+    /// their transaction.
+    pub fn busy_bytes(&self, partition: &TopicPartition) -> u64 {
+        self.partitions.get(partition).map_or(0, |slots| slots.busy_bytes)
+    }
+
+    /// The partitions of which `is_heavy` says so, given their [`busy_bytes`](Self::busy_bytes).
+    pub fn heavy(&self, is_heavy: impl Fn(&TopicPartition, u64) -> bool) -> Vec<TopicPartition> {
+        let heavy = |(partition, slots): &(&TopicPartition, &Slots)| is_heavy(partition, slots.busy_bytes);
+        let found = self.partitions.iter().filter(heavy);
+        found.map(|(partition, _)| partition.clone()).collect()
+    }
+
     /// Records of `partitions` that are being worked on, without those whose outcome waits for its
     /// transaction.
     pub fn unsettled_of<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> usize {
@@ -422,6 +448,7 @@ impl Slots {
         Self {
             epoch,
             unfinished: BTreeMap::new(),
+            busy_bytes: 0,
             next: None,
             answered: Answered::default(),
             is_known: false,
@@ -451,6 +478,7 @@ impl Slots {
             is_waiting: false,
         };
         self.unfinished.insert(offset, record);
+        self.busy_bytes += bytes;
         Admission::New
     }
 

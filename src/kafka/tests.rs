@@ -72,6 +72,21 @@ impl Cluster {
         sink.close(LIMIT).await.unwrap();
     }
 
+    /// Publishes records of one key, which are of one partition.
+    async fn publish_as(&self, key: &'static str, count: usize) {
+        let sink = Sink::new(&self.config).unwrap();
+        for _ in 0..count {
+            let key = Some(Bytes::from_static(key.as_bytes()));
+            sink.send(OutgoingRecord {
+                key,
+                ..outgoing("sound")
+            })
+            .await
+            .unwrap();
+        }
+        sink.close(LIMIT).await.unwrap();
+    }
+
     fn start(&self) -> Running {
         self.start_with(Budget::new(self.config.in_flight_bytes_max))
     }

@@ -288,6 +288,7 @@ impl SourceContext {
         let lost = consumer.assignment_lost();
         self.outbox
             .drop_records(|partition| partitions.contains(partition));
+        self.tracker.budget().audio().forget(&partitions);
         if !self.closing.load(Ordering::Relaxed) {
             self.wait_for_records_in_flight(&partitions, lost);
         }

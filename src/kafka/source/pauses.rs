@@ -6,7 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::warn;
 
-use crate::kafka::audio_gauge::AudioGauge;
+use crate::kafka::budget::OffsetTracker;
 use crate::kafka::offset_tracker::TopicPartition;
 
 /// The partitions that are ours, as far as pauses go.
@@ -19,8 +19,8 @@ use crate::kafka::offset_tracker::TopicPartition;
 pub(super) struct Pauses {
     /// So much is in flight that nothing more is to be read.
     pub(super) is_full: bool,
-    /// Partitions that have too much audio in flight.
-    too_much_audio: HashSet<TopicPartition>,
+    /// Partitions that have too much in flight by themselves.
+    too_much: HashSet<TopicPartition>,
     /// Partitions of which a record was read since they were assigned.
     started: HashSet<TopicPartition>,
     /// Partitions that are paused.
@@ -45,18 +45,14 @@ impl Pauses {
         self.started.contains(partition)
     }
 
-    /// The partitions that are to be paused now: all of them, or those that have too much audio in flight.
-    pub(super) fn wanted(
-        &mut self,
-        audio: &AudioGauge,
-        assigned: impl FnOnce() -> Vec<TopicPartition>,
-    ) -> HashSet<TopicPartition> {
+    /// The partitions that are to be paused now: all of them, or those that have too much in flight.
+    pub(super) fn wanted(&mut self, tracker: &OffsetTracker) -> HashSet<TopicPartition> {
         if self.is_full {
-            self.too_much_audio.clear();
+            self.too_much.clear();
             return self.started.clone();
         }
-        self.too_much_audio = audio.to_pause(assigned, &self.too_much_audio);
-        self.too_much_audio.intersection(&self.started).cloned().collect()
+        self.too_much = tracker.to_pause(&self.too_much);
+        self.too_much.intersection(&self.started).cloned().collect()
     }
 
     /// Resumes partitions that are taken away: librdkafka (2.12) would keep the pause, and never read those
@@ -71,7 +67,7 @@ impl Pauses {
         for partition in self.paused.extract_if(|partition| !stays(partition)) {
             list.add_partition(&partition.topic, partition.partition);
         }
-        self.too_much_audio.retain(stays);
+        self.too_much.retain(stays);
         self.started.retain(stays);
         if list.count() > 0
             && let Err(error) = consumer.resume(&list)

@@ -333,14 +333,14 @@ impl Reading {
     }
 
     /// Pauses all partitions when enough is in flight, until less than half of it is, or those that have too
-    /// much audio in flight.
+    /// much in flight by themselves.
     fn balance(&self) {
         let context = self.context();
-        let audio = context.tracker.budget().audio();
         let (wanted, paused) = {
             let mut pauses = context.pauses();
             pauses.is_full = self.is_full(pauses.is_full);
-            let wanted = pauses.wanted(audio, || context.tracker.assigned());
+            context.tracker.tell_full(pauses.is_full);
+            let wanted = pauses.wanted(&context.tracker);
             if wanted == pauses.paused {
                 return;
             }

@@ -197,6 +197,58 @@ async fn a_partition_with_too_much_audio_in_flight_is_paused_and_the_other_one_i
     assert!(!rest.is_empty() && rest.iter().all(|record| is_of_the_busy(&record)));
 }
 
+/// The backlog is read before it is known how much audio it is; what is too much waits out of the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_partition_is_read_at_once_whatever_the_backlog_of_another_one() {
+    const BACKLOG: usize = 100;
+    let mut cluster = Cluster::quick(2);
+    cluster.config.queue_records_max = 16;
+    cluster.publish_as("one", BACKLOG).await;
+    let budget = Budget::with_audio(cluster.config.in_flight_bytes_max, 60.0);
+    let audio = budget.audio().clone();
+    let running = cluster.start_with(budget);
+    let (mut held, mut busy) = (Vec::new(), None);
+    // As a first stage takes records, of which none is finished.
+    while let Ok(record) = tokio::time::timeout(Duration::from_millis(600), running.record()).await {
+        if let Some(record) = audio.admit(record) {
+            let partition = TopicPartition::of(&record.record_offset);
+            held.push(audio.hold(partition.clone(), 5.0));
+            busy = Some(partition);
+        }
+    }
+    assert_eq!(held.len(), 6, "half of the bound");
+    let read = running.tracker.unfinished();
+    assert!(read < BACKLOG / 2, "{read} were read");
+
+    for key in ["two", "three", "four", "five", "six", "seven", "eight"] {
+        cluster.publish_as(key, 1).await;
+    }
+    let of_other = async {
+        loop {
+            let record = running.record().await;
+            if Some(TopicPartition::of(&record.record_offset)) != busy {
+                return record;
+            }
+        }
+    };
+    let record = tokio::time::timeout(LIMIT, of_other).await.expect("it is read");
+    assert!(audio.admit(record).is_some());
+    held.clear();
+
+    let mut rest = 0;
+    while rest < BACKLOG - 6 {
+        let deferred = tokio::select! {
+            biased;
+            record = audio.deferred() => Some(record),
+            record = running.record() => audio.admit(record),
+        };
+        rest += usize::from(deferred.is_some_and(|record| {
+            running.tracker.release(&record.record_offset);
+            Some(TopicPartition::of(&record.record_offset)) == busy
+        }));
+    }
+}
+
 /// librdkafka alone would leave it paused: it keeps a pause beyond the assignment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_was_paused_when_it_was_taken_away_is_read_when_it_comes_back() {

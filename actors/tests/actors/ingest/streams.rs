@@ -212,3 +212,37 @@ async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
     let letter = next(&harness.letters).await;
     assert_eq!(letter.record.record_offset.offset, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stream_is_taken_for_silent_while_nothing_is_read() {
+    let harness = Harness::new(probe(), probe()).await;
+    let headers = vec![header("ce_session", "stream"), header("ce_sequence", "0")];
+    harness.request(0, pcm(800, 0.25), headers).await;
+    harness.request(1, pcm(800, 0.25), Vec::new()).await;
+    harness.forward().await;
+    harness.forward().await;
+    let taken = harness.utterance().await; // it has taken the chunk that came before
+    let partition = TopicPartition::of(&taken.context.record.record_offset);
+    drop(taken.context.complete()); // its record stays unfinished
+    let tracker = harness.requests.tracker.clone();
+    let is_excused = async || {
+        for _ in 0..3 {
+            harness.clock.advance(Duration::from_secs(50));
+            assert!(is_silent(&harness.letters).await, "nothing is read");
+        }
+    };
+
+    let elsewhere = TopicPartition::new("speechverse.requests", 1);
+    let all = tracker.budget().audio().hold(elsewhere, AUDIO_SECONDS_MAX);
+    is_excused().await;
+    drop(all);
+    let bytes = tracker.budget().hold(tracker.budget().bytes_max());
+    until("the source is full", || tracker.holds_back(&partition)).await;
+    is_excused().await;
+    drop(bytes);
+    until("the source reads on", || !tracker.holds_back(&partition)).await;
+    harness.clock.advance(Duration::from_secs(61));
+
+    let letter = next(&harness.letters).await;
+    assert_eq!(letter.rejection.reason, Reason::BrokenStream);
+}
