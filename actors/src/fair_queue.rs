@@ -128,9 +128,14 @@ impl<T> FairQueue<T> {
 
     /// Takes out what is late at `now`.
     pub fn take_late(&mut self, now: Instant) -> Vec<T> {
-        let mut late = self.interactive.take_late(now);
-        late.append(&mut self.bulk.take_late(now));
-        late
+        self.take_if(|entry, _| entry.deadline.is_some_and(|deadline| deadline <= now))
+    }
+
+    /// Takes out what `is_taken` says.
+    pub fn take_if(&mut self, is_taken: impl Fn(&QueueEntry, &T) -> bool) -> Vec<T> {
+        let mut taken = self.interactive.take_if(&is_taken);
+        taken.append(&mut self.bulk.take_if(&is_taken));
+        taken
     }
 
     fn lane(&self, priority: Priority) -> &Lane<T> {
@@ -214,25 +219,24 @@ impl<T> Lane<T> {
         }
     }
 
-    fn take_late(&mut self, now: Instant) -> Vec<T> {
-        let mut late = Vec::new();
+    fn take_if(&mut self, is_taken: impl Fn(&QueueEntry, &T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
         for flow in self.flows.values_mut() {
-            let is_late =
-                |(entry, _): &(QueueEntry, T)| entry.deadline.is_some_and(|deadline| deadline <= now);
-            if flow.items.iter().any(is_late) {
-                let (gone, left) = flow.items.drain(..).partition(is_late);
+            let is_taken = |(entry, item): &(QueueEntry, T)| is_taken(entry, item);
+            if flow.items.iter().any(is_taken) {
+                let (gone, left) = flow.items.drain(..).partition(is_taken);
                 flow.items = left;
-                late.extend(gone);
+                taken.extend(gone);
             }
         }
-        for (entry, _) in &late {
+        for (entry, _) in &taken {
             self.left(entry);
         }
-        if !late.is_empty() {
+        if !taken.is_empty() {
             self.flows.retain(|_, flow| !flow.items.is_empty());
             self.turns.retain(|key| self.flows.contains_key(key));
         }
-        late.into_iter().map(|(_, item)| item).collect()
+        taken.into_iter().map(|(_, item)| item).collect()
     }
 
     fn left(&mut self, entry: &QueueEntry) {

@@ -7,17 +7,18 @@
 //! its partitions.
 //!
 //! A transcript of sound that is longer than a window is made window by window: a recording's windows are
-//! cut here, or, where it is longer than what is kept of it, on a thread of its own; those of a stream as its
-//! chunks come.
+//! cut here, or, where it is longer than what is kept of it, on a thread of its own, for which it waits in a
+//! fair queue; those of a stream as its chunks come.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kameo::actor::WeakRecipient;
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::prelude::*;
 use speechverse::audio::config::{AudioConfig, SpeechConfig};
 use speechverse::audio::{
-    Damage, SAMPLE_RATE_HZ, Sound, Waveform, decode_or_measure, has_long_pause, loudest_frame_dbfs,
+    AudioError, AudioLimits, Damage, SAMPLE_RATE_HZ, Waveform, decode, has_long_pause, loudest_frame_dbfs,
     samples_of,
 };
 use speechverse::inference::config::DecoderConfig;
@@ -31,7 +32,6 @@ use speechverse::util::Clock;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::{Instructions, Request, RequestLimits};
 use speechverse::wire::{Record, RecordOffset};
-use tokio::sync::Semaphore;
 use tracing::{Span, debug, error, info, warn};
 
 use crate::answering::is_transcript;
@@ -39,22 +39,23 @@ use crate::current::CurrentAdapter;
 use crate::inbox::{Arrival, Inbox};
 use crate::interrupt::{Interrupt, Interrupts};
 use crate::joining::Joining;
-use crate::long_recording::LongRecording;
+use crate::long_recording::NotLong;
+use crate::long_recordings::LongRecordings;
 use crate::messages::{
     EncodeSoFar, EncodeUtterance, OrphanQueue, PublishAnswer, PublishDeadLetter, PublishPartial, RecordGuard,
     RequestContext, UtteranceAdmitted, request_span,
 };
 use crate::reading::ReadSegment;
-use crate::stream_audio::{ReadingIntervals, Step, StreamAudio, StreamEnd, too_long};
+use crate::stream_audio::{ReadingIntervals, Step, StreamAudio, StreamEnd};
 use crate::streams::{Next, StreamLimits, StreamName, StreamRecords, Streams, Taken};
-use crate::windows::{WindowSource, publish_joined, publish_window, reason_of, without_sound, without_value};
+use crate::windows::{WindowSource, publish_joined, publish_window, without_sound, without_value};
 
 mod recordings;
 mod sessions;
 
 /// Bytes of `kafka.in_flight_bytes_max` for each chunk that unfinished streams may have.
 const BYTES_PER_CHUNK: u64 = 64;
-/// How often unfinished streams are looked at.
+/// How often unfinished streams, and recordings that wait, are looked at.
 const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Instructions by task and by default.
@@ -139,8 +140,9 @@ pub struct AudioIngest {
     /// When unfinished streams were looked at.
     looked_at: Instant,
     detector: VoiceDetector,
-    /// Long recordings that are worked through at once.
-    long_recordings: Arc<Semaphore>,
+    long_recordings: LongRecordings,
+    /// Takes back those that are not long.
+    not_long: WeakRecipient<NotLong>,
     interrupts: Interrupts,
 }
 
@@ -148,7 +150,7 @@ impl Actor for AudioIngest {
     type Args = IngestArgs;
     type Error = ModelError;
 
-    async fn on_start(args: Self::Args, _: ActorRef<Self>) -> Result<Self, Self::Error> {
+    async fn on_start(args: Self::Args, ingest: ActorRef<Self>) -> Result<Self, Self::Error> {
         let bytes_max = args.tracker.budget().bytes_max();
         let part = |divisor: u64| usize::try_from(bytes_max / divisor).unwrap_or(usize::MAX);
         let limits = StreamLimits {
@@ -164,7 +166,8 @@ impl Actor for AudioIngest {
         Ok(Self {
             detector,
             interrupts: Interrupts::default(),
-            long_recordings: Arc::new(Semaphore::new(args.speech.long_recordings_max)),
+            long_recordings: LongRecordings::new(args.speech.long_recordings_max),
+            not_long: ingest.recipient().downgrade(),
             inbox: Inbox::new(
                 "requests",
                 args.events.clone(),
@@ -186,7 +189,7 @@ impl Actor for AudioIngest {
     ) -> Result<Option<Signal<Self>>, Self::Error> {
         loop {
             let arrival = self.inbox.next(mailbox).await;
-            self.give_up_old_streams().await;
+            self.give_up_what_is_old().await;
             match arrival {
                 Arrival::Signal(signal) => return Ok(signal),
                 Arrival::Record(record) => {
@@ -243,8 +246,9 @@ impl AudioIngest {
         RecordGuard::new(record, Stage::Ingest, self.args.orphans.clone())
     }
 
-    /// Silence counts only where chunks would be read if there were any.
-    async fn give_up_old_streams(&mut self) {
+    /// Gives up streams that are silent, which counts only where chunks would be read if there were any, and
+    /// recordings that wait and are not wanted any more.
+    async fn give_up_what_is_old(&mut self) {
         let now = self.args.clock.now();
         let passed = now - self.looked_at;
         if passed >= STREAM_CHECK_INTERVAL {
@@ -252,6 +256,9 @@ impl AudioIngest {
             let tracker = &self.args.tracker;
             self.streams
                 .excuse(passed, |partition| tracker.holds_back(partition));
+            for recording in self.long_recordings.take_unwanted(now) {
+                recording.dismiss(now).await;
+            }
         }
         for (records, rejection) in self.streams.expired() {
             self.refuse_all(records, rejection).await;

@@ -30,6 +30,7 @@ pub mod joining;
 mod likely;
 pub mod listener;
 mod long_recording;
+mod long_recordings;
 pub mod messages;
 mod places;
 pub mod publisher;

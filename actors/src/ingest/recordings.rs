@@ -3,6 +3,7 @@
 use speechverse::models::adapter::AdapterSnapshot;
 
 use super::*;
+use crate::long_recording::{LongRecording, NotLong, Work, note_defects, rejection};
 use crate::messages::AdmittedRequest;
 
 /// A recording whose samples are all here.
@@ -15,7 +16,7 @@ pub(super) struct WholeSound {
 }
 
 impl AudioIngest {
-    /// Decodes a whole recording and hands it on.
+    /// Decodes a whole recording and hands it on; one that is longer than what is kept waits for its turn.
     pub(super) async fn answer(&mut self, mut record: RecordGuard, request: Request) {
         let started = Instant::now();
         let span = request_span(&record.record_offset, &request);
@@ -24,10 +25,9 @@ impl AudioIngest {
             record.complete();
             return;
         }
-        let by_window = self.is_by_window(&request);
         let ready: Result<_, Rejection> = span.in_scope(|| {
             let deadline = self.deadline(&request)?;
-            Ok((deadline, self.decode(&request, by_window)?))
+            Ok((deadline, self.decode(&request)?))
         });
         let (deadline, sound) = match ready {
             Ok(ready) => ready,
@@ -43,37 +43,37 @@ impl AudioIngest {
             interrupt: self.interrupts.enter(&request, Interrupt::default()),
             so_far: None,
         };
-        match sound {
-            Sound::Whole(waveform) => {
-                let Waveform { samples, damage, .. } = waveform;
-                let sound = WholeSound {
-                    samples,
-                    damage,
-                    adapter: self.args.adapter.get(),
-                };
-                self.answer_samples(record.complete(), request, sound, facts, span)
-                    .await;
-            }
-            Sound::Long(sound) => {
-                let source = self.source(&record, &request, deadline, &facts.interrupt, &span);
-                let seconds = sound.seconds();
-                let damage = sound.damage.clone();
-                let context = self.context(record.complete(), request, seconds, damage, facts, span);
-                source.joining.keep(context);
-                let recording = LongRecording {
-                    sound,
-                    source,
-                    speech: self.args.speech.clone(),
-                    audio: self.args.audio.clone(),
-                    decoder: self.args.decoder.clone(),
-                    slots: self.long_recordings.clone(),
-                    encoder: self.args.encoder.clone(),
-                    answers: self.args.answers.clone(),
-                    publisher: self.args.publisher.clone(),
-                };
-                recording.start();
-            }
-        }
+        let Some(waveform) = sound else {
+            return self.wait_for_turn(record, request, facts, span);
+        };
+        let Waveform { samples, damage, .. } = waveform;
+        let sound = WholeSound {
+            samples,
+            damage,
+            adapter: self.args.adapter.get(),
+        };
+        self.answer_samples(record.complete(), request, sound, facts, span)
+            .await;
+    }
+
+    fn wait_for_turn(&self, record: RecordGuard, request: Request, facts: Facts, span: Span) {
+        let source = self.source(&record, &request, facts.deadline, &facts.interrupt, &span);
+        let by_window = self.is_by_window(&request);
+        self.long_recordings.push(LongRecording {
+            context: self.context_of(record.complete(), request, 0.0, facts, span),
+            by_window,
+            work: Work {
+                source,
+                speech: self.args.speech.clone(),
+                audio: self.args.audio.clone(),
+                decoder: self.args.decoder.clone(),
+                clock: self.args.clock.clone(),
+                encoder: self.args.encoder.clone(),
+                answers: self.args.answers.clone(),
+                publisher: self.args.publisher.clone(),
+                not_long: self.not_long.clone(),
+            },
+        });
     }
 
     /// Hands a recording on whose samples are all here: as one, or window by window.
@@ -188,13 +188,26 @@ impl AudioIngest {
         span: Span,
     ) -> RequestContext {
         metrics::utterance_admitted(seconds);
+        let mut context = self.context_of(record, request, seconds, facts, span);
+        context.damage = damage;
+        context.is_tracked(self.args.tracker.clone());
+        context
+    }
+
+    /// The context of a recording that is not counted as admitted.
+    fn context_of(
+        &self,
+        record: Record,
+        request: Request,
+        seconds: f64,
+        facts: Facts,
+        span: Span,
+    ) -> RequestContext {
         let mut context = RequestContext::new(record, request, seconds, span, self.args.orphans.clone());
         context.earlier = facts.earlier;
         context.deadline = facts.deadline;
         context.interrupt = facts.interrupt;
         context.so_far = facts.so_far;
-        context.damage = damage;
-        context.is_tracked(self.args.tracker.clone());
         context.yield_to_serving(self.args.training.as_ref());
         context.times.decode_audio_ms = facts.decode_audio.as_secs_f64() * 1e3;
         context
@@ -235,28 +248,50 @@ impl AudioIngest {
         }
     }
 
-    /// Decodes a recording; one that is answered window by window may be too long to be kept.
-    pub(super) fn decode(&self, request: &Request, by_window: bool) -> Result<Sound, Rejection> {
+    /// Decodes a recording; `None` where its sound seems to be longer than what is kept, which takes too long
+    /// to find out here.
+    fn decode(&self, request: &Request) -> Result<Option<Waveform>, Rejection> {
         let kept = samples_of(self.args.audio.whole_seconds_max);
         let limits = self.args.audio.limits();
-        let sound = decode_or_measure(&request.audio, request.content_type.as_deref(), &limits, kept)
-            .map_err(|error| Rejection::new(reason_of(&error), Stage::Ingest, error.to_string()))?;
-        let (mismatch, damage) = match &sound {
-            Sound::Whole(waveform) => (waveform.content_type_mismatch, &waveform.damage),
-            Sound::Long(long) if by_window => (long.content_type_mismatch, &long.damage),
-            Sound::Long(long) => return Err(too_long(samples_of(long.seconds()) as u64, kept)),
+        let here = AudioLimits {
+            seconds_max: limits
+                .seconds_max
+                .min((kept + 1) as f64 / f64::from(SAMPLE_RATE_HZ)),
+            ..limits
         };
-        if mismatch {
-            debug!(request_id = %request.id, content_type = ?request.content_type, "the bytes are of another type than declared");
+        match decode(&request.audio, request.content_type.as_deref(), &here) {
+            Ok(waveform) if waveform.samples.len() > kept => Ok(None),
+            Ok(waveform) => {
+                note_defects(request, waveform.content_type_mismatch, &waveform.damage);
+                Ok(Some(waveform))
+            }
+            Err(AudioError::TooLong { .. }) if here.seconds_max < limits.seconds_max => Ok(None),
+            Err(error) => Err(rejection(&error)),
         }
-        if *damage != Damage::default() {
-            let Damage {
-                undecoded_seconds,
-                notes,
-                ..
-            } = damage;
-            info!(request_id = %request.id, undecoded_seconds, ?notes, "the sound is damaged");
-        }
-        Ok(sound)
+    }
+}
+
+/// A recording that was taken for a long one is answered as any other.
+impl Message<NotLong> for AudioIngest {
+    type Reply = ();
+
+    async fn handle(&mut self, message: NotLong, _: &mut Context<Self, Self::Reply>) {
+        let NotLong { context, waveform } = message;
+        let state = context.complete();
+        let Waveform { samples, damage, .. } = waveform;
+        let sound = WholeSound {
+            samples,
+            damage,
+            adapter: self.args.adapter.get(),
+        };
+        let facts = Facts {
+            deadline: state.deadline,
+            decode_audio: Duration::from_secs_f64(state.times.decode_audio_ms / 1e3),
+            earlier: Vec::new(),
+            interrupt: state.interrupt,
+            so_far: None,
+        };
+        self.answer_samples(state.record, state.request, sound, facts, state.span)
+            .await;
     }
 }

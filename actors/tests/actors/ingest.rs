@@ -1,5 +1,6 @@
 //! `AudioIngest`: admission, back-pressure up to the source, and who is not waited for.
 
+mod long_recordings;
 mod refusals;
 mod streams;
 mod windows;

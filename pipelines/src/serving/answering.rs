@@ -78,7 +78,7 @@ pub(super) async fn start_ingest(
     };
     let spec = StageSpec {
         name: "ingest",
-        mailbox: 4, // it gets no messages; records have their own channel
+        mailbox: 4, // it gets few messages; records have their own channel
         runs: Runs::OnItsOwnThread,
         required: true,
     };
