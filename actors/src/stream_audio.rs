@@ -7,6 +7,7 @@ use speechverse::audio::{
     AudioLimits, Damage, SAMPLE_RATE_HZ, StreamDecoder, VOICE_FRAME_SAMPLES, samples_of,
 };
 use speechverse::inference::{AudioWindow, SpeechWindows, VoiceDetector};
+use speechverse::kafka::{Budget, BudgetHold};
 use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Rejection, Stage};
 use speechverse::wire::request::Request;
@@ -60,6 +61,8 @@ impl Drop for GiveUp {
 #[derive(Debug)]
 pub(crate) struct StreamAudio {
     decoder: StreamDecoder,
+    /// The memory of what is kept to be decoded later.
+    held: Option<BudgetHold>,
     /// Its sound, while it may be answered as one.
     whole: Option<Vec<f32>>,
     whole_samples_max: usize,
@@ -99,6 +102,7 @@ impl StreamAudio {
     pub(crate) fn whole(content_type: Option<&str>, limits: &AudioLimits, whole_seconds_max: f64) -> Self {
         Self {
             decoder: StreamDecoder::new(content_type, limits),
+            held: None,
             whole: Some(Vec::new()),
             whole_samples_max: samples_of(whole_seconds_max),
             samples: 0,
@@ -140,9 +144,14 @@ impl StreamAudio {
         }
     }
 
-    /// Whether it is decoded while it comes, so that its bytes need not be kept.
-    pub(crate) fn is_live(&self) -> bool {
-        self.decoder.is_live()
+    /// Bytes that are kept to be decoded later.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.decoder.kept_bytes()
+    }
+
+    /// Counts the bytes that are kept now as in flight, for as long as it lives.
+    pub(crate) fn hold(&mut self, budget: &Budget) {
+        self.held = Some(budget.hold(self.kept_bytes() as u64));
     }
 
     /// Its windows are joined or not needed from now on: they are not given up when it is dropped.

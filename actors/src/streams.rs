@@ -226,6 +226,17 @@ impl<S> Streams<S> {
         self.streams.get_mut(name).map(|stream| &mut stream.state)
     }
 
+    /// The stream of which most is kept, by what `weigh` says, where of all together more than `most` is.
+    pub fn heaviest(&self, most: usize, weigh: impl Fn(&S) -> usize) -> Option<StreamName> {
+        let kept = |(name, stream): (_, &Stream<S>)| Some((weigh(stream.state.as_ref()?), name));
+        let kept = self.streams.iter().filter_map(kept);
+        let (sum, heaviest) = kept.fold((0, None), |(sum, most), next| {
+            (sum + next.0, most.max(Some(next)))
+        });
+        let (_, name): (usize, &StreamName) = heaviest.filter(|_| sum > most)?;
+        Some(name.clone())
+    }
+
     /// Lets go of records that are taken up, but for the last ones; their places, and how many bytes of each
     /// stay in memory at most.
     pub fn let_go(&mut self, name: &StreamName) -> Vec<(RecordOffset, u64)> {

@@ -156,8 +156,8 @@ pub struct SpeechConfig {
     pub window_overlap_seconds: f64,
     /// Pieces of one recording that may be worked on at once.
     pub windows_in_flight_max: usize,
-    /// Recordings longer than `audio.whole_seconds_max` that may be worked on at once, of each priority; others
-    /// wait.
+    /// Recordings longer than `audio.whole_seconds_max` that may be worked on at once, of each priority;
+    /// others wait.
     pub long_recordings_max: usize,
     /// Silence that ends an utterance of a stream, milliseconds.
     pub utterance_pause_ms: u64,

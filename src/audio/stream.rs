@@ -63,7 +63,7 @@ impl std::fmt::Debug for StreamDecoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StreamDecoder")
             .field("content_type", &self.content_type)
-            .field("is_live", &self.is_live())
+            .field("kept_bytes", &self.kept_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -78,9 +78,13 @@ impl StreamDecoder {
         }
     }
 
-    /// Whether it is decoded while it comes; unknown, so `false`, at its very beginning.
-    pub fn is_live(&self) -> bool {
-        matches!(self.state, State::Pcm { .. } | State::Opus(_))
+    /// Bytes that are kept to be decoded later: all that has come, where it is read at its end.
+    pub fn kept_bytes(&self) -> usize {
+        match &self.state {
+            State::Begin(kept) | State::Kept(kept) => kept.len(),
+            State::Pcm { rest, .. } => rest.len(),
+            State::Opus(pages) => pages.rest.len(),
+        }
     }
 
     /// Takes the next bytes; the samples at 16 kHz that are ready with them.

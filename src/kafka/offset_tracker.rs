@@ -370,8 +370,8 @@ impl OffsetTable {
         self.unfinished - self.idle
     }
 
-    /// Bytes of a partition's records that are being worked on, without those that only wait for others or for
-    /// their transaction.
+    /// Bytes of a partition's records that are being worked on, without those that only wait for others or
+    /// for their transaction.
     pub fn busy_bytes(&self, partition: &TopicPartition) -> u64 {
         self.partitions.get(partition).map_or(0, |slots| slots.busy_bytes)
     }

@@ -3,6 +3,10 @@
 use super::recordings::WholeSound;
 use super::*;
 
+/// The part of `kafka.in_flight_bytes_max` that sound to be decoded later may have. With what is kept for
+/// dead letters it is less than half, from which on a full source reads on.
+const KEPT_SHARE: u64 = 5;
+
 /// Records of a stream that are taken out of it; those that are left when it is dropped become dead letters,
 /// as that of a context does.
 struct StreamGuard {
@@ -64,7 +68,7 @@ impl AudioIngest {
         if !is_final {
             steps.extend(stream.likely_ended());
         }
-        let is_live = stream.is_live();
+        stream.hold(self.args.tracker.budget());
         let barges_in = stream.barges_in();
         if let Some(request) = barges_in {
             self.barge_in(&request);
@@ -78,10 +82,27 @@ impl AudioIngest {
         if is_final {
             return self.end(&name).await;
         }
-        if is_live {
-            for (record_offset, bytes_left) in self.streams.let_go(&name) {
-                self.args.tracker.wait(&record_offset, bytes_left);
-            }
+        for (record_offset, bytes_left) in self.streams.let_go(&name) {
+            self.args.tracker.wait(&record_offset, bytes_left);
+        }
+        self.limit_kept().await;
+    }
+
+    /// Breaks the streams that keep most, where all together keep more sound to be decoded later than they
+    /// may: it would stop the source, so that no stream could end.
+    async fn limit_kept(&mut self) {
+        let most = self.args.tracker.budget().bytes_max() / KEPT_SHARE;
+        let limit = usize::try_from(most).unwrap_or(usize::MAX);
+        while let Some(name) = self.streams.heaviest(limit, StreamAudio::kept_bytes) {
+            let kept = self.streams.state(&name).and_then(|stream| stream.as_ref());
+            let bytes = kept.map_or(0, StreamAudio::kept_bytes);
+            let message = format!(
+                "unfinished streams keep more than {most} bytes that are decoded at their end \
+                 (`kafka.in_flight_bytes_max` / {KEPT_SHARE}), and this one most of them, {bytes}: send raw PCM, WAV \
+                 or Opus in Ogg, which are decoded as they come"
+            );
+            let why = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
+            self.break_off(&name, why).await;
         }
     }
 

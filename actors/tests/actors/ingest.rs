@@ -75,10 +75,19 @@ impl Harness {
         audio: AudioConfig,
         speech: SpeechConfig,
     ) -> Self {
+        Self::reading(Kafka::start().await, encoder, collector, audio, speech).await
+    }
+
+    async fn reading(
+        kafka: Kafka,
+        encoder: Ends<EncodeUtterance>,
+        collector: Ends<UtteranceAdmitted>,
+        audio: AudioConfig,
+        speech: SpeechConfig,
+    ) -> Self {
         let (so_far, readings) = probe();
         let (answers, answered) = probe();
         let (tell_partials, partials) = probe();
-        let kafka = Kafka::start().await;
         let requests = kafka.feed(&kafka.config.topics.requests);
         let (to_ingest, events) = flume::bounded(2);
         let (publisher, letters) = probe();

@@ -246,3 +246,43 @@ async fn no_stream_is_taken_for_silent_while_nothing_is_read() {
     let letter = next(&harness.letters).await;
     assert_eq!(letter.rejection.reason, Reason::BrokenStream);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_streams_that_are_decoded_at_their_end_keep_no_more_than_a_share_of_what_may_be_in_flight()
+{
+    const CHUNK_BYTES: usize = 50_000;
+    let mut kafka = Kafka::start().await;
+    kafka.config.message_bytes_max = 100_000;
+    kafka.config.in_flight_bytes_max = 1_000_000;
+    let harness = Harness::reading(kafka, probe(), probe(), AudioConfig::default(), by_level()).await;
+    let send = async |session: &'static str, number: usize| {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        chunk[..4].copy_from_slice(b"fLaC");
+        let headers = vec![
+            header("ce_session", session),
+            header("ce_sequence", number.to_string()),
+        ];
+        harness.request(0, chunk.into(), headers).await;
+        harness.forward().await;
+    };
+
+    for (session, number) in [("one", 0), ("one", 1), ("one", 2), ("other", 0)] {
+        send(session, number).await;
+    }
+    let budget = harness.requests.tracker.budget();
+    until("records and what is kept of them count", || {
+        budget.bytes() >= 8 * CHUNK_BYTES as u64
+    })
+    .await;
+    assert!(is_silent(&harness.letters).await, "a fifth");
+    send("other", 1).await;
+
+    for offset in 0..3 {
+        let letter = next(&harness.letters).await;
+        assert_eq!(letter.rejection.reason, Reason::ValueTooLarge);
+        assert_eq!(letter.record.record_offset.offset, offset);
+    }
+    assert!(is_silent(&harness.letters).await, "the other one goes on");
+    let most = 7 * CHUNK_BYTES as u64 + 10_000; // five records, two of them kept
+    assert!(budget.bytes() < most, "{}", budget.bytes());
+}
