@@ -238,7 +238,7 @@ impl AudioIngest {
                 debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
                 self.args.tracker.release(&record.record_offset);
             }
-            Taken::Broken(records, rejection) => self.refuse_all(records, rejection).await,
+            Taken::Broken(records, rejection) => self.refuse_all(*records, rejection).await,
         }
     }
 

@@ -52,7 +52,7 @@ pub enum Taken {
     /// It was had before, as it is: its record is finished.
     Repeated(Record),
     /// The stream is broken: these records cannot be answered.
-    Broken(StreamRecords, Rejection),
+    Broken(Box<StreamRecords>, Rejection),
 }
 
 /// The next chunk of a stream.
@@ -144,7 +144,7 @@ impl<S> Streams<S> {
     pub fn take(&mut self, record: Record, request: Request) -> Taken {
         let (Some(chunk), Some(session)) = (request.chunk, request.session.clone()) else {
             return Taken::Broken(
-                StreamRecords::of(record),
+                Box::new(StreamRecords::of(record)),
                 broken("a chunk without session or number"),
             );
         };
@@ -175,7 +175,7 @@ impl<S> Streams<S> {
         let streams_max = self.limits.streams_max;
         if expected == 0 && self.streams.len() >= streams_max {
             let message = format!("{streams_max} streams are unfinished already (`speech.sessions_max`)");
-            return Taken::Broken(StreamRecords::of(record), broken(message));
+            return Taken::Broken(Box::new(StreamRecords::of(record)), broken(message));
         }
         let chunks: usize = self.streams.values().map(|stream| stream.digests.len()).sum();
         let share = self.limits.chunks_max / self.streams.len().max(1);
@@ -267,7 +267,7 @@ impl<S> Streams<S> {
         if let Some(last) = last {
             records.push(last);
         }
-        Taken::Broken(records, why)
+        Taken::Broken(Box::new(records), why)
     }
 
     /// Drops what is had of a stream whose chunk is read again from its own place: after a failure its

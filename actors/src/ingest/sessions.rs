@@ -221,7 +221,7 @@ impl AudioIngest {
     async fn break_off(&mut self, name: &StreamName, why: Rejection) {
         let taken = self.streams.break_off(name, None, why);
         if let Taken::Broken(records, rejection) = taken {
-            self.refuse_all(records, rejection).await;
+            self.refuse_all(*records, rejection).await;
         }
     }
 
