@@ -84,8 +84,8 @@ impl Default for DecodingConfig {
             summary_weight: 0.9,
             spoken_weight: 0.9,
             spoken_above: -6.5,
-            nothing_said_above: -8.0,
-            sentence_weight: 0.9,
+            nothing_said_above: -10.0,
+            sentence_weight: 0.6,
         }
     }
 }

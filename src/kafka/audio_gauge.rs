@@ -16,7 +16,7 @@ use crate::wire::Record;
 /// third each, and there is always space for a partition that has been silent.
 ///
 /// How long a record's sound is, is known only when it is decoded. What the source has read ahead of a
-/// partition by then is deferred here, out of the way of other partitions' records, and the partition is
+/// partition by then is deferred here, apart from the records of other partitions, and the partition is
 /// paused for as long. Deferred records are kept here so that they outlive the stage that deferred them.
 ///
 /// Source of the rule: dynamic queue length thresholds, Choudhury and Hahne (IEEE/ACM Transactions on
