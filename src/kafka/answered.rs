@@ -191,6 +191,8 @@ fn length(digits: &mut std::str::Bytes<'_>) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -212,14 +214,14 @@ mod tests {
     #[test]
     fn what_is_finished_behind_the_chunks_of_a_long_stream_is_named() {
         for chunks in [1_990, 2_000, 72_000] {
-            let answered = Answered::new(chunks + 1_007, [7..chunks + 7]);
+            let answered = Answered::new(chunks + 1_007, once(7..chunks + 7));
 
             let (text, upto) = answered.to_text(MEMORY_BYTES_MAX);
 
             assert_eq!(upto, chunks + 1_007, "{text}");
             assert_eq!(Answered::parse(7, &text), Some(answered));
         }
-        let (text, _) = Answered::new(73_000, [0..72_000]).to_text(MEMORY_BYTES_MAX);
+        let (text, _) = Answered::new(73_000, once(0..72_000)).to_text(MEMORY_BYTES_MAX);
         assert_eq!(text, "answered-runs=gqmCof"); // 72,000 and 1,000
     }
 
@@ -242,7 +244,7 @@ mod tests {
         for answered in [
             answered(7, &[]),
             answered(8, &[7]),
-            Answered::new(9_007, [7..9_007]),
+            Answered::new(9_007, once(7..9_007)),
         ] {
             assert_eq!(answered.to_text(MEMORY_BYTES_MAX), (String::new(), 7));
         }
@@ -279,7 +281,7 @@ mod tests {
             tail in 1_i64..50,
             bytes_max in 0_usize..600,
         ) {
-            let mut except = vec![position..position + first];
+            let mut except: Vec<Range<i64>> = once(position..position + first).collect();
             for (finished, unfinished) in runs {
                 let begin = except[except.len() - 1].end + finished;
                 except.push(begin..begin + unfinished);
