@@ -34,7 +34,7 @@ struct State {
 }
 
 /// One of the threads of a priority; when it is dropped, the next recording's turn has come.
-struct Slot {
+struct Running {
     recordings: LongRecordings,
     priority: Priority,
     runtime: Handle,
@@ -74,12 +74,12 @@ impl LongRecordings {
     }
 
     fn start_next(&self, runtime: &Handle) {
-        while let Some((recording, slot)) = self.next(runtime) {
+        while let Some((recording, running)) = self.next(runtime) {
             let started = std::thread::Builder::new()
                 .name("long-recording".to_owned())
                 .spawn(move || {
-                    recording.run(&slot.runtime);
-                    drop(slot);
+                    recording.run(&running.runtime);
+                    drop(running);
                 });
             if let Err(error) = started {
                 error!(%error, "no thread for a long recording, it goes back");
@@ -88,7 +88,7 @@ impl LongRecordings {
     }
 
     /// The recording whose turn it is, where a thread is free for it.
-    fn next(&self, runtime: &Handle) -> Option<(LongRecording, Slot)> {
+    fn next(&self, runtime: &Handle) -> Option<(LongRecording, Running)> {
         let mut state = self.state();
         let is_open = [Priority::Interactive, Priority::Bulk]
             .map(|priority| *state.running(priority) < self.shared.each_max);
@@ -98,12 +98,12 @@ impl LongRecordings {
         })?;
         let priority = recording.context.request.priority;
         *state.running(priority) += 1;
-        let slot = Slot {
+        let running = Running {
             recordings: self.clone(),
             priority,
             runtime: runtime.clone(),
         };
-        Some((recording, slot))
+        Some((recording, running))
     }
 
     /// A poisoned lock is sound: the counters are changed by single steps, the queue by calls that do not
@@ -122,7 +122,7 @@ impl State {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Running {
     fn drop(&mut self) {
         *self.recordings.state().running(self.priority) -= 1;
         self.recordings.start_next(&self.runtime);

@@ -226,14 +226,14 @@ impl<S> Streams<S> {
         self.streams.get_mut(name).map(|stream| &mut stream.state)
     }
 
-    /// The stream of which most is kept, by what `weigh` says, where of all together more than `most` is.
-    pub fn heaviest(&self, most: usize, weigh: impl Fn(&S) -> usize) -> Option<StreamName> {
-        let kept = |(name, stream): (_, &Stream<S>)| Some((weigh(stream.state.as_ref()?), name));
+    /// The stream of which most is kept, by what `bytes_of` says, where of all together more than `most` is.
+    pub fn largest(&self, most: usize, bytes_of: impl Fn(&S) -> usize) -> Option<StreamName> {
+        let kept = |(name, stream): (_, &Stream<S>)| Some((bytes_of(stream.state.as_ref()?), name));
         let kept = self.streams.iter().filter_map(kept);
-        let (sum, heaviest) = kept.fold((0, None), |(sum, most), next| {
+        let (sum, largest) = kept.fold((0, None), |(sum, most), next| {
             (sum + next.0, most.max(Some(next)))
         });
-        let (_, name): (usize, &StreamName) = heaviest.filter(|_| sum > most)?;
+        let (_, name): (usize, &StreamName) = largest.filter(|_| sum > most)?;
         Some(name.clone())
     }
 

@@ -232,67 +232,19 @@ impl Report {
                     .filter(|(_, others)| *others == ids)
                     .and_then(|(other, _)| tally.compare(other, RESAMPLES, SEED));
                 let main = at == 0;
-                self.scores.push(Score {
-                    table: first.table,
-                    variant: (*variant).to_owned(),
-                    task: task_title(first),
-                    dataset: first.dataset.clone(),
-                    metric,
-                    main,
-                    utterances: rows.len(),
-                    score: tally.score(),
-                    interval: tally.interval(RESAMPLES, SEED),
-                    against_first,
-                    domains: if main {
-                        domains(metric, rows)
-                    } else {
-                        BTreeMap::new()
-                    },
-                    classes: if main {
-                        classes(metric, &pairs)
-                    } else {
-                        BTreeMap::new()
-                    },
-                });
+                let mut score = Score::new(first, variant, metric, main, &tally, rows.len());
+                score.against_first = against_first;
+                if main {
+                    score.domains = domains(metric, rows);
+                    score.classes = classes(metric, &pairs);
+                }
+                self.scores.push(score);
                 leader.get_or_insert((tally, ids));
             }
-            if let Some(score) = self.majority(cells, metric, at == 0) {
+            if let Some(score) = majority(cells, metric, at == 0) {
                 self.scores.push(score);
             }
         }
-    }
-
-    /// The score of always answering the most frequent reference, where the answers are classes; of several
-    /// that are as frequent, the first by name.
-    fn majority(&self, cells: &Column<'_>, metric: Metric, main: bool) -> Option<Score> {
-        let (_, rows) = cells.first()?;
-        let first = rows.first()?;
-        let is_class = matches!(metric, Metric::Accuracy | Metric::Uar | Metric::MacroF1);
-        if !is_class || first.table != Table::Variants {
-            return None;
-        }
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for row in rows {
-            *counts.entry(&row.reference).or_default() += 1;
-        }
-        let most = counts.values().max()?;
-        let (answer, _) = counts.iter().find(|(_, count)| *count == most)?;
-        let pairs: Vec<Pair<'_>> = rows.iter().map(|row| (row.reference.as_str(), *answer)).collect();
-        let tally = metric.tally(&pairs);
-        Some(Score {
-            table: first.table,
-            variant: MAJORITY.to_owned(),
-            task: task_title(first),
-            dataset: first.dataset.clone(),
-            metric,
-            main,
-            utterances: rows.len(),
-            score: tally.score(),
-            interval: tally.interval(RESAMPLES, SEED),
-            against_first: None,
-            domains: BTreeMap::new(),
-            classes: BTreeMap::new(),
-        })
     }
 
     /// The tables that there are.
@@ -301,6 +253,46 @@ impl Report {
         tables.sort_unstable();
         tables.dedup();
         tables
+    }
+}
+
+/// The score of always answering the most frequent reference, where the answers are classes; of several
+/// that are as frequent, the first by name.
+fn majority(cells: &Column<'_>, metric: Metric, main: bool) -> Option<Score> {
+    let (_, rows) = cells.first()?;
+    let first = rows.first()?;
+    let is_class = matches!(metric, Metric::Accuracy | Metric::Uar | Metric::MacroF1);
+    if !is_class || first.table != Table::Variants {
+        return None;
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows {
+        *counts.entry(&row.reference).or_default() += 1;
+    }
+    let most = counts.values().max()?;
+    let (answer, _) = counts.iter().find(|(_, count)| *count == most)?;
+    let pairs: Vec<Pair<'_>> = rows.iter().map(|row| (row.reference.as_str(), *answer)).collect();
+    let tally = metric.tally(&pairs);
+    Some(Score::new(first, MAJORITY, metric, main, &tally, rows.len()))
+}
+
+impl Score {
+    /// The score of a variant in the column of the row `first`, compared with nothing and not taken apart.
+    fn new(first: &Row, variant: &str, metric: Metric, main: bool, tally: &Tally, utterances: usize) -> Self {
+        Self {
+            table: first.table,
+            variant: variant.to_owned(),
+            task: task_title(first),
+            dataset: first.dataset.clone(),
+            metric,
+            main,
+            utterances,
+            score: tally.score(),
+            interval: tally.interval(RESAMPLES, SEED),
+            against_first: None,
+            domains: BTreeMap::new(),
+            classes: BTreeMap::new(),
+        }
     }
 }
 

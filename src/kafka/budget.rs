@@ -267,13 +267,13 @@ impl OffsetTracker {
         let budget = self.budget();
         let mut wanted = budget.audio().to_pause(|| self.assigned(), paused);
         let free = budget.free();
-        let heavy = self
-            .offsets()
-            .heavy(|partition, bytes| match paused.contains(partition) {
-                true => bytes > free / 2,
-                false => bytes >= free,
-            });
-        wanted.extend(heavy);
+        let too_many_bytes =
+            self.offsets()
+                .busy_partitions(|partition, bytes| match paused.contains(partition) {
+                    true => bytes > free / 2,
+                    false => bytes >= free,
+                });
+        wanted.extend(too_many_bytes);
         wanted
     }
 
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_whose_records_weigh_what_is_free_is_paused_and_streams_weigh_nothing() {
+    fn a_partition_whose_records_take_what_is_free_is_paused_and_streams_take_nothing() {
         let tracker = OffsetTracker::new(Budget::new(100));
         let [busy, other] = [0, 1].map(|number| TopicPartition::new("requests", number));
         let epoch = tracker.assign(vec![busy.clone(), other.clone()]);

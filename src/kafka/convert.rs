@@ -75,7 +75,7 @@ pub(super) fn payload_bytes(
     length(key) + length(value) + headers.iter().map(of_header).sum::<usize>()
 }
 
-/// What a record that was read weighs while it is in flight, bytes.
+/// Bytes that a record that was read takes while it is in flight.
 pub(super) fn weight(record: &Record) -> u64 {
     payload_bytes(record.key.as_ref(), record.value.as_ref(), &record.headers) as u64 + RECORD_OVERHEAD_BYTES
 }

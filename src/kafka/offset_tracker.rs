@@ -65,7 +65,7 @@ pub enum Admission {
 pub enum Release {
     /// The record is finished; `bytes` are free again.
     Released {
-        /// What the record weighed at its admission.
+        /// Bytes of the record at its admission.
         bytes: u64,
     },
     /// The record_offset was released before, or never admitted.
@@ -126,7 +126,7 @@ struct Slots {
 /// A record that is being worked on.
 #[derive(Clone, Copy, Debug)]
 struct Unfinished {
-    /// What it weighs, bytes.
+    /// Bytes that it takes.
     bytes: u64,
     /// Whether its outcome waits for a transaction: nothing is left to do but to commit it.
     is_settled: bool,
@@ -140,7 +140,7 @@ impl Unfinished {
         self.is_waiting || self.is_settled
     }
 
-    /// What it weighs while it is work, bytes.
+    /// Bytes that it takes while it is work.
     fn busy_bytes(&self) -> u64 {
         if self.is_idle() { 0 } else { self.bytes }
     }
@@ -213,7 +213,7 @@ impl OffsetTable {
         self.partitions.get(partition).map(|slots| slots.epoch)
     }
 
-    /// Takes note of a record that was read and weighs `bytes`.
+    /// Takes note of a record that was read and takes `bytes`.
     ///
     /// Records of a partition arrive in the order of their offsets. One that goes back and is not in flight
     /// means that the topic was made anew or the position was reset: it is admitted, because a repeat is
@@ -251,8 +251,8 @@ impl OffsetTable {
         Release::Released { bytes: record.bytes }
     }
 
-    /// Takes note that a record only waits for others: it is no work, and weighs `bytes_max` at most from now
-    /// on. The bytes that it weighs less.
+    /// Takes note that a record only waits for others: it is no work, and takes `bytes_max` at most from now
+    /// on. The bytes that it takes less.
     pub fn wait(&mut self, record_offset: &RecordOffset, bytes_max: u64) -> u64 {
         let slots = self.partitions.get_mut(&TopicPartition::of(record_offset));
         let Some(slots) = slots.filter(|slots| slots.epoch == record_offset.epoch) else {
@@ -376,10 +376,10 @@ impl OffsetTable {
         self.partitions.get(partition).map_or(0, |slots| slots.busy_bytes)
     }
 
-    /// The partitions of which `is_heavy` says so, given their [`busy_bytes`](Self::busy_bytes).
-    pub fn heavy(&self, is_heavy: impl Fn(&TopicPartition, u64) -> bool) -> Vec<TopicPartition> {
-        let heavy = |(partition, slots): &(&TopicPartition, &Slots)| is_heavy(partition, slots.busy_bytes);
-        let found = self.partitions.iter().filter(heavy);
+    /// The partitions that `is_taken` names, given their [`busy_bytes`](Self::busy_bytes).
+    pub fn busy_partitions(&self, is_taken: impl Fn(&TopicPartition, u64) -> bool) -> Vec<TopicPartition> {
+        let taken = |(partition, slots): &(&TopicPartition, &Slots)| is_taken(partition, slots.busy_bytes);
+        let found = self.partitions.iter().filter(taken);
         found.map(|(partition, _)| partition.clone()).collect()
     }
 

@@ -59,26 +59,22 @@ impl Cluster {
 
     /// Publishes records of different keys, so that each of several partitions has some of them.
     async fn publish_keyed(&self, count: usize) {
-        let sink = Sink::new(&self.config).unwrap();
-        for key in 0..count {
-            let key = Some(Bytes::from(key.to_string()));
-            sink.send(OutgoingRecord {
-                key,
-                ..outgoing("sound")
-            })
-            .await
-            .unwrap();
-        }
-        sink.close(LIMIT).await.unwrap();
+        self.publish_with((0..count).map(|key| Bytes::from(key.to_string())))
+            .await;
     }
 
     /// Publishes records of one key, which are of one partition.
     async fn publish_as(&self, key: &'static str, count: usize) {
+        self.publish_with((0..count).map(|_| Bytes::from_static(key.as_bytes())))
+            .await;
+    }
+
+    /// Publishes a record of each key.
+    async fn publish_with(&self, keys: impl Iterator<Item = Bytes>) {
         let sink = Sink::new(&self.config).unwrap();
-        for _ in 0..count {
-            let key = Some(Bytes::from_static(key.as_bytes()));
+        for key in keys {
             sink.send(OutgoingRecord {
-                key,
+                key: Some(key),
                 ..outgoing("sound")
             })
             .await

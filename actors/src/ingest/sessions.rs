@@ -93,7 +93,7 @@ impl AudioIngest {
     async fn limit_kept(&mut self) {
         let most = self.args.tracker.budget().bytes_max() / KEPT_SHARE;
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
-        while let Some(name) = self.streams.heaviest(limit, StreamAudio::kept_bytes) {
+        while let Some(name) = self.streams.largest(limit, StreamAudio::kept_bytes) {
             let kept = self.streams.state(&name).and_then(|stream| stream.as_ref());
             let bytes = kept.map_or(0, StreamAudio::kept_bytes);
             let message = format!(

@@ -472,7 +472,7 @@ proptest! {
 }
 
 #[test]
-fn a_record_that_waits_weighs_what_is_left_of_it() {
+fn a_record_that_waits_takes_the_bytes_that_are_left_of_it() {
     let mut tracker = OffsetTable::new();
     let epoch = tracker.assign([tp(0)]);
     let first = record_offset(0, 0, epoch);

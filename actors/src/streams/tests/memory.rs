@@ -62,7 +62,7 @@ fn values_of_a_long_stream_are_let_go_but_for_the_last_ones() {
 }
 
 /// A chunk whose sender put a megabyte into a header of its own.
-fn heavy(sequence: u64) -> (Record, Request) {
+fn with_a_large_header(sequence: u64) -> (Record, Request) {
     static FOREIGN: [u8; 1 << 20] = [b'x'; 1 << 20];
     let (mut record, request) = chunk("a", sequence, false, b"12");
     record.key = Some(Bytes::from_static(if sequence == 2 { b"other" } else { b"key" }));
@@ -77,7 +77,7 @@ fn of_a_chunk_that_was_let_go_only_what_its_dead_letter_needs_is_kept() {
     let mut streams = streams();
     let (mut name, mut gone) = (None, Vec::new());
     for sequence in 0..5 {
-        let Taken::Next(next) = take(&mut streams, heavy(sequence)) else {
+        let Taken::Next(next) = take(&mut streams, with_a_large_header(sequence)) else {
             panic!("the next one")
         };
         gone.extend(streams.let_go(&next.name).into_iter().map(|(_, bytes)| bytes));

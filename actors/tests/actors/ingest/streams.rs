@@ -186,8 +186,8 @@ async fn chunks_of_an_unfinished_stream_are_handed_back_when_the_ingest_dies_and
     assert_eq!(letter.rejection.reason, Reason::BrokenStream);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
+/// An ingest that has taken the first chunk of a stream, and the request that came behind it.
+async fn with_an_unfinished_stream() -> (Harness, EncodeUtterance) {
     let harness = Harness::new(probe(), probe()).await;
     let headers = vec![header("ce_session", "stream"), header("ce_sequence", "0")];
     harness.request(0, pcm(800, 0.25), headers).await;
@@ -195,6 +195,12 @@ async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
     harness.forward().await;
     harness.forward().await;
     let taken = harness.utterance().await; // it has taken the chunk that came before
+    (harness, taken)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
+    let (harness, taken) = with_an_unfinished_stream().await;
     let partition = TopicPartition::of(&taken.context.record.record_offset);
     taken.context.complete();
     let audio = harness.requests.tracker.budget().audio().clone();
@@ -215,13 +221,7 @@ async fn a_stream_whose_partition_is_held_back_is_not_taken_for_silent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_stream_is_taken_for_silent_while_nothing_is_read() {
-    let harness = Harness::new(probe(), probe()).await;
-    let headers = vec![header("ce_session", "stream"), header("ce_sequence", "0")];
-    harness.request(0, pcm(800, 0.25), headers).await;
-    harness.request(1, pcm(800, 0.25), Vec::new()).await;
-    harness.forward().await;
-    harness.forward().await;
-    let taken = harness.utterance().await; // it has taken the chunk that came before
+    let (harness, taken) = with_an_unfinished_stream().await;
     let partition = TopicPartition::of(&taken.context.record.record_offset);
     drop(taken.context.complete()); // its record stays unfinished
     let tracker = harness.requests.tracker.clone();
