@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use answering::{Ask, Decoding, Eval, PromptSet};
-pub use bench::{Bench, BenchServe};
+pub use bench::{ArrivalKind, Bench, BenchServe};
 pub use clients::{Label, Publish, Results, Retrain};
 pub use models::{FloatKind, Models, Probe, WindowChoice};
 pub use shared::{Broker, Form, Given, OptionalSettings, SettingsFile};

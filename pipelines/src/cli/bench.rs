@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// `speechverse bench`.
 #[derive(Debug, Subcommand)]
@@ -40,7 +40,7 @@ pub struct BenchServe {
     /// Requests that are asked all at once, for the throughput at saturation.
     #[arg(long, value_name = "COUNT", default_value_t = 96)]
     pub saturation: usize,
-    /// Offered loads, as shares of that throughput; requests come at random (Poisson).
+    /// Offered loads, as shares of that throughput.
     #[arg(
         long,
         value_name = "SHARES",
@@ -48,6 +48,9 @@ pub struct BenchServe {
         value_delimiter = ','
     )]
     pub loads: Vec<f64>,
+    /// When the requests of a load come, and those of the simulated queue that it is compared with.
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = ArrivalKind::Poisson)]
+    pub arrivals: ArrivalKind,
     /// How long each load is offered, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub seconds: f64,
@@ -57,10 +60,29 @@ pub struct BenchServe {
     /// Longest wait for an answer, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub timeout: u64,
-    /// Of the times at which requests come.
+    /// Of all that is random: Poisson arrivals, and the simulated queue.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Print one JSON object a line.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How requests of one rate follow each other.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ArrivalKind {
+    /// At random: the times between them are exponential.
+    Poisson,
+    /// Evenly spaced.
+    Even,
+}
+
+impl ArrivalKind {
+    /// As on the command line, for the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Poisson => "poisson",
+            Self::Even => "even",
+        }
+    }
 }

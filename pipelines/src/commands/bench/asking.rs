@@ -16,6 +16,7 @@ use speechverse::wire::dead_letter::REASON_HEADER;
 use speechverse::wire::headers::Headers;
 use speechverse::wire::request::REQUEST_TYPE;
 
+use crate::cli::ArrivalKind;
 use crate::commands::clients::{BROKER_WAIT, CLI_SOURCE, fresh_id, header};
 
 /// Whose transcripts are asked for.
@@ -59,22 +60,32 @@ pub(super) struct Answered {
     pub(super) text: String,
 }
 
-/// Moments at random: times between them are exponential.
-pub(super) struct Arrivals(SplitMix);
+/// The times at which requests come.
+#[derive(Clone)]
+pub(super) struct Arrivals {
+    kind: ArrivalKind,
+    random: SplitMix,
+}
 
 impl Arrivals {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(SplitMix::from_state(seed))
+    pub(super) fn new(kind: ArrivalKind, seed: u64) -> Self {
+        Self {
+            kind,
+            random: SplitMix::from_state(seed),
+        }
     }
 
     /// Seconds to the next of `rate` a second.
     pub(super) fn gap(&mut self, rate: f64) -> f64 {
-        -(1.0 - self.0.unit()).ln() / rate
+        match self.kind {
+            ArrivalKind::Poisson => -(1.0 - self.random.unit()).ln() / rate,
+            ArrivalKind::Even => 1.0 / rate,
+        }
     }
 
-    /// A number below `count`.
+    /// A number below `count`, at random.
     pub(super) fn below(&mut self, count: usize) -> usize {
-        self.0.below(count)
+        self.random.below(count)
     }
 }
 
@@ -131,8 +142,8 @@ impl<'c> Asking<'c> {
         self.rest().await
     }
 
-    /// `rate` requests a second, at random, for so many seconds. A request that is published late counts
-    /// from when it was due.
+    /// `rate` requests a second for so many seconds. A request that is published late counts from when it
+    /// was due.
     pub(super) async fn at_rate(
         &mut self,
         rate: f64,
@@ -226,5 +237,28 @@ impl<'c> Asking<'c> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn even_gaps_are_all_equal_and_poisson_gaps_are_exponential_at_the_same_rate() {
+        let gaps = |kind| {
+            let mut arrivals = Arrivals::new(kind, 3);
+            (0..100_000).map(|_| arrivals.gap(4.0)).collect::<Vec<f64>>()
+        };
+        let poisson = gaps(ArrivalKind::Poisson);
+        let share_above = |seconds: f64| {
+            let above = poisson.iter().filter(|gap| **gap > seconds).count();
+            above as f64 / poisson.len() as f64
+        };
+
+        assert!(gaps(ArrivalKind::Even).iter().all(|gap| *gap == 0.25));
+        assert!((poisson.iter().sum::<f64>() / poisson.len() as f64 - 0.25).abs() < 0.005);
+        assert!((share_above(0.25) - (-1.0f64).exp()).abs() < 0.01);
+        assert!((share_above(0.5) - (-2.0f64).exp()).abs() < 0.01);
     }
 }

@@ -1,8 +1,9 @@
 //! `speechverse bench serve`: what a service does under offered loads.
 //!
-//! Three parts: requests one after another, all at once, and at random at shares of what the second part
-//! showed. Latency is that of the client, from the moment at which a request was due until its answer is
-//! read. The service may be any that answers on the topics; what only ours knows comes from its metrics.
+//! Three parts: requests one after another, all at once, and at random or evenly spaced at shares of what
+//! the second part showed. Latency is that of the client, from the moment at which a request was due until
+//! its answer is read. The service may be any that answers on the topics; what only ours knows comes from
+//! its metrics.
 
 mod asking;
 mod queue;
@@ -16,7 +17,7 @@ use speechverse::config::Settings;
 
 use super::{Failure, runtime};
 use crate::cli::{Bench, BenchServe};
-use asking::{Answered, Asking, Clip};
+use asking::{Answered, Arrivals, Asking, Clip};
 use report::Row;
 use served::{Served, Usage};
 
@@ -59,13 +60,14 @@ async fn measure(args: &BenchServe, mut settings: Settings, clips: &[Clip]) -> R
     let saturation = saturated.answered;
     rows.push(saturated);
 
-    let mut times = asking::Arrivals::new(args.seed);
+    let arrivals = Arrivals::new(args.arrivals, args.seed);
+    let mut times = arrivals.clone();
     for share in &args.loads {
         let rate = saturation * share;
         let part = Part::begin(&served, args);
         let answers = asking.at_rate(rate, args.seconds, &mut times).await?;
         let mut row = part.end(&format!("{:.0} %", share * 100.0), Some(rate), &answers);
-        row.compare_with_queue(&alone, args.seed);
+        row.compare_with_queue(&alone, arrivals.clone());
         rows.push(row);
     }
     served.stop().await?;

@@ -28,8 +28,8 @@ pub(super) struct Row {
     p50: f64,
     p95: f64,
     p99: f64,
-    /// The 99th percentile of one server that answers requests of this rate in turn, each in the time that
-    /// requests took alone ([`queue`]); absent where it could not keep up.
+    /// The 99th percentile of one server that answers requests of this rate and these arrivals in turn, each
+    /// in the time that requests took alone ([`queue`]); absent where it could not keep up.
     queue_p99: Option<f64>,
     /// Seconds of audio answered in a second.
     audio_rate: f64,
@@ -118,8 +118,7 @@ impl Row {
     }
 
     /// Adds what waiting alone costs at the row's rate, by the latencies of requests without others.
-    pub(super) fn compare_with_queue(&mut self, alone: &[f64], seed: u64) {
-        let mut arrivals = Arrivals::new(seed);
+    pub(super) fn compare_with_queue(&mut self, alone: &[f64], mut arrivals: Arrivals) {
         self.queue_p99 = (self.offered)
             .and_then(|rate| queue::latencies(alone, rate, &mut arrivals))
             .map(|latencies| percentile(&latencies, 0.99));
@@ -181,7 +180,9 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 pub(super) fn print(args: &BenchServe, rows: &[Row]) -> Result<(), Failure> {
     if args.json {
         for row in rows {
+            let arrivals = row.offered.map(|_| args.arrivals.name());
             let mut row = serde_json::to_value(row).map_err(anyhow::Error::from)?;
+            row["arrivals"] = arrivals.into();
             row["service"] = args.name.as_str().into();
             output::line(row.to_string())?;
         }
@@ -189,10 +190,11 @@ pub(super) fn print(args: &BenchServe, rows: &[Row]) -> Result<(), Failure> {
     }
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     output::line(format!(
-        "{}: {cores} cores, {}, {} s a load, good up to {} ms\n",
+        "{}: {cores} cores, {}, {} s a load, {} arrivals, good up to {} ms\n",
         args.name,
         cpu_capability(),
         args.seconds,
+        args.arrivals.name(),
         args.good_ms
     ))?;
     output::line(format!("| {} |", HEADINGS.join(" | ")))?;
