@@ -68,5 +68,6 @@ fn request(number: usize, adapter: &AdapterSnapshot) -> GenerateRequest {
         tokens_max: None,
         task: None,
         spoken: None,
+        joint: None,
     }
 }

@@ -58,6 +58,7 @@ impl Transcriber {
             tokens_max: None,
             task: Some("asr".to_owned()),
             spoken: None,
+            joint: None,
         });
         let answers = self.engine.generate(requests.collect());
         answers.into_iter().map(|answer| answer.unwrap().text).collect()

@@ -242,6 +242,7 @@ impl Decoder {
             grammar: request.grammar.clone(),
             tokens_max: request.max_tokens,
             spoken: request.spoken.clone(),
+            joint: request.joint.clone(),
             task: task_of(
                 request.task.as_deref(),
                 &request.instruction,

@@ -230,11 +230,12 @@ fn question(
             grammar,
             task: Some(task.name.clone()),
             spoken: task.spoken(&variables)?,
+            joint: None,
         };
         return Ok((prompt, None));
     }
     let asr = tasks.get(ASR)?;
-    let layout = JointLayout::new(&[asr, task], &variables)?;
+    let layout = Arc::new(JointLayout::new(&[asr, task], &variables)?);
     let instruction = layout.instruction(&[asr.instruction.as_str(), &instruction], 0);
     let grammar = if variant.constrained {
         layout.grammar()
@@ -246,8 +247,9 @@ fn question(
         grammar,
         task: None,
         spoken: None,
+        joint: Some(Arc::clone(&layout)),
     };
-    Ok((prompt, Some(Arc::new(layout))))
+    Ok((prompt, Some(layout)))
 }
 
 /// The first prompt used in training that lists the labels, else the default one.

@@ -12,7 +12,6 @@ use super::speech_llm::SpeechLlm;
 use super::{EngineConfig, Event, GenerateRequest, Generation, Generator, InferenceError, Input, RequestId};
 use crate::models::SpeechEncoder;
 use crate::models::adapter::AdapterSnapshot;
-use crate::text::{OutputGrammar, Spoken};
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,23 +27,12 @@ pub struct Output {
 pub struct Engine<E = Box<dyn SpeechEncoder>, L = SpeechLlm> {
     extractor: FeatureExtractor<E>,
     generator: Generator<L>,
-    /// Requests whose sound is not encoded yet.
-    waiting: VecDeque<(RequestId, Audio)>,
+    /// Requests about sound that is not encoded yet.
+    waiting: VecDeque<(RequestId, GenerateRequest)>,
 }
 
 /// An engine over networks that belong to somebody else.
 pub type BorrowedEngine<'n> = Engine<&'n (dyn SpeechEncoder + 'static), &'n SpeechLlm>;
-
-/// A request with its sound.
-struct Audio {
-    samples: Vec<f32>,
-    adapter: AdapterSnapshot,
-    instruction: String,
-    grammar: Option<OutputGrammar>,
-    tokens_max: Option<usize>,
-    task: Option<String>,
-    spoken: Option<Spoken>,
-}
 
 impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
     /// An engine that answers as `config` says.
@@ -69,38 +57,9 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
     /// Adds a request. What is wrong with it is reported by an event of a later step.
     pub fn add_request(&mut self, request: GenerateRequest) -> RequestId {
         let id = RequestId::next();
-        let GenerateRequest {
-            input,
-            instruction,
-            grammar,
-            tokens_max,
-            task,
-            spoken,
-        } = request;
-        match input {
-            Input::Audio { samples, adapter } => {
-                let audio = Audio {
-                    samples,
-                    adapter,
-                    instruction,
-                    grammar,
-                    tokens_max,
-                    task,
-                    spoken,
-                };
-                self.waiting.push_back((id, audio));
-            }
-            input => self.generator.add_request_as(
-                id,
-                GenerateRequest {
-                    input,
-                    instruction,
-                    grammar,
-                    tokens_max,
-                    task,
-                    spoken,
-                },
-            ),
+        match &request.input {
+            Input::Audio { .. } => self.waiting.push_back((id, request)),
+            _ => self.generator.add_request_as(id, request),
         }
         id
     }
@@ -129,37 +88,23 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
 
     fn extract_waiting(&mut self) -> Vec<Event> {
         let count = self.generator.free().min(self.waiting.len());
-        let mut taken: Vec<Option<(RequestId, Audio)>> = self.waiting.drain(..count).map(Some).collect();
+        let mut taken: Vec<Option<(RequestId, GenerateRequest)>> =
+            self.waiting.drain(..count).map(Some).collect();
         let lengths: Vec<usize> = (taken.iter().flatten())
-            .map(|(_, audio)| audio.samples.len())
+            .map(|(_, request)| clip(request).samples.len())
             .collect();
         let mut events = Vec::new();
         for batch in self.extractor.batches(&lengths) {
-            let batch: Vec<(RequestId, Audio)> =
-                batch.into_iter().filter_map(|at| taken[at].take()).collect();
-            let clips: Vec<Clip<'_>> = (batch.iter())
-                .map(|(_, audio)| Clip {
-                    samples: &audio.samples,
-                    adapter: &audio.adapter,
-                })
-                .collect();
+            let batch: Vec<_> = batch.into_iter().filter_map(|at| taken[at].take()).collect();
+            let clips: Vec<Clip<'_>> = batch.iter().map(|(_, request)| clip(request)).collect();
             let found = self.extractor.extract(&clips);
-            for ((id, audio), features) in batch.into_iter().zip(found) {
+            for ((id, mut request), features) in batch.into_iter().zip(found) {
                 match features {
-                    Ok(features) => self.generator.add_request_as(
-                        id,
-                        GenerateRequest {
-                            input: Input::Features {
-                                features,
-                                adapter: audio.adapter,
-                            },
-                            instruction: audio.instruction,
-                            grammar: audio.grammar,
-                            tokens_max: audio.tokens_max,
-                            task: audio.task,
-                            spoken: audio.spoken,
-                        },
-                    ),
+                    Ok(features) => {
+                        let adapter = clip(&request).adapter.clone();
+                        request.input = Input::Features { features, adapter };
+                        self.generator.add_request_as(id, request);
+                    }
                     Err(error) => events.push(Event::Failed {
                         id,
                         error: error.into(),
@@ -203,6 +148,14 @@ impl<E: Borrow<dyn SpeechEncoder>, L: Borrow<SpeechLlm>> Engine<E, L> {
     pub fn warm_up(&mut self, adapter: &AdapterSnapshot) -> Result<(), InferenceError> {
         self.extractor.warm_up(adapter)?;
         self.generator.warm_up(adapter)
+    }
+}
+
+/// The sound of a request that waits for its features.
+fn clip(request: &GenerateRequest) -> Clip<'_> {
+    match &request.input {
+        Input::Audio { samples, adapter } => Clip { samples, adapter },
+        Input::Features { .. } | Input::Text { .. } => unreachable!("only requests about sound wait"),
     }
 }
 

@@ -5,10 +5,12 @@ use tch::Tensor;
 
 use super::grammar::CompiledGrammar;
 use super::speech_llm::SpeechLlm;
-use super::{InferenceError, JointLabels};
-use crate::models::adapter::{PrefixScorer, label_embeddings, label_scores, scores_of_embeddings};
-use crate::text::Spoken;
-use crate::text::tasks::SPEECH_DETECTION;
+use super::{DecodeOptions, GenerateRequest, InferenceError, JointLabels, TranscriptPart};
+use crate::models::adapter::{
+    Adapted, PrefixScorer, SpeechAdapter, label_embeddings, label_scores, scores_of_embeddings,
+};
+use crate::text::tasks::{SPEECH_DETECTION, TRANSCRIPT};
+use crate::text::{AnswerFormat, Spoken, joint};
 
 /// Score of the label `none` beside labels that are themselves what is said: natural logarithm against the
 /// likeliest path of all. On 27 validation clips a label that was said had at least -2.1, the best one that
@@ -22,16 +24,155 @@ const NO_WORDS_SHARE: f64 = 0.5;
 /// Longer words are left to the language model: their cost grows with the square of the length.
 const SPOKEN_TOKENS_MAX: usize = 64;
 
-/// What an embedding `[H]` of a clip says of the labels of a grammar; none where it is no choice of one
-/// label. `no_speech` is added to the score of the label of [`SPEECH_DETECTION`] for no speech.
-pub(super) fn embedding_labels(
+/// An answer, or one of the parts of the answer to several tasks.
+pub(super) struct AnswerPart<'r> {
+    task: Option<&'r str>,
+    /// The labels that it is one of; empty where it is none.
+    labels: &'r [String],
+    /// What has to be said for them.
+    spoken: Option<&'r Spoken>,
+    /// What stands before it, of several.
+    heading: Option<&'r str>,
+    /// Whether it is free text.
+    is_free: bool,
+}
+
+impl<'r> AnswerPart<'r> {
+    /// The parts of the answer to a request whose grammar is compiled.
+    pub(super) fn of(request: &'r GenerateRequest, grammar: Option<&'r CompiledGrammar>) -> Vec<Self> {
+        let Some(layout) = &request.joint else {
+            return vec![Self {
+                task: request.task.as_deref(),
+                labels: grammar.map_or(&[], CompiledGrammar::choice),
+                spoken: request.spoken.as_ref(),
+                heading: None,
+                is_free: grammar.is_none(),
+            }];
+        };
+        let fields = layout.fields().iter();
+        fields
+            .map(|field| {
+                let is_label = grammar.is_some() && field.format == AnswerFormat::Label;
+                Self {
+                    task: Some(&field.task),
+                    labels: if is_label { &field.labels } else { &[] },
+                    spoken: field.spoken.as_ref(),
+                    heading: Some(&field.heading),
+                    is_free: field.format == AnswerFormat::Text,
+                }
+            })
+            .collect()
+    }
+
+    /// Whether the CTC head scores its tokens: a transcript.
+    pub(super) fn is_transcript(&self) -> bool {
+        self.task == Some(TRANSCRIPT) && self.is_free
+    }
+
+    /// Whether it is the whole answer.
+    pub(super) fn is_whole(&self) -> bool {
+        self.heading.is_none()
+    }
+
+    /// Whether the CTC head has a say in the choice of its label.
+    fn is_spoken(&self, options: &DecodeOptions) -> bool {
+        self.spoken.is_some() && options.spoken_weight > 0.0
+    }
+
+    /// Whether it says if there is speech, by summary and CTC head.
+    fn detects_speech(&self, options: &DecodeOptions) -> bool {
+        self.task == Some(SPEECH_DETECTION.0) && options.nothing_said_above < 0.0
+    }
+
+    /// Whether it needs what the CTC head reads.
+    pub(super) fn needs_head(&self, options: &DecodeOptions) -> bool {
+        let is_scored = self.is_spoken(options) || self.detects_speech(options);
+        self.is_transcript() || (is_scored && !self.labels.is_empty())
+    }
+
+    /// Where a transcript that is not the whole answer stands in it.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the tokenizer fails.
+    pub(super) fn place(&self, model: &SpeechLlm) -> Result<Option<TranscriptPart>, InferenceError> {
+        let Some(heading) = self.heading else {
+            return Ok(None);
+        };
+        let tokenizer = model.tokenizer();
+        let mut separators = Vec::new();
+        for separator in [format!(" {}", joint::SEPARATOR), joint::SEPARATOR.to_string()] {
+            // More tokens than one are a blank and the other separator.
+            if let [id] = tokenizer.encode_plain(&separator)?.as_slice() {
+                separators.push(*id);
+            }
+        }
+        Ok(Some(TranscriptPart {
+            before: tokenizer.encode_plain(&format!("{heading}:"))?,
+            separators,
+        }))
+    }
+}
+
+/// What the learned parts make of a clip.
+pub(super) struct Evidence<'e> {
+    /// The version's networks.
+    pub(super) adapter: &'e SpeechAdapter,
+    /// The adapter's positions.
+    pub(super) adapted: &'e Adapted,
+    /// The first position, `[H]`: the summary, where there is one.
+    pub(super) summary: &'e Tensor,
+    /// What the CTC head reads, where a part needs it.
+    pub(super) scorer: Option<&'e PrefixScorer>,
+}
+
+impl Evidence<'_> {
+    /// What the sound says of the labels of a part; none where it is no label, or nothing learned knows of
+    /// it.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the version does not fit the networks, or a network fails.
+    pub(super) fn labels(
+        &self,
+        model: &SpeechLlm,
+        part: &AnswerPart<'_>,
+        options: &DecodeOptions,
+    ) -> Result<Option<JointLabels>, InferenceError> {
+        let config = self.adapter.config();
+        let knows = |tasks: &[String]| tasks.iter().any(|known| Some(known.as_str()) == part.task);
+        if part.labels.is_empty() {
+            return Ok(None);
+        }
+        if options.summary_weight > 0.0 && knows(&config.summary_tasks) {
+            let scorer = self.scorer.filter(|_| part.detects_speech(options));
+            let no_words = scorer.map_or(0.0, |head| no_words(head, options.nothing_said_above));
+            return embedding_labels(model, part, self.summary, options.summary_weight, no_words);
+        }
+        if let (Some(spoken), Some(scorer)) = (part.spoken, self.scorer)
+            && part.is_spoken(options)
+            && let Some(labels) = spoken_labels(model, part, scorer, spoken, options)?
+        {
+            return Ok(Some(labels));
+        }
+        if options.sentence_weight > 0.0 && knows(&config.sentence_tasks) {
+            let segments = self.adapter.segments(self.adapted)?;
+            if let Some(sentence) = self.adapter.sentence(&segments)? {
+                return embedding_labels(model, part, &sentence.f_get(0)?, options.sentence_weight, 0.0);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What an embedding `[H]` of a clip says of the labels of a part; none where it has none. `no_speech` is
+/// added to the score of the label of [`SPEECH_DETECTION`] for no speech.
+fn embedding_labels(
     model: &SpeechLlm,
-    grammar: &CompiledGrammar,
+    part: &AnswerPart<'_>,
     embedding: &Tensor,
     weight: f64,
     no_speech: f64,
 ) -> Result<Option<JointLabels>, InferenceError> {
-    let labels = grammar.choice();
+    let labels = part.labels;
     let tokens = (labels.iter())
         .map(|label| model.spoken_ids(label))
         .collect::<Result<Vec<_>, _>>()?;
@@ -44,22 +185,21 @@ pub(super) fn embedding_labels(
         .collect();
     let added = Tensor::f_from_slice(&added).and_then(|added| added.f_to_device(scores.device()));
     let scores = scores + added.map_err(crate::models::ModelError::from)?;
-    Ok(Some(JointLabels::new(labels, &scores, weight)?))
+    Ok(Some(JointLabels::new(labels, &scores, weight, part.heading)?))
 }
 
-/// What the CTC head says of the labels of a grammar; none where it cannot say it of each.
+/// What the CTC head says of the labels of a part; none where it cannot say it of each.
 ///
-/// Words count as said from `above` on, log-odds a token: of the sum over all paths that contain them, since
-/// each token of a word that is said may be missed.
-pub(super) fn spoken_labels(
+/// Words count as said from `spoken_above` on, log-odds a token: of the sum over all paths that contain them,
+/// since each token of a word that is said may be missed.
+fn spoken_labels(
     model: &SpeechLlm,
-    grammar: &CompiledGrammar,
+    part: &AnswerPart<'_>,
     scorer: &PrefixScorer,
     spoken: &Spoken,
-    weight: f64,
-    above: f64,
+    options: &DecodeOptions,
 ) -> Result<Option<JointLabels>, InferenceError> {
-    let labels = grammar.choice();
+    let (labels, weight, above) = (part.labels, options.spoken_weight, options.spoken_above);
     let scores: Option<Vec<f64>> = match spoken {
         Spoken::Words { words, said, unsaid } => {
             let odds = log_odds(model, scorer, words)?.map(|odds| odds - above);
@@ -85,7 +225,7 @@ pub(super) fn spoken_labels(
     match scores {
         Some(scores) if !scores.is_empty() => {
             let scores = Tensor::f_from_slice(&scores).map_err(crate::models::ModelError::from)?;
-            Ok(Some(JointLabels::new(labels, &scores, weight)?))
+            Ok(Some(JointLabels::new(labels, &scores, weight, part.heading)?))
         }
         _ => Ok(None),
     }
@@ -149,6 +289,6 @@ pub(super) fn no_speech(
 
 /// What the CTC head adds to the log-odds that a clip is no speech: its log-probability of no words, as far
 /// as it is above `above`, with its share.
-pub(super) fn no_words(scorer: &PrefixScorer, above: f64) -> f64 {
+fn no_words(scorer: &PrefixScorer, above: f64) -> f64 {
     NO_WORDS_SHARE * (scorer.nothing() - above)
 }

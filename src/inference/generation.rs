@@ -25,15 +25,18 @@ pub struct Generation {
     pub label: Option<usize>,
     /// The score that a beam search chose it by.
     pub beam_score: Option<f32>,
-    /// How well the answer agrees with what the CTC head reads, 0 to 1 ([`PrefixScorer::agreement`]); absent
-    /// where the answer is no transcript, or the adapter has no such head.
+    /// Which tokens are the transcript; absent where there is none, or the adapter has no CTC head, and of
+    /// windows that were joined, which are all transcript.
+    pub transcript: Option<Range<usize>>,
+    /// How well the transcript agrees with what the CTC head reads, 0 to 1 ([`PrefixScorer::agreement`]);
+    /// absent where there is none, or the adapter has no such head.
     pub agreement: Option<f64>,
     /// Of the answer to several windows, the lowest mean log-probability of one.
     pub lowest_score: Option<f64>,
     /// Mean probability of the CTC head's blank: near 1 where nothing is said. Absent as `agreement`.
     pub blank_share: Option<f64>,
-    /// Positions of the sound in which the CTC head finds each token, of so many; absent as `agreement`, and
-    /// where it does not find them.
+    /// Positions of the sound in which the CTC head finds each token of the transcript, of so many; absent as
+    /// `agreement`, and where it does not find them.
     pub positions: Option<(Vec<Range<usize>>, usize)>,
     /// The words of a transcript and when they are said; empty where `positions` is absent.
     pub words: Vec<SpokenWord>,
@@ -43,19 +46,22 @@ pub struct Generation {
 
 impl Generation {
     /// Mean log-probability of the chosen tokens; 0 for an answer without any.
-    #[expect(clippy::cast_precision_loss, reason = "a small count")]
     pub fn score(&self) -> f64 {
-        if self.log_probs.is_empty() {
-            return 0.0;
-        }
-        self.log_probs.iter().sum::<f64>() / self.log_probs.len() as f64
+        mean(&self.log_probs)
     }
 
     /// How much speaks for a transcript: its agreement, plus `SUPPORT_SCORE_WEIGHT` (0.3) times the mean
     /// log-probability of its tokens, of the window where that is lowest (decision 28). Absent as the
     /// agreement.
     pub fn support(&self) -> Option<f64> {
-        let score = self.lowest_score.unwrap_or_else(|| self.score());
+        let score = self.lowest_score.unwrap_or_else(|| match &self.transcript {
+            // The token that ends the transcript counts too.
+            Some(range) => {
+                let end = self.log_probs.len().min(range.end + 1);
+                mean(self.log_probs.get(range.start..end).unwrap_or_default())
+            }
+            None => self.score(),
+        });
         self.agreement
             .map(|agreement| agreement + SUPPORT_SCORE_WEIGHT * score)
     }
@@ -133,6 +139,12 @@ impl Generation {
         whole.blank_share = (count > 0.0).then(|| blank_shares / count);
         whole
     }
+}
+
+/// The mean; 0 of nothing.
+#[expect(clippy::cast_precision_loss, reason = "a small count")]
+fn mean(log_probs: &[f64]) -> f64 {
+    log_probs.iter().sum::<f64>() / log_probs.len().max(1) as f64
 }
 
 #[cfg(test)]

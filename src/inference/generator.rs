@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tch::Tensor;
 
-use super::evidence::{embedding_labels, no_speech, no_words, speech_labels, spoken_labels};
+use super::evidence::{AnswerPart, Evidence, no_speech, speech_labels};
 use super::grammar::CompiledGrammar;
 use super::speech_llm::{Learned, SpeechLlm};
 use super::word_times::spoken_words;
@@ -22,7 +22,7 @@ use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
 use crate::nn::lora::LoraSet;
 use crate::telemetry::metrics;
 use crate::text::OutputGrammar;
-use crate::text::tasks::{SPEECH_DETECTION, TRANSCRIPT};
+use crate::text::tasks::SPEECH_DETECTION;
 
 mod warm_up;
 
@@ -200,7 +200,10 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     .map_err(|panic| ModelError::panicked("tokenizer", &*panic))??;
                 if let Some((positions, count)) = generation.positions.take() {
                     let bytes = model.tokenizer().token_bytes()?;
-                    generation.words = spoken_words(&generation.ids, &positions, count, &bytes, &text);
+                    let words = generation.transcript.clone().unwrap_or(0..generation.ids.len());
+                    let words = &generation.ids[words];
+                    let said = model.tokenizer().decode(words)?;
+                    generation.words = spoken_words(words, &positions, count, &bytes, &said);
                 }
                 Ok((generation, text))
             };
@@ -263,26 +266,19 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             Some(grammar) => self.grammar(grammar)?,
         };
         let instruction = [request.instruction.as_str()];
-        let task = request.task.as_deref();
-        let (mut joint, mut labels) = (None, None);
+        let parts = AnswerPart::of(request, grammar.as_deref());
+        let (mut joint, mut labels) = (None, Vec::new());
         let options = self.options;
         let (mut prompts, lora) = match &request.input {
             Input::Features { features, adapter } => {
                 self.load(adapter)?;
                 let version = &self.versions[adapter.version()];
-                let config = version.adapter.config();
-                let aligned = |task: &str| config.summary_tasks.iter().any(|aligned| aligned == task);
-                let said = |task: &str| config.sentence_tasks.iter().any(|aligned| aligned == task);
                 let frames = features.frames.f_unsqueeze(0)?; // [1, T, D]
                 let length = [frames.size().get(1).copied().unwrap_or(0)];
                 let began = Instant::now();
                 let adapted = version.adapter.forward(&frames, &length)?; // [1, P, H]
-                let spoken = (request.spoken.as_ref()).filter(|_| options.spoken_weight > 0.0);
-                let is_transcript = task == Some(TRANSCRIPT) && grammar.is_none();
-                let detects_speech = task == Some(SPEECH_DETECTION.0) && options.nothing_said_above < 0.0;
-                let is_scored = (spoken.is_some() || detects_speech) && grammar.is_some();
                 let (scores, scorer) = match version.adapter.trained_ctc_head() {
-                    Some(head) if is_transcript || is_scored => {
+                    Some(head) if parts.iter().any(|part| part.needs_head(&options)) => {
                         let scores = head.log_probabilities(&adapted.positions)?; // [1, P, 1+C]
                         let scorer = PrefixScorer::of_scores(head, &scores, &adapted.lengths)?;
                         (Some(scores), scorer.into_iter().next())
@@ -297,33 +293,27 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 let model = self.model();
                 // Where there is a summary, it is the first position.
                 let summary = positions.positions.f_get(0)?.f_get(0)?; // [H]
-                if let Some(grammar) = &grammar {
-                    if options.summary_weight > 0.0 && task.is_some_and(aligned) {
-                        let scorer = scorer.as_ref().filter(|_| detects_speech);
-                        let no_words = scorer.map_or(0.0, |head| no_words(head, options.nothing_said_above));
-                        let weight = options.summary_weight;
-                        labels = embedding_labels(model, grammar, &summary, weight, no_words)?;
-                    }
-                    if let (None, Some(spoken), Some(scorer)) = (&labels, spoken, &scorer) {
-                        let (weight, above) = (options.spoken_weight, options.spoken_above);
-                        labels = spoken_labels(model, grammar, scorer, spoken, weight, above)?;
-                    }
-                    if labels.is_none() && options.sentence_weight > 0.0 && task.is_some_and(said) {
-                        let segments = version.adapter.segments(&adapted)?;
-                        if let Some(sentence) = version.adapter.sentence(&segments)? {
-                            let weight = options.sentence_weight;
-                            labels = embedding_labels(model, grammar, &sentence.f_get(0)?, weight, 0.0)?;
-                        }
-                    }
-                } else if let Some(scorer) = scorer {
+                let evidence = Evidence {
+                    adapter: &version.adapter,
+                    adapted: &adapted,
+                    summary: &summary,
+                    scorer: scorer.as_ref(),
+                };
+                for part in &parts {
+                    labels.extend(evidence.labels(model, part, &options)?);
+                }
+                if let (Some(part), Some(scorer)) =
+                    (parts.first().filter(|part| part.is_transcript()), scorer)
+                {
                     if options.nothing_said_above < 0.0
                         && begun.is_empty()
+                        && part.is_whole()
                         && let Some(labels) = &version.speech_labels
                         && no_speech(labels, &scorer, &summary, options.nothing_said_above)? > 0.0
                     {
                         return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
                     }
-                    joint = Some(JointCtc::new(scorer, options.ctc_weight));
+                    joint = Some(JointCtc::new(scorer, options.ctc_weight, part.place(model)?));
                 }
                 let prompts = model.prompts(&positions.positions, &positions.lengths, &instruction)?;
                 (prompts, version.lora)

@@ -49,7 +49,7 @@ pub use generation::Generation;
 pub use generator::Generator;
 pub use options::{BEAMS_MAX, BeamSettings, DecodeOptions, EarlyStopping, Sampling, Strategy};
 pub use request::{ByWindow, DRAFT_TOKENS_MAX, EngineConfig, Event, GenerateRequest, Input};
-pub use sampling::{JointCtc, JointLabels, repeated_tail};
+pub use sampling::{JointCtc, JointLabels, TranscriptPart, repeated_tail};
 pub use scheduler::{Scheduler, SchedulerSizes, StepOutput};
 pub use sequence::{Loras, Prompt, RequestId};
 pub use voice::{AudioWindow, SpeechWindows, VoiceDetector, VoiceState};

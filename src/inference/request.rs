@@ -1,10 +1,12 @@
 //! What engines are asked, what they report, and their sizes.
 
+use std::sync::Arc;
+
 use super::scheduler::SchedulerSizes;
 use super::{DecodeOptions, Features, Generation, InferenceError, RequestId};
 use crate::audio::config::{AudioConfig, SpeechConfig};
 use crate::models::adapter::AdapterSnapshot;
-use crate::text::{OutputGrammar, Spoken};
+use crate::text::{JointLayout, OutputGrammar, Spoken};
 
 /// What an answer is about.
 #[derive(Debug)]
@@ -51,6 +53,9 @@ pub struct GenerateRequest {
     /// What has to be said for the labels that the answer is constrained to: then the CTC head has a say in
     /// their choice.
     pub spoken: Option<Spoken>,
+    /// How the answers of several tasks are laid out; absent for one. Then `task` and `spoken` do not count:
+    /// what is said of them above holds for each part.
+    pub joint: Option<Arc<JointLayout>>,
 }
 
 /// What a step reports about a request. A request ends with exactly one [`Event::Finished`] or

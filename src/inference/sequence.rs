@@ -48,10 +48,10 @@ pub struct Prompt {
     pub grammar: Option<Arc<CompiledGrammar>>,
     /// Key into [`Loras`]: the low-rank parts of the adapter version that the answer is pinned to.
     pub lora: Option<u64>,
-    /// What the CTC head reads, where the answer is a transcript.
+    /// What the CTC head reads, where the answer is a transcript or begins with one.
     pub joint: Option<JointCtc>,
-    /// What an embedding of the clip says of the labels, where the answer is one that it is aligned with.
-    pub labels: Option<JointLabels>,
+    /// What the sound says of the labels, for each part of the answer that is one of such labels.
+    pub labels: Vec<JointLabels>,
 }
 
 /// Logits of one forward pass and what was chosen from them for all rows at once.
@@ -289,7 +289,7 @@ impl Sequence {
             options: &self.prompt.options,
             grammar: self.prompt.grammar.as_deref(),
             joint: self.prompt.joint.as_ref().filter(|joint| joint.weight > 0.0),
-            labels: self.prompt.labels.as_ref(),
+            labels: &self.prompt.labels,
             end_ids,
             word_start: word_start.as_deref(),
             tokens_max: self.tokens_max,
@@ -398,11 +398,15 @@ impl Sequence {
         if let (Some(grammar), true) = (&self.prompt.grammar, found.ended) {
             found.label = grammar.label(&found.ids);
         }
-        if let Some(joint) = &self.prompt.joint {
-            found.agreement = Some(joint.scorer.agreement(&found.ids));
+        if let Some(joint) = &self.prompt.joint
+            && let Some(range) = joint.transcript(&found.ids)
+        {
+            let words = &found.ids[range.clone()];
+            found.agreement = Some(joint.scorer.agreement(words));
             found.blank_share = Some(joint.scorer.blank_share());
-            let positions = joint.scorer.align(&found.ids);
+            let positions = joint.scorer.align(words);
             found.positions = positions.map(|positions| (positions, joint.scorer.frames()));
+            found.transcript = Some(range);
         }
         found
     }

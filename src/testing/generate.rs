@@ -71,7 +71,7 @@ pub fn generate_alike(
             grammar: None,
             lora: None,
             joint: None,
-            labels: None,
+            labels: Vec::new(),
         })
         .collect();
     generate_all(model, prompts, slots, end_ids, model.info().vocab, &[])

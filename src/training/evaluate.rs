@@ -6,6 +6,7 @@
 //! joined behind the encoder.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use crate::inference::{EngineConfig, GenerateRequest, InferenceError, Input, Out
 use crate::models::ModelError;
 use crate::models::adapter::AdapterSnapshot;
 use crate::scoring::Metric;
-use crate::text::{OutputGrammar, Spoken, WindowText, join_windows};
+use crate::text::{JointLayout, OutputGrammar, Spoken, WindowText, join_windows};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,8 @@ pub struct EvalPrompt {
     pub task: Option<String>,
     /// What has to be said for its labels; see [`GenerateRequest::spoken`].
     pub spoken: Option<Spoken>,
+    /// How the answers of several tasks are laid out.
+    pub joint: Option<Arc<JointLayout>>,
 }
 
 impl EvalPrompt {
@@ -54,6 +57,7 @@ impl EvalPrompt {
             grammar: OutputGrammar::free(),
             task: None,
             spoken: None,
+            joint: None,
         }
     }
 
@@ -73,6 +77,7 @@ impl EvalPrompt {
             tokens_max: None,
             task: self.task.clone(),
             spoken: self.spoken.clone(),
+            joint: self.joint.clone(),
         }
     }
 }
@@ -361,6 +366,7 @@ pub fn evaluate(
                 grammar: sample.grammar.clone(),
                 task: Some(sample.example.task.clone()),
                 spoken: sample.spoken.clone(),
+                joint: sample.variants.layout().cloned(),
             };
             (&sample.example, vec![prompt])
         })

@@ -74,8 +74,8 @@ impl PromptVariants {
     }
 
     /// How the answers of several tasks are laid out; absent for one task.
-    pub fn layout(&self) -> Option<&JointLayout> {
-        self.joint.as_deref()
+    pub fn layout(&self) -> Option<&Arc<JointLayout>> {
+        self.joint.as_ref()
     }
 
     /// The first way: the default instruction.

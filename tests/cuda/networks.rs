@@ -261,7 +261,7 @@ fn a_constrained_answer_is_the_cpu_s_and_one_of_the_list() {
                     grammar: grammar.clone(),
                     lora: None,
                     joint: None,
-                    labels: None,
+                    labels: Vec::new(),
                 })
                 .collect();
             let vocabulary = model.tokenizer().vocab_size();

@@ -16,7 +16,7 @@ use speechverse::models::encoders::whisper::Window;
 use speechverse::models::open_encoder;
 use speechverse::nn::accel::{Placement, configure_threads};
 use speechverse::text::tasks::TRANSCRIPT;
-use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Spoken, Structure, TaskTable};
+use speechverse::text::{GrammarPiece, OutputGrammar, ResolvedPrompt, Structure, TaskTable};
 use speechverse::wire::answer::{Answer, AnswerKind, Timing};
 use speechverse_actors::answering::{flag_audio, flags, words_of};
 use tch::Tensor;
@@ -163,7 +163,7 @@ impl Respondent {
         instruction: &str,
         grammar: Option<&OutputGrammar>,
         task: Option<&str>,
-        spoken: Option<&Spoken>,
+        asked: Option<&ResolvedPrompt>,
     ) -> anyhow::Result<Timed> {
         let features = self.features(samples)?;
         let encoded = Instant::now();
@@ -176,7 +176,8 @@ impl Respondent {
             grammar: grammar.cloned(),
             tokens_max: None,
             task: task.map(str::to_owned),
-            spoken: spoken.cloned(),
+            spoken: asked.and_then(|asked| asked.spoken.clone()),
+            joint: asked.and_then(|asked| asked.joint.clone()),
         });
         let mut prefilled = None;
         while self.engine.has_unfinished() {
@@ -253,8 +254,8 @@ impl Respondent {
                     config.audio.whole_seconds_max
                 );
                 let (asked, grammar) = (&order.asked, order.grammar.as_ref());
-                let (task, spoken) = (order.answered_as.as_deref(), asked.spoken.as_ref());
-                let mut found = self.generate(samples, &asked.instruction, grammar, task, spoken)?;
+                let task = order.answered_as.as_deref();
+                let mut found = self.generate(samples, &asked.instruction, grammar, task, Some(asked))?;
                 found.generation.place_words(0.0, waveform.seconds());
                 (found, None)
             }

@@ -97,6 +97,7 @@ fn request(samples: Vec<f32>, adapter: &AdapterSnapshot) -> GenerateRequest {
         tokens_max: None,
         task: None,
         spoken: None,
+        joint: None,
     }
 }
 

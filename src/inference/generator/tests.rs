@@ -90,6 +90,7 @@ fn request(number: usize, version: &AdapterSnapshot) -> GenerateRequest {
         tokens_max: None,
         task: None,
         spoken: None,
+        joint: None,
     }
 }
 
@@ -130,6 +131,7 @@ fn a_long_instruction_and_long_audio_are_distinguished() {
             tokens_max: None,
             task: None,
             spoken: None,
+            joint: None,
         };
         bench.generator.prompt(&request, &[]).unwrap_err()
     };

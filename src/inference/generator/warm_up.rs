@@ -44,6 +44,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             tokens_max: Some(2), // a prefill and a decode step
             task: Some(TRANSCRIPT.to_owned()),
             spoken: None,
+            joint: None,
         });
         let nothing_said_above = std::mem::replace(&mut self.options.nothing_said_above, 0.0);
         let mut answer = Ok(None);

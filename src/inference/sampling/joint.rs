@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
@@ -30,21 +31,59 @@ pub struct JointCtc {
     pub scorer: PrefixScorer,
     /// Share of its scores, from 0 to below 1.
     pub weight: f64,
+    /// Where the transcript stands, in an answer that is not that alone.
+    part: Option<TranscriptPart>,
     /// The beginnings of answers that were scored last, the latest last.
     prefixes: RefCell<Vec<(Vec<i64>, Arc<Prefix>)>>,
 }
 
+/// A transcript that is the first part of an answer.
+#[derive(Clone, Debug)]
+pub struct TranscriptPart {
+    /// The tokens before it: its heading.
+    pub before: Vec<i64>,
+    /// The tokens of which one stands behind it.
+    pub separators: Vec<i64>,
+}
+
 impl JointCtc {
-    /// Scores with so large a share of the CTC head's.
-    pub fn new(scorer: PrefixScorer, weight: f64) -> Self {
+    /// Scores with so large a share of the CTC head's; of an answer of several parts only those of the
+    /// transcript.
+    pub fn new(scorer: PrefixScorer, weight: f64, part: Option<TranscriptPart>) -> Self {
         Self {
             scorer,
             weight,
+            part,
             prefixes: RefCell::default(),
         }
     }
 
-    /// Scores of what may follow the answer `ids`: minus infinity for what neither of both considers.
+    /// Which tokens of the answer `ids` are the transcript; none where its heading has not been written.
+    pub fn transcript(&self, ids: &[i64]) -> Option<Range<usize>> {
+        let Some(part) = &self.part else {
+            return Some(0..ids.len());
+        };
+        let heading = ids
+            .windows(part.before.len())
+            .position(|found| found == part.before)?;
+        let start = heading + part.before.len();
+        let count = ids[start..].iter().position(|id| part.separators.contains(id));
+        Some(start..count.map_or(ids.len(), |count| start + count))
+    }
+
+    /// The transcript so far, where what follows the answer `ids` goes on with it.
+    fn open<'i>(&self, ids: &'i [i64]) -> Option<&'i [i64]> {
+        let range = self.transcript(ids)?;
+        (range.end == ids.len()).then(|| &ids[range])
+    }
+
+    /// Whether the CTC head scores what follows the answer `ids`.
+    pub(super) fn scores(&self, ids: &[i64]) -> bool {
+        self.open(ids).is_some()
+    }
+
+    /// Scores of what may follow the answer `ids`, whose transcript goes on: minus infinity for what
+    /// neither of both considers. Where it does not go on, those of the language model.
     ///
     /// # Shapes
     /// `log_probs` of the language model `[V]` → `[V]` f32.
@@ -57,8 +96,11 @@ impl JointCtc {
         ids: &[i64],
         end_ids: &[i64],
     ) -> Result<Tensor, ModelError> {
+        let Some(words) = self.open(ids) else {
+            return Ok(log_probs.f_to_kind(Kind::Float)?);
+        };
         let meant = Vec::<f32>::try_from(log_probs.f_to_kind(Kind::Float)?)?;
-        let prefix = self.prefix(ids);
+        let prefix = self.prefix(words);
         let mut joint = vec![f32::NEG_INFINITY; meant.len()];
         for (token, at) in self.considered(&meant, end_ids) {
             joint[at] = self.share(meant[at]) + self.said(&prefix, token, end_ids);
@@ -68,7 +110,7 @@ impl JointCtc {
 
     /// The likeliest token after the answer `ids` but those that are `forbidden`, by the scores of
     /// [`rescore`](Self::rescore); the first of equals. `logits` and `total`: log-probabilities of the
-    /// language model are their differences. None where all are forbidden.
+    /// language model are their differences. None where all are forbidden, or the transcript does not go on.
     ///
     /// The CTC head adds at most 0, so what the language model alone finds less likely than the best so far
     /// need not be scored by it: few have to.
@@ -80,7 +122,7 @@ impl JointCtc {
         end_ids: &[i64],
         forbidden: impl Fn(i64) -> bool,
     ) -> Option<i64> {
-        let prefix = self.prefix(ids);
+        let prefix = self.prefix(self.open(ids)?);
         let mut considered = self.considered(logits, end_ids);
         considered.retain(|(token, _)| !forbidden(*token));
         considered.sort_by(|(_, one), (_, other)| logits[*other].total_cmp(&logits[*one]));
@@ -98,17 +140,35 @@ impl JointCtc {
         best.map(|(_, token)| token)
     }
 
-    /// What the CTC head reads behind the answer `ids`, at most `most` tokens.
+    /// What the CTC head reads behind the answer `ids`, at most `most` tokens, behind the rest of the
+    /// heading; nothing where the transcript has ended.
     pub fn read_behind(&self, ids: &[i64], most: usize) -> Vec<i64> {
-        self.scorer.read_behind(&self.prefix(ids), most)
+        let heading = self.part.as_ref().and_then(|part| part.before.strip_prefix(ids));
+        let heading = heading.unwrap_or_default();
+        let words = if heading.is_empty() {
+            self.open(ids)
+        } else {
+            Some(&[][..])
+        };
+        let mut draft: Vec<i64> = heading.iter().copied().take(most).collect();
+        if let Some(words) = words {
+            draft.extend(self.scorer.read_behind(&self.prefix(words), most - draft.len()));
+        }
+        draft
     }
 
     /// Tokens that are scored, with their indices in `meant`, in order.
     fn considered(&self, meant: &[f32], end_ids: &[i64]) -> Vec<(i64, usize)> {
         let index = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());
         let mut indices: BTreeSet<usize> = largest(meant, LIKELY).into_iter().collect();
-        indices.extend((self.scorer.candidates().iter()).chain(end_ids).filter_map(index));
+        let ends = self.separators().iter().chain(end_ids);
+        indices.extend((self.scorer.candidates().iter()).chain(ends).filter_map(index));
         indices.into_iter().map(|at| (at as i64, at)).collect()
+    }
+
+    /// The tokens that stand behind the transcript, of an answer that goes on behind it.
+    fn separators(&self) -> &[i64] {
+        self.part.as_ref().map_or(&[], |part| &part.separators)
     }
 
     /// The language model's part of a score.
@@ -120,7 +180,7 @@ impl JointCtc {
     /// The CTC head's part of a score.
     #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
     fn said(&self, prefix: &Prefix, token: i64, end_ids: &[i64]) -> f32 {
-        let score = match end_ids.contains(&token) {
+        let score = match end_ids.contains(&token) || self.separators().contains(&token) {
             true => self.scorer.score_end(prefix),
             false => self.scorer.score(prefix, token),
         };
@@ -197,7 +257,7 @@ mod tests {
     }
 
     fn greedy(weight: f64) -> Vec<i64> {
-        let joint = JointCtc::new(scorer(), weight);
+        let joint = JointCtc::new(scorer(), weight, None);
         let mut ids = Vec::new();
         while ids.len() < 6 {
             let scores = joint.rescore(&log_probs(), &ids, &[END]).unwrap();
@@ -217,8 +277,55 @@ mod tests {
     }
 
     #[test]
+    fn of_an_answer_of_several_parts_the_transcript_alone_is_scored() {
+        const HEADING: [i64; 2] = [10, 11];
+        const SEPARATOR: i64 = 8;
+        let part = TranscriptPart {
+            before: HEADING.to_vec(),
+            separators: vec![SEPARATOR],
+        };
+        let joint = JointCtc::new(scorer(), 0.7, Some(part));
+        let plain = Vec::<f32>::try_from(log_probs()).unwrap();
+        let likeliest = |ids: &[i64]| joint.likeliest(&plain, 0.0, ids, &[END], |_| false);
+
+        for ids in [
+            &[][..],
+            &[10],
+            &[11, 3],
+            &[10, 11, 3, SEPARATOR],
+            &[10, 11, SEPARATOR, 4],
+        ] {
+            let scores = joint.rescore(&log_probs(), ids, &[END]).unwrap();
+            assert_eq!(scores, log_probs(), "{ids:?}");
+            assert_eq!((likeliest(ids), joint.scores(ids)), (None, false), "{ids:?}");
+        }
+        assert_eq!(likeliest(&HEADING), Some(3));
+        assert_eq!(likeliest(&[10, 11, 3]), Some(5));
+        let scores = joint.rescore(&log_probs(), &[10, 11, 3, 5], &[END]).unwrap();
+        let behind = joint.scorer.score_end(&joint.scorer.prefix(&[3, 5]));
+        let expected = 0.3 * log_probs().double_value(&[SEPARATOR]) + 0.7 * behind;
+        assert!(
+            (scores.double_value(&[SEPARATOR]) - expected).abs() < 1e-4,
+            "{expected}"
+        );
+
+        for (ids, most, expected) in [
+            (&[][..], 9, &[10, 11, 3, 5][..]),
+            (&[10], 2, &[11, 3]),
+            (&[10, 11, 3], 9, &[5]),
+            (&[10, 11, 3, 5, SEPARATOR], 9, &[]),
+            (&[3], 9, &[]),
+        ] {
+            assert_eq!(joint.read_behind(ids, most), expected, "{ids:?}");
+        }
+        assert_eq!(joint.transcript(&[10, 11, 3, 5, SEPARATOR, 4]), Some(2..4));
+        assert_eq!(joint.transcript(&[4, 10, 11, 3]), Some(3..4));
+        assert_eq!(joint.transcript(&[10, 3]), None);
+    }
+
+    #[test]
     fn scores_are_weighted_sums() {
-        let joint = JointCtc::new(scorer(), 0.3);
+        let joint = JointCtc::new(scorer(), 0.3, None);
         let prefix = joint.scorer.prefix(&[3]);
 
         let scores = joint.rescore(&log_probs(), &[3], &[END]).unwrap();
@@ -237,7 +344,7 @@ mod tests {
         tch::manual_seed(7);
         let mut found = std::collections::HashSet::new();
         for weight in [0.01, 0.3, 0.6, 0.95] {
-            let joint = JointCtc::new(scorer(), weight);
+            let joint = JointCtc::new(scorer(), weight, None);
             for case in 0..40i64 {
                 let logits = Tensor::randn([12], (Kind::Float, Device::Cpu)) * 4.0;
                 let plain = Vec::<f32>::try_from(&logits).unwrap();
@@ -248,7 +355,7 @@ mod tests {
                 let likeliest = joint.likeliest(&plain, total, &ids, &[END], |id| forbidden.contains(&id));
 
                 // A scorer without kept prefixes gives the same.
-                let scores = JointCtc::new(scorer(), weight)
+                let scores = JointCtc::new(scorer(), weight, None)
                     .rescore(&logits.log_softmax(0, Kind::Float), &ids, &[END])
                     .unwrap();
                 let scores = scores.index_fill(0, &Tensor::from_slice(&forbidden), f64::NEG_INFINITY);
@@ -258,7 +365,7 @@ mod tests {
         }
         assert!(found.len() > 6, "{found:?}");
         assert_eq!(
-            JointCtc::new(scorer(), 0.5).likeliest(&[0.0; 12], 0.0, &[], &[END], |_| true),
+            JointCtc::new(scorer(), 0.5, None).likeliest(&[0.0; 12], 0.0, &[], &[END], |_| true),
             None
         );
     }

@@ -9,6 +9,10 @@
 use tch::{Kind, Tensor};
 
 use crate::models::ModelError;
+use crate::text::joint;
+
+/// Ends the parts of an answer of several.
+const SEPARATOR: u8 = joint::SEPARATOR as u8;
 
 /// What the tokens of a label are scored with beside the language model.
 #[derive(Clone, Debug)]
@@ -17,28 +21,54 @@ pub struct JointLabels {
     labels: Vec<(String, f64)>,
     /// Share of its scores, above 0 and below 1.
     weight: f64,
+    /// What stands before the label in an answer of several parts.
+    heading: Option<String>,
 }
 
 impl JointLabels {
-    /// Labels with their unnormalised log-probabilities.
+    /// Labels with their unnormalised log-probabilities; `heading`: of the label's part, in an answer of
+    /// several parts.
     ///
     /// # Shapes
     /// `scores` `[N]`, one for each label.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when libtorch fails.
-    pub fn new(labels: &[String], scores: &Tensor, weight: f64) -> Result<Self, ModelError> {
+    pub fn new(
+        labels: &[String],
+        scores: &Tensor,
+        weight: f64,
+        heading: Option<&str>,
+    ) -> Result<Self, ModelError> {
         let log_probs = Vec::<f64>::try_from(scores.f_log_softmax(0, Kind::Double)?)?;
         let labels = labels.iter().map(|label| label.trim().to_owned()).zip(log_probs);
         Ok(Self {
             labels: labels.collect(),
             weight,
+            heading: heading.map(str::to_owned),
         })
     }
 
+    /// What of the answer `so_far` is the begin of the label; none where the label's part is not being
+    /// written.
+    pub(super) fn part<'a>(&self, so_far: &'a [u8]) -> Option<&'a [u8]> {
+        let Some(heading) = &self.heading else {
+            return Some(so_far);
+        };
+        let part = so_far
+            .rsplit(|byte| *byte == SEPARATOR)
+            .next()?
+            .trim_ascii_start();
+        part.strip_prefix(heading.as_bytes())?.strip_prefix(b":")
+    }
+
     /// Natural-log probability of the likeliest label that begins with `start`, white space around it left
-    /// out, or is it; minus infinity where there is none.
+    /// out, or is it (`whole`, or where the label's part ends); minus infinity where there is none.
     fn likeliest(&self, start: &[u8], whole: bool) -> f64 {
+        let end = start
+            .iter()
+            .position(|byte| *byte == SEPARATOR && self.heading.is_some());
+        let (start, whole) = (&start[..end.unwrap_or(start.len())], whole || end.is_some());
         let start = start.trim_ascii_start();
         let fits = |label: &[u8]| match whole {
             true => label == start.trim_ascii_end(),
@@ -94,7 +124,7 @@ mod tests {
     fn labels(weight: f64) -> JointLabels {
         let scores = Tensor::from_slice(&[0.5f32.ln(), 0.2f32.ln(), 0.3f32.ln()]);
         let names = ["sad".to_owned(), "sleepy".to_owned(), " calm".to_owned()];
-        JointLabels::new(&names, &scores, weight).unwrap()
+        JointLabels::new(&names, &scores, weight, None).unwrap()
     }
 
     fn rescored(weight: f64, so_far: &str, ids: &[i64]) -> Vec<f64> {
@@ -131,9 +161,30 @@ mod tests {
     }
 
     #[test]
+    fn of_an_answer_of_several_parts_the_label_s_own_is_scored() {
+        let scores = Tensor::from_slice(&[0.5f32.ln(), 0.5f32.ln()]);
+        let names = ["sad".to_owned(), "sadly".to_owned()];
+        let labels = JointLabels::new(&names, &scores, 0.5, Some("Mood")).unwrap();
+
+        for (so_far, expected) in [
+            (" ASR: Mood: sad | Mood: sa", Some(" sa")),
+            ("Mood:", Some("")),
+            (" ASR: Mood: sad", None),
+            ("ASR: x | Moo", None),
+            ("ASR: x | Mood: sad |", None),
+        ] {
+            let part = labels.part(so_far.as_bytes());
+            assert_eq!(part, expected.map(str::as_bytes), "{so_far}");
+        }
+        let ended = labels.likeliest(b" sad |", false);
+        assert!((ended - 0.5f64.ln()).abs() < 1e-6);
+        assert_eq!(labels.likeliest(b" sa |", false), f64::NEG_INFINITY);
+    }
+
+    #[test]
     fn a_label_of_no_probability_is_no_undefined_score() {
         let scores = Tensor::from_slice(&[0.0f32, -2000.0]);
-        let labels = JointLabels::new(&["sad".to_owned(), "calm".to_owned()], &scores, 0.5).unwrap();
+        let labels = JointLabels::new(&["sad".to_owned(), "calm".to_owned()], &scores, 0.5, None).unwrap();
         let model = Tensor::from_slice(&[-1.0f32, -2.0, -3.0, -4.0]);
         let found = labels.rescore(&model, b"", &[0, 3], |id| Some(SPELT[id as usize].as_bytes()));
 

@@ -18,7 +18,7 @@ pub(super) mod sample;
 
 use tch::{Kind, Tensor};
 
-pub use joint::JointCtc;
+pub use joint::{JointCtc, TranscriptPart};
 pub use labels::JointLabels;
 pub use repetition::repeated_tail;
 
@@ -36,10 +36,10 @@ pub(super) struct Rules<'r> {
     pub(super) vocabulary: i64,
     pub(super) options: &'r DecodeOptions,
     pub(super) grammar: Option<&'r CompiledGrammar>,
-    /// Scores tokens by the CTC head, where an answer is a transcript.
+    /// Scores tokens by the CTC head, where an answer is a transcript or begins with one.
     pub(super) joint: Option<&'r JointCtc>,
-    /// Scores tokens by an embedding of the clip, where the answer is a label that it is aligned with.
-    pub(super) labels: Option<&'r JointLabels>,
+    /// Score tokens by what the sound says of labels, one for each part of the answer that is such a label.
+    pub(super) labels: &'r [JointLabels],
     pub(super) end_ids: &'r [i64],
     /// Bytes of the tokens, where the next one has to begin a word.
     pub(super) word_start: Option<&'r TokenBytes>,
@@ -122,15 +122,26 @@ fn restrict(
             .collect()
     };
     match &*grammar.allowed(state, rules.tokens_max.saturating_sub(ids.len())) {
-        Allowed::Only(allowed) => match rules.labels {
-            Some(labels) => {
+        Allowed::Only(allowed) => {
+            let spelt = grammar.spelt_bytes(ids);
+            let mut parts = (rules.labels.iter()).filter_map(|labels| Some((labels, labels.part(&spelt)?)));
+            let Some((labels, so_far)) = parts.next() else {
+                return keep(&logits, &inside(allowed));
+            };
+            let log_probs = logits.f_log_softmax(0, Kind::Float)?;
+            let bytes = |id| grammar.bytes(id).filter(|_| !rules.end_ids.contains(&id));
+            labels.rescore(&log_probs, so_far, &inside(allowed), bytes)
+        }
+        Allowed::AllBut(forbidden) => match rules.joint {
+            Some(joint) if joint.scores(ids) => {
                 let log_probs = logits.f_log_softmax(0, Kind::Float)?;
-                let bytes = |id| grammar.bytes(id).filter(|_| !rules.end_ids.contains(&id));
-                labels.rescore(&log_probs, &grammar.spelt_bytes(ids), &inside(allowed), bytes)
+                forbid(
+                    &joint.rescore(&log_probs, ids, rules.end_ids)?,
+                    &inside(forbidden),
+                )
             }
-            None => keep(&logits, &inside(allowed)),
+            _ => forbid(&logits, &inside(forbidden)),
         },
-        Allowed::AllBut(ids) => forbid(&logits, &inside(ids)),
     }
 }
 

@@ -34,7 +34,7 @@ fn prompt(model: &dyn LanguageModel, ids: &[i64], options: DecodeOptions) -> Pro
         grammar: None,
         lora: None,
         joint: None,
-        labels: None,
+        labels: Vec::new(),
     }
 }
 

@@ -17,10 +17,10 @@ use std::fmt::Write;
 
 use super::TextError;
 use super::answer::{AnswerFormat, GrammarPiece, OutputGrammar};
-use super::tasks::{TASK_SEPARATOR, Task, TemplateVariables};
+use super::tasks::{Spoken, TASK_SEPARATOR, Task, TemplateVariables};
 
 /// Stands after every value.
-const SEPARATOR: char = '|';
+pub(crate) const SEPARATOR: char = '|';
 const ESCAPE: char = '\\';
 
 /// First lines of a compound prompt.
@@ -50,6 +50,8 @@ pub struct JointField {
     pub format: AnswerFormat,
     /// Labels in force; empty for free text.
     pub labels: Vec<String>,
+    /// What has to be said for them; absent where the task does not say so.
+    pub spoken: Option<Spoken>,
 }
 
 /// How the answers of several tasks are laid out.
@@ -106,6 +108,7 @@ impl JointLayout {
     pub fn new(tasks: &[&Task], variables: &TemplateVariables) -> Result<Self, TextError> {
         let mut fields = Vec::with_capacity(tasks.len());
         for (task, variables) in tasks.iter().zip(share_out(tasks, variables)?) {
+            let spoken = task.spoken(&variables)?;
             let mut labels = Vec::new();
             if task.answer.format.takes_labels() {
                 labels = task
@@ -127,6 +130,7 @@ impl JointLayout {
                 heading: task.heading().to_owned(),
                 format: task.answer.format,
                 labels,
+                spoken,
             });
         }
         Ok(Self { fields })

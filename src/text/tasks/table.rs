@@ -28,8 +28,8 @@ pub struct ResolvedPrompt {
     pub instruction: String,
     /// What the answer may look like when it is constrained to the labels in force.
     pub grammar: OutputGrammar,
-    /// What has to be said for the labels in force; absent where the task does not say so, and for several
-    /// tasks.
+    /// What has to be said for the labels in force; absent where the task does not say so. Of several tasks
+    /// the layout has it.
     pub spoken: Option<Spoken>,
     /// How the answers of several tasks are laid out; absent for one task.
     pub joint: Option<Arc<JointLayout>>,

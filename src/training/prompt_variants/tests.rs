@@ -177,7 +177,7 @@ fn an_instruction_of_its_own_stays_as_it_is_whatever_the_layout_of_the_answer() 
 
     let all = PromptVariants::verbatim(vec!["Do both.".to_owned()].into()).answered_in(Some(layout.clone()));
 
-    assert_eq!(all.layout(), Some(&*layout));
+    assert_eq!(all.layout(), Some(&layout));
     assert_eq!(all.first(), "Do both.");
     assert_eq!(all.draw(&mut SplitMix::new(&[1])), "Do both.");
 }

@@ -1,8 +1,11 @@
 //! Labels that are decided by what is said, and transcripts of sound in which nothing is.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::inference::evidence::{no_speech, speech_labels};
-use crate::text::Spoken;
+use crate::text::tasks::TRANSCRIPT;
+use crate::text::{JointLayout, Spoken, TaskTable, TemplateVariables};
 
 const LABELS: [&str; 2] = ["yes", "no"];
 
@@ -160,6 +163,89 @@ fn labels_that_are_said_themselves_are_scored_by_their_words() {
         let given = texts(folder.path(), options, true, labels, Some(&Spoken::Labels));
         assert_eq!(given, best(labels), "{labels:?}");
     }
+}
+
+#[test]
+fn the_parts_of_a_joint_answer_are_scored_like_answers_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = ["red", "yes", "no", "a", "b"];
+    let plain = bench(folder.path(), 2, DecodeOptions::greedy(5));
+    let version = with_head(&plain, &words, |_| {}).snapshot("with head").unwrap();
+    let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
+    let tasks = TaskTable::load(&tasks).unwrap();
+    let fields = [("keyword".to_owned(), "red".to_owned())].into();
+    let variables = TemplateVariables {
+        fields,
+        ..TemplateVariables::default()
+    };
+    let search = tasks.get("keyword_search").unwrap();
+    let layout = JointLayout::new(&[tasks.get(TRANSCRIPT).unwrap(), search], &variables).unwrap();
+    let layout = Arc::new(layout);
+    let adapter = with_head(&plain, &words, |_| {});
+    let tokens = plain.generator.model().spoken_ids("red").unwrap();
+    let spelt = plain.generator.model().tokenizer().token_bytes().unwrap();
+    let begins = |token| spelt.bytes(token).is_some_and(|bytes| bytes.starts_with(b" "));
+    let mut odds: Vec<f64> = (0..8)
+        .map(|number| {
+            scorer(&adapter, number).log_odds_within(&tokens, begins).unwrap() / tokens.len() as f64
+        })
+        .collect();
+    odds.sort_by(f64::total_cmp);
+    let options = |weight| DecodeOptions {
+        ctc_weight: weight,
+        spoken_weight: weight,
+        spoken_above: (odds[3] + odds[4]) / 2.0, // half of the clips on each side
+        ..DecodeOptions::greedy(60)
+    };
+    let joint = |weight: f64| {
+        answers(
+            &mut bench(folder.path(), 2, options(weight)),
+            &version,
+            |request| {
+                request.grammar = Some(layout.grammar());
+                request.task = Some("asr,keyword_search".to_owned());
+                request.joint = Some(Arc::clone(&layout));
+            },
+        )
+    };
+    let transcripts = answers(
+        &mut bench(folder.path(), 2, options(0.9999)),
+        &version,
+        |request| {
+            request.task = Some(TRANSCRIPT.to_owned());
+        },
+    );
+    let searched = answers(
+        &mut bench(folder.path(), 2, options(0.9999)),
+        &version,
+        |request| {
+            request.task = Some(search.name.clone());
+            request.grammar = Some(search.grammar(&variables).unwrap());
+            request.spoken = search.spoken(&variables).unwrap();
+        },
+    );
+
+    let mut parts = Vec::new();
+    for (number, (generation, text)) in joint(0.9999).into_iter().enumerate() {
+        let found = layout.by_task(&text);
+        let (alone, transcript) = &transcripts[number];
+        assert_eq!(found[TRANSCRIPT], *transcript, "{text}");
+        assert_eq!(found["keyword_search"], searched[number].1, "{text}");
+        assert_eq!(generation.agreement, alone.agreement, "{text}");
+        assert_eq!(generation.words, alone.words, "{text}");
+        assert!(generation.ended && generation.support().is_some());
+        parts.push(found);
+    }
+    let searches: BTreeSet<&String> = parts.iter().map(|found| &found["keyword_search"]).collect();
+    assert_eq!(searches.len(), 2, "{parts:?}");
+    assert!(
+        parts.iter().any(|found| !found[TRANSCRIPT].is_empty()),
+        "{parts:?}"
+    );
+    let by_model: Vec<_> = (joint(0.0).iter())
+        .map(|(_, text)| layout.by_task(text))
+        .collect();
+    assert_ne!(by_model, parts);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn spoken(
 ) -> Prompt {
     let scorer = PrefixScorer::of_read(said, model.info().vocab);
     Prompt {
-        joint: Some(JointCtc::new(scorer, weight)),
+        joint: Some(JointCtc::new(scorer, weight, None)),
         ..prompt(model, ids, options)
     }
 }
