@@ -141,7 +141,8 @@ impl Message<EncodeUtterance> for Encoder {
 impl Message<EncodeSoFar> for Encoder {
     type Reply = ();
 
-    /// At once, or not at all: when something waits that is to be answered, this would stand in its way.
+    /// At once, or not at all: when something waits that is to be answered, this would stand in its way. Given
+    /// up where the utterance is being answered before it is read.
     async fn handle(&mut self, message: EncodeSoFar, _: &mut Context<Self, Self::Reply>) {
         if !self.queue.is_empty() || message.so_far.turn.is_answered() {
             return;
@@ -155,8 +156,8 @@ impl Message<EncodeSoFar> for Encoder {
             samples: &samples,
             adapter: &adapter,
         };
-        match self.extractor.extract_once(clip) {
-            Ok(features) => {
+        match self.extractor.extract_while(clip, &|| !so_far.turn.is_answered()) {
+            Ok(Some(features)) => {
                 let order = ReadSoFar {
                     features,
                     adapter,
@@ -164,6 +165,7 @@ impl Message<EncodeSoFar> for Encoder {
                 };
                 let _ = self.args.reader.tell(order).try_send(); // the next one is not far
             }
+            Ok(None) => {}
             Err(error) => warn!(%error, "cannot encode an utterance in progress"),
         }
     }

@@ -106,9 +106,12 @@ impl<'r> AnswerPart<'r> {
                 separators.push(*id);
             }
         }
+        let heading = format!("{heading}:");
         Ok(Some(TranscriptPart {
-            before: tokenizer.encode_plain(&format!("{heading}:"))?,
+            before: tokenizer.encode_plain(&heading)?,
+            heading,
             separators,
+            token_bytes: tokenizer.token_bytes()?,
         }))
     }
 }

@@ -118,17 +118,26 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             .collect()
     }
 
-    /// Features of one clip that is not asked about again: nothing of it is kept.
+    /// Features of one clip that is not asked about again: nothing of it is kept. `wanted` is asked before
+    /// each layer whether they are still wanted; none where they are not.
     ///
     /// # Errors
     /// [`ModelError`] when the network fails, or panics.
-    pub fn extract_once(&self, clip: Clip<'_>) -> Result<Features, ModelError> {
-        self.run_one(&clip)
+    pub fn extract_while(
+        &self,
+        clip: Clip<'_>,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Option<Features>, ModelError> {
+        match self.run(&[clip], wanted) {
+            Ok(features) => Ok(features.into_iter().next()),
+            Err(ModelError::GivenUp) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`extract`](Self::extract), without the cache.
     fn encode(&self, clips: &[Clip<'_>]) -> Vec<Result<Features, ModelError>> {
-        match self.run(clips) {
+        match self.run(clips, &|| true) {
             Ok(features) => features.into_iter().map(Ok).collect(),
             Err(error) if clips.len() > 1 => {
                 tracing::warn!(%error, clips = clips.len(), "an encoder batch failed, its clips are tried one by one");
@@ -139,17 +148,17 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
     }
 
     fn run_one(&self, clip: &Clip<'_>) -> Result<Features, ModelError> {
-        let features = self.run(std::slice::from_ref(clip))?;
+        let features = self.run(std::slice::from_ref(clip), &|| true)?;
         Ok(features.into_iter().next().expect("one result for one clip"))
     }
 
     /// A panic inside the network is an error like any other.
-    fn run(&self, clips: &[Clip<'_>]) -> Result<Vec<Features>, ModelError> {
-        catch_unwind(AssertUnwindSafe(|| self.features(clips)))
+    fn run(&self, clips: &[Clip<'_>], wanted: &dyn Fn() -> bool) -> Result<Vec<Features>, ModelError> {
+        catch_unwind(AssertUnwindSafe(|| self.features(clips, wanted)))
             .unwrap_or_else(|panic| Err(ModelError::panicked("speech encoder", &*panic)))
     }
 
-    fn features(&self, clips: &[Clip<'_>]) -> Result<Vec<Features>, ModelError> {
+    fn features(&self, clips: &[Clip<'_>], wanted: &dyn Fn() -> bool) -> Result<Vec<Features>, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let mut all: Vec<(usize, &[f32])> = Vec::new();
         for (owner, clip) in clips.iter().enumerate() {
@@ -164,7 +173,7 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             let mix = Tensor::f_stack(&mixes, 0)?; // [B, L+1]
             let samples: Vec<&[f32]> = pass.iter().map(|(_, samples)| *samples).collect();
             let began = Instant::now();
-            let encoded = self.encoder.borrow().encode(&samples, &mix)?;
+            let encoded = self.encoder.borrow().encode_while(&samples, &mix, wanted)?;
             metrics::network_pass("encode", began.elapsed());
             for (row, (owner, _)) in (0i64..).zip(pass) {
                 let frames = encoded.lengths[usize::try_from(row).expect("not negative")];
@@ -186,7 +195,7 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
         let silence = vec![0.0; 16_000];
         let samples = silence.as_slice();
         let samples = &samples[..samples.len().min(self.info.max_samples.unwrap_or(usize::MAX))];
-        self.run(&[Clip { samples, adapter }]).map(|_| ())
+        self.run(&[Clip { samples, adapter }], &|| true).map(|_| ())
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) trait PackedEncoder {
         &self,
         hidden: Tensor,
         lengths: &[i64],
-        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<[Tensor; 2], ModelError>;
 }
 
@@ -103,11 +103,12 @@ pub(super) fn hidden_states(
     })
 }
 
-/// [`SpeechEncoder::encode`](super::SpeechEncoder::encode).
-pub(super) fn encode(
+/// [`SpeechEncoder::encode_while`](super::SpeechEncoder::encode_while).
+pub(super) fn encode_while(
     encoder: &impl PackedEncoder,
     clips: &[&[f32]],
     mix: &Tensor,
+    wanted: &dyn Fn() -> bool,
 ) -> Result<Encoded, ModelError> {
     let _no_grad = tch::no_grad_guard();
     let expected = [clips.len() as i64, encoder.depth() as i64 + 1];
@@ -127,8 +128,11 @@ pub(super) fn encode(
         let embedded = encoder.embed(clips, lengths)?;
         let mut of_states = Vec::with_capacity(encoder.depth() + 1);
         let [_, last] = encoder.run(embedded, lengths, &mut |index, state| {
+            if !wanted() {
+                return Err(ModelError::GivenUp);
+            }
             of_states.push(row_statistics(state, lengths)?);
-            mixture.add(index, state, lengths)
+            Ok(mixture.add(index, state, lengths)?)
         })?;
         of_states.push(row_statistics(&last, lengths)?);
         mixture.add(encoder.depth(), &last, lengths)?;

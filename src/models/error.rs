@@ -152,6 +152,9 @@ pub enum ModelError {
     /// The weights did not load.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The result of a pass was no longer wanted.
+    #[error("given up before its end: it is no longer wanted")]
+    GivenUp,
     /// libtorch refused an operation.
     #[error("libtorch failed: {0}")]
     Torch(#[from] TchError),

@@ -93,14 +93,29 @@ pub trait SpeechEncoder: Send {
     fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError>;
 
     /// The mixture `Σ_l mix[b, l] · h_l` of each clip's hidden states, accumulated layer by layer, so that
-    /// the stack is never kept. `h_L` is the encoder's output, final norm applied.
+    /// the stack is never kept. `h_L` is the encoder's output, final norm applied. `wanted` is asked before
+    /// each layer whether the mixture is still wanted.
     ///
     /// # Shapes
     /// `mix` `[B, L+1]` float → features `[B, T, D]`.
     ///
     /// # Errors
-    /// [`ModelError`] as for [`hidden_states`](Self::hidden_states), and when `mix` has another shape.
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError>;
+    /// [`ModelError`] as for [`hidden_states`](Self::hidden_states), and when `mix` has another shape;
+    /// [`ModelError::GivenUp`] when it is no longer wanted.
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError>;
+
+    /// As [`encode_while`](Self::encode_while), to the end.
+    ///
+    /// # Errors
+    /// As there.
+    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
+        self.encode_while(clips, mix, &|| true)
+    }
 
     /// Whether gradients may flow into it. No encoder here learns.
     fn trainable(&self) -> bool {

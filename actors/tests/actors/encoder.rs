@@ -10,12 +10,15 @@ use speechverse::kafka::{Budget, OffsetTracker};
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::util::Clock;
+use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Priority;
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, DecoderPlaces, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter,
+    DecodeUtterance, DecoderPlaces, EncodeSoFar, EncodeUtterance, OrphanQueue, OrphanedRecord,
+    PublishDeadLetter, SoFar,
 };
+use speechverse_actors::reading::Reading;
 use tch::{Kind, Tensor};
 
 use crate::support::{
@@ -31,6 +34,8 @@ const SAMPLES_MAX: usize = 100;
 const FAILS: f32 = -1.0;
 /// A clip that begins with this is a panic.
 const PANICS: f32 = -2.0;
+/// Encoding a clip that begins with this lasts for as long as its features are wanted.
+const LASTS: f32 = -3.0;
 
 /// A network of two layers and width two: each frame holds its clip's first sample, and what the mix weights
 /// are.
@@ -56,7 +61,12 @@ impl SpeechEncoder for Network {
         unreachable!("the actor asks for the mixture only")
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError> {
         self.calls
             .send(clips.iter().map(|clip| clip.len()).collect())
             .unwrap();
@@ -64,6 +74,12 @@ impl SpeechEncoder for Network {
             return Err(ModelError::EmptyClip { index });
         }
         assert!(clips.iter().all(|clip| clip[0] != PANICS), "on purpose");
+        if clips.iter().any(|clip| clip[0] == LASTS) {
+            while wanted() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            return Err(ModelError::GivenUp);
+        }
         let lengths: Vec<i64> = clips.iter().map(|clip| self.frames(clip.len())).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let features = Tensor::zeros([clips.len() as i64, longest, 2], (Kind::Float, tch::Device::Cpu));
@@ -462,4 +478,38 @@ async fn what_is_late_when_its_turn_comes_becomes_a_dead_letter_and_is_not_encod
     assert_eq!(number, 2);
     assert_eq!(harness.calls.drain().count(), 2);
     assert!(is_silent(&harness.found).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reading_is_given_up_when_its_utterance_is_answered() {
+    let harness = Harness::new(1, FOREVER_MS).await;
+    let reading = Reading::default();
+    let state = harness.utterance(0, vec![LASTS; 20]).context.complete();
+    let so_far = SoFar {
+        turn: reading.turn().unwrap(),
+        segment: Segment {
+            number: 0,
+            begin_seconds: 0.0,
+            end_seconds: 1.0,
+            is_settled: false,
+            confirmed: None,
+        },
+        request: state.request,
+        key: None,
+        is_to_confirm: false,
+    };
+    let order = EncodeSoFar {
+        samples: vec![LASTS; 20],
+        adapter: adapter("one", LayerMix::Last, 2, 4),
+        so_far,
+    };
+    harness.encoder.tell(order).await.unwrap();
+    assert_eq!(next(&harness.calls).await, [20]);
+    harness.tell(1, 0.25, 40).await;
+    assert!(is_silent(&harness.features).await, "the reading is still wanted");
+
+    reading.set_answered(true);
+
+    assert_eq!(harness.result().await, (1, vec![0.25; 4]));
+    assert!(reading.turn().is_some(), "its turn is over");
 }

@@ -33,14 +33,19 @@ impl SpeechEncoder for FailingEncoder {
         self.0.hidden_states(clips)
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, crate::models::ModelError> {
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, crate::models::ModelError> {
         assert!(
             clips
                 .iter()
                 .all(|clip| clip.len() <= 16_000 && clip.first() != Some(&BAD)),
             "on purpose"
         );
-        self.0.encode(clips, mix)
+        self.0.encode_while(clips, mix, wanted)
     }
 }
 
@@ -60,9 +65,14 @@ impl SpeechEncoder for CountingEncoder {
         self.0.hidden_states(clips)
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, crate::models::ModelError> {
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, crate::models::ModelError> {
         self.1.set(self.1.get() + clips.len());
-        self.0.encode(clips, mix)
+        self.0.encode_while(clips, mix, wanted)
     }
 }
 
@@ -287,4 +297,32 @@ fn a_clip_that_was_encoded_before_is_not_encoded_again_and_has_the_same_features
     assert_eq!(found[1].frames, before[0].frames);
     assert_eq!(found[1].statistics, before[0].statistics);
     assert_ne!(found[0].frames.size(), found[2].frames.size());
+}
+
+#[test]
+fn features_that_are_no_longer_wanted_are_given_up_before_the_next_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, adapter) = engine(&TinyModels::write(folder.path(), 7), 1);
+    let samples: Vec<f32> = (0..8_000).map(|at| (at as f32 * 0.05).sin() * 0.3).collect();
+    let clip = Clip {
+        samples: &samples,
+        adapter: &adapter,
+    };
+    let asked = std::cell::Cell::new(0);
+    let for_so_many = |layers: usize| {
+        asked.set(0);
+        let wanted = || {
+            asked.set(asked.get() + 1);
+            asked.get() <= layers
+        };
+        engine.extractor().extract_while(clip, &wanted).unwrap()
+    };
+
+    assert!(for_so_many(0).is_none());
+    assert_eq!(asked.get(), 1);
+    assert!(for_so_many(1).is_none());
+    assert_eq!(asked.get(), 2);
+    let whole = for_so_many(99).unwrap();
+    let expected = engine.extractor().extract(&[clip]).remove(0).unwrap();
+    assert_eq!(whole.frames, expected.frames);
 }

@@ -15,6 +15,8 @@ use tch::{Kind, Tensor};
 use crate::models::ModelError;
 use crate::models::adapter::{Prefix, PrefixScorer};
 use crate::nn::cpu_kernels::largest;
+use crate::text::TokenBytes;
+use crate::text::joint::SEPARATOR;
 
 /// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be
 /// recognised.
@@ -40,10 +42,34 @@ pub struct JointCtc {
 /// A transcript that is the first part of an answer.
 #[derive(Clone, Debug)]
 pub struct TranscriptPart {
-    /// The tokens before it: its heading.
+    /// What stands before it; white space before that is passed over.
+    pub heading: String,
+    /// The tokens of the heading, as the tokenizer spells it.
     pub before: Vec<i64>,
-    /// The tokens of which one stands behind it.
+    /// The tokens that spell the separator behind it.
     pub separators: Vec<i64>,
+    /// What tokens spell.
+    pub token_bytes: Arc<TokenBytes>,
+}
+
+impl TranscriptPart {
+    /// Whether a token ends the part.
+    fn ends(&self, id: i64) -> bool {
+        let spelt = self.token_bytes.bytes(id);
+        spelt.is_some_and(|bytes| bytes.contains(&(SEPARATOR as u8)))
+    }
+
+    /// Which tokens of the answer `ids` stand behind the heading and before the end of the part.
+    fn range(&self, ids: &[i64]) -> Option<Range<usize>> {
+        let mut spelt = Vec::new();
+        let heading = ids.iter().position(|id| {
+            spelt.extend_from_slice(self.token_bytes.bytes(*id).unwrap_or_default());
+            spelt.trim_ascii_start() == self.heading.as_bytes()
+        });
+        let start = heading? + 1;
+        let count = ids[start..].iter().position(|id| self.ends(*id));
+        Some(start..count.map_or(ids.len(), |count| start + count))
+    }
 }
 
 impl JointCtc {
@@ -60,15 +86,10 @@ impl JointCtc {
 
     /// Which tokens of the answer `ids` are the transcript; none where its heading has not been written.
     pub fn transcript(&self, ids: &[i64]) -> Option<Range<usize>> {
-        let Some(part) = &self.part else {
-            return Some(0..ids.len());
-        };
-        let heading = ids
-            .windows(part.before.len())
-            .position(|found| found == part.before)?;
-        let start = heading + part.before.len();
-        let count = ids[start..].iter().position(|id| part.separators.contains(id));
-        Some(start..count.map_or(ids.len(), |count| start + count))
+        match &self.part {
+            None => Some(0..ids.len()),
+            Some(part) => part.range(ids),
+        }
     }
 
     /// The transcript so far, where what follows the answer `ids` goes on with it.
@@ -161,14 +182,10 @@ impl JointCtc {
     fn considered(&self, meant: &[f32], end_ids: &[i64]) -> Vec<(i64, usize)> {
         let index = |token: &i64| usize::try_from(*token).ok().filter(|at| *at < meant.len());
         let mut indices: BTreeSet<usize> = largest(meant, LIKELY).into_iter().collect();
-        let ends = self.separators().iter().chain(end_ids);
+        let separators = self.part.iter().flat_map(|part| &part.separators);
+        let ends = separators.chain(end_ids);
         indices.extend((self.scorer.candidates().iter()).chain(ends).filter_map(index));
         indices.into_iter().map(|at| (at as i64, at)).collect()
-    }
-
-    /// The tokens that stand behind the transcript, of an answer that goes on behind it.
-    fn separators(&self) -> &[i64] {
-        self.part.as_ref().map_or(&[], |part| &part.separators)
     }
 
     /// The language model's part of a score.
@@ -180,7 +197,8 @@ impl JointCtc {
     /// The CTC head's part of a score.
     #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
     fn said(&self, prefix: &Prefix, token: i64, end_ids: &[i64]) -> f32 {
-        let score = match end_ids.contains(&token) || self.separators().contains(&token) {
+        let ends = |part: &TranscriptPart| part.ends(token);
+        let score = match end_ids.contains(&token) || self.part.as_ref().is_some_and(ends) {
             true => self.scorer.score_end(prefix),
             false => self.scorer.score(prefix, token),
         };
@@ -278,11 +296,21 @@ mod tests {
 
     #[test]
     fn of_an_answer_of_several_parts_the_transcript_alone_is_scored() {
-        const HEADING: [i64; 2] = [10, 11];
         const SEPARATOR: i64 = 8;
+        let spelt = [
+            (SEPARATOR, " |"),
+            (10, "AS"),
+            (11, "R:"),
+            (7, " "),
+            (3, " three"),
+            (6, "||"),
+        ];
+        let tokens = spelt.map(|(id, spelt)| (spelt.as_bytes().into(), id));
         let part = TranscriptPart {
-            before: HEADING.to_vec(),
+            heading: "ASR:".to_owned(),
+            before: vec![10, 11],
             separators: vec![SEPARATOR],
+            token_bytes: Arc::new(TokenBytes::new(tokens.into(), 12)),
         };
         let joint = JointCtc::new(scorer(), 0.7, Some(part));
         let plain = Vec::<f32>::try_from(log_probs()).unwrap();
@@ -299,7 +327,7 @@ mod tests {
             assert_eq!(scores, log_probs(), "{ids:?}");
             assert_eq!((likeliest(ids), joint.scores(ids)), (None, false), "{ids:?}");
         }
-        assert_eq!(likeliest(&HEADING), Some(3));
+        assert_eq!(likeliest(&[10, 11]), Some(3));
         assert_eq!(likeliest(&[10, 11, 3]), Some(5));
         let scores = joint.rescore(&log_probs(), &[10, 11, 3, 5], &[END]).unwrap();
         let behind = joint.scorer.score_end(&joint.scorer.prefix(&[3, 5]));
@@ -319,8 +347,9 @@ mod tests {
             assert_eq!(joint.read_behind(ids, most), expected, "{ids:?}");
         }
         assert_eq!(joint.transcript(&[10, 11, 3, 5, SEPARATOR, 4]), Some(2..4));
-        assert_eq!(joint.transcript(&[4, 10, 11, 3]), Some(3..4));
+        assert_eq!(joint.transcript(&[7, 10, 11, 3, 6]), Some(3..4), "blanks first");
         assert_eq!(joint.transcript(&[10, 3]), None);
+        assert_eq!(joint.transcript(&[3, 10, 11]), None, "something else first");
     }
 
     #[test]

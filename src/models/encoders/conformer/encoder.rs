@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::config::{ConformerConfig, MELS_PER_FRAME};
 use super::front_end::FrontEnd;
@@ -92,7 +92,7 @@ impl PackedEncoder for ConformerEncoder {
         &self,
         hidden: Tensor,
         lengths: &[i64],
-        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<[Tensor; 2], ModelError> {
         let ends = self
             .network
@@ -122,8 +122,13 @@ impl SpeechEncoder for ConformerEncoder {
         clips::hidden_states(self, clips)
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        clips::encode(self, clips, mix)
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError> {
+        clips::encode_while(self, clips, mix, wanted)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::config::position_weight_names;
 use super::front_end::FrontEnd;
@@ -195,7 +195,7 @@ impl PackedEncoder for WavEncoder {
         &self,
         mut hidden: Tensor,
         lengths: &[i64],
-        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<[Tensor; 2], ModelError> {
         let longest = lengths.iter().copied().max().unwrap_or(1);
         let bias = self
@@ -314,8 +314,13 @@ impl SpeechEncoder for WavEncoder {
         clips::hidden_states(self, clips)
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        clips::encode(self, clips, mix)
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError> {
+        clips::encode_while(self, clips, mix, wanted)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::config::{FRAME_SAMPLES, MELS_PER_FRAME};
 use super::{WhisperConfig, Window};
@@ -149,7 +149,7 @@ impl PackedEncoder for WhisperEncoder {
         &self,
         mut hidden: Tensor,
         lengths: &[i64],
-        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), TchError>,
+        visit: &mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>,
     ) -> Result<[Tensor; 2], ModelError> {
         for (index, layer) in self.layers.iter().enumerate() {
             visit(index, &hidden)?;
@@ -213,8 +213,13 @@ impl SpeechEncoder for WhisperEncoder {
         clips::hidden_states(self, clips)
     }
 
-    fn encode(&self, clips: &[&[f32]], mix: &Tensor) -> Result<Encoded, ModelError> {
-        clips::encode(self, clips, mix)
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError> {
+        clips::encode_while(self, clips, mix, wanted)
     }
 }
 
