@@ -82,7 +82,7 @@ def sentences(args, held, learned):
                 continue
             seen.add(text)
             slots = [(kind, v) for kind, value in slots if (v := normalise(value)) and v in text]
-            valid = part == "train" and number(text, 20) == 0
+            valid = part != "test" and number(text, 20) == 0
             out.append(dict(text=text, intent=intent, slots=slots, part=part, split="valid" if valid else "train" if part == "more" else part))
     return out
 
@@ -208,7 +208,10 @@ def main():
             rows = [r for pair in zip(inside, outside) for r in pair][:TEST_SENTENCES]
             speak(args, "test", rows, [*HELD_OUT, HELD_OUT_PIPER], args.out / "slurp.test.list")
         elif args.part == "valid":
-            rows = [r for r in plan if r["split"] == "valid"]
+            # What was spoken for training before stays there.
+            lists = [path for path in args.out.glob("slurp.*.list") if ".train." in path.name or ".more." in path.name]
+            learned = {json.loads(line)["text"] for path in lists for line in open(path, encoding="utf8") if line.endswith("}\n")}
+            rows = [r for r in plan if r["split"] == "valid" and r["text"] not in learned]
             speak(args, "valid", rows, ["hibari", "flite_slt", *KOKORO_TRAIN[::3]], args.out / "slurp.valid.all.list")
         else:
             rows = [r for r in plan if r["part"] == args.part and r["split"] == "train"]
