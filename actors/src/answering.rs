@@ -140,8 +140,10 @@ pub fn flag_audio(flags: &mut Vec<Flag>, damage: &Damage, long_pause: bool) {
 /// What a reader should know about an answer.
 pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet: bool) -> Vec<Flag> {
     let unlikely = |support: f64| support < config.unsupported_below;
+    let transcript = generation.transcript.as_ref();
+    let is_wordless = transcript.map_or(generation.ids.is_empty(), std::ops::Range::is_empty);
     // A word may be short, and the clip long.
-    let blank = |blanks: f64| generation.ids.is_empty() && blanks > config.no_speech_above;
+    let blank = |blanks: f64| is_wordless && blanks > config.no_speech_above;
     [
         (generation.looping, Flag::Looping),
         (text.is_empty(), Flag::Empty),
@@ -151,7 +153,7 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet:
             Flag::LowConfidence,
         ),
         (
-            !generation.ids.is_empty() && generation.support().is_some_and(unlikely),
+            !is_wordless && generation.support().is_some_and(unlikely),
             Flag::Unsupported,
         ),
         (
@@ -162,4 +164,30 @@ pub fn flags(generation: &Generation, text: &str, config: &DecoderConfig, quiet:
     .into_iter()
     .filter_map(|(raised, flag)| raised.then_some(flag))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joint_answer_without_words_is_flagged_as_a_transcript_without_words_is() {
+        let config = DecoderConfig::default();
+        let flagged = |transcript: std::ops::Range<usize>, blanks: f64| {
+            let generation = Generation {
+                ids: vec![5; 6],
+                log_probs: vec![-0.1; 7],
+                ended: true,
+                agreement: Some(0.1),
+                blank_share: Some(blanks),
+                transcript: Some(transcript),
+                ..Generation::default()
+            };
+            flags(&generation, "ASR: | Intent: other |", &config, false)
+        };
+
+        assert_eq!(flagged(2..2, 0.5), []);
+        assert_eq!(flagged(2..2, 0.999), [Flag::NoSpeech]);
+        assert_eq!(flagged(2..4, 0.999), [Flag::Unsupported]);
+    }
 }

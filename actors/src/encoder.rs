@@ -141,8 +141,8 @@ impl Message<EncodeUtterance> for Encoder {
 impl Message<EncodeSoFar> for Encoder {
     type Reply = ();
 
-    /// At once, or not at all: when something waits that is to be answered, this would stand in its way. Given
-    /// up where the utterance is being answered before it is read.
+    /// At once, or not at all: when something waits that is to be answered, this would stand in its way.
+    /// Given up where the utterance is being answered before it is read.
     async fn handle(&mut self, message: EncodeSoFar, _: &mut Context<Self, Self::Reply>) {
         if !self.queue.is_empty() || message.so_far.turn.is_answered() {
             return;

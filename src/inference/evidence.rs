@@ -1,16 +1,18 @@
 //! What the learned parts say about an answer before the language model writes it: embeddings of the clip and
 //! the CTC head about labels, summary and head about whether anything is said at all.
 
+use std::cell::OnceCell;
+
 use tch::Tensor;
 
 use super::grammar::CompiledGrammar;
 use super::speech_llm::SpeechLlm;
-use super::{DecodeOptions, GenerateRequest, InferenceError, JointLabels, TranscriptPart};
+use super::{DecodeOptions, GenerateRequest, InferenceError, JointLabels};
 use crate::models::adapter::{
-    Adapted, PrefixScorer, SpeechAdapter, label_embeddings, label_scores, scores_of_embeddings,
+    Adapted, KnownPaths, PrefixScorer, SpeechAdapter, label_embeddings, label_scores, scores_of_embeddings,
 };
 use crate::text::tasks::{SPEECH_DETECTION, TRANSCRIPT};
-use crate::text::{AnswerFormat, Spoken, joint};
+use crate::text::{AnswerFormat, Spoken};
 
 /// Score of the label `none` beside labels that are themselves what is said: natural logarithm against the
 /// likeliest path of all. On 27 validation clips a label that was said had at least -2.1, the best one that
@@ -33,8 +35,8 @@ pub(super) struct AnswerPart<'r> {
     spoken: Option<&'r Spoken>,
     /// What stands before it, of several.
     heading: Option<&'r str>,
-    /// Whether it is free text.
-    is_free: bool,
+    /// Whether it is free text at the beginning of the answer.
+    is_free_begin: bool,
 }
 
 impl<'r> AnswerPart<'r> {
@@ -46,32 +48,32 @@ impl<'r> AnswerPart<'r> {
                 labels: grammar.map_or(&[], CompiledGrammar::choice),
                 spoken: request.spoken.as_ref(),
                 heading: None,
-                is_free: grammar.is_none(),
+                is_free_begin: grammar.is_none(),
             }];
         };
-        let fields = layout.fields().iter();
+        let fields = layout.fields().iter().enumerate();
         fields
-            .map(|field| {
+            .map(|(at, field)| {
                 let is_label = grammar.is_some() && field.format == AnswerFormat::Label;
                 Self {
                     task: Some(&field.task),
                     labels: if is_label { &field.labels } else { &[] },
                     spoken: field.spoken.as_ref(),
                     heading: Some(&field.heading),
-                    is_free: field.format == AnswerFormat::Text,
+                    is_free_begin: at == 0 && field.format == AnswerFormat::Text,
                 }
             })
             .collect()
     }
 
-    /// Whether the CTC head scores its tokens: a transcript.
+    /// Whether the CTC head scores its tokens: a transcript with which the answer begins.
     pub(super) fn is_transcript(&self) -> bool {
-        self.task == Some(TRANSCRIPT) && self.is_free
+        self.task == Some(TRANSCRIPT) && self.is_free_begin
     }
 
-    /// Whether it is the whole answer.
-    pub(super) fn is_whole(&self) -> bool {
-        self.heading.is_none()
+    /// What stands before it, where it is not the whole answer.
+    pub(super) fn heading(&self) -> Option<&'r str> {
+        self.heading
     }
 
     /// Whether the CTC head has a say in the choice of its label.
@@ -89,31 +91,6 @@ impl<'r> AnswerPart<'r> {
         let is_scored = self.is_spoken(options) || self.detects_speech(options);
         self.is_transcript() || (is_scored && !self.labels.is_empty())
     }
-
-    /// Where a transcript that is not the whole answer stands in it.
-    ///
-    /// # Errors
-    /// [`InferenceError`] when the tokenizer fails.
-    pub(super) fn place(&self, model: &SpeechLlm) -> Result<Option<TranscriptPart>, InferenceError> {
-        let Some(heading) = self.heading else {
-            return Ok(None);
-        };
-        let tokenizer = model.tokenizer();
-        let mut separators = Vec::new();
-        for separator in [format!(" {}", joint::SEPARATOR), joint::SEPARATOR.to_string()] {
-            // More tokens than one are a blank and the other separator.
-            if let [id] = tokenizer.encode_plain(&separator)?.as_slice() {
-                separators.push(*id);
-            }
-        }
-        let heading = format!("{heading}:");
-        Ok(Some(TranscriptPart {
-            before: tokenizer.encode_plain(&heading)?,
-            heading,
-            separators,
-            token_bytes: tokenizer.token_bytes()?,
-        }))
-    }
 }
 
 /// What the learned parts make of a clip.
@@ -126,6 +103,10 @@ pub(super) struct Evidence<'e> {
     pub(super) summary: &'e Tensor,
     /// What the CTC head reads, where a part needs it.
     pub(super) scorer: Option<&'e PrefixScorer>,
+    /// Its scores and paths, likewise.
+    pub(super) read: Option<KnownPaths<'e>>,
+    /// The embedding of what is said, `[1, H]`, once a part has asked for it.
+    pub(super) sentence: OnceCell<Option<Tensor>>,
 }
 
 impl Evidence<'_> {
@@ -156,13 +137,21 @@ impl Evidence<'_> {
         {
             return Ok(Some(labels));
         }
-        if options.sentence_weight > 0.0 && knows(&config.sentence_tasks) {
-            let segments = self.adapter.segments(self.adapted)?;
-            if let Some(sentence) = self.adapter.sentence(&segments)? {
-                return embedding_labels(model, part, &sentence.f_get(0)?, options.sentence_weight, 0.0);
-            }
+        if options.sentence_weight > 0.0
+            && knows(&config.sentence_tasks)
+            && let Some(sentence) = self.sentence()?
+        {
+            return embedding_labels(model, part, &sentence.f_get(0)?, options.sentence_weight, 0.0);
         }
         Ok(None)
+    }
+
+    fn sentence(&self) -> Result<Option<&Tensor>, InferenceError> {
+        if self.sentence.get().is_none() {
+            let segments = self.adapter.segments(self.adapted, self.read)?;
+            let _ = self.sentence.set(self.adapter.sentence(&segments)?);
+        }
+        Ok(self.sentence.get().and_then(Option::as_ref))
     }
 }
 

@@ -173,8 +173,9 @@ impl<E: Borrow<dyn SpeechEncoder>> FeatureExtractor<E> {
             let mix = Tensor::f_stack(&mixes, 0)?; // [B, L+1]
             let samples: Vec<&[f32]> = pass.iter().map(|(_, samples)| *samples).collect();
             let began = Instant::now();
-            let encoded = self.encoder.borrow().encode_while(&samples, &mix, wanted)?;
+            let encoded = self.encoder.borrow().encode_while(&samples, &mix, wanted);
             metrics::network_pass("encode", began.elapsed());
+            let encoded = encoded?;
             for (row, (owner, _)) in (0i64..).zip(pass) {
                 let frames = encoded.lengths[usize::try_from(row).expect("not negative")];
                 parts[*owner].push(Features {

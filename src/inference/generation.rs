@@ -171,6 +171,22 @@ mod tests {
     }
 
     #[test]
+    fn of_an_answer_of_several_parts_the_transcript_and_its_end_count() {
+        let whole = transcript(&[-9.0, -9.0, -1.0, -2.0, -3.0, -9.0, -9.0], 0.8);
+        let part = Generation {
+            transcript: Some(2..4),
+            ..whole.clone()
+        };
+        let outside = Generation {
+            transcript: Some(7..9),
+            ..whole
+        };
+
+        assert!((part.support().unwrap() - (0.8 - 0.6)).abs() < 1e-12);
+        assert!((outside.support().unwrap() - 0.8).abs() < 1e-12);
+    }
+
+    #[test]
     fn of_several_windows_the_worst_agreement_and_the_worst_score_count() {
         let windows = || {
             [

@@ -2,6 +2,7 @@
 //! version; answers come out, generated side by side.
 
 use std::borrow::Borrow;
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::speech_llm::{Learned, SpeechLlm};
 use super::word_times::spoken_words;
 use super::{
     DecodeOptions, EngineConfig, Event, Features, GenerateRequest, Generation, InferenceError, Input,
-    JointCtc, Prompt, RequestId, Scheduler, Strategy,
+    JointCtc, Prompt, RequestId, Scheduler, Strategy, TranscriptPart,
 };
 use crate::models::ModelError;
 use crate::models::adapter::{AdapterSnapshot, PrefixScorer, SpeechAdapter};
@@ -298,6 +299,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     adapted: &adapted,
                     summary: &summary,
                     scorer: scorer.as_ref(),
+                    read: known,
+                    sentence: OnceCell::new(),
                 };
                 for part in &parts {
                     labels.extend(evidence.labels(model, part, &options)?);
@@ -307,13 +310,24 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 {
                     if options.nothing_said_above < 0.0
                         && begun.is_empty()
-                        && part.is_whole()
+                        && part.heading().is_none()
                         && let Some(labels) = &version.speech_labels
                         && no_speech(labels, &scorer, &summary, options.nothing_said_above)? > 0.0
                     {
                         return Ok(Prepared::NothingSaid(Generation::of_nothing_said(&scorer)));
                     }
-                    joint = Some(JointCtc::new(scorer, options.ctc_weight, part.place(model)?));
+                    // Beams of free answers would win by leaving the heading out: words without it cost
+                    // nothing.
+                    let is_kept = grammar.is_some() || !matches!(options.strategy, Strategy::Beam(_));
+                    // Where the tokenizer does not tell what its tokens spell, the language model is alone.
+                    let place = (part.heading()).map(|name| TranscriptPart::new(model.tokenizer(), name));
+                    joint = match place {
+                        None => Some(JointCtc::new(scorer, options.ctc_weight, None)),
+                        Some(Ok(place)) if is_kept => {
+                            Some(JointCtc::new(scorer, options.ctc_weight, Some(place)))
+                        }
+                        Some(_) => None,
+                    };
                 }
                 let prompts = model.prompts(&positions.positions, &positions.lengths, &instruction)?;
                 (prompts, version.lora)

@@ -71,8 +71,9 @@ pub struct DecodeOptions {
     /// Sequences of so many tokens occur once in the answer; 0 for no such rule. Constrained answers are left
     /// alone.
     pub no_repeat_ngram_size: usize,
-    /// Share of the CTC head's prefix scores in the choice of each token of a transcript, 0 to below 1; see
-    /// [`JointCtc`](super::JointCtc). Means nothing for other answers, and for adapters without a CTC head.
+    /// Share of the CTC head's prefix scores in the choice of each token of a transcript, also of one with
+    /// which the answer to several tasks begins, 0 to below 1; see [`JointCtc`](super::JointCtc). Means
+    /// nothing for other answers, and for adapters without a CTC head.
     pub ctc_weight: f64,
     /// Share of the summary's scores in the choice of each token of a label, 0 to below 1, where the
     /// adapter's summary is aligned with the task and the answer is constrained to its labels; see

@@ -169,9 +169,14 @@ impl Sequence {
         }
     }
 
-    /// Whether tokens can be drafted for it: a CTC head has read the clip, and there is one hypothesis.
+    /// Whether tokens can be drafted for it: a CTC head has read the clip and may know what follows, and
+    /// there is one hypothesis.
     pub(super) fn has_drafts(&self) -> bool {
-        self.prompt.joint.is_some() && !matches!(self.prompt.options.strategy, Strategy::Beam(_))
+        let is_single = !matches!(self.prompt.options.strategy, Strategy::Beam(_));
+        match (&self.search, &self.prompt.joint) {
+            (Search::Single { out, .. }, Some(joint)) => is_single && joint.has_drafts(&out.ids),
+            _ => false,
+        }
     }
 
     /// The tokens that were drafted for the next pass.

@@ -89,8 +89,8 @@ pub struct EvalAnswer {
     pub text: String,
     /// Mean token log-probability; absent for an empty answer or a CTC reading.
     pub score: Option<f32>,
-    /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent for other answers, and
-    /// without such a head.
+    /// How well a transcript agrees with what the CTC head reads, 0 to 1; absent where the answer holds none,
+    /// and without such a head.
     pub agreement: Option<f64>,
     /// How much speaks for a transcript ([`Generation::support`](crate::inference::Generation::support));
     /// absent as `agreement`.

@@ -1,5 +1,7 @@
 //! `Encoder`: batches, turns, deadlines, failures, back-pressure.
 
+mod readings;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,15 +12,12 @@ use speechverse::kafka::{Budget, OffsetTracker};
 use speechverse::models::config::LayerMix;
 use speechverse::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use speechverse::util::Clock;
-use speechverse::wire::answer::Segment;
 use speechverse::wire::dead_letter::{Reason, Stage};
 use speechverse::wire::request::Priority;
 use speechverse_actors::encoder::{Encoder, EncoderArgs};
 use speechverse_actors::messages::{
-    DecodeUtterance, DecoderPlaces, EncodeSoFar, EncodeUtterance, OrphanQueue, OrphanedRecord,
-    PublishDeadLetter, SoFar,
+    DecodeUtterance, DecoderPlaces, EncodeUtterance, OrphanQueue, OrphanedRecord, PublishDeadLetter,
 };
-use speechverse_actors::reading::Reading;
 use tch::{Kind, Tensor};
 
 use crate::support::{
@@ -478,38 +477,4 @@ async fn what_is_late_when_its_turn_comes_becomes_a_dead_letter_and_is_not_encod
     assert_eq!(number, 2);
     assert_eq!(harness.calls.drain().count(), 2);
     assert!(is_silent(&harness.found).await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reading_is_given_up_when_its_utterance_is_answered() {
-    let harness = Harness::new(1, FOREVER_MS).await;
-    let reading = Reading::default();
-    let state = harness.utterance(0, vec![LASTS; 20]).context.complete();
-    let so_far = SoFar {
-        turn: reading.turn().unwrap(),
-        segment: Segment {
-            number: 0,
-            begin_seconds: 0.0,
-            end_seconds: 1.0,
-            is_settled: false,
-            confirmed: None,
-        },
-        request: state.request,
-        key: None,
-        is_to_confirm: false,
-    };
-    let order = EncodeSoFar {
-        samples: vec![LASTS; 20],
-        adapter: adapter("one", LayerMix::Last, 2, 4),
-        so_far,
-    };
-    harness.encoder.tell(order).await.unwrap();
-    assert_eq!(next(&harness.calls).await, [20]);
-    harness.tell(1, 0.25, 40).await;
-    assert!(is_silent(&harness.features).await, "the reading is still wanted");
-
-    reading.set_answered(true);
-
-    assert_eq!(harness.result().await, (1, vec![0.25; 4]));
-    assert!(reading.turn().is_some(), "its turn is over");
 }

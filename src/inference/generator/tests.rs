@@ -22,6 +22,11 @@ struct Bench {
 }
 
 fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
+    bench_drafting(folder, slots, options, 0)
+}
+
+/// A bench whose steps check so many drafted tokens.
+fn bench_drafting(folder: &Path, slots: usize, options: DecodeOptions, draft_tokens_max: usize) -> Bench {
     let models = TinyModels::write(folder, 7);
     let model = SpeechLlm::open(&models.llm, Some(""), &Placement::reference()).unwrap();
     let encoder = EncoderInfo {
@@ -57,7 +62,7 @@ fn bench(folder: &Path, slots: usize, options: DecodeOptions) -> Bench {
         options,
         by_window: None,
         prefill_positions_max: 0,
-        draft_tokens_max: 0,
+        draft_tokens_max,
         preallocate: true,
     };
     Bench {
@@ -342,7 +347,7 @@ fn an_embedding_of_the_clip_has_a_say_in_labels_of_tasks_that_it_is_aligned_with
         for number in 0..8 {
             let Features { frames, statistics } = clip(number);
             let frames = adapter.forward(&frames.unsqueeze(0), &[60]).unwrap();
-            let segments = adapter.segments(&frames).unwrap();
+            let segments = adapter.segments(&frames, None).unwrap();
             assert!(segments.lengths[0] > 0, "something is said");
             let embedding = match sentence {
                 true => adapter.sentence(&segments).unwrap().unwrap(),

@@ -12,11 +12,10 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::TranscriptPart;
 use crate::models::ModelError;
 use crate::models::adapter::{Prefix, PrefixScorer};
 use crate::nn::cpu_kernels::largest;
-use crate::text::TokenBytes;
-use crate::text::joint::SEPARATOR;
 
 /// Tokens that the language model finds likeliest, and that are therefore scored beside those that may be
 /// recognised.
@@ -37,39 +36,6 @@ pub struct JointCtc {
     part: Option<TranscriptPart>,
     /// The beginnings of answers that were scored last, the latest last.
     prefixes: RefCell<Vec<(Vec<i64>, Arc<Prefix>)>>,
-}
-
-/// A transcript that is the first part of an answer.
-#[derive(Clone, Debug)]
-pub struct TranscriptPart {
-    /// What stands before it; white space before that is passed over.
-    pub heading: String,
-    /// The tokens of the heading, as the tokenizer spells it.
-    pub before: Vec<i64>,
-    /// The tokens that spell the separator behind it.
-    pub separators: Vec<i64>,
-    /// What tokens spell.
-    pub token_bytes: Arc<TokenBytes>,
-}
-
-impl TranscriptPart {
-    /// Whether a token ends the part.
-    fn ends(&self, id: i64) -> bool {
-        let spelt = self.token_bytes.bytes(id);
-        spelt.is_some_and(|bytes| bytes.contains(&(SEPARATOR as u8)))
-    }
-
-    /// Which tokens of the answer `ids` stand behind the heading and before the end of the part.
-    fn range(&self, ids: &[i64]) -> Option<Range<usize>> {
-        let mut spelt = Vec::new();
-        let heading = ids.iter().position(|id| {
-            spelt.extend_from_slice(self.token_bytes.bytes(*id).unwrap_or_default());
-            spelt.trim_ascii_start() == self.heading.as_bytes()
-        });
-        let start = heading? + 1;
-        let count = ids[start..].iter().position(|id| self.ends(*id));
-        Some(start..count.map_or(ids.len(), |count| start + count))
-    }
 }
 
 impl JointCtc {
@@ -93,18 +59,24 @@ impl JointCtc {
     }
 
     /// The transcript so far, where what follows the answer `ids` goes on with it.
-    fn open<'i>(&self, ids: &'i [i64]) -> Option<&'i [i64]> {
+    fn transcript_so_far<'i>(&self, ids: &'i [i64]) -> Option<&'i [i64]> {
         let range = self.transcript(ids)?;
         (range.end == ids.len()).then(|| &ids[range])
     }
 
     /// Whether the CTC head scores what follows the answer `ids`.
-    pub(super) fn scores(&self, ids: &[i64]) -> bool {
-        self.open(ids).is_some()
+    pub(in crate::inference) fn is_in_transcript(&self, ids: &[i64]) -> bool {
+        self.transcript_so_far(ids).is_some()
     }
 
-    /// Scores of what may follow the answer `ids`, whose transcript goes on: minus infinity for what
-    /// neither of both considers. Where it does not go on, those of the language model.
+    /// Whether the CTC head may know what follows the answer `ids`: its heading or its transcript goes on.
+    pub(in crate::inference) fn has_drafts(&self, ids: &[i64]) -> bool {
+        let in_heading = |part: &TranscriptPart| part.heading_ids.starts_with(ids);
+        self.part.as_ref().is_some_and(in_heading) || self.is_in_transcript(ids)
+    }
+
+    /// Scores of what may follow the answer `ids`, whose transcript goes on: minus infinity for what neither
+    /// of both considers. Where it does not go on, those of the language model.
     ///
     /// # Shapes
     /// `log_probs` of the language model `[V]` → `[V]` f32.
@@ -117,7 +89,7 @@ impl JointCtc {
         ids: &[i64],
         end_ids: &[i64],
     ) -> Result<Tensor, ModelError> {
-        let Some(words) = self.open(ids) else {
+        let Some(words) = self.transcript_so_far(ids) else {
             return Ok(log_probs.f_to_kind(Kind::Float)?);
         };
         let meant = Vec::<f32>::try_from(log_probs.f_to_kind(Kind::Float)?)?;
@@ -143,7 +115,7 @@ impl JointCtc {
         end_ids: &[i64],
         forbidden: impl Fn(i64) -> bool,
     ) -> Option<i64> {
-        let prefix = self.prefix(self.open(ids)?);
+        let prefix = self.prefix(self.transcript_so_far(ids)?);
         let mut considered = self.considered(logits, end_ids);
         considered.retain(|(token, _)| !forbidden(*token));
         considered.sort_by(|(_, one), (_, other)| logits[*other].total_cmp(&logits[*one]));
@@ -164,10 +136,13 @@ impl JointCtc {
     /// What the CTC head reads behind the answer `ids`, at most `most` tokens, behind the rest of the
     /// heading; nothing where the transcript has ended.
     pub fn read_behind(&self, ids: &[i64], most: usize) -> Vec<i64> {
-        let heading = self.part.as_ref().and_then(|part| part.before.strip_prefix(ids));
+        let heading = self
+            .part
+            .as_ref()
+            .and_then(|part| part.heading_ids.strip_prefix(ids));
         let heading = heading.unwrap_or_default();
         let words = if heading.is_empty() {
-            self.open(ids)
+            self.transcript_so_far(ids)
         } else {
             Some(&[][..])
         };
@@ -231,6 +206,7 @@ impl JointCtc {
 mod tests {
     use tch::Device;
 
+    use super::super::transcript_part::tests::part;
     use super::*;
     use crate::models::adapter::{Adapted, AdapterConfig, SpeechAdapter};
     use crate::models::config::AdapterSettings;
@@ -297,21 +273,8 @@ mod tests {
     #[test]
     fn of_an_answer_of_several_parts_the_transcript_alone_is_scored() {
         const SEPARATOR: i64 = 8;
-        let spelt = [
-            (SEPARATOR, " |"),
-            (10, "AS"),
-            (11, "R:"),
-            (7, " "),
-            (3, " three"),
-            (6, "||"),
-        ];
-        let tokens = spelt.map(|(id, spelt)| (spelt.as_bytes().into(), id));
-        let part = TranscriptPart {
-            heading: "ASR:".to_owned(),
-            before: vec![10, 11],
-            separators: vec![SEPARATOR],
-            token_bytes: Arc::new(TokenBytes::new(tokens.into(), 12)),
-        };
+        let spelt = [(SEPARATOR, " |"), (10, "AS"), (11, "R:"), (7, " "), (3, " three")];
+        let part = part(&[10, 11], &[SEPARATOR], &spelt);
         let joint = JointCtc::new(scorer(), 0.7, Some(part));
         let plain = Vec::<f32>::try_from(log_probs()).unwrap();
         let likeliest = |ids: &[i64]| joint.likeliest(&plain, 0.0, ids, &[END], |_| false);
@@ -325,7 +288,11 @@ mod tests {
         ] {
             let scores = joint.rescore(&log_probs(), ids, &[END]).unwrap();
             assert_eq!(scores, log_probs(), "{ids:?}");
-            assert_eq!((likeliest(ids), joint.scores(ids)), (None, false), "{ids:?}");
+            assert_eq!(
+                (likeliest(ids), joint.is_in_transcript(ids)),
+                (None, false),
+                "{ids:?}"
+            );
         }
         assert_eq!(likeliest(&[10, 11]), Some(3));
         assert_eq!(likeliest(&[10, 11, 3]), Some(5));
@@ -347,9 +314,15 @@ mod tests {
             assert_eq!(joint.read_behind(ids, most), expected, "{ids:?}");
         }
         assert_eq!(joint.transcript(&[10, 11, 3, 5, SEPARATOR, 4]), Some(2..4));
-        assert_eq!(joint.transcript(&[7, 10, 11, 3, 6]), Some(3..4), "blanks first");
-        assert_eq!(joint.transcript(&[10, 3]), None);
-        assert_eq!(joint.transcript(&[3, 10, 11]), None, "something else first");
+        for (ids, has_drafts) in [
+            (&[][..], true),
+            (&[10], true),
+            (&[10, 11, 3], true),
+            (&[10, 11, SEPARATOR], false),
+            (&[3], false),
+        ] {
+            assert_eq!(joint.has_drafts(ids), has_drafts, "{ids:?}");
+        }
     }
 
     #[test]

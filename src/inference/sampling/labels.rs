@@ -1,10 +1,11 @@
-//! Joint decoding of labels: scores by an embedding of the clip beside the language model's.
+//! Joint decoding of labels: scores by the sound beside the language model's.
 //!
 //! An answer out of a list of labels should be one that the sound supports and one that the instruction
 //! means: each possible next token is scored by `(1 - weight) · ln p_LM + weight · ln p_clip`, where the
-//! second compares the likeliest label that the token leads to, under the embedding's distribution over the
-//! labels, with the likeliest one before it. (The likeliest and not the sum of all: a label must not
-//! win because others begin like it.) For labels what [`JointCtc`](super::JointCtc) is for transcripts.
+//! second compares the likeliest label that the token leads to, under the distribution over the labels that
+//! an embedding of the clip or the CTC head gives, with the likeliest one before it. (The likeliest and not
+//! the sum of all: a label must not win because others begin like it.) For labels what
+//! [`JointCtc`](super::JointCtc) is for transcripts.
 
 use tch::{Kind, Tensor};
 
@@ -17,7 +18,7 @@ const SEPARATOR: u8 = joint::SEPARATOR as u8;
 /// What the tokens of a label are scored with beside the language model.
 #[derive(Clone, Debug)]
 pub struct JointLabels {
-    /// Allowed answers, trimmed, each with its natural-log probability by the embedding of the clip.
+    /// Allowed answers, trimmed, each with its natural-log probability by the sound.
     labels: Vec<(String, f64)>,
     /// Share of its scores, above 0 and below 1.
     weight: f64,

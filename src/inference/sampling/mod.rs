@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `beam` | beam search, equal to the transformers library's |
 //! | [`JointCtc`] | the CTC head's prefix scores beside the language model's |
-//! | [`JointLabels`] | scores of labels by an embedding of the clip beside the language model's |
+//! | [`JointLabels`] | scores of labels by what the sound says of them beside the language model's |
 //! | `sample` | temperature, top-k, top-p, seeded draws |
+//! | [`TranscriptPart`] | where the transcript stands in an answer of several parts |
 //! | [`repeated_tail`] | answers caught in a loop; repetition penalties |
 //!
 //! Log-probabilities are always those of the full distribution, whatever the temperature, penalty or grammar.
@@ -15,12 +16,14 @@ mod joint;
 mod labels;
 mod repetition;
 pub(super) mod sample;
+mod transcript_part;
 
 use tch::{Kind, Tensor};
 
-pub use joint::{JointCtc, TranscriptPart};
+pub use joint::JointCtc;
 pub use labels::JointLabels;
 pub use repetition::repeated_tail;
+pub use transcript_part::TranscriptPart;
 
 use super::grammar::{Allowed, CompiledGrammar, GrammarState};
 use super::{DecodeOptions, Strategy};
@@ -48,6 +51,11 @@ pub(super) struct Rules<'r> {
 }
 
 impl Rules<'_> {
+    /// How many tokens may still come behind the answer `ids`.
+    fn left(&self, ids: &[i64]) -> usize {
+        self.tokens_max.saturating_sub(ids.len())
+    }
+
     /// What an unconstrained answer may not go on with.
     fn forbids(&self, ids: &[i64]) -> impl Fn(i64) -> bool {
         let repeating = repeating(ids, self.options.no_repeat_ngram_size);
@@ -97,7 +105,8 @@ fn restrict(
     state: Option<&GrammarState>,
     ids: &[i64],
 ) -> Result<Tensor, ModelError> {
-    if let (Some(joint), None) = (rules.joint, rules.grammar) {
+    let in_transcript = rules.joint.filter(|joint| joint.is_in_transcript(ids));
+    if let (Some(joint), None) = (in_transcript, rules.grammar) {
         let mut log_probs = logits
             .f_log_softmax(0, Kind::Float)?
             .f_narrow(0, 0, rules.vocabulary)?;
@@ -121,8 +130,11 @@ fn restrict(
             .filter(|id| (0..rules.vocabulary).contains(id))
             .collect()
     };
-    match &*grammar.allowed(state, rules.tokens_max.saturating_sub(ids.len())) {
+    match &*grammar.allowed(state, rules.left(ids)) {
         Allowed::Only(allowed) => {
+            if rules.labels.is_empty() {
+                return keep(&logits, &inside(allowed));
+            }
             let spelt = grammar.spelt_bytes(ids);
             let mut parts = (rules.labels.iter()).filter_map(|labels| Some((labels, labels.part(&spelt)?)));
             let Some((labels, so_far)) = parts.next() else {
@@ -132,15 +144,15 @@ fn restrict(
             let bytes = |id| grammar.bytes(id).filter(|_| !rules.end_ids.contains(&id));
             labels.rescore(&log_probs, so_far, &inside(allowed), bytes)
         }
-        Allowed::AllBut(forbidden) => match rules.joint {
-            Some(joint) if joint.scores(ids) => {
+        Allowed::AllBut(forbidden) => match in_transcript {
+            Some(joint) => {
                 let log_probs = logits.f_log_softmax(0, Kind::Float)?;
                 forbid(
                     &joint.rescore(&log_probs, ids, rules.end_ids)?,
                     &inside(forbidden),
                 )
             }
-            _ => forbid(&logits, &inside(forbidden)),
+            None => forbid(&logits, &inside(forbidden)),
         },
     }
 }
@@ -157,14 +169,25 @@ pub(super) fn sample_next(
     ids: &[i64],
 ) -> Result<(i64, f64), ModelError> {
     let is_greedy = rules.options.strategy == Strategy::Greedy && rules.options.repetition_penalty == 1.0;
-    if let (Some(joint), None, true) = (rules.joint, rules.grammar, is_greedy) {
+    let by_grammar =
+        (rules.grammar.zip(state)).map(|(grammar, state)| grammar.allowed(state, rules.left(ids)));
+    if let Some(joint) = rules.joint
+        && is_greedy
+        && joint.is_in_transcript(ids)
+        && !matches!(by_grammar.as_deref(), Some(Allowed::Only(_)))
+    {
         let plain = Vec::<f32>::try_from(logits.f_to_kind(Kind::Float)?)?;
         let (total, vocabulary) = (
             log_sum_exp(&plain),
             usize::try_from(rules.vocabulary).unwrap_or(0),
         );
         let possible = &plain[..vocabulary.min(plain.len())];
-        let likeliest = joint.likeliest(possible, total, ids, rules.end_ids, rules.forbids(ids));
+        let forbids = rules.forbids(ids);
+        let forbids = |id: i64| match by_grammar.as_deref() {
+            Some(Allowed::AllBut(ids)) => ids.binary_search(&id).is_ok(),
+            _ => forbids(id),
+        };
+        let likeliest = joint.likeliest(possible, total, ids, rules.end_ids, forbids);
         if let Some((id, at)) = likeliest.and_then(|id| Some((id, usize::try_from(id).ok()?))) {
             return Ok((id, f64::from(plain[at] - total)));
         }

@@ -18,6 +18,9 @@ use crate::models::ModelError;
 use crate::nn::cpu_kernels;
 use crate::util::random::SplitMix;
 
+/// Scores of each row's frames and classes, `[B, P, 1+C]`, and the best path through them.
+pub type KnownPaths<'k> = (&'k Tensor, &'k [Vec<i64>]);
+
 /// Added to lengths before dividing by them.
 const LENGTH_EPS: f64 = 1e-6;
 
@@ -284,7 +287,7 @@ impl CtcHead {
     pub(super) fn positions(
         &self,
         adapted: &Adapted,
-        known: Option<(&Tensor, &[Vec<i64>])>,
+        known: Option<KnownPaths<'_>>,
         mean_of: MeanOf,
         never_empty: bool,
     ) -> Result<Adapted, ModelError> {

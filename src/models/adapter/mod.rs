@@ -37,7 +37,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor, nn};
 
 pub use config::AdapterConfig;
-pub use ctc_head::CtcHead;
+pub use ctc_head::{CtcHead, KnownPaths};
 pub use ctc_prefix::{Prefix, PrefixScorer};
 pub use label_scores::{label_embeddings, label_scores, scores_of_embeddings};
 pub use layers::embedding_rms;
@@ -405,16 +405,17 @@ impl SpeechAdapter {
         Ok(Some(summary.forward(statistics)?))
     }
 
-    /// The mean of the frames of each CTC segment, whatever form the positions have.
+    /// The mean of the frames of each CTC segment, whatever form the positions have. `known`: the head's
+    /// scores and paths, where they are.
     ///
     /// # Shapes
     /// `[B, P, H]` → `[B, S, H]` f32; 0 segments where nothing is said.
     ///
     /// # Errors
     /// [`ModelError::NoCtcHead`] when the head is missing or not bound.
-    pub fn segments(&self, adapted: &Adapted) -> Result<Adapted, ModelError> {
+    pub fn segments(&self, adapted: &Adapted, known: Option<KnownPaths<'_>>) -> Result<Adapted, ModelError> {
         let head = self.ctc.as_ref().ok_or(NO_SEGMENTS)?;
-        head.positions(adapted, None, MeanOf::Frames, false)
+        head.positions(adapted, known, MeanOf::Frames, false)
     }
 
     /// An embedding of what is said in each clip, near the texts of the right labels ([`label_scores`]),
@@ -456,7 +457,7 @@ impl SpeechAdapter {
         &self,
         summary: Option<&Tensor>,
         adapted: &Adapted,
-        known: Option<(&Tensor, &[Vec<i64>])>,
+        known: Option<KnownPaths<'_>>,
     ) -> Result<Adapted, ModelError> {
         let mean_of = match self.config.positions {
             Positions::Frames => None,

@@ -21,7 +21,7 @@ use super::tasks::{Spoken, TASK_SEPARATOR, Task, TemplateVariables};
 
 /// Stands after every value.
 pub(crate) const SEPARATOR: char = '|';
-const ESCAPE: char = '\\';
+pub(crate) const ESCAPE: char = '\\';
 
 /// First lines of a compound prompt.
 const OPENINGS: [&str; 4] = [

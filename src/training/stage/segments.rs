@@ -29,7 +29,7 @@ impl StageRunner<'_> {
             learned.adapter.set_dropout(0.0);
             let frames = learned.adapter.forward(&encoded.features, &encoded.lengths);
             learned.adapter.set_dropout(dropout);
-            let made = learned.adapter.segments(&frames?)?;
+            let made = learned.adapter.segments(&frames?, None)?;
             for (((at, row), clip), length) in (0i64..).zip(&fresh).zip(clips).zip(&made.lengths) {
                 let own = made.positions.f_get(at)?.f_narrow(0, 0, *length)?;
                 let own = own.f_to_kind(Kind::BFloat16)?; // as it will come back from memory

@@ -197,16 +197,13 @@ fn the_parts_of_a_joint_answer_are_scored_like_answers_of_their_own() {
         spoken_above: (odds[3] + odds[4]) / 2.0, // half of the clips on each side
         ..DecodeOptions::greedy(60)
     };
-    let joint = |weight: f64| {
-        answers(
-            &mut bench(folder.path(), 2, options(weight)),
-            &version,
-            |request| {
-                request.grammar = Some(layout.grammar());
-                request.task = Some("asr,keyword_search".to_owned());
-                request.joint = Some(Arc::clone(&layout));
-            },
-        )
+    let joint = |options: DecodeOptions, draft_tokens_max: usize| {
+        let mut bench = bench_drafting(folder.path(), 2, options, draft_tokens_max);
+        answers(&mut bench, &version, |request| {
+            request.grammar = Some(layout.grammar());
+            request.task = Some("asr,keyword_search".to_owned());
+            request.joint = Some(Arc::clone(&layout));
+        })
     };
     let transcripts = answers(
         &mut bench(folder.path(), 2, options(0.9999)),
@@ -226,8 +223,9 @@ fn the_parts_of_a_joint_answer_are_scored_like_answers_of_their_own() {
     );
 
     let mut parts = Vec::new();
-    for (number, (generation, text)) in joint(0.9999).into_iter().enumerate() {
-        let found = layout.by_task(&text);
+    let found = joint(options(0.9999), 0);
+    for (number, (generation, text)) in found.iter().enumerate() {
+        let found = layout.by_task(text);
         let (alone, transcript) = &transcripts[number];
         assert_eq!(found[TRANSCRIPT], *transcript, "{text}");
         assert_eq!(found["keyword_search"], searched[number].1, "{text}");
@@ -242,10 +240,34 @@ fn the_parts_of_a_joint_answer_are_scored_like_answers_of_their_own() {
         parts.iter().any(|found| !found[TRANSCRIPT].is_empty()),
         "{parts:?}"
     );
-    let by_model: Vec<_> = (joint(0.0).iter())
+    let by_model: Vec<_> = (joint(options(0.0), 0).iter())
         .map(|(_, text)| layout.by_task(text))
         .collect();
     assert_ne!(by_model, parts);
+    for ((drafted, text), (generation, plain)) in joint(options(0.9999), 16).iter().zip(&found) {
+        assert_eq!(
+            (text, &drafted.ids),
+            (plain, &generation.ids),
+            "drafts change nothing"
+        );
+        assert_eq!(drafted.transcript, generation.transcript);
+    }
+    let beams = DecodeOptions {
+        strategy: Strategy::Beam(BeamSettings {
+            width: 2,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::No,
+        }),
+        ..options(0.9999)
+    };
+    // The length penalty makes beams prefer labels of more tokens.
+    for (generation, text) in joint(beams, 0) {
+        assert!(
+            LABELS.contains(&layout.by_task(&text)["keyword_search"].as_str()),
+            "{text}"
+        );
+        assert!(generation.ended && generation.transcript.is_some(), "{text}");
+    }
 }
 
 #[test]

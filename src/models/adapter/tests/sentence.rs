@@ -122,7 +122,7 @@ fn it_reads_the_segments_whatever_the_language_model_reads() {
         adapter.set_ctc_classes(vec![2, 0, 5], 5).unwrap();
         adapter.bind(&table).unwrap();
         let frames = adapter.forward(&features, &[60]).unwrap();
-        let segments = adapter.segments(&frames).unwrap();
+        let segments = adapter.segments(&frames, None).unwrap();
         let paths = adapter.ctc_head().unwrap().paths(&frames).unwrap();
 
         assert_eq!(segments.lengths, [segments::runs(&paths[0]).len() as i64]);
