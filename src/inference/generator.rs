@@ -320,11 +320,11 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                     // nothing.
                     let is_kept = grammar.is_some() || !matches!(options.strategy, Strategy::Beam(_));
                     // Where the tokenizer does not tell what its tokens spell, the language model is alone.
-                    let place = (part.heading()).map(|name| TranscriptPart::new(model.tokenizer(), name));
-                    joint = match place {
+                    let within = (part.heading()).map(|name| TranscriptPart::new(model.tokenizer(), name));
+                    joint = match within {
                         None => Some(JointCtc::new(scorer, options.ctc_weight, None)),
-                        Some(Ok(place)) if is_kept => {
-                            Some(JointCtc::new(scorer, options.ctc_weight, Some(place)))
+                        Some(Ok(within)) if is_kept => {
+                            Some(JointCtc::new(scorer, options.ctc_weight, Some(within)))
                         }
                         Some(_) => None,
                     };

@@ -4,7 +4,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::traits::statistics;
-use super::{Encoded, HiddenStates, ModelError};
+use super::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
 use crate::nn::packed::{join, passes, row_ranges, rows_of, unpack};
 
 /// Beyond this a sample is no audio, and its power no f32.
@@ -41,17 +41,14 @@ pub(super) fn check_clips(clips: &[&[f32]], samples_max: Option<usize>) -> Resul
     Ok(())
 }
 
-/// An encoder whose layers run on packed clips; the rest of [`SpeechEncoder`](super::SpeechEncoder) follows
-/// from it.
+/// An encoder whose layers run on packed clips; [`SpeechEncoder`] follows from it.
 pub(super) trait PackedEncoder {
     /// Device of its tensors.
     fn device(&self) -> Device;
     /// Kind of its weights and states.
     fn kind(&self) -> Kind;
-    /// Transformer layers `L`.
-    fn depth(&self) -> usize;
-    /// Most samples of one clip.
-    fn samples_max(&self) -> Option<usize>;
+    /// Its sizes.
+    fn sizes(&self) -> EncoderInfo;
     /// Frames of a clip of so many samples.
     fn frames_of(&self, samples: usize) -> i64;
 
@@ -68,21 +65,47 @@ pub(super) trait PackedEncoder {
     ) -> Result<[Tensor; 2], ModelError>;
 }
 
+impl<E: PackedEncoder + Send> SpeechEncoder for E {
+    fn info(&self) -> EncoderInfo {
+        self.sizes()
+    }
+
+    fn frames(&self, samples: usize) -> i64 {
+        self.frames_of(samples)
+    }
+
+    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
+        hidden_states(self, clips)
+    }
+
+    fn encode_while(
+        &self,
+        clips: &[&[f32]],
+        mix: &Tensor,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Encoded, ModelError> {
+        encode_while(self, clips, mix, wanted)
+    }
+}
+
+/// Transformer layers `L`.
+fn depth(encoder: &impl PackedEncoder) -> usize {
+    usize::try_from(encoder.sizes().layers).unwrap_or(0)
+}
+
 /// Checks the clips and counts their frames.
 fn lengths_of(encoder: &impl PackedEncoder, clips: &[&[f32]]) -> Result<Vec<i64>, ModelError> {
-    check_clips(clips, encoder.samples_max())?;
+    check_clips(clips, encoder.sizes().max_samples)?;
     Ok(clips.iter().map(|clip| encoder.frames_of(clip.len())).collect())
 }
 
-/// [`SpeechEncoder::hidden_states`](super::SpeechEncoder::hidden_states).
-pub(super) fn hidden_states(
-    encoder: &impl PackedEncoder,
-    clips: &[&[f32]],
-) -> Result<HiddenStates, ModelError> {
+/// [`SpeechEncoder::hidden_states`].
+fn hidden_states(encoder: &impl PackedEncoder, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
     let _no_grad = tch::no_grad_guard();
     let lengths = lengths_of(encoder, clips)?;
+    let depth = depth(encoder);
     // Of each state its passes; the output comes after state L.
-    let mut parts: Vec<Vec<Tensor>> = (0..encoder.depth() + 2).map(|_| Vec::new()).collect();
+    let mut parts: Vec<Vec<Tensor>> = (0..depth + 2).map(|_| Vec::new()).collect();
     for pass in passes(&lengths, encoder.device()) {
         let (clips, lengths) = (&clips[pass.clone()], &lengths[pass]);
         let embedded = encoder.embed(clips, lengths)?;
@@ -91,7 +114,7 @@ pub(super) fn hidden_states(
             Ok(())
         })?;
         for (at, end) in ends.into_iter().enumerate() {
-            parts[encoder.depth() + at].push(end);
+            parts[depth + at].push(end);
         }
     }
     let mut states: Vec<Tensor> = parts.iter().map(|parts| unpack(&join(parts), &lengths)).collect();
@@ -103,15 +126,16 @@ pub(super) fn hidden_states(
     })
 }
 
-/// [`SpeechEncoder::encode_while`](super::SpeechEncoder::encode_while).
-pub(super) fn encode_while(
+/// [`SpeechEncoder::encode_while`].
+fn encode_while(
     encoder: &impl PackedEncoder,
     clips: &[&[f32]],
     mix: &Tensor,
     wanted: &dyn Fn() -> bool,
 ) -> Result<Encoded, ModelError> {
     let _no_grad = tch::no_grad_guard();
-    let expected = [clips.len() as i64, encoder.depth() as i64 + 1];
+    let depth = depth(encoder);
+    let expected = [clips.len() as i64, depth as i64 + 1];
     if mix.size() != expected {
         return Err(ModelError::Shape {
             what: "the layer mix",
@@ -126,7 +150,7 @@ pub(super) fn encode_while(
         let mut mixture = Mixture::new(&rows, encoder.device())?;
         let (clips, lengths) = (&clips[pass.clone()], &lengths[pass]);
         let embedded = encoder.embed(clips, lengths)?;
-        let mut of_states = Vec::with_capacity(encoder.depth() + 1);
+        let mut of_states = Vec::with_capacity(depth + 1);
         let [_, last] = encoder.run(embedded, lengths, &mut |index, state| {
             if !wanted() {
                 return Err(ModelError::GivenUp);
@@ -135,7 +159,7 @@ pub(super) fn encode_while(
             Ok(mixture.add(index, state, lengths)?)
         })?;
         of_states.push(row_statistics(&last, lengths)?);
-        mixture.add(encoder.depth(), &last, lengths)?;
+        mixture.add(depth, &last, lengths)?;
         all_statistics.push(Tensor::f_stack(&of_states, 1)?); // [B, L+1, 2D]
         features.push(mixture.finish(&last)?.f_to_kind(encoder.kind())?);
     }

@@ -9,8 +9,8 @@ use super::front_end::FrontEnd;
 use super::network::Conformer;
 use crate::audio::log_mel::{FFT_SAMPLES, HOP_SAMPLES};
 use crate::audio::mel_frames::MelFrames;
-use crate::models::clips::{self, PackedEncoder};
-use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use crate::models::clips::PackedEncoder;
+use crate::models::{EncoderInfo, ModelError};
 use crate::nn::accel::Placement;
 use crate::nn::packed::{pack, unpack};
 use crate::weights::Checkpoint;
@@ -68,14 +68,16 @@ impl PackedEncoder for ConformerEncoder {
         self.dtype
     }
 
-    fn depth(&self) -> usize {
-        self.network.layers()
+    fn sizes(&self) -> EncoderInfo {
+        EncoderInfo {
+            layers: self.network.layers() as i64,
+            width: self.width,
+            frames_per_second: FRAMES_PER_SECOND,
+            max_samples: Some(self.samples_max),
+        }
     }
 
-    fn samples_max(&self) -> Option<usize> {
-        Some(self.samples_max)
-    }
-
+    /// `ceil(mel frames / 4)`, where mel frames are the 25 ms windows that fit into the clip at every 10 ms.
     fn frames_of(&self, samples: usize) -> i64 {
         ConformerConfig::frames(MelFrames::count(samples) as i64)
     }
@@ -100,35 +102,6 @@ impl PackedEncoder for ConformerEncoder {
                 visit(index, &pack(state, lengths))
             })?;
         Ok(ends.map(|end| pack(&end, lengths)))
-    }
-}
-
-impl SpeechEncoder for ConformerEncoder {
-    fn info(&self) -> EncoderInfo {
-        EncoderInfo {
-            layers: self.network.layers() as i64,
-            width: self.width,
-            frames_per_second: FRAMES_PER_SECOND,
-            max_samples: Some(self.samples_max),
-        }
-    }
-
-    /// `ceil(mel frames / 4)`, where mel frames are the 25 ms windows that fit into the clip at every 10 ms.
-    fn frames(&self, samples: usize) -> i64 {
-        self.frames_of(samples)
-    }
-
-    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        clips::hidden_states(self, clips)
-    }
-
-    fn encode_while(
-        &self,
-        clips: &[&[f32]],
-        mix: &Tensor,
-        wanted: &dyn Fn() -> bool,
-    ) -> Result<Encoded, ModelError> {
-        clips::encode_while(self, clips, mix, wanted)
     }
 }
 

@@ -12,8 +12,8 @@ use super::config::position_weight_names;
 use super::front_end::FrontEnd;
 use super::{WavConfig, WaveformConfig};
 use crate::audio::SAMPLE_RATE_HZ;
-use crate::models::clips::{self, PackedEncoder};
-use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use crate::models::clips::PackedEncoder;
+use crate::models::{EncoderInfo, ModelError};
 use crate::nn::accel::Placement;
 use crate::nn::attention::SelfAttention;
 use crate::nn::conv::FrameConv;
@@ -161,14 +161,16 @@ impl PackedEncoder for WavEncoder {
         self.dtype
     }
 
-    fn depth(&self) -> usize {
-        self.layers.len()
+    fn sizes(&self) -> EncoderInfo {
+        EncoderInfo {
+            layers: self.layers.len() as i64,
+            width: self.width,
+            frames_per_second: self.frames_per_second,
+            max_samples: None,
+        }
     }
 
-    fn samples_max(&self) -> Option<usize> {
-        None
-    }
-
+    /// `(samples − 400) / 320 + 1` with the published convolutions, and one for anything shorter.
     fn frames_of(&self, samples: usize) -> i64 {
         self.front_end.frames(samples) as i64
     }
@@ -292,35 +294,6 @@ impl Layer {
         let mut fed = self.feed.forward(&self.feed_norm.forward(&hidden));
         fed += &hidden;
         fed
-    }
-}
-
-impl SpeechEncoder for WavEncoder {
-    fn info(&self) -> EncoderInfo {
-        EncoderInfo {
-            layers: self.layers.len() as i64,
-            width: self.width,
-            frames_per_second: self.frames_per_second,
-            max_samples: None,
-        }
-    }
-
-    /// `(samples − 400) / 320 + 1` with the published convolutions, and one for anything shorter.
-    fn frames(&self, samples: usize) -> i64 {
-        self.frames_of(samples)
-    }
-
-    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        clips::hidden_states(self, clips)
-    }
-
-    fn encode_while(
-        &self,
-        clips: &[&[f32]],
-        mix: &Tensor,
-        wanted: &dyn Fn() -> bool,
-    ) -> Result<Encoded, ModelError> {
-        clips::encode_while(self, clips, mix, wanted)
     }
 }
 

@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 use super::config::{FRAME_SAMPLES, MELS_PER_FRAME};
 use super::{WhisperConfig, Window};
 use crate::audio::log_mel::{LogMel, LogMelConfig};
-use crate::models::clips::{self, PackedEncoder};
-use crate::models::{Encoded, EncoderInfo, HiddenStates, ModelError, SpeechEncoder};
+use crate::models::clips::PackedEncoder;
+use crate::models::{EncoderInfo, ModelError};
 use crate::nn::accel::Placement;
 use crate::nn::attention::SelfAttention;
 use crate::nn::conv::Conv1d;
@@ -112,14 +112,16 @@ impl PackedEncoder for WhisperEncoder {
         self.dtype
     }
 
-    fn depth(&self) -> usize {
-        self.layers.len()
+    fn sizes(&self) -> EncoderInfo {
+        EncoderInfo {
+            layers: self.layers.len() as i64,
+            width: self.width,
+            frames_per_second: FRAMES_PER_SECOND,
+            max_samples: Some(self.front_end.window_samples()),
+        }
     }
 
-    fn samples_max(&self) -> Option<usize> {
-        Some(self.front_end.window_samples())
-    }
-
+    /// The whole window's where it is padded; `ceil(samples / 320)` where it is cut to the clip.
     fn frames_of(&self, samples: usize) -> i64 {
         match self.window {
             Window::Padded => (self.front_end.window_samples() / FRAME_SAMPLES) as i64,
@@ -191,35 +193,6 @@ impl Layer {
         let mut fed = self.feed.forward(&self.feed_norm.forward(&hidden));
         fed += &hidden;
         fed
-    }
-}
-
-impl SpeechEncoder for WhisperEncoder {
-    fn info(&self) -> EncoderInfo {
-        EncoderInfo {
-            layers: self.layers.len() as i64,
-            width: self.width,
-            frames_per_second: FRAMES_PER_SECOND,
-            max_samples: Some(self.front_end.window_samples()),
-        }
-    }
-
-    /// The whole window's where it is padded; `ceil(samples / 320)` where it is cut to the clip.
-    fn frames(&self, samples: usize) -> i64 {
-        self.frames_of(samples)
-    }
-
-    fn hidden_states(&self, clips: &[&[f32]]) -> Result<HiddenStates, ModelError> {
-        clips::hidden_states(self, clips)
-    }
-
-    fn encode_while(
-        &self,
-        clips: &[&[f32]],
-        mix: &Tensor,
-        wanted: &dyn Fn() -> bool,
-    ) -> Result<Encoded, ModelError> {
-        clips::encode_while(self, clips, mix, wanted)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::models::adapter::AdapterConfig;
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::conformer::{ConvNorm, Normalization, Quantizer, parameter_count};
 use crate::models::tests::{fixture, largest, spoken_clip, tensors};
-use crate::models::{HiddenStates, LanguageModelInfo};
+use crate::models::{HiddenStates, LanguageModelInfo, SpeechEncoder};
 
 /// Largest error allowed against the transformers library, relative to the largest magnitude of the state.
 const TOLERANCE: f64 = 1e-4;

@@ -7,6 +7,7 @@ use crate::models::clips::SAMPLE_MAX;
 use crate::models::config::AdapterSettings;
 use crate::models::encoders::whisper::Window;
 use crate::models::tests::{fixture, largest, relative_error, spoken_clip, tensors};
+use crate::models::{HiddenStates, SpeechEncoder};
 use crate::models::{LanguageModelInfo, open_encoder};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
 

@@ -2,6 +2,7 @@
 //! ones where they have been fetched.
 
 use super::*;
+use crate::models::SpeechEncoder;
 use crate::models::clips::SAMPLE_MAX;
 use crate::models::tests::{fixture, largest, spoken_clip, tensors};
 use crate::nn::accel::{DeviceChoice, PrecisionChoice};
