@@ -70,6 +70,18 @@ fn serving_settings_are_valid_and_name_every_key() {
 }
 
 #[test]
+fn the_larger_demo_serves_what_its_curriculum_publishes() {
+    let text = std::fs::read_to_string(configs().join("demo-large.toml")).unwrap();
+    let settings = Settings::parse(&text, []).unwrap();
+    settings.validate().unwrap();
+    let curriculum = TrainingConfig::load(&configs().join("curriculum/demo-large.toml")).unwrap();
+
+    assert_eq!(curriculum.model.llm, settings.model.llm);
+    assert_eq!(curriculum.model.system, settings.model.system);
+    assert_eq!(curriculum.checkpoint.registry, Some(settings.adapters.dir));
+}
+
+#[test]
 fn curricula_are_valid() {
     let folder = configs().join("curriculum");
     let mut seen = 0;

@@ -2,14 +2,15 @@
 //! set to zero. Seeded per clip and epoch.
 
 mod channel;
+mod codecs;
 mod noises;
 
 pub use noises::{NOISE_SECONDS_MAX, Noises};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use self::channel::{Law, compand, reverberate, telephone_band};
-use crate::training::config::AugmentConfig;
+use self::channel::{Law, compand, reverberate, telephone_band, wide_band};
+use crate::training::config::{AugmentConfig, TelephoneCodec};
 use crate::util::random::SplitMix;
 
 /// Shortest reverberation time, seconds.
@@ -64,7 +65,9 @@ pub fn augment(
         true => Law::Mu,
         false => Law::A,
     };
-    let companded = random.chance(config.companding);
+    let codec = config
+        .telephone_codecs
+        .get(random.below(config.telephone_codecs.len()));
 
     let mut samples = samples;
     if speed {
@@ -77,9 +80,20 @@ pub fn augment(
         reverberate(&mut samples, room_seconds, direct_db, random);
     }
     if telephone {
-        telephone_band(&mut samples);
-        if companded {
-            compand(&mut samples, law);
+        match codec {
+            Some(TelephoneCodec::None) | None => telephone_band(&mut samples),
+            Some(TelephoneCodec::G711) => {
+                telephone_band(&mut samples);
+                compand(&mut samples, law);
+            }
+            Some(TelephoneCodec::G722) => {
+                wide_band(&mut samples);
+                samples = codecs::g722(&samples);
+            }
+            Some(TelephoneCodec::Gsm) => {
+                telephone_band(&mut samples);
+                samples = codecs::gsm(&samples);
+            }
         }
     }
     if noise {
@@ -409,22 +423,57 @@ mod tests {
     }
 
     #[test]
-    fn the_telephone_band_passes_speech_and_stops_the_rest() {
-        let config = only(|c| c.telephone = 1.0);
-        let passed = |hz| {
-            power(
-                &augment(
-                    tone(hz),
-                    &config,
-                    &Noises::default(),
-                    None,
-                    &mut SplitMix::new(&[1]),
-                )[4000..],
-            ) / power(&tone(hz))
-        };
+    fn calls_pass_speech_and_stop_the_rest() {
+        let narrow = [TelephoneCodec::None, TelephoneCodec::G711, TelephoneCodec::Gsm];
+        for codec in [narrow.as_slice(), &[TelephoneCodec::G722]].concat() {
+            let config = only(|c| (c.telephone, c.telephone_codecs) = (1.0, vec![codec]));
+            let passed = |hz| {
+                let none = Noises::default();
+                let heard = augment(tone(hz), &config, &none, None, &mut SplitMix::new(&[1]));
+                power(&heard[4000..]) / power(&tone(hz))
+            };
 
-        assert!(passed(1000.0) > 0.8);
-        assert!(passed(60.0) < 0.01);
-        assert!(passed(7000.0) < 0.01);
+            assert!(passed(1000.0) > 0.7, "{codec:?}");
+            assert!(passed(7900.0) < 0.02, "{codec:?}");
+            match narrow.contains(&codec) {
+                true => assert!(passed(60.0) < 0.02 && passed(6000.0) < 0.02, "{codec:?}"),
+                false => assert!(passed(60.0) > 0.7 && passed(5000.0) > 0.5, "{codec:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn each_codec_that_is_named_is_heard() {
+        let clean = tone(440.0);
+        let heard = |codecs: &[TelephoneCodec], seed| {
+            let config = only(|c| (c.telephone, c.telephone_codecs) = (1.0, codecs.to_vec()));
+            augment(
+                clean.clone(),
+                &config,
+                &Noises::default(),
+                None,
+                &mut SplitMix::new(&[seed]),
+            )
+        };
+        let all = [
+            TelephoneCodec::None,
+            TelephoneCodec::G711,
+            TelephoneCodec::G722,
+            TelephoneCodec::Gsm,
+        ];
+        let apart: Vec<Vec<f32>> = all.map(|codec| heard(&[codec], 1)).into();
+        for (at, one) in apart.iter().enumerate() {
+            assert_eq!(one.len(), clean.len());
+            assert!(apart[at + 1..].iter().all(|other| other != one));
+        }
+
+        let drawn: Vec<Vec<f32>> = (0..40).map(|seed| heard(&all, seed)).collect();
+
+        for codec in all {
+            let found = (0..40)
+                .filter(|seed| drawn[*seed as usize] == heard(&[codec], *seed))
+                .count();
+            assert!((3..20).contains(&found), "{codec:?} {found}");
+        }
     }
 }

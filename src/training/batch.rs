@@ -123,11 +123,18 @@ impl StageFeatures {
             None => "none".to_owned(),
             Some(changes) => {
                 // What is done to features afterwards is not in the cache.
+                let AugmentConfig {
+                    time_masks,
+                    time_mask_frames_max,
+                    feature_masks,
+                    feature_mask_width_max,
+                    ..
+                } = AugmentConfig::default();
                 let of_audio = AugmentConfig {
-                    time_masks: 0,
-                    time_mask_frames_max: 0,
-                    feature_masks: 0,
-                    feature_mask_width_max: 0,
+                    time_masks,
+                    time_mask_frames_max,
+                    feature_masks,
+                    feature_mask_width_max,
                     ..changes.config.clone()
                 };
                 let noises = match changes.noises.is_empty() {
@@ -135,7 +142,8 @@ impl StageFeatures {
                     false => format!(" recorded noises {}", changes.noises.digest()),
                 };
                 format!(
-                    "{of_audio:?} variant {}{noises}",
+                    "{} variant {}{noises}",
+                    of_audio.told_apart(),
                     changes.turn % self.variants.max(1)
                 )
             }
@@ -157,8 +165,8 @@ pub struct Changes<'a> {
 
 /// Loads a clip: its features where the cache has them, else its samples, changed.
 ///
-/// The changes of a variant that goes to the cache depend on the clip and the number of the variant alone, so
-/// that every run finds it; others are drawn from `random`.
+/// What is drawn for a variant that goes to the cache depends on the clip and the number of the variant
+/// alone, so that every run finds it; else it comes from `random`.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the clip.
@@ -175,13 +183,13 @@ pub fn load_clip(
     {
         return Ok(LoadedClip::Features(found, key.clone()));
     }
-    let LoadedAudio { mut samples, damaged } = example.audio.load_audio()?;
+    let mut of_key = key.as_ref().map(|key| SplitMix::new(&[key.seed()]));
+    let random = of_key.as_mut().unwrap_or(random);
+    let LoadedAudio { mut samples, damaged } = example.audio.draw(random)?;
     if samples_max.is_some_and(|max| samples.len() > max) {
         return Err(format!("has {} samples, the encoder takes fewer", samples.len()));
     }
     if let Some(Changes { config, noises, .. }) = changes {
-        let mut of_key = key.as_ref().map(|key| SplitMix::new(&[key.seed()]));
-        let random = of_key.as_mut().unwrap_or(random);
         samples = augment(samples, config, noises, samples_max, random);
     }
     Ok(LoadedClip::Samples {

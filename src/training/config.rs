@@ -10,7 +10,7 @@ mod stage;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use data::{AugmentConfig, DataConfig};
+pub use data::{AugmentConfig, DataConfig, SPEAKERS_MAX, SpeakerMixConfig, TelephoneCodec};
 pub(super) use range::within;
 use serde::{Deserialize, Serialize};
 pub use stage::{Decay, StageConfig, StageKind};
@@ -258,6 +258,7 @@ impl TrainingConfig {
             1.0,
             1000.0,
         )?;
+        self.data.speaker_mixes.validate()?;
         self.augment.validate()?;
         within(
             "`feature_cache.variants`",

@@ -11,9 +11,13 @@ use tracing::warn;
 use crate::audio::{AudioLimits, Damage, SAMPLE_RATE_HZ, decode};
 use crate::text::TemplateVariables;
 use crate::util::hex;
+use crate::util::random::SplitMix;
 
 /// Gives the samples of one clip when asked: mono f32 at 16 kHz, or what is wrong with it.
 pub type LazyAudio = Arc<dyn Fn() -> Result<Vec<f32>, String> + Send + Sync>;
+
+/// Draws the samples of one clip: mono f32 at 16 kHz, or why there are none.
+pub type DrawnAudio = Arc<dyn Fn(&mut SplitMix) -> Result<Vec<f32>, String> + Send + Sync>;
 
 /// Where an example's audio is.
 #[derive(Clone)]
@@ -30,6 +34,13 @@ pub enum AudioSource {
         id: String,
         /// Gives the samples.
         load: LazyAudio,
+    },
+    /// Made by a function, another sound for each state of the generator.
+    Drawn {
+        /// Names what is drawn from: sources with the same id draw the same samples.
+        id: String,
+        /// Gives the samples.
+        draw: DrawnAudio,
     },
 }
 
@@ -139,6 +150,7 @@ impl fmt::Debug for AudioSource {
             Self::Clip(clip) => write!(f, "{clip:?}"),
             Self::Samples(samples) => write!(f, "Samples({})", samples.len()),
             Self::Lazy { id, .. } => write!(f, "Lazy({id})"),
+            Self::Drawn { id, .. } => write!(f, "Drawn({id})"),
         }
     }
 }
@@ -152,11 +164,20 @@ impl AudioSource {
         self.load_audio().map(|loaded| loaded.samples)
     }
 
-    /// As [`AudioSource::load`], with what is to be known about the file.
+    /// As [`AudioSource::load`], with what is to be known about the file. Of a sound that is drawn it is
+    /// always the same one.
     ///
     /// # Errors
     /// As [`AudioSource::load`].
     pub fn load_audio(&self) -> Result<LoadedAudio, String> {
+        self.draw(&mut SplitMix::new(&[]))
+    }
+
+    /// As [`AudioSource::load_audio`], with a sound of its own for each state of `random` where it is drawn.
+    ///
+    /// # Errors
+    /// As [`AudioSource::load`].
+    pub fn draw(&self, random: &mut SplitMix) -> Result<LoadedAudio, String> {
         let whole = |samples| LoadedAudio {
             samples,
             damaged: false,
@@ -164,6 +185,7 @@ impl AudioSource {
         let loaded = match self {
             Self::Samples(samples) => whole(samples.to_vec()),
             Self::Lazy { load, .. } => whole(load()?),
+            Self::Drawn { draw, .. } => whole(draw(random)?),
             Self::File(path) => read(path, None)?,
             Self::Clip(clip) => clip.load()?,
         };

@@ -56,7 +56,9 @@ impl FeatureKey {
                 let piece = clip.offset.map(|offset| format!("{offset} {}", clip.seconds));
                 of_file(&clip.path, piece.unwrap_or_default())?
             }
-            AudioSource::Lazy { id, .. } => vec![b"id".to_vec(), id.as_bytes().to_vec()],
+            AudioSource::Lazy { id, .. } | AudioSource::Drawn { id, .. } => {
+                vec![b"id".to_vec(), id.as_bytes().to_vec()]
+            }
             AudioSource::Samples(_) => return None,
         };
         parts.extend([common, changes].map(|part| part.as_bytes().to_vec()));
@@ -70,7 +72,7 @@ impl FeatureKey {
 }
 
 /// What tells a recording in a file from others: path, size, time of the last change, and which piece.
-fn of_file(path: &Path, piece: String) -> Option<Vec<Vec<u8>>> {
+pub(super) fn of_file(path: &Path, piece: String) -> Option<Vec<Vec<u8>>> {
     let facts = std::fs::metadata(path).ok()?;
     let changed = facts
         .modified()

@@ -284,21 +284,38 @@ where
     Ok(())
 }
 
-fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Example, String> {
-    if line.audio_filepath.is_empty() || line.audio_filepath.contains('\0') {
+/// The recording of a line, checked; a relative path is relative to `folder`.
+///
+/// # Errors
+/// A sentence that says which value is wrong.
+pub(super) fn clip_of(
+    audio_filepath: String,
+    offset: Option<f64>,
+    duration: f64,
+    folder: &Path,
+) -> Result<Clip, String> {
+    if audio_filepath.is_empty() || audio_filepath.contains('\0') {
         return Err("`audio_filepath` is empty or holds a NUL".into());
     }
-    if !(line.duration.is_finite() && line.duration > 0.0 && line.duration <= SECONDS_MAX) {
+    if !(duration.is_finite() && duration > 0.0 && duration <= SECONDS_MAX) {
         return Err(format!(
-            "`duration` is {}, expected seconds above 0 and at most {SECONDS_MAX}",
-            line.duration
+            "`duration` is {duration}, expected seconds above 0 and at most {SECONDS_MAX}"
         ));
     }
-    if let Some(offset) = line.offset.filter(|offset| !(0.0..=SECONDS_MAX).contains(offset)) {
+    if let Some(offset) = offset.filter(|offset| !(0.0..=SECONDS_MAX).contains(offset)) {
         return Err(format!(
             "`offset` is {offset}, expected seconds from 0 to {SECONDS_MAX}"
         ));
     }
+    Ok(Clip {
+        path: folder.join(audio_filepath),
+        offset,
+        seconds: duration,
+    })
+}
+
+fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Example, String> {
+    let clip = clip_of(line.audio_filepath, line.offset, line.duration, folder)?;
     let mut targets = line.targets.unwrap_or_default();
     if line
         .task
@@ -352,12 +369,8 @@ fn example(line: Line, folder: &Path, id: String, labelled: bool) -> Result<Exam
     }
     Ok(Example {
         id,
-        audio: AudioSource::Clip(Clip {
-            path: folder.join(line.audio_filepath),
-            offset: line.offset,
-            seconds: line.duration,
-        }),
-        seconds: line.duration,
+        seconds: clip.seconds,
+        audio: AudioSource::Clip(clip),
         task,
         instruction,
         target,

@@ -6,6 +6,7 @@
 //! | [`manifest`] | JSON lines of labelled recordings, untrusted |
 //! | [`corpora`] | manifests from folders of corpora; the proof that nothing tested is learned |
 //! | [`example`] | one labelled recording, wherever its audio is |
+//! | [`speaker_mixes`] | clips of several speakers, mixed anew each time |
 //! | [`prepare`] | targets in their final spelling, as tokens |
 //! | [`prompt_variants`] | how samples are asked; compound examples from rows with several targets |
 //! | [`batch`] | batches by length, in a seeded order, read ahead |
@@ -45,6 +46,7 @@ pub mod prompt_variants;
 mod run;
 pub mod schedule;
 mod segment_memory;
+pub mod speaker_mixes;
 pub mod stage;
 pub mod summary_units;
 pub mod trainer_config;

@@ -7,6 +7,7 @@ use super::engine::{Engine, EngineArgs, TrainOutcome};
 use super::events::TrainEvent;
 use super::manifest::read_manifest;
 use super::networks::Networks;
+use super::speaker_mixes::speaker_mixes;
 use super::{TrainingError, checkpoint};
 use crate::registry::{Draft, Expected, Registry, RegistryError};
 use crate::training::config::TrainingConfig;
@@ -49,7 +50,12 @@ pub fn run(args: TrainArgs, on_event: &mut dyn FnMut(&TrainEvent)) -> Result<Tra
         }
         Ok(examples)
     };
-    let (train, valid) = (read(&config.data.train)?, read(&config.data.valid)?);
+    let (mut train, valid) = (read(&config.data.train)?, read(&config.data.valid)?);
+    train.extend(speaker_mixes(
+        &config.data.speaker_mixes,
+        config.data.seconds_max,
+        config.seed,
+    )?);
     let start_from = match &config.start_from {
         Some(path) => Some(checkpoint::read_adapter(path, "start")?),
         None => None,

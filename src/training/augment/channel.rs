@@ -6,6 +6,8 @@ use crate::util::random::SplitMix;
 const SAMPLE_RATE_HZ: f64 = 16_000.0;
 const TELEPHONE_LOW_HZ: f64 = 300.0;
 const TELEPHONE_HIGH_HZ: f64 = 3400.0;
+/// Where the filter before a G.722 encoder ends (ITU-T G.722, 2.2).
+const WIDE_HIGH_HZ: f64 = 7000.0;
 /// Reflections of a room in a second.
 const REFLECTIONS_HZ: f64 = 1500.0;
 /// Steps of a companded sample on each side of zero: 7 bits, and one of the sign.
@@ -71,6 +73,13 @@ pub(super) fn telephone_band(samples: &mut [f32]) {
         Biquad::low_pass(TELEPHONE_HIGH_HZ),
         Biquad::low_pass(TELEPHONE_HIGH_HZ),
     ] {
+        filter.run(samples);
+    }
+}
+
+/// Takes away what a wide-band call does not pass at the top, above 7 kHz.
+pub(super) fn wide_band(samples: &mut [f32]) {
+    for filter in [Biquad::low_pass(WIDE_HIGH_HZ), Biquad::low_pass(WIDE_HIGH_HZ)] {
         filter.run(samples);
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::training::config::TelephoneCodec;
 use crate::training::example::AudioSource;
 use proptest::prelude::*;
 
@@ -189,15 +190,8 @@ fn which_noises_were_recorded_is_part_of_a_name_and_without_any_names_are_as_bef
         };
         features.key(&audio, Some(&changes)).unwrap()
     };
-    let plain = AugmentConfig {
-        time_masks: 0,
-        time_mask_frames_max: 0,
-        feature_masks: 0,
-        feature_mask_width_max: 0,
-        ..config.clone()
-    };
 
-    let without = FeatureKey::new(&audio, "an encoder", &format!("{plain:?} variant 1")).unwrap();
+    let without = FeatureKey::new(&audio, "an encoder", "{} variant 1").unwrap();
     assert_eq!(key(&[]), without);
     let (street, rain, crowd) = (vec![0.1; 9], vec![0.2; 8], vec![0.3; 8]);
     let first = key(&[street.clone(), rain.clone()]);
@@ -212,4 +206,62 @@ fn which_noises_were_recorded_is_part_of_a_name_and_without_any_names_are_as_bef
     for other in others {
         assert_ne!(key(&other), first, "{other:?}");
     }
+}
+
+/// Settings that have their defaults are not named, so their defaults must stay what they are: another one
+/// would find features of the old one.
+#[test]
+fn settings_of_changes_are_named_by_what_differs_from_defaults_that_never_change() {
+    let default = serde_json::to_string(&AugmentConfig::default()).unwrap();
+    assert_eq!(
+        default,
+        concat!(
+            r#"{"gain":0.0,"gain_db_max":9.0,"speed":0.0,"speed_change_max":0.1,"noise":0.0,"noise_db_min":10.0,"#,
+            r#""noise_db_max":30.0,"telephone":0.0,"telephone_codecs":["none"],"reverberation":0.0,"#,
+            r#""reverberation_seconds_max":0.6,"time_masks":0,"time_mask_frames_max":20,"feature_masks":0,"#,
+            r#""feature_mask_width_max":32}"#
+        )
+    );
+    let config = AugmentConfig {
+        telephone: 0.5,
+        gain: 1.0,
+        telephone_codecs: vec![TelephoneCodec::Gsm],
+        ..AugmentConfig::default()
+    };
+    assert_eq!(
+        config.told_apart(),
+        r#"{"gain":1.0,"telephone":0.5,"telephone_codecs":["gsm"]}"#
+    );
+}
+
+#[test]
+fn a_sound_that_is_drawn_is_another_in_each_epoch_and_the_same_for_each_variant_of_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let features = StageFeatures {
+        cache: FeatureCache::open(folder.path(), 1_000).unwrap(),
+        common: "an encoder".to_owned(),
+        variants: 2,
+    };
+    let mut example = examples(1)[0].clone();
+    example.audio = AudioSource::Drawn {
+        id: "anything".to_owned(),
+        draw: Arc::new(|random| Ok((0..50).map(|_| random.unit() as f32).collect())),
+    };
+    let (config, noises) = (AugmentConfig::default(), Noises::default());
+    let load = |turn, seed, features: Option<&StageFeatures>| {
+        let changes = Changes {
+            config: &config,
+            noises: &noises,
+            turn,
+        };
+        let random = &mut SplitMix::new(&[seed]);
+        let clip = load_clip(&example, None, Some(&changes), features, random).unwrap();
+        clip.audio().unwrap().to_vec()
+    };
+
+    assert_ne!(load(0, 1, None), load(0, 2, None));
+    assert_eq!(load(0, 1, None), load(0, 1, None));
+    let cached = |turn, seed| load(turn, seed, Some(&features));
+    assert_eq!(cached(0, 1), cached(2, 2));
+    assert_ne!(cached(0, 1), cached(1, 1));
 }

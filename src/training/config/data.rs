@@ -1,5 +1,6 @@
 //! `[data]` and `[augment]`: recordings, and what is done to them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ pub struct DataConfig {
     /// none, are white or pink.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub noise: Vec<PathBuf>,
+    /// Clips of several speakers, made during training.
+    pub speaker_mixes: SpeakerMixConfig,
     /// Longer clips are left out of training, and counted.
     pub seconds_max: f64,
     /// Shorter clips are left out of training, and counted.
@@ -40,6 +43,7 @@ impl Default for DataConfig {
             train: Vec::new(),
             valid: Vec::new(),
             noise: Vec::new(),
+            speaker_mixes: SpeakerMixConfig::default(),
             seconds_max: 15.0,
             seconds_min: 0.2,
             target_tokens_max: 200,
@@ -48,6 +52,73 @@ impl Default for DataConfig {
             prefetch_batches: 3,
         }
     }
+}
+
+/// Most speakers of a mix.
+pub const SPEAKERS_MAX: usize = 3;
+
+/// The `[data.speaker_mixes]` table: clips in which people take turns, for the task `speaker_count`. Each is
+/// mixed anew whenever it is loaded; of a cached stage that augments there are as many mixes of it as the
+/// cache keeps variants, of one that does not there is one.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpeakerMixConfig {
+    /// Manifests whose rows name a `voice` each: recordings of one person. Rows of another `split` than
+    /// `train` are left out.
+    pub manifests: Vec<PathBuf>,
+    /// Whose voices are mixed: the `domain` of rows, each as often as the others. Name those in which two
+    /// names are never the same person. Empty: all.
+    pub domains: Vec<String>,
+    /// Clips in an epoch, as many of each number of speakers; 0: none.
+    pub clips: usize,
+    /// Most speakers of a clip, 1 to 3.
+    pub speakers_max: usize,
+}
+
+impl Default for SpeakerMixConfig {
+    fn default() -> Self {
+        Self {
+            manifests: Vec::new(),
+            domains: Vec::new(),
+            clips: 0,
+            speakers_max: SPEAKERS_MAX,
+        }
+    }
+}
+
+impl SpeakerMixConfig {
+    pub(in crate::training) fn validate(&self) -> Result<(), String> {
+        let name = "`data.speaker_mixes";
+        let most = SPEAKERS_MAX as f64;
+        within(
+            &format!("{name}.speakers_max`"),
+            self.speakers_max as f64,
+            1.0,
+            most,
+        )?;
+        within(&format!("{name}.clips`"), self.clips as f64, 0.0, 1e6)?;
+        match self.clips > 0 && self.manifests.is_empty() {
+            true => Err(format!(
+                "{name}.clips` is {} and {name}.manifests` is empty: name manifests of recordings of one person each",
+                self.clips
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What codes a telephone call.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TelephoneCodec {
+    /// Nothing: the band alone.
+    None,
+    /// ITU-T G.711, 64 kbit/s, 300 to 3400 Hz; one of its two laws is drawn.
+    G711,
+    /// ITU-T G.722, 64 kbit/s, 50 to 7000 Hz.
+    G722,
+    /// GSM full rate (06.10), 13 kbit/s, 300 to 3400 Hz.
+    Gsm,
 }
 
 /// The `[augment]` table: probabilities are per clip and independent.
@@ -68,10 +139,10 @@ pub struct AugmentConfig {
     pub noise_db_min: f64,
     /// Highest signal-to-noise ratio, decibels.
     pub noise_db_max: f64,
-    /// Probability of a telephone band, 300 to 3400 Hz.
+    /// Probability of a telephone call: the band from 300 to 3400 Hz, or a codec's.
     pub telephone: f64,
-    /// Probability that such a clip is also rounded to 8 bits, as G.711 does.
-    pub companding: f64,
+    /// What such a clip is coded with and decoded again; one of them is drawn, each as likely as the others.
+    pub telephone_codecs: Vec<TelephoneCodec>,
     /// Probability of a room's reverberation.
     pub reverberation: f64,
     /// Longest time in which it falls by 60 dB, seconds.
@@ -98,7 +169,7 @@ impl Default for AugmentConfig {
             noise_db_min: 10.0,
             noise_db_max: 30.0,
             telephone: 0.0,
-            companding: 0.0,
+            telephone_codecs: vec![TelephoneCodec::None],
             reverberation: 0.0,
             reverberation_seconds_max: 0.6,
             time_masks: 0,
@@ -110,13 +181,25 @@ impl Default for AugmentConfig {
 }
 
 impl AugmentConfig {
+    /// The settings that differ from the defaults, as JSON in the order of their names: a part of the name of
+    /// cached features, which so are found after a setting was added.
+    pub(in crate::training) fn told_apart(&self) -> String {
+        let values = |config: &Self| -> BTreeMap<String, serde_json::Value> {
+            let value = serde_json::to_value(config).expect("numbers and names");
+            serde_json::from_value(value).expect("a table")
+        };
+        let default = values(&Self::default());
+        let mut own = values(self);
+        own.retain(|name, value| default.get(name) != Some(value));
+        serde_json::to_string(&own).expect("names are strings")
+    }
+
     pub(in crate::training) fn validate(&self) -> Result<(), String> {
         for (name, value, low, high) in [
             ("gain", self.gain, 0.0, 1.0),
             ("speed", self.speed, 0.0, 1.0),
             ("noise", self.noise, 0.0, 1.0),
             ("telephone", self.telephone, 0.0, 1.0),
-            ("companding", self.companding, 0.0, 1.0),
             ("reverberation", self.reverberation, 0.0, 1.0),
             (
                 "reverberation_seconds_max",
@@ -140,6 +223,9 @@ impl AugmentConfig {
         ] {
             within(&format!("`augment.{name}`"), value, low, high)?;
         }
-        Ok(())
+        match self.telephone_codecs.is_empty() {
+            true => Err("`augment.telephone_codecs` is empty, expected one at least: \"none\", \"g711\", \"g722\", \"gsm\"".into()),
+            false => Ok(()),
+        }
     }
 }

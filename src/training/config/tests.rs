@@ -22,7 +22,7 @@ fn a_stage_without_an_end_is_refused() {
 
 #[test]
 fn the_shipped_curricula_parse_and_validate() {
-    for name in ["demo", "demo-longer", "demo-tasks", "paper"] {
+    for name in ["demo", "demo-longer", "demo-tasks", "demo-large", "paper"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/curriculum/{name}.toml"));
         let config = TrainingConfig::load(&path).unwrap();
 
