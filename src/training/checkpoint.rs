@@ -1,6 +1,6 @@
 //! What a run needs to go on exactly where it was: weights, moments, place in the data, clocks, best so far.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ const STATE_BYTES_MAX: usize = 1 << 20;
 pub struct RunState {
     /// Digest of what a resumed run must have in common with the saved one.
     pub fingerprint: String,
+    /// Digests of the parts of it by name; none in checkpoints of earlier versions.
+    #[serde(default)]
+    pub parts: BTreeMap<String, String>,
     /// Current stage, from 0; equal to the number of stages when all are done.
     pub stage: usize,
     /// Optimiser steps done in it.
@@ -60,12 +63,60 @@ pub struct RunState {
     pub since_best: u32,
 }
 
-/// A digest of what a resumed run must have in common with the one that was saved. The order of names does
-/// not count: what a `Value` keeps of it depends on the features that the crates of a build ask `serde_json`
-/// for.
-pub(crate) fn fingerprint_of(mut parts: serde_json::Value) -> String {
-    parts.sort_all_objects();
-    hex(&Sha256::digest(parts.to_string()))
+/// What a resumed run must have in common with the one that was saved.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fingerprint {
+    whole: String,
+    parts: BTreeMap<String, String>,
+}
+
+impl Fingerprint {
+    /// The digests of a table. The order of names does not count: what a `Value` keeps of it depends on the
+    /// features that the crates of a build ask `serde_json` for.
+    pub(crate) fn of(mut table: serde_json::Value) -> Self {
+        table.sort_all_objects();
+        let digest = |value: &serde_json::Value| hex(&Sha256::digest(value.to_string()));
+        let parts = table.as_object().into_iter().flatten();
+        Self {
+            whole: digest(&table),
+            parts: parts.map(|(name, value)| (name.clone(), digest(value))).collect(),
+        }
+    }
+
+    /// The state of a run that begins.
+    pub(crate) fn begin(self) -> RunState {
+        RunState {
+            fingerprint: self.whole,
+            parts: self.parts,
+            ..RunState::default()
+        }
+    }
+
+    /// Whether `state`, read from `folder`, may be gone on from.
+    ///
+    /// # Errors
+    /// [`TrainingError::Checkpoint`], which names what differs.
+    pub(crate) fn check(&self, state: &RunState, folder: &Path) -> Result<(), TrainingError> {
+        if state.fingerprint == self.whole {
+            return Ok(());
+        }
+        let names = self.parts.iter();
+        let differs = |(name, digest): &(&String, &String)| {
+            state.parts.is_empty() || state.parts.get(*name) != Some(*digest)
+        };
+        let names: Vec<String> = names
+            .filter(differs)
+            .map(|(name, _)| format!("`{name}`"))
+            .collect();
+        let one_of = if state.parts.is_empty() { "one of " } else { "" };
+        let names = names.join(", ");
+        Err(TrainingError::Checkpoint {
+            path: folder.to_owned(),
+            reason: format!(
+                "it belongs to a run that differs in {one_of}{names} (`data`: names of manifests, rows and targets); restore what was, or start anew without `--resume`"
+            ),
+        })
+    }
 }
 
 impl RunState {
@@ -303,11 +354,40 @@ mod tests {
 
     #[test]
     fn a_fingerprint_does_not_depend_on_the_order_of_names() {
-        let of = |text: &str| fingerprint_of(serde_json::from_str(text).unwrap());
+        let of = |text: &str| Fingerprint::of(serde_json::from_str(text).unwrap());
 
         let sorted = r#"{"a":{"c":3,"d":2},"b":1}"#;
         assert_eq!(of(sorted), of(r#"{"b":1,"a":{"d":2,"c":3}}"#));
         // What earlier versions of the program wrote into checkpoints.
-        assert_eq!(of(sorted), hex(&Sha256::digest(sorted)));
+        assert_eq!(of(sorted).whole, hex(&Sha256::digest(sorted)));
+    }
+
+    #[test]
+    fn a_run_of_another_kind_is_told_by_what_differs() {
+        let of = |seed: u64, data: &str| {
+            Fingerprint::of(serde_json::json!({"seed": seed, "data": data, "model": "m"}))
+        };
+        let saved = of(1, "d").begin();
+        let reason = |present: &Fingerprint, saved: &RunState| {
+            let found = present.check(saved, Path::new("run/checkpoint"));
+            found.unwrap_err().to_string()
+        };
+
+        of(1, "d").check(&saved, Path::new("run")).unwrap();
+        let other = reason(&of(2, "e"), &saved);
+        assert!(
+            other.contains("differs in `data`, `seed` (") && other.contains("run/checkpoint"),
+            "{other}"
+        );
+        let earlier = RunState {
+            parts: BTreeMap::new(),
+            ..saved
+        };
+        of(1, "d").check(&earlier, Path::new("run")).unwrap();
+        let other = reason(&of(2, "d"), &earlier);
+        assert!(
+            other.contains("differs in one of `data`, `model`, `seed` ("),
+            "{other}"
+        );
     }
 }

@@ -5,7 +5,7 @@ use crate::inference::speech_llm::Learned;
 use crate::models::adapter::{AdapterConfig, SpeechAdapter, embedding_rms};
 use crate::models::config::AdapterSettings;
 use crate::training::augment::Noises;
-use crate::training::checkpoint::{self, RunState};
+use crate::training::checkpoint::{self, Fingerprint};
 use crate::training::config::{StageKind, TrainingConfig};
 use crate::training::feature_cache::FeatureCache;
 use crate::training::log::EventLog;
@@ -37,10 +37,6 @@ impl<'a> Engine<'a> {
         let llm = networks.speech_llm.llm();
         let fingerprint = fingerprint(&config, networks, &data_digest);
 
-        let mut state = RunState {
-            fingerprint: fingerprint.clone(),
-            ..RunState::default()
-        };
         let resumed_from = if resume {
             checkpoint::find(&output.join("checkpoint"))
         } else {
@@ -50,14 +46,12 @@ impl<'a> Engine<'a> {
             Some((snapshot, lora)) => (Some(snapshot), lora),
             None => (None, None),
         };
+        let state = match &resumed_from {
+            Some(folder) => checkpoint::read_state(folder)?,
+            None => fingerprint.clone().begin(),
+        };
         if let Some(folder) = &resumed_from {
-            state = checkpoint::read_state(folder)?;
-            if state.fingerprint != fingerprint {
-                return Err(TrainingError::Checkpoint {
-                    path: folder.clone(),
-                    reason: "it belongs to a run with another seed, other data, networks, adapter or LoRA settings; start anew, or restore those".into(),
-                });
-            }
+            fingerprint.check(&state, folder)?;
             let (saved, lora) = checkpoint::read_adapter(folder, "resumed")?;
             snapshot = Some(saved);
             // Until the first stage with LoRA, that of the adapter to start from still waits for it.
@@ -144,8 +138,8 @@ fn in_the_form_of(settings: &AdapterSettings, start: &AdapterConfig) -> AdapterS
 }
 
 /// What a resumed run must have in common with the one that was saved.
-fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) -> String {
-    checkpoint::fingerprint_of(serde_json::json!({
+fn fingerprint(config: &TrainingConfig, networks: &Networks, data_digest: &str) -> Fingerprint {
+    Fingerprint::of(serde_json::json!({
         "seed": config.seed,
         "adapter": config.adapter,
         "lora": config.lora,

@@ -8,7 +8,7 @@ use crate::models::encoders::conformer::{Normalization, Pretraining, Statistics,
 use crate::nn::accel::{Placement, PrecisionChoice, configure_threads};
 use crate::nn::optimizer::{AdamW, AdamWConfig, Parameter};
 use crate::training::TrainingError;
-use crate::training::checkpoint::{self, RunState};
+use crate::training::checkpoint::{self, Fingerprint};
 use crate::training::example::{self, Example};
 use crate::training::log::EventLog;
 use crate::training::manifest::read_audio_manifest;
@@ -58,23 +58,14 @@ impl Run {
         let (network, state) = match &found {
             Some(folder) => {
                 let state = checkpoint::read_state(folder)?;
-                if state.fingerprint != fingerprint {
-                    return Err(TrainingError::Checkpoint {
-                        path: folder.clone(),
-                        reason: "it belongs to a run with another seed, other data, model, quantizer or mask settings; start anew, or restore those".into(),
-                    });
-                }
+                fingerprint.check(&state, folder)?;
                 (Pretraining::load(folder, &config.quantizer, device)?, state)
             }
             None => {
                 let statistics = statistics(&config, &train)?;
                 let shape = config.model.conformer();
                 let network = Pretraining::new(shape, &config.quantizer, statistics, config.seed, device)?;
-                let state = RunState {
-                    fingerprint,
-                    ..RunState::default()
-                };
-                (network, state)
+                (network, fingerprint.begin())
             }
         };
         let mut optimizer = optimizer(&config, &network)?;
@@ -153,8 +144,8 @@ fn optimizer(config: &PretrainConfig, network: &Pretraining) -> Result<AdamW, Tr
 }
 
 /// What a resumed run must have in common with the one that was saved.
-fn fingerprint(config: &PretrainConfig, data_digest: &str) -> String {
-    checkpoint::fingerprint_of(serde_json::json!({
+fn fingerprint(config: &PretrainConfig, data_digest: &str) -> Fingerprint {
+    Fingerprint::of(serde_json::json!({
         "seed": config.seed,
         "model": config.model,
         "quantizer": config.quantizer,
