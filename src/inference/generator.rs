@@ -4,6 +4,7 @@
 use std::borrow::Borrow;
 use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,6 +69,8 @@ struct Waiting {
 pub struct Generator<L = SpeechLlm> {
     model: L,
     options: DecodeOptions,
+    /// Prompt positions that are read between two tokens of running answers.
+    prefill_positions_max: usize,
     scheduler: Scheduler,
     /// Requests whose prompts are not made yet.
     waiting: VecDeque<Waiting>,
@@ -82,15 +85,18 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
     /// A generator that answers as `config` says.
     pub fn new(model: L, config: &EngineConfig) -> Self {
         let speech_llm: &SpeechLlm = model.borrow();
+        let sizes = config.scheduler_sizes();
+        let limit = NonZeroUsize::new(sizes.prefill_positions_max);
         let scheduler = Scheduler::new(
             speech_llm.llm(),
-            config.scheduler_sizes(),
+            sizes,
             speech_llm.end_ids(),
             speech_llm.tokenizer().vocab_size(),
         );
         Self {
             model,
             options: config.options,
+            prefill_positions_max: limit.map_or(usize::MAX, NonZeroUsize::get),
             scheduler,
             waiting: VecDeque::new(),
             versions: HashMap::new(),
@@ -217,10 +223,15 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         events
     }
 
-    /// Embeds the requests that can start now, and hands them to the scheduler.
+    /// Embeds the requests that can start now, and hands them to the scheduler; while answers run, no more of
+    /// them than can be read between two tokens.
     fn prepare_waiting(&mut self, events: &mut Vec<Event>) {
         let slots = self.options.slots();
-        while self.scheduler.free_slots() / slots > self.scheduler.waiting() {
+        let mut left = match self.scheduler.running() {
+            0 => usize::MAX,
+            _ => self.prefill_positions_max,
+        };
+        while left > 0 && self.scheduler.free_slots() / slots > self.scheduler.waiting() {
             let Some(Waiting { id, request, begun }) = self.waiting.pop_front() else {
                 break;
             };
@@ -228,6 +239,7 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
                 Ok(Prepared::Prompt(prompt)) => {
+                    left = left.saturating_sub(prompt.positions());
                     let token_bytes = self.model().tokenizer().token_bytes().ok();
                     let added = self.scheduler.go_on(id, *prompt, begun, token_bytes);
                     added.map_err(InferenceError::from)

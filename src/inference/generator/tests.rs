@@ -438,6 +438,32 @@ fn a_warm_up_runs_both_passes_and_leaves_nothing_but_the_version_behind() {
 }
 
 #[test]
+fn while_answers_run_no_more_prompts_are_made_than_can_be_read_between_two_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = bench(folder.path(), 6, DecodeOptions::greedy(12));
+    let generator = &mut bench.generator;
+    let version = bench.versions[0].clone();
+    generator.prefill_positions_max = 1; // of one prompt at a time
+    for number in 0..2 {
+        generator.add_request(request(number, &version));
+    }
+    generator.step();
+    assert!(generator.waiting.is_empty(), "nobody waits for a token");
+    for number in 2..6 {
+        generator.add_request(request(number, &version));
+    }
+
+    let waiting: Vec<usize> = (0..4)
+        .map(|_| {
+            generator.step();
+            generator.waiting.len()
+        })
+        .collect();
+
+    assert_eq!(waiting, [3, 2, 1, 0]);
+}
+
+#[test]
 fn sound_that_nobody_has_encoded_is_an_error_of_its_request() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = bench(folder.path(), 2, DecodeOptions::greedy(12));
