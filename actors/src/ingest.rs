@@ -236,6 +236,7 @@ impl AudioIngest {
             Taken::Next(next) => self.take_chunk(next).await,
             Taken::Repeated(record) => {
                 debug!(record_offset = ?record.record_offset, "a chunk that its stream had before is passed over");
+                metrics::chunk_repeated();
                 self.args.tracker.release(&record.record_offset);
             }
             Taken::Broken(records, rejection) => self.refuse_all(*records, rejection).await,

@@ -92,6 +92,10 @@ fn describe() {
     );
     describe_counter!("speechverse_audio_seconds_total", "Seconds of audio admitted.");
     describe_counter!(
+        "speechverse_chunks_repeated_total",
+        "Chunks of streams that came again as they were and were passed over."
+    );
+    describe_counter!(
         "speechverse_encoder_cache_total",
         "Clips that the encoder's cache held (hit) and did not hold (miss)."
     );
@@ -260,6 +264,7 @@ pub fn counters_at_zero(sets: &ClosedSets<'_>) {
         counter!("speechverse_store_puts_total", "outcome" => outcome).increment(0);
     }
     encoder_cache(0, 0);
+    counter!("speechverse_chunks_repeated_total").increment(0);
     for outcome in ["taken", "not_taken"] {
         counter!("speechverse_decoder_draft_tokens_total", "outcome" => outcome).increment(0);
     }
@@ -338,6 +343,11 @@ pub fn token_choice(choose: impl FnOnce()) {
     let began = std::time::Instant::now();
     choose();
     histogram!("speechverse_token_choice_seconds").record(began.elapsed().as_secs_f64());
+}
+
+/// A chunk that its stream had before was passed over.
+pub fn chunk_repeated() {
+    counter!("speechverse_chunks_repeated_total").increment(1);
 }
 
 /// The encoder ran one batch.
