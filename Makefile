@@ -65,7 +65,7 @@ bench: setup ## micro-benchmarks of the CPU kernels and the engine; wants a quie
 bench-serve: build models ## the service under load: latency, throughput, overhead; BENCH_SERVE_ARGUMENTS for more
 	$(BINARY) bench serve --references tests/fixtures/speech/transcripts.jsonl $(BENCH_SERVE_ARGUMENTS)
 
-bench-delivery: setup ## what exactly once costs in throughput, optimised; on the Apache Kafka that SPEECHVERSE_KAFKA names, else embedded
+bench-delivery: setup ## what exactly once costs in throughput, optimised; on the Apache Kafka that SPEECHVERSE_SYSTEM_KAFKA names, else embedded
 	$(CARGO) test --release --locked -p speechverse --test system -- --ignored --exact --nocapture delivery::what_exactly_once_costs
 
 fuzz: setup ## every parser with libFuzzer, FUZZ_SECONDS each (60)

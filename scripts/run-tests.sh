@@ -22,7 +22,8 @@ SPEECHVERSE_SKIPS=$out/skips.txt
 : >"$SPEECHVERSE_SKIPS"
 # Tests run side by side, one per core: each may use one thread for tensors.
 : "${OMP_NUM_THREADS:=1}" "${OMP_WAIT_POLICY:=PASSIVE}" "${GOMP_SPINCOUNT:=0}"
-export SPEECHVERSE_SKIPS OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT
+: "${SPEECHVERSE_HISTORIES:=100000}"              # simulated orders of group and transactions: two minutes
+export SPEECHVERSE_HISTORIES SPEECHVERSE_SKIPS OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT
 # What makes the next build quicker makes the first one slower, and takes 4 GB: only for who has it already.
 [ -d "${CARGO_TARGET_DIR:-target}/debug/incremental" ] || export CARGO_INCREMENTAL=0
 checks=
@@ -142,8 +143,15 @@ tests() {
     [ ! -e "$out/tests/failed" ]
 }
 
+# Once more on Apache Kafka, but for what has a broker of its own and what measures memory.
+tests_on_apache() {
+    SPEECHVERSE_SYSTEM_KAFKA=$SPEECHVERSE_KAFKA "$cargo" test --locked --no-fail-fast -p speechverse --test system -- \
+        --skip outage:: --skip soak::
+}
+
 if step "build of tests" "$cargo" test --workspace --locked --no-run; then
     step "tests" tests
+    [ -z "${SPEECHVERSE_KAFKA:-}" ] || step "system tests on Apache Kafka" tests_on_apache
 fi
 
 echo

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Sends the golden requests through a running pipeline with confluent-kafka and checks what comes back.
 
-    golden.py HOST:PORT
+    golden.py HOST:PORT [PREFIX]
 
-Needs the Python package `confluent-kafka`. Topics have their default names. Exit code 0 when every request had the outcome that
+Needs the Python package `confluent-kafka`. Topics are PREFIX (speechverse.) and requests, results or dead-letters. Exit code 0 when every request had the outcome that
 docs/TOPICS.md promises: the key byte for byte, the id, the trace continued, a dead letter with the original bytes and headers.
 """
 
@@ -47,9 +47,11 @@ def header(headers, name):
 
 
 def main():
+    prefix = sys.argv[2] if len(sys.argv) > 2 else "speechverse."
+    requests, results, dead_letters = (prefix + name for name in ("requests", "results", "dead-letters"))
     consumer = Consumer({"bootstrap.servers": sys.argv[1], "group.id": f"golden-{time.time_ns()}", "auto.offset.reset": "latest"})
     assigned = []
-    consumer.subscribe(["speechverse.results", "speechverse.dead-letters"], on_assign=lambda _, partitions: assigned.extend(partitions))
+    consumer.subscribe([results, dead_letters], on_assign=lambda _, partitions: assigned.extend(partitions))
     deadline = time.time() + WAIT_SECONDS
     while not assigned and time.time() < deadline:
         consumer.poll(0.1)
@@ -60,7 +62,7 @@ def main():
     producer = Producer({"bootstrap.servers": sys.argv[1]})
     for name in REQUESTS:
         key, headers, value = golden(name)
-        producer.produce("speechverse.requests", value=value, key=key, headers=headers)
+        producer.produce(requests, value=value, key=key, headers=headers)
     producer.flush(30)
 
     wanted = {f"golden-{number}" for number in range(1, 5)}
@@ -77,7 +79,7 @@ def main():
     for name, number in zip(REQUESTS[:3], range(1, 4)):
         key, headers, _ = golden(name)
         message = outcomes[f"golden-{number}"]
-        assert message.topic() == "speechverse.results", (name, message.topic(), message.headers())
+        assert message.topic() == results, (name, message.topic(), message.headers())
         assert message.key() == key, (name, message.key())
         assert header(message.headers(), "ce_type") == b"speechverse.result.v1"
         source = read_as(name).get("source")  # it makes the answer's id another one
@@ -93,7 +95,7 @@ def main():
         print(f"{name}: {answer['text']!r}")
     key, headers, value = golden("request_not_audio")
     letter = outcomes["golden-4"]
-    assert letter.topic() == "speechverse.dead-letters"
+    assert letter.topic() == dead_letters
     assert (letter.key(), letter.value()) == (key, value)
     assert letter.headers()[: len(headers)] == headers, letter.headers()
     assert header(letter.headers(), "speechverse_reason") == b"not_audio"

@@ -25,7 +25,7 @@ use speechverse::telemetry::config::{LogConfig, TraceConfig};
 use speechverse::telemetry::logs;
 use speechverse::util::hex;
 
-use harness::{Sandbox, WAIT_MAX, tone};
+use harness::{Sandbox, WAIT_MAX, header, tone};
 
 /// Trace and span that the producer names in its `traceparent`.
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -56,6 +56,16 @@ async fn a_request_is_one_trace_through_every_stage_and_the_counters_of_stages_a
     client.request("good", "k", tone(0.4, 300.0), Vec::new()).await;
     client.answer().await;
     let stages = settled(http);
+    // A second question about the same sound.
+    let (hits, misses) = encoder_cache(http);
+    let other = vec![header("ce_instruction", "How many people speak?")];
+    client.request("again", "k", tone(0.5, 200.0), other).await;
+    client.answer().await;
+    assert_eq!(
+        encoder_cache(http),
+        (hits + 1, misses),
+        "the encoder reads no sound twice"
+    );
     sandbox.end(pipeline).await;
     drop(telemetry); // sends the spans that still wait
 
@@ -117,7 +127,7 @@ fn settled(http: SocketAddr) -> BTreeMap<String, Counts> {
     }
 }
 
-fn counts(http: SocketAddr) -> BTreeMap<String, Counts> {
+fn metrics(http: SocketAddr) -> String {
     let mut connection = TcpStream::connect(http).unwrap();
     write!(
         connection,
@@ -126,6 +136,22 @@ fn counts(http: SocketAddr) -> BTreeMap<String, Counts> {
     .unwrap();
     let mut page = String::new();
     connection.read_to_string(&mut page).unwrap();
+    page
+}
+
+/// Clips that the encoder's cache held, and those that it did not.
+fn encoder_cache(http: SocketAddr) -> (u64, u64) {
+    let page = metrics(http);
+    let count = |outcome: &str| {
+        let name = format!("speechverse_encoder_cache_total{{outcome=\"{outcome}\"}} ");
+        let line = page.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap().parse().unwrap()
+    };
+    (count("hit"), count("miss"))
+}
+
+fn counts(http: SocketAddr) -> BTreeMap<String, Counts> {
+    let page = metrics(http);
     let mut stages: BTreeMap<String, Counts> = BTreeMap::new();
     for line in page.lines() {
         let Some((name, rest)) = line.split_once("{stage=\"") else {

@@ -81,22 +81,6 @@ impl Side {
         let kafka = &mut sandbox.settings.kafka;
         kafka.delivery = delivery;
         kafka.commit_interval_ms = 100;
-        if let Ok(bootstrap) = std::env::var("SPEECHVERSE_KAFKA") {
-            let unique = format!("cost.{}.{name}", std::process::id());
-            kafka.bootstrap = bootstrap;
-            kafka.group_id = unique.clone();
-            let topics = &mut kafka.topics;
-            for topic in [
-                &mut topics.requests,
-                &mut topics.results,
-                &mut topics.labels,
-                &mut topics.control,
-                &mut topics.events,
-                &mut topics.dead_letters,
-            ] {
-                *topic = format!("{unique}.{topic}");
-            }
-        }
         let pipeline = sandbox.start().await;
         let client = sandbox.client().await;
         Self {
@@ -124,7 +108,8 @@ impl Side {
     }
 }
 
-/// Both deliveries in turn, on the embedded broker, or on the Apache Kafka that `SPEECHVERSE_KAFKA` names.
+/// Both deliveries in turn, on embedded brokers, or on the Apache Kafka that `SPEECHVERSE_SYSTEM_KAFKA`
+/// names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::print_stderr, reason = "its figures are what it is run for")]
 #[ignore = "a measurement of minutes, to be read by a person"]

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use embedded_broker::{BrokerConfig, EmbeddedBroker};
 use speechverse::config::Settings;
+use speechverse::kafka::config::KafkaConfig;
 use speechverse::kafka::{Read, ReadFrom, Reader, Sink};
 use speechverse::testing::{TinyModels, publish_first_version};
 use speechverse::wire::answer::Answer;
@@ -44,10 +46,15 @@ pub(crate) fn tone(seconds: f64, pitch_hz: f64) -> Bytes {
     Bytes::from(bytes.into_inner())
 }
 
+/// The Kafka that tests run on instead of embedded brokers of their own, `host:port`.
+const REAL_KAFKA: &str = "SPEECHVERSE_SYSTEM_KAFKA";
+/// Sandboxes of this process, so that each has topics and a group of its own.
+static SANDBOXES: AtomicUsize = AtomicUsize::new(0);
+
 /// A broker, and a folder with tiny models, a registry with one version, and settings for them.
 pub(crate) struct Sandbox {
     pub(crate) settings: Settings,
-    broker: EmbeddedBroker,
+    broker: Option<EmbeddedBroker>,
     _dir: tempfile::TempDir,
 }
 
@@ -63,20 +70,29 @@ impl Sandbox {
         }
         let dir = tempfile::tempdir().unwrap();
         let models = TinyModels::write(dir.path(), 7);
-        // So little that what the broker keeps reaches its bound early in the memory test.
-        let broker_config = BrokerConfig {
-            message_bytes_max: 4 << 20,
-            bytes_per_topic_max: 8 << 20,
-            ..BrokerConfig::default()
-        };
-        let broker = EmbeddedBroker::start(broker_config).await.unwrap();
         let mut settings = Settings::default();
+        let broker = match std::env::var(REAL_KAFKA) {
+            Ok(bootstrap) => {
+                on_real_kafka(&mut settings.kafka, bootstrap);
+                None
+            }
+            Err(_) => {
+                // So little that what the broker keeps reaches its bound early in the memory test.
+                let config = BrokerConfig {
+                    message_bytes_max: 4 << 20,
+                    bytes_per_topic_max: 8 << 20,
+                    ..BrokerConfig::default()
+                };
+                let broker = EmbeddedBroker::start(config).await.unwrap();
+                settings.kafka.bootstrap = broker.bootstrap();
+                Some(broker)
+            }
+        };
         settings.model.llm = choose(&models);
         settings.model.encoder = models.encoder;
         settings.model.precision = "f32".parse().unwrap();
         settings.model.threads = 1;
         settings.service.tasks_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tasks");
-        settings.kafka.bootstrap = broker.bootstrap();
         settings.kafka.commit_interval_ms = 50;
         settings.kafka.message_bytes_max = 3_900_000;
         settings.adapters.dir = dir.path().join("adapters");
@@ -136,7 +152,28 @@ impl Sandbox {
 
     pub(crate) async fn end(self, pipeline: Pipeline) {
         pipeline.stop().await.unwrap();
-        self.broker.shutdown().await;
+        if let Some(broker) = self.broker {
+            broker.shutdown().await;
+        }
+    }
+}
+
+/// A broker that others use too: topics and a group that nobody else has.
+fn on_real_kafka(kafka: &mut KafkaConfig, bootstrap: String) {
+    let number = SANDBOXES.fetch_add(1, Ordering::Relaxed);
+    let own = format!("system.{}.{number}", std::process::id());
+    kafka.bootstrap = bootstrap;
+    kafka.group_id = own.clone();
+    let topics = &mut kafka.topics;
+    for topic in [
+        &mut topics.requests,
+        &mut topics.results,
+        &mut topics.labels,
+        &mut topics.control,
+        &mut topics.events,
+        &mut topics.dead_letters,
+    ] {
+        *topic = format!("{own}.{topic}");
     }
 }
 

@@ -148,3 +148,41 @@ async fn a_session_of_many_chunks_is_answered_while_it_comes_and_as_a_whole() {
     assert!(partials.len() >= 4, "{partials:?}");
     sandbox.end(pipeline).await; // with nothing unfinished
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_are_asked_about_as_a_whole_keep_no_more_sound_than_they_may() {
+    let mut sandbox = Sandbox::new().await;
+    sandbox.settings.kafka.message_bytes_max = 1_000_000;
+    sandbox.settings.kafka.in_flight_bytes_max = 4 << 20; // half of it is 32 s of samples
+    let pipeline = sandbox.start().await;
+    let mut client = sandbox.client().await;
+    let chunk = |session: &str, number: usize, is_final: bool| {
+        vec![
+            header("ce_instruction", "How many people speak?"),
+            header("content-type", "audio/L16;rate=16000;channels=1"),
+            header("ce_type", "speechverse.chunk.v1"),
+            header("ce_session", session.to_owned()),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", is_final.to_string()),
+        ]
+    };
+
+    for (session, seconds) in [("short", 12.0), ("long", 21.0)] {
+        let begin = sound(&[(seconds, true)]);
+        client
+            .request(session, "k", begin, chunk(session, 0, false))
+            .await;
+    }
+    let (id, reason, _) = client.dead_letter().await;
+    assert_eq!((id.as_str(), reason.as_str()), ("long", "value_too_large"));
+    client
+        .request("short", "k", sound(&[(1.0, true)]), chunk("short", 1, true))
+        .await;
+
+    let (answer, _) = client.answer().await;
+    assert_eq!(
+        (answer.request_id.as_str(), answer.audio_seconds),
+        ("short", 13.0)
+    );
+    sandbox.end(pipeline).await;
+}
