@@ -24,6 +24,8 @@ pub(crate) enum Act {
     Kill,
     /// One process becomes three, then two: one of them is asked to end.
     Rebalance,
+    /// One of three processes is killed while the others answer, and comes back.
+    KillOneOfThree,
     /// A process stands still for longer than its session, and goes on.
     StandStill,
     /// The broker answers nobody for a while.
@@ -39,9 +41,10 @@ pub(crate) enum Act {
 }
 
 impl Act {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Kill,
         Self::Rebalance,
+        Self::KillOneOfThree,
         Self::StandStill,
         Self::BrokerOutOfReach,
         Self::BrokerRestart,
@@ -78,6 +81,12 @@ struct Member {
     name: String,
     flaw: Flaw,
     serve: Serve,
+}
+
+/// How a process that was killed is started again.
+struct Killed {
+    name: String,
+    flaw: Flaw,
 }
 
 impl<'r> Run<'r> {
@@ -153,10 +162,19 @@ impl<'r> Run<'r> {
     fn perform(&mut self, act: Act) {
         match act {
             Act::Kill => {
-                let index = self.random.below(self.members.len());
-                let Member { name, flaw, serve } = self.members.remove(index);
-                drop(serve);
+                let Killed { name, flaw } = self.kill_one();
                 self.start_member(name, &flaw);
+            }
+            Act::KillOneOfThree => {
+                while self.members.len() < 3 {
+                    self.join(&Flaw::default());
+                }
+                self.pass(20);
+                let Killed { name, flaw } = self.kill_one();
+                self.pass(20); // the group expects it back, or shares its partitions out
+                self.start_member(name, &flaw);
+                self.pass(20);
+                self.leave_until(1);
             }
             Act::Rebalance => {
                 self.leave_until(1);
@@ -225,6 +243,14 @@ impl<'r> Run<'r> {
         self.pass(FLAWED_REQUESTS);
         self.leave_until(0);
         self.join(&Flaw::default());
+    }
+
+    /// Kills a process and takes it out of the list; it runs no more.
+    fn kill_one(&mut self) -> Killed {
+        let index = self.random.below(self.members.len());
+        let Member { name, flaw, serve } = self.members.remove(index);
+        drop(serve);
+        Killed { name, flaw }
     }
 
     /// A further process, under the first name that is free.

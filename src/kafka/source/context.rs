@@ -220,7 +220,9 @@ impl SourceContext {
                 Ok(())
             }
             Err(ClientError::ConsumerCommit(
-                error @ (RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress),
+                error @ (RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::StaleMemberEpoch
+                | RDKafkaErrorCode::RebalanceInProgress),
             )) => {
                 debug!(%error, "the group takes no offsets while it shares its partitions out");
                 Err(error)

@@ -204,6 +204,11 @@ impl Broker {
         self.answers.contains(&answer)
     }
 
+    /// What readers of committed records saw, in order.
+    pub(super) fn answers(&self) -> &[Place] {
+        &self.answers
+    }
+
     /// Whether the group has read everything, and no transaction is open.
     pub(super) fn is_at_rest(&self) -> bool {
         let is_read = |(partition, log): (usize, &Vec<i64>)| {
