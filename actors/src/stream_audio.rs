@@ -149,6 +149,12 @@ impl StreamAudio {
         self.decoder.kept_bytes()
     }
 
+    /// Bytes of sound that is asked about as a whole; none of a transcript's, of which a window is kept.
+    pub(crate) fn whole_bytes(&self) -> usize {
+        let whole = self.whole.as_ref().filter(|_| self.windows.is_none());
+        whole.map_or(0, |samples| size_of_val(samples.as_slice()))
+    }
+
     /// Counts the bytes that are kept now as in flight, for as long as it lives.
     pub(crate) fn hold(&mut self, budget: &Budget) {
         self.held = Some(budget.hold(self.kept_bytes() as u64));

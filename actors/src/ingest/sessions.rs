@@ -6,6 +6,9 @@ use super::*;
 /// The part of `kafka.in_flight_bytes_max` that sound to be decoded later may have. With what is kept for
 /// dead letters it is less than half, from which on a full source reads on.
 const KEPT_SHARE: u64 = 5;
+/// As much of it again may the sound of unfinished streams have that are asked about as a whole. It does not
+/// count as in flight, because a source that it stopped would bring none of them to its end.
+const WHOLE_SHARE: u64 = 2;
 
 /// Records of a stream that are taken out of it; those that are left when it is dropped become dead letters,
 /// as that of a context does.
@@ -88,18 +91,26 @@ impl AudioIngest {
         self.limit_kept().await;
     }
 
-    /// Breaks the streams that keep most, where all together keep more sound to be decoded later than they
-    /// may: it would stop the source, so that no stream could end.
+    /// Breaks the streams that keep most, where all together keep more than they may.
     async fn limit_kept(&mut self) {
-        let most = self.args.tracker.budget().bytes_max() / KEPT_SHARE;
+        let undecoded =
+            "to be decoded at their end: send raw PCM, WAV or Opus in Ogg, which are decoded as they come";
+        self.limit(KEPT_SHARE, StreamAudio::kept_bytes, undecoded).await;
+        let whole = "of sound that is asked about as a whole: end them sooner, or ask for transcripts, which take windows";
+        self.limit(WHOLE_SHARE, StreamAudio::whole_bytes, whole).await;
+    }
+
+    /// Breaks the streams with most bytes, by what `bytes_of` says, until all together have at most a `share`
+    /// of what may be in flight. `what` says what is kept, and what to do.
+    async fn limit(&mut self, share: u64, bytes_of: fn(&StreamAudio) -> usize, what: &str) {
+        let most = self.args.tracker.budget().bytes_max() / share;
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
-        while let Some(name) = self.streams.largest(limit, StreamAudio::kept_bytes) {
+        while let Some(name) = self.streams.largest(limit, bytes_of) {
             let kept = self.streams.state(&name).and_then(|stream| stream.as_ref());
-            let bytes = kept.map_or(0, StreamAudio::kept_bytes);
+            let bytes = kept.map_or(0, bytes_of);
             let message = format!(
-                "unfinished streams keep more than {most} bytes that are decoded at their end \
-                 (`kafka.in_flight_bytes_max` / {KEPT_SHARE}), and this one most of them, {bytes}: send raw PCM, WAV \
-                 or Opus in Ogg, which are decoded as they come"
+                "unfinished streams keep more than {most} bytes (`kafka.in_flight_bytes_max` / {share}), and this one \
+                 most of them, {bytes}, {what}"
             );
             let why = Rejection::new(Reason::ValueTooLarge, Stage::Ingest, message);
             self.break_off(&name, why).await;
