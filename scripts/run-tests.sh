@@ -22,7 +22,7 @@ SPEECHVERSE_SKIPS=$out/skips.txt
 : >"$SPEECHVERSE_SKIPS"
 # Tests run side by side, one per core: each may use one thread for tensors.
 : "${OMP_NUM_THREADS:=1}" "${OMP_WAIT_POLICY:=PASSIVE}" "${GOMP_SPINCOUNT:=0}"
-: "${SPEECHVERSE_HISTORIES:=100000}"              # simulated orders of group and transactions: two minutes
+: "${SPEECHVERSE_HISTORIES:=100000}"              # simulated histories of group and transactions: two minutes
 export SPEECHVERSE_HISTORIES SPEECHVERSE_SKIPS OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT
 # What makes the next build quicker makes the first one slower, and takes 4 GB: only for who has it already.
 [ -d "${CARGO_TARGET_DIR:-target}/debug/incremental" ] || export CARGO_INCREMENTAL=0

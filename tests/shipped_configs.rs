@@ -79,6 +79,7 @@ fn the_larger_demo_serves_what_its_curriculum_publishes() {
     assert_eq!(curriculum.model.llm, settings.model.llm);
     assert_eq!(curriculum.model.system, settings.model.system);
     assert_eq!(curriculum.checkpoint.registry, Some(settings.adapters.dir));
+    assert_eq!(curriculum.checkpoint.prefix, settings.adapters.prefix);
 }
 
 #[test]

@@ -149,10 +149,11 @@ impl StreamAudio {
         self.decoder.kept_bytes()
     }
 
-    /// Bytes of sound that is asked about as a whole; none of a transcript's, of which a window is kept.
+    /// Memory of sound that is asked about as a whole, bytes; none of a transcript's, of which a window is
+    /// kept.
     pub(crate) fn whole_bytes(&self) -> usize {
         let whole = self.whole.as_ref().filter(|_| self.windows.is_none());
-        whole.map_or(0, |samples| size_of_val(samples.as_slice()))
+        whole.map_or(0, |samples| samples.capacity() * size_of::<f32>())
     }
 
     /// Counts the bytes that are kept now as in flight, for as long as it lives.

@@ -223,8 +223,8 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
         events
     }
 
-    /// Embeds the requests that can start now, and hands them to the scheduler; while answers run, no more of
-    /// them than can be read between two tokens.
+    /// Embeds the requests that can start now, and hands them to the scheduler; while answers run, no more
+    /// positions of them than a step may read.
     fn prepare_waiting(&mut self, events: &mut Vec<Event>) {
         let slots = self.options.slots();
         let mut left = match self.scheduler.running() {
@@ -235,11 +235,11 @@ impl<L: Borrow<SpeechLlm>> Generator<L> {
             let Some(Waiting { id, request, begun }) = self.waiting.pop_front() else {
                 break;
             };
+            left = left.saturating_sub(request.positions_about());
             let prompt = catch_unwind(AssertUnwindSafe(|| self.prompt(&request, &begun.ids)))
                 .unwrap_or_else(|panic| Err(ModelError::panicked("speech adapter", &*panic).into()));
             let added = match prompt {
                 Ok(Prepared::Prompt(prompt)) => {
-                    left = left.saturating_sub(prompt.positions());
                     let token_bytes = self.model().tokenizer().token_bytes().ok();
                     let added = self.scheduler.go_on(id, *prompt, begun, token_bytes);
                     added.map_err(InferenceError::from)

@@ -58,6 +58,19 @@ pub struct GenerateRequest {
     pub joint: Option<Arc<JointLayout>>,
 }
 
+impl GenerateRequest {
+    /// About how many positions its sound or text takes in the prompt, at least 1: of sound a quarter of the
+    /// encoder's frames, as in the paper's form, of text one for four bytes.
+    pub(super) fn positions_about(&self) -> usize {
+        let count = match &self.input {
+            Input::Features { features, .. } => features.frames.size().first().copied().unwrap_or(0) / 4,
+            Input::Text { text, .. } => i64::try_from(text.len() / 4).unwrap_or(i64::MAX),
+            Input::Audio { .. } => 0,
+        };
+        usize::try_from(count).unwrap_or(0).max(1)
+    }
+}
+
 /// What a step reports about a request. A request ends with exactly one [`Event::Finished`] or
 /// [`Event::Failed`], unless it is aborted.
 #[derive(Debug)]

@@ -54,14 +54,6 @@ pub struct Prompt {
     pub labels: Vec<JointLabels>,
 }
 
-impl Prompt {
-    /// Positions of the embedded prompt.
-    pub fn positions(&self) -> usize {
-        let first = self.embeds.size().first().copied();
-        first.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
-    }
-}
-
 /// Logits of one forward pass and what was chosen from them for all rows at once.
 pub(super) struct PassOutput {
     /// The cache slot of each row.

@@ -143,7 +143,7 @@ impl StageFeatures {
                 };
                 format!(
                     "{} variant {}{noises}",
-                    of_audio.told_apart(),
+                    of_audio.differing_from_defaults(),
                     changes.turn % self.variants.max(1)
                 )
             }

@@ -100,20 +100,20 @@ impl Fingerprint {
         if state.fingerprint == self.whole {
             return Ok(());
         }
-        let names = self.parts.iter();
-        let differs = |(name, digest): &(&String, &String)| {
-            state.parts.is_empty() || state.parts.get(*name) != Some(*digest)
-        };
-        let names: Vec<String> = names
+        let all: BTreeSet<&String> = self.parts.keys().chain(state.parts.keys()).collect();
+        let differs =
+            |name: &&String| state.parts.is_empty() || state.parts.get(*name) != self.parts.get(*name);
+        let names: Vec<String> = all
+            .into_iter()
             .filter(differs)
-            .map(|(name, _)| format!("`{name}`"))
+            .map(|name| format!("`{name}`"))
             .collect();
         let one_of = if state.parts.is_empty() { "one of " } else { "" };
         let names = names.join(", ");
         Err(TrainingError::Checkpoint {
             path: folder.to_owned(),
             reason: format!(
-                "it belongs to a run that differs in {one_of}{names} (`data`: names of manifests, rows and targets); restore what was, or start anew without `--resume`"
+                "it belongs to a run that differs in {one_of}{names}; restore what was (of `data` the names of manifests count too), or start anew without `--resume`"
             ),
         })
     }
@@ -376,9 +376,11 @@ mod tests {
         of(1, "d").check(&saved, Path::new("run")).unwrap();
         let other = reason(&of(2, "e"), &saved);
         assert!(
-            other.contains("differs in `data`, `seed` (") && other.contains("run/checkpoint"),
+            other.contains("differs in `data`, `seed`;") && other.contains("run/checkpoint"),
             "{other}"
         );
+        let without = Fingerprint::of(serde_json::json!({"seed": 1, "data": "d"}));
+        assert!(reason(&without, &saved).contains("differs in `model`;"));
         let earlier = RunState {
             parts: BTreeMap::new(),
             ..saved
@@ -386,7 +388,7 @@ mod tests {
         of(1, "d").check(&earlier, Path::new("run")).unwrap();
         let other = reason(&of(2, "d"), &earlier);
         assert!(
-            other.contains("differs in one of `data`, `model`, `seed` ("),
+            other.contains("differs in one of `data`, `model`, `seed`;"),
             "{other}"
         );
     }

@@ -10,7 +10,7 @@ mod stage;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use data::{AugmentConfig, DataConfig, SPEAKERS_MAX, SpeakerMixConfig, TelephoneCodec};
+pub use data::{AugmentConfig, DataConfig, MIX_SECONDS_MIN, SPEAKERS_MAX, SpeakerMixConfig, TelephoneCodec};
 pub(super) use range::within;
 use serde::{Deserialize, Serialize};
 pub use stage::{Decay, StageConfig, StageKind};
@@ -259,6 +259,12 @@ impl TrainingConfig {
             1000.0,
         )?;
         self.data.speaker_mixes.validate()?;
+        if self.data.speaker_mixes.clips > 0 && self.data.seconds_max < MIX_SECONDS_MIN {
+            return Err(format!(
+                "`data.seconds_max` is {}, and mixes of speakers (`data.speaker_mixes`) last {MIX_SECONDS_MIN} s at least",
+                self.data.seconds_max
+            ));
+        }
         self.augment.validate()?;
         within(
             "`feature_cache.variants`",

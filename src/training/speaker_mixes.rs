@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::TrainingError;
 use super::augment::change_speed;
-use super::config::{SPEAKERS_MAX, SpeakerMixConfig};
+use super::config::{MIX_SECONDS_MIN, SPEAKERS_MAX, SpeakerMixConfig};
 use super::example::{AudioSource, Clip, Example};
 use super::feature_cache::of_file;
 use super::manifest::{clip_of, lines};
@@ -23,13 +23,11 @@ const TASK: &str = "speaker_count";
 /// Answers by number of speakers: the labels of the task.
 const NUMBERS: [&str; SPEAKERS_MAX] = ["one", "two", "three"];
 /// Names how clips are mixed; to be changed with it, so that cached features of other mixes are not found.
-const FORM: &str = "mixes 1";
+const MIX_VERSION: &str = "mixes 1";
 /// Where only rows of training are wanted.
 const SPLIT: &str = "train";
-/// Shortest clip, seconds: three speakers have a turn each.
-const CLIP_SECONDS_MIN: f64 = 4.0;
 /// Longest clip, seconds.
-const CLIP_SECONDS_MAX: f64 = 14.0;
+const MIX_SECONDS_MAX: f64 = 14.0;
 /// Shortest turn, seconds; shorter recordings are left out.
 const TURN_SECONDS_MIN: f64 = 1.2;
 /// Longest turn, seconds.
@@ -56,7 +54,7 @@ const FADE_SECONDS: f64 = 0.01;
 /// Loudest sample of a clip.
 const PEAK_MAX: f32 = 0.99;
 /// Recordings of a voice that are tried until one can be read.
-const TRIES: usize = 4;
+const READ_ATTEMPTS_MAX: usize = 4;
 
 /// One line of a manifest. Labels do not matter.
 #[derive(Deserialize)]
@@ -104,16 +102,16 @@ pub fn speaker_mixes(
         return Ok(Vec::new());
     }
     let voices = Arc::new(Voices::read(config, seconds_max)?);
-    let digest = voices.digest();
-    let longest = seconds_max.clamp(CLIP_SECONDS_MIN, CLIP_SECONDS_MAX);
+    let (digest, names) = (voices.digest(), voices.digest_of_names());
+    let longest = seconds_max.clamp(MIX_SECONDS_MIN, MIX_SECONDS_MAX);
     let example = |at: usize| {
         let speakers = 1 + at % config.speakers_max.clamp(1, SPEAKERS_MAX);
-        let seconds = SplitMix::new(&[seed, at as u64]).between(CLIP_SECONDS_MIN, longest);
-        let id = format!("mix {at} of {speakers} speakers");
+        let seconds = SplitMix::new(&[seed, at as u64]).between(MIX_SECONDS_MIN, longest);
+        let id = format!("mix {at} of {speakers} speakers among voices {}", &names[..16]);
         let voices = Arc::clone(&voices);
         Example {
             audio: AudioSource::Drawn {
-                id: format!("{FORM}: {id}, {seconds} s, of {digest}"),
+                id: format!("{MIX_VERSION}: {id}, {seconds} s, of {digest}"),
                 draw: Arc::new(move |random| voices.mix(speakers, seconds, random)),
             },
             id,
@@ -190,7 +188,25 @@ impl Voices {
         Ok(Self(found.into_iter().map(domain).collect()))
     }
 
-    /// Digest of what mixes are drawn from.
+    /// Digest of who may be mixed and of which pieces of which files, wherever these are: for the data that a
+    /// run is resumed with.
+    fn digest_of_names(&self) -> String {
+        let mut hash = Sha256::new();
+        for voice in self.0.iter().flatten() {
+            hash.update(format!("{:?} {:?}", voice.domain, voice.name));
+            for clip in &voice.recordings {
+                hash.update(format!(
+                    " {:?} {:?} {}",
+                    clip.path.file_name(),
+                    clip.offset,
+                    clip.seconds
+                ));
+            }
+        }
+        hex(&hash.finalize())
+    }
+
+    /// Digest of what mixes are drawn from, for cached features.
     fn digest(&self) -> String {
         let mut hash = Sha256::new();
         for voice in self.0.iter().flatten() {
@@ -279,7 +295,7 @@ impl Speaker<'_> {
         let recordings = &self.voice.recordings;
         let mut try_one = || AudioSource::Clip(recordings[random.below(recordings.len())].clone()).load();
         let mut whole = try_one();
-        for _ in 1..TRIES {
+        for _ in 1..READ_ATTEMPTS_MAX {
             if whole.is_err() {
                 whole = try_one();
             }

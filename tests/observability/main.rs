@@ -66,6 +66,25 @@ async fn a_request_is_one_trace_through_every_stage_and_the_counters_of_stages_a
         (hits + 1, misses),
         "the encoder reads no sound twice"
     );
+    // A chunk of a stream that its producer wrote twice.
+    for (number, is_final) in [(0, false), (0, false), (1, true)] {
+        let chunk = vec![
+            header("ce_type", "speechverse.chunk.v1"),
+            header("ce_session", "call"),
+            header("ce_sequence", number.to_string()),
+            header("ce_final", is_final.to_string()),
+            header("content-type", "audio/L16;rate=16000;channels=1"),
+        ];
+        client
+            .request("stream", "k", vec![number; 6400].into(), chunk)
+            .await;
+    }
+    let (answer, _) = client.answer().await;
+    assert_eq!(
+        (answer.request_id.as_str(), answer.audio_seconds),
+        ("stream", 0.4)
+    );
+    assert!(metrics(http).contains("\nspeechverse_chunks_repeated_total 1\n"));
     sandbox.end(pipeline).await;
     drop(telemetry); // sends the spans that still wait
 

@@ -161,7 +161,8 @@ impl Sandbox {
 /// A broker that others use too: topics and a group that nobody else has.
 fn on_real_kafka(kafka: &mut KafkaConfig, bootstrap: String) {
     let number = SANDBOXES.fetch_add(1, Ordering::Relaxed);
-    let own = format!("system.{}.{number}", std::process::id());
+    let began = jiff::Timestamp::now().as_millisecond(); // a process id comes again
+    let own = format!("system.{began}.{}.{number}", std::process::id());
     kafka.bootstrap = bootstrap;
     kafka.group_id = own.clone();
     let topics = &mut kafka.topics;

@@ -6,8 +6,8 @@ use super::*;
 /// The part of `kafka.in_flight_bytes_max` that sound to be decoded later may have. With what is kept for
 /// dead letters it is less than half, from which on a full source reads on.
 const KEPT_SHARE: u64 = 5;
-/// As much of it again may the sound of unfinished streams have that are asked about as a whole. It does not
-/// count as in flight, because a source that it stopped would bring none of them to its end.
+/// The part of it that the sound of unfinished streams may have which are asked about as a whole. It does not
+/// count as in flight: a source that it stopped would bring none of them to its end.
 const WHOLE_SHARE: u64 = 2;
 
 /// Records of a stream that are taken out of it; those that are left when it is dropped become dead letters,

@@ -84,7 +84,7 @@ struct Member {
 }
 
 /// How a process that was killed is started again.
-struct Killed {
+struct Restart {
     name: String,
     flaw: Flaw,
 }
@@ -162,7 +162,7 @@ impl<'r> Run<'r> {
     fn perform(&mut self, act: Act) {
         match act {
             Act::Kill => {
-                let Killed { name, flaw } = self.kill_one();
+                let Restart { name, flaw } = self.kill_one();
                 self.start_member(name, &flaw);
             }
             Act::KillOneOfThree => {
@@ -170,7 +170,7 @@ impl<'r> Run<'r> {
                     self.join(&Flaw::default());
                 }
                 self.pass(20);
-                let Killed { name, flaw } = self.kill_one();
+                let Restart { name, flaw } = self.kill_one();
                 self.pass(20); // the group expects it back, or shares its partitions out
                 self.start_member(name, &flaw);
                 self.pass(20);
@@ -246,11 +246,11 @@ impl<'r> Run<'r> {
     }
 
     /// Kills a process and takes it out of the list; it runs no more.
-    fn kill_one(&mut self) -> Killed {
+    fn kill_one(&mut self) -> Restart {
         let index = self.random.below(self.members.len());
         let Member { name, flaw, serve } = self.members.remove(index);
         drop(serve);
-        Killed { name, flaw }
+        Restart { name, flaw }
     }
 
     /// A further process, under the first name that is free.

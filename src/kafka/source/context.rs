@@ -219,11 +219,7 @@ impl SourceContext {
                 debug!(partitions = positions.len(), "committed");
                 Ok(())
             }
-            Err(ClientError::ConsumerCommit(
-                error @ (RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::StaleMemberEpoch
-                | RDKafkaErrorCode::RebalanceInProgress),
-            )) => {
+            Err(ClientError::ConsumerCommit(error)) if is_sharing_out(error) => {
                 debug!(%error, "the group takes no offsets while it shares its partitions out");
                 Err(error)
             }
@@ -424,11 +420,9 @@ impl ConsumerContext for SourceContext {
             Err(ClientError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
                 self.tracker.limit_memory();
             }
-            Err(ClientError::ConsumerCommit(
-                error @ (RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::StaleMemberEpoch
-                | RDKafkaErrorCode::RebalanceInProgress),
-            )) => debug!(%error, "the group takes no offsets while it shares its partitions out"),
+            Err(ClientError::ConsumerCommit(error)) if is_sharing_out(error) => {
+                debug!(%error, "the group takes no offsets while it shares its partitions out")
+            }
             Err(error) => self.failed("commit, which is repeated", &error),
         }
     }
@@ -436,6 +430,17 @@ impl ConsumerContext for SourceContext {
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::After(Duration::from_millis(50))
     }
+}
+
+/// Whether a commit was refused because the group shares its partitions out, or has done so and we do not
+/// know it yet.
+fn is_sharing_out(error: RDKafkaErrorCode) -> bool {
+    matches!(
+        error,
+        RDKafkaErrorCode::IllegalGeneration
+            | RDKafkaErrorCode::StaleMemberEpoch
+            | RDKafkaErrorCode::RebalanceInProgress
+    )
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {

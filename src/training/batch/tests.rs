@@ -170,7 +170,7 @@ fn masks_of_features_have_no_part_in_their_name_and_changes_of_the_audio_have() 
 }
 
 #[test]
-fn which_noises_were_recorded_is_part_of_a_name_and_without_any_names_are_as_before() {
+fn which_noises_were_recorded_is_part_of_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let features = StageFeatures {
         cache: FeatureCache::open(folder.path(), 1_000).unwrap(),
@@ -229,7 +229,7 @@ fn settings_of_changes_are_named_by_what_differs_from_defaults_that_never_change
         ..AugmentConfig::default()
     };
     assert_eq!(
-        config.told_apart(),
+        config.differing_from_defaults(),
         r#"{"gain":1.0,"telephone":0.5,"telephone_codecs":["gsm"]}"#
     );
 }

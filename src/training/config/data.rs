@@ -56,6 +56,8 @@ impl Default for DataConfig {
 
 /// Most speakers of a mix.
 pub const SPEAKERS_MAX: usize = 3;
+/// Shortest mix, seconds: three speakers have a turn each.
+pub const MIX_SECONDS_MIN: f64 = 4.0;
 
 /// The `[data.speaker_mixes]` table: clips in which people take turns, for the task `speaker_count`. Each is
 /// mixed anew whenever it is loaded; of a cached stage that augments there are as many mixes of it as the
@@ -66,8 +68,8 @@ pub struct SpeakerMixConfig {
     /// Manifests whose rows name a `voice` each: recordings of one person. Rows of another `split` than
     /// `train` are left out.
     pub manifests: Vec<PathBuf>,
-    /// Whose voices are mixed: the `domain` of rows, each as often as the others. Name those in which two
-    /// names are never the same person. Empty: all.
+    /// Whose voices are mixed: the `domain` of rows; the first speaker of a mix is of each as often as of the
+    /// others. Name those in which two names are never the same person. Empty: all.
     pub domains: Vec<String>,
     /// Clips in an epoch, as many of each number of speakers; 0: none.
     pub clips: usize,
@@ -115,7 +117,7 @@ pub enum TelephoneCodec {
     None,
     /// ITU-T G.711, 64 kbit/s, 300 to 3400 Hz; one of its two laws is drawn.
     G711,
-    /// ITU-T G.722, 64 kbit/s, 50 to 7000 Hz.
+    /// ITU-T G.722, 64 kbit/s, up to 7000 Hz.
     G722,
     /// GSM full rate (06.10), 13 kbit/s, 300 to 3400 Hz.
     Gsm,
@@ -183,7 +185,7 @@ impl Default for AugmentConfig {
 impl AugmentConfig {
     /// The settings that differ from the defaults, as JSON in the order of their names: a part of the name of
     /// cached features, which so are found after a setting was added.
-    pub(in crate::training) fn told_apart(&self) -> String {
+    pub(in crate::training) fn differing_from_defaults(&self) -> String {
         let values = |config: &Self| -> BTreeMap<String, serde_json::Value> {
             let value = serde_json::to_value(config).expect("numbers and names");
             serde_json::from_value(value).expect("a table")

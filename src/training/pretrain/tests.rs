@@ -375,7 +375,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     };
     let message = pretrain(args, &mut |_| ()).unwrap_err().to_string();
 
-    assert!(message.contains("differs in `mask` ("), "{message}");
+    assert!(message.contains("differs in `mask`;"), "{message}");
 }
 
 #[test]
