@@ -27,8 +27,8 @@ def main():
     args = parser.parse_args()
     client = {"bootstrap.servers": args.bootstrap, "socket.nagle.disable": True}
     there, back = (f"echo-{uuid.uuid4().hex[:8]}-{way}" for way in ("there", "back"))
-    made = AdminClient(client).create_topics([NewTopic(name, 1, 1) for name in (there, back)])
-    for future in made.values():
+    admin = AdminClient(client)
+    for future in admin.create_topics([NewTopic(name, 1, 1) for name in (there, back)]).values():
         future.result()
 
     def reader(topic):
