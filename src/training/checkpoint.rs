@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_another_kind_is_told_by_what_differs() {
+    fn an_error_about_another_run_names_what_differs() {
         let of = |seed: u64, data: &str| {
             Fingerprint::of(serde_json::json!({"seed": seed, "data": data, "model": "m"}))
         };

@@ -269,7 +269,7 @@ impl Voices {
             let gap = samples_of(random.between(0.0, GAP_SECONDS_MAX));
             let interrupts = random.chance(OVERLAP_SHARE);
             let begin = match last {
-                // A third of each turn is heard alone.
+                // In a third of each turn nobody else speaks.
                 Some((other, heard)) if interrupts && other != who => {
                     end - overlap.min(piece.len().min(heard) / 3)
                 }

@@ -158,7 +158,7 @@ fn metrics(http: SocketAddr) -> String {
     page
 }
 
-/// Clips that the encoder's cache held, and those that it did not.
+/// Clips that were in the encoder's cache, and clips that were not.
 fn encoder_cache(http: SocketAddr) -> (u64, u64) {
     let page = metrics(http);
     let count = |outcome: &str| {
