@@ -48,7 +48,7 @@ speechverse() {
     shift
     "$program" "$command" --config configs/demo.toml --bootstrap "$bootstrap" "$@"
 }
-speechverse publish --constrain yes \
+speechverse publish \
     --references "$clips/transcripts.jsonl" --references "$clips/tasks/tasks.jsonl" "$clips" "$clips/tasks"
 
 # A task that the shipped version was not taught: five sounds, each recording in one part of the clips only.
@@ -93,5 +93,5 @@ ask_about_sounds
 echo "correction and training cycle: $(($(date +%s) - began)) s"
 echo
 echo "The other tasks, after the cycle:"
-speechverse publish --constrain yes --references "$clips/tasks/tasks.jsonl" "$clips/tasks" >"$work/table"
+speechverse publish --references "$clips/tasks/tasks.jsonl" "$clips/tasks" >"$work/table"
 sed -n '/^[0-9]* requests/,$p' "$work/table"

@@ -16,4 +16,4 @@ export SPEECHVERSE__ADAPTERS__DIR="$registry"
 for set in data/tests/*.jsonl; do
     set -- "$@" --manifest "$set"
 done
-"$program" eval --config configs/demo.toml --constrained --max-tokens 70 --report "$out" "$@"
+"$program" eval --config configs/demo.toml --constrain yes --max-tokens 70 --report "$out" "$@"

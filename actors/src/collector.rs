@@ -245,7 +245,7 @@ impl SampleCollector {
             source: source(&record.record_offset),
             request_source: label.source.unwrap_or_default(),
             request_id: label.id,
-            constrained: label.labels.is_some(), // as serving does for such a request
+            constrained: label.constrained,
             labels: label.labels.unwrap_or_default(),
             fields: label.fields,
             written_ms,

@@ -4,7 +4,7 @@
   speechverse serve --config configs/demo.toml --embedded-broker &
   streams.py latency  MANIFEST [--clips 40] [--streams 1] [--alone] [--model models/silero-vad]
   streams.py capacity MANIFEST [--clips 8] [--most 16]
-  streams.py long     MANIFEST [--minutes 60] [--pause 0.5] [--as-file]
+  streams.py long     MANIFEST [--minutes 60] [--pause 0.5] [--as-file wav|opus]
 
 `latency` speaks clips in real time, in chunks of 100 ms, with half a second of silence before and a second behind, and
 asks for partial answers: time from the begin of speech (by Silero VAD, on the clip alone) to the first partial answer,
@@ -14,7 +14,7 @@ answer has otherwise; word error rate of the streams' answers, and with `--alone
 `long` joins clips to one recording, sends it as a stream as fast as it is taken (or as one file), and compares its word
 error rate with that of the same clips one by one. WER is over lower-case words without punctuation.
 
-Needs confluent-kafka, librosa, numpy, jiwer; `latency` and `capacity` also torch and safetensors.
+Needs confluent-kafka, librosa, soundfile, numpy, jiwer; `latency` and `capacity` also torch and safetensors.
 """
 
 import argparse
@@ -25,11 +25,11 @@ import re
 import threading
 import time
 import uuid
-import wave
 
 import jiwer
 import librosa
 import numpy as np
+import soundfile
 from confluent_kafka import Consumer, Producer
 
 RATE, CHUNK = 16000, 1600
@@ -224,10 +224,12 @@ def long(args, client):
     begin = time.monotonic()
     if args.as_file:
         name, file = str(uuid.uuid4()), io.BytesIO()
-        with wave.open(file, "wb") as out:
-            out.setnchannels(1), out.setsampwidth(2), out.setframerate(RATE)
-            out.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-        client.send(name, file.getvalue(), {"content-type": "audio/wav"})
+        if args.as_file == "wav":  # up to 8 minutes; an hour of Opus fits into a record
+            soundfile.write(file, samples, RATE, format="WAV", subtype="PCM_16")
+        else:
+            soundfile.write(file, samples, RATE, format="OGG", subtype="OPUS", compression_level=0.9)
+        print(f"a file of {len(file.getvalue()) / 1e6:.1f} MB", flush=True)
+        client.send(name, file.getvalue(), {})
         client.producer.flush(60)
         answers = client.final(name, 600 + 4 * seconds)
     else:
@@ -259,7 +261,7 @@ def main():
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--clips", type=int, default=40), parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--alone", action="store_true"), parser.add_argument("--most", type=int, default=16), parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--pause", type=float, default=0.5), parser.add_argument("--as-file", action="store_true")
+    parser.add_argument("--pause", type=float, default=0.5), parser.add_argument("--as-file", choices=["wav", "opus"])
     args = parser.parse_args()
     client = Client(args)
     {"latency": latency, "capacity": capacity, "long": long}[args.what](args, client)

@@ -3,9 +3,9 @@
 
   voice_detector.py MODEL NON_SPEECH.jsonl SPEECH.jsonl [--clips N]
 
-MODEL is the folder of `speechverse models fetch silero-vad`; the manifests are in the project's form. For each kind of
-sound: the share of clips in which each finds speech (as `VoiceDetector::has_speech`), and of voices with noise behind
-them, how late each sees that nobody speaks any more. Needs torch, safetensors, librosa, numpy.
+MODEL is the folder of `speechverse models fetch silero-vad`; the manifests are in the project's form, NON_SPEECH as it is before
+`data import`: its `labels.event` names the sound (`music: …`). For each kind of sound: the share of clips in which each finds
+speech (as `VoiceDetector::has_speech`), and of voices with noise behind them, how late each sees that nobody speaks any more. Needs torch, safetensors, librosa, numpy.
 """
 
 import argparse
@@ -63,12 +63,19 @@ def longest_run(frames):
     return best
 
 
-def read(manifest, clips):
-    rows = [json.loads(line) for line in open(manifest, encoding="utf-8") if line.strip()]
+def read(manifest, clips, wanted=lambda row: True):
+    with open(manifest, encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if wanted(row)]
     random.Random(7).shuffle(rows)
-    for row in rows[:clips]:
-        path = pathlib.Path(manifest).parent / row["audio_filepath"]
-        yield librosa.load(path, sr=16000, mono=True)[0]
+    found = (librosa.load(pathlib.Path(manifest).parent / row["audio_filepath"], sr=16000, mono=True)[0] for row in rows[:clips])
+    return [clip for clip in found if len(clip)]
+
+
+def kind(row):
+    event = row["labels"]["event"]
+    if event.startswith("music: "):
+        return "music"
+    return "animals, babies, sneezing" if event in {"dog", "rooster", "crying baby", "sneezing"} else "noise"
 
 
 def power(samples):
@@ -82,8 +89,12 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     silero = Silero(args.model)
-    noises = [clip for clip in read(args.non_speech, args.clips) if len(clip)]
-    voices = [clip for clip in read(args.speech, args.clips) if len(clip)]
+    by_kind = {
+        name: read(args.non_speech, args.clips, lambda row: kind(row) == name)
+        for name in ("noise", "music", "animals, babies, sneezing")
+    }
+    noises = by_kind["noise"]
+    voices = read(args.speech, args.clips)
 
     def mixed(ratio_db):
         for at, voice in enumerate(voices):
@@ -91,7 +102,7 @@ def main():
             yield voice + noise * (power(voice) / power(noise) / 10 ** (ratio_db / 10)) ** 0.5
 
     kinds = {
-        "no speech (noise, music, animals, games)": noises,
+        **by_kind,
         "voices": voices,
         "voices, 20 dB quieter": [voice * 0.1 for voice in voices],
         "voices, 40 dB quieter": [voice * 0.01 for voice in voices],

@@ -219,8 +219,10 @@ fn question(
         _ if variant.table == Table::Constraint => task.fill(prompt_with_labels(task), &variables)?,
         _ => task.fill(&task.instruction, &variables)?,
     };
+    let is_own = variant.prompt == PromptSource::Given && example.instruction.is_some();
+    let constrained = (variant.constrained).unwrap_or(!is_own || variables.labels.is_some());
     if !variant.joint {
-        let grammar = if variant.constrained {
+        let grammar = if constrained {
             task.grammar(&variables)?
         } else {
             OutputGrammar::free()
@@ -237,7 +239,7 @@ fn question(
     let asr = tasks.get(ASR)?;
     let layout = Arc::new(JointLayout::new(&[asr, task], &variables)?);
     let instruction = layout.instruction(&[asr.instruction.as_str(), &instruction], 0);
-    let grammar = if variant.constrained {
+    let grammar = if constrained {
         layout.grammar()
     } else {
         OutputGrammar::free()

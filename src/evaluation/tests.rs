@@ -37,7 +37,7 @@ fn dataset(examples: Vec<Example>) -> Vec<Dataset> {
 }
 
 const ALL: Choices = Choices {
-    constrained: false,
+    constrained: None,
     cascade: true,
     prompts: Some(PromptChoice::All),
     grid: true,
@@ -104,7 +104,33 @@ fn descriptions_and_constraint_are_as_the_grid_says() {
         let (_, ask) = &plan.recordings[0].questions[wanted.question];
         assert_eq!(ask.instruction.contains("- play_radio: "), variant.descriptions);
         assert_eq!(ask.instruction.contains("- play_radio;"), !variant.descriptions);
-        assert_eq!(ask.grammar.is_free(), !variant.constrained);
+        assert_eq!(Some(!ask.grammar.is_free()), variant.constrained);
+    }
+}
+
+#[test]
+fn without_a_choice_answers_are_constrained_as_serving_constrains_them() {
+    let labels = Arc::new(TemplateVariables::default().with_labels(&["a".into()]));
+    let own = |labels: Option<&Arc<TemplateVariables>>| Example {
+        instruction: Some("Why?".into()),
+        variables: labels.map_or_else(Arc::default, Arc::clone),
+        ..example(1, "intent", "a")
+    };
+    for (row, constrained) in [
+        (example(1, "intent", "play_radio"), true),
+        (own(None), false),
+        (own(Some(&labels)), true),
+    ] {
+        let datasets = dataset(vec![row]);
+        let plan = Plan::new(&datasets, &tasks(), &Choices::default());
+
+        let (_, question) = &plan.recordings[0].questions[0];
+        assert_eq!(
+            !question.grammar.is_free(),
+            constrained,
+            "{}",
+            question.instruction
+        );
     }
 }
 
@@ -115,7 +141,7 @@ fn a_rows_own_words_and_labels_are_used() {
     row.variables = Arc::new(TemplateVariables::default().with_labels(&["a".into(), "b".into()]));
     let datasets = dataset(vec![row]);
     let choices = Choices {
-        constrained: true,
+        constrained: Some(true),
         prompts: Some(PromptChoice::HeldOut),
         ..Choices::default()
     };

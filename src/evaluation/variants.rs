@@ -94,8 +94,8 @@ pub struct Variant {
     pub prompt: PromptSource,
     /// Whether lists of labels carry descriptions.
     pub descriptions: bool,
-    /// Whether answers are constrained to the labels in force.
-    pub constrained: bool,
+    /// Whether answers are constrained to the labels in force; absent: where serving constrains them.
+    pub constrained: Option<bool>,
     /// Whether the transcript is asked for first, in the same answer.
     pub joint: bool,
 }
@@ -114,8 +114,9 @@ pub enum PromptChoice {
 /// What a report shall hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
-    /// Constrains answers to the labels in force, where a task has some.
-    pub constrained: bool,
+    /// Whether answers are constrained to the labels in force, where a task has some; absent: where serving
+    /// constrains them.
+    pub constrained: Option<bool>,
     /// The language model on transcripts and on reference texts; for keyword search, text search in
     /// transcripts.
     pub cascade: bool,
@@ -182,7 +183,7 @@ impl Choices {
                 variants.push(Variant {
                     prompt: PromptSource::Trained,
                     descriptions,
-                    constrained,
+                    constrained: Some(constrained),
                     ..base(Table::Constraint, &name)
                 });
             }

@@ -282,7 +282,7 @@ fn request_headers() -> Vec<Header> {
         (
             "ce_constrain",
             flag(),
-            "Whether the answer is held to the labels; absent: where the request has some.",
+            "Whether the answer is constrained to the labels; absent: not under an instruction of its own that lists none.",
         ),
         (
             "ce_jsonschema",

@@ -51,6 +51,8 @@ pub struct LabelledAudio {
     pub labels: Option<Vec<String>>,
     /// Values for the placeholders of the task's prompt.
     pub fields: BTreeMap<String, String>,
+    /// Whether serving would constrain the answer to those in force.
+    pub constrained: bool,
     /// The right answer; one of those in force, where there are some.
     pub target: String,
     /// Whether it may be trained on.
@@ -111,12 +113,14 @@ impl Label {
                 let labels = labels(headers, limits)?;
                 let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
                 asked.check_target(&target).map_err(|reason| wrong(&reason))?;
+                let constrained = asked.form(headers.flag("ce_constrain")?).is_some();
                 Ok(Self::Sample(LabelledAudio {
                     source: source(headers, "ce_source")?,
                     id: id(headers, record, limits)?,
                     instruction: asked.instruction,
                     task,
                     labels,
+                    constrained,
                     fields: fields(headers, limits)?,
                     target,
                     may_train: headers.flag("ce_train")?.unwrap_or(true),

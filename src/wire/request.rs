@@ -182,7 +182,7 @@ impl Request {
         let asked = asked(headers, task.as_deref(), labels.as_deref(), limits, instructions)?;
         let constrain = headers.flag("ce_constrain")?;
         let grammar = match structure(headers)? {
-            None => asked.constrained(constrain.unwrap_or(labels.is_some())),
+            None => asked.form(constrain),
             Some(structure) => {
                 let header = structure.kind().header();
                 let beside = [

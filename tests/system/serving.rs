@@ -348,23 +348,13 @@ async fn several_tasks_are_answered_in_one_text_with_an_entry_for_each() {
     };
 
     for (id, headers) in [
-        (
-            "held",
-            ask(
-                "emotion,accent",
-                &[("ce_constrain", "yes"), ("ce_maxtokens", "64")],
-            ),
-        ),
-        ("free", ask("asr,keywords", &[])),
+        ("held", ask("emotion,accent", &[("ce_maxtokens", "64")])),
+        ("free", ask("asr,keywords", &[("ce_constrain", "no")])),
         (
             "one",
             ask(
                 "keyword_search",
-                &[
-                    ("ce_fields", r#"{"keyword":"radio"}"#),
-                    ("ce_constrain", "yes"),
-                    ("ce_maxtokens", "32"),
-                ],
+                &[("ce_fields", r#"{"keyword":"radio"}"#), ("ce_maxtokens", "32")],
             ),
         ),
     ] {

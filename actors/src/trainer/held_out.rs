@@ -46,7 +46,7 @@ pub(super) fn ask_as_serving(sample: &mut Sample, constrained: bool, tasks: &Tas
         None if task == OPEN_TASK => vec![(task.to_owned(), Metric::Wer)],
         None => vec![with_metric(task)],
     };
-    if let Some(grammar) = asked.constrained(constrained) {
+    if let Some(grammar) = asked.form(Some(constrained)) {
         sample.grammar = grammar;
     }
     sample.metrics = metrics;

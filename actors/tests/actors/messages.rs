@@ -81,8 +81,22 @@ fn what_is_kept_of_a_request_says_whether_its_answer_is_constrained_to_labels() 
 
     for (headers, constrained) in [
         (vec![], false),
-        (vec![("ce_task", "emotion")], false),
-        (vec![("ce_task", "emotion"), ("ce_constrain", "yes")], true),
+        (vec![("ce_task", "emotion")], true),
+        (vec![("ce_task", "emotion"), ("ce_constrain", "no")], false),
+        (
+            vec![("ce_task", "emotion"), ("ce_instruction", "How do they feel?")],
+            false,
+        ),
+        (
+            vec![
+                ("ce_task", "emotion"),
+                ("ce_instruction", "How do they feel?"),
+                labels,
+            ],
+            true,
+        ),
+        (vec![("ce_task", "asr")], false),
+        (vec![("ce_task", "asr,emotion")], true),
         (vec![labels], true),
         (vec![labels, ("ce_constrain", "no")], false),
         (vec![("ce_regex", "on|off")], false), // a form of its own, which is not stored

@@ -24,8 +24,8 @@ pub struct Ask {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are
-    /// given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); without it, `no` where
+    /// an instruction of your own lists no labels.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// What form the answer has.
@@ -166,9 +166,17 @@ pub struct Eval {
     /// Write `report.json`, `report.md`, `rows.jsonl` and plots to this folder.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
-    /// Hold answers to the task's labels, where it has some, as requests with labels do.
-    #[arg(long)]
-    pub constrained: bool,
+    /// Whether answers are constrained to the task's labels, where it has some; as serving does without it,
+    /// which leaves the row's own instruction without labels free.
+    #[arg(
+        long,
+        alias = "constrained", // what it was called, without a value
+        value_name = "YES|NO",
+        value_parser = yes_or_no,
+        num_args = 0..=1,
+        default_missing_value = "yes"
+    )]
+    pub constrain: Option<bool>,
     /// Baselines: the language model without adapter reads the model's own transcript, and the manifest's
     /// `text`, in place of the audio; the latter also with the adapter's LoRA.
     #[arg(long)]
@@ -183,7 +191,7 @@ pub struct Eval {
     #[arg(long)]
     pub joint: bool,
     /// Read the adapter's CTC head instead of asking the language model: transcripts only.
-    #[arg(long, conflicts_with_all = ["constrained", "cascade", "prompts", "grid", "joint"])]
+    #[arg(long, conflicts_with_all = ["constrain", "cascade", "prompts", "grid", "joint"])]
     pub by_ctc: bool,
     /// Only the first N rows of each manifest.
     #[arg(long, value_name = "N")]

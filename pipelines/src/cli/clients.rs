@@ -22,8 +22,8 @@ pub struct Publish {
     /// What is given beside instruction and task.
     #[command(flatten)]
     pub given: Given,
-    /// Whether the answer is constrained to the labels (those given, else the task's); `yes` when labels are
-    /// given.
+    /// Whether the answer is constrained to the labels (those given, else the task's); without it, `no` where
+    /// an instruction of your own lists no labels.
     #[arg(long, value_name = "YES|NO", value_parser = yes_or_no)]
     pub constrain: Option<bool>,
     /// What form the answer has.

@@ -81,7 +81,7 @@ impl Order {
             ),
         };
         let grammar = match args.form.source().map_err(Failure::Usage)? {
-            None => asked.constrained(args.constrain.unwrap_or(labels.is_some())),
+            None => asked.form(args.constrain),
             Some(_) if asked.joint.is_some() => {
                 return Err(Failure::Usage(anyhow::anyhow!(
                     "`--task` names several tasks, whose answers have a form already"

@@ -98,7 +98,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), Failure> {
 
 fn choices(args: &Eval) -> Choices {
     Choices {
-        constrained: args.constrained,
+        constrained: args.constrain,
         cascade: args.cascade,
         prompts: args.prompts.map(|choice| match choice {
             PromptSet::Seen => PromptChoice::Seen,
@@ -170,7 +170,11 @@ fn answer(
     };
     facts.settings.extend(named([
         ("decoding", how),
-        ("constrained", args.constrained.to_string()),
+        (
+            "constrained",
+            args.constrain
+                .map_or("as served".to_owned(), |constrain| constrain.to_string()),
+        ),
         ("answer tokens at most", decoding.tokens_max.to_string()),
         ("batch", options.engine.slots.to_string()),
     ]));

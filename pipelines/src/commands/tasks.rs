@@ -107,6 +107,7 @@ fn show(
     let ResolvedPrompt {
         instruction,
         grammar,
+        constrained: _,
         spoken: _,
         joint,
     } = table.ask(names, &variables, None).map_err(Failure::usage)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::load::{AllAsked, Asked};
+use crate::load::{AllAsked, Asked, Form};
 use crate::watch::{Outcome, Seen, Watch};
 
 /// Longest that a request may wait for its outcome, from its publication or the end of the last fault before
@@ -11,6 +11,8 @@ use crate::watch::{Outcome, Seen, Watch};
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// The dead letter of what is no sound.
 const NO_SOUND: &str = "not_audio";
+/// The dead letters of a stream that lacks a chunk.
+const BROKEN: &str = "broken_stream";
 /// The dead letter of a record that a stage had in hand when it panicked.
 const STAGE_FAILED: &str = "internal_error";
 
@@ -33,7 +35,9 @@ pub(crate) struct Rules {
 pub(crate) struct Verdict {
     pub(crate) answers: usize,
     pub(crate) dead_letters: usize,
-    /// Outcomes beyond the first of a request.
+    /// Labelled samples that are stored.
+    pub(crate) stored: usize,
+    /// Outcomes beyond those that a request should have.
     pub(crate) repeats: usize,
     /// Dead letters of requests that a stage had in hand when it panicked.
     pub(crate) lost_to_panics: usize,
@@ -73,31 +77,48 @@ pub(crate) fn judge(
             verdict.fault(format!("nobody asked for {seen:?}"));
         }
     }
-    let mut texts: HashMap<usize, &str> = HashMap::new();
+    let mut texts: HashMap<Form, &str> = HashMap::new();
     for (id, asked) in asked.iter() {
         let Some(outcomes) = by_id.get(id.as_str()) else {
             verdict.fault(format!("{id} has no outcome: {asked:?}"));
             continue;
         };
-        verdict.repeats += outcomes.len() - 1;
-        if rules.exactly_once && outcomes.len() > 1 {
-            verdict.fault(format!("{id} has {} outcomes: {outcomes:?}", outcomes.len()));
+        // The dead letters of a stream stand for all its chunks.
+        let is_dead = |seen: &&Seen| matches!(seen.outcome, Outcome::DeadLetter(_));
+        let dead = outcomes.iter().copied().filter(is_dead);
+        let records: usize = dead.map(|seen| seen.records).sum();
+        let answers = outcomes.iter().filter(|seen| !is_dead(seen)).count();
+        let expected = asked.form.records();
+        verdict.repeats += (answers + records.div_ceil(expected)).saturating_sub(1);
+        let is_once = matches!((answers, records), (1, 0)) || (answers, records) == (0, expected);
+        let is_whole = answers > 0 || records >= expected;
+        if !is_whole || rules.exactly_once && !is_once {
+            verdict.fault(format!(
+                "{id} has {answers} answers and dead letters for {records} records of {expected}: {outcomes:?}"
+            ));
         }
+        let failed = Outcome::DeadLetter(STAGE_FAILED.to_owned());
+        let is_failed = outcomes.iter().any(|seen| seen.outcome == failed);
+        verdict.lost_to_panics += usize::from(is_failed);
         for seen in outcomes {
             if seen.key != asked.key.as_bytes() {
                 verdict.fault(format!("{id} was asked under the key {:?}: {seen:?}", asked.key));
             }
-            match (&seen.outcome, asked.clip) {
-                (Outcome::Answer(text), Some(clip)) => {
-                    let expected = texts.entry(clip).or_insert(text);
+            match (&seen.outcome, asked.form) {
+                (Outcome::Answer(_), Form::Stream { partials: true, .. }) => {}
+                (Outcome::Answer(text), Form::Whole(_) | Form::Stream { .. }) => {
+                    let expected = texts.entry(asked.form).or_insert(text);
                     if expected != text {
                         verdict.fault(format!(
                             "{id}: {text:?}, elsewhere {expected:?} to the same sound"
                         ));
                     }
                 }
-                (Outcome::DeadLetter(reason), None) if reason == NO_SOUND => {}
-                (Outcome::DeadLetter(reason), _) if reason == STAGE_FAILED => verdict.lost_to_panics += 1,
+                (Outcome::DeadLetter(reason), Form::NoSound) if reason == NO_SOUND => {}
+                (Outcome::DeadLetter(reason), Form::Broken { .. }) if reason == BROKEN => {}
+                // The chunks behind those that a stage had in hand.
+                (Outcome::DeadLetter(reason), Form::Stream { .. }) if reason == BROKEN && is_failed => {}
+                (Outcome::DeadLetter(reason), _) if reason == STAGE_FAILED => {}
                 _ => verdict.fault(format!("{id} ({asked:?}) has the outcome {seen:?}")),
             }
         }
@@ -116,6 +137,22 @@ pub(crate) fn judge(
     }
     judge_order(&mut verdict, &asked, seen);
     verdict
+}
+
+/// Each labelled sample is stored or a dead letter.
+pub(crate) fn judge_labels(
+    verdict: &mut Verdict,
+    others: &BTreeSet<String>,
+    seen: &[Seen],
+    stored: &BTreeSet<String>,
+) {
+    let dead: BTreeSet<&str> = seen.iter().map(|seen| seen.id.as_str()).collect();
+    for id in others {
+        if !stored.contains(id) && !dead.contains(id.as_str()) {
+            verdict.fault(format!("{id} is in no store and no dead letter"));
+        }
+    }
+    verdict.stored = stored.len();
 }
 
 fn judge_wait(verdict: &mut Verdict, id: &str, asked: &Asked, watch: &Watch, calm: &[Instant]) {
@@ -171,17 +208,22 @@ mod tests {
 
     use super::*;
 
+    const STREAM: Form = Form::Stream {
+        clip: 1,
+        chunks: 2,
+        partials: false,
+    };
     const RULES: Rules = Rules {
         exactly_once: true,
         panics: 0,
         panics_perhaps: 0,
     };
 
-    fn asked(entries: &[(&str, Option<usize>, Option<usize>)]) -> AllAsked {
-        let asked = entries.iter().map(|(id, clip, turn)| {
+    fn asked(entries: &[(&str, Form, Option<usize>)]) -> AllAsked {
+        let asked = entries.iter().map(|(id, form, turn)| {
             let asked = Asked {
                 key: "k".to_owned(),
-                clip: *clip,
+                form: *form,
                 turn: *turn,
                 published: Instant::now(),
             };
@@ -197,6 +239,7 @@ mod tests {
             partition: 1,
             offset,
             outcome: Outcome::Answer(text.to_owned()),
+            records: 1,
         }
     }
 
@@ -215,25 +258,34 @@ mod tests {
     #[test]
     fn one_outcome_for_each_request_is_right() {
         let asked = asked(&[
-            ("a", Some(1), Some(1)),
-            ("b", Some(1), Some(2)),
-            ("c", None, None),
+            ("a", Form::Whole(1), Some(1)),
+            ("b", Form::Whole(1), Some(2)),
+            ("c", Form::NoSound, None),
+            ("d", STREAM, None),
+            ("e", Form::Broken { chunks: 2 }, None),
         ]);
-        let seen = [answer("a", "x", 0), answer("b", "x", 1), letter("c", NO_SOUND)];
+        let seen = [
+            answer("a", "x", 0),
+            answer("b", "x", 1),
+            letter("c", NO_SOUND),
+            answer("d", "y", 2),
+            letter("e", BROKEN),
+            letter("e", BROKEN),
+        ];
 
         assert_eq!(faults(&asked, &seen, RULES), Vec::<String>::new());
     }
 
     #[test]
     fn whatever_is_wrong_is_found() {
-        let asked = asked(&[("a", Some(1), Some(1)), ("b", Some(1), Some(2))]);
+        let asked = asked(&[("a", Form::Whole(1), Some(1)), ("b", Form::Whole(1), Some(2))]);
         let (a, b) = (answer("a", "x", 0), answer("b", "x", 1));
         for (what, seen, fault) in [
             ("lost", vec![a.clone()], "b has no outcome"),
             (
                 "doubled",
                 vec![a.clone(), b.clone(), answer("a", "x", 2)],
-                "a has 2 outcomes",
+                "a has 2 answers",
             ),
             (
                 "invented",
@@ -263,8 +315,40 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_answered_or_each_of_its_chunks_is_a_dead_letter() {
+        let asked = asked(&[("a", STREAM, None), ("b", STREAM, None)]);
+        let rules = Rules { panics: 1, ..RULES };
+        let failed = letter("a", STAGE_FAILED);
+        let b = answer("b", "x", 0);
+
+        assert!(faults(&asked, &[failed.clone(), letter("a", BROKEN), b.clone()], rules).is_empty());
+        let whole = Seen {
+            records: 2,
+            ..failed.clone()
+        };
+        assert!(faults(&asked, &[whole, b.clone()], rules).is_empty());
+        assert!(
+            !faults(
+                &asked,
+                &[letter("a", BROKEN), letter("a", BROKEN), b.clone()],
+                RULES
+            )
+            .is_empty()
+        );
+        assert!(
+            !faults(&asked, &[failed.clone(), b.clone()], rules).is_empty(),
+            "a chunk is lost"
+        );
+        let other = answer("a", "y", 1);
+        assert!(
+            !faults(&asked, &[other, b], RULES).is_empty(),
+            "another text for the same sound"
+        );
+    }
+
+    #[test]
     fn at_least_once_takes_repeats_of_the_same_text() {
-        let asked = asked(&[("a", Some(1), None)]);
+        let asked = asked(&[("a", Form::Whole(1), None)]);
         let rules = Rules {
             exactly_once: false,
             ..RULES
@@ -276,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_wait_counts_from_the_end_of_a_fault() {
-        let asked = asked(&[("a", Some(1), None)]);
+        let asked = asked(&[("a", Form::Whole(1), None)]);
         let published = asked.lock().unwrap()["a"].published;
         let seen = [answer("a", "x", 0)];
         let watch = Watch::at("a", published + WAIT_MAX * 2);

@@ -27,7 +27,7 @@ mod schedule;
 mod watch;
 
 use broker::Broker;
-use checker::{Rules, Verdict, judge};
+use checker::{Rules, Verdict, judge, judge_labels};
 use load::{Asker, GiveUp};
 use process::Site;
 use schedule::{Act, Outcome, Run};
@@ -106,7 +106,7 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
     site.make_topics();
     let (watch, asker) = (
         Watch::start(&outputs),
-        Asker::new(&broker.bootstrap, &topics.requests),
+        Asker::new(&broker.bootstrap, &topics.requests, &topics.labels),
     );
     let random = SplitMix::new(&[seed, 0]);
     let name = broker.name;
@@ -115,7 +115,7 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
         let (asker, watch, random_of_asker) = (&asker, &watch, SplitMix::new(&[seed, 1]));
         scope.spawn(move || asker.ask(requests, watch, random_of_asker));
         let _give_up = GiveUp(asker); // also where the run fails, so that the asker ends
-        let mut run = Run::start(&site, &mut broker, asker, watch, random, outage);
+        let mut run = Run::start(&site, &mut broker, asker, watch, &outputs, random, outage);
         run.play(requests, acts);
         run.stop()
     });
@@ -126,7 +126,9 @@ fn run_alone(mut broker: Broker, delivery: Delivery) {
         panics: outcome.panics,
         panics_perhaps: outcome.panics_perhaps,
     };
-    let verdict = judge(&asker.asked, &seen, &outcome.others, &watch, &outcome.calm, rules);
+    let others = asker.others.lock().unwrap();
+    let mut verdict = judge(&asker.asked, &seen, &others, &watch, &outcome.calm, rules);
+    judge_labels(&mut verdict, &others, &seen, &site.stored());
     let line = report(
         name,
         delivery,
@@ -167,12 +169,13 @@ fn report(
         let _ = write!(kinds, "{act:?} {count} ");
     }
     format!(
-        "| {broker} | {delivery:?} | {seed} | {requests} | {} | {} | {} | {} | {} | {} | {:.1} | {:.1} | {:.0} | {} |",
+        "| {broker} | {delivery:?} | {seed} | {requests} | {} | {} | {} | {} | {} | {} | {} | {:.1} | {:.1} | {:.0} | {} |",
         kinds.trim_end(),
         verdict.answers,
         verdict.dead_letters,
         verdict.lost_to_panics,
         verdict.repeats,
+        verdict.stored,
         outcome.ended.len(),
         verdict.longest.as_secs_f64(),
         verdict.longest_after_fault.as_secs_f64(),

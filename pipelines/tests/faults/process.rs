@@ -1,6 +1,6 @@
 //! `speechverse serve` as a process that can be killed, stopped, and started with a fault in it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use speechverse::config::Settings;
 use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::Delivery;
@@ -80,6 +81,7 @@ impl Site {
         settings.kafka.session_timeout_ms = SESSION.as_millis() as u64;
         settings.service.drain_ms_max = 5_000;
         settings.store.correction_wait_ms = 500;
+        settings.speech.session_idle_seconds_max = 300; // longer than an outage that parts a stream's chunks
         settings.adapters.prefix = "tiny".into();
         settings.trainer.enabled = false;
         settings.http.listen = "127.0.0.1:0".parse().unwrap();
@@ -99,6 +101,30 @@ impl Site {
         runtime
             .block_on(ensure_topics(&self.settings.kafka, READY_MAX))
             .unwrap();
+    }
+
+    /// Ids of the labelled samples that the processes stored.
+    pub(crate) fn stored(&self) -> BTreeSet<String> {
+        let folders = std::fs::read_dir(self.dir.path()).unwrap();
+        let files = folders.map(|folder| folder.unwrap().path().join("serve.toml"));
+        let rows = files.filter(|file| file.exists()).flat_map(|file| {
+            let output = Command::new(env!("CARGO_BIN_EXE_speechverse"))
+                .args(["samples", "list", "--json", "--config", file.to_str().unwrap()])
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let rows = output.stdout.split(|byte| *byte == b'\n');
+            let rows: Vec<Value> = (rows.filter(|row| !row.is_empty()))
+                .map(|row| serde_json::from_slice(row).unwrap())
+                .collect();
+            rows
+        });
+        rows.map(|row| row["request_id"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// The settings file of a process, whose folders are its own.

@@ -1,18 +1,19 @@
 //! What goes wrong, and when: drawn from a seed.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use speechverse::util::random::SplitMix;
 
 use crate::broker::Broker;
-use crate::load::{Asker, clip};
+use crate::load::Asker;
 use crate::process::{Flaw, SESSION, Serve, Site};
-use crate::watch::Watch;
+use crate::watch::{Outputs, Watch};
 
 /// Longest that nothing at all may be answered while nothing is wrong.
 const STILL_MAX: Duration = Duration::from_secs(90);
+/// Longest that a labelled sample may take until it is stored, once all requests are answered.
+const LABELS_MAX: Duration = Duration::from_secs(60);
 /// Outcomes for which a process with a flaw is at work, at least.
 const FLAWED_REQUESTS: usize = 40;
 /// Stages that have requests in hand; each panics once.
@@ -60,14 +61,13 @@ pub(crate) struct Run<'r> {
     pub(crate) broker: &'r mut Broker,
     pub(crate) asker: &'r Asker,
     pub(crate) watch: &'r Watch,
+    outputs: &'r Outputs,
     pub(crate) random: SplitMix,
     /// How long the broker is out of reach.
     pub(crate) outage: Duration,
     members: Vec<Member>,
     /// Ends of faults.
     pub(crate) calm: Vec<Instant>,
-    /// Ids of labels and orders.
-    pub(crate) others: BTreeSet<String>,
     /// Stages that panicked, and more that may have in processes that ended before they were through.
     pub(crate) panics: usize,
     pub(crate) panics_perhaps: usize,
@@ -96,6 +96,7 @@ impl<'r> Run<'r> {
         broker: &'r mut Broker,
         asker: &'r Asker,
         watch: &'r Watch,
+        outputs: &'r Outputs,
         random: SplitMix,
         outage: Duration,
     ) -> Self {
@@ -104,11 +105,11 @@ impl<'r> Run<'r> {
             broker,
             asker,
             watch,
+            outputs,
             random,
             outage,
             members: Vec::new(),
             calm: Vec::new(),
-            others: BTreeSet::new(),
             panics: 0,
             panics_perhaps: 0,
             ended: Vec::new(),
@@ -140,6 +141,22 @@ impl<'r> Run<'r> {
         }
         self.allow(requests);
         self.until_answered(requests);
+        self.until_labels_are_kept();
+    }
+
+    /// Waits for the labelled samples, which have no outcome that a reader of topics sees where all is well.
+    fn until_labels_are_kept(&self) {
+        let deadline = Instant::now() + LABELS_MAX;
+        loop {
+            let stored = self.site.stored();
+            let others = self.asker.others.lock().unwrap();
+            let is_kept = |id: &String| stored.contains(id) || self.watch.arrival(id).is_some();
+            if others.iter().all(is_kept) || Instant::now() > deadline {
+                return; // what is missing then, the checker names
+            }
+            drop(others);
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 
     fn allow(&self, requests: usize) {
@@ -151,7 +168,6 @@ impl<'r> Run<'r> {
         self.members.drain(..).for_each(|member| member.serve.stop());
         Outcome {
             calm: self.calm,
-            others: self.others,
             panics: self.panics,
             panics_perhaps: self.panics_perhaps,
             ended: self.ended,
@@ -219,16 +235,12 @@ impl<'r> Run<'r> {
 
     /// One process with a flaw does everything for a while, a label and an order beside the requests.
     fn with_flaw(&mut self, flaw: &Flaw) {
+        let refused = self.others_seen();
         self.leave_until(0);
-        self.join(flaw);
-        let number = self.others.len();
-        let (label, order) = (format!("label-{number}"), format!("order-{number}"));
+        self.join(flaw); // it may refuse a label before it is ready
+        self.asker.label();
+        let order = format!("order-{}", self.asker.others.lock().unwrap().len());
         let topics = &self.site.settings.kafka.topics;
-        self.others.extend([label.clone(), order.clone()]);
-        // Sound that was never stored: the same again would not be written.
-        let headers = [("ce_task", "asr"), ("ce_target", "a tone")];
-        self.asker
-            .tell(&topics.labels, &label, &clip(8 + number), &headers);
         self.asker.tell(&topics.control, &order, b"no order", &[]);
         self.until(
             |run| run.watch.arrival(&order).is_some(),
@@ -236,8 +248,8 @@ impl<'r> Run<'r> {
         );
         if flaw.disk_is_full || !flaw.panics.is_empty() {
             self.until(
-                |run| run.watch.arrival(&label).is_some(),
-                "the dead letter of a label",
+                |run| run.others_seen() > refused + 1,
+                "the dead letter of a label beside that of the order",
             );
         }
         self.pass(FLAWED_REQUESTS);
@@ -293,7 +305,7 @@ impl<'r> Run<'r> {
 
     fn others_seen(&self) -> usize {
         let is_seen = |id: &&String| self.watch.arrival(id).is_some();
-        self.others.iter().filter(is_seen).count()
+        self.asker.others.lock().unwrap().iter().filter(is_seen).count()
     }
 
     /// Waits, as a supervisor would: a process that has ended is started again, as it was.
@@ -314,10 +326,15 @@ impl<'r> Run<'r> {
                         format!("{}:\n{}\n{}", member.name, serve.log(), serve.metrics())
                     })
                     .collect();
+                let asked = self.asker.asked.lock().unwrap();
+                let is_open = |id: &&String| self.watch.arrival(id).is_none();
+                let open = asked.keys().filter(is_open).cloned().collect();
+                let kafka = &self.site.settings.kafka;
+                let look = self.outputs.look(&kafka.topics.requests, &kafka.group_id, &open);
                 panic!(
-                    "{what}: nothing came for {STILL_MAX:?}, {} of {} have an outcome, after {:?}\n{}",
+                    "{what}: nothing came for {STILL_MAX:?}, {} of {} have an outcome, after {:?}\n{look}\n{}",
                     self.watch.count(),
-                    self.asker.asked.lock().unwrap().len(),
+                    asked.len(),
                     self.acts,
                     logs.join("\n")
                 );
@@ -353,7 +370,6 @@ impl<'r> Run<'r> {
 /// What happened in a run.
 pub(crate) struct Outcome {
     pub(crate) calm: Vec<Instant>,
-    pub(crate) others: BTreeSet<String>,
     pub(crate) panics: usize,
     pub(crate) panics_perhaps: usize,
     pub(crate) ended: Vec<String>,

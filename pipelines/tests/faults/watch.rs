@@ -1,6 +1,7 @@
 //! Who reads what came of the requests: with a Kafka client alone, committed records only, nothing of ours.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ pub(crate) struct Seen {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     pub(crate) outcome: Outcome,
+    /// Records whose outcome it is: of a stream that failed as a whole, its last chunk's stands for all.
+    pub(crate) records: usize,
 }
 
 /// The two topics in which outcomes are.
@@ -68,10 +71,12 @@ impl Outputs {
     }
 
     fn seen(&self, message: &BorrowedMessage<'_>) -> Option<Seen> {
-        let (id, outcome) = if message.topic() == self.dead_letters {
+        let (id, outcome, records) = if message.topic() == self.dead_letters {
             let reason = header(message, "speechverse_reason").expect("a dead letter has a reason");
             let id = header(message, "ce_id").unwrap_or_default();
-            (id, Outcome::DeadLetter(reason))
+            let earlier = header(message, "speechverse_earlier_chunks");
+            let earlier = earlier.map_or(0, |count| count.parse().expect("a number of chunks"));
+            (id, Outcome::DeadLetter(reason), earlier + 1)
         } else {
             let value = message.payload().expect("an answer has a value");
             let answer: serde_json::Value = serde_json::from_slice(value).expect("an answer is JSON");
@@ -80,7 +85,7 @@ impl Outputs {
                 return None;
             }
             assert_eq!(field("id"), format!("{}:final", field("request_id")));
-            (field("request_id"), Outcome::Answer(field("text")))
+            (field("request_id"), Outcome::Answer(field("text")), 1)
         };
         Some(Seen {
             id,
@@ -88,6 +93,7 @@ impl Outputs {
             partition: message.partition(),
             offset: message.offset(),
             outcome,
+            records,
         })
     }
 
@@ -95,19 +101,58 @@ impl Outputs {
     pub(crate) fn read_all(&self) -> Vec<Seen> {
         let mut all = Vec::new();
         for topic in [&self.results, &self.dead_letters] {
-            let consumer = self.consumer(&[topic]);
-            let mut partitions_left = consumer.assignment().unwrap().count();
-            let deadline = Instant::now() + END_MAX;
-            while partitions_left > 0 {
-                assert!(Instant::now() < deadline, "the end of {topic} is not reached");
-                match consumer.poll(Duration::from_millis(200)) {
-                    Some(Ok(message)) => all.extend(self.seen(&message)),
-                    Some(Err(KafkaError::PartitionEOF(_))) => partitions_left -= 1,
-                    Some(Err(_)) | None => {} // connections are tried again
-                }
-            }
+            self.read(topic, |message| all.extend(self.seen(message)));
         }
         all
+    }
+
+    fn read(&self, topic: &str, mut take: impl FnMut(&BorrowedMessage<'_>)) {
+        let consumer = self.consumer(&[topic]);
+        let mut partitions_left = consumer.assignment().unwrap().count();
+        let deadline = Instant::now() + END_MAX;
+        while partitions_left > 0 {
+            assert!(Instant::now() < deadline, "the end of {topic} is not reached");
+            match consumer.poll(Duration::from_millis(200)) {
+                Some(Ok(message)) => take(&message),
+                Some(Err(KafkaError::PartitionEOF(_))) => partitions_left -= 1,
+                Some(Err(_)) | None => {} // connections are tried again
+            }
+        }
+    }
+
+    /// For who looks into a run that stands still: where requests without an outcome are in their topic, what
+    /// the group has committed of it, where its partitions end, and whether their outcomes are there after
+    /// all.
+    pub(crate) fn look(&self, topic: &str, group: &str, without_outcome: &BTreeSet<String>) -> String {
+        let mut text = String::new();
+        self.read(topic, |message| {
+            if let Some(id) = header(message, "ce_id").filter(|id| without_outcome.contains(id)) {
+                let _ = writeln!(text, "{id} is at {}/{}", message.partition(), message.offset());
+            }
+        });
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("broker.address.family", "v4")
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), BROKER_MAX).unwrap();
+        let mut list = TopicPartitionList::new();
+        for partition in metadata.topics()[0].partitions() {
+            list.add_partition(topic, partition.id());
+        }
+        for found in consumer.committed_offsets(list, BROKER_MAX).unwrap().elements() {
+            let ends = consumer.fetch_watermarks(topic, found.partition(), BROKER_MAX);
+            let _ = writeln!(text, "{found:?}, its partition: {ends:?}");
+        }
+        let seen = self.read_all();
+        let late = seen.iter().filter(|seen| without_outcome.contains(&seen.id));
+        let _ = writeln!(
+            text,
+            "in the log by now: {:?}",
+            late.map(|seen| &seen.id).collect::<Vec<_>>()
+        );
+        text
     }
 }
 

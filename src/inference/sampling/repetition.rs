@@ -8,11 +8,11 @@ use tch::{Kind, Tensor};
 use crate::models::ModelError;
 
 /// How many tokens at the end of an answer only repeat what is before them: the answer is caught in a loop,
-/// from which greedy decoding does not come back. That is when a run of one to eight tokens stands there four
-/// times (a single token eight times, because numbers and dashes repeat by nature); one of the repeats is not
-/// counted.
+/// from which greedy decoding does not come back. That is when a run of up to 24 tokens, a few slots with
+/// their values, stands there four times (a single token eight times, because numbers and dashes repeat by
+/// nature); one of the repeats is not counted.
 pub fn repeated_tail(ids: &[i64]) -> Option<usize> {
-    const RUN_MAX: usize = 8;
+    const RUN_MAX: usize = 24;
     (1..=RUN_MAX).find_map(|run| {
         let times = if run == 1 { 8 } else { 4 };
         let tail = ids.len().checked_sub(run * times).map(|start| &ids[start..])?;
@@ -97,6 +97,9 @@ mod tests {
     fn an_answer_that_ends_in_repeats_is_caught_and_keeps_one_of_them() {
         assert_eq!(repeated_tail(&[9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Some(9));
         assert_eq!(repeated_tail(&[4, 7, 7, 7, 7, 7, 7, 7, 7]), Some(7));
+        let slots: Vec<i64> = (0..24).collect(); // `roast = …; size = …;`
+        assert_eq!(repeated_tail(&slots.repeat(4)), Some(72));
+        assert_eq!(repeated_tail(&slots.repeat(3)), None);
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct ResolvedPrompt {
     pub instruction: String,
     /// What the answer may look like when it is constrained to the labels in force.
     pub grammar: OutputGrammar,
+    /// Whether it is constrained where the request does not say: an instruction in the asker's own words that
+    /// lists no answers may ask for anything.
+    pub constrained: bool,
     /// What has to be said for the labels in force; absent where the task does not say so. Of several tasks
     /// the layout has it.
     pub spoken: Option<Spoken>,
@@ -41,13 +44,15 @@ impl ResolvedPrompt {
         Self {
             instruction,
             grammar: labels.map_or_else(OutputGrammar::free, OutputGrammar::one_of),
+            constrained: labels.is_some(),
             spoken: None,
             joint: None,
         }
     }
 
-    /// What the answer is constrained to, where it is; absent: free text.
-    pub fn constrained(&self, constrained: bool) -> Option<OutputGrammar> {
+    /// What the answer is constrained to; absent: free text. `constrain` is what the request says about it.
+    pub fn form(&self, constrain: Option<bool>) -> Option<OutputGrammar> {
+        let constrained = constrain.unwrap_or(self.constrained);
         Some(self.grammar.clone()).filter(|grammar| constrained && !grammar.is_free())
     }
 
@@ -199,6 +204,7 @@ impl TaskTable {
         own: Option<&str>,
     ) -> Result<ResolvedPrompt, TextError> {
         let tasks = self.list(names)?;
+        let constrained = own.is_none() || variables.labels.is_some();
         let shares = share_out(&tasks, variables)?;
         let instructions = || -> Result<Vec<String>, TextError> {
             (tasks.iter().zip(&shares))
@@ -212,6 +218,7 @@ impl TaskTable {
                     |own| Ok(own.to_owned()),
                 )?,
                 grammar: task.grammar(variables)?,
+                constrained,
                 spoken: task.spoken(variables)?,
                 joint: None,
             });
@@ -223,6 +230,7 @@ impl TaskTable {
                 None => layout.instruction(&instructions()?, 0),
             },
             grammar: layout.grammar(),
+            constrained,
             spoken: None,
             joint: Some(Arc::new(layout)),
         })
