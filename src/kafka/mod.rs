@@ -10,6 +10,7 @@
 pub mod admin;
 mod answered;
 mod audio_gauge;
+mod bootstrap;
 mod budget;
 mod client;
 pub mod config;

@@ -5,6 +5,7 @@
 //! and logged at `debug` only; the outage itself is one line at its begin and one at its end.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::statistics::{Broker, Statistics};
 use tracing::{debug, error, info, trace, warn};
 
+use super::bootstrap::knows_no_broker;
 use super::offset_tracker::TopicPartition;
 use crate::telemetry::metrics;
 
@@ -155,6 +157,7 @@ impl ConnectionMonitor {
         ClientMonitor {
             monitor: self.clone(),
             name,
+            is_bare: Arc::default(),
         }
     }
 
@@ -200,6 +203,8 @@ impl Client {
 pub(super) struct ClientMonitor {
     monitor: ConnectionMonitor,
     name: String,
+    /// By the latest statistics, it knows of no broker.
+    is_bare: Arc<AtomicBool>,
 }
 
 impl ClientMonitor {
@@ -207,6 +212,7 @@ impl ClientMonitor {
     /// whether the client has its broker.
     pub(super) fn statistics(&self, statistics: &Statistics) -> bool {
         let up = statistics.brokers.values().any(is_in_reach);
+        self.is_bare.store(knows_no_broker(statistics), Ordering::Relaxed);
         // A producer is of use when it has the id that makes it idempotent, or had it and gets another.
         let identity = statistics.eos.as_ref().map(|eos| eos.idemp_state.as_str());
         let group = statistics.cgrp.as_ref();
@@ -290,6 +296,11 @@ impl ClientMonitor {
                 group.assigned = true;
             }
         });
+    }
+
+    /// Whether the client knew of no broker when it last reported; said once.
+    pub(super) fn take_bare(&self) -> bool {
+        self.is_bare.swap(false, Ordering::Relaxed)
     }
 
     /// Whether no broker is in reach, and that has been said.

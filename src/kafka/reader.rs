@@ -10,6 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::debug;
 
+use super::bootstrap::restore_brokers;
 use super::client::{self, Reporting};
 use super::convert;
 use super::error::{KafkaError, reason};
@@ -18,6 +19,8 @@ use crate::wire::Record;
 
 /// Pause before a partition without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How often a reader that waits looks whether its client has brokers.
+const BARE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a [`Reader`] begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,8 +188,15 @@ impl Reader {
     pub async fn next(&mut self, limit: Duration) -> Result<Read, KafkaError> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let Ok(result) = tokio::time::timeout_at(deadline, self.consumer.recv()).await else {
-                return Ok(Read::TimedOut);
+            if self.consumer.context().0.take_bare() {
+                restore_brokers(self.consumer.client(), &self.bootstrap);
+            }
+            let slice = deadline.min(tokio::time::Instant::now() + BARE_CHECK_INTERVAL);
+            let Ok(result) = tokio::time::timeout_at(slice, self.consumer.recv()).await else {
+                if slice == deadline {
+                    return Ok(Read::TimedOut);
+                }
+                continue;
             };
             match result {
                 Ok(message) => {

@@ -9,6 +9,7 @@ use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tokio::sync::Semaphore;
 
+use super::bootstrap::restore_brokers;
 use super::client::{self, Reporting};
 use super::convert;
 use super::error::{KafkaError, SinkError, reason};
@@ -178,12 +179,18 @@ impl Sink {
         }
     }
 
-    /// Makes the producer anew where librdkafka has declared it failed for good; sends do so by themselves.
+    /// Makes the producer anew where librdkafka has declared it failed for good, as sends do by themselves,
+    /// and gives it its brokers again where it has none left.
     ///
     /// # Errors
     /// [`SinkError::Fatal`] when librdkafka does not give another one.
     pub async fn renew_if_failed(&self) -> Result<(), SinkError> {
         let (number, producer) = self.current();
+        if self.shared.monitor.take_bare()
+            && let Some(servers) = self.shared.client.get("bootstrap.servers")
+        {
+            restore_brokers(producer.client(), servers);
+        }
         match producer.client().fatal_error() {
             Some((code, reason)) => {
                 drop(producer);

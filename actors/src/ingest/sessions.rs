@@ -153,8 +153,9 @@ impl AudioIngest {
         let Some(complete) = self.streams.complete(name) else {
             return;
         };
-        let (record, request) = (self.guard(complete.record), complete.request);
+        // First those that nobody else would hand on if the next line panicked.
         let earlier = self.guard_all(complete.earlier);
+        let (record, request) = (self.guard(complete.record), complete.request);
         if self.is_revoked(&record.record_offset) {
             earlier.complete();
             record.complete();

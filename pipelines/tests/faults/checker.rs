@@ -240,6 +240,7 @@ mod tests {
             offset,
             outcome: Outcome::Answer(text.to_owned()),
             records: 1,
+            chunk: None,
         }
     }
 

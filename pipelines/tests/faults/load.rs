@@ -12,7 +12,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use speechverse::util::random::SplitMix;
 
-use crate::watch::Watch;
+use crate::watch::{Reminder, Watch};
 
 /// Requests that are asked and not answered, at most.
 const IN_FLIGHT: usize = 40;
@@ -84,6 +84,7 @@ pub(crate) type AllAsked = Arc<Mutex<BTreeMap<String, Asked>>>;
 /// Publishes requests.
 pub(crate) struct Asker {
     producer: ThreadedProducer<DefaultProducerContext>,
+    bootstrap: String,
     topic: String,
     pub(crate) asked: AllAsked,
     /// Ids of labels and orders.
@@ -116,6 +117,7 @@ impl Asker {
             .unwrap();
         Self {
             producer,
+            bootstrap: bootstrap.to_owned(),
             topic: topic.to_owned(),
             asked: AllAsked::default(),
             others: Mutex::default(),
@@ -180,14 +182,17 @@ impl Asker {
     pub(crate) fn ask(&self, count: usize, watch: &Watch, mut random: SplitMix) {
         let clips: Vec<Vec<u8>> = (0..CLIPS).map(clip).collect();
         let streams: Vec<Vec<u8>> = (0..CLIPS).map(stream).collect();
+        let mut reminder = Reminder::new(&self.bootstrap);
         let mut conversations: Vec<(usize, Option<String>)> = vec![(0, None); CONVERSATIONS];
         for number in 0..count {
             while number >= self.allowed.load(Ordering::Relaxed) || number >= watch.count() + IN_FLIGHT {
                 if self.has_given_up.load(Ordering::Relaxed) {
                     return;
                 }
+                reminder.look_at(self.producer.client());
                 std::thread::sleep(Duration::from_millis(2));
             }
+            reminder.heard();
             let id = format!("r{number}");
             let is_poison = number % POISON_EVERY == POISON_EVERY - 1;
             let caller = random.below(CONVERSATIONS);

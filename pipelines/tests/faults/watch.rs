@@ -1,21 +1,54 @@
 //! Who reads what came of the requests: with a Kafka client alone, committed records only, nothing of ours.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, bindings};
 
 /// Longest that the broker may take to answer.
 const BROKER_MAX: Duration = Duration::from_secs(30);
 /// Longest that the end of a topic may take to be reached.
 const END_MAX: Duration = Duration::from_secs(120);
+
+/// A client to which nothing happens for so long is given its brokers again.
+const QUIET_MAX: Duration = Duration::from_secs(15);
+
+/// Gives a client that has been quiet its brokers again: after an outage librdkafka (2.12) may have forgotten
+/// them (issue 5301).
+pub(crate) struct Reminder {
+    servers: CString,
+    quiet_since: Instant,
+}
+
+impl Reminder {
+    pub(crate) fn new(bootstrap: &str) -> Self {
+        Self {
+            servers: CString::new(bootstrap).unwrap(),
+            quiet_since: Instant::now(),
+        }
+    }
+
+    pub(crate) fn heard(&mut self) {
+        self.quiet_since = Instant::now();
+    }
+
+    pub(crate) fn look_at<C: ClientContext>(&mut self, client: &Client<C>) {
+        if self.quiet_since.elapsed() > QUIET_MAX {
+            self.heard();
+            // SAFETY: client and text outlive the call, which copies the text and is allowed on any thread.
+            unsafe { bindings::rd_kafka_brokers_add(client.native_ptr(), self.servers.as_ptr()) };
+        }
+    }
+}
 
 /// What a record says became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +69,9 @@ pub(crate) struct Seen {
     pub(crate) outcome: Outcome,
     /// Records whose outcome it is: of a stream that failed as a whole, its last chunk's stands for all.
     pub(crate) records: usize,
+    /// Of a dead letter: which chunk of its stream it is; for who reads what was found.
+    #[expect(dead_code, reason = "it is shown with the rest")]
+    pub(crate) chunk: Option<String>,
 }
 
 /// The two topics in which outcomes are.
@@ -94,6 +130,7 @@ impl Outputs {
             offset: message.offset(),
             outcome,
             records,
+            chunk: header(message, "ce_sequence"),
         })
     }
 
@@ -181,10 +218,13 @@ impl Watch {
         };
         let outputs = outputs.clone();
         std::thread::spawn(move || {
+            let mut reminder = Reminder::new(&outputs.bootstrap);
             while !is_over.load(Ordering::Relaxed) {
+                reminder.look_at(consumer.client());
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50))
                     && let Some(seen) = outputs.seen(&message)
                 {
+                    reminder.heard();
                     arrivals
                         .lock()
                         .unwrap()

@@ -148,6 +148,11 @@ impl SourceContext {
         locked(&self.pauses)
     }
 
+    /// Whether librdkafka has left the consumer without brokers; said once.
+    pub(super) fn take_bare(&self) -> bool {
+        self.monitor.take_bare()
+    }
+
     /// Something failed for now and is tried again. A connection's failure is logged by the monitor.
     pub(super) fn failed(&self, what: &str, error: &ClientError) {
         if !error.rdkafka_error_code().is_some_and(is_connection) {

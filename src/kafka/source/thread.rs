@@ -14,6 +14,7 @@ use tracing::{debug, error, warn};
 
 use super::context::{Outbox, SourceContext, locked};
 use super::{Close, Closed, Revocation, SourceConfig, SourceEvent};
+use crate::kafka::bootstrap::restore_brokers;
 use crate::kafka::budget::OffsetTracker;
 use crate::kafka::error::{KafkaError, reason};
 use crate::kafka::offset_tracker::{Admission, TopicPartition};
@@ -43,6 +44,7 @@ pub(super) struct Reading {
     consumer: BaseConsumer<SourceContext>,
     orders: flume::Receiver<Close>,
     topics: Vec<Arc<str>>,
+    bootstrap: String,
     in_flight_records_max: usize,
     commit_interval: Duration,
     next_commit: Instant,
@@ -92,6 +94,7 @@ impl Reading {
             consumer,
             orders,
             topics: config.topics.iter().map(|topic| topic.as_str().into()).collect(),
+            bootstrap: kafka.bootstrap.clone(),
             in_flight_records_max: kafka.in_flight_records_max,
             commit_interval,
             next_commit: Instant::now() + commit_interval,
@@ -162,6 +165,9 @@ impl Reading {
             Some(Ok(message)) => self.take(&message),
             Some(Err(ClientError::MessageConsumptionFatal(code))) => return Err(code.to_string()),
             Some(Err(error)) => self.context().failed("read", &error),
+        }
+        if self.context().take_bare() {
+            restore_brokers(self.consumer.client(), &self.bootstrap);
         }
         if self.context().transactions.is_some() {
             return self.transact();
