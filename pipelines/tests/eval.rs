@@ -41,7 +41,7 @@ impl Place {
 
     fn eval(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_speechverse"))
-            .args(["eval", "--max-tokens", "24", "--config"])
+            .args(["eval", "--max-tokens", "64", "--config"])
             .arg(self.0.path().join("tiny.toml"))
             .args(args)
             .current_dir(self.0.path())

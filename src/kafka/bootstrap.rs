@@ -10,6 +10,7 @@ use std::ffi::CString;
 use rdkafka::bindings;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::statistics::Statistics;
+use tracing::warn;
 
 /// Whether a client knows of no broker that it could connect to.
 pub(super) fn knows_no_broker(statistics: &Statistics) -> bool {
@@ -26,6 +27,10 @@ pub(super) fn restore_brokers<C: ClientContext>(client: &Client<C>, servers: &st
     // SAFETY: the client lives as long as it is borrowed, and the text until the call returns, which copies
     // it; librdkafka allows the call from any thread.
     let added = unsafe { bindings::rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
+    warn!(
+        added,
+        "a Kafka client had no broker left, those of `kafka.bootstrap` are added again"
+    );
     usize::try_from(added).unwrap_or(0)
 }
 

@@ -157,7 +157,7 @@ impl ConnectionMonitor {
         ClientMonitor {
             monitor: self.clone(),
             name,
-            is_bare: Arc::default(),
+            lacks_brokers: Arc::default(),
         }
     }
 
@@ -204,7 +204,7 @@ pub(super) struct ClientMonitor {
     monitor: ConnectionMonitor,
     name: String,
     /// By the latest statistics, it knows of no broker.
-    is_bare: Arc<AtomicBool>,
+    lacks_brokers: Arc<AtomicBool>,
 }
 
 impl ClientMonitor {
@@ -212,7 +212,8 @@ impl ClientMonitor {
     /// whether the client has its broker.
     pub(super) fn statistics(&self, statistics: &Statistics) -> bool {
         let up = statistics.brokers.values().any(is_in_reach);
-        self.is_bare.store(knows_no_broker(statistics), Ordering::Relaxed);
+        self.lacks_brokers
+            .store(knows_no_broker(statistics), Ordering::Relaxed);
         // A producer is of use when it has the id that makes it idempotent, or had it and gets another.
         let identity = statistics.eos.as_ref().map(|eos| eos.idemp_state.as_str());
         let group = statistics.cgrp.as_ref();
@@ -299,8 +300,8 @@ impl ClientMonitor {
     }
 
     /// Whether the client knew of no broker when it last reported; said once.
-    pub(super) fn take_bare(&self) -> bool {
-        self.is_bare.swap(false, Ordering::Relaxed)
+    pub(super) fn take_lacks_brokers(&self) -> bool {
+        self.lacks_brokers.swap(false, Ordering::Relaxed)
     }
 
     /// Whether no broker is in reach, and that has been said.

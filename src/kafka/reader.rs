@@ -20,7 +20,7 @@ use crate::wire::Record;
 /// Pause before a partition without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How often a reader that waits looks whether its client has brokers.
-const BARE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const BROKERS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a [`Reader`] begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,10 +188,10 @@ impl Reader {
     pub async fn next(&mut self, limit: Duration) -> Result<Read, KafkaError> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            if self.consumer.context().0.take_bare() {
+            if self.consumer.context().0.take_lacks_brokers() {
                 restore_brokers(self.consumer.client(), &self.bootstrap);
             }
-            let slice = deadline.min(tokio::time::Instant::now() + BARE_CHECK_INTERVAL);
+            let slice = deadline.min(tokio::time::Instant::now() + BROKERS_CHECK_INTERVAL);
             let Ok(result) = tokio::time::timeout_at(slice, self.consumer.recv()).await else {
                 if slice == deadline {
                     return Ok(Read::TimedOut);

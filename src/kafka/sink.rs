@@ -186,7 +186,7 @@ impl Sink {
     /// [`SinkError::Fatal`] when librdkafka does not give another one.
     pub async fn renew_if_failed(&self) -> Result<(), SinkError> {
         let (number, producer) = self.current();
-        if self.shared.monitor.take_bare()
+        if self.shared.monitor.take_lacks_brokers()
             && let Some(servers) = self.shared.client.get("bootstrap.servers")
         {
             restore_brokers(producer.client(), servers);

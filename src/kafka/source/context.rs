@@ -149,8 +149,8 @@ impl SourceContext {
     }
 
     /// Whether librdkafka has left the consumer without brokers; said once.
-    pub(super) fn take_bare(&self) -> bool {
-        self.monitor.take_bare()
+    pub(super) fn take_lacks_brokers(&self) -> bool {
+        self.monitor.take_lacks_brokers()
     }
 
     /// Something failed for now and is tried again. A connection's failure is logged by the monitor.

@@ -166,7 +166,7 @@ impl Reading {
             Some(Err(ClientError::MessageConsumptionFatal(code))) => return Err(code.to_string()),
             Some(Err(error)) => self.context().failed("read", &error),
         }
-        if self.context().take_bare() {
+        if self.context().take_lacks_brokers() {
             restore_brokers(self.consumer.client(), &self.bootstrap);
         }
         if self.context().transactions.is_some() {

@@ -189,14 +189,23 @@ fn several_tasks_are_one_request_with_a_layout() {
 }
 
 #[test]
-fn an_answer_is_held_to_the_tasks_own_labels_when_that_is_asked() {
+fn an_answer_is_constrained_to_the_tasks_own_labels_unless_the_request_says_otherwise() {
     let grammar = |headers: &[(&str, &[u8])]| request(b"a", headers).unwrap().grammar;
 
-    assert_eq!(grammar(&[("ce_task", b"speaker_count")]), None);
-    assert_eq!(
-        grammar(&[("ce_task", b"speaker_count"), ("ce_constrain", b"yes")]),
-        Some(OutputGrammar::one_of(["one", "two", "three"]))
+    let counts = Some(OutputGrammar::one_of(["one", "two", "three"]));
+    let (task, own) = (
+        ("ce_task", &b"speaker_count"[..]),
+        ("ce_instruction", &b"Who speaks?"[..]),
     );
+    assert_eq!(grammar(&[task]), counts);
+    assert_eq!(grammar(&[task, ("ce_constrain", b"no")]), None);
+    assert_eq!(grammar(&[task, own]), None);
+    assert_eq!(grammar(&[task, own, ("ce_constrain", b"yes")]), counts);
+    assert_eq!(
+        grammar(&[task, own, ("ce_labels", br#"["two"]"#)]),
+        Some(OutputGrammar::one_of(["two"]))
+    );
+    assert_eq!(grammar(&[("ce_task", b"asr")]), None);
     assert_eq!(grammar(&[("ce_task", b"asr"), ("ce_constrain", b"yes")]), None);
 }
 

@@ -179,14 +179,16 @@ async fn a_sample_keeps_the_fields_of_its_request_and_whether_its_answer_is_cons
     ];
     let labelled = [searched.as_slice(), &[("ce_target", "yes")]].concat();
     harness.label(Some(pcm(800, 0.5)), &labelled).await;
+    let free = [labelled.as_slice(), &[("ce_constrain", "no")]].concat();
+    harness.label(Some(pcm(850, 0.5)), &free).await;
     let listed = [("ce_labels", r#"["on", "off"]"#), ("ce_target", "off")];
     harness.label(Some(pcm(900, 0.5)), &listed).await;
-    harness.stored(3).await;
+    harness.stored(4).await;
     // A correction of what is stored keeps them, too.
     harness.labels.idle().await;
     harness.collector.kill();
     harness.correct("request-1", "yes", &[]).await;
-    harness.stored(4).await;
+    harness.stored(5).await;
 
     let mut found: Vec<_> = (harness.whole_samples().into_iter())
         .map(|sample| {
@@ -203,7 +205,8 @@ async fn a_sample_keeps_the_fields_of_its_request_and_whether_its_answer_is_cons
         found,
         [
             (700, "yes".to_owned(), fields("radio"), true),
-            (800, "yes".to_owned(), fields("lamp"), false),
+            (800, "yes".to_owned(), fields("lamp"), true),
+            (850, "yes".to_owned(), fields("lamp"), false),
             (900, "off".to_owned(), BTreeMap::new(), true),
         ]
     );
