@@ -12,7 +12,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use speechverse::util::random::SplitMix;
 
-use crate::watch::{Reminder, Watch};
+use crate::watch::{BrokerRestorer, Watch};
 
 /// Requests that are asked and not answered, at most.
 const IN_FLIGHT: usize = 40;
@@ -182,17 +182,17 @@ impl Asker {
     pub(crate) fn ask(&self, count: usize, watch: &Watch, mut random: SplitMix) {
         let clips: Vec<Vec<u8>> = (0..CLIPS).map(clip).collect();
         let streams: Vec<Vec<u8>> = (0..CLIPS).map(stream).collect();
-        let mut reminder = Reminder::new(&self.bootstrap);
+        let mut restorer = BrokerRestorer::new(&self.bootstrap);
         let mut conversations: Vec<(usize, Option<String>)> = vec![(0, None); CONVERSATIONS];
         for number in 0..count {
             while number >= self.allowed.load(Ordering::Relaxed) || number >= watch.count() + IN_FLIGHT {
                 if self.has_given_up.load(Ordering::Relaxed) {
                     return;
                 }
-                reminder.look_at(self.producer.client());
+                restorer.look_at(self.producer.client());
                 std::thread::sleep(Duration::from_millis(2));
             }
-            reminder.heard();
+            restorer.reset();
             let id = format!("r{number}");
             let is_poison = number % POISON_EVERY == POISON_EVERY - 1;
             let caller = random.below(CONVERSATIONS);

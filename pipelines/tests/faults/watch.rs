@@ -24,12 +24,12 @@ const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// Gives a client that has been quiet its brokers again: after an outage librdkafka (2.12) may have forgotten
 /// them (issue 5301).
-pub(crate) struct Reminder {
+pub(crate) struct BrokerRestorer {
     servers: CString,
     quiet_since: Instant,
 }
 
-impl Reminder {
+impl BrokerRestorer {
     pub(crate) fn new(bootstrap: &str) -> Self {
         Self {
             servers: CString::new(bootstrap).unwrap(),
@@ -37,13 +37,13 @@ impl Reminder {
         }
     }
 
-    pub(crate) fn heard(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.quiet_since = Instant::now();
     }
 
     pub(crate) fn look_at<C: ClientContext>(&mut self, client: &Client<C>) {
         if self.quiet_since.elapsed() > QUIET_MAX {
-            self.heard();
+            self.reset();
             // SAFETY: client and text outlive the call, which copies the text and is allowed on any thread.
             unsafe { bindings::rd_kafka_brokers_add(client.native_ptr(), self.servers.as_ptr()) };
         }
@@ -218,13 +218,13 @@ impl Watch {
         };
         let outputs = outputs.clone();
         std::thread::spawn(move || {
-            let mut reminder = Reminder::new(&outputs.bootstrap);
+            let mut restorer = BrokerRestorer::new(&outputs.bootstrap);
             while !is_over.load(Ordering::Relaxed) {
-                reminder.look_at(consumer.client());
+                restorer.look_at(consumer.client());
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50))
                     && let Some(seen) = outputs.seen(&message)
                 {
-                    reminder.heard();
+                    restorer.reset();
                     arrivals
                         .lock()
                         .unwrap()
