@@ -24,6 +24,11 @@ use speechverse::wire::answer::Answer;
 use speechverse_actors::trainer::judge;
 use speechverse_pipelines::serving::Pipeline;
 
+#[path = "support/command.rs"]
+mod command;
+
+use command::output_of;
+
 /// Longest that a test waits for an answer.
 const WAIT_MAX: Duration = Duration::from_secs(90);
 /// Lengths of the recordings, seconds. A window holds 15.
@@ -135,16 +140,7 @@ impl Place {
     fn asked(&self) -> Vec<Found> {
         let mut command = self.command("ask");
         command.args(["--json", "--task", "asr", "--instruction", INSTRUCTION]);
-        let output = command
-            .args((0..SECONDS.len()).map(|at| format!("{at}.wav")))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let lines = String::from_utf8(output.stdout).unwrap();
+        let lines = output_of(command.args((0..SECONDS.len()).map(|at| format!("{at}.wav"))));
         let found = lines.lines().map(|line| {
             let answer: Answer = serde_json::from_str(line).unwrap();
             Found {
@@ -166,15 +162,7 @@ impl Place {
             .collect();
         std::fs::write(self.path("rows.jsonl"), rows.join("\n")).unwrap();
         let mut command = self.command("eval");
-        let output = command
-            .args(["--manifest", "rows.jsonl", "--report", "report"])
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        output_of(command.args(["--manifest", "rows.jsonl", "--report", "report"]));
         let rows = std::fs::read_to_string(self.path("report/rows.jsonl")).unwrap();
         let found = rows.lines().map(|row| {
             let row: Value = serde_json::from_str(row).unwrap();

@@ -21,6 +21,8 @@ use speechverse::util::random::SplitMix;
 
 mod broker;
 mod checker;
+#[path = "../support/command.rs"]
+mod command;
 mod load;
 mod process;
 mod schedule;

@@ -14,6 +14,8 @@ use speechverse::kafka::admin::ensure_topics;
 use speechverse::kafka::config::Delivery;
 use speechverse::testing::{TinyModels, publish_first_version};
 
+use crate::command::output_of;
+
 /// Longest that it may take to answer a question about itself.
 const METRICS_MAX: Duration = Duration::from_secs(2);
 /// What it logs, where `SPEECHVERSE_FAULTS_LOG` does not say otherwise.
@@ -108,20 +110,10 @@ impl Site {
         let folders = std::fs::read_dir(self.dir.path()).unwrap();
         let files = folders.map(|folder| folder.unwrap().path().join("serve.toml"));
         let rows = files.filter(|file| file.exists()).flat_map(|file| {
-            let output = Command::new(env!("CARGO_BIN_EXE_speechverse"))
-                .args(["samples", "list", "--json", "--config", file.to_str().unwrap()])
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            let rows = output.stdout.split(|byte| *byte == b'\n');
-            let rows: Vec<Value> = (rows.filter(|row| !row.is_empty()))
-                .map(|row| serde_json::from_slice(row).unwrap())
-                .collect();
-            rows
+            let list = ["samples", "list", "--json", "--config", file.to_str().unwrap()];
+            let output = output_of(Command::new(env!("CARGO_BIN_EXE_speechverse")).args(list));
+            let rows = output.lines().map(|row| serde_json::from_str(row).unwrap());
+            rows.collect::<Vec<Value>>()
         });
         rows.map(|row| row["request_id"].as_str().unwrap().to_owned())
             .collect()
