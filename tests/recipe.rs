@@ -12,7 +12,7 @@ use speechverse::testing::real_model;
 use speechverse::training::config::TrainingConfig;
 use speechverse::training::{Control, TrainArgs, run};
 
-const SHIPPED: &str = "demo-0011";
+const SHIPPED: &str = "demo-0012";
 const TEST: &str = "the_recipe_of_the_shipped_adapter_trains_on_a_small_share_of_its_data";
 
 #[test]

@@ -150,7 +150,7 @@ fn joined_clips_are_transcribed_in_windows_as_one_by_one() {
             SpeechLlm::open(&llm, Some(""), &placement).unwrap(),
             &config,
         ),
-        adapter: versions.load("demo-0011").unwrap().adapter,
+        adapter: versions.load("demo-0012").unwrap().adapter,
         detector: VoiceDetector::open(&speech, &AudioConfig::default()).unwrap(),
     };
     let clips = clips();

@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--encoder", default="models/whisper-base")
     parser.add_argument("--llm", default="models/smollm2-135m-instruct")
-    parser.add_argument("--adapter", default="configs/adapters/demo-0011")
+    parser.add_argument("--adapter", default="configs/adapters/demo-0012")
     parser.add_argument("--dtype", default="bfloat16", help="of the frozen networks: float32, bfloat16")
     parser.add_argument("--whisper", help="folder of a CTranslate2 Whisper, for faster-whisper")
     parser.add_argument("--beams", type=int, default=1)

@@ -31,7 +31,7 @@ from text import normalise
 from voices import FLITE_TRAIN, HELD_OUT, HELD_OUT_PIPER, KOKORO_TRAIN, Voices
 
 ENGINES = {"hibari": ["hibari"], "flite": FLITE_TRAIN, "kokoro": KOKORO_TRAIN}
-TEST_SENTENCES = 600
+TEST_SENTENCES = 300
 # The paper's setting: ten intents, four slots.
 INTENTS, SLOTS = 10, ["date", "place_name", "person", "time"]
 

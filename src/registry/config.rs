@@ -25,7 +25,7 @@ impl Default for AdaptersConfig {
         Self {
             dir: "data/adapters".into(),
             version: String::new(),
-            seed: "configs/adapters/demo-0011".into(),
+            seed: "configs/adapters/demo-0012".into(),
             prefix: "demo".to_owned(),
         }
     }
