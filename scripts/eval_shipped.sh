@@ -17,7 +17,11 @@ cd "$(dirname -- "$0")/.."
 usage="usage: scripts/eval_shipped.sh OUT [table|joint|free|wordings|alone|cascade|all]"
 out=${1:?$usage}
 parts=${2:-table}
-[ "$parts" != all ] || parts="table joint free wordings alone cascade"
+case $parts in
+    all) parts="table joint free wordings alone cascade" ;;
+    table | joint | free | wordings | alone | cascade) ;;
+    *) echo "$usage" >&2; exit 2 ;;
+esac
 program=${SPEECHVERSE_BINARY:-target/release/speechverse}
 "${PYTHON:-python3}" scripts/data/test_sets.py --manifests data/manifests --demo data/demo --out data/tests --choice data/choice
 # A registry of its own, which begins with the shipped version.
@@ -33,7 +37,6 @@ for part in $parts; do
         wordings) set -- --constrain yes --prompts all ;;
         alone) set -- --constrain yes --ctc-weight 0 --spoken-weight 0 --summary-weight 0 --sentence-weight 0 ;;
         cascade) set -- --constrain yes --cascade; about="slots.jsonl intent.jsonl keyword_search.jsonl" ;;
-        *) echo "$part: $usage" >&2; exit 2 ;;
     esac
     for name in $about; do
         [ ! -e "data/tests/$name" ] || set -- "$@" --manifest "data/tests/$name"
